@@ -1,9 +1,9 @@
-"""The FUSE file system: disks as files; read-only, the same as fixed VHDs, their logs, snapshots and counters.
+"""The FUSE file system: disks as files, and read-only: their fixed VHDs, change logs, snapshots and counters.
 
-Fault contract: holds no state of its own but open handles.  It is mounted and served by :mod:`siterig.blockfs.fuse.serving`.
+Fault contract: it has no state except open handles.  :mod:`siterig.blockfs.fuse.serving` mounts and serves it.
 
-Names and attributes are answered here; the bytes by the disk in C, which the FUSE server calls
-(:mod:`siterig.blockfs.fuse.serving`), or, where there is no FUSE server, the methods below.
+This module answers requests about names and attributes.  The disk in C reads and writes the bytes: for the FUSE server
+(:mod:`siterig.blockfs.fuse.serving`), or through the methods below if there is no FUSE server.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from siterig.blockfs.images import vhd
 from siterig.cext._core import ffi, lib
 
 ATTRIBUTE_TIMEOUT_S = 0.0
-"""The kernel asks for attributes whenever a program does: it does not know of all changes."""
+"""Seconds for which the kernel may cache attributes: none, because some changes do not come through the kernel."""
 ENTRY_TIMEOUT_S = 1.0
-"""How long the kernel believes that a name leads to the file that it led to."""
+"""Seconds for which the kernel may cache that a name leads to a file."""
 INODES = 1 << 52
-"""Inode numbers are below this, which every program and JSON can hold."""
+"""Inode numbers are smaller than this, so that every program and JSON can represent them."""
 _log = structlog.get_logger("siterig.blockfs.fuse.filesystem")
 
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """What an inode stands for: a folder, by its path (the mount's own is ``ROOT``), or a file in it."""
+    """The object of an inode: a folder, by its path (``ROOT`` is the root folder), or a file in that folder."""
 
     folder: str = ROOT
     file: str = ""
 
     def parent(self) -> _Node:
-        """The folder that a folder is in; the mount's own is in itself."""
+        """Return the parent of a folder; the root folder is its own parent."""
         return _Node(self.folder.rpartition("/")[0])
 
 
 @dataclass(frozen=True, slots=True)
 class _Handle:
-    """An open file: the disk that it is, or that its log is of; ``uncached``: the kernel keeps nothing of it."""
+    """An open file of a disk; ``uncached``: the kernel caches no page of it."""
 
     disk: Disk
     is_disk: bool
@@ -67,9 +67,9 @@ class _Handle:
 
 
 class DiskFileSystem(pyfuse3.Operations):
-    """The names and attributes of a :class:`DiskTree`'s disks.
+    """The names and attributes of the disks of a :class:`DiskTree`.
 
-    A file's inode number hangs on its path and its disk: a disk in the place of another has another one.
+    The inode number of a file depends on its path and its disk: a disk that replaces another has a different number.
     """
 
     supports_dot_lookup = True
@@ -88,7 +88,7 @@ class DiskFileSystem(pyfuse3.Operations):
     # --- names --------------------------------------------------------------------------------------------------
 
     def _inode(self, node: _Node, identity: str = "") -> int:
-        """The same after each start; another one for another disk of the same name (``identity``)."""
+        """Return an inode number that is the same after each start, and different for each ``identity`` of the same path."""
         known = self._inodes.get(node)
         if known is not None and known[0] == identity:
             return known[1]
@@ -123,7 +123,7 @@ class DiskFileSystem(pyfuse3.Operations):
         return (self._tree.disks_in(node.folder) or {}).get(node.file.removesuffix(suffix))
 
     def _log_of(self, node: _Node) -> tuple[Disk, int, Path] | None:
-        """Disk, number and backing file of a change log in the mount."""
+        """Return disk, number and backing file of a segment in the mount; None if the file is no segment."""
         name = node.file.removesuffix(".hrl").rpartition(".")[0]  # a disk's name may have dots
         disk = (self._tree.disks_in(node.folder) or {}).get(name)
         number = segment_number(disk.paths.name, node.file) if disk is not None else None
@@ -133,7 +133,7 @@ class DiskFileSystem(pyfuse3.Operations):
         return (disk, number, path) if path.exists() else None
 
     def _attributes(self, node: _Node) -> pyfuse3.EntryAttributes:
-        """``ENOENT`` for what is no longer there."""
+        """Return the attributes of a file or folder; ``ENOENT`` if it does not exist any more."""
         entry = pyfuse3.EntryAttributes()
         entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
         entry.st_blksize = 4096
@@ -156,12 +156,12 @@ class DiskFileSystem(pyfuse3.Operations):
         if self._tree.disks_in(node.folder) is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
         entry.st_mode, entry.st_nlink = stat.S_IFDIR | 0o700, 2
-        with contextlib.suppress(FileNotFoundError):  # its last name goes just now
+        with contextlib.suppress(FileNotFoundError):  # its last name is being removed
             _set_times(entry, _times_of(self._tree.kept_in(node.folder).stat()))
         entry.st_ino = self._inode(node)
 
     def _describe_made(self, node: _Node, entry: pyfuse3.EntryAttributes) -> None:
-        """Describe a file that is made of a disk, and can only be read."""
+        """Fill in the attributes of a read-only file that is derived from a disk."""
         stored_bytes = None
         if (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
             size_bytes, times = disk.size_bytes + vhd.FOOTER_BYTES, disk.attributes.times
@@ -169,7 +169,7 @@ class DiskFileSystem(pyfuse3.Operations):
         elif (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
             size_bytes, times = disk.snapshot.size_bytes, FileTimes.at(disk.snapshot.begun_ns)
         elif (disk := self._disk_of(node, ".stats")) is not None:
-            size_bytes, times = 0, self._times_of_stats(disk)  # as in /proc: there is no text before it is opened
+            size_bytes, times = 0, self._times_of_stats(disk)  # as in /proc: the text is made when the file is opened
         elif (found := self._log_of(node)) is not None:
             disk, number, path = found
             try:
@@ -184,7 +184,7 @@ class DiskFileSystem(pyfuse3.Operations):
         entry.st_ino = self._inode(node, disk.attributes.identity)
 
     def _times_of_stats(self, disk: Disk) -> FileTimes:
-        """When the counters were last found to differ from what they were before."""
+        """Return the time at which the counters were last found changed."""
         found = disk_report.count(disk)
         before = self._stats_times.get(disk)
         if before is None or before[0] != found:
@@ -194,7 +194,7 @@ class DiskFileSystem(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        """Find a name in a folder."""
+        """Return the attributes of a name in a folder."""
         parent, text = self._nodes[parent_inode], os.fsdecode(name)
         if text in (".", ".."):
             return self._attributes(parent if text == "." else parent.parent())
@@ -203,7 +203,7 @@ class DiskFileSystem(pyfuse3.Operations):
         return self._attributes(self._child(parent.folder, text))
 
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None) -> pyfuse3.EntryAttributes:
-        """Attributes of a file or folder."""
+        """Return the attributes of a file or folder."""
         return self._attributes(self._nodes[inode])
 
     async def setattr(
@@ -214,7 +214,7 @@ class DiskFileSystem(pyfuse3.Operations):
         fh: pyfuse3.FileHandleT | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        """A disk can be grown, and its mode, owner and times be set; nothing else can be changed (``EPERM``, ``EROFS``)."""
+        """Grow a disk, or set its mode, owner and times; other changes are refused (``EPERM``, ``EROFS``)."""
         node = self._nodes[inode]
         entry = self._attributes(node)
         disk = self._disk_of(node, ".img")
@@ -237,11 +237,11 @@ class DiskFileSystem(pyfuse3.Operations):
         return self._attributes(node)
 
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
-        """A folder's handle is its inode."""
+        """Return the inode of a folder as its handle."""
         return pyfuse3.FileHandleT(inode)
 
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """List a folder; names may come and go meanwhile."""
+        """List a folder; names may appear and disappear meanwhile."""
         folder = self._nodes[fh].folder
         for i, name in enumerate(self._names(folder)[start_id:], start_id + 1):
             try:
@@ -252,33 +252,33 @@ class DiskFileSystem(pyfuse3.Operations):
                 return
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        """The space of the host's file system, which the disks and logs share."""
+        """Return the space of the host's file system, which the disks and logs share."""
         found, data = os.statvfs(self._tree.root), pyfuse3.StatvfsData()
         for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
             setattr(data, field, getattr(found, field))
         data.f_namemax = 255
         return data
 
-    # The disks are what the host has: no name is made, removed or moved here.  Without an answer of ours a caller would get
-    # ENOSYS, "Function not implemented".
+    # The names follow from the disks of the host: no name can be created, removed or moved in the mount.  Without these
+    # methods a caller would get ENOSYS, "Function not implemented".
 
     async def create(self, *_args: object, **_more: object) -> NoReturn:
-        """``EPERM``."""
+        """Refuse to create, remove or rename anything (``EPERM``)."""
         raise pyfuse3.FUSEError(errno.EPERM)
 
     mknod = mkdir = symlink = link = unlink = rmdir = rename = create
 
     async def access(self, inode: pyfuse3.InodeT, mode: int, ctx: pyfuse3.RequestContext) -> bool:
-        """Only the owner gets here: the mount is private."""
+        """Return True: the mount is private, so only its owner gets here."""
         return True
 
     # --- bytes --------------------------------------------------------------------------------------------------
 
     async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Disks can be read and written; their VHD form, logs, snapshots and counters read."""
+        """Open a disk for reading or writing, or its VHD form, log, snapshot or counters for reading."""
         try:
             return self._open(inode, flags)
-        except OSError as exc:  # no descriptor is left, say: that must not end the mount
+        except OSError as exc:  # for example, no descriptor is left: that must not end the mount
             raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
 
     def _open(self, inode: pyfuse3.InodeT, flags: int) -> pyfuse3.FileInfo:
@@ -303,7 +303,7 @@ class DiskFileSystem(pyfuse3.Operations):
         raise pyfuse3.FUSEError(errno.ENOENT)
 
     def _is_uncached(self, disk: Disk, *, direct: bool) -> bool:
-        """Whether the kernel is to cache nothing of a disk for one who opens it now, with ``O_DIRECT`` or without.
+        """Return True if the kernel must cache no page for a program that opens the disk now.
 
         The mode is that of the programs that have the disk open already.  Otherwise it is uncached for ``O_DIRECT``: the
         kernel then sends writes in parallel, as the FUSE server asked.  Never both modes at once: an uncached write clears
@@ -326,8 +326,8 @@ class DiskFileSystem(pyfuse3.Operations):
         handle = _open_handle(disk, kind, writable=writable, footer=footer, fd=fd, number=number)
         self._handles[handle] = _Handle(disk, kind == lib.SR_HANDLE_DISK, uncached)
         disk.handles += 1
-        # What the kernel has cached may be of another disk: a VM that was removed and made again has the same inodes.
-        # Only the disk is cached at all: the others have pages of their own, and change without the kernel's knowledge.
+        # Cached pages may belong to another disk: a VM that was removed and created again has the same inodes.
+        # Only the disk is cached: the other files have pages of their own, and change without the kernel's knowledge.
         return pyfuse3.FileInfo(fh=handle, direct_io=uncached, keep_cache=False)
 
     def _opened_text(self, disk: Disk, text: str) -> pyfuse3.FileInfo:
@@ -335,49 +335,49 @@ class DiskFileSystem(pyfuse3.Operations):
         os.pwrite(fd, text.encode(), 0)
         return pyfuse3.FileInfo(fh=_open_handle(disk, lib.SR_HANDLE_FILE, fd=fd), direct_io=True, keep_cache=False)
 
-    # Where the FUSE server runs, it answers these for disk handles, by the same functions, and nothing of them comes here.
+    # If the FUSE server runs, it answers these requests itself, with the same functions in C.
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        """Bytes of a disk, log or snapshot."""
+        """Read bytes of an open file."""
         data = bytearray(size)
         done = lib.sr_handle_read(fh, ffi.from_buffer(data), size, off)
         return bytes(data[: _answer(done)])
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
-        """Bytes to a disk: logged, then written."""
+        """Log bytes, then write them to the disk; return their number."""
         return _answer(lib.sr_handle_write(fh, ffi.from_buffer(buf), len(buf), off))
 
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
-        """The durability barrier: the log and the disk."""
+        """Put all acknowledged writes on stable storage, in the log and on the disk."""
         _answer(await trio.to_thread.run_sync(lib.sr_handle_flush, fh))
 
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
-        """Runs at each close of a descriptor; it is no barrier."""
+        """Do nothing: the kernel calls it at each close of a descriptor, and a close is no barrier."""
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
-        """The last descriptor of a handle was closed."""
+        """Close a handle after its last descriptor was closed."""
         lib.sr_handle_close(fh)
-        if (handle := self._handles.pop(fh, None)) is not None:  # who looks at counters does not use the disk
+        if (handle := self._handles.pop(fh, None)) is not None:  # a reader of the counters does not use the disk
             handle.disk.released()
 
-    # --- what the kernel knows ----------------------------------------------------------------------------------
+    # --- the caches of the kernel -------------------------------------------------------------------------------
 
     def _forget_size(self, disk: Disk) -> None:
-        """Let the kernel ask anew.  This cannot block: it keeps no data for the file system to write first."""
+        """Make the kernel ask again for a disk's size.  It cannot block, because the kernel has no data to write back."""
         for suffix in ("img", "vhd"):
             known = self._inodes.get(_Node(disk.paths.vm, f"{disk.paths.name}.{suffix}"))
             if known is None:
                 continue
             try:
                 pyfuse3.invalidate_inode(pyfuse3.InodeT(known[1]), attr_only=True)
-            except OSError as exc:  # it has forgotten the inode altogether; or it asks again when somebody wants the size
+            except OSError as exc:  # it has no such inode any more, or asks again when a program needs the size
                 _log.debug("size_not_forgotten", disk=str(disk.paths), error=reason(exc))
 
 
 def _open_handle(
     disk: Disk, kind: int, *, writable: bool = False, footer: bytes = b"", fd: int = -1, number: int = 0
 ) -> pyfuse3.FileHandleT:
-    """A handle in C, which takes over ``fd``."""
+    """Open a handle in C, which owns ``fd`` from now on."""
     handle = int(lib.sr_handle_open(disk.c, kind, writable, footer, fd, number))
     if handle < 0:
         if fd >= 0:
@@ -387,7 +387,7 @@ def _open_handle(
 
 
 def _wanted(attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> WantedAttributes:
-    """``EPERM`` for mode bits that no disk has: set-user-ID, set-group-ID, sticky."""
+    """Return the attributes to set; ``EPERM`` for mode bits that no disk has: set-user-ID, set-group-ID, sticky."""
     mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
     if mode is not None and mode & ~0o777:
         raise pyfuse3.FUSEError(errno.EPERM)
@@ -401,7 +401,7 @@ def _wanted(attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> Wan
 
 
 def _blocks(stored_bytes: int) -> int:
-    """Programs that copy sparsely look for holes only where fewer blocks are stored than the size would take."""
+    """Return the number of 512-byte blocks: programs look for holes only if fewer blocks are stored than the size needs."""
     return -(-stored_bytes // 512)
 
 
@@ -414,7 +414,7 @@ def _set_times(entry: pyfuse3.EntryAttributes, times: FileTimes) -> None:
 
 
 def _why_not_resized(disk: Disk, size_bytes: int) -> int:
-    """The errno, which is that of a refused ``fallocate`` (cext/src/disk/disk.h, sr_disk_reach)."""
+    """Return the errno of a refused size: the same as for ``fallocate`` (cext/src/disk/disk.h, sr_disk_reach)."""
     if size_bytes < disk.size_bytes:
         return errno.EPERM
     step_bytes = disk.growth_step_bytes
@@ -422,7 +422,7 @@ def _why_not_resized(disk: Disk, size_bytes: int) -> int:
 
 
 def _answer(result: int) -> int:
-    """What a function in C returned, or the guest's errno."""
+    """Return the result of a function in C; raise its errno for the guest if it is negative."""
     if result < 0:
         raise pyfuse3.FUSEError(-result)
     return int(result)

@@ -1,6 +1,6 @@
-"""Mounting a FUSE file system by ourselves: the descriptor on which the kernel asks is ours, not libfuse's.
+"""Mounts a FUSE file system without libfuse, so that this program owns the descriptor with the kernel's requests.
 
-mount(2) where we may, else ``fusermount3``, the helper that lets ordinary users mount.
+It calls mount(2) if the process may, otherwise ``fusermount3``, the helper that lets ordinary users mount.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ _log = structlog.get_logger("siterig.blockfs.fuse.mounting")
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """What is asked of the kernel: ``source`` is what the table of mounts shows; ``read_only``: it refuses every write.
+    """Options of a mount.  Its files are for their owner alone, no program in it is set-uid, and no file is a device.
 
-    Files are for their owner alone, no program in the mount is set-uid, and none is a device.
+    Attributes:
+        source: the source that the table of mounts shows.
+        read_only: the kernel refuses every write.
     """
 
     source: str
     read_only: bool = False
 
     def as_list(self) -> list[str]:
-        """As libfuse and ``fusermount3`` take them."""
+        """Return the options in the form of libfuse and ``fusermount3``."""
         source = self.source.replace("\\", "\\\\").replace(",", "\\,")
         options = [f"fsname={source}", f"subtype={_SUBTYPE}", "default_permissions", "nosuid", "nodev"]
         return [*options, "ro"] if self.read_only else options
@@ -47,7 +49,7 @@ class MountOptions:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount that was made; ``device_fd`` is where the kernel asks, ``device`` (``MAJ:MIN``) its name in mountinfo."""
+    """A mount: ``device_fd`` has the requests of the kernel, ``device`` (``MAJ:MIN``) is its number in mountinfo."""
 
     path: Path
     device_fd: int
@@ -55,7 +57,11 @@ class Mount:
 
 
 def clear_stale_mount(mountpoint: Path) -> bool:
-    """Detach a FUSE mount whose server is dead; True if there was one."""
+    """Detach a FUSE mount whose server is dead; return True if there was one.
+
+    Raises:
+        RigError: ``StaleMount`` if it cannot be removed.
+    """
     try:
         os.statvfs(mountpoint)  # stat could be answered from the kernel's attribute cache
     except OSError as exc:
@@ -71,9 +77,10 @@ def clear_stale_mount(mountpoint: Path) -> bool:
 
 
 def mount(mountpoint: Path, options: MountOptions) -> Mount:
-    """Mount at a folder, for this user alone.  Nobody may touch the mount before ``device_fd`` is being read.
+    """Mount at a folder, for this user alone.  A program that touches the mount hangs until ``device_fd`` is read.
 
-    ``RigError('MountFailed')``.
+    Raises:
+        RigError: ``MountFailed``.
     """
     path = mountpoint.resolve()
     try:
@@ -107,7 +114,7 @@ def mount(mountpoint: Path, options: MountOptions) -> Mount:
 
 
 def _mount_by_helper(path: Path, options: MountOptions) -> int:
-    """``fusermount3`` mounts and passes the descriptor back over the socket that ``_FUSE_COMMFD`` names."""
+    """Mount with ``fusermount3``, which passes the descriptor back over the socket that ``_FUSE_COMMFD`` names."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         try:
@@ -135,15 +142,16 @@ def _mount_by_helper(path: Path, options: MountOptions) -> int:
 
 
 def _device_at(path: Path) -> str | None:
-    """``MAJ:MIN`` of what is mounted on top at ``path``; asks nobody who serves it."""
+    """Return ``MAJ:MIN`` of the topmost mount at ``path``, without a request to its server."""
     devices = [device for device, _, point in hostmounts.mounts() if point == str(path)]
     return devices[-1] if devices else None
 
 
 def unmount(mount: Mount) -> None:
-    """Take the mount away, if it is there yet; lazily if files in it are open.  Its requests are answered meanwhile.
+    """Unmount, if it is still mounted; lazily if files in it are open.  Its requests must be answered meanwhile.
 
-    ``RigError('UnmountFailed')``.
+    Raises:
+        RigError: ``UnmountFailed``.
     """
     for lazily in (False, True):
         if _device_at(mount.path) != mount.device:
@@ -155,7 +163,7 @@ def unmount(mount: Mount) -> None:
 
 
 def _unmount(path: Path, *, lazily: bool) -> str | None:
-    """Why it failed, or None."""
+    """Unmount; return why that failed, or None."""
     try:
         linux.unmount(path, lazily=lazily)
     except OSError as exc:
@@ -172,9 +180,9 @@ def _unmount(path: Path, *, lazily: bool) -> str | None:
 
 
 def tune(mount: Mount) -> None:
-    """Let the kernel read ahead as far as one request goes, and cache what is written through maps as for any other disk.
+    """Let the kernel read ahead as much as one request can hold, and cache writes through maps as for other disks.
 
-    Only root may; without it the mount is slower, not worse.
+    Only root may set this; without it the mount works, and is slower.
     """
     settings = Path("/sys/class/bdi") / mount.device
     for name, value in (("read_ahead_kb", _READ_AHEAD_KIB), ("max_ratio", _MAX_RATIO_PERCENT)):

@@ -1,9 +1,10 @@
-"""Mounts a tree of disks and serves it until told to end.
+"""Mounts a tree of disks and serves it.
 
-Two ways: with the *FUSE server* (:mod:`siterig.cext.fuse_server`), C threads answer all requests on open disks and only
-names and attributes come to pyfuse3; or pyfuse3 answers everything, which is slower and needs only FUSE of the kernel.
+There are two ways.  With the *FUSE server* (:mod:`siterig.cext.fuse_server`), C threads answer all requests on open disks
+and only names and attributes come to pyfuse3.  Without it pyfuse3 answers everything, which is slower and needs only FUSE
+of the kernel.
 
-Fault contract: a mount whose server died (``ENOTCONN``) is cleared before a new one is made at the same place.
+Fault contract: a mount whose server died (``ENOTCONN``) is removed before a new one is made at the same place.
 """
 
 from __future__ import annotations
@@ -37,11 +38,20 @@ async def serve(
     fuse_server: FuseServerOptions | None = FUSE_SERVER,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Mount and answer requests until cancelled or unmounted; unmounts, and leaves the disks open.
+    """Mount and answer requests until cancelled or unmounted; then unmount, and leave the disks open.
 
-    ``source`` is what the table of mounts shows.  ``read_only``: the kernel refuses every write.  ``fuse_server`` None:
-    pyfuse3 answers everything.
-    One mount a process (libfuse's session is global in pyfuse3).  ``RigError('MountFailed')`` if it cannot be made.
+    A process can serve one mount, because libfuse's session is global in pyfuse3.
+
+    Args:
+        tree: the disks.
+        mountpoint: the folder to mount at; it is created if it does not exist.
+        source: the source that the table of mounts shows.
+        read_only: the kernel refuses every write.
+        fuse_server: options of the FUSE server; None: pyfuse3 answers everything.
+        task_status: reports that the mount is ready.
+
+    Raises:
+        RigError: ``MountFailed``; ``MountLost`` if requests could not be read from the kernel.
     """
     mounting.clear_stale_mount(mountpoint)
     try:
@@ -53,8 +63,8 @@ async def serve(
     if mountpoint.is_mount():
         raise RigError(Code.MountFailed, f"{mountpoint}: something is mounted here already")
     try:
-        set_io_flusher()  # before any thread is started: they inherit it
-    except OSError as exc:  # only the superuser may; others cannot put a loop device on the mount either
+        set_io_flusher()  # before any thread is started, because threads inherit it
+    except OSError as exc:  # only root may set it; other users cannot attach a loop device to the mount either
         _log.info("not_an_io_flusher", reason=reason(exc))
     mount_options = mounting.MountOptions(source, read_only=read_only)
     if fuse_server is None:
@@ -90,7 +100,7 @@ async def _serve_by_fuse_server(
     try:
         fuse_server = _start_fuse_server(tree, mount, options)
     except BaseException:
-        os.close(mount.device_fd)  # nobody can be waited for any more
+        os.close(mount.device_fd)  # no request can be answered any more
         mounting.unmount(mount)
         raise
     try:
@@ -105,7 +115,7 @@ async def _serve_by_fuse_server(
                 await trio.lowlevel.wait_readable(fuse_server.ended_fd)
             finally:
                 try:
-                    with trio.CancelScope(shield=True):  # meanwhile the kernel may write, and ask for names
+                    with trio.CancelScope(shield=True):  # meanwhile the kernel may send writes and upcalls
                         await trio.to_thread.run_sync(mounting.unmount, mount)
                 finally:
                     names.cancel()
@@ -119,7 +129,7 @@ def _start_fuse_server(tree: DiskTree, mount: mounting.Mount, options: FuseServe
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         try:
-            # So called, libfuse takes the descriptor for its session, and closes it at the end.
+            # With a name like this libfuse uses the descriptor for its session, and closes it at the end.
             pyfuse3.init(DiskFileSystem(tree), f"/dev/fd/{theirs.fileno()}", set())
         except RuntimeError as exc:
             raise RigError(Code.MountFailed, f"{mount.path}: cannot be served: {exc}") from exc

@@ -1,12 +1,14 @@
-"""The child process of :func:`siterig.blockfs.guests.hostmounts.frozen`: ``python -m siterig.blockfs.guests.freezer
-TIMEOUT_S MOUNTPOINT...``.
+"""Freezes file systems for the time of a pipe: the child process of ``hostmounts.frozen``.
 
-It freezes the file systems in the order given, writes the line ``frozen``, and waits for a line or the end of its
-standard input, for SIGTERM, or for the time to run out; then it thaws whatever it froze, in reverse order.  A process of
-its own, because nothing else guarantees a thaw: if the parent is killed, the end of the pipe is seen here.
+Usage: ``python -m siterig.blockfs.guests.freezer TIMEOUT_S MOUNTPOINT...``.  It freezes the file systems in the order
+given, writes the line ``frozen``, and waits for a line or the end of its standard input, for SIGTERM, or for the time limit;
+then it thaws all of them in reverse order.  It is a process of its own because nothing else guarantees a thaw: if the parent
+is killed, this process sees the end of the pipe.
 
-Between freeze and thaw it allocates nothing on a file system and writes only to its pipe.
-Exit status: 0 thawed in time, 1 could not freeze, 3 the time ran out, 4 told to stop by SIGTERM.
+Between freeze and thaw it allocates nothing on a file system and writes only to its pipe.  It reads CLOCK_MONOTONIC itself,
+because it must import as little as possible.
+
+Exit status: 0 thawed in time, 1 could not freeze, 3 the time limit passed, 4 stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -25,23 +27,23 @@ EXIT_THAWED, EXIT_FAILED, EXIT_EXPIRED, EXIT_STOPPED = 0, 1, 3, 4
 
 
 def _say(line: str) -> None:
-    # The parent may be gone; thawing matters more than telling.
+    # The parent may have ended; the thaw matters more than the message.
     with contextlib.suppress(OSError):
         os.write(1, line.encode() + b"\n")
 
 
 def _wait(wakeup: int, deadline: float) -> int:
-    """Until a line, end of file, SIGTERM or the deadline (``time.monotonic``); the exit status to end with."""
+    """Wait for a line, the end of the input, SIGTERM or the deadline (``time.monotonic``); return the exit status."""
     readable, _, _ = select.select([0, wakeup], [], [], max(0.0, deadline - time.monotonic()))
     if wakeup in readable:
         return EXIT_STOPPED
-    # Both at once: a parent that came too late must learn that the time had run out.
+    # If both happened, the parent was late and must learn that the time limit had passed.
     return EXIT_THAWED if readable and time.monotonic() < deadline else EXIT_EXPIRED
 
 
 def main(timeout_s: float, mountpoints: list[str]) -> int:
-    """Freeze, wait, thaw; see the module's text."""
-    # SIGINT reaches the whole terminal group; the parent decides what it means.  SIGTERM only ends the wait.
+    """Freeze, wait and thaw, as the module's docstring describes; return the exit status."""
+    # SIGINT reaches the whole process group of the terminal; the parent decides on it.  SIGTERM only ends the wait.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wakeup, waker = os.pipe()
     os.set_blocking(waker, False)
@@ -63,7 +65,7 @@ def main(timeout_s: float, mountpoints: list[str]) -> int:
         return _wait(wakeup, deadline)
     finally:
         for fd in reversed(held):
-            # Someone else thawed it: then it is what we want already.
+            # If another program thawed it, nothing is left to do.
             with contextlib.suppress(OSError):
                 fcntl.ioctl(fd, FITHAW, 0)
 

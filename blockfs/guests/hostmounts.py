@@ -1,7 +1,7 @@
-"""Disk files on this host: loop devices, file systems, mounts, freezing, and giving all of it back.
+"""Uses of disk files on this host: loop devices, file systems, mounts, freezing, and the release of all of them.
 
-What is in use is never remembered here but read from the kernel (sysfs ``backing_file``, ``/proc/self/mountinfo``), so it
-is right after any kill, and also for loop devices and mounts that a user made by hand.
+The uses are never remembered here.  They are read from the kernel (sysfs ``backing_file``, ``/proc/self/mountinfo``), so
+they are right after any kill, and also for loop devices and mounts that a user made by hand.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ _LOOP_GET_STATUS64, _LOOP_INFO64_BYTES = 0x4C05, 232  # <linux/loop.h>
 
 @dataclass(frozen=True)
 class DiskUse:
-    """One loop device over a disk file (``loop``) and the places where it or a partition of it is mounted.
+    """One use of a disk file.
 
-    ``mountpoints`` are in the order of mounting.  ``loop`` is None for a disk file held open by processes alone;
-    ``processes`` names those (``name (pid)``).
+    Attributes:
+        disk: path of the disk file.
+        loop: the loop device; None if only processes have the file open.
+        mountpoints: the mounts of the loop device and of its partitions, in the order of mounting.
+        processes: the processes that have the file open (``name (pid)``).
     """
 
     disk: str
@@ -57,12 +60,12 @@ class _Result:
 
 
 async def _run(*command: str) -> _Result:
-    """Run a program to its end; ``ToolMissing`` names it and the Debian package.  Cancelling waits for the end."""
+    """Run a program to its end, even if cancelled; ``ToolMissing`` names the program and its Debian package."""
     program = command[0]
     if shutil.which(program) is None:
         package = _PACKAGES.get(program, "util-linux")
         raise RigError(Code.ToolMissing, f"program {program} is not installed; on Debian: apt-get install {package}")
-    # A losetup or mount that is shot half-way leaves a device or mount that nobody knows of.
+    # A losetup or mount that is killed half-way leaves a device or mount that no record shows.
     with trio.CancelScope(shield=True):
         done = await trio.run_process(
             command,
@@ -80,25 +83,34 @@ def _reason(result: _Result) -> str:
 
 
 async def attach(disk: Path, *, read_only: bool = False, sector_bytes: int = 512) -> str:
-    """Make a loop device over a disk file and return its name (``/dev/loopN``); ``AttachFailed``.
+    """Attach a loop device to a disk file.
 
-    ``sector_bytes``: the logical sector size that it declares to its guests.
+    Direct I/O is on if the backing file allows it, so that no page is cached twice, and flushed bytes do not wait in the
+    cache of the loop device.
 
-    Direct I/O is on where the backing file allows it, so that no page is cached twice and what the guest
-    flushed is not waiting in the loop device's own cache.
+    Args:
+        disk: the disk file.
+        read_only: the device refuses writes.
+        sector_bytes: the logical sector size that the device declares.
+
+    Returns:
+        The name of the device (``/dev/loopN``).
+
+    Raises:
+        RigError: ``AttachFailed``, ``ToolMissing``.
     """
     base = ["losetup", "--find", "--show", "--sector-size", str(sector_bytes), *(["--read-only"] if read_only else [])]
     result = await _run(*base, "--direct-io=on", str(disk))
     if not result.out.startswith("/dev/"):
         result = await _run(*base, str(disk))
-    # losetup prints the device before it turns on direct I/O: a name and a failure means attached without.
+    # losetup prints the device before it turns on direct I/O: a name with a failure means attached without direct I/O.
     if not result.out.startswith("/dev/"):
         raise RigError(Code.AttachFailed, f"disk {disk} cannot be attached to a loop device: {_reason(result)}")
     return result.out.splitlines()[0]
 
 
 async def detach(loop: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
-    """Detach a loop device and wait until it is gone; no-op where it is.  ``VmBusy`` if something keeps it open."""
+    """Detach a loop device and wait for that (``VmBusy`` if something keeps it open); do nothing if it is detached."""
     if _backing_file(loop) is None:
         return
     result = await _run("losetup", "--detach", loop)
@@ -111,9 +123,13 @@ async def detach(loop: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
 
 
 async def mkfs(device: str, filesystem: str, label: str) -> None:
-    """Make an ``ext4`` or ``xfs`` (``UnknownFilesystem``) on a device; ``DiskTooSmall``, ``MkfsFailed``."""
+    """Make a file system, ``ext4`` or ``xfs``, on a device.
+
+    Raises:
+        RigError: ``UnknownFilesystem``, ``DiskTooSmall``, ``MkfsFailed``.
+    """
     if filesystem == "ext4":
-        # Nothing lazy: a background thread writing zeros for minutes would be replicated as the guest's load.
+        # No lazy initialization: a kernel thread would write zeros for minutes, which would be replicated as guest load.
         command = ["mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=1", "-L", label[:16]]
     elif filesystem == "xfs":
         size = await trio.to_thread.run_sync(_size_bytes, device)
@@ -128,7 +144,11 @@ async def mkfs(device: str, filesystem: str, label: str) -> None:
 
 
 async def mount(device: str, where: Path, filesystem: str, *, read_only: bool = False) -> None:
-    """Mount a device, privately (nothing propagates to other mount namespaces); makes the folder.  ``MountFailed``."""
+    """Mount a device privately (nothing propagates to other mount namespaces); the folder is created.
+
+    Raises:
+        RigError: ``MountFailed``.
+    """
     await trio.Path(where).mkdir(parents=True, exist_ok=True)
     options = ["ro" if read_only else "rw"]
     if filesystem == "xfs":
@@ -140,12 +160,12 @@ async def mount(device: str, where: Path, filesystem: str, *, read_only: bool = 
 
 
 async def unmount(where: Path) -> None:
-    """Unmount; ``VmBusy`` names the processes that hold it."""
+    """Unmount; raise ``VmBusy``, with the processes that use the mount, if that fails."""
     await _unmount(await _resolved(where), lazy=False)
 
 
 async def _unmount(where: str, *, lazy: bool) -> None:
-    # No canonicalization: it would ask a file system whose disk may be dead.
+    # No canonicalization: it would access a file system whose disk may be dead.
     result = await _run("umount", "--no-canonicalize", where)
     if result.returncode == 0:
         return
@@ -159,7 +179,7 @@ async def _unmount(where: str, *, lazy: bool) -> None:
 
 
 async def uses(disk: Path) -> list[DiskUse]:
-    """Who on this host holds the disk file: loop devices with their mounts, then processes with the file open."""
+    """Return the uses of a disk file: loop devices with their mounts, then processes that have the file open."""
     wanted = await _resolved(disk)
     found = await loops(disk)
     holders = await trio.to_thread.run_sync(_processes_at, wanted)
@@ -169,21 +189,25 @@ async def uses(disk: Path) -> list[DiskUse]:
 
 
 async def loops(disk: Path) -> list[DiskUse]:
-    """Loop devices over the disk file, with their mounts."""
+    """Return the loop devices over a disk file, with their mounts."""
     wanted = await _resolved(disk)
     return [use for use in _loop_uses() if use.disk == wanted]
 
 
 async def loops_on(identity: tuple[int, int], path: str) -> list[str]:
-    """Loop devices that can write to the file with that device and inode: it is ``path``, or has another name as well.
+    """Return the writable loop devices over a file, which may have other names than ``path``.
 
-    No file system is asked but the one that the file is on.
+    Only the file system of the file is accessed.
+
+    Args:
+        identity: device number and inode number of the file.
+        path: one name of the file.
     """
     return await trio.to_thread.run_sync(_loops_on, identity, path, abandon_on_cancel=True)
 
 
 def loop_text(loop: str, path: Path | str) -> str:
-    """A user is to know that a loop device is attached to a file that only this program may change."""
+    """Return the message that a loop device is attached to a file that only this program may change."""
     return f"loop device {loop} is attached to {path}, and can change it unseen; detach it: losetup -d {loop}"
 
 
@@ -202,13 +226,13 @@ def _loops_on(identity: tuple[int, int], path: str) -> list[str]:
 
 
 def _mounted_device(mounted: list[tuple[str, str, str]], path: str) -> str | None:
-    """Number of the device whose mount a path leads into, by the names alone."""
+    """Return the number of the device whose mount contains a path, found by comparing names only."""
     around = [(len(point), number) for number, _, point in mounted if path.startswith(point.rstrip("/") + "/")]
     return max(around)[1] if around else None
 
 
 def _loop_identity(loop: str) -> tuple[int, int] | None:
-    """Device and inode of the file that a loop device is attached to; None if that may not be asked."""
+    """Return device and inode number of the file under a loop device; None if this process may not read them."""
     try:
         fd = os.open(loop, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -224,12 +248,12 @@ def _loop_identity(loop: str) -> tuple[int, int] | None:
 
 
 async def processes_at(where: Path) -> list[str]:
-    """``name (pid)`` of every other process that stands in the folder or below, or has a file there open."""
+    """Return ``name (pid)`` of every other process with its working folder or an open file in the folder or below."""
     return await trio.to_thread.run_sync(_processes_at, await _resolved(where))
 
 
 async def shutdown(disks: list[Path]) -> None:
-    """Unmount and detach all uses of the disks; ``VmBusy`` names what is held, and by which processes."""
+    """Unmount and detach all uses of the disks; raise ``VmBusy``, with the processes, if something keeps one open."""
     for disk in disks:
         wanted = await _resolved(disk)
         for use in _loop_uses():
@@ -242,7 +266,7 @@ async def shutdown(disks: list[Path]) -> None:
 
 
 async def check_shutdown(disks: list[Path]) -> None:
-    """``VmBusy`` if a process has a disk, or a file on it, open, so that :func:`shutdown` would fail; changes nothing."""
+    """Raise ``VmBusy`` if :func:`shutdown` would fail because a process has a disk, or a file on it, open."""
     for disk in disks:
         for use in await uses(disk):
             busy = [*use.processes, *[name for where in use.mountpoints for name in await processes_at(Path(where))]]
@@ -256,9 +280,9 @@ async def check_shutdown(disks: list[Path]) -> None:
 
 
 async def release_below(prefix: Path) -> list[str]:
-    """Unmount and detach every loop device whose backing file lies below ``prefix``; says what was done.
+    """Unmount and detach every loop device whose backing file is below ``prefix``; return a line for each action.
 
-    A file system whose disk no longer answers (its FUSE server was killed) is unmounted lazily if need be.  All are
+    A file system whose disk does not answer any more (its FUSE server was killed) is unmounted lazily if needed.  All are
     tried before the first ``VmBusy`` is raised.
     """
     root = (await _resolved(prefix)).rstrip("/") + "/"
@@ -288,7 +312,7 @@ async def _release(use: DiskUse, *, lazy: bool) -> list[str]:
         except RigError:
             if not lazy:
                 raise
-            # The kernel detaches it by itself when the last process lets go.
+            # The kernel detaches it when the last process closes it.
             done.append(f"{use.loop} goes with the last process that holds it")
     return done
 
@@ -297,11 +321,13 @@ async def _release(use: DiskUse, *, lazy: bool) -> list[str]:
 async def frozen(mountpoints: list[str], *, timeout_s: float) -> AsyncIterator[None]:
     """Freeze file systems (FIFREEZE) for the time of the block.
 
-    They are thawed at its end, if this process dies, and in any case after ``timeout_s`` seconds.  ``FreezeFailed``
-    names the mount point that refused.  ``FreezeTimedOut``: the time ran out before the block ended, so what was
-    done in it was not done on frozen file systems.
+    They are thawed at its end, if this process ends, and in any case after ``timeout_s`` seconds.
+
+    Raises:
+        RigError: ``FreezeFailed`` with the mount point that refused; ``FreezeTimedOut`` if the time limit passed before the
+            end of the block, so that the file systems were not frozen all the time.
     """
-    # The child is not to stand in a folder that it freezes, hence cwd.
+    # cwd: the working folder of the child must not be on a file system that it freezes.
     child = await trio.lowlevel.open_process(
         [sys.executable, "-m", "siterig.blockfs.guests.freezer", str(timeout_s), *mountpoints],
         stdin=subprocess.PIPE,
@@ -328,7 +354,7 @@ async def frozen(mountpoints: list[str], *, timeout_s: float) -> AsyncIterator[N
         with trio.CancelScope(shield=True):
             await child.stdin.aclose()
             await child.stdout.aclose()
-            # A freeze may hang in the kernel on a disk that hangs; the child thaws when it gets out of there.
+            # A freeze may hang in the kernel on a disk that hangs; the child thaws when that call returns.
             with trio.move_on_after(timeout_s + _FREEZE_GRACE_S):
                 await child.wait()
         if finished and child.returncode != freezer.EXIT_THAWED:
@@ -350,15 +376,15 @@ async def _line(stream: trio.abc.ReceiveStream) -> str:
 
 
 async def _resolved(path: Path) -> str:
-    # In a thread: the path may lead into a file system that this very process serves.
+    # In a thread: the path may be in a file system that this process serves.
     return await trio.to_thread.run_sync(os.path.realpath, path)
 
 
 async def _answers(disk: str) -> bool:
-    """False if the disk file's server is dead, or does not answer within seconds."""
+    """Return False if the server of the disk file is dead, or does not answer within seconds."""
     with trio.move_on_after(_STAT_TIMEOUT_S):
         try:
-            # Not stat: for a while the kernel answers that from its cache, also for a dead server.
+            # Not stat: the kernel answers it from its cache for a while, also for a dead server.
             await trio.to_thread.run_sync(os.statvfs, disk, abandon_on_cancel=True)
         except OSError as error:
             return error.errno not in _DEAD
@@ -383,14 +409,14 @@ def _backing_file(loop: str) -> str | None:
 
 
 def _loop_uses() -> list[DiskUse]:
-    """Every attached loop device, by number, with its mounts in the order of mounting."""
+    """Return every attached loop device, by number, with its mounts in the order of mounting."""
     mounted = mounts()
     found = []
     for entry in sorted(Path("/sys/block").glob("loop*"), key=lambda path: int(path.name[4:])):
         backing = _backing_file(entry.name)
         if backing is None:
             continue
-        # Some file systems (btrfs) show an anonymous device number: the source's name tells then.
+        # Some file systems (btrfs) show an anonymous device number; then the name of the source identifies the device.
         numbers = {_text(path) for path in [entry / "dev", *entry.glob(f"{entry.name}p*/dev")]}
         named = re.compile(rf"/dev/{entry.name}(p\d+)?")
         where = tuple(point for number, source, point in mounted if number in numbers or named.fullmatch(source))
@@ -406,14 +432,14 @@ def _text(path: Path) -> str | None:
 
 
 def mounts() -> list[tuple[str, str, str]]:
-    """(device number, source, mount point) of each mount of this process's namespace, in the order of mounting."""
+    """Return (device number, source, mount point) of each mount in this process's namespace, in the order of mounting."""
     return parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
 
 
 def parse_mountinfo(text: str) -> list[tuple[str, str, str]]:
-    """(device number, source, mount point) of each line of a ``mountinfo`` file; see proc(5)."""
+    """Return (device number, source, mount point) of each line of a ``mountinfo`` file; see proc(5)."""
     found = []
-    for line in text.rstrip("\n").split("\n"):  # not splitlines: a name may have what that takes for an end of line
+    for line in text.rstrip("\n").split("\n"):  # not splitlines: a name may have characters that it treats as line ends
         left, _, right = line.partition(" - ")
         fields, source = left.split(" "), right.split(" ")[1]
         found.append((fields[2], _unescape(source), _unescape(fields[4])))
@@ -430,7 +456,7 @@ def _named(processes: list[str]) -> str:
 
 
 def _processes_at(where: str) -> list[str]:
-    """``name (pid)`` of every other process with its folder, root, program or an open file at or below ``where``."""
+    """Return ``name (pid)`` of every other process with its folder, root, program or an open file at or below a path."""
     found = []
     below = where.rstrip("/") + "/"
     for process in Path("/proc").iterdir():
@@ -442,7 +468,7 @@ def _processes_at(where: str) -> list[str]:
             if any(target == where or target.startswith(below) for target in targets):
                 found.append(f"{(process / 'comm').read_text(errors='replace').strip()} ({process.name})")
         except OSError:
-            continue  # it ended meanwhile, or is not ours to look at
+            continue  # it ended meanwhile, or this process may not look at it
     return found
 
 

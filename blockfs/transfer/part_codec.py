@@ -1,11 +1,11 @@
-"""Packs a segment for the wire and unpacks it again, believing nothing.
+"""Packs a segment for transfer, and unpacks and verifies it again; no input is trusted.
 
-Fault contract: :func:`unpack` leaves a durable, fully verified segment at its target, and it is the part that its name
-says; anything else raises ``RigError('PartCorrupt')`` and leaves nothing there.
+Fault contract: :func:`unpack` leaves a durable, completely verified segment at its target, and it is the part of the given
+name; otherwise it raises ``PartCorrupt`` and leaves no file.
 
 Sizes: a frame of a few kilobytes can claim a gigabyte.  So a frame is decompressed block by block (a block holds at most
-128 KiB), and no further than the bytes so far are the header of this very part and records behind it: no more records
-than the part's name has numbers, and in a part of a sync stream no more bytes than the disk that the header names.
+128 KiB), and only while the bytes so far are the header of this part and records after it: no more records than the name of
+the part has numbers, and in a part of a sync stream no more bytes than the disk that the header names.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from siterig.blockfs.transfer.part_name import PartName
 LEVEL = 3
 UNPACKED_BYTES_MAX = 1 << 30
 BLOB_BYTES_MAX = UNPACKED_BYTES_MAX + (UNPACKED_BYTES_MAX >> 8) + (1 << 20)
-"""A larger blob is no part: zstd makes no more of the longest segment, even if nothing of it can be compressed."""
+"""A larger blob is no part: the longest segment compresses to at most this, even if it is incompressible."""
 WINDOW_BYTES_MAX = 8 << 20
-"""Memory that a frame may ask for its window; :data:`LEVEL` uses 2 MiB."""
+"""Largest window, in bytes of memory, that a frame may need; :data:`LEVEL` uses 2 MiB."""
 BLOCKS_AT_ONCE = 8
-"""Blocks that are decompressed before the records in them are looked at: at most 1 MiB."""
+"""Number of blocks that are decompressed before their records are checked: at most 1 MiB."""
 
 _BLOCK_BYTES_MAX = 128 << 10
 _RLE, _RESERVED = 1, 3
 
 
 def pack(path: Path) -> bytes:
-    """The segment file, zstd-compressed with size and checksum in the frame."""
+    """Return the segment file, zstd-compressed with size and checksum in the frame."""
     return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(path.read_bytes())
 
 
 def decompress(part: PartName, data: bytes) -> bytes:
-    """The segment in ``data``; its records are not verified yet.  ``PartCorrupt`` if ``data`` cannot hold this part."""
+    """Return the segment in ``data``, whose records are not verified yet; ``PartCorrupt`` if it cannot be this part."""
     try:
         frame = zstandard.get_frame_parameters(data)
         size = zstandard.frame_content_size(data)
@@ -75,7 +75,7 @@ def _stream(part: PartName, pieces: Iterator[bytes], size: int) -> bytes:
 
 
 def _pieces(part: PartName, data: bytes, *, checksum_bytes: int, size: int) -> Iterator[bytes]:
-    """The frame's bytes, a few blocks at a time; it must end where ``data`` ends."""
+    """Yield the frame's bytes, a few blocks at a time; the frame must end where ``data`` ends."""
     start, at, blocks = 0, zstandard.frame_header_size(data), 0
     last = False
     while not last:
@@ -95,13 +95,13 @@ def _pieces(part: PartName, data: bytes, *, checksum_bytes: int, size: int) -> I
             yield data[start:at]
             start = at
     if at < len(data):
-        raise _bad(part, f"has {len(data) - at} bytes behind its end")
+        raise _bad(part, f"has {len(data) - at} bytes after its end")
     if size > blocks * _BLOCK_BYTES_MAX:
         raise _bad(part, f"says that it holds {size} bytes; its {blocks} blocks cannot")
 
 
 class _Checked:
-    """How far a segment that is still growing has been looked at: its header, then the header of each record."""
+    """Checks a segment while it is decompressed: its header, then the header of each record."""
 
     def __init__(self, part: PartName) -> None:
         self._part = part
@@ -110,7 +110,7 @@ class _Checked:
         self._payload_left = UNPACKED_BYTES_MAX
 
     def upto(self, view: memoryview) -> None:
-        """Look at what is new; ``PartCorrupt`` if nothing that follows could make it this part."""
+        """Check the new bytes; raise ``PartCorrupt`` if the segment cannot be this part, whatever follows."""
         at, filled = self._at, len(view)
         if at == 0:
             if filled < HEADER_BYTES:
@@ -152,7 +152,7 @@ class _Checked:
 
 
 def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
-    """Decompress ``data`` to ``into``, make it durable, and check every record and that it is ``part``."""
+    """Decompress ``data`` to ``into``, durably, and verify every record, and that it is ``part`` (``PartCorrupt``)."""
     write_synced(into, decompress(part, data))
     try:
         return verify(part, into)
@@ -162,7 +162,7 @@ def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
 
 
 def verify(part: PartName, path: Path) -> SegmentHeader:
-    """Check every record of the segment file at ``path``, and that it is ``part``; ``PartCorrupt``."""
+    """Verify every record of the segment file at ``path``, and that it is ``part`` (``PartCorrupt``)."""
     try:
         with SegmentReader(path) as reader:
             last = reader.header.first_seq - 1 if part.stream == "log" else reader.header.first_seq

@@ -1,7 +1,7 @@
-"""What a part's segment holds, found and checked in one pass in C (cext/src/index/segment_index.c).
+"""The content of a part's segment, found and verified in one pass in C (cext/src/index/segment_index.c).
 
-Fault contract: a :class:`PartIndex` is only made of a segment in which every checksum, number and range is right and that is
-the part its name says; anything else is a ``RigError`` that names the part and the byte.  Any bytes may come.
+Fault contract: a :class:`PartIndex` is made only of a segment in which every checksum, number and range is right, and which
+is the part of the given name.  For other bytes a ``RigError`` names the part and the byte.  Any bytes are allowed as input.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from siterig.cext._core import ffi, lib
 ENTRY_BYTES: int = ffi.sizeof("struct sr_entry")
 PIECE_BYTES: int = lib.SR_PIECE_BYTES
 SUM_BYTES = 4
-"""Of a piece's checksum."""
+"""Size of the checksum of a piece."""
 
 _ENTRY = struct.Struct("<QQQQQII")
 _SEED = struct.Struct("<I")
@@ -31,9 +31,12 @@ _SEED = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class SegmentEntry:
-    """A record that changes the disk, as struct sr_entry (cext/src/index/segment_index.h) has it.
+    """A record that changes the disk, as in struct sr_entry (cext/src/index/segment_index.h).
 
-    RESIZE: ``length`` is the new size.  WRITE: ``payload_at`` is in the segment, ``first_piece`` in the table of pieces.
+    Attributes:
+        length: bytes of the range; for RESIZE the new size of the disk.
+        payload_at: offset of a WRITE's payload in the segment.
+        first_piece: number of a WRITE's first checksum in the table of pieces.
     """
 
     position: int
@@ -46,20 +49,27 @@ class SegmentEntry:
 
 
 def decode_entries(entries: Buffer) -> Iterator[SegmentEntry]:
-    """The rows of an index; one at a time, for a journal has millions."""
+    """Yield the rows of an index one at a time, because a journal has millions."""
     for position, time_ns, offset, length, payload_at, first_piece, kind in _ENTRY.iter_unpack(entries):
         yield SegmentEntry(position, time_ns, offset, length, payload_at, first_piece, RecordType(kind))
 
 
 @dataclass(frozen=True, slots=True)
 class PartIndex:
-    """What a verified segment holds.
+    """The content of a verified segment.
 
-    ``entries``: packed rows (:func:`decode_entries`) of the records that change the disk.  ``pieces``: CRC32C, four bytes
-    each, of the pieces of their payloads, cut at multiples of ``PIECE_BYTES`` of the disk's offsets.
-    ``first_position`` of the first of ``records`` records, ``position`` and ``time_ns`` of the last.  ``size_bytes_after``:
-    the disk's.  ``sync_end_seq``: the number that a ``sync-end`` tag names as the log's first, None without one; ``tags``
-    are the others.
+    Attributes:
+        header: the header of the segment.
+        entries: packed rows (:func:`decode_entries`) of the records that change the disk.
+        pieces: CRC32C, four bytes each, of the pieces of their payloads, which end at multiples of ``PIECE_BYTES`` on the
+            disk.
+        records: number of all records.
+        first_position: position of the first record.
+        position: position of the last record.
+        time_ns: time of the last record.
+        size_bytes_after: size of the disk after the last record.
+        sync_end_seq: first sequence number of the log, from the ``sync-end`` tag; None without that tag.
+        tags: the other tags.
     """
 
     header: SegmentHeader
@@ -75,15 +85,21 @@ class PartIndex:
 
 
 def index_segment(data: Buffer, part: PartName, disk_size_bytes: int) -> PartIndex:
-    """Verify all of a part's unpacked segment; ``disk_size_bytes`` is the disk's size before it.
+    """Verify the unpacked segment of a part.
 
-    ``PartCorrupt``: not sound, or another part.  ``PartRefused``: sound, but it does not fit the disk.
+    Args:
+        data: the segment.
+        part: the name of the part.
+        disk_size_bytes: the size of the disk before this part.
+
+    Raises:
+        RigError: ``PartCorrupt`` if it is damaged, or another part; ``PartRefused`` if it does not fit the disk.
     """
     view = memoryview(data).cast("B")
     found = ffi.gc(ffi.new("struct sr_index *"), lib.sr_index_free)
     try:
         header = decode_header(part.blob(), bytes(view[:HEADER_BYTES]))
-        # A sync stream brings the size of its snapshot; a log's size comes from its RESIZE records alone.
+        # A sync stream has the size of its snapshot; in a log, only RESIZE records change the size.
         _scan(found, view, part, header, header.disk_size_bytes if part.stream == "sync" else disk_size_bytes)
         tags, sync_end_seq = _read_tags(found, view, part)
         if found.is_bad:
@@ -116,7 +132,7 @@ def _scan(found: Any, view: memoryview, part: PartName, header: SegmentHeader, s
 
 
 def _read_tags(found: Any, view: memoryview, part: PartName) -> tuple[tuple[TagSeen, ...], int | None]:
-    """Tags, and what ``sync-end`` says.  A bad one comes before what else is wrong."""
+    """Return the tags, and the number in the ``sync-end`` tag.  A bad tag is reported before other damage."""
     tags: list[TagSeen] = []
     sync_end_seq = None
     for place in ffi.unpack(found.tags, found.tag_count) if found.tag_count else ():

@@ -1,8 +1,8 @@
-"""A *part*: one closed piece of a disk's history on its way through the cache storage account.
+"""A *part*: one object in transfer through the cache account, a closed piece of a disk's history.
 
-A part is a change-log segment (docs/reference/formats/hrl.md), zstd-compressed, stored as one block blob.  A disk's
-generation has two streams: ``sync`` (the chunks of an initial replication or a resync, numbered 1..n, ended by
-a ``sync-end`` tag) and ``log`` (records by sequence number).  Log parts are applied after the sync is complete.
+A part is a change-log segment (docs/reference/formats/hrl.md), zstd-compressed, stored as one block blob.  A generation of
+a disk has two streams: ``sync`` (the chunks of an initial replication or a resync, numbered 1..n, with a ``sync-end`` tag
+at the end) and ``log`` (records by sequence number).  Log parts are applied after the sync stream is complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAME = re.compile(r"([0-9a-f-]{36})/(\d{8})/(sync|log)/(\d{20})-(\d{20})\.hrl\.
 
 @dataclass(frozen=True, order=True, slots=True)
 class PartName:
-    """Identity of a part.  ``first``/``last``: sequence numbers (log) or the part's number, twice (sync)."""
+    """Name of a part.  ``first`` and ``last`` are sequence numbers (log), or both are the part's number (sync)."""
 
     disk_id: str
     generation: int
@@ -32,12 +32,12 @@ class PartName:
     last: int
 
     def blob(self) -> str:
-        """The blob's name; sorts in the order of application within a stream."""
+        """Return the name of the blob; within a stream, names sort in the order of application."""
         return f"{self.disk_id}/{self.generation:08d}/{self.stream}/{self.first:020d}-{self.last:020d}.hrl.zst"
 
     @classmethod
     def parse(cls, blob: str) -> PartName:
-        """Read a blob's name; ``RigError('BadPartName')`` if it is none of ours."""
+        """Return the part of a blob's name; raise ``BadPartName`` if it is no name of a part."""
         m = _NAME.fullmatch(blob)
         if m is None:
             raise RigError(Code.BadPartName, f"blob {blob!r} is not a replication part: DISK/GENERATION/STREAM/A-B.hrl.zst")
@@ -50,10 +50,11 @@ class PartName:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A disk's blobs in the cache account.
+    """The blobs of a disk in the cache account.
 
-    ``sizes``: bytes of each part, in order.  ``foreign``: names of blobs that are no parts of this disk; they stay where
-    they are and stop nothing.
+    Attributes:
+        sizes: bytes of each part, in the order of the parts.
+        foreign: names of blobs that are no parts of this disk; they are ignored.
     """
 
     sizes: dict[PartName, int]
@@ -61,7 +62,7 @@ class Listing:
 
     @classmethod
     def of(cls, disk_id: str, blobs: Iterable[tuple[str, int]]) -> Listing:
-        """From names and sizes in bytes."""
+        """Make a listing from names of blobs and their sizes in bytes."""
         sizes, foreign = {}, []
         for name, size_bytes in blobs:
             try:
@@ -76,16 +77,20 @@ class Listing:
 
     @property
     def parts(self) -> list[PartName]:
-        """The parts, in order."""
+        """The parts, in their order."""
         return list(self.sizes)
 
 
 class Watermark(WireModel):
-    """What the recovery side has *durably applied* of a disk.
+    """The parts of a disk that the recovery side has *durably applied*.
 
-    ``sync_parts``: parts of the sync stream; ``sync_complete``: the ``sync-end`` tag was seen.  ``log_seq``: last
-    sequence number applied (0: none).  ``complete_position``: every record up to it is applied;
-    ``complete_time_ns`` is the time of that record.
+    Attributes:
+        generation: their generation.
+        sync_parts: number of applied parts of the sync stream.
+        sync_complete: True if the part with the ``sync-end`` tag is applied.
+        log_seq: last sequence number that is applied; 0: none.
+        complete_position: every record up to this position is applied.
+        complete_time_ns: the time of that record.
     """
 
     disk_id: str

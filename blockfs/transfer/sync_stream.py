@@ -1,7 +1,7 @@
 """Writes the parts of a sync stream: the chunks of an initial replication, a resync or a failback.
 
-Fault contract: a finished part is durable under its final name; an unfinished one has a ``.tmp`` name and is
-thrown away by whoever begins anew.
+Fault contract: a finished part is durable under its final name.  An unfinished part has a ``.tmp`` name; the next stream
+deletes it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from siterig.blockfs.transfer.part_name import SYNC_END, PartName
 
 
 def sync_part_path(folder: Path, generation: int, number: int) -> Path:
-    """Where part ``number`` of a stream is kept until it is applied."""
+    """Return the path at which part ``number`` of a stream is kept until it is applied."""
     return folder / f"{generation:08d}-{number:08d}.sync.hrl"
 
 
 class SyncStream:
-    """One disk's sync stream, cut into parts of about ``part_bytes_max`` bytes.
+    """The sync stream of one disk, in parts of about ``part_bytes_max`` bytes.
 
-    ``position``/``time_ns``: of the snapshot that is copied.  ``first_seq``: first sequence number of the log that
-    is not in the snapshot; the ``sync-end`` tag hands it to the applier.
+    Attributes:
+        position: position of the snapshot that is copied.
+        time_ns: time of that snapshot.
+        first_seq: first sequence number of the log that is not in the snapshot; the ``sync-end`` tag carries it.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class SyncStream:
         self._next_seq = 1
 
     def add(self, offset: int, data: bytes | None, length: int) -> tuple[PartName, Path] | None:
-        """Add a chunk (None: zeros); returns a finished part when one is full."""
+        """Add a chunk (``data`` None: zeros); return a finished part, with its path, when one is full."""
         writer = self._open()
         kind = RecordType.ZERO if data is None else RecordType.WRITE
         self._append(writer, kind, offset, length, data or b"")
@@ -70,7 +72,7 @@ class SyncStream:
         return self._finish_part(writer)
 
     def abandon(self) -> None:
-        """Throw the unfinished part away."""
+        """Delete the unfinished part."""
         if self._writer is not None:
             self._writer.close()
             self._writer.path.unlink()

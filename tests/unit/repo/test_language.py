@@ -32,10 +32,7 @@ PENDING: dict[str, set[str]] = {
         "bench",
     },
     "blockfs": {
-        "blockfs/fuse",
-        "blockfs/guests",
         "blockfs/images",
-        "blockfs/transfer",
     },
     "cext": {
         "cext/src/base",
