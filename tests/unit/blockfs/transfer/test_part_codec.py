@@ -93,7 +93,7 @@ def test_a_sync_part_does_not_hold_more_bytes_than_its_disk(tmp_path: Path) -> N
     ("change", "why"),
     [
         (lambda data: data + b"x", "has 1 bytes after its end"),
-        (lambda data: data + data, "behind its end"),
+        (lambda data: data + data, "after its end"),
         (lambda data: data[:-1], "is truncated at byte"),
         (lambda data: data[: len(data) // 2], "is truncated at byte"),
         (lambda data: data[:5], "zstd"),
