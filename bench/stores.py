@@ -36,7 +36,7 @@ from bench import fio
 from bench.fio import COLUMNS
 from bench.point_subjects import PointServer
 from bench.site_history import BLOCK_BYTES, SiteHistory
-from siterig.azure_emu.contracts.ports import Change
+from siterig.azure_emu.contracts.recovery_side import Change
 from siterig.azure_emu.disks.loader import load_history, query_consistently
 from siterig.azure_emu.disks.queries import change_list
 from siterig.azure_emu.disks.store import ManagedDiskStore

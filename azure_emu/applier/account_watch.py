@@ -11,7 +11,7 @@ import math
 import structlog
 
 from siterig.azure_emu.applier.bad_parts import BadParts
-from siterig.azure_emu.contracts.ports import ApplierReports, SkippedBlob
+from siterig.azure_emu.contracts.reports import ApplierReports, SkippedBlob
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError

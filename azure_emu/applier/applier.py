@@ -25,7 +25,7 @@ import trio
 from siterig.azure_emu.applier.account_watch import AccountWatch, BadPartError
 from siterig.azure_emu.applier.bad_parts import LONG_BAD, QUICK_FOR_S, REPAIRABLE
 from siterig.azure_emu.applier.disk_record import AppliedDisk
-from siterig.azure_emu.contracts.ports import ApplierReports
+from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.disks.history import PartStatus
 from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers, known_generation, reset_disk
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock

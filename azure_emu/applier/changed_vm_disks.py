@@ -10,7 +10,7 @@ from __future__ import annotations
 import structlog
 import trio
 
-from siterig.azure_emu.contracts.ports import DamageReports
+from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_files import DiskPaths

@@ -10,7 +10,7 @@ import trio
 
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.applier.export import Exporter, data_bytes
-from siterig.azure_emu.contracts.ports import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
+from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
 from siterig.azure_emu.disks.change_steps import change_steps
 from siterig.azure_emu.disks.loader import StoreState, load_history, query_consistently
 from siterig.azure_emu.disks.queries import change_list, disk_state, position_at

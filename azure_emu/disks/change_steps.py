@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from siterig.azure_emu.contracts.ports import ChangeStep
+from siterig.azure_emu.contracts.recovery_side import ChangeStep
 from siterig.azure_emu.disks.frames import ENTRY, Frame
 from siterig.azure_emu.disks.journal import read_index
 from siterig.azure_emu.disks.loader import StoreState

@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.contracts.recovery_side import Damage
 
 ClassifiedDamage = tuple[str, Damage]
 """The kind of a damage, by which rows are counted, and the damage."""

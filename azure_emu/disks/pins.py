@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from siterig.azure_emu.contracts.ports import Pin
+from siterig.azure_emu.contracts.recovery_side import Pin
 from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.azure_emu.disks.loader import load_history
 from siterig.azure_emu.disks.metadata import read_meta, write_meta

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from siterig.azure_emu.contracts.ports import Change, ChangeKind, ManagedDiskState
+from siterig.azure_emu.contracts.recovery_side import Change, ChangeKind, ManagedDiskState
 from siterig.azure_emu.disks.base_image import BASE, SUMS
 from siterig.azure_emu.disks.frames import ENTRY, Frame
 from siterig.azure_emu.disks.io_errors import host_disk_errors

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from siterig.azure_emu.contracts.ports import DamageReports
+from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.azure_emu.disks.pins import pin, pins, unpin, unpin_holder
 from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.disks.base_image import BASE, PAIR, SUMS, RangeList, read_map, sums_bytes, unpack_map
 from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.metadata import PROGRESS, Progress, read_meta

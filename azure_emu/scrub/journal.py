@@ -15,7 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.frames import ENTRY, HEADER_BYTES, Frame, encode_header
 from siterig.azure_emu.disks.history import DiskHistory

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from siterig.azure_emu.contracts.ports import Damage, Pin
+from siterig.azure_emu.contracts.recovery_side import Damage, Pin
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.base_image import BASE, INTENT, MAP, SUMS, RangeList, check_intent, read_map, unpack_map
 from siterig.azure_emu.disks.checkpoints import BadCheckpointError

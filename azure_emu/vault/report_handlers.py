@@ -13,7 +13,8 @@ from typing import Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.ports import Damage, RoleStatus, SkippedBlob
+from siterig.azure_emu.contracts.recovery_side import Damage
+from siterig.azure_emu.contracts.reports import RoleStatus, SkippedBlob
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
@@ -63,7 +64,7 @@ class ReportHandlers:
     # ---- ApplierReports
 
     async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
-        """Implements siterig.azure_emu.contracts.ports.ApplierReports."""
+        """Implements siterig.azure_emu.contracts.reports.ApplierReports."""
 
         def note(session: Session) -> _Applied | None:
             disk = session.get(DiskRow, watermark.disk_id)
@@ -87,7 +88,7 @@ class ReportHandlers:
         return done.later
 
     async def store_older(self, *, watermark: Watermark) -> None:
-        """Implements siterig.azure_emu.contracts.ports.ApplierReports.  Points that the store has not got any more are not
+        """Implements siterig.azure_emu.contracts.reports.ApplierReports.  Points that the store has not got any more are not
         available.
         """
 
@@ -111,7 +112,7 @@ class ReportHandlers:
         self._wake(await self._context.database.transact(note))
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
-        """Implements siterig.azure_emu.contracts.ports.ApplierReports."""
+        """Implements siterig.azure_emu.contracts.reports.ApplierReports."""
 
         def note(session: Session) -> str | None:
             disk = session.get(DiskRow, disk_id)
@@ -126,7 +127,7 @@ class ReportHandlers:
         self._wake(await self._context.database.transact(note))
 
     async def replicating_disks(self) -> list[str]:
-        """Implements siterig.azure_emu.contracts.ports.ApplierReports.  After a commit to Azure nothing is to be applied
+        """Implements siterig.azure_emu.contracts.reports.ApplierReports.  After a commit to Azure nothing is to be applied
         any more.
         """
 
@@ -140,11 +141,11 @@ class ReportHandlers:
     async def account_seen(
         self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
     ) -> None:
-        """Implements siterig.azure_emu.contracts.ports.ApplierReports."""
+        """Implements siterig.azure_emu.contracts.reports.ApplierReports."""
         self._context.lag.account(disk_id, waiting_bytes, skipped, skipped_count)
 
     async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
-        """Implements siterig.azure_emu.contracts.ports.ApplierReports.  A part that was sent again to no avail makes a
+        """Implements siterig.azure_emu.contracts.reports.ApplierReports.  A part that was sent again to no avail makes a
         resync due.
         """
         bad = await self._repairs.ask_for(disk_id, parts)
@@ -165,14 +166,14 @@ class ReportHandlers:
     # ---- RoleReports
 
     async def report_roles(self, *, roles: list[RoleStatus]) -> None:
-        """Implements siterig.azure_emu.contracts.ports.RoleReports."""
+        """Implements siterig.azure_emu.contracts.reports.RoleReports."""
         if self._context.roles.update(roles, self._context.clock.wall_ns()):
             self._context.notifications.notify_all()
 
     # ---- DamageReports
 
     async def vm_disk_changed(self, *, vm: str, disk: str, what: str) -> None:
-        """Implements siterig.azure_emu.contracts.ports.DamageReports.  It is a warning of the VM's owner until the VM is
+        """Implements siterig.azure_emu.contracts.reports.DamageReports.  It is a warning of the VM's owner until the VM is
         removed.
         """
 
@@ -191,7 +192,7 @@ class ReportHandlers:
         self._wake(await self._context.database.transact(note))
 
     async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
-        """Implements siterig.azure_emu.contracts.ports.DamageReports."""
+        """Implements siterig.azure_emu.contracts.reports.DamageReports."""
 
         def note(session: Session) -> None:
             disk = session.get(DiskRow, disk_id)
@@ -202,7 +203,7 @@ class ReportHandlers:
         await self._context.database.transact(note)
 
     async def scrubbed(self, *, disk_id: str, damages: list[Damage]) -> None:
-        """Implements siterig.azure_emu.contracts.ports.DamageReports."""
+        """Implements siterig.azure_emu.contracts.reports.DamageReports."""
 
         def note(session: Session) -> None:
             disk = session.get(DiskRow, disk_id)

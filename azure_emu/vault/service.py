@@ -16,7 +16,8 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.ports import DiskSpec, Provider, RecoverySide
+from siterig.azure_emu.contracts.provider import DiskSpec, Provider
+from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.states import (
     PRIMARY,
@@ -96,7 +97,7 @@ Prepare = Callable[[Session, ItemRow], tuple[engine.Scenario, dict[str, Any]]]
 
 
 class Vault(ReportHandlers):
-    """Implements siterig.azure_emu.vault.model.api.VaultApi, siterig.azure_emu.contracts.ports' ApplierReports,
+    """Implements siterig.azure_emu.vault.model.api.VaultApi, siterig.azure_emu.contracts.reports' ApplierReports,
     DamageReports and RoleReports, and replication's VaultLink.
 
     ``url``: the database (SQLAlchemy).  ``azure_host``: the disk host of the recovery side.  ``shut_down``: unmounts and

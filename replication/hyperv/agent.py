@@ -1,6 +1,6 @@
 """The Hyper-V host's Azure Site Recovery Provider and Recovery Services agent, as one service.
 
-It implements ``siterig.azure_emu.contracts.ports.Provider`` structurally: this side of the house does not import that one.
+It implements ``siterig.azure_emu.contracts.provider.Provider`` structurally: this side does not import the other one.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.api import Job, RecoveryPoint
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from siterig.azure_emu.contracts.ports import RecoverySide
+from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.model.api import RecoveryPoint, VaultApi
 from siterig.bisect.search import ChangeGroup
 from siterig.blockfs.contracts.control import DiskHostControl

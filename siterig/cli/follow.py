@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.api import Job, Task, VaultApi, Vm
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import VmProgress

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, role_error
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.supervisor_contract import SupervisorControl

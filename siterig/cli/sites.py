@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from siterig.blockfs.core.errors import Code, RigError
 
 if TYPE_CHECKING:
-    from siterig.azure_emu.contracts.ports import RoleStatus
+    from siterig.azure_emu.contracts.reports import RoleStatus
     from siterig.core.supervisor_contract import SupervisorControl
 
 DEFAULT = "site"

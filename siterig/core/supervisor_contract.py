@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.core.deadlines import ANSWER_S, REPORT_S, STARTING_S, deadline
 from siterig.blockfs.core.wire_model import WireModel
 

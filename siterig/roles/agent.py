@@ -7,7 +7,7 @@ from functools import partial
 
 import trio
 
-from siterig.azure_emu.contracts.ports import Provider
+from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.core.paths import Layout

@@ -6,7 +6,7 @@ import trio
 
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.applier.service import RecoveryService
-from siterig.azure_emu.contracts.ports import RecoverySide
+from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.core.paths import Layout

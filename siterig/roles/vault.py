@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from siterig.azure_emu.contracts.ports import ApplierReports, DamageReports, RoleReports
+from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.guests import hostmounts

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
-from siterig.azure_emu.contracts.ports import ApplierReports, DamageReports, Provider, RecoverySide, RoleReports
+from siterig.azure_emu.contracts.provider import Provider
+from siterig.azure_emu.contracts.recovery_side import RecoverySide
+from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.core.paths import Layout

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, role_error
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError

@@ -13,7 +13,7 @@ from functools import partial
 
 import trio
 
-from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.vault.context.roles import role_error
 from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError

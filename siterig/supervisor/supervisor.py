@@ -19,7 +19,7 @@ from functools import partial
 import structlog
 import trio
 
-from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
+from siterig.azure_emu.contracts.reports import RoleState, RoleStatus
 from siterig.azure_emu.vault.context.roles import role_error
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait

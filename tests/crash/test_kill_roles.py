@@ -18,7 +18,7 @@ from typing import TypeVar
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.azure_emu.vault.model.api import Job, ProtectedItem, RecoveryPoint, Vm

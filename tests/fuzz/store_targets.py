@@ -11,7 +11,7 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from siterig.azure_emu.contracts.ports import Pin
+from siterig.azure_emu.contracts.recovery_side import Pin
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.base_image import IntentOwner, read_map, redo_intent, unpack_map
 from siterig.azure_emu.disks.checkpoints import BadCheckpointError

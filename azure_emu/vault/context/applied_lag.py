@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from siterig.azure_emu.contracts.ports import SkippedBlob
+from siterig.azure_emu.contracts.reports import SkippedBlob
 from siterig.blockfs.core.clock import SECOND_NS, Clock
 
 KEPT_MAX = 1000

@@ -1,6 +1,6 @@
 """The states of the rig's roles in the vault, and the waits of operations for a role that is away.
 
-The supervisor reports the states (:class:`siterig.azure_emu.contracts.ports.RoleReports`).  They are kept in memory only,
+The supervisor reports the states (:class:`siterig.azure_emu.contracts.reports.RoleReports`).  They are kept in memory only,
 for they are about now.  All methods run on the trio thread.
 """
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
+from siterig.azure_emu.contracts.reports import RoleState, RoleStatus
 from siterig.blockfs.core.errors import Code, RigError
 
 T = TypeVar("T")

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.ports import Provider, RecoverySide
+from siterig.azure_emu.contracts.provider import Provider
+from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.context.applied_lag import AppliedLag
 from siterig.azure_emu.vault.context.roles import Roles
 from siterig.azure_emu.vault.db.database import VaultDatabase, find_item

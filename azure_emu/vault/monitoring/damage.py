@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.vault.context.events import Severity
 from siterig.azure_emu.vault.db.schema import DamageRow, DiskRow
 from siterig.blockfs.core.errors import Code, RigError

@@ -15,7 +15,7 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.roles import role_error
 from siterig.azure_emu.vault.context.states import PRIMARY

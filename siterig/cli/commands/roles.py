@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.core.errors import ExitStatus
 from siterig.cli import completion, exit_status, output, sites
 from siterig.cli.commands.options import Dir, Json, example

@@ -11,7 +11,8 @@ from typing import Annotated
 import trio
 import typer
 
-from siterig.azure_emu.contracts.ports import Damage, DamageReports, RecoverySide
+from siterig.azure_emu.contracts.recovery_side import Damage, RecoverySide
+from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.azure_emu.scrub.scrubber import scrub as scrub_store
 from siterig.azure_emu.vault.model.api import ManagedDisk, RecoveryPoint, VaultApi
 from siterig.blockfs.core import short_ids

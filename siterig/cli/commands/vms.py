@@ -24,7 +24,7 @@ from siterig.core.parsing import (
 )
 
 if TYPE_CHECKING:
-    from siterig.azure_emu.contracts.ports import DiskSpec
+    from siterig.azure_emu.contracts.provider import DiskSpec
     from siterig.blockfs.contracts.control import TagKind
 
 DEFAULT_INTERVAL_S = 300.0
@@ -129,7 +129,7 @@ async def _disks(disks: list[str], formats: list[str], *, backing: bool) -> list
 
 
 async def _thin(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
-    from siterig.azure_emu.contracts.ports import DiskSpec
+    from siterig.azure_emu.contracts.provider import DiskSpec
     from siterig.blockfs.contracts.control import BackingImage
     from siterig.blockfs.images.image import open_image
 
@@ -149,7 +149,7 @@ async def _thin(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
 
 
 async def _imported(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
-    from siterig.azure_emu.contracts.ports import DiskSpec
+    from siterig.azure_emu.contracts.provider import DiskSpec
     from siterig.blockfs.images import image_import
 
     name, path, size_bytes = parse_import(text)

@@ -10,7 +10,7 @@ import trio
 
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.applier.service import RecoveryService
-from siterig.azure_emu.contracts.ports import SkippedBlob
+from siterig.azure_emu.contracts.reports import SkippedBlob
 from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core.errors import Code, RigError

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.api import MountedPoint, RecoveryPoint
 from siterig.rpc import directory
 from siterig.testing.testbed import Testbed

@@ -12,7 +12,8 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.ports import Change, ChangeStep, Damage, DiskSpec, ManagedDiskState
+from siterig.azure_emu.contracts.provider import DiskSpec
+from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState
 from siterig.azure_emu.vault.db.schema import JobRow
 from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.service import Vault

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.api import Job
 from siterig.blockfs.contracts.counters import DiskCounters
 from siterig.blockfs.images.vhd import FOOTER_BYTES

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.disks.pins import pins
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.testing.testbed import Testbed

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import trio
 
-from siterig.azure_emu.contracts.ports import ManagedDiskState, Provider
+from siterig.azure_emu.contracts.provider import Provider
+from siterig.azure_emu.contracts.recovery_side import ManagedDiskState
 from siterig.azure_emu.vault.model.api import Job
 from siterig.blockfs.core.errors import RigError
 from siterig.core.fuse_options import FuseOptions

@@ -17,7 +17,8 @@ import trio
 
 from siterig.azure_emu.applier import applier
 from siterig.azure_emu.applier.service import RecoveryService
-from siterig.azure_emu.contracts.ports import ApplierReports, RecoverySide
+from siterig.azure_emu.contracts.recovery_side import RecoverySide
+from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.disks import checkpoints, history, journal
 from siterig.azure_emu.vault.context import rig_clock
 from siterig.azure_emu.vault.model.api import VaultApi

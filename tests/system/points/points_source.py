@@ -11,7 +11,8 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from siterig.azure_emu.contracts.ports import DiskSpec, RecoverySide
+from siterig.azure_emu.contracts.provider import DiskSpec
+from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.points.retention import HOUR_NS
 from siterig.blockfs.contracts.control import CutInfo, DiskInfo, TagKind
 from siterig.blockfs.core.errors import Code, RigError
@@ -103,7 +104,7 @@ class Point:
 
 
 class Source:
-    """Implements :class:`siterig.azure_emu.contracts.ports.Provider` as far as it is needed: the test works in place of the
+    """Implements :class:`siterig.azure_emu.contracts.provider.Provider` as far as needed: the test works in place of the
     site's agents.
     """
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.api import MountedPoint, RecoveryPoint
 from siterig.testing.testbed import Testbed
 from tests.support.disks.holes import punch

@@ -14,7 +14,7 @@ import pytest
 import trio
 from azure.storage.blob import BlobServiceClient
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import CONTAINER
 from siterig.azure_emu.vault.model.api import ProtectedItem

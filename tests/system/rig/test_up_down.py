@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.guests import hostmounts

@@ -11,7 +11,7 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.vault.context import states
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.model.api import Job, MountedPoint, ProtectedItem, RecoveryPoint, Vm

@@ -10,7 +10,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from siterig.azure_emu.contracts.ports import ChangeStep, DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
+from siterig.azure_emu.contracts.recovery_side import ChangeStep
 from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.model.api import MountedPoint
 from siterig.azure_emu.vault.mounts.mounts import parse_time, time_name

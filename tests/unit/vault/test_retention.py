@@ -11,7 +11,7 @@ import trio.lowlevel
 from sqlalchemy import func, insert, select
 from trio.testing import MockClock
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.db.schema import PointRow, TagSeenRow
 from siterig.azure_emu.vault.points.retention import HOUR_NS, PointFacts, Policy, check_hours, expired, remark
 from siterig.azure_emu.vault.service import Vault

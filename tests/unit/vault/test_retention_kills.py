@@ -12,7 +12,7 @@ import pytest
 import trio
 from sqlalchemy import event
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.points import points
 from siterig.azure_emu.vault.points.retention import HOUR_NS, Policy, expired
 from siterig.azure_emu.vault.service import Vault

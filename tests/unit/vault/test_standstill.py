@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from siterig.azure_emu.contracts.ports import RoleState, RoleStatus, SkippedBlob
+from siterig.azure_emu.contracts.reports import RoleState, RoleStatus, SkippedBlob
 from siterig.azure_emu.vault.model import bounds
 from siterig.azure_emu.vault.monitoring.repairs import SENT_S
 from siterig.azure_emu.vault.monitoring.standstill import ASK_AFTER_S

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.vault.model.api import Health, ProtectedItem
 from siterig.azure_emu.vault.monitoring.damage import BY_READ_MAX
 from siterig.azure_emu.vault.service import Vault

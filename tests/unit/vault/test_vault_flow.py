@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.ports import ApplierReports, DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
+from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.vault.inventory import inventory
 from siterig.azure_emu.vault.jobs import failback_tasks
 from siterig.azure_emu.vault.model.api import Job, VaultApi

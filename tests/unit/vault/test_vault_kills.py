@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError

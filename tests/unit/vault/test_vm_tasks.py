@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.db.schema import AzureVmRow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from siterig.azure_emu.applier.applier import RETRY_REFUSED_S
-from siterig.azure_emu.contracts.ports import RecoverySide
+from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.disks.pins import pin, unpin
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.disks.view import open_view

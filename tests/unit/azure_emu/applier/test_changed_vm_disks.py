@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
-from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk.disk_files import DiskPaths

@@ -12,7 +12,8 @@ import pytest
 from siterig.azure_emu.applier import applier
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.applier.service import RecoveryService
-from siterig.azure_emu.contracts.ports import DiskSpec, SkippedBlob
+from siterig.azure_emu.contracts.provider import DiskSpec
+from siterig.azure_emu.contracts.reports import SkippedBlob
 from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import CutInfo, TagKind

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.contracts.ports import ChangeStep
+from siterig.azure_emu.contracts.recovery_side import ChangeStep
 from siterig.azure_emu.disks import change_steps as module
 from siterig.azure_emu.disks.change_steps import change_steps
 from siterig.azure_emu.disks.loader import load_history

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.disks import damage_map as module
 from siterig.azure_emu.disks.damage_map import REPORTED_MAX, DamageMap
 

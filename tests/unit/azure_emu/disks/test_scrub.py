@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.disks import checkpoints, damage_map
 from siterig.azure_emu.disks.base_image import PAIR
 from siterig.azure_emu.disks.frames import ENTRY, Frame

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.frames import ENTRY, HEADER_BYTES
 from siterig.azure_emu.disks.journal import journal_file_path

@@ -14,7 +14,7 @@ import pytest
 
 from siterig.azure_emu.applier.applier import DAMAGE_RETRIES, Applier
 from siterig.azure_emu.applier.service import RecoveryService
-from siterig.azure_emu.contracts.ports import SkippedBlob
+from siterig.azure_emu.contracts.reports import SkippedBlob
 from siterig.azure_emu.disks.loader import query_consistently
 from siterig.azure_emu.disks.metadata import PROGRESS
 from siterig.azure_emu.disks.queries import position_at

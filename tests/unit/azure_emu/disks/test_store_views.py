@@ -9,7 +9,7 @@ import structlog.testing
 import trio
 import trio.testing
 
-from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.disks.pins import pin, pins
 from siterig.azure_emu.disks.view_provider import WATCH_S, ManagedDiskViews
 from siterig.blockfs.core.errors import Code, RigError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.contracts.ports import Pin
+from siterig.azure_emu.contracts.recovery_side import Pin
 from siterig.azure_emu.disks.metadata import read_meta
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_state import DiskState

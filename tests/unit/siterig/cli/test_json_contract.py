@@ -16,7 +16,8 @@ import typer
 from typer.testing import CliRunner
 
 import siterig.scenarios.drill.drill
-from siterig.azure_emu.contracts.ports import Change, DamageReports, RecoverySide
+from siterig.azure_emu.contracts.recovery_side import Change, RecoverySide
+from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
 from siterig.bisect.runner import Bisection, ChangeSeen, Report
 from siterig.bisect.states import BisectState

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
+from siterig.azure_emu.contracts.reports import RoleState, RoleStatus
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import reading_again
 from siterig.cli.reading_again import ATTEMPTS_MAX, read_served

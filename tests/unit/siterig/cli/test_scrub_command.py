@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.vault.model.api import ManagedDisk, RecoveryPoint
 from siterig.blockfs.core.errors import Code, RigError

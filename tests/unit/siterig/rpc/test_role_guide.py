@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
+from siterig.azure_emu.contracts.reports import RoleState, RoleStatus
 from siterig.blockfs.core.deadlines import deadline
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.supervisor_contract import RigStatus, SupervisorControl

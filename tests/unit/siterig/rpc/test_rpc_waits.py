@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.ports import Provider, RecoverySide
+from siterig.azure_emu.contracts.provider import Provider
+from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.core.deadlines import deadline_s
 from siterig.blockfs.core.errors import RigError

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from siterig.core.failures import unwrap_rig_error

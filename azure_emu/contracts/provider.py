@@ -1,0 +1,160 @@
+"""The contract of the provider: the agent on the source host, as the vault calls it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from siterig.blockfs.contracts.control import BackingImage, CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
+from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_S, deadline
+from siterig.blockfs.core.progress import VmProgress
+from siterig.blockfs.core.sizes import SectorBytes
+from siterig.blockfs.core.wire_model import WireModel
+from siterig.blockfs.images.image_formats import ImageFormat
+
+
+class DiskSpec(WireModel):
+    """A disk to create: empty, formatted, or with the content of an image.
+
+    ``filesystem`` is None, ``ext4`` or ``xfs``.  ``image`` is the absolute path of an image, and ``image_format`` its
+    format; None detects the format.  ``sector_bytes`` is the logical sector size that the disk declares.  ``backing`` is the
+    image of a thin disk, which is used in place.
+    """
+
+    name: str
+    size_bytes: int
+    filesystem: str | None = None
+    image: str | None = None
+    image_format: ImageFormat | None = None
+    sector_bytes: SectorBytes = 512
+    backing: BackingImage | None = None
+
+
+class Provider(Protocol):
+    """The Azure Site Recovery Provider and the Recovery Services agent on the Hyper-V host."""
+
+    async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> list[DiskInfo]:
+        """Create a source VM with these disks; after a failure nothing of it remains.
+
+        Raises:
+            RigError: ``VmExists``.
+        """
+        ...
+
+    @deadline(ASKING_S)
+    async def list_vms(self) -> list[DiskInfo]:
+        """Return every disk of every source VM."""
+        ...
+
+    async def check_delete(self, *, vm: str) -> None:
+        """Check that the VM can be deleted.
+
+        Raises:
+            RigError: ``VmNotFound``, ``DiskInUse``; ``InvalidState`` if it has kept images.
+        """
+        ...
+
+    async def delete_vm(self, *, vm: str) -> None:
+        """Forget the VM, and delete its disks and logs.
+
+        Raises:
+            RigError: ``VmNotFound``, ``DiskInUse``.
+        """
+        ...
+
+    async def rename_vm(self, *, vm: str, name: str) -> None:
+        """Rename the VM and its relationship; no-op if that is done.
+
+        Raises:
+            RigError: ``VmNotFound``, ``VmExists``, ``DiskInUse``.
+        """
+        ...
+
+    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
+        """Check the prerequisites of protection: the VM exists, its disks are healthy, and snapshot and logs have space."""
+        ...
+
+    async def create_relationship(
+        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+    ) -> list[DiskInfo]:
+        """Start tracking and record the relationship durably.  Idempotent."""
+        ...
+
+    async def initial_replication(self, *, vm: str) -> None:
+        """Take a snapshot, copy disk by disk and remove the snapshot; return when every part is in the cache account.
+
+        A call while another runs joins it, and a call after a kill resumes the copy.  Delta replication starts afterwards.
+        """
+        ...
+
+    async def resync(self, *, vm: str) -> None:
+        """Begin a new generation and send the chunks that differ; return when every part is in the cache account."""
+        ...
+
+    async def send_again(self, *, vm: str, parts: list[str]) -> None:
+        """Replace these parts (names of blobs) in the cache account, because the recovery side cannot use them.
+
+        All other parts that are missing in the account are sent afterwards.  A part that the host does not have any more
+        marks the VM for a resync.  After an error of the cache account nothing is changed, and the call can be repeated.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def progress(self, *, vm: str) -> VmProgress:
+        """Return the progress of the current copy; its phase is None if there is none."""
+        ...
+
+    async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
+        """Run one delta cycle at once; return when data and tag are in the cache account.
+
+        A call that failed after its cut may be repeated with the same ``request_id``.  Then that cut is sent and no second
+        one is made.  The agent remembers it until it ends.
+        """
+        ...
+
+    async def check_shutdown(self, *, vm: str) -> None:
+        """Check whether :meth:`shutdown_vm` would succeed, as far as this can be known; it changes nothing.
+
+        Raises:
+            RigError: ``VmBusy``.
+        """
+        ...
+
+    async def shutdown_vm(self, *, vm: str) -> None:
+        """Unmount and detach everything on this host that uses the VM's disks.
+
+        Raises:
+            RigError: ``VmBusy``, which names the users of the disks.
+        """
+        ...
+
+    async def suspend(self, *, vm: str) -> None:
+        """Run no more cycles for this VM, which was failed over; tracking continues.  Idempotent."""
+        ...
+
+    async def remove_relationship(self, *, vm: str) -> None:
+        """Forget the VM: stop tracking and delete its logs.  Idempotent."""
+        ...
+
+    async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
+        """Return the use of the VM's disks after position ``after``, at which it was failed over.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
+        ...
+
+    async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
+        """Check that these disks can replace the VM's disks.
+
+        Raises:
+            RigError: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``.
+        """
+        ...
+
+    async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
+        """Download ``parts`` sync parts of ``source_id`` (generation 1) into a staging disk, durably, for a failback."""
+        ...
+
+    async def commit_failback(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
+        """Replace the old disks with the staged ones; the old disks that ``keep`` names remain as image files."""
+        ...
