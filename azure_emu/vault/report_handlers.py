@@ -1,8 +1,8 @@
-"""The reports to the vault: by the applier (ApplierReports), by every reader of managed disks (DamageReports), by the
-supervisor (RoleReports), and by the site's agent (replication's VaultLink).
+"""Handlers of the reports to the vault.
 
-Reports are facts about the past and may be late, repeated, or about a VM that is no longer protected: each is then
-ignored quietly, for nobody could do anything about an error.  Each is one transaction.
+The applier reports (ApplierReports), every reader of managed disks (DamageReports), the supervisor (RoleReports) and the
+site's agent (VaultLink).  Reports are facts about the past.  A report may be late, repeated, or about a VM that is no longer
+protected; it is then ignored without an error, because the sender could do nothing about one.  Each is one transaction.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.recovery_side import Damage
-from siterig.azure_emu.contracts.reports import RoleStatus, SkippedBlob
+from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports, RoleStatus, SkippedBlob
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
@@ -29,7 +29,7 @@ from siterig.blockfs.core.clock import SECOND_NS
 from siterig.blockfs.core.errors import Code
 from siterig.blockfs.transfer.part_name import Watermark
 
-# Before this the managed disks need not exist yet; in disabling they may be gone already.
+# In these states the managed disks do not exist yet, or may be deleted already.
 _NO_MANAGED_DISKS = {
     ProtectionState.ENABLING,
     ProtectionState.ENABLING_FAILED,
@@ -45,27 +45,25 @@ VM_DISK_CHANGED = Code.ImageChanged
 
 @dataclass(frozen=True, slots=True)
 class _Applied:
-    """A report of the applier was taken: up to ``position`` every disk is applied; ``moved``: it was news."""
+    """An accepted report of the applier: every disk is applied to ``position``; ``moved`` if that is news."""
 
     vm: str
     position: int
     moved: bool
     later: Watermark | None
-    """The watermark that is known already, if that is more."""
+    """The watermark that the vault knows already, if it is further."""
 
 
-class ReportHandlers:
-    """Mixed into :class:`siterig.azure_emu.vault.service.Vault`, which is what the roles are given."""
+class ReportHandlers(ApplierReports, DamageReports, RoleReports):
+    """The handlers of all reports to one vault; also the implementation of replication's VaultLink."""
 
-    def __init__(self, context: VaultContext) -> None:
+    def __init__(self, context: VaultContext, repairs: Repairs) -> None:
         self._context = context
-        self._repairs = Repairs(context)
+        self._repairs = repairs
 
     # ---- ApplierReports
 
     async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
-        """Implements siterig.azure_emu.contracts.reports.ApplierReports."""
-
         def note(session: Session) -> _Applied | None:
             disk = session.get(DiskRow, watermark.disk_id)
             if disk is None:
@@ -88,9 +86,7 @@ class ReportHandlers:
         return done.later
 
     async def store_older(self, *, watermark: Watermark) -> None:
-        """Implements siterig.azure_emu.contracts.reports.ApplierReports.  Points that the store has not got any more are not
-        available.
-        """
+        """Record that a managed disk has lost applied data; recovery points after its end are no longer available."""
 
         def note(session: Session) -> str | None:
             disk = session.get(DiskRow, watermark.disk_id)
@@ -112,8 +108,6 @@ class ReportHandlers:
         self._wake(await self._context.database.transact(note))
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
-        """Implements siterig.azure_emu.contracts.reports.ApplierReports."""
-
         def note(session: Session) -> str | None:
             disk = session.get(DiskRow, disk_id)
             if disk is None:
@@ -127,9 +121,7 @@ class ReportHandlers:
         self._wake(await self._context.database.transact(note))
 
     async def replicating_disks(self) -> list[str]:
-        """Implements siterig.azure_emu.contracts.reports.ApplierReports.  After a commit to Azure nothing is to be applied
-        any more.
-        """
+        """Return the disks whose parts are to be applied: those of VMs whose active location is the site."""
 
         def look(session: Session) -> list[str]:
             query = select(DiskRow.disk_id).join(ItemRow, ItemRow.vm == DiskRow.vm)
@@ -141,13 +133,10 @@ class ReportHandlers:
     async def account_seen(
         self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
     ) -> None:
-        """Implements siterig.azure_emu.contracts.reports.ApplierReports."""
         self._context.lag.account(disk_id, waiting_bytes, skipped, skipped_count)
 
     async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
-        """Implements siterig.azure_emu.contracts.reports.ApplierReports.  A part that was sent again to no avail makes a
-        resync due.
-        """
+        """Request parts again from the site; a part that was already resent and is still unusable makes a resync due."""
         bad = await self._repairs.ask_for(disk_id, parts)
         if bad is None:
             return
@@ -155,10 +144,10 @@ class ReportHandlers:
         def note(session: Session) -> str | None:
             disk = session.get(DiskRow, disk_id)
             item = None if disk is None else session.get(ItemRow, disk.vm)
-            # Of a copy that is under way its job tells.
+            # While a copy runs, its job reports the problem.
             if item is None or not health.is_cycling(item) or item.resync_reason is not None:
                 return None
-            self._mark_for_resync(session, item, PART_UNUSABLE, f"part {bad} was sent again, and cannot be used still")
+            self._mark_for_resync(session, item, PART_UNUSABLE, f"part {bad} was sent again and is still unusable")
             return item.vm
 
         self._wake(await self._context.database.transact(note))
@@ -166,16 +155,13 @@ class ReportHandlers:
     # ---- RoleReports
 
     async def report_roles(self, *, roles: list[RoleStatus]) -> None:
-        """Implements siterig.azure_emu.contracts.reports.RoleReports."""
         if self._context.roles.update(roles, self._context.clock.wall_ns()):
             self._context.notifications.notify_all()
 
     # ---- DamageReports
 
     async def vm_disk_changed(self, *, vm: str, disk: str, what: str) -> None:
-        """Implements siterig.azure_emu.contracts.reports.DamageReports.  It is a warning of the VM's owner until the VM is
-        removed.
-        """
+        """Record a changed disk file of a VM on the recovery side as a warning; it lasts until the VM is removed."""
 
         def note(session: Session) -> str | None:
             row = session.get(AzureVmRow, vm)
@@ -192,8 +178,6 @@ class ReportHandlers:
         self._wake(await self._context.database.transact(note))
 
     async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
-        """Implements siterig.azure_emu.contracts.reports.DamageReports."""
-
         def note(session: Session) -> None:
             disk = session.get(DiskRow, disk_id)
             if disk is not None and damage.note_read(session, disk_id, path, offset, position):
@@ -203,8 +187,6 @@ class ReportHandlers:
         await self._context.database.transact(note)
 
     async def scrubbed(self, *, disk_id: str, damages: list[Damage]) -> None:
-        """Implements siterig.azure_emu.contracts.reports.DamageReports."""
-
         def note(session: Session) -> None:
             disk = session.get(DiskRow, disk_id)
             if disk is None or not damage.note_scrub(session, disk_id, damages):
@@ -213,7 +195,7 @@ class ReportHandlers:
                 known = damage.of_disk(session, disk)
                 self._event(session, disk.vm, damage.CODE, known.severity, known.text)
             else:
-                text = f"the managed disk of {disk.vm}/{disk.name} is as it was written again"
+                text = f"the managed disk of {disk.vm}/{disk.name} is no longer damaged"
                 self._event(session, disk.vm, "ManagedDiskWhole", "OK", text)
 
         await self._context.database.transact(note)
@@ -221,9 +203,9 @@ class ReportHandlers:
     # ---- VaultLink
 
     async def may_replicate(self, *, vm: str) -> bool:
-        """Whether the site's agent may run cycles for this VM; it asks when it starts.
+        """Return True if the site's agent may run cycles for this VM; the agent asks when it starts.
 
-        False for a VM that is not protected, or that was failed over while the site could not be told.
+        The result is False for a VM that is not protected, and for one that was failed over while the site was unreachable.
         """
 
         def look(session: Session) -> bool:
@@ -233,7 +215,7 @@ class ReportHandlers:
         return await self._context.database.transact(look)
 
     async def watermarks(self, *, vm: str) -> list[Watermark]:
-        """The durable progress of the VM's disks; nothing for a VM that is not protected."""
+        """Return the durable progress of the VM's disks; an empty list for a VM that is not protected."""
 
         def look(session: Session) -> list[Watermark]:
             known_as = vm_tasks.name_in_vault(session, vm)
@@ -255,9 +237,10 @@ class ReportHandlers:
         age_s: float = 0.0,
         waiting_bytes: dict[str, int] | None = None,
     ) -> None:
-        """All data up to ``position`` and its tags are in the cache account: the RPO is met.  It was cut ``age_s`` ago.
+        """Record that all data up to ``position`` and its tags are in the cache account: the RPO is met.
 
-        The point itself is made of the tags that the applier sees, which do not tell why it was downgraded.
+        The cut is ``age_s`` seconds old.  The recovery point itself is made of the tags that the applier reports; tags do
+        not have the reason of a downgrade, so it is recorded here.
         """
         tag = TagSeen(tag_id=tag_id, kind=kind, name=name, position=position, time_ns=time_ns)
 
@@ -272,7 +255,7 @@ class ReportHandlers:
             if downgraded_because is not None:
                 points.note_downgrade(session, item, tag, downgraded_because, elapsed_ns)
             health.cycle_done(session, item.vm, elapsed_ns)
-            self._note_recovered(session, item.vm)  # an agent that was restarted does not know of errors before
+            self._note_recovered(session, item.vm)  # a restarted agent does not know earlier errors
             return item.vm
 
         known = await self._context.database.transact(note)
@@ -284,7 +267,7 @@ class ReportHandlers:
     async def replication_error(
         self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None
     ) -> None:
-        """A cycle failed; without ``next_try_s`` the VM turns Critical."""
+        """Record that a cycle failed; without ``next_try_s`` the VM's health becomes Critical."""
 
         def note(session: Session) -> str | None:
             if session.get(ItemRow, vm) is None:
@@ -301,7 +284,7 @@ class ReportHandlers:
         self._wake(await self._context.database.transact(note))
 
     async def replication_recovered(self, *, vm: str) -> None:
-        """The first success after errors."""
+        """Record the first success after errors."""
 
         def note(session: Session) -> str | None:
             self._note_recovered(session, vm)
@@ -326,7 +309,7 @@ class ReportHandlers:
         self._wake(await self._context.database.transact(note))
 
     async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
-        """Asked of the recovery side, which the site does not speak to."""
+        """Forward the call to the recovery side: the vault is its proxy for the site, which cannot reach it."""
         return await self._context.recovery.checksums(
             disk_id=disk_id, key_hex=key_hex, chunk_bytes=chunk_bytes, first=first, count=count
         )
@@ -334,7 +317,7 @@ class ReportHandlers:
     # ---- helpers
 
     def _item(self, session: Session, vm: str) -> ItemRow | None:
-        """The item of a VM as the site calls it, which may be a name that the vault is about to take over."""
+        """Return the item of a VM by its name at the site, which is already the new one during a rename."""
         return session.get(ItemRow, vm_tasks.name_in_vault(session, vm))
 
     def _elapsed_ns(self, session: Session) -> int:

@@ -1,8 +1,8 @@
-"""The vault: every operation a user may ask for, and every report the other roles make.
+"""The vault: every operation that a user can start, as jobs, points and states in one database.
 
-Multi-task safety: the methods may be called by any number of tasks at once.  An operation looks at the item's state
-and inserts its job in *one* transaction, and transactions are serial (database.py): of two callers at once one gets the
-job and the other ``JobInProgress`` or ``InvalidState``.
+Multi-task safety: any number of tasks can call the methods at the same time.  An operation reads the item's state and
+inserts its job in *one* transaction, and transactions are serial (database.py): of two callers at the same time one gets the
+job, and the other ``JobInProgress`` or ``InvalidState``.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ from siterig.azure_emu.vault.model.api import (
     MountedPoint,
     ProtectedItem,
     RecoveryPoint,
+    VaultApi,
     Vm,
 )
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.azure_emu.vault.monitoring import health
+from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
 from siterig.azure_emu.vault.monitoring.standstill import StandstillWatch
 from siterig.azure_emu.vault.mounts import mounts
@@ -62,7 +64,7 @@ from siterig.blockfs.core import short_ids
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
-from siterig.blockfs.core.progress import DiskProgress, VmProgress
+from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.waits import Waits
 
 _SCENARIOS = (
@@ -81,8 +83,8 @@ _SCENARIOS = (
     vm_tasks.DELETE,
     vm_tasks.RENAME,
 )
-# Jobs that wait for replication, perhaps for ever.  Giving up protection stops any of them; and when the site is lost in
-# the middle of a resync, the points from before it are what is left.
+# Jobs that wait for replication, perhaps without end.  Disabling protection stops each of them.  An unplanned failover stops
+# a resync: if the site is lost during it, the points from before the resync are still usable.
 _STOPPED_BY_DISABLE = {"enable", "finalize", "reprotect", "repair"}
 _STOPPED_BY_UNPLANNED = {"repair"}
 _COMMIT_PENDING = {
@@ -96,14 +98,10 @@ _COMMIT_PENDING = {
 Prepare = Callable[[Session, ItemRow], tuple[engine.Scenario, dict[str, Any]]]
 
 
-class Vault(ReportHandlers):
-    """Implements siterig.azure_emu.vault.model.api.VaultApi, siterig.azure_emu.contracts.reports' ApplierReports,
-    DamageReports and RoleReports, and replication's VaultLink.
+class Vault(VaultApi):
+    """The operations of one vault, and the tasks that run in it.
 
-    ``url``: the database (SQLAlchemy).  ``azure_host``: the disk host of the recovery side.  ``shut_down``: unmounts and
-    detaches what uses disk files of this host (:func:`siterig.blockfs.guests.hostmounts.shutdown`).  ``clock``: default
-    this host's. ``waits``: where the vault registers what it waits for. Errors of the constructor: ``StateVersion``,
-    ``StateUnreadable``.
+    ``reports`` handles the reports of the other roles.  Methods that start a job return it at once.
     """
 
     def __init__(
@@ -118,6 +116,20 @@ class Vault(ReportHandlers):
         clock: Clock = SYSTEM_CLOCK,
         waits: Waits | None = None,
     ) -> None:
+        """Open the vault's database, or make a new one.
+
+        Args:
+            url: the database, as SQLAlchemy writes it.
+            provider: the provider on the Hyper-V host.
+            recovery: the applier with its managed disks.
+            azure_host: the disk host of the recovery side.
+            shut_down: unmounts and detaches everything that uses these disk files of this host.
+            check_shut_down: raises the error that ``shut_down`` would raise, and changes nothing.
+            clock: the clock of all times and sleeps.
+            waits: the register of the role's waits.
+        Raises:
+            RigError: ``StateVersion``, ``StateUnreadable``.
+        """
         database = VaultDatabase(url)
         context = VaultContext(
             database,
@@ -130,7 +142,9 @@ class Vault(ReportHandlers):
             waits=waits or Waits(clock),
             check_shut_down=check_shut_down or no_check,
         )
-        super().__init__(context)
+        self._context = context
+        self._repairs = Repairs(context)
+        self.reports = ReportHandlers(context, self._repairs)
         self._engine = engine.JobEngine(context, _SCENARIOS)
         self._retention = RetentionWorker(context)
         self._sources = SourceWatch(context)
@@ -138,8 +152,8 @@ class Vault(ReportHandlers):
         self._watch = StandstillWatch(context, self._repairs)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Settle what a kill left, then run jobs until cancelled; operations may be asked for once it has started."""
-        with suppress(RigError):  # the host's disk is full: the clock is read again when there is room
+        """Recover the jobs that a kill interrupted, then run jobs until cancelled; operations need its start."""
+        with suppress(RigError):  # the host's disk is full: the clock is stored later, when there is room
             await self._context.database.transact(lambda session: rig_clock.advance(session, self._context.clock))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._leases.run)
@@ -147,11 +161,11 @@ class Vault(ReportHandlers):
             await self._engine.run(task_status)
 
     async def watch_standstill(self) -> None:
-        """Notice waits, roles and data that stand still, until cancelled."""
+        """Watch for waits, roles and data that stand still, until cancelled."""
         await self._watch.run()
 
     async def run_policies(self) -> None:
-        """Prune recovery points now and then, and watch the sites of failed-over VMs, until cancelled."""
+        """Prune recovery points at intervals, and watch the disks of failed-over VMs at the site, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sources.run)
             await self._retention.run()
@@ -163,7 +177,6 @@ class Vault(ReportHandlers):
     # ---- virtual machines
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm:
-        """A new source VM at the site."""
         azure_vms.check_vm_name(vm)
         made = await self._context.retry_while_away(
             "create VM", vm, lambda: self._context.site.create_vm(vm=vm, disks=disks), repeatable=False
@@ -174,17 +187,15 @@ class Vault(ReportHandlers):
         try:
             await self._context.database.transact(lambda session: inventory.cache_vm(session, made_vm))
         except RigError as error:
-            # The VM is there, and will be remembered when it is next seen.
+            # The VM exists, and list_vms records it later.
             if error.code != Code.DiskFull:
                 raise
         return made_vm
 
     async def list_vms(self) -> list[Vm]:
-        """VMs of both sides; those of a side that cannot be reached are as last seen."""
         return await inventory.list_fabric(self._context, "site") + await inventory.list_fabric(self._context, "azure")
 
     async def delete_vm(self, *, vm: str, side: Side | None = None) -> Job:
-        """Delete an unprotected VM of one side; ``BadRequest`` if both have one and none is named."""
         if side is None:
             sides = await vm_tasks.sides_of(self._context, vm)
             if not sides:
@@ -206,7 +217,6 @@ class Vault(ReportHandlers):
         return self._started(await self._context.database.transact(begin))
 
     async def rename_vm(self, *, vm: str, name: str) -> Job:
-        """Rename a VM on both sides, with everything that refers to it."""
         azure_vms.check_vm_name(name)
         if name == vm:
             raise RigError(Code.VmExists, f"VM {vm!r} is to be renamed to {name!r}: the names are the same")
@@ -226,7 +236,6 @@ class Vault(ReportHandlers):
     async def enable_protection(
         self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None, history_hours: int = HOURS_DEFAULT
     ) -> Job:
-        """Start replicating a VM of the site."""
         protection_tasks.check_policy(interval_s, app_consistent_every_s)
         check_hours(history_hours)
         disks = await self._context.retry_while_away("protect", vm, lambda: inventory.site_disks(self._context, vm))
@@ -270,8 +279,6 @@ class Vault(ReportHandlers):
         return self._started(await self._context.database.transact(begin))
 
     async def disable_protection(self, *, vm: str) -> Job:
-        """Stop replicating and forget the VM; a job that waits for replication is cancelled."""
-
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
             item.protection_state = ProtectionState.DISABLING
             return protection_tasks.DISABLE, {}
@@ -280,16 +287,14 @@ class Vault(ReportHandlers):
             await preflight.can_remove_all(self._context, vm)
         except RigError as error:
             if self._context.roles.role_cause(error) is None:
-                raise  # else a role is away: the job waits for it, and checks this
-        # A test VM forbids it: then nothing is stopped either.
+                raise  # otherwise a role is away: the job waits for it and checks again
+        # While there is a test VM the operation is refused, so no job is stopped.
         await self._stop(
             vm, "unprotect", _STOPPED_BY_DISABLE, lambda _session, item: item.test_failover_state != TEST_COMPLETED
         )
         return await self._begin(vm, Operation.DISABLE, prepare)
 
     async def reprotect(self, *, vm: str) -> Job:
-        """Reverse replication, after the commit of a failback."""
-
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
             item.protection_state = ProtectionState.REPROTECT
             return protection_tasks.REPROTECT, {}
@@ -297,12 +302,9 @@ class Vault(ReportHandlers):
         return await self._begin(vm, Operation.REPROTECT, prepare)
 
     async def resync(self, *, vm: str) -> Job:
-        """Compare both sides and send the differences; the item keeps its state meanwhile."""
         return await self._begin(vm, Operation.RESYNC, lambda _session, _item: (protection_tasks.REPAIR, {}))
 
     async def items(self) -> list[ProtectedItem]:
-        """All protected items, by name."""
-
         def look(session: Session) -> list[ProtectedItem]:
             elapsed_ns, full = rig_clock.elapsed_ns(session, self._context.clock), self._context.database.full
             items = session.scalars(select(ItemRow).order_by(ItemRow.vm))
@@ -321,26 +323,11 @@ class Vault(ReportHandlers):
         return await self._context.database.transact(look)
 
     async def progress(self, *, vm: str) -> VmProgress:
-        """What the site's agent does for a VM (protected or not), or how far a failback is."""
-
-        def downloading(session: Session) -> list[dict[str, Any]] | None:
-            job = engine.open_job(session, vm)
-            return None if job is None or job.key != failback_tasks.FAILBACK.key else job.variables.get("disks", [])
-
-        disks = await self._context.database.transact(downloading)
-        if disks is None:
-            return await self._context.site.progress(vm=vm)
-        shown = []
-        for disk in disks:
-            done_bytes = await self._context.recovery.export_progress(source_id=disk["disk_id"])
-            shown.append(
-                DiskProgress(disk=disk["name"], done_bytes=done_bytes, total_bytes=disk["size_bytes"], sent_bytes=done_bytes)
-            )  # fmt: skip
-        return VmProgress(vm=vm, phase="Failback", disks=shown)
+        found = await self._engine.progress(vm)
+        # Without a job the VM can be one that the site is creating.
+        return found if found is not None else await self._context.site.progress(vm=vm)
 
     async def managed_disks(self) -> list[ManagedDisk]:
-        """Of all protected VMs."""
-
         def look(session: Session) -> list[ManagedDisk]:
             rows = session.scalars(select(DiskRow).order_by(DiskRow.vm, DiskRow.name))
             return [ManagedDisk(vm=row.vm, name=row.name, disk_id=row.disk_id) for row in rows]
@@ -350,8 +337,6 @@ class Vault(ReportHandlers):
     # ---- recovery points
 
     async def points(self, *, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
-        """Available recovery points, newest first."""
-
         def look(session: Session) -> list[RecoveryPoint]:
             find_item(session, vm)
             return points.available(session, vm, limit)
@@ -368,7 +353,6 @@ class Vault(ReportHandlers):
         name: str | None = None,
         process: HostProcess | None = None,
     ) -> MountedPoint:
-        """Serve a VM's disks as they were, read-only."""
         async with nullcontext() if process is None else self._leases.lease(process):
             return await self._context.retry_while_away(
                 "mount point",
@@ -379,26 +363,21 @@ class Vault(ReportHandlers):
             )
 
     async def unmount_point(self, *, vm: str, name: str) -> None:
-        """Take a mounted point away."""
         await self._context.retry_while_away("unmount point", vm, lambda: mounts.unmount(self._context, vm, name))
 
     async def mounted_points(self, *, vm: str) -> list[MountedPoint]:
-        """What of a VM is mounted."""
         return await mounts.mounted(self._context, vm)
 
     async def open_copy(self, *, vm: str, name: str, position: int, process: HostProcess) -> Vm:
-        """Serve a VM's disks as they were, to be written to."""
         async with self._leases.lease(process):
             return await self._context.retry_while_away(
                 "open copy", vm, lambda: azure_vms.open_copy(self._context, vm, name, position, process)
             )
 
     async def remove_copy(self, *, vm: str, name: str) -> None:
-        """Take a copy away."""
         await self._context.retry_while_away("remove copy", vm, lambda: azure_vms.remove_copy(self._context, vm, name))
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
-        """A recovery point of now; returns when it is available."""
         selectors.check_name(name)
 
         def look(session: Session) -> None:
@@ -418,14 +397,14 @@ class Vault(ReportHandlers):
                 protection_tasks.raise_blocking_error(session, vm)
             if point is None:
                 return None
-            point.downgraded_because = cut.downgraded_because  # the agent tells it, too, but may not get through
+            point.downgraded_because = cut.downgraded_because  # the report of the agent may not have arrived
             return points.to_wire(point)
 
         with self._context.awaiting_apply(vm, f"recovery point {name!r} of VM {vm!r} is sent and not applied yet"):
             return await self._context.notifications.wait_until(vm, there)
 
     async def _cut_point(self, vm: str, kind: TagKind, name: str) -> CutInfo:
-        """One cut, whatever is away meanwhile: two points of one name could not be told apart."""
+        """Take one cut, also if a role is away meanwhile; two points of one name would be ambiguous."""
         request_id = str(uuid.uuid4())
         try:
             return await self._context.retry_while_away(
@@ -443,7 +422,6 @@ class Vault(ReportHandlers):
     # ---- failover
 
     async def test_failover(self, *, vm: str, point: str) -> Job:
-        """Make ``VM-test`` from a recovery point; replication goes on."""
         selected = await self._select_point(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
@@ -460,8 +438,6 @@ class Vault(ReportHandlers):
         return FailoverPoint(vm, choice, between)
 
     async def cleanup_test_failover(self, *, vm: str) -> Job:
-        """Remove ``VM-test``."""
-
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
             item.test_failover_state = TEST_CLEANUP
             return failover_tasks.CLEANUP, {}
@@ -469,7 +445,6 @@ class Vault(ReportHandlers):
         return await self._begin(vm, Operation.CLEANUP, prepare)
 
     async def unplanned_failover(self, *, vm: str, point: str, source_actions: bool = False) -> Job:
-        """Fail over without needing the site; until commit, again, to change the recovery point."""
         selected = await self._select_point(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
@@ -482,8 +457,6 @@ class Vault(ReportHandlers):
         return await self._begin(vm, Operation.UNPLANNED, prepare)
 
     async def planned_failover(self, *, vm: str) -> Job:
-        """Shut the VM down at the site, send the rest, fail over: nothing is lost."""
-
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
             item.protection_state = ProtectionState.PLANNED
             return failover_tasks.PLANNED, {}
@@ -491,8 +464,6 @@ class Vault(ReportHandlers):
         return await self._begin(vm, Operation.PLANNED, prepare)
 
     async def commit_failover(self, *, vm: str) -> Job:
-        """Make a failover final (all points go), or a failback (the Azure VM and its disks go)."""
-
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
             if item.active_location == RECOVERY:
                 item.protection_state = ProtectionState.COMMIT_TO_PRIMARY
@@ -503,8 +474,6 @@ class Vault(ReportHandlers):
         return await self._begin(vm, Operation.COMMIT, prepare)
 
     async def failback(self, *, vm: str) -> Job:
-        """Planned failover from Azure to the site by full download."""
-
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
             item.protection_state = ProtectionState.PLANNED
             return failback_tasks.FAILBACK, {}
@@ -514,16 +483,12 @@ class Vault(ReportHandlers):
     # ---- jobs and events
 
     async def jobs(self) -> list[Job]:
-        """All jobs, newest first."""
-
         def look(session: Session) -> list[Job]:
             return [self._job_to_wire(row) for row in session.scalars(select(JobRow).order_by(JobRow.id.desc()))]
 
         return await self._context.database.transact(look)
 
     async def job(self, *, name: str) -> Job:
-        """The job of this name, or whose name alone begins so; ``JobNotFound``, ``AmbiguousId``."""
-
         def look(session: Session) -> Job:
             known = short_ids.find("job", name, session.scalars(select(JobRow.name)))
             row = session.scalars(select(JobRow).where(JobRow.name == known)).one_or_none()
@@ -537,7 +502,6 @@ class Vault(ReportHandlers):
         return engine.to_wire(row, self._engine.waiting_for(row.name))
 
     async def events(self) -> list[Event]:
-        """All events, newest first."""
         return await self._context.database.transact(events.list_events)
 
     # ---- how an operation begins

@@ -27,10 +27,10 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
     )
     faces = {
         "VaultApi": (VaultApi, vault),
-        "VaultLink": (VaultLink, vault),
-        "ApplierReports": (ApplierReports, vault),
-        "DamageReports": (DamageReports, vault),
-        "RoleReports": (RoleReports, vault),
+        "VaultLink": (VaultLink, vault.reports),
+        "ApplierReports": (ApplierReports, vault.reports),
+        "DamageReports": (DamageReports, vault.reports),
+        "RoleReports": (RoleReports, vault.reports),
     }
     try:
         async with trio.open_nursery() as nursery:

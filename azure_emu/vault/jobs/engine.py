@@ -28,6 +28,7 @@ from siterig.azure_emu.vault.db.clock import rfc3339_or_none
 from siterig.azure_emu.vault.db.schema import ItemRow, JobErrorRow, JobRow, TaskRow
 from siterig.azure_emu.vault.model.api import Job, JobError, JobState, RecoveryPoint, Task, Vm
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.progress import VmProgress
 
 T = TypeVar("T")
 _log = structlog.get_logger()
@@ -36,6 +37,8 @@ ROOM_RETRY_S = 1.0
 """How soon a job that waits for room on the host's disk looks again."""
 BEFORE, CHANGING = "before", "changing"
 """Keys of a job's variables: the states of the item before the operation; whether the job has begun to change things."""
+PROGRESS_ANSWER_S = 2.0
+"""The time that the site has to report its progress to a display."""
 NOTICED_S = 5.0
 """A role that is away for so long while a task runs is shown as what the task waits for."""
 
@@ -115,6 +118,7 @@ class Scenario:
     succeeded: Callable[[Session, ItemRow, JobRow], str | None] = lambda _session, _item, _job: None
     failed: Callable[[Session, ItemRow, JobRow], None] = lambda _session, _item, _job: None
     without_item: Callable[[Session, JobRow], None] | None = None
+    progress: Callable[[VaultContext, str, dict[str, Any]], Awaitable[VmProgress]] | None = None
 
 
 def open_job(session: Session, vm: str) -> JobRow | None:
@@ -156,6 +160,19 @@ def enqueue(session: Session, scenario: Scenario, vm: str, variables: dict[str, 
     return job
 
 
+def _key_and_variables(session: Session, vm: str) -> tuple[str, dict[str, Any]] | None:
+    job = open_job(session, vm)
+    return None if job is None else (job.key, dict(job.variables))
+
+
+async def site_progress(context: VaultContext, vm: str, _variables: dict[str, Any]) -> VmProgress:
+    """Return the progress of a job whose data the site sends; empty if the site does not answer within a moment."""
+    if context.roles.role_error("agent") is None:
+        with context.clock.move_on_after(PROGRESS_ANSWER_S):
+            return await context.site.progress(vm=vm)
+    return VmProgress(vm=vm, phase=None, disks=[])
+
+
 @dataclass
 class _Running:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -189,6 +206,21 @@ class JobEngine:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
+
+    async def progress(self, vm: str) -> VmProgress | None:
+        """Return the progress of the open job of a VM; None if there is no open job.
+
+        The job decides which role it asks.  A job that copies nothing has no progress and asks no role, so a lost or hanging
+        site does not delay the display of a failover.
+        """
+        found = await self._context.database.transact(lambda session: _key_and_variables(session, vm))
+        if found is None:
+            return None
+        key, variables = found
+        progress = self._scenarios[key].progress
+        if progress is None:
+            return VmProgress(vm=vm, phase=None, disks=[])
+        return await progress(self._context, vm, variables)
 
     def waiting_for(self, name: str) -> str | None:
         """Why the running task of a job waits; None if it does not."""

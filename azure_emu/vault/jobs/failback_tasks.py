@@ -15,6 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow, JobRow
 from siterig.azure_emu.vault.inventory import azure_vms, inventory
 from siterig.azure_emu.vault.jobs import preflight
@@ -23,6 +24,7 @@ from siterig.azure_emu.vault.model.api import Vm
 from siterig.azure_emu.vault.monitoring import source_watch
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.progress import DiskProgress, VmProgress
 
 _CLOSE_TIMEOUT_S = 5.0
 EXPORTS_MAX = 3
@@ -198,6 +200,17 @@ def _commit_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
     item.protection_state = ProtectionState.COMMIT_TO_PRIMARY_FAILED
 
 
+async def download_progress(context: VaultContext, vm: str, variables: dict[str, Any]) -> VmProgress:
+    """Return the bytes of each disk that the recovery side has exported."""
+    shown = []
+    for disk in variables.get("disks", []):
+        done_bytes = await context.recovery.export_progress(source_id=disk["disk_id"])
+        shown.append(
+            DiskProgress(disk=disk["name"], done_bytes=done_bytes, total_bytes=disk["size_bytes"], sent_bytes=done_bytes)
+        )
+    return VmProgress(vm=vm, phase="Failback", disks=shown)
+
+
 FAILBACK = Scenario(
     key="failback",
     name="PlannedFailover",
@@ -211,6 +224,7 @@ FAILBACK = Scenario(
     ),
     succeeded=_failed_back,
     failed=_failback_failed,
+    progress=download_progress,
     resumed=False,
 )
 COMMIT = Scenario(

@@ -19,6 +19,7 @@ from siterig.azure_emu.vault.jobs.engine import (
     TaskKind,
     TaskOutcome,
     failed_but_continued,
+    site_progress,
 )
 from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.mounts import mounts
@@ -302,6 +303,7 @@ ENABLE = Scenario(
     ),
     succeeded=_enabled,
     failed=_enabling_failed,
+    progress=site_progress,
     resumed=True,
 )
 # scenarioName and task names are unconfirmed (ASR.md 2): no recording shows them; only the friendly name is official.
@@ -315,6 +317,7 @@ FINALIZE = Scenario(
     ),
     succeeded=_protected,
     failed=_enabling_failed,
+    progress=site_progress,
     resumed=True,
 )
 REPROTECT = Scenario(
@@ -328,6 +331,7 @@ REPROTECT = Scenario(
     ),
     succeeded=_reprotected,
     failed=_reprotect_failed,
+    progress=site_progress,
     resumed=True,
 )
 REPAIR = Scenario(
@@ -337,6 +341,7 @@ REPAIR = Scenario(
     tasks=(TaskKind("RepairVmReplicationTask", "Resynchronizing the virtual machine", repair, checks=True),),
     succeeded=_repaired,
     failed=_repair_failed,
+    progress=site_progress,
     resumed=True,
 )
 # Task names unconfirmed, after the pattern of EnableDr.

@@ -1,8 +1,8 @@
-"""The vault's public face: resources with the service's official names, and the operations on them.
+"""The vault's public API: resources with the service's official names, and the operations on them.
 
-The command line, and later the portal and the SDK endpoint, are faces of ``VaultApi``.  The JSON forms of the
-models are the documented ``--json`` contract (docs/reference/json.md): a property of the service keeps its official name
-(``protectionState``), a property of the rig is in snake_case, and a VM is always named by ``vm``.
+The command line calls ``VaultApi``.  The JSON forms of the models are the documented ``--json`` contract
+(docs/reference/json.md): a property of the service keeps its official name (``protectionState``), a property of the rig is
+in snake_case, and a VM is always named by ``vm``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Vm(WireModel):
 class Task(WireModel):
     """A task of a job (official names, ASR task types).  Times are RFC 3339 UTC.
 
-    The rig's addition: ``waiting_for`` is why a task in progress waits (a role is away, say); None if it does not.
+    The rig adds ``waiting_for``: the reason for which a task in progress waits, for example a role that is away; else None.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Task(WireModel):
 
 
 class JobError(WireModel):
-    """Why a job or task failed."""
+    """The reason for which a job or task failed."""
 
     code: str
     message: str
@@ -74,8 +74,9 @@ class JobError(WireModel):
 class RecoveryPoint(WireModel):
     """A recovery point: one position over all disks of the VM.
 
-    This is the one JSON form of a point, wherever a point is sent or printed.  ``time`` is ``time_ns`` as RFC 3339, UTC.
-    ``downgraded_because``: why the point is crash-consistent although an application-consistent one was requested.
+    Every message and output has a point in this JSON form.  ``time`` is ``time_ns`` as RFC 3339, UTC.
+    ``downgraded_because``: the reason for which the point is crash-consistent although an application-consistent one was
+    requested.
     """
 
     id: str
@@ -96,7 +97,7 @@ class ManagedDisk(WireModel):
 
 
 class MountedDisk(WireModel):
-    """A disk of a mounted point: ``path`` reads as it was; ``vhd`` is the same as a fixed VHD (None: it cannot be one)."""
+    """A disk of a mounted point: ``path`` is its file; ``vhd`` the same bytes as a fixed VHD, None if it cannot be a VHD."""
 
     name: str
     size_bytes: int
@@ -110,7 +111,7 @@ class MountedPoint(WireModel):
 
     ``recovery_point``: the point at that position, None between points.  ``time``: the time that was requested, in UTC,
     if one was.
-    ``broken``: None, or why there are no disks.  ``damage``: None, or what is known not to be readable of it.
+    ``broken``: None, or the reason for which there are no disks.  ``damage``: None, or the known unreadable data of it.
     """
 
     vm: str
@@ -146,7 +147,7 @@ class Job(WireModel):
 
 
 class HealthError(WireModel):
-    """One reason why an item is not healthy."""
+    """One reason for which a protected item is not healthy."""
 
     errorCode: str
     summaryMessage: str
@@ -156,12 +157,12 @@ class HealthError(WireModel):
 
 
 class ProtectedItem(WireModel):
-    """ReplicationProtectedItem, reduced to what the rig keeps; ``name`` is the VM's."""
+    """A ReplicationProtectedItem with the properties that the rig has; ``name`` is the name of the VM."""
 
     name: str = Field(serialization_alias="vm", validation_alias="vm")
     policy_interval_s: float
     recoveryPointHistoryDuration: int
-    """Hours for which points are kept."""
+    """The hours for which recovery points are kept."""
     protectionState: str
     testFailoverState: str
     replicationHealth: Health
@@ -191,36 +192,75 @@ class Event(WireModel):
 
 
 class VaultApi(Protocol):
-    """Operations; each that starts a job returns it at once: poll :meth:`job` until ``endTime`` is set.
+    """The operations of the vault.
 
-    ``point`` is ``Latest``, ``LatestProcessed``, ``LatestApplicationConsistent``, or the id of a point or a name that only
-    one has.  What a user names a point has 1 to 100 printable characters (``InvalidName``).
-    Errors: ``VmNotFound``, ``VmExists``, ``InvalidState`` (names the state and which are allowed), ``NoSuchPoint``,
-    ``JobInProgress``, ``InvalidPolicy``.
+    An operation that starts a job returns the job at once; poll :meth:`job` until its ``endTime`` is set.
 
-    What is mounted is ``point``, the state at ``position``, or the one at ``time`` (RFC 3339), or ``LatestProcessed``.
-    ``name`` is its folder's (default: the point's id, ``@POSITION``, or the time in UTC).  It is unmounted when
-    ``process`` has ended, if one is given, as soon as nothing has it open.  A copy is a VM ``name`` of the azure side, whose
-    disks lie over those of ``vm`` at ``position``; it goes in the same way (``DiskInUse``).  More errors:
-    ``InvalidPosition``, ``InvalidTime``, ``RecoveryExists``, ``RecoveryInUse``, ``NotMounted``.
+    The argument ``point`` is ``Latest``, ``LatestProcessed``, ``LatestApplicationConsistent``, the id of a recovery point, a
+    name that only one point has, ``@POSITION`` or a time.
+
+    Raises:
+        RigError: in most methods ``VmNotFound``, ``VmExists``, ``InvalidState`` (with the state and the allowed operations),
+            ``NoSuchPoint``, ``JobInProgress`` or ``InvalidPolicy``.
     """
 
-    async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm: ...
+    async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm:
+        """Create a source VM at the site."""
+        ...
+
     @deadline(ASKING_BOTH_S)
-    async def list_vms(self) -> list[Vm]: ...
-    async def delete_vm(self, *, vm: str, side: Side | None = None) -> Job: ...
-    async def rename_vm(self, *, vm: str, name: str) -> Job: ...
+    async def list_vms(self) -> list[Vm]:
+        """Return the VMs of both sides; for a side that does not answer, the VMs as last seen."""
+        ...
+
+    async def delete_vm(self, *, vm: str, side: Side | None = None) -> Job:
+        """Delete an unprotected VM of one side (``BadRequest`` if both sides have the VM and no side is given)."""
+        ...
+
+    async def rename_vm(self, *, vm: str, name: str) -> Job:
+        """Rename a VM on both sides, with everything that refers to it."""
+        ...
+
     async def enable_protection(
         self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None, history_hours: int = HOURS_DEFAULT
-    ) -> Job: ...
-    async def disable_protection(self, *, vm: str) -> Job: ...
+    ) -> Job:
+        """Start to replicate a VM of the site.
+
+        Args:
+            vm: the VM.
+            interval_s: seconds between two delta cycles.
+            app_consistent_every_s: seconds between two application-consistent points; None for none.
+            history_hours: hours for which recovery points are kept.
+        """
+        ...
+
+    async def disable_protection(self, *, vm: str) -> Job:
+        """Stop to replicate and forget the VM; a job that waits for replication is cancelled."""
+        ...
+
     @deadline(ANSWER_S)
-    async def items(self) -> list[ProtectedItem]: ...
+    async def items(self) -> list[ProtectedItem]:
+        """Return all protected items, by name."""
+        ...
+
     @deadline(ASKING_S)
-    async def progress(self, *, vm: str) -> VmProgress: ...
+    async def progress(self, *, vm: str) -> VmProgress:
+        """Return the progress of the VM's open job; without a job, of its import at the site."""
+        ...
+
     @deadline(ANSWER_S)
-    async def points(self, *, vm: str, limit: int | None = None) -> list[RecoveryPoint]: ...
-    async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint: ...
+    async def points(self, *, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
+        """Return the available recovery points, newest first, at most ``limit``."""
+        ...
+
+    async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
+        """Make a recovery point of the current state; returns when it is available.
+
+        Raises:
+            RigError: ``InvalidName`` unless ``name`` has 1 to 100 printable characters and can select the point.
+        """
+        ...
+
     async def mount_point(
         self,
         *,
@@ -230,25 +270,93 @@ class VaultApi(Protocol):
         time: str | None = None,
         name: str | None = None,
         process: HostProcess | None = None,
-    ) -> MountedPoint: ...
-    async def unmount_point(self, *, vm: str, name: str) -> None: ...
+    ) -> MountedPoint:
+        """Serve one state of a VM's disks read-only.
+
+        Args:
+            vm: the VM.
+            point: a recovery point; at most one of ``point``, ``position`` and ``time`` is given, the default is
+                ``LatestProcessed``.
+            position: the position of the state.
+            time: the time of the state, RFC 3339.
+            name: the name of its folder; the default is the point's id, ``@POSITION``, or the time in UTC.
+            process: a process of this host; when it has ended, the state is unmounted as soon as nothing has it open.
+        Raises:
+            RigError: ``InvalidPosition``, ``InvalidTime``, ``RecoveryExists``.
+        """
+        ...
+
+    async def unmount_point(self, *, vm: str, name: str) -> None:
+        """Unmount a mounted point (``NotMounted``, ``RecoveryInUse``)."""
+        ...
+
     @deadline(ASKING_S)
-    async def mounted_points(self, *, vm: str) -> list[MountedPoint]: ...
-    async def open_copy(self, *, vm: str, name: str, position: int, process: HostProcess) -> Vm: ...
-    async def remove_copy(self, *, vm: str, name: str) -> None: ...
+    async def mounted_points(self, *, vm: str) -> list[MountedPoint]:
+        """Return the mounted points of a VM."""
+        ...
+
+    async def open_copy(self, *, vm: str, name: str, position: int, process: HostProcess) -> Vm:
+        """Make a writable copy: a VM ``name`` on the recovery side with overlays over the disks of ``vm`` at ``position``.
+
+        The copy is removed when ``process`` has ended, as soon as nothing has it open.
+        """
+        ...
+
+    async def remove_copy(self, *, vm: str, name: str) -> None:
+        """Remove a copy (``DiskInUse``)."""
+        ...
+
     @deadline(ANSWER_S)
-    async def managed_disks(self) -> list[ManagedDisk]: ...
-    async def test_failover(self, *, vm: str, point: str) -> Job: ...
-    async def cleanup_test_failover(self, *, vm: str) -> Job: ...
-    async def unplanned_failover(self, *, vm: str, point: str, source_actions: bool = False) -> Job: ...
-    async def planned_failover(self, *, vm: str) -> Job: ...
-    async def commit_failover(self, *, vm: str) -> Job: ...
-    async def failback(self, *, vm: str) -> Job: ...
-    async def reprotect(self, *, vm: str) -> Job: ...
-    async def resync(self, *, vm: str) -> Job: ...
+    async def managed_disks(self) -> list[ManagedDisk]:
+        """Return the managed disks of all protected VMs."""
+        ...
+
+    async def test_failover(self, *, vm: str, point: str) -> Job:
+        """Make ``VM-test`` from a recovery point; replication continues."""
+        ...
+
+    async def cleanup_test_failover(self, *, vm: str) -> Job:
+        """Remove ``VM-test``."""
+        ...
+
+    async def unplanned_failover(self, *, vm: str, point: str, source_actions: bool = False) -> Job:
+        """Fail over without the site; until the commit this can be repeated to change the recovery point.
+
+        ``source_actions`` first shuts the VM down at the site and sends the last changes, if the site answers.
+        """
+        ...
+
+    async def planned_failover(self, *, vm: str) -> Job:
+        """Shut the VM down at the site, send the rest, and fail over: nothing is lost."""
+        ...
+
+    async def commit_failover(self, *, vm: str) -> Job:
+        """Make a failover final (all points are deleted), or a failback (the Azure VM and its disks are deleted)."""
+        ...
+
+    async def failback(self, *, vm: str) -> Job:
+        """Fail over from Azure to the site, as planned, by a full download."""
+        ...
+
+    async def reprotect(self, *, vm: str) -> Job:
+        """Reverse replication, after the commit of a failback."""
+        ...
+
+    async def resync(self, *, vm: str) -> Job:
+        """Compare both sides and send the differences; the item keeps its state meanwhile."""
+        ...
+
     @deadline(ANSWER_S)
-    async def jobs(self) -> list[Job]: ...
+    async def jobs(self) -> list[Job]:
+        """Return all jobs, newest first."""
+        ...
+
     @deadline(ANSWER_S)
-    async def job(self, *, name: str) -> Job: ...
+    async def job(self, *, name: str) -> Job:
+        """Return the job of this name, or the only one whose name begins with it (``JobNotFound``, ``AmbiguousId``)."""
+        ...
+
     @deadline(ANSWER_S)
-    async def events(self) -> list[Event]: ...
+    async def events(self) -> list[Event]:
+        """Return all events, newest first."""
+        ...

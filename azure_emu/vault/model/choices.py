@@ -1,4 +1,4 @@
-"""Values that a caller of the vault may choose.  This module loads nothing, so that a command line can name them."""
+"""Values that a caller of the vault can choose.  This module loads nothing, so that a command line can name them."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from typing import Literal
 
 Side = Literal["site", "azure"]
 HOURS_DEFAULT = 24
-"""How long recovery points are kept, unless a policy names another time."""
+"""The time for which recovery points are kept, unless a policy names another one."""

@@ -118,7 +118,7 @@ class World:
         tags = []
         if cut is not None:
             tags = [TagSeen(tag_id=cut.tag_id, kind=cut.kind, name=cut.name, position=cut.position, time_ns=cut.time_ns)]
-        await self.vault.applied(watermark=self.managed[disk_id], tags=tags)
+        await self.vault.reports.applied(watermark=self.managed[disk_id], tags=tags)
 
     async def synced(self, vm: str) -> None:
         """The sync of the VM's present generation is applied."""
@@ -212,7 +212,7 @@ class FakeProvider:
         if world.downgrading is not None:
             cut = cut.model_copy(update={"kind": "CrashConsistent", "downgraded_because": world.downgrading})
             world.cached[-1] = (vm, cut)
-        await world.vault.point_sent(
+        await world.vault.reports.point_sent(
             vm=vm, tag_id=cut.tag_id, kind=cut.kind, name=name, position=cut.position, time_ns=time_ns,
             downgraded_because=cut.downgraded_because,
         )  # fmt: skip

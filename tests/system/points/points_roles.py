@@ -153,8 +153,8 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
     )
     faces = {
         "VaultApi": (VaultApi, vault),
-        "VaultLink": (VaultLink, vault),
-        "ApplierReports": (ApplierReports, vault),
+        "VaultLink": (VaultLink, vault.reports),
+        "ApplierReports": (ApplierReports, vault.reports),
         "Policies": (Policies, vault._retention),
     }
     try:

@@ -26,7 +26,7 @@ async def take(world: World, *, age_s: float = 0.0) -> CutInfo:
         position=world.position, time_ns=world.now_ns,
     )  # fmt: skip
     world.cached.append(("web01", cut))
-    await world.vault.point_sent(**cut.model_dump(), age_s=age_s)
+    await world.vault.reports.point_sent(**cut.model_dump(), age_s=age_s)
     await world.apply_cached()
     return cut
 

@@ -36,7 +36,7 @@ async def test_a_scheduled_one_does_whether_it_was_applied_before_or_after_the_a
         if applied_first:
             await world.apply_cached()
         for _ in range(2):  # a repeat changes nothing
-            await vault.point_sent(
+            await vault.reports.point_sent(
                 vm="web01", tag_id=cut.tag_id, kind=cut.kind, name=cut.name, position=cut.position, time_ns=cut.time_ns,
                 downgraded_because=WHY,
             )  # fmt: skip
@@ -46,7 +46,7 @@ async def test_a_scheduled_one_does_whether_it_was_applied_before_or_after_the_a
         newest, _ = await vault.points(vm="web01")
         assert (newest.id, newest.name, newest.downgraded_because) == (cut.tag_id, "scheduled", WHY)
         # A point that a newer one has passed by cannot come any more.
-        await vault.point_sent(
+        await vault.reports.point_sent(
             vm="web01", tag_id="late", kind=cut.kind, name="x", position=cut.position - 1, time_ns=START_NS,
             downgraded_because=WHY,
         )  # fmt: skip

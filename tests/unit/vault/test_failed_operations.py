@@ -141,7 +141,7 @@ async def test_after_a_failure_the_operation_can_be_given_again_and_points_are_t
         assert (row.protection_state, row.active_location) in RESTING
         assert operation in allowed(row)
         if is_cycling(row):
-            assert await vault.may_replicate(vm="web01")
+            assert await vault.reports.may_replicate(vm="web01")
             point = await vault.create_point(vm="web01", kind="CrashConsistent", name="after-failure")
             assert point.name == "after-failure"
         assert (await ended(vault, await operate(vault))).state == "Succeeded"

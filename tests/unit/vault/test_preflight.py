@@ -158,12 +158,12 @@ async def test_the_job_fails_before_anything_is_changed_and_succeeds_when_the_ca
         await protected(vault)
         await before(vault)
         await arrange(world, vault)
-        may_replicate = await vault.may_replicate(vm="web01")
+        may_replicate = await vault.reports.may_replicate(vm="web01")
         world.calls.clear()
         job = await ended(vault, await operate(vault))
         assert (job.state, [error.code for error in job.errors]) == ("Failed", [code])
         assert CHANGES & set(world.calls) == set()
-        assert await vault.may_replicate(vm="web01") == may_replicate
+        assert await vault.reports.may_replicate(vm="web01") == may_replicate
 
 
 async def test_a_name_that_is_taken_over_there_is_noticed_when_protection_is_enabled(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ async def test_disabling_is_refused_before_its_job_while_the_recovery_side_is_in
         assert await vault.jobs() == jobs_before
         assert CHANGES & set(world.calls) == set()
         assert (await vault.items())[0].protectionState == "Protected"
-        assert await vault.may_replicate(vm="web01")
+        assert await vault.reports.may_replicate(vm="web01")
 
 
 @pytest.mark.parametrize("operate", [unplanned, planned])
@@ -219,12 +219,12 @@ async def test_after_a_failure_behind_the_preflight_replication_continues_and_th
         world.failing["azure.create_disk_from_point"] = RigError(Code.DiskFull, "no space")
         job = await ended(vault, await operate(vault))
         assert (job.state, job.errors[-1].code) == ("Failed", "DiskFull")
-        assert await vault.may_replicate(vm="web01")
+        assert await vault.reports.may_replicate(vm="web01")
         assert "site.suspend" not in world.calls
         world.mend()
         job = await ended(vault, await operate(vault))
         assert job.state == "Succeeded"
-        assert not await vault.may_replicate(vm="web01")
+        assert not await vault.reports.may_replicate(vm="web01")
 
 
 async def test_a_change_of_point_reports_that_what_was_written_to_the_vm_is_gone(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ async def test_a_planned_failover_waits_for_a_role_that_is_started_again(tmp_pat
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.report_roles(roles=states(azurite="restarting"))
+        await vault.reports.report_roles(roles=states(azurite="restarting"))
         world.failing[call] = error
         before = world.calls.count(call)
         job = await vault.planned_failover(vm="web01")
@@ -70,7 +70,7 @@ async def test_a_planned_failover_waits_for_a_role_that_is_started_again(tmp_pat
         assert task.waiting_for is not None
         assert [wait.vm for wait in vault._context.waits.list()] == ["web01"]
         world.mend()
-        await vault.report_roles(roles=states())
+        await vault.reports.report_roles(roles=states())
         job = await ended(vault, job)
         assert (job.state, [error.code for error in job.errors]) == ("Succeeded", [])
         assert {task.waiting_for for task in job.tasks} == {None}
@@ -81,7 +81,7 @@ async def test_the_wait_is_called_what_the_supervisor_says_of_the_role(tmp_path:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.report_roles(roles=states("killed by SIGKILL", azurite="restarting"))
+        await vault.reports.report_roles(roles=states("killed by SIGKILL", azurite="restarting"))
         world.failing["recovery.process_latest"] = cache_away()
         await vault.test_failover(vm="web01", point="Latest")
         await until(lambda: bool(vault._context.waits.list()))
@@ -108,7 +108,7 @@ async def test_an_abandoned_role_fails_the_operation_at_once_with_its_last_error
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.report_roles(roles=states("ended 5 times within 60 s; last: no room", applier="failed"))
+        await vault.reports.report_roles(roles=states("ended 5 times within 60 s; last: no room", applier="failed"))
         away = RigError(Code.RoleUnavailable, "nobody answers", recoverable=True, role="applier")
         world.failing["recovery.process_latest"] = world.failing["azure.create_disk_from_point"] = away
         job = await ended(vault, await vault.test_failover(vm="web01", point=point))
@@ -130,7 +130,7 @@ async def test_taking_a_point_does_not_wait_for_ever_for_an_abandoned_applier(tm
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lambda: vault.create_point(vm="web01", kind="CrashConsistent", name="mine"))
                 await until(lambda: bool(world.cached))
-                await vault.report_roles(roles=states("no room", applier="failed"))
+                await vault.reports.report_roles(roles=states("no room", applier="failed"))
         assert [getattr(error, "code", None) for error in caught.value.exceptions] == ["RoleFailed"]
 
 
@@ -138,7 +138,7 @@ async def test_a_planned_failover_of_a_lost_site_fails_at_once_and_says_how_to_g
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.report_roles(roles=states(site="held", agent="held"))
+        await vault.reports.report_roles(roles=states(site="held", agent="held"))
         world.failing["site.list_vms"] = agent_away()
         job = await ended(vault, await vault.planned_failover(vm="web01"))
         (error,) = job.errors
@@ -153,12 +153,12 @@ async def test_a_source_that_is_just_started_again_is_still_shut_down_by_an_unpl
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.report_roles(roles=states(agent="restarting"))
+        await vault.reports.report_roles(roles=states(agent="restarting"))
         world.failing["site.shutdown_vm"] = agent_away()
         job = await vault.unplanned_failover(vm="web01", point="Latest", source_actions=True)
         await until(lambda: "site.shutdown_vm" in world.calls)
         world.mend()
-        await vault.report_roles(roles=states())
+        await vault.reports.report_roles(roles=states())
         job = await ended(vault, job)
         assert (job.state, job.errors) == ("Succeeded", [])
 
@@ -184,7 +184,7 @@ async def test_operations_that_are_no_jobs_wait_too(tmp_path: Path, operation: C
             "site.create_vm",
             "site.list_vms",
         )
-        await vault.report_roles(roles=states(agent="restarting", azure="restarting"))
+        await vault.reports.report_roles(roles=states(agent="restarting", azure="restarting"))
         for call in calls:
             world.failing_once[call] = agent_away()
         done = trio.Event()
@@ -196,7 +196,7 @@ async def test_operations_that_are_no_jobs_wait_too(tmp_path: Path, operation: C
         async with trio.open_nursery() as nursery:
             nursery.start_soon(work)
             await until(lambda: bool(vault._context.waits.list()))
-            await vault.report_roles(roles=states())
+            await vault.reports.report_roles(roles=states())
             with trio.fail_after(30):
                 await done.wait()
         assert vault._context.waits.list() == []
@@ -207,7 +207,7 @@ async def test_a_point_that_may_have_been_taken_is_not_taken_a_second_time(tmp_p
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.report_roles(roles=states(agent="restarting"))
+        await vault.reports.report_roles(roles=states(agent="restarting"))
         before = world.calls.count("site.replicate_now")
         world.failing_once["site.replicate_now"] = agent_away(uncertain=True)
         with pytest.raises(RigError) as caught:
@@ -222,7 +222,7 @@ async def test_all_attempts_to_take_a_point_are_one_request(tmp_path: Path, monk
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.report_roles(roles=states(azurite="restarting"))
+        await vault.reports.report_roles(roles=states(azurite="restarting"))
         requests = []
         site = vault._context.site
         replicate_now = site.replicate_now
@@ -231,7 +231,7 @@ async def test_all_attempts_to_take_a_point_are_one_request(tmp_path: Path, monk
             requests.append(request_id)
             if len(requests) < 3:
                 raise cache_away()
-            await vault.report_roles(roles=states())
+            await vault.reports.report_roles(roles=states())
             return await replicate_now(**arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(site, "replicate_now", noted)
@@ -247,7 +247,7 @@ async def test_a_list_of_vms_does_not_ask_a_role_that_hangs(tmp_path: Path) -> N
         await protected(vault)
         await vault.list_vms()
         world.held["site.list_vms"] = trio.Event()
-        await vault.report_roles(roles=states(agent="hung"))
+        await vault.reports.report_roles(roles=states(agent="hung"))
         with trio.fail_after(60):
             assert [vm.name for vm in await vault.list_vms()] == ["web01"]
 
@@ -260,11 +260,11 @@ async def test_a_job_whose_call_hangs_shows_the_role_that_does(tmp_path: Path, m
         world.held["recovery.process_latest"] = trio.Event()
         job = await vault.test_failover(vm="web01", point="Latest")
         await until(lambda: "recovery.process_latest" in world.calls)
-        await vault.report_roles(roles=states("has not answered since 12:00:00 UTC", applier="hung"))
+        await vault.reports.report_roles(roles=states("has not answered since 12:00:00 UTC", applier="hung"))
         await until(lambda: bool(vault._context.waits.list()))
         assert vault._context.waits.list()[0].code == "RoleHung"
         world.held["recovery.process_latest"].set()
-        await vault.report_roles(roles=states())
+        await vault.reports.report_roles(roles=states())
         assert (await ended(vault, job)).state == "Succeeded"
 
 
@@ -302,7 +302,7 @@ async def test_what_an_operation_waited_for_is_not_shown_any_more_when_it_gets_o
 ) -> None:
     world = World()
     async with running(world, tmp_path) as vault, trio.open_nursery() as nursery:
-        await vault.report_roles(roles=states(agent="restarting"))
+        await vault.reports.report_roles(roles=states(agent="restarting"))
         world.failing_once["site.create_vm"] = agent_away()
         disks = [DiskSpec(name="os", size_bytes=1 << 20)]
         nursery.start_soon(partial(vault.create_vm, vm="new", disks=disks))

@@ -34,7 +34,7 @@ class Watched:
     async def passes(self, seconds: float, roles: list[RoleStatus] | None = None) -> None:
         """Let time pass while the supervisor reports."""
         self.world.clock.advance_ns(int(seconds * SECOND_NS))
-        await self.vault.report_roles(roles=roles or [])
+        await self.vault.reports.report_roles(roles=roles or [])
         await self.vault._watch.round()
 
     async def codes(self) -> list[str]:
@@ -52,7 +52,7 @@ class Watched:
     async def cycle(self, *, apply: bool) -> None:
         self.position += 10
         time_ns = self.world.now_ns
-        await self.vault.point_sent(
+        await self.vault.reports.point_sent(
             vm="web01", tag_id=str(self.position), kind="CrashConsistent", name="c", position=self.position, time_ns=time_ns
         )  # fmt: skip
         if apply:
@@ -137,7 +137,7 @@ async def test_lag_bytes_and_age_are_shown(tmp_path: Path) -> None:
         assert item.applied_lag_s == 0.0
         it.world.clock.advance_ns(40 * SECOND_NS)
         await it.cycle(apply=False)
-        await it.vault.account_seen(disk_id=disk_id, waiting_bytes=7000, skipped=[], skipped_count=0)
+        await it.vault.reports.account_seen(disk_id=disk_id, waiting_bytes=7000, skipped=[], skipped_count=0)
         (item,) = await it.vault.items()
         assert (item.applied_lag_s, item.unapplied_bytes) == (41.0, 7000)
         assert item.newest_point_age_s is not None
@@ -221,7 +221,7 @@ async def test_a_wait_of_the_whole_role_concerns_every_vm(tmp_path: Path) -> Non
 
 async def test_what_the_agent_has_reported_itself_is_not_reported_twice(tmp_path: Path) -> None:
     async with watched(tmp_path) as it:
-        await it.vault.replication_error(
+        await it.vault.reports.replication_error(
             vm="web01", code="CacheUnreachable", message="m", recoverable=True, attempt=1, next_try_s=1
         )
         roles = [role("agent", "ready", [it.wait("CacheUnreachable", vm="web01")])]
@@ -262,12 +262,12 @@ async def test_blobs_that_are_passed_over_are_a_warning_once_until_they_are_gone
         disk_id = it.world.site["web01"]["os"].disk_id
         stray = SkippedBlob(name=f"{disk_id}/notes.txt", reason="not the name of a replication part")
         for _ in range(3):
-            await it.vault.account_seen(disk_id=disk_id, waiting_bytes=0, skipped=[stray], skipped_count=1)
+            await it.vault.reports.account_seen(disk_id=disk_id, waiting_bytes=0, skipped=[stray], skipped_count=1)
             await it.passes(1)
         assert await it.codes() == ["BlobsSkipped"]
         (item,) = await it.vault.items()
         assert "notes.txt" in item.healthErrors[0].summaryMessage
-        await it.vault.account_seen(disk_id=disk_id, waiting_bytes=0, skipped=[], skipped_count=0)
+        await it.vault.reports.account_seen(disk_id=disk_id, waiting_bytes=0, skipped=[], skipped_count=0)
         await it.passes(1)
         assert await it.events() == [("BlobsSkipped", "Warning"), ("BlobsSkipped", "OK")]
 
@@ -276,12 +276,12 @@ async def test_parts_that_cannot_be_used_are_asked_of_the_site_and_a_refusal_is_
     async with watched(tmp_path) as it:
         disk_id = it.world.site["web01"]["os"].disk_id
         it.world.failing["site.send_again"] = RigError(Code.CacheForbidden, "403")
-        await it.vault.send_again(disk_id=disk_id, parts=["a", "b"])
+        await it.vault.reports.send_again(disk_id=disk_id, parts=["a", "b"])
         await trio.testing.wait_all_tasks_blocked()
         (wait,) = it.vault._context.waits.list()
         assert (wait.vm, wait.code) == ("web01", "CacheForbidden")
         it.world.mend()
-        await it.vault.send_again(disk_id=disk_id, parts=["a"])
+        await it.vault.reports.send_again(disk_id=disk_id, parts=["a"])
         await trio.testing.wait_all_tasks_blocked()
         assert it.world.asked_again == [("web01", ["a"])]
         assert it.vault._context.waits.list() == []
@@ -296,7 +296,7 @@ async def test_a_part_that_was_sent_again_to_no_avail_makes_a_resync_due_and_the
         disk_id = world.site["web01"]["os"].disk_id
 
         async def asked(part: str) -> str | None:
-            await vault.send_again(disk_id=disk_id, parts=[part])
+            await vault.reports.send_again(disk_id=disk_id, parts=[part])
             await trio.testing.wait_all_tasks_blocked()
             return (await vault.items())[0].resynchronizationRequired
 
@@ -313,7 +313,7 @@ async def test_a_part_that_was_sent_again_to_no_avail_makes_a_resync_due_and_the
         assert await asked("a") == "PartUnusable"
         event = next(event for event in await vault.events() if event.eventCode == "ResynchronizationRequired")
         assert event.description == (
-            "VM 'web01' needs a resync: PartUnusable: part a was sent again, and cannot be used still"
+            "VM 'web01' needs a resync: PartUnusable: part a was sent again and is still unusable"
         )
         await ended(vault, await vault.resync(vm="web01"))
         assert (await vault.items())[0].resynchronizationRequired is None
@@ -332,7 +332,7 @@ async def test_a_restarted_vault_continues_with_the_errors_that_it_had_recorded(
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.report_roles(roles=[role("applier", "hung")])
+        await vault.reports.report_roles(roles=[role("applier", "hung")])
         await vault._watch.round()
     async with running(world, tmp_path) as vault:
         it = Watched(world, vault)

@@ -49,7 +49,7 @@ async def test_what_a_scrub_finds_is_in_the_health_until_a_scrub_finds_it_gone(
         await protected(vault)
         before = len(await vault.events())
         for _ in range(2):  # the same again is no news
-            await vault.scrubbed(disk_id=disk_id(world), damages=[found])
+            await vault.reports.scrubbed(disk_id=disk_id(world), damages=[found])
         item = await only_item(vault)
         assert item.replicationHealth == health
         assert [(error.errorCode, error.summaryMessage) for error in item.healthErrors] == [
@@ -58,7 +58,7 @@ async def test_what_a_scrub_finds_is_in_the_health_until_a_scrub_finds_it_gone(
     async with running(world, tmp_path) as vault:
         assert (await only_item(vault)).replicationHealth == health, "it is remembered"
         await vault.create_point(vm="web01", kind="CrashConsistent", name="goes on")
-        await vault.scrubbed(disk_id=disk_id(world), damages=[])
+        await vault.reports.scrubbed(disk_id=disk_id(world), damages=[])
         assert (await only_item(vault)).replicationHealth == "Normal"
         events = [(event.eventCode, event.severity) for event in await vault.events()][: -before or None]
         assert events == [("ManagedDiskWhole", "OK"), ("ManagedDiskDamaged", health)]
@@ -69,7 +69,7 @@ async def test_what_reads_meet_is_told_once_a_position_and_a_scrub_knows_better(
     async with running(world, tmp_path) as vault:
         await protected(vault)
         for position in (7, 7, 8):
-            await vault.damage_met(disk_id=disk_id(world), path="/m/d/base.img", offset=4096, position=position)
+            await vault.reports.damage_met(disk_id=disk_id(world), path="/m/d/base.img", offset=4096, position=position)
         item = await only_item(vault)
         assert item.replicationHealth == "Warning"
         assert item.healthErrors[0].summaryMessage == (
@@ -80,8 +80,8 @@ async def test_what_reads_meet_is_told_once_a_position_and_a_scrub_knows_better(
         assert told == [
             f"a read of position {position} of web01/os failed: /m/d/base.img is damaged at byte 4096" for position in (8, 7)
         ]
-        await vault.scrubbed(disk_id=disk_id(world), damages=[damage(7)])
-        await vault.damage_met(disk_id=disk_id(world), path="/m/d/base.img", offset=4096, position=9)
+        await vault.reports.scrubbed(disk_id=disk_id(world), damages=[damage(7)])
+        await vault.reports.damage_met(disk_id=disk_id(world), path="/m/d/base.img", offset=4096, position=9)
         assert (await only_item(vault)).replicationHealth == "Critical"
         assert len([event for event in await vault.events() if event.eventCode == "ManagedDiskDamaged"]) == 3
 
@@ -91,18 +91,18 @@ async def test_however_many_positions_reads_meet_damage_at_what_is_kept_has_a_bo
     async with running(world, tmp_path) as vault:
         await protected(vault)
         for position in range(BY_READ_MAX + 3):
-            await vault.damage_met(disk_id=disk_id(world), path="/m/d/base.img", offset=0, position=position)
+            await vault.reports.damage_met(disk_id=disk_id(world), path="/m/d/base.img", offset=0, position=position)
         assert f"damaged in {BY_READ_MAX} places" in (await only_item(vault)).healthErrors[0].summaryMessage
 
 
 async def test_damage_of_a_disk_that_is_not_known_is_ignored_and_goes_with_protection(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
-        await vault.damage_met(disk_id="d", path="/m/d/base.img", offset=0, position=1)
-        await vault.scrubbed(disk_id="d", damages=[damage(1)])
+        await vault.reports.damage_met(disk_id="d", path="/m/d/base.img", offset=0, position=1)
+        await vault.reports.scrubbed(disk_id="d", damages=[damage(1)])
         assert await vault.events() == []
         await protected(vault)
-        await vault.scrubbed(disk_id=disk_id(world), damages=[damage(1)])
+        await vault.reports.scrubbed(disk_id=disk_id(world), damages=[damage(1)])
         job = await ended(vault, await vault.disable_protection(vm="web01"))
         assert (job.state, job.errors) == ("Succeeded", [])
 
@@ -112,7 +112,7 @@ async def test_who_uses_a_state_that_is_known_to_be_damaged_is_told(tmp_path: Pa
     async with running(world, tmp_path) as vault:
         await protected(vault)
         whole = await vault.create_point(vm="web01", kind="CrashConsistent", name="whole")
-        await vault.scrubbed(disk_id=disk_id(world), damages=[damage(5, whole.position - 1)])
+        await vault.reports.scrubbed(disk_id=disk_id(world), damages=[damage(5, whole.position - 1)])
         at = whole.position - 1
         text = (
             f"VM 'web01': position {at} is known to be damaged on disk os: reads of the damaged ranges return I/O errors "

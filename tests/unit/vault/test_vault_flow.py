@@ -46,7 +46,7 @@ async def test_protection_has_the_official_jobs_and_tasks(tmp_path: Path) -> Non
         assert enable.startTime == "2027-01-15T08:00:00.000000Z"
         (point,) = await vault.points(vm="web01")
         assert (point.name, point.type, point.position) == ("first", "CrashConsistent", 10)
-        assert await vault.may_replicate(vm="web01")
+        assert await vault.reports.may_replicate(vm="web01")
 
 
 async def test_a_rig_only_interval_is_allowed_and_said(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ async def test_the_whole_way_there_and_back(tmp_path: Path) -> None:
         assert job.result.state == "Recovered"
         assert set(world.opened_at.values()) == {110}
         assert await state_of(world) == ("UnplannedFailoverCompleted", "Primary", "None")
-        assert not await vault.may_replicate(vm="web01")  # the site that comes back must not resume
+        assert not await vault.reports.may_replicate(vm="web01")  # the site that comes back must not resume
 
         older = (await vault.points(vm="web01"))[-1]
         job = await ended(vault, await vault.unplanned_failover(vm="web01", point=older.id))
@@ -178,12 +178,12 @@ async def test_the_whole_way_there_and_back(tmp_path: Path) -> None:
         await ended(vault, await vault.commit_failover(vm="web01"))
         assert await state_of(world) == ("CommitFailoverCompleted", "Primary", "None")
         assert world.azure == {}
-        assert not await vault.may_replicate(vm="web01")
+        assert not await vault.reports.may_replicate(vm="web01")
 
         job = await ended(vault, await vault.reprotect(vm="web01"))
         assert (job.friendlyName, job.state) == ("Reverse replication", "Succeeded")
         assert await state_of(world) == ("Protected", "Primary", "None")
-        assert await vault.may_replicate(vm="web01")
+        assert await vault.reports.may_replicate(vm="web01")
         assert len(await vault.points(vm="web01")) == 1
 
         await ended(vault, await vault.disable_protection(vm="web01"))
@@ -216,13 +216,13 @@ async def test_planned_failover_does_not_run_if_the_vm_is_not_shut_down(tmp_path
         assert [task.state for task in job.tasks] == ["Succeeded", "Failed", "NotStarted", "NotStarted", "NotStarted"]
         assert world.azure == {}
         assert (await state_of(world))[0] == "PlannedFailoverFailed"
-        assert await vault.may_replicate(vm="web01")
+        assert await vault.reports.may_replicate(vm="web01")
         world.mend()
         job = await ended(vault, await vault.planned_failover(vm="web01"))
         assert job.state == "Succeeded"
         assert job.recovery_point is not None
         assert job.recovery_point.position == world.position
-        assert not await vault.may_replicate(vm="web01")
+        assert not await vault.reports.may_replicate(vm="web01")
 
 
 async def test_after_a_failed_unplanned_failover_a_resync_is_the_way_back(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ async def test_after_a_failed_unplanned_failover_a_resync_is_the_way_back(tmp_pa
         assert await state_of(world) == ("UnplannedFailoverFailed", "Primary", "None")
         await ended(vault, await vault.resync(vm="web01"))
         assert await state_of(world) == ("Protected", "Primary", "None")
-        assert await vault.may_replicate(vm="web01")
+        assert await vault.reports.may_replicate(vm="web01")
         assert world.azure == {}
 
 
@@ -335,7 +335,7 @@ async def test_latest_during_a_due_resync_is_the_newest_named_point(tmp_path: Pa
         await protected(vault)
         for disk in world.site["web01"].values():
             world.managed[disk.disk_id] = world.mark(disk.disk_id, 1, 9999, 99)
-        await vault.resync_required(vm="web01", reason="PowerLoss")
+        await vault.reports.resync_required(vm="web01", reason="PowerLoss")
         job = await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
         assert set(world.opened_at.values()) == {10}
         assert job.recovery_point is not None
@@ -346,14 +346,14 @@ async def test_resync_clears_its_mark_but_not_one_that_came_meanwhile(tmp_path: 
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.resync_required(vm="web01", reason="LogOverflow")
+        await vault.reports.resync_required(vm="web01", reason="LogOverflow")
         (item,) = await vault.items()
         assert (item.resynchronizationRequired, item.replicationHealth) == ("LogOverflow", "Warning")
         world.held["site.resync"] = trio.Event()
         job = await vault.resync(vm="web01")
         while "site.resync" not in world.calls:
             await trio.lowlevel.checkpoint()
-        await vault.resync_required(vm="web01", reason="PowerLoss")
+        await vault.reports.resync_required(vm="web01", reason="PowerLoss")
         world.held.pop("site.resync").set()
         assert (await ended(vault, job)).state == "Succeeded"
         assert (await vault.items())[0].resynchronizationRequired == "PowerLoss"
@@ -406,7 +406,11 @@ async def test_somebody_elses_vm_of_that_name_is_never_replaced(tmp_path: Path) 
 
 async def test_the_vault_is_what_each_role_expects_of_it(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
-        faces: tuple[VaultApi, ApplierReports, VaultLink] = (vault, vault, vault)  # the type checker is the test
+        faces: tuple[VaultApi, ApplierReports, VaultLink] = (
+            vault,
+            vault.reports,
+            vault.reports,
+        )  # the type checker is the test
         for face, protocol in zip(faces, (VaultApi, ApplierReports, VaultLink), strict=True):
             assert [name for name in vars(protocol) if not name.startswith("_") and not hasattr(face, name)] == []
 

@@ -21,7 +21,7 @@ async def only_item(vault: Vault) -> ProtectedItem:
 async def cycle(world: World, vault: Vault, at_s: float) -> None:
     world.now_ns = START_NS + int(at_s * SECOND_NS)
     position = next(_positions)
-    await vault.point_sent(
+    await vault.reports.point_sent(
         vm="web01", tag_id=str(position), kind="CrashConsistent", name="cycle", position=position, time_ns=world.now_ns
     )  # fmt: skip
 
@@ -56,14 +56,14 @@ async def test_a_recoverable_error_warns_until_replication_recovers(tmp_path: Pa
     async with running(world, tmp_path) as vault:
         await protected(vault)
         for attempt in (1, 2):
-            await vault.replication_error(
+            await vault.reports.replication_error(
                 vm="web01", code="CacheUnreachable", message="no route", recoverable=True, attempt=attempt, next_try_s=60
             )
         item = await only_item(vault)
         assert item.replicationHealth == "Warning"
         (error,) = item.healthErrors
         assert (error.attempt, error.next_try_time) == (2, "2027-01-15T08:01:00.000000Z")
-        await vault.replication_recovered(vm="web01")
+        await vault.reports.replication_recovered(vm="web01")
         assert (await only_item(vault)).replicationHealth == "Normal"
         codes = [event.eventCode for event in await vault.events() if event.eventType == "VmHealth"]
         assert codes == ["ReplicationRecovered", "CacheUnreachable"]  # newest first, an attempt is no event of its own
@@ -72,11 +72,11 @@ async def test_a_recoverable_error_warns_until_replication_recovers(tmp_path: Pa
 async def test_a_point_that_was_sent_ends_an_error_that_a_restarted_agent_does_not_know_of(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        await vault.replication_error(
+        await vault.reports.replication_error(
             vm="web01", code="CacheUnreachable", message="no route", recoverable=True, attempt=1, next_try_s=60
         )
         for position in (100, 200):
-            await vault.point_sent(
+            await vault.reports.point_sent(
                 vm="web01", tag_id=f"t{position}", kind="CrashConsistent", name="n", position=position, time_ns=START_NS
             )
         assert (await only_item(vault)).replicationHealth == "Normal"
@@ -87,7 +87,7 @@ async def test_a_point_that_was_sent_ends_an_error_that_a_restarted_agent_does_n
 async def test_an_error_that_nobody_retries_is_critical(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        await vault.replication_error(
+        await vault.reports.replication_error(
             vm="web01", code="CacheForbidden", message="key refused", recoverable=False, attempt=1, next_try_s=None
         )
         assert (await only_item(vault)).replicationHealth == "Critical"
@@ -100,8 +100,8 @@ async def test_a_refused_part_is_critical_until_that_disk_is_applied_again(tmp_p
     async with running(world, tmp_path) as vault:
         await protected(vault)
         disk_id = world.site["web01"]["os"].disk_id
-        await vault.apply_failed(disk_id=disk_id, code="PartCorrupt", message="checksum", recoverable=False)
-        await vault.replication_recovered(vm="web01")  # the agent's success says nothing about the applier
+        await vault.reports.apply_failed(disk_id=disk_id, code="PartCorrupt", message="checksum", recoverable=False)
+        await vault.reports.replication_recovered(vm="web01")  # the agent's success says nothing about the applier
         assert (await only_item(vault)).replicationHealth == "Critical"
         await world.report(disk_id)
         assert (await only_item(vault)).replicationHealth == "Normal"
@@ -112,7 +112,7 @@ async def test_an_applier_that_waits_for_room_is_a_warning(tmp_path: Path) -> No
     async with running(world, tmp_path) as vault:
         await protected(vault)
         disk_id = world.site["web01"]["os"].disk_id
-        await vault.apply_failed(disk_id=disk_id, code="DiskFull", message="no room", recoverable=True)
+        await vault.reports.apply_failed(disk_id=disk_id, code="DiskFull", message="no room", recoverable=True)
         assert (await only_item(vault)).replicationHealth == "Warning"
         assert (await vault.events())[0].severity == "Warning"
 
@@ -120,11 +120,11 @@ async def test_an_applier_that_waits_for_room_is_a_warning(tmp_path: Path) -> No
 async def test_reports_about_a_vm_that_is_not_protected_are_ignored(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
-        await vault.replication_error(vm="x", code="E", message="m", recoverable=True, attempt=1, next_try_s=1)
-        await vault.resync_required(vm="x", reason="PowerLoss")
-        await vault.replication_recovered(vm="x")
-        await vault.apply_failed(disk_id="d", code="E", message="m", recoverable=False)
-        await vault.applied(watermark=world.mark("d", 1, 5, 5), tags=[])
-        await vault.point_sent(vm="x", tag_id="t", kind="CrashConsistent", name="n", position=1, time_ns=1)
-        assert await vault.watermarks(vm="x") == []
+        await vault.reports.replication_error(vm="x", code="E", message="m", recoverable=True, attempt=1, next_try_s=1)
+        await vault.reports.resync_required(vm="x", reason="PowerLoss")
+        await vault.reports.replication_recovered(vm="x")
+        await vault.reports.apply_failed(disk_id="d", code="E", message="m", recoverable=False)
+        await vault.reports.applied(watermark=world.mark("d", 1, 5, 5), tags=[])
+        await vault.reports.point_sent(vm="x", tag_id="t", kind="CrashConsistent", name="n", position=1, time_ns=1)
+        assert await vault.reports.watermarks(vm="x") == []
         assert await vault.events() == []

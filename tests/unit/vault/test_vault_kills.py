@@ -129,7 +129,7 @@ async def test_tags_reported_before_a_kill_count_after_it(tmp_path: Path) -> Non
         world.managed[second.disk_id] = world.mark(second.disk_id, 1, cut.position, 20)
         await world.report(second.disk_id, cut)
         assert [point.name for point in await vault.points(vm="web01")] == ["split", "first"]
-        assert {mark.complete_position for mark in await vault.watermarks(vm="web01")} == {cut.position}
+        assert {mark.complete_position for mark in await vault.reports.watermarks(vm="web01")} == {cut.position}
 
 
 async def test_a_role_that_is_away_for_a_moment_is_waited_for(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -181,12 +181,12 @@ async def test_a_refused_part_ends_the_wait_of_the_initial_replication(tmp_path:
         job = await vault.enable_protection(vm="web01", interval_s=30)
         await reach(world, "site.initial_replication")
         disk_id = world.site["web01"]["os"].disk_id
-        await vault.apply_failed(disk_id=disk_id, code="PartCorrupt", message="part 3: checksum", recoverable=False)
+        await vault.reports.apply_failed(disk_id=disk_id, code="PartCorrupt", message="part 3: checksum", recoverable=False)
         job = await ended(vault, job)
         assert (job.state, job.errors[0].code) == ("Failed", "PartCorrupt")
         (item,) = await vault.items()
         assert (item.protectionState, item.replicationHealth) == ("InitialReplicationFailed", "Critical")
-        assert await vault.replicating_disks() == [disk_id]
+        assert await vault.reports.replicating_disks() == [disk_id]
         world.apply = True
         await vault.enable_protection(vm="web01", interval_s=30)
         await idle(vault)
@@ -206,4 +206,4 @@ async def test_giving_up_protection_cancels_a_wait_that_would_never_end(tmp_path
         assert (gone.state, gone.stateDescription) == ("Succeeded", "CompletedWithInformation")
         assert (await vault.job(name=job.name)).state == "Cancelled"
         assert await vault.items() == []
-        assert not await vault.may_replicate(vm="web01")
+        assert not await vault.reports.may_replicate(vm="web01")

@@ -165,4 +165,4 @@ async def check_resting(vault: Vault, world: World) -> None:
         if shown.activeLocation == RECOVERY and shown.protectionState != ProtectionState.COMMIT_TO_PRIMARY_FAILED:
             assert len(world.azure["web01"]) == 2  # what runs the workload is never removed before commit
         if shown.activeLocation == RECOVERY:
-            assert not await vault.may_replicate(vm="web01")
+            assert not await vault.reports.may_replicate(vm="web01")

@@ -105,9 +105,9 @@ async def test_warnings_of_a_recovered_vm_stay_its_own_when_it_is_renamed(tmp_pa
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
-        await vault.vm_disk_changed(vm="web01", disk="os", what="it was cut")
+        await vault.reports.vm_disk_changed(vm="web01", disk="os", what="it was cut")
         await ended(vault, await vault.rename_vm(vm="web01", name="web02"))
-        await vault.vm_disk_changed(vm="web02", disk="os", what="it was cut")
+        await vault.reports.vm_disk_changed(vm="web02", disk="os", what="it was cut")
         (item,) = await vault.items()
         assert [error.errorCode for error in item.healthErrors] == ["ImageChanged"], "one, under the new name"
         await ended(vault, await vault.unplanned_failover(vm="web02", point="LatestProcessed"))
@@ -142,8 +142,8 @@ async def test_a_protected_vm_is_renamed_with_everything_that_refers_to_it(tmp_p
         assert len(await vault.jobs()) == jobs_before + 1
         assert {event.affectedObject for event in await vault.events()} == {"web02"}
         assert [vm.name for vm in await vault.list_vms()] == ["web02"]
-        assert await vault.may_replicate(vm="web02")
-        assert not await vault.may_replicate(vm="web01")
+        assert await vault.reports.may_replicate(vm="web02")
+        assert not await vault.reports.may_replicate(vm="web01")
         await ended(vault, await vault.unplanned_failover(vm="web02", point="Latest"))
         await ended(vault, await vault.rename_vm(vm="web02", name="web03"))
         assert (sorted(world.site), sorted(world.azure)) == (["web03"], ["web03"])
@@ -208,7 +208,7 @@ async def test_while_a_vm_is_renamed_its_agent_may_replicate_under_either_name(t
 
         async def called(name: str) -> None:
             if name == "site.rename_vm":
-                asked.extend([await vault.may_replicate(vm="web01"), await vault.may_replicate(vm="web02")])
+                asked.extend([await vault.reports.may_replicate(vm="web01"), await vault.reports.may_replicate(vm="web02")])
             await real(name)
 
         world.called = called  # type: ignore[method-assign]

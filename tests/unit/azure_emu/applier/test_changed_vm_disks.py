@@ -104,8 +104,8 @@ async def test_it_is_a_warning_and_an_event_until_the_vm_is_gone(tmp_path: Path)
     async with running(World(), tmp_path) as vault:
         await failed_over(vault)
         for _ in range(2):
-            await vault.vm_disk_changed(vm="web01-test", disk="os", what="os.top was cut")
-        await vault.vm_disk_changed(vm="nobody", disk="os", what="nothing")
+            await vault.reports.vm_disk_changed(vm="web01-test", disk="os", what="os.top was cut")
+        await vault.reports.vm_disk_changed(vm="nobody", disk="os", what="nothing")
         (item,) = await vault.items()
         assert item.replicationHealth == "Warning"
         (error,) = item.healthErrors

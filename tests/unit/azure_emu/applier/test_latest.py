@@ -70,20 +70,20 @@ class Reports:
 
     async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
         assert self._world.vault is not None
-        return await self._world.vault.applied(watermark=watermark, tags=tags)
+        return await self._world.vault.reports.applied(watermark=watermark, tags=tags)
 
     async def store_older(self, *, watermark: Watermark) -> None:
         raise AssertionError(watermark)
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
         assert self._world.vault is not None
-        await self._world.vault.apply_failed(disk_id=disk_id, code=code, message=message, recoverable=recoverable)
+        await self._world.vault.reports.apply_failed(disk_id=disk_id, code=code, message=message, recoverable=recoverable)
 
     async def account_seen(
         self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
     ) -> None:
         assert self._world.vault is not None
-        await self._world.vault.account_seen(
+        await self._world.vault.reports.account_seen(
             disk_id=disk_id, waiting_bytes=waiting_bytes, skipped=skipped, skipped_count=skipped_count
         )
 
@@ -112,7 +112,7 @@ class Provider(FakeProvider):
             disk.put_tag(tag)
             world.cache.hold([disk.close_log()])
         cut = CutInfo(vm=vm, **tag.model_dump())
-        await world.vault.point_sent(**cut.model_dump())
+        await world.vault.reports.point_sent(**cut.model_dump())
         if world.apply:
             await world.process()
         return cut

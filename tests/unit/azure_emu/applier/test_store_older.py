@@ -63,8 +63,8 @@ async def test_nothing_is_applied_to_an_older_store_before_a_resync(
 
 async def marked(world: World, disk_id: str, mark: Watermark) -> None:
     assert world.vault is not None
-    assert await world.vault.applied(watermark=mark, tags=[]) is not None
-    await world.vault.store_older(watermark=mark)
+    assert await world.vault.reports.applied(watermark=mark, tags=[]) is not None
+    await world.vault.reports.store_older(watermark=mark)
 
 
 async def test_an_older_store_is_critical_an_event_and_a_resync_that_is_due(tmp_path: Path) -> None:
@@ -98,7 +98,9 @@ async def test_a_report_that_came_late_is_no_older_store(tmp_path: Path) -> None
         await protected(vault)
         disk_id = world.site["web01"]["os"].disk_id
         before = world.managed[disk_id]
-        await vault.applied(watermark=before.model_copy(update={"log_seq": before.log_seq + 5}), tags=[])
-        assert await vault.applied(watermark=before, tags=[]) is not None, "only the store's owner knows that it is older"
+        await vault.reports.applied(watermark=before.model_copy(update={"log_seq": before.log_seq + 5}), tags=[])
+        assert await vault.reports.applied(watermark=before, tags=[]) is not None, (
+            "only the store's owner knows that it is older"
+        )
         (item,) = await vault.items()
         assert (item.replicationHealth, item.resynchronizationRequired) == ("Normal", None)
