@@ -18,7 +18,7 @@ from siterig.rpc import directory, server
 from siterig.supervisor.launch import QUICK_RETRIES
 
 QUICK_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
-"""For a rig whose replication interval is shorter than any official one."""
+"""The delays of a rig whose replication interval is shorter than any official one."""
 
 
 async def run(

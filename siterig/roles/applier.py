@@ -1,4 +1,4 @@
-"""The recovery side's data mover: parts from the cache account into managed disks."""
+"""The applier of the recovery side: it applies parts from the cache account to managed disks."""
 
 from __future__ import annotations
 

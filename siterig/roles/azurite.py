@@ -11,7 +11,7 @@ from siterig.roles.entry import Health, run_role
 
 
 async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
-    """Serve until cancelled; ready means that the container for replication is there."""
+    """Serve until cancelled; ready means that the container for replication exists."""
     async with trio.open_nursery() as nursery:
         azurite = await nursery.start(run_azurite, layout.azurite, layout.keys)
         health.probe = azurite.check

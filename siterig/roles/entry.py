@@ -1,4 +1,4 @@
-"""The frame of every role's process: die with the parent, report readiness, answer health checks, end on SIGTERM."""
+"""The common part of every role's process: readiness, health checks, the end on SIGTERM or with its parent."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ from siterig.supervisor.process import HealthAnswer, Readiness
 from siterig.supervisor.process_log import log_to_stderr
 
 
-class Health:
-    """A role's health (:class:`siterig.blockfs.core.waits.RoleHealth`): the waits that it registers, and what its frame
-    finds.
+class Health(RoleHealth):
+    """The health of a role: the waits that it registers, and the use of file descriptors.
 
-    ``probe``: asks what the role serves, if that is a process of its own; ``RigError`` if it does not answer.
+    ``probe`` asks a process that the role serves, if there is one, and raises ``RigError`` if it does not answer.
     """
 
     def __init__(self) -> None:
@@ -37,13 +36,12 @@ class Health:
         self.probe: Callable[[], Awaitable[None]] | None = None
 
     async def report(self) -> list[Wait]:
-        """Implements :class:`siterig.blockfs.core.waits.RoleHealth`."""
         if self.probe is not None:
             await self.probe()
-        self._look_for_descriptors()
+        self._check_descriptors()
         return self.waits.list()
 
-    def _look_for_descriptors(self) -> None:
+    def _check_descriptors(self) -> None:
         try:
             os.close(os.dup(2))
         except OSError as error:
@@ -56,13 +54,13 @@ class Health:
 
 
 class RoleWork(Protocol):
-    """A role: runs until cancelled; ``started`` means that it answers calls."""
+    """The work of a role: it runs until cancelled; ``started`` means that it answers calls."""
 
     async def __call__(self, layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None: ...
 
 
-async def until_told(work: RoleWork, layout: Layout, channel_fd: int) -> None:
-    """Run ``work`` until SIGTERM or SIGINT; report its readiness, then answer health checks."""
+async def run_until_signal(work: RoleWork, layout: Layout, channel_fd: int) -> None:
+    """Run ``work`` until SIGTERM or SIGINT; report readiness, then answer health checks."""
     health = Health()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
@@ -78,7 +76,7 @@ async def until_told(work: RoleWork, layout: Layout, channel_fd: int) -> None:
 
 
 async def answer_checks(health: RoleHealth, channel_fd: int) -> None:
-    """Answer the parent's health checks (:mod:`siterig.supervisor.process`) until cancelled; closes the channel then."""
+    """Answer the parent's health checks (:mod:`siterig.supervisor.process`) until cancelled, then close the channel."""
     async with trio.lowlevel.FdStream(channel_fd) as channel:
         async for questions in channel:
             for _ in range(questions.count(b"\n")):
@@ -87,18 +85,19 @@ async def answer_checks(health: RoleHealth, channel_fd: int) -> None:
                 except RigError as error:
                     answer = HealthAnswer(problem=error.message)
                 await channel.send_all(json_text(answer).encode() + b"\n")
-        await trio.sleep_forever()  # the parent has gone, and this process ends with it
+        await trio.sleep_forever()  # the parent has ended, and this process ends with it
 
 
 def report(fd: int, readiness: Readiness) -> None:
-    """Write the first line to the parent."""
+    """Write the first line to the parent: ready, or the error."""
     os.write(fd, json_text(readiness).encode() + b"\n")
 
 
 def run_role(work: RoleWork, *, holds_keys: bool = False) -> None:
     """Run a role with the arguments ``DIR [OPTION ...] CHANNEL_FD PARENT_PID`` of this process.
 
-    ``holds_keys``: it has a secret in its memory."""
+    ``holds_keys``: the process has a secret in its memory.
+    """
     folder, channel_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[-2]), int(sys.argv[-1])
     die_with_parent(parent_pid)
     forbid_core_dumps(holds_keys=holds_keys)
@@ -108,13 +107,13 @@ def run_role(work: RoleWork, *, holds_keys: bool = False) -> None:
     log_to_stderr(layout.log("").parent)
     try:
         allow_many_files()
-        trio.run(until_told, work, layout, channel_fd)
+        trio.run(run_until_signal, work, layout, channel_fd)
     except (RigError, ExceptionGroup) as error:
         failure = unwrap_rig_error(error)
         if failure is None:
             raise
         structlog.get_logger().error("role_failed", code=failure.code, reason=failure.message)
-        # If it had been ready before, the channel is closed.
+        # If the role was ready before, the channel is closed.
         with contextlib.suppress(OSError):
             report(channel_fd, Readiness(code=failure.code, message=failure.message, recoverable=failure.recoverable))
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""What the two disk hosts, site and azure, have in common."""
+"""The common part of the two disk hosts, site and azure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def host_disks(
 
 
 async def clear_stale(mount: Path) -> None:
-    """Take away what a killed predecessor left: guests on a dead mount can only be cut off."""
+    """Release the mounts of a killed predecessor; guests on a dead mount lose their disks."""
     log = structlog.get_logger()
     for line in [*await cleanup.release_guests(mount), *await cleanup.unmount_stale(mount)]:
         log.info("leftover_removed", action=line)

@@ -1,4 +1,4 @@
-"""The site's disk host: the source VMs' disks as files, every write to them in a change log."""
+"""The disk host of the site: the disks of source VMs as files; a change log has every write."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Giving back what a rig holds on this host, by what the kernel shows and never by memory.
+"""Releases everything that a rig holds on this host: mounts, loop devices and processes.
 
-Right after any kill, therefore, of the supervisor too: mounts, loop devices and processes are looked up in
-``/proc`` and sysfs.
+They are found in ``/proc`` and sysfs, never by a record of the rig, so this also works right after a kill of the supervisor.
 """
 
 from __future__ import annotations
@@ -20,21 +19,27 @@ _KILL_TIMEOUT_S = 10.0
 
 
 def mounts_below(prefix: Path) -> list[Path]:
-    """Mount points at or below ``prefix``, the newest first."""
+    """Return the mount points at or below ``prefix``, the newest first."""
     found = [Path(point) for _, _, point in hostmounts.mounts()]
     return [point for point in reversed(found) if point.is_relative_to(prefix)]
 
 
 async def release_guests(prefix: Path) -> list[str]:
-    """Unmount and detach all that uses disks below ``prefix``; ``VmBusy`` names who holds one."""
+    """Unmount and detach everything that uses disks below ``prefix``.
+
+    Returns:
+        One line for each action.
+    Raises:
+        RigError: ``VmBusy`` names the process that holds a disk.
+    """
     return await hostmounts.release_below(prefix)
 
 
 async def unmount_stale(prefix: Path) -> list[str]:
-    """Take away every mount at or below ``prefix``; nobody serves them any more.  Says what was done."""
+    """Unmount every mount at or below ``prefix``, whose servers have ended; return one line for each action."""
     done = []
     for point in mounts_below(prefix):
-        # Lazily: a process that stands in a dead mount cannot be helped by waiting for it.
+        # Lazily: waiting does not help a process whose working directory is in a dead mount.
         result = await trio.run_process(
             ["umount", "--no-canonicalize", "--lazy", str(point)], capture_stderr=True, check=False, start_new_session=True
         )
@@ -45,7 +50,7 @@ async def unmount_stale(prefix: Path) -> list[str]:
 
 
 def _processes_of(layout: Layout) -> list[tuple[int, str]]:
-    """(process id, command) of every role of this rig, and of the Azurite that it started."""
+    """Return (process id, command) of every role of this rig, and of the Azurite that it started."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -79,9 +84,12 @@ async def _kill_strays(layout: Layout) -> list[str]:
 
 
 async def clear(layout: Layout) -> list[str]:
-    """After the supervisor is gone: end left-over roles, give back guests' mounts and loop devices, and our mounts.
+    """End the roles that a supervisor left, and release guests' mounts, loop devices and the rig's own mounts.
 
-    The caller holds the rig's lock.  Says what it did; nothing to do is an empty list.
+    The caller holds the rig's lock.
+
+    Returns:
+        One line for each action; an empty list if there was nothing to do.
     """
     done = await _kill_strays(layout)
     done += await release_guests(layout.root)

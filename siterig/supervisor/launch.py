@@ -1,4 +1,4 @@
-"""Starting a rig's supervisor, and ending a rig, from another process."""
+"""Starts the supervisor of a rig, and ends a rig, from another process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import trio
 
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.vault.context.roles import role_error
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import doctor
@@ -31,7 +32,7 @@ from siterig.supervisor.process import last_line, open_log
 
 END_TIMEOUT_S = 90.0
 HUNG_END_TIMEOUT_S = 15.0
-"""For a supervisor that did not answer within its deadline, ``ASKED_MAX`` times."""
+"""The limit for a supervisor that did not answer within its deadline, ``ASKED_MAX`` times."""
 ASKED_MAX = 3
 KILL_TIMEOUT_S = 10.0
 QUICK_RETRIES = "--quick-retries"
@@ -40,12 +41,12 @@ UNTIL_EOF = "--until-eof"
 
 @dataclass
 class Launched:
-    """The supervisor as the child that it is of this process."""
+    """A supervisor that is a child of this process."""
 
     popen: subprocess.Popen[bytes]
 
     async def end(self) -> None:
-        """End the rig whatever its guests do, and wait; not to be cancelled.  No-op if it has ended."""
+        """End the rig even if guests use it, and wait; cannot be cancelled.  Does nothing if the rig has ended."""
         with trio.CancelScope(shield=True):
             self.popen.terminate()
             await trio.to_thread.run_sync(self.popen.wait)
@@ -76,14 +77,20 @@ async def up(
     limits: Limits | None = None,
     announce: Callable[[str, str], None] = lambda _role, _state: None,
 ) -> Launched:
-    """Start the rig and wait until every role is ready; on failure nothing is left running, and of a new rig nothing at all.
+    """Start the rig and wait until every role is ready.
 
-    ``announce(role, state)`` is called as roles get ready, and of a new rig that fails with what their logs said last.
-    With ``until_eof`` the rig ends when this process does, however it ends.  ``quick_retries``: the agent tries again after
-    seconds instead of minutes.
-    ``fuse_options``: how the disks are served, and ``limits`` of them all, until it is down.
-    ``AlreadyUp``, ``StateVersion``, ``NotARig``, or what a role failed with.  What this machine lacks is found before
-    anything is made or started (:func:`siterig.cli.doctor.require_fit`).
+    If that fails, nothing is left running, and a new rig is removed.  Requirements that this machine lacks are reported
+    before anything is made or started (:func:`siterig.cli.doctor.require_fit`).
+
+    Args:
+        layout: the rig.
+        until_eof: the rig ends when this process ends, in any way.
+        quick_retries: the agent retries after seconds instead of minutes.
+        front_end: the way in which the disks are served.
+        limits: the limits of all disks, until the rig is down.
+        announce: called with (role, state) as roles become ready, and with the last lines of the logs if a new rig fails.
+    Raises:
+        RigError: ``AlreadyUp``, ``StateVersion``, ``NotARig``, or the error with which a role failed.
     """
     check_socket_path(layout.socket("supervisor"))
     check_format(layout)
@@ -99,10 +106,10 @@ async def up(
             until_eof=until_eof,
             quick_retries=quick_retries,
             words=[*(fuse_options or FuseOptions()).words(), *(limits or Limits()).words()],
-            tells_logs=is_new,
+            reports_logs=is_new,
         )
     except BaseException as error:
-        # If another process has it up, it was that one's new rig.
+        # With AlreadyUp the new rig belongs to another process.
         if is_new and not (isinstance(error, RigError) and error.code == Code.AlreadyUp):
             with trio.CancelScope(shield=True):
                 await new_rig.remove(layout, had_folder=had_folder)
@@ -116,7 +123,7 @@ async def _launch(
     until_eof: bool,
     quick_retries: bool,
     words: list[str],
-    tells_logs: bool,
+    reports_logs: bool,
 ) -> Launched:
     report_r, report_w = os.pipe2(os.O_CLOEXEC)
     try:
@@ -144,14 +151,14 @@ async def _launch(
             await _await_up(layout, reports, note)
     except BaseException as error:
         await launched.end()
-        if tells_logs and isinstance(error, RigError):
-            new_rig.tell_logs(layout, starting or ["supervisor"], announce)
+        if reports_logs and isinstance(error, RigError):
+            new_rig.report_logs(layout, starting or ["supervisor"], announce)
         raise
     return launched
 
 
 async def _already_up(layout: Layout) -> RigError:
-    """``AlreadyUp``, with what is wrong with the roles of the rig that is up."""
+    """Return ``AlreadyUp`` with the errors of the roles of the running rig."""
     error = already_up(layout.lock)
     roles: list[RoleStatus] = []
     with contextlib.suppress(RigError):
@@ -175,31 +182,31 @@ async def _await_up(layout: Layout, reports: trio.lowlevel.FdStream, announce: C
 
 
 def is_up(layout: Layout) -> bool:
-    """True if a supervisor holds the rig's lock.  To look is in nobody's way."""
+    """Return True if a supervisor holds the rig's lock; does not take the lock."""
     return is_locked(layout.lock)
 
 
 def _send(layout: Layout, number: signal.Signals) -> None:
-    """Send a signal to the supervisor; nothing happens if it has ended."""
+    """Send a signal to the supervisor; do nothing if it has ended."""
     if is_up(layout):
         with contextlib.suppress(ProcessLookupError, ValueError):
             os.kill(int(layout.lock.read_text()), number)
 
 
 async def _ended(layout: Layout, limit_s: float) -> bool:
-    """Wait until no supervisor holds the lock; whether that is so."""
-    with trio.move_on_after(limit_s):
-        # The kernel's own wait for a lock would hold up a thread that nothing can end, and there is no descriptor of the
-        # supervisor to wait for: another process may have started it.
-        while is_up(layout):  # noqa: ASYNC110
-            await trio.sleep(0.05)
+    """Wait until no supervisor holds the lock; return True if it is free within the limit."""
+    with SYSTEM_CLOCK.move_on_after(limit_s):
+        # A wait for the lock in the kernel would block a thread that cannot be cancelled.  There is no descriptor of the
+        # supervisor to wait for either: another process may have started it.
+        while is_up(layout):
+            await SYSTEM_CLOCK.sleep(0.05)
     return not is_up(layout)
 
 
 async def _stop_supervisor(layout: Layout) -> list[str]:
-    """End the supervisor with its roles; says what was done.  ``VmBusy``.
+    """End the supervisor with its roles; return one line for each action (``VmBusy``).
 
-    One that does not answer is starting, or ending already, or hangs.  It is killed if it does not end by itself.
+    A supervisor that does not answer is starting, ending or hanging.  It is killed if it does not end by itself.
     """
     supervisor = directory.supervisor(layout)
     limit_s = END_TIMEOUT_S
@@ -220,7 +227,7 @@ async def _stop_supervisor(layout: Layout) -> list[str]:
 
 
 async def _wait_for_answer(supervisor: SupervisorControl) -> None:
-    """``RoleUnavailable`` if it does not answer, also when it is asked again: the call that ends it has no deadline."""
+    """Raise ``RoleUnavailable`` if it does not answer ``ASKED_MAX`` times; the call that ends it has no deadline."""
     for asked in range(1, ASKED_MAX + 1):
         try:
             await supervisor.status()
@@ -232,10 +239,14 @@ async def _wait_for_answer(supervisor: SupervisorControl) -> None:
 
 
 async def down(layout: Layout) -> list[str]:
-    """End the rig and clear all it holds on this host; also when its supervisor was killed.  Says what was done.
+    """End the rig and release all it holds on this host, also if its supervisor was killed.
 
-    ``VmBusy``: a guest's mount is in use, the rig stays up.  A rig that is down already is fine.  A supervisor that does
-    not answer is killed.
+    A supervisor that does not answer is killed.  A rig that is down already is no error.
+
+    Returns:
+        One line for each action.
+    Raises:
+        RigError: ``VmBusy`` if a guest's mount is in use; then the rig stays up.
     """
     restored = restore_state(layout)
     check_format(layout)

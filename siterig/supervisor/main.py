@@ -1,6 +1,6 @@
 """The supervisor's process: ``python -m siterig.core.quick_start siterig.supervisor.main DIR [OPTION ...] REPORT_FD``.
 
-It is made by :mod:`siterig.supervisor.launch`, outlives it (unless ``--until-eof``), and holds the rig's lock.
+:mod:`siterig.supervisor.launch` starts it.  It outlives that process (unless ``--until-eof``) and holds the rig's lock.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ ROLES: dict[str, tuple[str, ...]] = {
     "applier": ("azurite",),
     "agent": ("azurite", "site"),
 }
-"""Each role and those it needs to get ready; all else is waited for where it is asked for."""
+"""Each role, and the roles that must be ready before its first start.  For other roles it waits when it calls them."""
 
 
 _HOST_OPTIONS = (*fuse_options.OPTIONS, *limits.OPTIONS)
 OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,)}
-"""The rig's options that a role is told; each is one word, perhaps with a value behind ``=``."""
+"""The options of the rig that a role receives; each is one word, some with a value after ``=``."""
 
 
 def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
-    """The roles of Hyper-V to Azure without VMM."""
+    """Return the roles of replication from Hyper-V to Azure without VMM."""
     root = str(layout.root)
 
-    def told(role: str) -> list[str]:
+    def options_of(role: str) -> list[str]:
         return [option for option in options if option.partition("=")[0] in OPTIONS.get(role, ())]
 
     return [
-        RoleSpec(name, (*quick_start.command(f"siterig.roles.{name}"), root, *told(name)), needs, answers_checks=True)
+        RoleSpec(name, (*quick_start.command(f"siterig.roles.{name}"), root, *options_of(name)), needs, answers_checks=True)
         for name, needs in ROLES.items()
     ]
 
@@ -72,13 +72,13 @@ async def _end_on_signal(cancel: Callable[[], None], *, task_status: trio.TaskSt
             cancel()
 
 
-async def _supervise(layout: Layout, tell: Callable[[dict[str, object]], None], options: list[str]) -> None:
+async def _supervise(layout: Layout, report: Callable[[dict[str, object]], None], options: list[str]) -> None:
     specs = role_specs(layout, options)
     vault = directory.role_reports(layout)
     supervisor = Supervisor(
         layout,
         specs,
-        announce=lambda role, state: tell({"role": role, "state": state}),
+        announce=lambda role, state: report({"role": role, "state": state}),
         report=lambda roles: vault.report_roles(roles=roles),
     )
     for line in await cleanup.clear(layout):
@@ -93,18 +93,18 @@ async def _supervise(layout: Layout, tell: Callable[[dict[str, object]], None], 
             nursery.cancel_scope.cancel()
 
         await nursery.start(run)
-        tell({"up": True})
+        report({"up": True})
 
 
 def main() -> None:
-    """Lock, clear what a killed rig left behind, and supervise."""
+    """Lock the rig, release everything that a killed rig left, and supervise."""
     layout, options, report_fd = Layout(Path(sys.argv[1])), sys.argv[2:-1], int(sys.argv[-1])
     os.set_inheritable(report_fd, False)
     os.umask(PRIVATE_UMASK)
     log_to_stderr(layout.log("").parent)
 
-    def tell(what: dict[str, object]) -> None:
-        # Who started us may have gone; the rig is up nevertheless.
+    def report(what: dict[str, object]) -> None:
+        # The process that started the rig may have ended; the rig is up nevertheless.
         with contextlib.suppress(BrokenPipeError):
             os.write(report_fd, json.dumps(what).encode() + b"\n")
 
@@ -112,15 +112,15 @@ def main() -> None:
         allow_many_files()
         forbid_core_dumps(holds_keys=False)
         check_format(layout)
-        take_lock(layout.lock)  # held to the very end: whoever gets it next finds no process of ours
+        take_lock(layout.lock)  # held to the end of this process: the next holder finds no process of this rig
         create(layout)
-        trio.run(_supervise, layout, tell, options)
+        trio.run(_supervise, layout, report, options)
     except (RigError, ExceptionGroup) as error:
         failure = unwrap_rig_error(error)
         if failure is None:
             raise
         structlog.get_logger().error("supervisor_failed", code=failure.code, reason=failure.message)
-        tell({"error": error_body(failure)})
+        report({"error": error_body(failure)})
         sys.exit(1)
 
 

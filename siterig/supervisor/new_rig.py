@@ -1,7 +1,7 @@
-"""A rig whose first start failed: it never came up, so nothing of it stays but what its logs said last.
+"""Removes a rig whose first start failed; only the last lines of its logs are shown.
 
-Fault contract: nothing is removed of a rig that was up once, nor of one that another process has up, or takes up meanwhile.
-A kill in between leaves a folder that ``siterig up`` goes on from or ``siterig down`` clears.
+Fault contract: nothing is removed of a rig that was up once, nor of one that another process has started meanwhile.  After a
+kill during the removal a folder stays; ``siterig up`` continues with it, and ``siterig down`` clears it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from siterig.supervisor import cleanup
 from siterig.supervisor.process import last_lines
 
 LINES_SHOWN = 10
-"""Of each log."""
+"""The number of lines of each log that are shown."""
 _log = structlog.get_logger(__name__)
 
 
 def is_new(layout: Layout) -> bool:
-    """Nothing is in its folder, but perhaps the lock of a first start that was cut off."""
+    """Return True if the rig's folder is missing or has at most the lock of an interrupted first start."""
     return not layout.root.is_dir() or {entry.name for entry in layout.root.iterdir()} <= {layout.lock.name}
 
 
-def tell_logs(layout: Layout, names: list[str], tell: Callable[[str, str], None]) -> None:
-    """Call ``tell(name, line)`` with the last lines of these logs, which :func:`remove` takes away."""
+def report_logs(layout: Layout, names: list[str], report: Callable[[str, str], None]) -> None:
+    """Call ``report(name, line)`` with the last lines of these logs, which :func:`remove` deletes."""
     for name in names:
         for line in last_lines(layout.log(name), LINES_SHOWN):
-            tell(name, f"its log said: {line}")
+            report(name, f"its log said: {line}")
 
 
 async def remove(layout: Layout, *, had_folder: bool) -> None:
-    """Remove all that was made of the rig; its folder too, unless it was there before.
+    """Remove all files of the rig, and its folder unless it existed before.
 
-    Anything that is still in use, or mounted, stays, and is written to the log of this process.
+    Files that are still in use or mounted stay; the log of this process names the reason.
     """
     try:
         lock = take_lock(layout.lock, waits=False)

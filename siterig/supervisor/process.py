@@ -1,9 +1,9 @@
-"""One child process that reports when it is ready, answers health checks, and dies with its parent.
+"""A child process that reports when it is ready, answers health checks, and dies with its parent.
 
-The channel between both is a pair of sockets made before the child starts.  So a health check needs no file descriptor,
-no listening socket and no free place in a queue of the child: it is answered also when all these are used up.
-Parent to child: one empty line, the question.  Child to parent: one line of JSON each, first :class:`Readiness`, then a
-:class:`HealthAnswer` for each question.
+Parent and child share a pair of sockets that is made before the child starts.  A health check therefore needs no free file
+descriptor, listening socket or queue of the child: it is answered also when all of these are exhausted.  The parent sends
+one empty line, the question.  The child sends lines of JSON: first :class:`Readiness`, then a :class:`HealthAnswer` for each
+question.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import BinaryIO
 import trio
 from pydantic import BaseModel, ValidationError
 
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
@@ -34,7 +35,7 @@ _LOG_TAIL_BYTES = 4096
 
 
 class Readiness(BaseModel):
-    """A child's first line on the channel: it is ready, or why it is not."""
+    """The first line of a child: it is ready, or the error with which it failed."""
 
     code: str | None = None
     message: str = ""
@@ -42,19 +43,19 @@ class Readiness(BaseModel):
 
 
 class HealthAnswer(BaseModel):
-    """A child's answer to a health check: what it waits for, and why what it serves does not answer (None: it does)."""
+    """The answer of a child to a health check: its waits, and the problem of the program that it serves, if any."""
 
     waits: list[Wait] = []
     problem: str | None = None
 
 
 def open_log(log: Path) -> BinaryIO:
-    """Open a log to append to it; it is made if it is missing, for this user alone."""
+    """Open a log to append to it; a missing log is made, readable for this user only."""
     return os.fdopen(safe_files.open_file(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not blank, also if the log was just rotated; empty if there is none."""
+    """Return the last line of a log that is not blank, also right after a rotation; empty if there is none."""
     for file in (log, former_log(log)):
         with contextlib.suppress(FileNotFoundError):
             for line in reversed(_tail(file)):
@@ -64,7 +65,7 @@ def last_line(log: Path) -> str:
 
 
 def last_lines(log: Path, count: int) -> list[str]:
-    """The last lines of a log that are not blank, at most so many; none if there is no log."""
+    """Return the last ``count`` lines of a log that are not blank; an empty list if there is no log."""
     try:
         return [line.strip() for line in _tail(log) if line.strip()][-count:]
     except FileNotFoundError:
@@ -88,7 +89,7 @@ def _ending(returncode: int) -> str:
 
 
 class Child:
-    """A started process.  Made in the supervisor's main thread: PDEATHSIG follows the thread that forks."""
+    """A started process.  The supervisor's main thread makes it, because PDEATHSIG is bound to the thread that forks."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
         self.name = name
@@ -96,7 +97,7 @@ class Child:
         ours, theirs = socket.socketpair()
         try:
             with open_log(log) as output:
-                # Its own session: a Ctrl-C at the terminal is for the supervisor to handle, in order.
+                # A session of its own: only the supervisor handles a Ctrl-C at the terminal.
                 self._popen = subprocess.Popen(
                     [*command, str(theirs.fileno()), str(os.getpid())],
                     stdin=subprocess.DEVNULL,
@@ -115,33 +116,37 @@ class Child:
         self._received = b""
         self._asking = trio.Lock()
         self._asked = False
-        """A question was sent and not answered yet: another one would only fill the channel."""
+        """True while a question has no answer; another question would only fill the channel."""
         self.pid = self._popen.pid
         self._pidfd = os.pidfd_open(self.pid)
 
     async def ready(self) -> None:
-        """Wait until it reports so; else an error with its reason, or with how it ended and its log's last line."""
+        """Wait until the child reports that it is ready.
+
+        Raises:
+            RigError: the error that it reported, or ``RoleFailed`` with its exit status and the last line of its log.
+        """
         line: bytes | None = None
-        with trio.move_on_after(READY_TIMEOUT_S) as patience:
+        with SYSTEM_CLOCK.move_on_after(READY_TIMEOUT_S) as patience:
             line = await self._line()
         if patience.cancelled_caught:
             raise RigError(
                 Code.RoleFailed, f"role {self.name} was not ready after {READY_TIMEOUT_S:g} s: {last_line(self._log)}"
             )
         try:
-            said = Readiness.model_validate_json(line or b"")
+            report = Readiness.model_validate_json(line or b"")
         except ValidationError:
             ending = _ending(await self.wait())
             raise RigError(Code.RoleFailed, f"role {self.name} did not start ({ending}): {last_line(self._log)}") from None
-        if said.code is not None:
+        if report.code is not None:
             raise RigError(
-                Code.of(said.code), f"role {self.name} did not start: {said.message}", recoverable=said.recoverable
+                Code.of(report.code), f"role {self.name} did not start: {report.message}", recoverable=report.recoverable
             )
 
     async def health(self) -> HealthAnswer:
-        """Ask how it is; waits for as long as it does not answer, so give it a deadline.  A child that ends never answers.
+        """Ask for the health of the child; the caller sets a deadline, because a hung or ended child never answers.
 
-        It may be cancelled at any time: the answer is then taken by the next call.
+        The call can be cancelled at any time; the next call then receives the answer.
         """
         async with self._asking:
             if not self._asked:
@@ -160,7 +165,7 @@ class Child:
             return HealthAnswer(problem="its answer to the health check cannot be read")
 
     async def _line(self) -> bytes | None:
-        """The next line that it wrote; None if it closed the channel."""
+        """Return the next line of the child; None if it closed the channel."""
         while b"\n" not in self._received:
             try:
                 data = await self._channel.receive_some()
@@ -173,37 +178,37 @@ class Child:
         return line
 
     async def wait(self) -> int:
-        """Wait for its end; the return code as of ``subprocess``."""
+        """Wait for the end of the child; return its code in the form of ``subprocess``."""
         if self._popen.returncode is None:
             await trio.lowlevel.wait_readable(self._pidfd)
         return self._popen.wait()
 
     async def ending(self) -> str:
-        """Wait for its end, and say in words how it was, with the last line of the log."""
+        """Wait for the end of the child; return its exit status or signal in words, with the last line of the log."""
         how = _ending(await self.wait())
         return f"{how}: {last_line(self._log)}".removesuffix(": ")
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal; nothing happens if it has ended."""
+        """Send a signal; do nothing if the child has ended."""
         self._popen.send_signal(number)
 
     async def end(self) -> None:
-        """SIGTERM, and SIGKILL if it has not ended in time.  Not to be cancelled: a child must not be left behind."""
+        """End the child with SIGTERM, after ``TERM_TIMEOUT_S`` with SIGKILL; cannot be cancelled, so no child is left."""
         with trio.CancelScope(shield=True):
             self.send(signal.SIGTERM)
-            with trio.move_on_after(TERM_TIMEOUT_S):
+            with SYSTEM_CLOCK.move_on_after(TERM_TIMEOUT_S):
                 await self.wait()
             self.send(signal.SIGKILL)
             await self.wait()
 
     async def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
+        """Kill the child with SIGKILL and wait for its end."""
         with trio.CancelScope(shield=True):
             self.send(signal.SIGKILL)
             await self.wait()
 
     async def close(self) -> None:
-        """Give back the descriptors; the process has ended."""
+        """Close the descriptors of a child that has ended."""
         await self._channel.aclose()
         if self._pidfd >= 0:
             os.close(self._pidfd)

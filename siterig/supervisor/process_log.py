@@ -1,7 +1,7 @@
-"""The log of a role or of the supervisor: bounded in size, and without the same line again and again.
+"""The log of a role or of the supervisor: bounded in size, without repetitions of one line.
 
-A process writes its own log, ``log/NAME.log``.  Beyond ``LOG_BYTES_MAX`` the file becomes ``NAME.log.1``, in place of the
-one before, and a new one is begun.  So each log takes at most about twice that.
+A process writes its own log, ``log/NAME.log``.  A file of more than ``LOG_BYTES_MAX`` is renamed to ``NAME.log.1``, in place
+of the former one, and a new file begins.  So each log takes at most about twice that size.
 """
 
 from __future__ import annotations
@@ -12,33 +12,32 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO, cast
 
 import structlog
 
+from siterig.blockfs.core.clock import SECOND_NS, SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.printable import printable
 from siterig.blockfs.files import safe_files
 
 LOG_BYTES_MAX = 4 << 20
 REPEAT_S = 60.0
-"""A line that is the same as one before, but for its time, is written once in so long."""
+"""A line that differs from an earlier one only in its time is written at most once in this time."""
 _REMEMBERED_MAX = 256
 _NOT_COMPARED = frozenset({"exc_info", "stack_info"})
 
 
 def former_log(log: Path) -> Path:
-    """The file that was the log before the last rotation."""
+    """Return the file that was the log before the last rotation."""
     return log.with_name(f"{log.name}.1")
 
 
 class RotatingLog(io.TextIOBase):
-    """Standard error without a buffer, rotated if it is the file ``log`` (None: it is not).
+    """Standard error without a buffer, rotated if it is the file ``log`` (None: it is no log).
 
-    A line for which the disk has no room is dropped: it must not end a role.
+    A line for which the disk has no room is dropped, because it must not end a role.
     """
 
     def __init__(self, log: Path | None) -> None:
@@ -59,7 +58,7 @@ class RotatingLog(io.TextIOBase):
         try:
             fd = safe_files.open_file(new, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except OSError:
-            if size > 2 * LOG_BYTES_MAX:  # no descriptor is left for a new file: better no history than a full disk
+            if size > 2 * LOG_BYTES_MAX:  # no descriptor is left for a new file: lose the history, not the disk space
                 os.ftruncate(2, 0)
             raise
         try:
@@ -72,17 +71,21 @@ class RotatingLog(io.TextIOBase):
 
 
 class Repeats:
-    """A processor of structlog that drops repeated lines, and counts them in the next one that it lets through."""
+    """A processor of structlog that drops repeated lines; the next line that passes has their number."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
         self._seen: OrderedDict[tuple[tuple[str, str], ...], tuple[float, int]] = OrderedDict()
 
     def __call__(self, _logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        """``structlog.DropEvent`` if the same was written within ``REPEAT_S``."""
+        """Pass an event on, or drop it.
+
+        Raises:
+            structlog.DropEvent: the same line was written within ``REPEAT_S``.
+        """
         compared = sorted((key, repr(value)) for key, value in event.items() if key not in _NOT_COMPARED)
         key = (("level", method), *compared)
-        now = self._clock()
+        now = self._clock.monotonic_ns() / SECOND_NS
         at, dropped = self._seen.get(key, (-REPEAT_S, 0))
         if now - at < REPEAT_S and key in self._seen:
             self._seen[key] = (at, dropped + 1)
@@ -97,7 +100,7 @@ class Repeats:
 
 
 class _ToStructlog(logging.Handler):
-    """Lines of libraries that use the standard library's logging: bounded in the same way."""
+    """Passes the lines of libraries that use the standard library's logging to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logger = structlog.get_logger()
@@ -105,12 +108,12 @@ class _ToStructlog(logging.Handler):
 
 
 def _escaped(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Names and messages from outside cannot begin a line of their own in the log, or draw on a terminal that shows it."""
+    """Escape texts, so that names from outside cannot begin a line of the log or control a terminal that shows it."""
     return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def log_to_stderr(folder: Path) -> None:
-    """Send everything that this process logs to its standard error, and bound that if it is a file in ``folder``."""
+    """Send the log of this process to its standard error; rotate it if it is a file in ``folder``."""
     target = Path("/proc/self/fd/2").readlink()
     file = RotatingLog(target if target.parent == folder else None)
     structlog.configure(

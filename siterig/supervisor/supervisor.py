@@ -1,15 +1,14 @@
 """The supervisor: starts the roles, each after those it needs, keeps them running, and ends them all.
 
-Fault contract: it may be killed at any moment.  Its roles die with it (PDEATHSIG); mounts and loop devices stay, and the
-next ``up`` or ``down`` finds them by what the kernel shows (:mod:`siterig.supervisor.cleanup`).  The lock on ``DIR/lock``
-goes with the process, so that a stale process id is never believed.
+Fault contract: it can be killed at any moment.  Its roles die with it (PDEATHSIG); mounts and loop devices stay, and the
+next ``up`` or ``down`` finds them in the kernel's lists (:mod:`siterig.supervisor.cleanup`).  The lock on ``DIR/lock`` ends
+with the process, so a stale process id is never believed.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import trio
 
 from siterig.azure_emu.contracts.reports import RoleState, RoleStatus
 from siterig.azure_emu.vault.context.roles import role_error
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from siterig.core.paths import Layout
@@ -34,9 +34,9 @@ DEATHS_WINDOW_S = 60.0
 BACKOFF_FIRST_S = 0.2
 CHECK_EVERY_S = 2.0
 ANSWER_S = 2.0
-"""A role that does not answer two health checks in a row within this time each is hung."""
+"""A role that does not answer two health checks in a row, each within this time, is hung."""
 STATUS_ANSWER_S = 1.5
-"""``status`` asks every role again, and calls one hung that does not answer within this time."""
+"""``status`` asks every role again; a role that does not answer within this time is reported as hung."""
 REPORT_EVERY_S = 3.0
 
 _log = structlog.get_logger(__name__)
@@ -44,23 +44,23 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class RoleSpec:
-    """A role and the command that runs it; two arguments are added: readiness descriptor, parent's process id."""
+    """A role and its command, to which the readiness descriptor and the parent's process id are added."""
 
     name: str
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
-    """Roles that must be ready before this one is started for the first time."""
+    """Roles that must be ready before the first start of this one."""
     answers_checks: bool = False
     """True if it answers health checks (:mod:`siterig.supervisor.process`)."""
 
 
 @dataclass
 class _Role:
-    """A role as it is now.  Only the role's own task changes ``child``; all else may change the rest."""
+    """The current state of a role.  Only the role's own task changes ``child``; other tasks can change the rest."""
 
     spec: RoleSpec
-    wall_ns: Callable[[], int]
-    tell: Callable[[], None]
+    clock: Clock
+    on_change: Callable[[], None]
     """Called after each change of the state or the waits."""
     state: RoleState = "waiting"
     since_ns: int = 0
@@ -69,30 +69,30 @@ class _Role:
     detail: str = ""
     waits: list[Wait] = field(default_factory=list)
     unanswered: int = 0
-    """Health checks in a row that it did not answer; the first of them was sent at ``silent_ns``."""
+    """The number of health checks in a row without an answer; the first one was sent at ``silent_ns``."""
     silent_ns: int = 0
     hold: bool = False
     killed: bool = False
-    """The supervisor killed it on purpose: that death does not count."""
+    """True if the supervisor killed it on purpose; that end does not count as a failure."""
     deaths: deque[float] = field(default_factory=deque)
     changed: trio.Event = field(default_factory=trio.Event)
     wake: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
-        self.since_ns = self.wall_ns()
+        self.since_ns = self.clock.wall_ns()
 
     def enter(self, state: RoleState, detail: str = "", *, since_ns: int | None = None) -> None:
         if state != self.state:
-            self.since_ns = self.wall_ns() if since_ns is None else since_ns
+            self.since_ns = self.clock.wall_ns() if since_ns is None else since_ns
         self.state, self.detail = state, detail
         if state not in ("ready", "hung"):
             self.waits, self.unanswered = [], 0
-        self._tell()
+        self._changed()
 
-    def _tell(self) -> None:
+    def _changed(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
-        self.tell()
+        self.on_change()
 
     def answered(self, waits: list[Wait]) -> None:
         self.unanswered = 0
@@ -101,7 +101,7 @@ class _Role:
             self.enter("ready")
         elif self.waits != waits:
             self.waits = waits
-            self._tell()
+            self._changed()
 
     def did_not_answer(self, asked_ns: int, problem: str | None, *, times: int) -> None:
         if not self.unanswered:
@@ -128,10 +128,10 @@ class _Role:
 
 
 class Supervisor(SupervisorControl):
-    """Implements :class:`SupervisorControl`.
+    """The supervisor of one rig.
 
     ``announce(role, state)`` is called for each step of the start.  ``report(roles)`` sends the states of all roles to the
-    vault; one that fails or takes too long is followed by the next.
+    vault; a report that fails is not repeated, the next one replaces it.
     """
 
     def __init__(
@@ -141,13 +141,13 @@ class Supervisor(SupervisorControl):
         *,
         announce: Callable[[str, str], None] = lambda _role, _state: None,
         report: Callable[[list[RoleStatus]], Awaitable[None]] | None = None,
-        wall_ns: Callable[[], int] = time.time_ns,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._layout = layout
-        self._wall_ns = wall_ns
+        self._clock = clock
         self._report = report
         self._news = trio.Event()
-        self._roles = {spec.name: _Role(spec, wall_ns, self._tell_of_news) for spec in specs}
+        self._roles = {spec.name: _Role(spec, clock, self._wake_reporter) for spec in specs}
         self._announce = announce
         self._role_tasks = trio.CancelScope()
         self._role_tasks_ended = trio.Event()
@@ -155,9 +155,9 @@ class Supervisor(SupervisorControl):
         self._finished = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run the rig until :meth:`stop_all`, or until cancelled; in any case nothing is left running or mounted.
+        """Run the rig until :meth:`stop_all` or until cancelled; at the end nothing is left running or mounted.
 
-        ``started`` means that every role is ready.  A role that fails to start ends it all.
+        ``started`` means that every role is ready.  If a role fails to start, the rig ends.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -187,16 +187,16 @@ class Supervisor(SupervisorControl):
 
     async def _check_often(self, role: _Role) -> None:
         while True:
-            await trio.sleep(CHECK_EVERY_S)
+            await self._clock.sleep(CHECK_EVERY_S)
             await self._check(role, ANSWER_S)
 
     async def _check(self, role: _Role, limit_s: float, *, times: int = 1) -> None:
-        """One health check of a role that runs; one that is not answered in time counts ``times`` times."""
-        child, asked_ns = role.child, self._wall_ns()
+        """Make one health check of a running role; a check without an answer in time counts ``times`` times."""
+        child, asked_ns = role.child, self._clock.wall_ns()
         if child is None or role.state not in ("ready", "hung"):
             return
         answer = None
-        with trio.move_on_after(limit_s):
+        with self._clock.move_on_after(limit_s):
             answer = await child.health()
         if role.child is not child or role.state not in ("ready", "hung"):
             return  # it ended meanwhile
@@ -205,7 +205,7 @@ class Supervisor(SupervisorControl):
         else:
             role.answered(answer.waits)
 
-    def _tell_of_news(self) -> None:
+    def _wake_reporter(self) -> None:
         self._news.set()
 
     async def _report_often(self, report: Callable[[list[RoleStatus]], Awaitable[None]]) -> None:
@@ -215,7 +215,7 @@ class Supervisor(SupervisorControl):
                 await report([role.status() for role in self._roles.values()])
             except RigError as error:
                 _log.debug("role_states_not_reported", reason=error.message)
-            with trio.move_on_after(REPORT_EVERY_S):
+            with self._clock.move_on_after(REPORT_EVERY_S):
                 await self._news.wait()
 
     async def _first_start(self, role: _Role) -> None:
@@ -228,7 +228,7 @@ class Supervisor(SupervisorControl):
         await server.serve(services, self._layout.socket("supervisor"), until=self._finished.wait, task_status=task_status)
 
     async def _start(self, role: _Role) -> None:
-        """Start once; ``RigError`` if it does not get ready."""
+        """Start the role once; raise ``RigError`` if it does not become ready."""
         name = role.spec.name
         role.enter("starting")
         self._announce(name, "starting")
@@ -245,7 +245,7 @@ class Supervisor(SupervisorControl):
         _log.info("role_ready", role=name, pid=child.pid)
 
     async def _supervise_role(self, role: _Role) -> None:
-        """Look after a started role for as long as the rig is up."""
+        """Restart a started role after each end, for as long as the rig is up."""
         while True:
             if role.child is not None:
                 ending = await role.child.ending()
@@ -258,13 +258,13 @@ class Supervisor(SupervisorControl):
                 await self._after_death(role, error.message)
 
     async def _after_death(self, role: _Role, reason: str) -> None:
-        """Returns when the role is to be started again."""
+        """Wait until the role is to be started again."""
         _log.warning("role_ended", role=role.spec.name, reason=reason, on_purpose=role.killed)
         if not role.killed:
             role.restarts += 1
-            role.deaths.append(trio.current_time())
+            role.deaths.append(self._clock.trio_time_s())
         role.killed = False
-        while role.deaths and role.deaths[0] < trio.current_time() - DEATHS_WINDOW_S:
+        while role.deaths and role.deaths[0] < self._clock.trio_time_s() - DEATHS_WINDOW_S:
             role.deaths.popleft()
         role.wake = trio.Event()
         if len(role.deaths) >= DEATHS_MAX and not role.hold:
@@ -273,7 +273,7 @@ class Supervisor(SupervisorControl):
         elif not role.hold:
             role.enter("restarting", reason)
             if role.deaths:
-                with trio.move_on_after(BACKOFF_FIRST_S * 2 ** (len(role.deaths) - 1)):
+                with self._clock.move_on_after(BACKOFF_FIRST_S * 2 ** (len(role.deaths) - 1)):
                     await role.wake.wait()
         while role.hold:
             role.wake = trio.Event()
@@ -286,7 +286,6 @@ class Supervisor(SupervisorControl):
         return self._roles[name]
 
     async def status(self) -> RigStatus:
-        """The state of every role; one that does not answer now is called hung."""
         async with trio.open_nursery() as nursery:
             for role in self._roles.values():
                 if role.spec.answers_checks:
@@ -295,13 +294,11 @@ class Supervisor(SupervisorControl):
         return RigStatus(folder=str(self._layout.root), pid=os.getpid(), roles=roles)
 
     async def wait_for_steady_state(self, *, name: str) -> RoleStatus:
-        """Wait until the role is neither starting nor about to be started."""
         role = self._role(name)
         await role.wait_for_state("ready", "hung", "held", "failed", "stopped")
         return role.status()
 
     async def kill_role(self, *, name: str, hold: bool = False) -> RoleStatus:
-        """SIGKILL, whatever it is doing."""
         role = self._role(name)
         role.hold = hold
         child = role.child
@@ -311,12 +308,11 @@ class Supervisor(SupervisorControl):
             while role.child is child:
                 await role.changed.wait()
         elif hold and role.state in ("restarting", "failed"):
-            role.wake.set()  # it is down already: its task holds it instead of starting it
+            role.wake.set()  # it is down already; its task now holds it instead of starting it
             await role.wait_for_state("held")
         return role.status()
 
     async def start_role(self, *, name: str) -> RoleStatus:
-        """Start what is held or has failed; ``RoleHung`` for a role that runs and does not answer."""
         role = self._role(name)
         role.hold = False
         if role.state != "ready":
@@ -331,13 +327,12 @@ class Supervisor(SupervisorControl):
         return role.status()
 
     async def stop_all(self) -> list[str]:
-        """End the rig; refused while a guest's mount is busy."""
         done = await self._end_all(force=False)
         self._finished.set()
         return done
 
     async def _end_all(self, *, force: bool) -> list[str]:
-        """Guests' mounts first, for they need the disks' servers; then the roles, the last one started first."""
+        """Release the guests' mounts, which need the disk servers, and then end the roles, the last started first."""
         async with self._stopping:
             done: list[str] = []
             cut_off = False
@@ -352,14 +347,14 @@ class Supervisor(SupervisorControl):
             await self._role_tasks_ended.wait()
             for role in reversed(self._roles.values()):
                 if role.child is not None:
-                    # A disk host that ended in order would take its mount away from under the busy guests, whose loop
-                    # devices then no longer show what they belong to.  One that is killed leaves it in place.
+                    # A disk host that ends cleanly would unmount below the busy guests, and their loop devices would no
+                    # longer show to which disk they belong.  A killed one leaves its mount in place.
                     await (role.child.kill() if cut_off else role.child.end())
                     await role.child.close()
                     role.child = None
                     done.append(f"ended {role.spec.name}")
                 role.enter("stopped")
-            # Without their servers, what is still mounted can only be taken away lazily.
+            # Mounts without a server can only be unmounted lazily.
             done += await cleanup.release_guests(self._layout.root)
             done += await cleanup.unmount_stale(self._layout.root)
             for line in done:

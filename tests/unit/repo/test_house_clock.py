@@ -40,9 +40,6 @@ NOT_CONVERTED = {
     "siterig.scenarios.drill.drill_loss",
     "siterig.scenarios.drill.drill_run",
     "siterig.scenarios.workloads.ledger",
-    "siterig.supervisor.launch",
-    "siterig.supervisor.process_log",
-    "siterig.supervisor.supervisor",
 }
 """Modules that do not take a clock yet.  Remove what is converted; add nothing."""
 

@@ -16,7 +16,6 @@ PENDING: dict[str, set[str]] = {
     },
     "azure_emu": {
         "azure_emu/storage",
-        "azure_emu/vault",
         "azure_emu/vault/context",
         "azure_emu/vault/db",
         "azure_emu/vault/inventory",
@@ -57,8 +56,6 @@ PENDING: dict[str, set[str]] = {
         "siterig/cli/commands",
         "siterig/core",
         "siterig/images",
-        "siterig/roles",
-        "siterig/supervisor",
         "siterig/testing",
     },
     "tests": {

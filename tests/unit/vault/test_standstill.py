@@ -312,7 +312,7 @@ async def test_a_part_that_was_sent_again_to_no_avail_makes_a_resync_due_and_the
         assert await asked("b") is None
         assert await asked("a") == "PartUnusable"
         event = next(event for event in await vault.events() if event.eventCode == "ResynchronizationRequired")
-        assert event.description == ("VM 'web01' needs a resync: PartUnusable: part a was sent again and is still unusable")
+        assert event.description == "VM 'web01' needs a resync: PartUnusable: part a was sent again and is still unusable"
         await ended(vault, await vault.resync(vm="web01"))
         assert (await vault.items())[0].resynchronizationRequired is None
 

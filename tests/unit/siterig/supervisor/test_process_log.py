@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import structlog
 
+from siterig.blockfs.core.clock import SECOND_NS
 from siterig.core.process_setup import FILES_MIN
 from siterig.supervisor import process_log
 from siterig.supervisor.process import last_line
 from siterig.supervisor.process_log import REPEAT_S, Repeats, RotatingLog, former_log
+from tests.support.clocks import FakeClock
 
 WRITE = """
 import logging, sys
@@ -90,15 +92,8 @@ def test_the_last_line_is_found_behind_a_rotation(tmp_path: Path) -> None:
     assert last_line(tmp_path / "none.log") == ""
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_a_repeated_line_is_counted_and_written_once_in_a_while() -> None:
-    clock = Clock()
+    clock = FakeClock()
     repeats = Repeats(clock)
     event = {"event": "waiting", "vm": "web01"}
     assert repeats(None, "info", dict(event)) == event
@@ -107,7 +102,7 @@ def test_a_repeated_line_is_counted_and_written_once_in_a_while() -> None:
             repeats(None, "info", dict(event))
     assert repeats(None, "warning", dict(event)) == event  # another level
     assert repeats(None, "info", event | {"vm": "web02"}) == event | {"vm": "web02"}
-    clock.now += REPEAT_S
+    clock.advance_ns(int(REPEAT_S) * SECOND_NS)
     assert repeats(None, "info", dict(event)) == event | {"repeated": 3}
 
 
