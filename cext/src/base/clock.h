@@ -12,13 +12,13 @@ static inline uint64_t sr_clock_ns(clockid_t clock)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Never goes back: for durations. */
+/* CLOCK_MONOTONIC, for durations. */
 static inline uint64_t sr_now_ns(void)
 {
 	return sr_clock_ns(CLOCK_MONOTONIC);
 }
 
-/* Since 1970: for people. */
+/* Time since 1970, for people. */
 static inline uint64_t sr_time_of_day_ns(void)
 {
 	return sr_clock_ns(CLOCK_REALTIME);

@@ -1,4 +1,4 @@
-/* CRC32C with the processor's instruction where there is one, else slicing by 8. */
+/* CRC32C with the processor's instruction if it has one, otherwise slicing by 8. */
 #include "base/siterig.h"
 
 #include <string.h>
@@ -25,7 +25,7 @@ static uint32_t crc_portable(uint32_t c, const uint8_t *p, size_t n)
 	while (n >= 8) {
 		uint64_t word;
 		memcpy(&word, p, 8);
-		word ^= c; /* little endian only, as is the rest of the on-disk format */
+		word ^= c; /* little endian only, like the rest of the on-disk format */
 		c = 0;
 		for (int k = 0; k < 8; k++)
 			c ^= table[7 - k][(word >> (8 * k)) & 0xff];
@@ -40,10 +40,10 @@ static uint32_t crc_portable(uint32_t c, const uint8_t *p, size_t n)
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-/* The instruction takes three cycles and one can start in each: three lanes side by side are three times as fast.  A
- * lane's length fits a 4 KiB payload (3 * 1344 + 64). */
+/* The instruction takes three cycles and one can start in each cycle: three parallel lanes are three times as fast.
+ * Three lanes fit a 4 KiB payload (3 * 1344 + 64). */
 enum { LANE_BYTES = 1344 };
-static uint64_t over_one_lane, over_two_lanes; /* x^(8 * bytes - 33) mod P: carries a CRC over so many bytes of zeros */
+static uint64_t over_one_lane, over_two_lanes; /* x^(8 * bytes - 33) mod P: extends a CRC by that many zero bytes */
 
 static uint64_t power_of_x(unsigned n)
 {
@@ -66,7 +66,7 @@ static inline uint64_t word_at(const uint8_t *p)
 	return word;
 }
 
-/* crc * power is one short of what the instruction's own x^32 makes of it: hence the 33. */
+/* The product of two reflected values is one bit short, and the instruction multiplies it by x^32: hence the 33. */
 __attribute__((target("sse4.2,pclmul"))) static inline uint32_t carry_over(uint64_t crc, uint64_t power)
 {
 	__m128i product = _mm_clmulepi64_si128(_mm_cvtsi64_si128((long long)crc), _mm_cvtsi64_si128((long long)power), 0);

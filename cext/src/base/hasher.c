@@ -1,7 +1,7 @@
 /* Keyed tags of disk chunks.
  *
- * A resync compares two sides at one time under a key drawn afresh, so a tag needs to be almost universal, not
- * collision free: AES-GMAC, which libcrypto does at memory-like speed.  The nonce is the chunk's index.
+ * A resync compares two sides at one time under a new random key. So a tag needs to be almost universal, not collision
+ * free: AES-GMAC, which libcrypto computes at memory-like speed. The nonce is the chunk's index.
  */
 #define _GNU_SOURCE
 #include "base/siterig.h"
@@ -19,7 +19,7 @@ int sr_is_zero(const void *data, size_t bytes)
 	for (size_t i = 0; i < head; i++)
 		if (p[i])
 			return 0;
-	/* the first 16 bytes are zero: the rest is if each byte equals the one 16 before it */
+	/* the first 16 bytes are zero: all are zero if each byte equals the byte 16 before it */
 	return bytes <= 16 || memcmp(p, p + 16, bytes - 16) == 0;
 }
 
@@ -59,7 +59,7 @@ int sr_chunk_tag(const uint8_t key[SR_KEY_BYTES], uint64_t index, const void *da
 	return rc;
 }
 
-/* Fill `buf` from the file; past the end: zeros.  Returns 0 or -errno. */
+/* Fill `buf` from the file, with zeros past its end. Returns 0 or -errno. */
 static int read_chunk(int fd, uint8_t *buf, size_t bytes, off_t at)
 {
 	size_t got = 0;
@@ -83,7 +83,7 @@ int sr_chunk_tags_fd(int fd, const uint8_t key[SR_KEY_BYTES], size_t chunk_bytes
 {
 	EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
 	uint8_t *buf = malloc(chunk_bytes);
-	off_t next_data = -1; /* where the next data starts, as far as SEEK_DATA told */
+	off_t next_data = -1; /* start of the next data, as far as SEEK_DATA has found it */
 	int rc = 0;
 
 	if (!ctx || !buf) {
@@ -95,7 +95,7 @@ int sr_chunk_tags_fd(int fd, const uint8_t key[SR_KEY_BYTES], size_t chunk_bytes
 		if (next_data < at) {
 			next_data = lseek(fd, at, SEEK_DATA);
 			if (next_data < 0)
-				/* ENXIO: only holes to the end.  Anything else: no hole support, read on. */
+				/* ENXIO: only holes up to the end. Any other error: no support for holes, so read. */
 				next_data = errno == ENXIO ? INT64_MAX : at;
 		}
 		if (next_data >= at + (off_t)chunk_bytes) {

@@ -16,7 +16,7 @@ void sr_io_set_hook(sr_io_hook_fn hook)
 	__atomic_store_n(&io_hook, hook, __ATOMIC_RELEASE);
 }
 
-/* The last failure of a call in this thread: only for the text of the error, which Python makes in the same thread. */
+/* The last failed call of this thread, for the text of the error, which Python makes in the same thread. */
 static __thread int failed_fd = -1, failed_with;
 
 static int64_t failed(int fd, int64_t rc)
@@ -37,7 +37,7 @@ static int64_t ask(int op, int fd, int64_t offset, int64_t bytes, const struct i
 	return hook ? hook(op, fd, offset, bytes, iov, iovs) : 0;
 }
 
-/* How many bytes the file has there, of so many; or -errno. */
+/* Read as many of the bytes as the file has; returns their number or -errno. */
 static int64_t read_there(int fd, char *buf, int64_t bytes, int64_t offset)
 {
 	int64_t got = 0;
@@ -82,7 +82,7 @@ int sr_io_read_cached(int fd, void *buf, int64_t bytes, int64_t offset)
 	return ask(SR_IO_READ, fd, offset, bytes, NULL, 0) == 0 && preadv2(fd, &whole, 1, offset, RWF_NOWAIT) == bytes;
 }
 
-/* Take `done` bytes off the front of the vectors; returns how many vectors are left. */
+/* Remove `done` bytes from the front of the vectors; returns the number of remaining vectors. */
 static int advance(struct iovec **iov, int iovs, size_t done)
 {
 	while (iovs > 0 && done >= (*iov)->iov_len) {
@@ -107,7 +107,7 @@ static int64_t write_all(int fd, const struct iovec *given, int iovs, int64_t by
 		int64_t room = bytes - done;
 		int used = 0;
 		size_t cut = 0;
-		for (; used < iovs && room > 0; used++) { /* cut the last vector that is reached */
+		for (; used < iovs && room > 0; used++) { /* shorten the last vector that is reached */
 			cut = iov[used].iov_len;
 			if ((int64_t)cut > room)
 				iov[used].iov_len = (size_t)room;
@@ -168,7 +168,7 @@ void sr_io_expect_random(int fd)
 
 void sr_io_start_sync(int fd)
 {
-	(void)sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* an error is left for the sync to find */
+	(void)sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* the sync reports errors */
 }
 
 int sr_io_sync(int fd)
@@ -195,7 +195,7 @@ int sr_io_resize(int fd, int64_t bytes)
 
 static int write_zeros(int fd, int64_t offset, int64_t bytes)
 {
-	static char zeros[ZERO_STEP_BYTES]; /* not const: it takes no room in the file */
+	static char zeros[ZERO_STEP_BYTES]; /* not const: it takes no space in the program file */
 	while (bytes > 0) {
 		int64_t step = bytes < ZERO_STEP_BYTES ? bytes : ZERO_STEP_BYTES;
 		int64_t done = sr_io_write(fd, zeros, step, offset);

@@ -10,19 +10,20 @@
 #include <sys/stat.h>
 #include <ucontext.h>
 
-static _Thread_local sigjmp_buf *volatile way_out; /* while this thread loads */
+static _Thread_local sigjmp_buf *volatile way_out; /* set while this thread loads */
 static struct sigaction others;
 
-/* The maps, for a handler that takes no lock.  A slot is free while `end` is 0, which is stored last, and taken back first. */
+/* The maps, for a signal handler that takes no lock. A slot is free while `end` is 0; `end` is stored last and
+ * cleared first. */
 enum { MAPS_MAX = 65536, PAGE_BYTES = 4096 };
 static struct slot {
 	uintptr_t begin, end;
 	int lost;
 } slots[MAPS_MAX];
-static unsigned slots_used; /* no slot from here on was ever taken */
+static unsigned slots_used; /* slots from here on were never used */
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* Memory in the place of what the file has lost: 1 if the store can be done again. */
+/* Put memory in the place of a lost part of the file; 1 if the store can be repeated. */
 static int replace_lost(uintptr_t at)
 {
 	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, rights = PROT_READ | PROT_WRITE;
@@ -32,7 +33,7 @@ static int replace_lost(uintptr_t at)
 		uintptr_t end = __atomic_load_n(&slots[i].end, __ATOMIC_ACQUIRE), begin = slots[i].begin;
 		if (at < begin || at >= end)
 			continue;
-		__atomic_store_n(&slots[i].lost, 1, __ATOMIC_RELEASE); /* before any store goes there */
+		__atomic_store_n(&slots[i].lost, 1, __ATOMIC_RELEASE); /* before any store goes to that memory */
 		if (mmap((void *)begin, end - begin, rights, flags, -1, 0) != MAP_FAILED)
 			return 1;
 		return mmap((void *)(at / PAGE_BYTES * PAGE_BYTES), PAGE_BYTES, rights, flags, -1, 0) != MAP_FAILED;
@@ -42,7 +43,7 @@ static int replace_lost(uintptr_t at)
 
 static void on_bus_error(int number, siginfo_t *info, void *context)
 {
-	if (way_out) { /* which does not pass where the signals that are held back meanwhile would be let through again */
+	if (way_out) { /* the jump skips the return of the handler, which would unblock the signals again */
 		pthread_sigmask(SIG_SETMASK, &((const ucontext_t *)context)->uc_sigmask, NULL);
 		siglongjmp(*way_out, 1);
 	}
@@ -50,8 +51,8 @@ static void on_bus_error(int number, siginfo_t *info, void *context)
 	errno = before;
 	if (replaced)
 		return;
-	sigaction(SIGBUS, &others, NULL); /* it comes again at once, to whom it was for before */
-	if (info->si_code <= 0) /* but one that was sent does not */
+	sigaction(SIGBUS, &others, NULL); /* the fault repeats at once, for the previous handler */
+	if (info->si_code <= 0) /* a signal that was sent does not repeat */
 		raise(number);
 }
 
@@ -118,7 +119,7 @@ void sr_map_close(struct sr_map *map)
 	if (!map->at)
 		return;
 	pthread_mutex_lock(&slots_lock);
-	__atomic_store_n(&slots[map->slot].end, 0, __ATOMIC_RELEASE); /* first: others may be given the room at once */
+	__atomic_store_n(&slots[map->slot].end, 0, __ATOMIC_RELEASE); /* first: the kernel may reuse the addresses at once */
 	pthread_mutex_unlock(&slots_lock);
 	munmap(map->at, map->bytes);
 	map->at = NULL;

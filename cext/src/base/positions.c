@@ -48,7 +48,7 @@ void sr_positions_free(struct sr_positions *positions)
 	free(positions);
 }
 
-/* The file has `at_least`, or more. */
+/* Raise the counter in the file to at least `at_least`. */
 static void raise_to(uint64_t *newest, uint64_t at_least)
 {
 	uint64_t value = __atomic_load_n(newest, __ATOMIC_ACQUIRE);

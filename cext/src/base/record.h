@@ -1,5 +1,5 @@
-/* A change log's segment as it lies in the file (docs/reference/formats/hrl.md): a header, and records.  Little endian, as is every machine
- * that this runs on (crc32c.c). */
+/* The layout of a change log's segment (docs/reference/formats/hrl.md): a header, and records. Little endian, like
+ * every machine that this program runs on (crc32c.c). */
 #ifndef SITERIG_RECORD_H
 #define SITERIG_RECORD_H
 
@@ -11,10 +11,10 @@
 enum sr_record_type { SR_WRITE = 1, SR_ZERO = 2, SR_DISCARD = 3, SR_FLUSH = 4, SR_TAG = 5, SR_RESIZE = 6 };
 
 enum { SR_SEGMENT_HEADER_BYTES = 128, SR_RECORD_HEADER_BYTES = 64 };
-enum { SR_PAYLOAD_BYTES_MAX = 64 << 20 }; /* of a record, and so of a write */
+enum { SR_PAYLOAD_BYTES_MAX = 64 << 20 }; /* of a record, and therefore of a write */
 
-/* Python makes the header (blockfs/changelog/segment.py); the writer fills in `first_seq`, `created_ns`, `disk_size_bytes` and
- * `crc`, which is the seed of the checksums of the segment's records. */
+/* Python creates the header (blockfs/changelog/segment.py). The writer fills in `first_seq`, `created_ns`,
+ * `disk_size_bytes` and `crc`, which is the seed of the checksums of the segment's records. */
 struct segment_header {
 	uint8_t magic[8];
 	uint16_t version, header_bytes;

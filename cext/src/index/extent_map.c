@@ -10,22 +10,22 @@
 #include "index/extent_map_internal.h"
 
 #define NUMBER_MAX ((1ull << 63) - 1)
-#define PENDING_MAX (1u << 20) /* a longer row is merged, unless there are as many extents */
+#define PENDING_MAX (1u << 20) /* more pending changes are merged, unless there are as many extents */
 #define RADIX_BITS 11
 #define LARGE_PAGE_BYTES ((size_t)2 << 20)
-#define LOOK_AHEAD 16 /* what comes soon is fetched from memory before it is needed */
+#define LOOK_AHEAD 16 /* items are prefetched from memory this far ahead */
 
-/* Changes in the order in which they came: an extent each, with all of its pieces. */
+/* Changes in the order of their arrival: one extent each, with all of its pieces. */
 struct sr_extents {
 	struct rows *merged;
 	struct sr_extent_row *pending;
 	size_t pending_count, pending_room;
-	struct rows *base; /* added, and not yet laid under the rest */
+	struct rows *base; /* added, and not yet merged under the rest */
 };
 
 struct item {
 	uint64_t start;
-	uint32_t number; /* of a pending change: a higher one is later */
+	uint32_t number; /* number of a pending change: a higher one is later */
 };
 
 void sr_expect_lookups(void *memory, size_t bytes)
@@ -56,7 +56,7 @@ void sr_rows_put(struct rows *rows)
 		free(rows);
 }
 
-/* Give back the room that turned out not to be needed. */
+/* Free unused space. */
 static struct rows *trimmed(struct rows *rows)
 {
 	struct rows *less = realloc(rows, sizeof(*rows) + rows->count * sizeof(rows->row[0]));
@@ -69,7 +69,7 @@ struct rows *sr_extents_share(struct sr_extents *map)
 	return map->merged;
 }
 
-/* Adds a part of an extent; zeros, and what is of the base, go on where the last row ends. */
+/* Add a part of an extent; zeros and parts of the base extend the last row if they continue it. */
 static inline void emit(struct rows *rows, const struct sr_extent_row *whole, uint64_t start, uint64_t end)
 {
 	struct sr_extent_row part = sr_extent_cut(whole, start, end);
@@ -84,12 +84,12 @@ static inline void emit(struct rows *rows, const struct sr_extent_row *whole, ui
 	rows->row[rows->count++] = part;
 }
 
-/* `top` over `bottom`. */
+/* Lay `top` over `bottom`. */
 static struct rows *lay_over(const struct rows *top, const struct rows *bottom)
 {
-	struct rows *done = new_rows(2 * top->count + bottom->count); /* each above cuts at most one in two */
+	struct rows *done = new_rows(2 * top->count + bottom->count); /* each upper row splits at most one lower row */
 	const struct sr_extent_row *below = bottom->row, *last = below + bottom->count;
-	uint64_t from = 0; /* what lies before has been dealt with */
+	uint64_t from = 0; /* everything before is done */
 
 	if (!done)
 		return NULL;
@@ -111,8 +111,8 @@ static struct rows *lay_over(const struct rows *top, const struct rows *bottom)
 
 /* --- changes in order ---------------------------------------------------------------------------------------- */
 
-/* By start, and those of one start by number; digits in which all are alike cost nothing.  Gives where the sorted
- * ones are. */
+/* Sort by start, then by number; digits that are equal in all items cost nothing. Returns the sorted items, in one
+ * of the two arrays. */
 static struct item *sort_items(struct item *items, struct item *other, size_t count)
 {
 	uint64_t differs = 0;
@@ -139,7 +139,7 @@ static struct item *sort_items(struct item *items, struct item *other, size_t co
 	return items;
 }
 
-/* Changes that reach over where the sweep is, the latest on top. */
+/* Changes that cover the position of the sweep, the latest first. */
 struct heap {
 	uint32_t *numbers;
 	size_t count;
@@ -174,9 +174,9 @@ static void heap_push(struct heap *heap, uint32_t number, const struct sr_extent
 	if (heap->count) {
 		uint32_t top = heap->numbers[0];
 		if (top > number && pending[top].end >= pending[number].end)
-			return; /* hidden to its end */
+			return; /* it is hidden up to its end */
 		if (top < number && pending[top].end <= pending[number].end) {
-			heap->numbers[0] = number; /* hides that one to its end */
+			heap->numbers[0] = number; /* it hides that one up to its end */
 			return;
 		}
 	}
@@ -188,13 +188,13 @@ static void heap_push(struct heap *heap, uint32_t number, const struct sr_extent
 	heap->numbers[at] = number;
 }
 
-/* What is seen of the pending changes, of which later ones hide earlier ones. */
+/* Return the visible parts of the pending changes; later changes hide earlier ones. */
 static struct rows *sweep(const struct sr_extent_row *pending, const struct item *items, size_t count, uint32_t *room)
 {
-	struct rows *seen = new_rows(2 * count); /* each change's start and end begins at most one row */
+	struct rows *seen = new_rows(2 * count); /* the start and the end of each change begin at most one row */
 	struct heap heap = {room, 0};
 	size_t next = 0;
-	uint64_t at = 0, shown_from = 0; /* of `shown`, since the last row */
+	uint64_t at = 0, shown_from = 0; /* start of the part of `shown` that has no row yet */
 	const struct sr_extent_row *shown = NULL;
 
 	if (!seen)
@@ -310,7 +310,7 @@ static int entry_is_valid(const struct sr_entry *entry, uint64_t segment_at, uin
 	       entry->length <= NUMBER_MAX / 4 && piece_at <= NUMBER_MAX / 4;
 }
 
-/* Room for `count` more pending changes. */
+/* Make space for `count` more pending changes. */
 static int pending_room(struct sr_extents *map, size_t count)
 {
 	if (map->pending_count >= PENDING_MAX && map->pending_count >= map->merged->count) {

@@ -1,4 +1,4 @@
-/* How views share a map's rows. */
+/* Sharing of a map's rows between views. */
 #ifndef SITERIG_EXTENT_MAP_INTERNAL_H
 #define SITERIG_EXTENT_MAP_INTERNAL_H
 
@@ -10,14 +10,14 @@ struct rows {
 	struct sr_extent_row row[];
 };
 
-/* The rows of a merged map, for as long as they are not put back. */
+/* Return the rows of a merged map; they stay until sr_rows_put. */
 struct rows *sr_extents_share(struct sr_extents *map);
 void sr_rows_put(struct rows *rows);
 
-/* Of memory that was just allocated: in large pages each look into it is quicker, and so is touching it first. */
+/* Advise the kernel to use large pages for memory that was just allocated: lookups and first accesses are faster. */
 void sr_expect_lookups(void *memory, size_t bytes);
 
-/* The part start .. end of an extent. */
+/* Return the part start .. end of an extent. */
 static inline struct sr_extent_row sr_extent_cut(const struct sr_extent_row *whole, uint64_t start, uint64_t end)
 {
 	struct sr_extent_row part = *whole;

@@ -7,12 +7,12 @@
 #include "base/record.h"
 #include "base/siterig.h"
 
-#define NUMBER_MAX ((1ull << 63) - 1) /* what a signed number of 64 bits holds */
+#define NUMBER_MAX ((1ull << 63) - 1) /* a signed 64-bit number */
 
-/* Room for `more` items of `item` bytes behind `count`, in steps that double. */
+/* Make space for `more` items of `item` bytes after `count`, in steps that double. */
 static int make_room(void **items, size_t count, size_t more, size_t item)
 {
-	size_t had = count ? (size_t)1 << (64 - __builtin_clzll(count)) : 0; /* the least power of two above */
+	size_t had = count ? (size_t)1 << (64 - __builtin_clzll(count)) : 0; /* the smallest power of two above */
 	if (count + more < had)
 		return 0;
 	void *grown = realloc(*items, ((size_t)1 << (64 - __builtin_clzll(count + more))) * item);
@@ -93,8 +93,8 @@ static int add_entry(struct sr_index *index, const struct record *record, uint64
 	return record->type == SR_WRITE ? add_pieces(index, payload, record->offset, record->length) : 0;
 }
 
-/* The disk's size behind the record; the first one that does not fit is noted, and the rest is read on for what is
- * not sound. */
+/* Track the disk's size after the record. The first record that does not fit is recorded; the rest is still checked
+ * for corruption. */
 static void follow_size(struct sr_index *index, const struct record *record)
 {
 	uint64_t end = record->type == SR_RESIZE ? record->length : record->offset + record->length;
@@ -122,7 +122,7 @@ static int add_record(struct sr_index *index, const struct record *record, uint6
 	return add_entry(index, record, at, payload);
 }
 
-/* Whether a sound record begins there. */
+/* Return 1 if a sound record begins there. */
 static int parse(const uint8_t *raw, uint64_t bytes, uint32_t seed, struct record *record)
 {
 	if (bytes < sizeof(*record))
@@ -142,7 +142,7 @@ int sr_index_segment(struct sr_index *index, const void *data, size_t bytes, uin
 	struct record record;
 
 	*index = (struct sr_index){.size_after = size, .next_seq = first_seq};
-	if (bytes > UINT32_MAX) /* or the numbers of its pieces would not fit */
+	if (bytes > UINT32_MAX) /* the numbers of its pieces would not fit */
 		return -EFBIG;
 	for (uint64_t at = SR_SEGMENT_HEADER_BYTES; at < bytes; at += sizeof(record) + record.payload_bytes) {
 		index->is_bad = 1;

@@ -281,7 +281,7 @@ def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(tmp_path: Pat
         export_log(check(row.paths), row.paths[0])
     with pytest.raises(RigError, match="has change logs already"):
         import_log(dm_log(tmp_path), tmp_path, "os")
-    with pytest.raises(RigError, match="touches the first 5120 bytes of a disk; its size is given as 512"):
+    with pytest.raises(RigError, match="writes to byte 5120 of the disk; --size is 512 bytes"):
         import_log(dm_log(tmp_path), tmp_path, "new", size_bytes=512)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "os.000001.hrl"]
 
