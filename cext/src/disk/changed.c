@@ -1,4 +1,4 @@
-/* Files of a disk that somebody else has changed, cut or taken away. */
+/* Files of a disk that another program has changed, truncated or removed. */
 #define _GNU_SOURCE
 #include <errno.h>
 
@@ -49,7 +49,7 @@ void sr_disk_note_log_lost(struct sr_disk *disk)
 
 int64_t sr_disk_excess_bytes(struct sr_disk *disk)
 {
-	pthread_mutex_lock(&disk->lock); /* no resize is half-way */
+	pthread_mutex_lock(&disk->lock); /* no resize is in progress */
 	int64_t excess = sr_layer_excess_bytes(disk->layer);
 	sr_unlock(disk);
 	return excess;

@@ -1,4 +1,5 @@
-/* The change log's writer: records, segments, and what is dirty when the log is given up.  Layout: docs/reference/formats/hrl.md. */
+/* The writer of the change log: records, segments, and dirty chunks after an abandoned log. Layout:
+ * docs/reference/formats/hrl.md. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -13,8 +14,8 @@
 #include "disk/lock.h"
 
 #define DIRTY_FILE_BYTES_MAX (SR_DIRTY_HEADER_BYTES + SR_DISK_BYTES_MAX / SR_CHUNK_BYTES / 8)
-/* In the dirty file, behind what its header's checksum covers: the state word; the number of the newest segment that has a
- * header; when the disk's file was last changed, as of the last sync. */
+/* In the dirty file, after the part that its header's checksum covers: the state word; the number of the newest
+ * segment with a header; the time of the last change of the disk's file at the last sync. */
 #define STATE_OFFSET 64
 #define NEWEST_OFFSET 72
 #define MTIME_OFFSET 80
@@ -40,7 +41,7 @@ static struct segment *new_segment(int fd, uint64_t number, uint64_t first_seq, 
 	return segment;
 }
 
-/* Fill in what only the writer knows and write the header; gives the seed of the segment's records. */
+/* Fill in the fields that only the writer knows, and write the header; returns the seed of the segment's records. */
 static int write_header(struct log *log, int fd, uint64_t first_seq, uint32_t *seed)
 {
 	struct segment_header *header = &log->header;
@@ -54,7 +55,8 @@ static int write_header(struct log *log, int fd, uint64_t first_seq, uint32_t *s
 	return done == SR_SEGMENT_HEADER_BYTES ? 0 : -ENOSPC;
 }
 
-/* After its header: a kill leaves a number that is there.  Without it nothing would tell that the newest one was deleted. */
+/* Record the newest segment's number, after its header: a kill leaves the number of an existing segment. Without it,
+ * the deletion of the newest segment would not be detected. */
 static void note_newest(struct log *log)
 {
 	__atomic_store_n((uint64_t *)(void *)(log->dirty.at + NEWEST_OFFSET), log->current->info.number, __ATOMIC_RELEASE);
@@ -74,7 +76,7 @@ static void free_segment(struct segment *segment)
 
 void sr_log_release(struct sr_disk *disk, struct segment *segment)
 {
-	(void)disk; /* whose lock is held */
+	(void)disk; /* its lock is held */
 	if (--segment->users == 0 && segment->forgotten)
 		free_segment(segment);
 }
@@ -118,7 +120,7 @@ int sr_log_switch(struct sr_disk *disk)
 	log->current = fresh;
 	log->older_bytes += old->info.end;
 	note_newest(log);
-	disk->changes++; /* the closed segment is to be made durable by the next flush, even if nothing else is */
+	disk->changes++; /* the next flush must make the closed segment durable, even without other changes */
 	disk->event_due = 1;
 
 	uint64_t took = sr_now_ns() - began;
@@ -160,7 +162,7 @@ static int append(struct sr_disk *disk, int type, int flags, uint64_t offset, ui
 	struct iovec iov[2] = {{&record, sizeof(record)}, {(void *)payload, payload_bytes}};
 	int64_t bytes = (int64_t)sizeof(record) + payload_bytes;
 	int64_t done = sr_io_writev(current->fd, iov, payload_bytes ? 2 : 1, (int64_t)current->info.end);
-	if (done < bytes) /* what is there of it is no record, and the next one is written over it */
+	if (done < bytes) /* a partial record counts for nothing, and the next record overwrites it */
 		return done < 0 ? (int)done : -ENOSPC;
 	if (mark)
 		*mark = (struct mark){.at = current->info.end, .last_position = log->last_position};
@@ -183,7 +185,7 @@ int sr_log_record(struct sr_disk *disk, int type, int flags, uint64_t offset, ui
 {
 	struct log *log = &disk->log;
 
-	if (sr_map_lost(&log->dirty)) /* why the log is given up, and what changes then, could not be noted */
+	if (sr_map_lost(&log->dirty)) /* the reason for the abandoned log, and later changes, could not be recorded */
 		return -ESTALE;
 	if (log->state == SR_LOGGED) {
 		int rc = switch_if_full(disk);
@@ -221,12 +223,12 @@ void sr_log_revoke(struct sr_disk *disk, const struct mark *mark)
 	current->info.end = mark->at;
 	current->info.last_seq = --log->next_seq - 1;
 	current->info.last_position = log->last_position = mark->last_position;
-	/* If this fails and a kill follows, the record counts after all: it is written to the disk then, and the writer was
-	 * told that it cannot know. */
+	/* If this fails and a kill follows, the record counts after all: recovery writes it to the disk. The write
+	 * was reported as failed, so its effect is unknown to the writer anyway. */
 	(void)sr_io_write(current->fd, nothing, sizeof(nothing), (int64_t)mark->at);
 }
 
-/* The disk took only the first `bytes` of the newest record, which becomes so long. */
+/* Shorten the newest record to the `bytes` that the disk took. */
 int sr_log_shorten(struct sr_disk *disk, const struct mark *mark, const void *payload, uint32_t bytes)
 {
 	struct log *log = &disk->log;
@@ -265,14 +267,15 @@ void sr_log_abandon(struct sr_disk *disk, int state)
 
 	if (log->state != SR_LOGGED)
 		return;
-	/* Which pages are lost the kernel does not say, nor what somebody else wrote; they may be older than the log.  Of a log
-	 * that is lost the dirty file may be lost too. */
+	/* The kernel does not report which pages are lost, nor which bytes another program wrote; they may be older
+	 * than the log. With a lost log, the dirty file may be lost too. */
 	if (state == SR_SYNC_FAILED || state == SR_IMAGE_CHANGED || state == SR_LOG_LOST)
 		sr_log_mark_dirty(disk, 0, sr_layer_bytes(disk->layer));
 	for (uint64_t c = 0; c < log->touched_count; c++)
 		if (log->touched[c] && log->touched[c] >= (uint32_t)log->oldest_number)
 			sr_log_mark_dirty(disk, c * SR_CHUNK_BYTES, 1);
-	/* The mark is in the file before the first write that is not logged: no kill makes it pass for a logged one. */
+	/* The state is in the file before the first write that is not logged: after a kill, the log never looks
+	 * complete. */
 	uint32_t word = (uint32_t)state;
 	__atomic_store_n((uint32_t *)(void *)(log->dirty.at + STATE_OFFSET), word, __ATOMIC_RELEASE);
 	log->state = state;
@@ -289,7 +292,7 @@ void sr_log_make_room(struct sr_disk *disk, uint64_t bytes)
 		sr_log_abandon(disk, SR_LOG_OVERFLOW);
 }
 
-/* Room for the chunks of a larger disk; -errno leaves all as it was. */
+/* Make space for the chunks of a larger disk; -errno changes nothing. */
 static int grow_maps(struct log *log, uint64_t disk_bytes)
 {
 	uint64_t chunks = chunks_of(disk_bytes);
@@ -301,7 +304,7 @@ static int grow_maps(struct log *log, uint64_t disk_bytes)
 	int rc = -posix_fallocate(log->dirty_fd, 0, (off_t)(SR_DIRTY_HEADER_BYTES + (chunks + 7) / 8));
 	if (rc || chunks <= log->touched_count)
 		return rc;
-	uint32_t *touched = calloc(chunks, sizeof(*touched)); /* not realloc: what is not touched takes no memory */
+	uint32_t *touched = calloc(chunks, sizeof(*touched)); /* not realloc: untouched pages take no memory */
 	if (!touched)
 		return -ENOMEM;
 	if (log->touched_count)
@@ -314,7 +317,7 @@ static int grow_maps(struct log *log, uint64_t disk_bytes)
 
 int sr_log_grow(struct sr_disk *disk, uint64_t disk_bytes)
 {
-	int rc = sr_log_check_dirty(disk); /* else it would have its length again, and not what it said */
+	int rc = sr_log_check_dirty(disk); /* otherwise the file would get its length back, without its contents */
 	return rc ? rc : grow_maps(&disk->log, disk_bytes);
 }
 
@@ -353,8 +356,8 @@ static void free_new(struct log *log)
 	sr_map_close(&log->dirty);
 }
 
-/* The header is on stable storage before the first write is logged.  Else a power loss could leave writes of this log on the
- * disk, and of the log only the one before, which may have ended in order. */
+/* The header is durable before the first write is logged. Otherwise a power loss could leave writes of this log on
+ * the disk, and only the previous log, which may have ended cleanly. */
 static int make_log(const struct sr_log_setup *setup, struct log *log)
 {
 	*log = (struct log){.next_seq = setup->next_seq,
@@ -374,7 +377,7 @@ static int make_log(const struct sr_log_setup *setup, struct log *log)
 	if (rc)
 		return rc;
 	log->state = (int)state;
-	/* Without a segment it was to go on after it was given up, and it was not. */
+	/* Without a segment the caller expects an abandoned log, but the file says otherwise. */
 	rc = log->state == SR_LOGGED && setup->fd < 0 ? -EINVAL : 0;
 	if (log->state == SR_LOGGED && rc == 0) {
 		memcpy(&log->header, setup->header, sizeof(log->header));
@@ -388,7 +391,7 @@ static int make_log(const struct sr_log_setup *setup, struct log *log)
 	return rc;
 }
 
-/* The new log is whole before the old one is let go: an error leaves the old one in use. */
+/* The new log is complete before the old one is released: an error leaves the old one in use. */
 int sr_log_start(struct sr_disk *disk, const struct sr_log_setup *setup)
 {
 	struct log log;
@@ -404,7 +407,7 @@ int sr_log_start(struct sr_disk *disk, const struct sr_log_setup *setup)
 			note_newest(&disk->log);
 		sr_log_note_mtime(disk, sr_layer_mtime_ns(disk->layer));
 		disk->changes++;
-		disk->event_due = 1; /* it needs its first spare */
+		disk->event_due = 1; /* the log needs its first spare */
 	}
 	sr_unlock(disk);
 	if (rc)
@@ -430,7 +433,7 @@ int sr_log_append(struct sr_disk *disk, int type, int flags, const void *payload
 	pthread_mutex_lock(&disk->lock);
 	uint64_t began = sr_now_ns();
 	if (disk->log.state == SR_LOGGED) {
-		/* To rotate, the record goes behind a full segment too: the spare is for the switch that follows. */
+		/* To rotate, a full segment takes the record too: the spare is for the switch that follows. */
 		if (rotate)
 			rc = disk->log.spare_fd < 0 ? -EAGAIN : 0;
 		else
@@ -469,7 +472,7 @@ int sr_log_rotate(struct sr_disk *disk)
 void sr_log_touch(struct sr_disk *disk, uint64_t number, uint64_t offset, uint64_t bytes)
 {
 	pthread_mutex_lock(&disk->lock);
-	/* A record of this process is newer than what is told now of an older segment. */
+	/* A record of this process is newer than this record of an older segment. */
 	struct log *log = &disk->log;
 	if (bytes > 0)
 		for (uint64_t c = offset / SR_CHUNK_BYTES; c <= (offset + bytes - 1) / SR_CHUNK_BYTES; c++)
@@ -541,7 +544,7 @@ void sr_log_info(struct sr_disk *disk, struct sr_log_info *out)
 		const uint8_t *bits = log->dirty.at + SR_DIRTY_HEADER_BYTES;
 		for (uint64_t i = 0; i < (log->touched_count + 7) / 8; i++)
 			out->dirty_chunks += (uint64_t)__builtin_popcount(bits[i]);
-		if (sr_map_lost(&log->dirty)) /* it may be everything */
+		if (sr_map_lost(&log->dirty)) /* possibly all chunks */
 			out->dirty_chunks = chunks_of(sr_layer_bytes(disk->layer));
 	}
 	sr_unlock(disk);

@@ -1,4 +1,4 @@
-/* A disk: its making and its end, its bytes, its promotion, its counters. */
+/* A disk: creation and end, its bytes, hydration, counters. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
@@ -13,7 +13,8 @@ struct sr_disk *sr_disk_new(struct sr_layer *layer, struct sr_positions *positio
 	struct sr_disk *disk = calloc(1, sizeof(*disk));
 	if (!disk)
 		return NULL;
-	/* Else requests without a pause would keep a disk from being freed for ever.  No thread reads one of them twice. */
+	/* Otherwise continuous requests could delay the freeing of a disk for ever. No thread read-locks one of them
+	 * twice. */
 	pthread_rwlockattr_t in_turn;
 	pthread_rwlockattr_init(&in_turn);
 	pthread_rwlockattr_setkind_np(&in_turn, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
@@ -23,7 +24,7 @@ struct sr_disk *sr_disk_new(struct sr_layer *layer, struct sr_positions *positio
 	pthread_mutex_init(&disk->syncing, NULL);
 	pthread_mutex_init(&disk->lock, NULL);
 	disk->users = 1;
-	disk->changes = 1; /* what an earlier process wrote may not be on stable storage: the first flush syncs */
+	disk->changes = 1; /* an earlier process may have left unsynced writes: the first flush syncs */
 	disk->layer = layer;
 	disk->positions = positions;
 	disk->event_fd = event_fd;
@@ -101,12 +102,12 @@ static int64_t seek_hole(struct sr_disk *disk, uint64_t offset)
 		uint64_t begin = block_begin(offset);
 		int64_t data = sr_layer_seek(disk->layer, begin, SEEK_DATA);
 		if (data == -ENXIO || (data >= 0 && block_begin((uint64_t)data) > begin))
-			return (int64_t)offset; /* nothing of its block is data */
+			return (int64_t)offset; /* its block has no data */
 		int64_t found = data < 0 ? data : sr_layer_seek(disk->layer, (uint64_t)data, SEEK_HOLE);
 		if (found < 0)
 			return found;
 		uint64_t next = block_begin((uint64_t)found + SR_BLOCK_BYTES - 1);
-		offset = next > begin ? next : begin + SR_BLOCK_BYTES; /* it may have become a hole in between */
+		offset = next > begin ? next : begin + SR_BLOCK_BYTES; /* the data may have become a hole in between */
 	}
 	return (int64_t)size;
 }
@@ -120,7 +121,7 @@ int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence)
 	return whence == SEEK_HOLE ? sr_noted(disk, seek_hole(disk, offset)) : -EINVAL;
 }
 
-/* With disk->lock held, which keeps others from counting: so no locked addition is needed. */
+/* Count a modification. disk->lock is held, so no locked addition is needed. */
 static void modified(struct sr_disk *disk)
 {
 	__atomic_store_n(&disk->modifications, disk->modifications + 1, __ATOMIC_RELEASE);
@@ -185,7 +186,7 @@ static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t
 	if (rc == 0)
 		return 0;
 	rc = (int)sr_note_changed(disk, rc);
-	/* How much of it reads as zeros now cannot be told. */
+	/* It is unknown how much of the range reads as zeros now. */
 	sr_log_abandon(disk, SR_WRITE_FAILED);
 	return rc;
 }
@@ -281,7 +282,7 @@ int sr_disk_hydrate(struct sr_disk *disk, uint64_t bytes_max)
 	int rc = buf ? 0 : -ENOMEM;
 
 	while (rc == 0 && done < bytes_max) {
-		rc = sr_layer_hydrate_find(disk->layer, buf, &run); /* not under the lock: it may wait for the host's disk */
+		rc = sr_layer_hydrate_find(disk->layer, buf, &run); /* without the lock: it may wait for the host's disk */
 		if (rc <= 0) {
 			rc = rc == 0 ? 1 : rc;
 			break;
@@ -290,9 +291,9 @@ int sr_disk_hydrate(struct sr_disk *disk, uint64_t bytes_max)
 		disk->changes++;
 		rc = (int)sr_note_changed(disk, sr_layer_hydrate_put(disk->layer, buf, &run));
 		sr_unlock(disk);
-		done += run.is_data ? run.end - run.start : SR_HYDRATE_BYTES / 4; /* a step over a hole is not for nothing */
+		done += run.is_data ? run.end - run.start : SR_HYDRATE_BYTES / 4; /* a step over a hole costs something, too */
 	}
-	sr_layer_start_sync(disk->layer); /* else the guest's next flush would wait for all of it */
+	sr_layer_start_sync(disk->layer); /* otherwise the guest's next flush would wait for all of it */
 	free(buf);
 	return rc;
 }
@@ -314,7 +315,7 @@ int sr_disk_detach_backing(struct sr_disk *disk)
 {
 	struct sr_layer *lower = NULL;
 
-	pthread_mutex_lock(&disk->syncing); /* no flush runs: writers would wait for it below */
+	pthread_mutex_lock(&disk->syncing); /* no flush is running: writers would wait for it below */
 	pthread_mutex_lock(&disk->lock);
 	int full = sr_layer_is_hydrated(disk->layer);
 	if (full)

@@ -8,7 +8,7 @@
 
 enum { SYNCED_AT_ONCE = 64 };
 
-/* The segments that are not on stable storage yet, oldest first; each is held until it is released. */
+/* Hold the segments that are not durable yet, oldest first, until they are released. */
 static size_t hold_unsynced(struct sr_disk *disk, struct segment **held, int closed_only)
 {
 	size_t count = 0;
@@ -28,7 +28,8 @@ static int sync_held(struct segment **held, size_t count)
 	return rc;
 }
 
-/* With disk->lock held: the first `closed` of what was held were closed when they were synced, or else it failed. */
+/* Record the result of a sync, with disk->lock held: the first `closed` held segments were closed when they were
+ * synced; `rc` is the error of the sync. */
 static void note_synced(struct sr_disk *disk, struct segment **held, size_t count, size_t closed, int rc)
 {
 	for (size_t i = 0; i < closed && rc == 0; i++)
@@ -41,7 +42,7 @@ static void note_synced(struct sr_disk *disk, struct segment **held, size_t coun
 		sr_log_release(disk, held[i]);
 }
 
-/* One pass: log, then disk.  With `syncing` held. */
+/* One pass: sync the log, then the disk. `syncing` is held. */
 static int sync_pass(struct sr_disk *disk, int *more)
 {
 	struct segment *held[SYNCED_AT_ONCE];
@@ -50,11 +51,11 @@ static int sync_pass(struct sr_disk *disk, int *more)
 	uint64_t upto = disk->changes;
 	size_t count = hold_unsynced(disk, held, 0), closed = 0;
 	for (size_t i = 0; i < count; i++)
-		closed += held[i]->info.closed != 0; /* what is closed later has records that this pass may miss */
+		closed += held[i]->info.closed != 0; /* a segment that is closed later has records that this pass may miss */
 	sr_unlock(disk);
 
 	if (count > 0)
-		sr_layer_start_sync(disk->layer); /* under way while the log is waited for */
+		sr_layer_start_sync(disk->layer); /* start it while the log is synced */
 	int rc = sync_held(held, count);
 	if (rc == 0)
 		rc = sr_layer_sync(disk->layer);
@@ -97,7 +98,7 @@ uint64_t sr_disk_changes(struct sr_disk *disk)
 	return changes;
 }
 
-/* Until so many of the changes are on stable storage. */
+/* Sync until this many changes are durable. */
 static int sync_upto(struct sr_disk *disk, uint64_t wanted)
 {
 	int rc = 0, more = 1;
@@ -105,9 +106,10 @@ static int sync_upto(struct sr_disk *disk, uint64_t wanted)
 	pthread_mutex_lock(&disk->syncing);
 	while (more && rc == 0) {
 		pthread_mutex_lock(&disk->lock);
-		/* After a failed sync the kernel reports success, though pages are gone: from then on no flush succeeds. */
+		/* After a failed sync the kernel reports success, although pages are lost: from then on every flush
+		 * fails. */
 		rc = disk->sync_error;
-		int done = disk->synced >= wanted; /* by somebody else's flush, while this one waited */
+		int done = disk->synced >= wanted; /* done by another flush, while this one waited */
 		sr_unlock(disk);
 		if (rc || done)
 			break;
@@ -125,7 +127,7 @@ int sr_disk_flush(struct sr_disk *disk)
 		sr_unlock(disk);
 		return rc;
 	}
-	/* A log that is full cannot take the mark; what was written is made durable all the same. */
+	/* A full log cannot take the mark; the written bytes are made durable all the same. */
 	if (disk->log.flush_due && sr_log_record(disk, SR_FLUSH, 0, 0, 0, NULL, 0, NULL) == 0) {
 		disk->changes++;
 		disk->log.flush_due = 0;

@@ -1,4 +1,4 @@
-/* Handles: what requests name.  Each request on a disk is counted and timed in its counters. */
+/* Handles: requests name them. Each request on a disk is counted and timed in its counters. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -13,15 +13,15 @@
 #include "disk/lock.h"
 
 #define FOOTER_BYTES 512
-#define SLOT_BITS 20 /* of a handle; above them a number that makes a slot's next handle another one */
+#define SLOT_BITS 20 /* of a handle; above them a number that makes each use of a slot a different handle */
 #define SLOTS_MAX (1u << SLOT_BITS)
 
 struct handle {
 	uint64_t name;
-	int users; /* the table, and requests that run */
+	int users; /* the table, and running requests */
 	struct sr_disk *disk;
 	int kind, writable, fd;
-	uint64_t number; /* of the segment, or the snapshot's serial */
+	uint64_t number; /* number of the segment, or serial of the snapshot */
 	uint8_t footer[FOOTER_BYTES];
 };
 
@@ -56,7 +56,7 @@ static struct handle *get(uint64_t name)
 	return found;
 }
 
-/* An empty slot, with table.lock held; or -errno. */
+/* Return an empty slot, or -errno; table.lock is held. */
 static int64_t find_slot(void)
 {
 	for (uint32_t i = 0; i < table.count; i++)
@@ -122,7 +122,7 @@ struct request {
 	uint64_t began_ns;
 };
 
-/* The disk cannot be freed until the request ends. */
+/* Begin a request; the disk cannot be freed until it ends. */
 static int begin(struct request *request, uint64_t name)
 {
 	request->handle = get(name);
@@ -163,7 +163,7 @@ static void finish(struct request *request)
 	put(request->handle);
 }
 
-/* Its `result`, which concerned so many bytes. */
+/* End a request and count its `result`, which concerned so many bytes. */
 static int64_t end(struct request *request, int op, int64_t result, uint64_t bytes)
 {
 	int kind = request->handle->kind;
@@ -180,7 +180,7 @@ static int64_t read_vhd(struct handle *handle, char *buf, uint64_t bytes, uint64
 	int64_t done = sr_disk_read(handle->disk, buf, bytes, offset);
 	if (done < 0 || (uint64_t)done == bytes)
 		return done;
-	uint64_t behind = offset + (uint64_t)done - size; /* in the footer */
+	uint64_t behind = offset + (uint64_t)done - size; /* offset in the footer */
 	if (behind >= FOOTER_BYTES)
 		return done;
 	uint64_t rest = bytes - (uint64_t)done;
@@ -196,7 +196,8 @@ static int64_t read_file(struct handle *handle, char *buf, uint64_t bytes, uint6
 	return done < 0 ? -errno : done;
 }
 
-/* Behind the records of a segment that is being written there may be bytes of its file's former life. */
+/* Read a segment. After the records of the current segment there may be old bytes of a recycled file; they are not
+ * returned. */
 static int64_t read_segment(struct handle *handle, char *buf, uint64_t bytes, uint64_t offset)
 {
 	pthread_mutex_lock(&handle->disk->lock);
@@ -290,7 +291,7 @@ int sr_handle_fallocate(uint64_t name, int mode, uint64_t offset, uint64_t bytes
 	return rc;
 }
 
-/* Of a VHD, whose footer is data; the other kinds count as data throughout. */
+/* Seek in a disk or VHD, whose footer is data; the other kinds are data throughout. */
 static int64_t seek(struct handle *handle, uint64_t offset, int whence)
 {
 	uint64_t disk_bytes = sr_disk_bytes(handle->disk);

@@ -1,4 +1,4 @@
-/* The end of what is done under a disk's lock. */
+/* Release of a disk's lock. */
 #ifndef SITERIG_LOCK_H
 #define SITERIG_LOCK_H
 
@@ -6,8 +6,8 @@
 
 #include "disk/disk_internal.h"
 
-/* Release the disk's lock, then raise the event if `event_due`: who is woken by it often takes the core at once, and if the
- * lock were still held then, all writers would wait for him (measured: up to 2 ms, once in 30 switches). */
+/* Release the disk's lock, then raise the event if `event_due`. The order matters: the woken thread often preempts
+ * this one, and writers would then wait for the lock (measured: up to 2 ms, once in 30 switches). */
 static inline void sr_unlock(struct sr_disk *disk)
 {
 	const uint64_t one = 1;
@@ -16,7 +16,7 @@ static inline void sr_unlock(struct sr_disk *disk)
 	disk->event_due = 0;
 	pthread_mutex_unlock(&disk->lock);
 	if (due && disk->event_fd >= 0 && write(disk->event_fd, &one, sizeof(one)) < 0) {
-		/* EAGAIN: it is raised already, as high as can be */
+		/* EAGAIN: the event is raised already, to its limit */
 	}
 }
 

@@ -11,9 +11,9 @@ struct snapshot {
 	int fd;
 	uint64_t bytes, store_bytes, store_bytes_max;
 	uint64_t released;  /* atomic */
-	uint8_t *preserved; /* one bit a chunk, set after the chunk is in the store */
-	int error;          /* atomic: errno with which keeping old bytes failed */
-	char *chunk;        /* a chunk on its way to the store */
+	uint8_t *preserved; /* one bit for each chunk, set after the chunk is in the store */
+	int error;          /* atomic: errno of the failed preservation */
+	char *chunk;        /* buffer for a chunk that is copied to the store */
 };
 
 static int is_preserved(const struct snapshot *snap, uint64_t chunk)
@@ -39,7 +39,7 @@ static int keep_chunk(struct sr_disk *disk, struct snapshot *snap, uint64_t chun
 	return 0;
 }
 
-/* The range is about to change.  If there is no room for what it holds now the snapshot fails; the write goes on. */
+/* Preserve a range before it changes. Without space for the old bytes the snapshot fails; the write continues. */
 void sr_snapshot_keep(struct sr_disk *disk, uint64_t offset, uint64_t bytes)
 {
 	struct snapshot *snap = disk->snapshot;
@@ -85,7 +85,7 @@ static void free_snapshot(struct snapshot *snap)
 	free(snap);
 }
 
-/* All disks are locked: whatever stops one of them, nothing has been begun. */
+/* Check all disks, which are locked, before any snapshot begins. */
 static int check_all(struct sr_disk **disks, struct snapshot **fresh, size_t count)
 {
 	for (size_t i = 0; i < count; i++) {
@@ -96,7 +96,7 @@ static int check_all(struct sr_disk **disks, struct snapshot **fresh, size_t cou
 			return -ENOTCONN;
 		if (log->spare_fd < 0 && log->current->info.end > SR_SEGMENT_HEADER_BYTES)
 			return -EAGAIN;
-		if (fresh[i]->bytes != sr_layer_bytes(disks[i]->layer)) /* it grew before it was locked */
+		if (fresh[i]->bytes != sr_layer_bytes(disks[i]->layer)) /* the disk grew before it was locked */
 			return -EAGAIN;
 	}
 	return 0;
@@ -115,14 +115,14 @@ int sr_snapshots_begin(struct sr_disk **disks, const int *fds, const uint64_t *b
 		for (size_t i = 0; i < count; i++)
 			pthread_mutex_lock(&disks[i]->lock);
 		rc = check_all(disks, fresh, count);
-		for (size_t i = 0; i < count && rc == 0; i++) /* an empty segment more is no harm if one fails */
+		for (size_t i = 0; i < count && rc == 0; i++) /* an additional empty segment does no harm if a later disk fails */
 			rc = sr_log_rotate_locked(disks[i]);
 		if (rc == 0) {
 			*position = sr_position_draw(disks[0]->positions);
 			for (size_t i = 0; i < count; i++) {
 				first_seqs[i] = disks[i]->log.next_seq;
 				disks[i]->snapshot_serial++;
-				__atomic_store_n(&disks[i]->snapshot, fresh[i], __ATOMIC_RELEASE); /* to sr_snapshot_read */
+				__atomic_store_n(&disks[i]->snapshot, fresh[i], __ATOMIC_RELEASE); /* pairs with sr_snapshot_read */
 				fresh[i] = NULL;
 			}
 		}
@@ -173,7 +173,7 @@ static int read_piece(struct sr_disk *disk, struct snapshot *snap, char *buf, ui
 	uint64_t chunk = offset / SR_CHUNK_BYTES;
 	if (!is_preserved(snap, chunk)) {
 		int rc = (int)sr_noted(disk, sr_layer_read(disk->layer, buf, bytes, offset));
-		/* A write may have come between: then it has kept the old bytes before it changed any. */
+		/* If a write came in between, it preserved the old bytes before it changed any. */
 		if (rc || !is_preserved(snap, chunk))
 			return rc;
 	}
@@ -195,7 +195,7 @@ static int read_snapshot(struct sr_disk *disk, struct snapshot *snap, char *buf,
 		buf += stop - offset;
 		offset = stop;
 	}
-	/* Looked at last: bytes that were released or could not be kept may have changed while they were read. */
+	/* Checked last: bytes that were released or could not be preserved may have changed while they were read. */
 	if (__atomic_load_n(&snap->error, __ATOMIC_ACQUIRE) || first < __atomic_load_n(&snap->released, __ATOMIC_ACQUIRE))
 		return -EIO;
 	return 0;
@@ -221,7 +221,7 @@ int64_t sr_snapshot_read_one(struct sr_disk *disk, uint64_t serial, void *buf, u
 {
 	int64_t done = 0;
 
-	pthread_rwlock_rdlock(&disk->snapshot_lock); /* from here on it does not give way to another */
+	pthread_rwlock_rdlock(&disk->snapshot_lock); /* from here on the snapshot cannot be replaced */
 	pthread_mutex_lock(&disk->lock);
 	struct snapshot *snap = disk->snapshot_serial == serial ? disk->snapshot : NULL;
 	sr_unlock(disk);

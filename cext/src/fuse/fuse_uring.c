@@ -1,9 +1,9 @@
 /* FUSE over io_uring.
  *
- * The kernel gives a request to a free entry of the CPU it is made on, and the entry is served by the thread that registered it: one
- * a CPU, with a ring.  What can take long is done by other threads.  An entry whose request went to Python, or to one of those
- * threads, is not free before the answer: there must always be some that are, for a request that found none would wait until
- * another of the same CPU is answered, even if an entry is registered meanwhile.
+ * The kernel gives a request to a free entry of the CPU on which it was made. The thread that registered the entry
+ * serves it: one thread for each CPU, with one ring. Other threads do slow work. An entry whose request went to Python
+ * or to one of those threads is not free before the answer. There must always be free entries: a request that finds
+ * none waits until another request of the same CPU is answered, even if an entry is registered meanwhile.
  */
 #define _GNU_SOURCE
 #include "fuse/fuse_uring.h"
@@ -56,24 +56,24 @@ struct command {
 
 struct entry {
 	struct queue *queue;
-	struct entry *next, *next_queued; /* of all; of those that were answered, or wait for a slow thread */
+	struct entry *next, *next_queued; /* all entries; entries that were answered, or wait for a slow thread */
 	struct headers *headers;
 	char *payload;
 	size_t mapped_bytes;
 	struct iovec parts[2];
-	uint64_t asked; /* `unique` of the request that names are asked for; 0: none */
+	uint64_t asked; /* `unique` of the upcall in progress; 0: none */
 	int command;
 };
 
 struct queue {
 	struct sr_uring *uring;
 	struct sr_ring ring;
-	int number; /* of the CPU */
+	int number; /* number of the CPU */
 	int event_fd;
 	uint64_t event;
 	struct entry *entries;
-	int free, alive;      /* entries that wait for a request; that the kernel has not given back for good */
-	pthread_mutex_t lock; /* of `answered`, and of the entries' `asked` */
+	int free, alive;      /* entries that wait for a request; entries that the kernel has not returned for good */
+	pthread_mutex_t lock; /* protects `answered`, and the entries' `asked` */
 	struct entry *answered;
 	atomic_bool started;
 	atomic_uint_fast64_t answered_count, forwarded_count;
@@ -84,14 +84,14 @@ struct queue {
 struct sr_uring {
 	struct sr_uring_setup setup;
 	atomic_bool ending;
-	pthread_mutex_t lock; /* of the queue */
+	pthread_mutex_t lock; /* protects the queue */
 	pthread_cond_t filled;
 	struct entry *first_slow, **last_slow;
 	pthread_t slow_threads[SLOW_THREADS];
 	int slow_thread_count;
 	int count;
-	atomic_int error;       /* with which a thread gave up */
-	struct queue queues[]; /* one a CPU */
+	atomic_int error;       /* error with which a thread failed */
+	struct queue queues[]; /* one for each CPU */
 };
 
 static int queue_command(struct queue *queue, struct entry *entry, int command)
@@ -167,7 +167,7 @@ static int register_entry(struct queue *queue, struct entry *entry)
 	return queue_command(queue, entry, COMMAND_REGISTER);
 }
 
-/* Where there is no memory for more, requests wait for the entries that there are. */
+/* Without memory for more entries, requests wait for the existing ones. */
 static int add_entries(struct queue *queue)
 {
 	struct entry *entry;
@@ -200,7 +200,7 @@ static void wake(struct queue *queue)
 		eventfd_write(queue->event_fd, 1);
 }
 
-/* From another thread: the answer is in its place. */
+/* Return an entry with its answer, from another thread. */
 static void give_back(struct entry *entry)
 {
 	struct queue *queue = entry->queue;
@@ -340,7 +340,7 @@ static int complete(struct queue *queue, const struct io_uring_cqe *cqe)
 		return handle(queue, entry);
 	if (cqe->res == -EAGAIN || cqe->res == -EINTR)
 		return queue_command(queue, entry, entry->command);
-	/* The mount is gone, or the kernel does not want the ring and goes on without it. */
+	/* The mount is gone, or the kernel refuses the ring and continues without it. */
 	queue->free--;
 	return --queue->alive > 0 ? 0 : -ENOTCONN;
 }
@@ -370,7 +370,7 @@ static void *serve(void *arg)
 	eventfd_t raised;
 	int rc;
 
-	/* Whoever asks sleeps meanwhile: its own CPU is awake and has the bytes in its cache. */
+	/* Run on the CPU of the caller, which sleeps meanwhile: that CPU is awake and has the bytes in its cache. */
 	CPU_ZERO(&cpus);
 	CPU_SET(queue->number, &cpus);
 	sched_setaffinity(0, sizeof(cpus), &cpus);
@@ -412,7 +412,7 @@ static void close_queue(struct queue *queue)
 
 	if (queue->has_thread)
 		pthread_join(queue->thread, NULL);
-	sr_ring_close(&queue->ring); /* before the entries' memory goes */
+	sr_ring_close(&queue->ring); /* before the entries' memory is freed */
 	if (queue->event_fd >= 0)
 		close(queue->event_fd);
 	while ((entry = queue->entries)) {
@@ -423,7 +423,7 @@ static void close_queue(struct queue *queue)
 	pthread_mutex_destroy(&queue->lock);
 }
 
-/* The number of CPUs that the kernel makes queues for: "0-3" in sysfs is 4. */
+/* Return the number of CPUs for which the kernel makes queues: "0-3" in sysfs is 4. */
 static int possible_cpus(void)
 {
 	FILE *file = fopen("/sys/devices/system/cpu/possible", "re");

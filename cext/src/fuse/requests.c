@@ -7,7 +7,7 @@
 
 #include "disk/disk.h"
 
-/* Newer than some systems' headers. */
+/* Missing in the headers of some systems. */
 enum { OP_STATX = 52, OP_COPY_FILE_RANGE_64 = 53 };
 
 static int64_t answer_read(const struct sr_request *request)
@@ -80,10 +80,10 @@ int64_t sr_request_answer(const struct sr_request *request)
 	case FUSE_LSEEK:
 		answer = answer_seek(request);
 		break;
-	case FUSE_FLUSH: /* runs at each close of a descriptor; it is no barrier */
+	case FUSE_FLUSH: /* sent at each close of a descriptor; it is no barrier */
 		return 0;
-	/* Never done here.  The kernel remembers ENOSYS and does without, which is right for these, and for these only.  A
-	 * write asks for an attribute, so these must not wait for Python. */
+	/* Never implemented here. The kernel remembers ENOSYS and works without, which is right for these operations
+	 * only. A write asks for an attribute, so these must not wait for Python. */
 	case FUSE_GETXATTR:
 	case FUSE_SETXATTR:
 	case FUSE_LISTXATTR:
@@ -100,7 +100,7 @@ int64_t sr_request_answer(const struct sr_request *request)
 	default:
 		return SR_UPCALL;
 	}
-	/* It would turn the operation off for every file of the mount. */
+	/* ENOSYS would disable the operation for every file of the mount. */
 	return answer == -ENOSYS ? -EOPNOTSUPP : answer;
 }
 
@@ -122,11 +122,11 @@ int64_t sr_request_init(const struct fuse_init_in *in, uint32_t request_bytes_ma
 	memset(out, 0, sizeof(*out));
 	out->major = FUSE_KERNEL_VERSION;
 	out->minor = FUSE_KERNEL_MINOR_VERSION;
-	out->max_readahead = UINT32_MAX; /* only the mount's bdi says how far (blockfs/fuse/mounting.py) */
+	out->max_readahead = UINT32_MAX; /* the mount's bdi alone limits it (blockfs/fuse/mounting.py) */
 	out->flags = (uint32_t)(wanted & offered);
 	out->flags2 = (uint32_t)((wanted & offered) >> 32);
 	out->max_background = queue;
-	out->congestion_threshold = (uint16_t)(queue - queue / 4); /* the kernel's own share */
+	out->congestion_threshold = (uint16_t)(queue - queue / 4); /* the ratio of the kernel's own default */
 	out->max_write = request_bytes_max;
 	out->max_pages = (uint16_t)(request_bytes_max / 4096);
 	out->time_gran = 1;

@@ -1,4 +1,4 @@
-/* One io_uring by the bare system calls. */
+/* One io_uring with plain system calls. */
 #define _GNU_SOURCE
 #include "fuse/ring.h"
 

@@ -1,4 +1,4 @@
-/* One io_uring by the bare system calls, with submissions of 128 bytes; used by one thread after sr_ring_enable. */
+/* One io_uring with plain system calls and submissions of 128 bytes; one thread uses it after sr_ring_enable. */
 #ifndef SITERIG_RING_H
 #define SITERIG_RING_H
 
@@ -6,31 +6,31 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#ifdef IORING_SETUP_SQE128 /* else these headers are older than the feature */
+#ifdef IORING_SETUP_SQE128 /* otherwise these headers are older than the feature */
 
 struct sr_ring {
 	int fd;
-	unsigned queued; /* submissions that the kernel was not told of */
+	unsigned queued; /* submissions that the kernel does not know yet */
 	struct io_uring_params params;
 	void *sq_map, *cq_map, *sqes;
 	size_t sq_bytes, cq_bytes;
 };
 
-/* Not open; may be closed. */
+/* Return a ring that is not open, and that may be closed. */
 struct sr_ring sr_ring_none(void);
 
-/* 0, or -errno; sr_ring_close is due in any case. */
+/* Open a ring: 0, or -errno; call sr_ring_close in any case. */
 int sr_ring_open(struct sr_ring *ring);
 void sr_ring_close(struct sr_ring *ring);
 
-/* By the thread that will use it.  0, or -errno. */
+/* Enable the ring, in the thread that will use it. 0, or -errno. */
 int sr_ring_enable(struct sr_ring *ring);
 
-/* An empty submission, to be filled in; sr_ring_queue is due then.  NULL: the ring is broken. */
+/* Return an empty submission to fill in; then call sr_ring_queue. NULL: the ring is broken. */
 struct io_uring_sqe *sr_ring_next(struct sr_ring *ring);
 void sr_ring_queue(struct sr_ring *ring);
 
-/* Submit what is queued and wait for so many completions, or a signal.  0, or -errno: the ring is broken. */
+/* Submit the queued submissions, and wait for so many completions or a signal. 0, or -errno: the ring is broken. */
 int sr_ring_enter(struct sr_ring *ring, unsigned wait_for);
 
 /* Take one completion; false if there is none. */

@@ -1,4 +1,4 @@
-/* Threads that read FUSE requests, answer those on open disks, and pass the others on to Python. */
+/* Threads that read FUSE requests, answer those on open disks, and pass the others to Python. */
 #define _GNU_SOURCE
 #include "fuse/server.h"
 
@@ -23,13 +23,13 @@
 
 enum {
 	PAGE_BYTES = 4096,
-	/* Before the data of a WRITE: so it begins on a page. */
+	/* Bytes before the data of a WRITE, which therefore begins on a page. */
 	HEADERS_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in),
-	/* An answer must go back the way the request came: its worker, or RINGS_FROM and the ring, is in the top bits of `unique`,
-	 * which the kernel, counting from 0, does not reach (nor upcall.c, which has the bit below). */
+	/* An answer must return by the way of its request. The top bits of `unique` have the worker, or RINGS_FROM
+	 * and the ring; the kernel counts from 0 and does not reach them (upcall.c uses the bit below). */
 	MARK_SHIFT = 52,
 	WORKERS_MAX = 64,
-	STANDBY = WORKERS_MAX - SR_SERVER_THREADS_MAX, /* workers that wait until others are busy with what takes long */
+	STANDBY = WORKERS_MAX - SR_SERVER_THREADS_MAX, /* workers that wait until others are busy with slow requests */
 	RINGS_FROM = WORKERS_MAX,
 	RINGS_MAX = 4000,
 };
@@ -52,10 +52,10 @@ struct sr_server {
 	struct sr_uring *uring;
 	int uring_error;
 	atomic_int error;
-	int active_max;             /* workers that take requests */
-	pthread_mutex_t lock;   /* of the next two */
-	pthread_cond_t below_max; /* raised when `active` has become less than `active_max` */
-	int active;             /* workers that take requests, or are busy with a quick one */
+	int active_max;             /* workers that read requests */
+	pthread_mutex_t lock;   /* protects the next two fields */
+	pthread_cond_t below_max; /* raised when `active` falls below `active_max` */
+	int active;             /* workers that read requests, or execute a quick one */
 	int count;
 	struct worker workers[];
 };
@@ -65,7 +65,7 @@ static void *first_place(const struct worker *worker)
 	return worker->pages + PAGE_BYTES - HEADERS_BYTES;
 }
 
-/* The kernel has no such request any more if it was aborted, or the mount is gone: nobody waits for the answer. */
+/* Send an answer. An aborted request, or a mount that is gone, is no error: no caller waits for the answer. */
 static void reply(int fd, const struct fuse_in_header *in, int64_t answer, void *data)
 {
 	struct fuse_out_header out = {.unique = in->unique};
@@ -110,7 +110,8 @@ static void lock_until_cancelled(void *lock)
 	pthread_mutex_unlock(lock);
 }
 
-/* A worker begins as a reserve, and is one again after a slow request if others have taken its place. */
+/* Wait until the pool needs this worker. Each worker begins as standby, and returns to standby after a slow request
+ * if another has replaced it. */
 static void join_pool(struct sr_server *server)
 {
 	pthread_mutex_lock(&server->lock);
@@ -162,7 +163,7 @@ static void *work(void *arg)
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 	join_pool(server);
 	for (;;) {
-		/* Here, and in join_pool, sr_server_stop may end the thread: it holds nothing. */
+		/* Here, and in join_pool, sr_server_stop may end the thread: it holds no lock. */
 		pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
 		got = read(worker->fd, in, room);
 		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
@@ -205,7 +206,8 @@ static void new_rings(struct sr_server *server)
 	server->uring_error = sr_uring_new(&setup, &server->uring);
 }
 
-/* The kernel asks nothing else before it has the answer; Python must be asked nothing before its own. */
+/* Answer FUSE_INIT. The kernel sends no other request before this answer, and Python must get no request before its
+ * own INIT. */
 static int init(struct sr_server *server, int over_io_uring)
 {
 	struct worker *worker = &server->workers[0];
@@ -244,7 +246,8 @@ static int open_worker(struct worker *worker, int device_fd)
 		worker->pages = NULL;
 		return -ENOMEM;
 	}
-	/* Each that takes requests has a descriptor, so a list in the kernel, of its own; the reserves share the first. */
+	/* Each active worker has a descriptor of its own, and therefore a request list of its own in the kernel;
+	 * standby workers share the first. */
 	if (worker == worker->server->workers || worker - worker->server->workers >= worker->server->active_max) {
 		worker->fd = device_fd;
 		return 0;
@@ -268,7 +271,7 @@ static int start_worker(struct worker *worker)
 	return 0;
 }
 
-/* Everything but the two descriptors that the caller gave. */
+/* Release everything except the two descriptors of the caller. */
 static void release(struct sr_server *server)
 {
 	for (int i = 0; i < server->count; i++)
@@ -282,7 +285,7 @@ static void release(struct sr_server *server)
 	if (server->uring)
 		sr_uring_free(server->uring);
 	if (server->upcall)
-		sr_upcall_free(server->upcall); /* and the rings ask it */
+		sr_upcall_free(server->upcall); /* the rings call it */
 	for (int i = 0; i < server->count; i++) {
 		if (server->workers[i].fd >= 0 && server->workers[i].fd != server->workers[0].fd)
 			close(server->workers[i].fd);
@@ -294,8 +297,8 @@ static void release(struct sr_server *server)
 	free(server);
 }
 
-/* Signals are the Python thread's, for threads that are started from here on; but not those of which a thread is the cause.
- * One that came while it is held back would end the process: so of a SIGBUS mapped.c could not make an error of one read. */
+/* Block signals for new threads, because the Python thread handles them. Signals caused by the thread itself stay
+ * unblocked: a blocked one would end the process, and mapped.c could not turn a SIGBUS into an error. */
 static void hold_back_signals(sigset_t *before)
 {
 	sigset_t held;

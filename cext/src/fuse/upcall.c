@@ -1,4 +1,4 @@
-/* Requests on names and attributes to Python and back, over a SOCK_SEQPACKET pair. */
+/* Upcalls to Python and back, over a SOCK_SEQPACKET pair. */
 #define _GNU_SOURCE
 #include "fuse/upcall.h"
 
@@ -10,20 +10,21 @@
 #include <sys/socket.h>
 
 enum {
-	/* Whatever an ordinary user may put on a socket (net.core.wmem_max is 212992), and libfuse reads at once. */
+	/* The most that an ordinary user may send on a socket (net.core.wmem_max is 212992), and that libfuse reads
+	 * in one call. */
 	MESSAGE_BYTES_MAX = 128 << 10,
-	/* Of a listing; whoever reads the folder asks again for the rest. */
+	/* Limit for a listing; the reader of the folder asks for the rest. */
 	LISTING_BYTES_MAX = 64 << 10,
 	/* Forgotten inodes in one message. */
 	FORGETS_MAX = 4096,
-	/* Protocol 7.13 knows no splicing, which a socket could not do, and has today's layouts of attributes. */
+	/* Protocol 7.13 has no splicing, which a socket cannot do, and has today's layouts of attributes. */
 	PROTOCOL_MINOR = 13,
 };
 
 #define INIT_UNIQUE (~0ull)
-/* In `unique` of a request that opens something: only then is the answer one to OPEN. */
+/* Bit in `unique` of a request that opens a file: it identifies answers to OPEN. */
 #define OPEN_MARK (1ull << 51)
-#define OPENED_FOR_PARALLEL_WRITES (1u << 6) /* FOPEN_PARALLEL_DIRECT_WRITES, newer than some systems' headers */
+#define OPENED_FOR_PARALLEL_WRITES (1u << 6) /* FOPEN_PARALLEL_DIRECT_WRITES, missing in the headers of some systems */
 
 struct message {
 	struct message *next;
@@ -35,7 +36,7 @@ struct sr_upcall {
 	int fd;
 	sr_upcall_answer_fn answer;
 	void *context;
-	pthread_mutex_t lock; /* of what follows */
+	pthread_mutex_t lock; /* protects the following fields */
 	pthread_cond_t filled;
 	struct message *first, **last;
 	bool ending;
@@ -71,12 +72,12 @@ static void *send_requests(void *arg)
 		do
 			sent = send(upcall->fd, message->data, message->bytes, MSG_NOSIGNAL);
 		while (sent < 0 && errno == EINTR);
-		free(message); /* if it was not sent, Python has hung up and the mount is about to end */
+		free(message); /* an unsent message means that Python closed the channel, and the mount is ending */
 	}
 	return NULL;
 }
 
-/* The kernel may send the writes of one who has opened a disk uncached side by side; libfuse cannot say so. */
+/* Allow the kernel to send the writes of an uncached open in parallel; libfuse cannot set this flag. */
 static void allow_parallel_writes(struct fuse_out_header *out, size_t bytes)
 {
 	struct fuse_open_out *opened = (void *)(out + 1);
@@ -96,7 +97,7 @@ static void *receive_answers(void *arg)
 		got = recv(upcall->fd, upcall->received, sizeof(upcall->received), 0);
 		if (got < 0 && errno == EINTR)
 			continue;
-		if (got < (ssize_t)sizeof(*out)) /* hung up */
+		if (got < (ssize_t)sizeof(*out)) /* the channel was closed */
 			return NULL;
 		if (out->unique == INIT_UNIQUE)
 			continue;
@@ -222,7 +223,7 @@ int sr_upcall_ask(struct sr_upcall *upcall, const struct fuse_in_header *in, con
 
 int sr_upcall_init(struct sr_upcall *upcall)
 {
-	/* What pyfuse3 refuses to work without, or would ask for; what the kernel is told, sr_request_init says. */
+	/* The flags that pyfuse3 requires or would request; the kernel gets those of sr_request_init. */
 	struct fuse_init_in arg = {
 		.major = FUSE_KERNEL_VERSION,
 		.minor = PROTOCOL_MINOR,

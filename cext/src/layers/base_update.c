@@ -10,7 +10,7 @@
 #include "base/siterig.h"
 
 enum { RUN_BLOCKS = 256, RUN_BYTES = RUN_BLOCKS * SR_BLOCK_BYTES };
-enum { PAGE_PAIRS = 512 }; /* of a page of the file of sums: what is written of it is no more than must be */
+enum { PAGE_PAIRS = 512 }; /* pairs in a page of the file of sums: the unit in which that file is read */
 enum { BRIDGE_BYTES = 2 * SR_BLOCK_BYTES }; /* measured: 1.2 s of writing become 0.8 (bench/RESULTS.md) */
 enum { TRIES = 200, PAUSE_NS = 1000000 };
 
@@ -18,15 +18,15 @@ struct pair {
 	uint32_t right, becomes;
 };
 
-/* What a step works on: a run of blocks, and the page of sums that theirs are in. */
+/* The state of a step: a run of blocks, and the page with their sums. */
 struct run {
 	struct sr_layer *from;
 	int fd, sums_fd;
 	uint64_t offset, blocks;
-	uint64_t gap;  /* bytes up to the next range, if the run ends its own; or 0 */
+	uint64_t gap;  /* bytes up to the next range if the run ends its range, otherwise 0 */
 	uint8_t *data; /* RUN_BYTES */
 	struct pair page[PAGE_PAIRS];
-	uint64_t page_number, page_first, page_end; /* what of it is to be written */
+	uint64_t page_number, page_first, page_end; /* the part that must be written */
 	int has_page, is_cold;
 	struct sr_bad_block *bad;
 	size_t bad_count, bad_room;
@@ -51,7 +51,7 @@ static int write_page(struct run *run)
 			   (int64_t)((run->page_number * PAGE_PAIRS + first) * sizeof(struct pair)));
 }
 
-/* Runs do not reach over the end of what a page of sums is of. */
+/* Call `step` for each run; a run does not cross the range of one page of sums. */
 static int for_each_run(struct run *run, const uint64_t *ranges, size_t count, step_fn step)
 {
 	int rc = 0;
@@ -87,7 +87,7 @@ static int64_t sums_at(const struct run *run)
 	return (int64_t)(run->offset / SR_BLOCK_BYTES * sizeof(struct pair));
 }
 
-/* Those of the run, in the page: what is changed of them is written with the rest of it.  NULL: `rc` says why. */
+/* Return the pairs of the run in the page; changes are written together with the page. NULL: `rc` is the error. */
 static struct pair *pairs_to_change(struct run *run, int *rc)
 {
 	uint64_t block = run->offset / SR_BLOCK_BYTES, first = block % PAGE_PAIRS;
@@ -126,7 +126,7 @@ static int prepare_checksums(struct run *run)
 	int rc;
 	struct pair *pairs = pairs_to_change(run, &rc);
 	for (uint64_t i = 0; i < run->blocks && rc == 0; i++) {
-		uint64_t stop = i; /* the first block that needs no reading */
+		uint64_t stop = i; /* the first block that need not be read */
 		while (stop < run->blocks &&
 		       !sr_layer_known_sum(run->from, run->offset + stop * SR_BLOCK_BYTES, &pairs[stop].becomes))
 			stop++;
@@ -138,8 +138,8 @@ static int prepare_checksums(struct run *run)
 	return rc;
 }
 
-/* Writes the little between two ranges again, as it is, so that all of it is one write to the medium: but reads nothing
- * from there for it, and fills no hole. */
+/* Write the blocks between two ranges again, unchanged, so that the medium gets one write. It reads them only from
+ * the page cache, and fills no hole. */
 static int bridge(struct run *run)
 {
 	int64_t at = (int64_t)(run->offset + run->blocks * SR_BLOCK_BYTES), bytes = (int64_t)run->gap;
@@ -158,7 +158,7 @@ static int copy_blocks(struct run *run)
 	uint64_t size = sr_layer_bytes(run->from), inside = size > run->offset ? size - run->offset : 0;
 	uint64_t end = run->blocks * SR_BLOCK_BYTES < inside ? run->blocks * SR_BLOCK_BYTES : inside;
 
-	for (uint64_t at = 0; at < end && rc == 0;) { /* runs of blocks that are alike */
+	for (uint64_t at = 0; at < end && rc == 0;) { /* runs of equal kind */
 		uint64_t stop = at;
 		int zero = sr_is_zero(run->data + at, SR_BLOCK_BYTES);
 		do
@@ -184,7 +184,7 @@ static int commit_checksums(struct run *run)
 	return rc;
 }
 
-/* A block that has neither sum is read again: a fold may be writing it. */
+/* Check a block; one that matches neither sum is read again, because a compaction may be writing it. */
 static int is_bad(struct run *run, uint64_t block, uint32_t *found, int *rc)
 {
 	const struct timespec pause = {0, PAUSE_NS};
@@ -198,7 +198,7 @@ static int is_bad(struct run *run, uint64_t block, uint32_t *found, int *rc)
 			return 0;
 		if (tries == (pair->right == pair->becomes ? 2 : TRIES))
 			return 1;
-		if (tries > 0 && pair->right != pair->becomes) /* else nothing is going on: there may be millions of them */
+		if (tries > 0 && pair->right != pair->becomes) /* otherwise no compaction is writing, and there may be millions of bad blocks */
 			nanosleep(&pause, NULL);
 		*rc = sr_io_read(run->fd, data, SR_BLOCK_BYTES, at);
 		if (*rc == 0)

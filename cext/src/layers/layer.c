@@ -1,4 +1,4 @@
-/* Layers of whatever kind: their operations, with what is the same for all. */
+/* Operations on layers of any kind: the checks that all kinds share, then the operation of the kind. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <string.h>
@@ -140,7 +140,7 @@ int64_t sr_layer_data_bytes(struct sr_layer *layer)
 	while ((start = sr_layer_seek(layer, (uint64_t)end, SEEK_DATA)) >= 0) {
 		end = sr_layer_seek(layer, (uint64_t)start, SEEK_HOLE);
 		if (end <= start)
-			return end < 0 ? end : bytes; /* it became a hole in between */
+			return end < 0 ? end : bytes; /* the data became a hole in between */
 		bytes += end - start;
 	}
 	return start == -ENXIO ? bytes : start;

@@ -1,6 +1,7 @@
 /* A writable overlay: a sparse file that takes the writes over a lower layer, with a map of the blocks that it holds.
  *
- * Fault contract: blockfs/layers/layer.py. */
+ * Fault contract: blockfs/layers/layer.py.
+ */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -15,27 +16,27 @@
 #include "base/mapped.h"
 #include "layers/raw.h"
 
-/* The present map is believed in memory; its file is mapped for what is set to outlive a kill, and read when a layer is made
- * only: so whoever cuts it makes no block come from below that was written to.  Both have room for the largest disk there can
- * be, so that a growing disk never moves them under a reader; only the part that the file has is ever touched. */
+/* The present map in memory decides. Its file is mapped so that set bits survive a kill, and is read only when the
+ * layer is created: truncating it cannot hide written blocks. Both mappings have space for the largest disk, so that
+ * a growing disk never moves them under a reader; only the part that the file has is accessed. */
 #define MAP_BYTES_MAX (SR_DISK_BYTES_MAX / SR_BLOCK_BYTES / 8)
-#define MAP_PAGE_BYTES 4096 /* of the present map: what the durable one is written in */
+#define MAP_PAGE_BYTES 4096 /* page of the present map: the unit in which the durable map is written */
 
 struct overlay {
 	struct raw raw; /* the file that takes the writes */
 	struct sr_layer *lower;
 	int map_fd, durable_fd;
-	uint8_t *map;           /* one bit a block: the layer holds it */
-	struct sr_map file_map; /* the same in file `map_fd`, which outlives a kill; never read */
-	uint8_t *changed;       /* one bit a page of the map: it has bits that the durable one has not */
+	uint8_t *map;           /* one bit for each block that the layer holds */
+	struct sr_map file_map; /* the same bits in file `map_fd`, which survive a kill; never read */
+	uint8_t *changed;       /* one bit for each page of the map with bits that the durable map lacks */
 	pthread_mutex_t syncing;
-	pthread_rwlock_t map_lock; /* read: somebody looks at `map` and `lower` */
-	uint64_t hydrated_bytes;       /* atomic: it holds all blocks below */
+	pthread_rwlock_t map_lock; /* read-locked while `map` and `lower` are used */
+	uint64_t hydrated_bytes;       /* atomic: the layer holds all blocks below this offset */
 };
 
 static const struct sr_layer_ops overlay_ops;
 
-/* `layer` is the first part of the first member. */
+/* `layer` is the first member of the first member. */
 static struct overlay *overlay_of(struct sr_layer *layer)
 {
 	return (struct overlay *)layer;
@@ -46,7 +47,7 @@ static const struct overlay *const_overlay_of(const struct sr_layer *layer)
 	return (const struct overlay *)layer;
 }
 
-/* Not yet a raw file. */
+/* Return 1 until it has become a raw file. */
 static int is_overlay(const struct overlay *overlay)
 {
 	return sr_ops_of(&overlay->raw.layer) == &overlay_ops;
@@ -59,7 +60,7 @@ static int is_present(const struct overlay *overlay, uint64_t block)
 	return (__atomic_load_n(&overlay->map[block / 8], __ATOMIC_ACQUIRE) >> (block % 8)) & 1;
 }
 
-/* The end of the run of blocks, from that of `offset`, that are alike. */
+/* Return the end of the run of equal blocks that begins at `offset`. */
 static uint64_t run_end(const struct overlay *overlay, uint64_t offset, uint64_t end, int present)
 {
 	const uint8_t all = present ? 0xff : 0;
@@ -92,7 +93,7 @@ static uint64_t map_pages(uint64_t disk_bytes)
 	return ((uint64_t)map_bytes(disk_bytes) + MAP_PAGE_BYTES - 1) / MAP_PAGE_BYTES;
 }
 
-/* A kill may have come before what it set was on stable storage. */
+/* Read both maps; bits of the present map can be missing in the durable one, because of a kill before a sync. */
 static int read_maps(struct overlay *overlay)
 {
 	static const uint8_t none[MAP_PAGE_BYTES];
@@ -104,7 +105,7 @@ static int read_maps(struct overlay *overlay)
 			rc = sr_io_read(overlay->map_fd, present, MAP_PAGE_BYTES, (int64_t)at);
 		if (rc)
 			return rc;
-		if (memcmp(present, none, MAP_PAGE_BYTES) != 0) /* what is not touched takes no memory */
+		if (memcmp(present, none, MAP_PAGE_BYTES) != 0) /* untouched pages take no memory */
 			memcpy(overlay->map + at, present, MAP_PAGE_BYTES);
 		if (memcmp(durable, present, MAP_PAGE_BYTES) != 0)
 			overlay->changed[page / 8] |= (uint8_t)(1u << (page % 8));
@@ -112,13 +113,13 @@ static int read_maps(struct overlay *overlay)
 	return 0;
 }
 
-/* Only what is used counts as taken, where the host counts that strictly. */
+/* Make the used part accessible; only that part counts as committed memory on hosts with strict accounting. */
 static int use_memory(uint8_t *map, uint64_t disk_bytes)
 {
 	return mprotect(map, map_pages(disk_bytes) * MAP_PAGE_BYTES, PROT_READ | PROT_WRITE) == 0 ? 0 : -errno;
 }
 
-/* With their blocks: a store to a mapped hole of a full file system would be a SIGBUS. */
+/* Allocate the blocks of both maps: a store to a mapped hole on a full file system would be a SIGBUS. */
 static int allocate_maps(int map_fd, int durable_fd, uint64_t disk_bytes)
 {
 	int rc = posix_fallocate(map_fd, 0, map_bytes(disk_bytes));
@@ -178,7 +179,7 @@ static int64_t seek_overlay(struct sr_layer *layer, uint64_t offset, uint64_t en
 
 /* --- writing ------------------------------------------------------------------------------------------------- */
 
-/* Bring one block up from below, if it is not there and the write does not cover it whole. */
+/* Copy one block from below, if it is absent and the write does not cover it completely. */
 static int fill_block(struct overlay *overlay, uint64_t block, uint64_t offset, uint64_t end)
 {
 	char data[SR_BLOCK_BYTES];
@@ -210,7 +211,8 @@ static void set_bit(uint8_t *map, uint64_t number)
 	__atomic_fetch_or(&map[number / 8], (uint8_t)(1u << (number % 8)), __ATOMIC_RELEASE);
 }
 
-/* Only now, after the bytes: a kill between the two leaves the block as it was.  -ESTALE: after a kill it would not be there. */
+/* Set the bits only after the bytes: a kill between the two leaves the old block. -ESTALE: the bits would not
+ * survive a kill. */
 static int mark_present(struct overlay *overlay, uint64_t offset, uint64_t end)
 {
 	for (uint64_t block = offset / SR_BLOCK_BYTES; block <= (end - 1) / SR_BLOCK_BYTES; block++) {
@@ -236,7 +238,8 @@ static int64_t write_overlay(struct sr_layer *layer, const void *buf, uint64_t b
 		return done;
 	uint64_t end = offset + (uint64_t)done, block = end / SR_BLOCK_BYTES;
 	if ((uint64_t)done < bytes && end % SR_BLOCK_BYTES && !is_present(overlay, block)) {
-		/* It broke off in a block that was to be covered whole, and so holds nothing of what lies below. */
+		/* The write stopped in a block that it should have covered completely, so the file lacks the rest of
+		 * that block from below. */
 		uint64_t start = block * SR_BLOCK_BYTES, stop = start + SR_BLOCK_BYTES;
 		if (offset <= start && stop <= offset + bytes)
 			end = start;
@@ -262,7 +265,7 @@ static int zero_overlay(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
 
 static int make_room(struct overlay *overlay, uint64_t bytes)
 {
-	if (bytes < overlay->raw.layer.bytes) /* what lies below would be there again when it grew back */
+	if (bytes < overlay->raw.layer.bytes) /* a later growth would uncover the bytes of the lower layer */
 		return -EINVAL;
 	int rc = -allocate_maps(overlay->map_fd, overlay->durable_fd, bytes);
 	return rc ? rc : use_memory(overlay->map, bytes);
@@ -310,7 +313,7 @@ static void mark_changed(struct overlay *overlay, const struct map_page *pages)
 		set_bit(overlay->changed, pages->number);
 }
 
-/* Copies of the pages that have changed; they count as unchanged from then on.  -ENOMEM: `taken` has some of them. */
+/* Copy the pages that have changed, and mark them unchanged. -ENOMEM: `taken` has some of them. */
 static int take_changed(struct overlay *overlay, struct map_page **taken)
 {
 	for (uint64_t group = 0; group <= (map_pages(sr_layer_bytes(&overlay->raw.layer)) - 1) / 8; group++) {
@@ -334,7 +337,8 @@ static int take_changed(struct overlay *overlay, struct map_page **taken)
 	return 0;
 }
 
-/* The bits are taken first, then the bytes are synced, then those bits are written: none is durable before its bytes. */
+/* The bits are copied first, then the bytes are synced, then these bits are written: no bit is durable before its
+ * bytes. */
 static int sync_overlay(struct sr_layer *layer)
 {
 	struct overlay *overlay = overlay_of(layer);
@@ -364,7 +368,7 @@ static int sync_overlay(struct sr_layer *layer)
 
 /* --- becoming a raw file ------------------------------------------------------------------------------------- */
 
-enum { HOLE_STEP_BYTES = 64 << 20 }; /* as much as can be marked within 0.1 ms or so */
+enum { HOLE_STEP_BYTES = 64 << 20 }; /* as much as can be marked within about 0.1 ms */
 
 static uint64_t round_down(uint64_t offset)
 {
@@ -381,7 +385,7 @@ static uint64_t hydrated_bytes(const struct sr_layer *layer)
 	return __atomic_load_n(&const_overlay_of(layer)->hydrated_bytes, __ATOMIC_ACQUIRE);
 }
 
-/* The first run that the overlay lacks, of one kind below, and short enough for one step. */
+/* Find the first run that the overlay lacks; it is all data or all hole below, and short enough for one step. */
 static int find_lacking(struct overlay *overlay, struct sr_hydration_run *run)
 {
 	uint64_t size = sr_layer_bytes(&overlay->raw.layer), start = round_down(hydrated_bytes(&overlay->raw.layer));
@@ -419,7 +423,8 @@ static int hydrate_find(struct sr_layer *layer, char *buf, struct sr_hydration_r
 	return rc;
 }
 
-/* Bytes of a block that it did not hold may be in its file all the same: of a write that broke off, or a power loss. */
+/* Store a hole. The file may have bytes of an absent block, from an interrupted write or a power loss; they are
+ * zeroed. */
 static int put_hole(struct overlay *overlay, uint64_t start, uint64_t end)
 {
 	int64_t found = sr_raw_seek(&overlay->raw.layer, start, end, 0);
@@ -571,14 +576,14 @@ struct sr_layer *sr_layer_overlay(struct sr_layer *lower, int fd, int map_fd, in
 		goto fail;
 	}
 	sr_io_expect_random(fd);
-	pthread_rwlockattr_t in_turn; /* else readers without a pause would keep it from becoming a raw file for ever */
+	pthread_rwlockattr_t in_turn; /* otherwise continuous readers could delay the detaching for ever */
 	pthread_rwlockattr_init(&in_turn);
 	pthread_rwlockattr_setkind_np(&in_turn, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
 	pthread_rwlock_init(&overlay->map_lock, &in_turn);
 	pthread_rwlockattr_destroy(&in_turn);
 	pthread_mutex_init(&overlay->syncing, NULL);
 	if (bytes && is_present(overlay, 0))
-		overlay->hydrated_bytes = run_end(overlay, 0, bytes, 1); /* by an earlier process, or by writes */
+		overlay->hydrated_bytes = run_end(overlay, 0, bytes, 1); /* hydrated by an earlier process, or by writes */
 	return &overlay->raw.layer;
 fail:
 	free(changed);

@@ -1,6 +1,7 @@
-/* A raw file of which the first bytes are the layer.
+/* A raw file whose first bytes are the layer.
  *
- * Fault contract: blockfs/layers/layer.py. */
+ * Fault contract: blockfs/layers/layer.py.
+ */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
@@ -27,11 +28,11 @@ static int fd_of(const struct sr_layer *layer)
 static int check(const struct sr_layer *layer, int needs_name)
 {
 	struct stat found;
-	uint64_t bytes = sr_layer_bytes(layer); /* before the look: it never grows before its file */
+	uint64_t bytes = sr_layer_bytes(layer); /* read before fstat: it never grows before its file */
 
 	if (fstat(fd_of(layer), &found) != 0)
 		return -errno;
-	if (!S_ISREG(found.st_mode)) /* a block device has no size here, and keeps it */
+	if (!S_ISREG(found.st_mode)) /* st_size of a block device is 0, and its size does not change */
 		return 0;
 	return (uint64_t)found.st_size < bytes || (needs_name && found.st_nlink == 0) ? -ESTALE : 0;
 }
@@ -74,7 +75,7 @@ uint64_t sr_raw_mtime_ns(const struct sr_layer *layer)
 
 /* --- reading ------------------------------------------------------------------------------------------------- */
 
-/* The file has the whole layer: we made it so long.  Where it ends earlier now, somebody else has cut it. */
+/* The file was created with the whole layer. If it is shorter now, another program has truncated it. */
 int sr_raw_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t offset)
 {
 	uint64_t size = sr_layer_bytes(layer);
@@ -86,7 +87,7 @@ int sr_raw_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t offs
 	return rc == -EIO && check(layer, 0) == -ESTALE ? -ESTALE : rc;
 }
 
-/* The end of the file may look like a hole: it is none if the layer goes on behind it (-ESTALE). */
+/* The end of the file can look like a hole. If the layer continues after it, the file was truncated (-ESTALE). */
 int64_t sr_raw_seek(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)
 {
 	off_t found = lseek(fd_of(layer), (off_t)offset, hole ? SEEK_HOLE : SEEK_DATA);

@@ -16,9 +16,9 @@
 #include "index/extent_map_internal.h"
 #include "layers/layer_internal.h"
 
-/* How often a block of the base is read again that fits neither of its two checksums.  A fold that is writing it may
- * be off the processor in the midst of a page, so while the two differ there is time; else once more is enough, in
- * case it was done between the reading of the block and that of its checksums. */
+/* Limits for reading a block of the base again that matches neither of its two sums. A compaction that is writing it
+ * may be preempted within a page, so there is time while the two sums differ. If they are equal, one more try is
+ * enough, in case the compaction finished between the reads of the block and of its sums. */
 #define TRIES_DURING_FOLD 200
 #define TRIES 4
 #define PAUSE_NS 1000000
@@ -33,7 +33,7 @@ struct source {
 struct view {
 	struct sr_layer layer;
 	struct rows *rows;
-	uint32_t *firsts; /* for each 1 << shift bytes of the disk: the first extent that ends behind their start */
+	uint32_t *firsts; /* for each 1 << shift bytes of the disk: the first extent that ends after their start */
 	unsigned shift;
 	uint64_t first_count;
 	struct source *sources;
@@ -116,9 +116,9 @@ static int open_source(struct source *source, const struct sr_source *given)
 	return 0;
 }
 
-/* A table that leads to within a step or two of each extent, where a search over all of them would wait for memory at
- * each step.  It has half as many places as there are extents: measured, twice as many and an eighth are both slower.
- * Also looks whether each extent is of a source that is there. */
+/* Build a table that leads to within a step or two of each extent; a binary search over all extents would wait for
+ * memory at each step. It has half as many entries as there are extents: measured, twice as many and an eighth are
+ * both slower. Also checks that the source of each extent exists. */
 static int make_firsts(struct view *view)
 {
 	const struct sr_extent_row *row = view->rows->row;
@@ -161,7 +161,7 @@ static void unmake(struct view *view)
 
 /* --- reading ------------------------------------------------------------------------------------------------- */
 
-/* The first extent that ends behind `offset`. */
+/* Return the first extent that ends after `offset`. */
 static size_t find(const struct view *view, uint64_t offset)
 {
 	uint64_t bucket = offset >> view->shift;
@@ -179,11 +179,11 @@ static size_t find(const struct view *view, uint64_t offset)
 }
 
 struct sums {
-	int error; /* ENODATA: there are none */
-	uint32_t right, becomes; /* two only of a base */
+	int error; /* ENODATA: there is no sum */
+	uint32_t right, becomes; /* different only in a base */
 };
 
-/* NULL: there are none. */
+/* NULL: there is no sum. */
 static const uint32_t *place_of_sums(const struct source *source, uint64_t piece)
 {
 	if (piece >= source->sum_count / (source->paired ? 2 : 1))
@@ -206,7 +206,7 @@ static int fits(const struct sums *sums, uint32_t found)
 	return !sums->error && (found == sums->right || found == sums->becomes);
 }
 
-/* Where it is wrong, read a block of the base again, with its checksums: a fold may have been writing it. */
+/* Read a wrong block of the base again, with its sums, because a compaction may have been writing it. */
 static int read_again(const struct source *source, char *buf, uint64_t bytes, uint64_t at, uint64_t piece,
 		      struct sums *sums, uint32_t *found)
 {
@@ -225,7 +225,7 @@ static int read_again(const struct source *source, char *buf, uint64_t bytes, ui
 	return -EIO;
 }
 
-/* Whole pieces of an extent, from .. to on the disk, checked. */
+/* Read whole pieces of an extent, from .. to on the disk, and check them. */
 static int read_pieces(const struct view *view, const struct sr_extent_row *row, char *buf, uint64_t from, uint64_t to)
 {
 	const struct source *source = &view->sources[row->source];
@@ -233,7 +233,7 @@ static int read_pieces(const struct view *view, const struct sr_extent_row *row,
 	uint64_t piece = row->first_piece + from / SR_PIECE_BYTES - row->start / SR_PIECE_BYTES;
 	struct sr_fault fault = {.offset = from, .source_offset = at, .source = row->source};
 
-	__builtin_prefetch(place_of_sums(source, piece)); /* it comes from memory while the kernel copies */
+	__builtin_prefetch(place_of_sums(source, piece)); /* loaded from memory while the kernel copies */
 	int rc = source->paired ? sr_io_read(source->fd, buf, (int64_t)(to - from), (int64_t)at)
 				: sr_io_read_whole(source->fd, buf, (int64_t)(to - from), (int64_t)at);
 	if (rc) {
@@ -263,7 +263,7 @@ static int read_pieces(const struct view *view, const struct sr_extent_row *row,
 	return 0;
 }
 
-/* Bytes from .. to of an extent; of a piece of which they are only a part all is read, to check it. */
+/* Read bytes from .. to of an extent; a piece that they only touch is read completely, for the check. */
 static int read_extent(const struct view *view, const struct sr_extent_row *row, char *buf, uint64_t from, uint64_t to)
 {
 	const uint64_t first = row->start - row->before, last = row->end + row->after;
@@ -317,7 +317,7 @@ static int read_view(struct sr_layer *layer, void *into, uint64_t bytes, uint64_
 	return rc;
 }
 
-/* Of zeros, and of a piece that is a whole block: its checksum is that of the block. */
+/* Return the known sum of zeros, and of a piece that is a whole block, whose sum is that of the block. */
 static int known_sum(struct sr_layer *layer, uint64_t offset, uint32_t *sum)
 {
 	static const char zeros[SR_BLOCK_BYTES];

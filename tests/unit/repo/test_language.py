@@ -32,13 +32,6 @@ PENDING: dict[str, set[str]] = {
     "blockfs": {
         "blockfs/images",
     },
-    "cext": {
-        "cext/src/base",
-        "cext/src/disk",
-        "cext/src/fuse",
-        "cext/src/index",
-        "cext/src/layers",
-    },
     "replication": {
         "replication/contracts",
         "replication/engine",
