@@ -1,15 +1,15 @@
 """Azurite's blob service as a child process on the loopback interface.
 
-Kept consistent by: one child at a time per folder (the caller holds the state's lock); port and account are drawn once
-and then stored, so a connection string stays valid over restarts.  Fault contract: Azurite writes its metadata every
-few seconds, so one that was killed may have forgotten requests it had acknowledged; SIGTERM saves.  Who uploads must
-find out what was forgotten and send it again.
+There is one child at a time for each folder; the caller holds the lock of the state.  Port and account are chosen once and
+stored, so that a connection string stays valid over restarts.
+
+Fault contract: Azurite writes its metadata every few seconds, so a killed Azurite may forget requests that it acknowledged;
+SIGTERM makes it save.  The uploading side must find out which requests were forgotten, and send them again.
 """
 
 from __future__ import annotations
 
 import base64
-import logging
 import os
 import re
 import secrets
@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
 import trio
 
 from siterig.azure_emu.storage.azurite_files import find_node, find_script
@@ -38,20 +39,20 @@ _READY = re.compile(r"successfully listens on http://[^:]+:(\d+)")
 _TAIL_LINES = 12
 _LINE_BYTES_MAX = 65536
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 _KEY_FILE_BYTES_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class StorageAccount:
-    """Name and key of a storage account; the key is not shown by ``repr``."""
+    """Name and key of a storage account; ``repr`` does not show the key."""
 
     name: str
     key: str = field(repr=False)
 
     def connection_string(self, port: int) -> str:
-        """What the Azure SDK takes; holds the key, so never log it."""
+        """Return the connection string for the Azure SDK; it holds the key, so it must not be logged."""
         return (
             f"DefaultEndpointsProtocol=http;AccountName={self.name};AccountKey={self.key};"
             f"BlobEndpoint=http://{HOST}:{port}/{self.name};"
@@ -59,9 +60,10 @@ class StorageAccount:
 
 
 def load_or_create_account(keys_folder: Path) -> StorageAccount:
-    """The account of this state, from ``account.key`` (mode 0600); drawn at random the first time.
+    """Return the account of this state from the file ``account.key`` (mode 0600); create a random one the first time.
 
-    ``BadAccountKey`` if the file holds something else.
+    Raises:
+        RigError: ``BadAccountKey`` if the file holds something else.
     """
     path = keys_folder / "account.key"
     if not path.exists():
@@ -79,7 +81,11 @@ def load_or_create_account(keys_folder: Path) -> StorageAccount:
 
 
 def connection_string(folder: Path, keys_folder: Path) -> str:
-    """Of the Azurite that ``start_azurite`` started on these folders; ``AzuriteNotStarted`` before its first start."""
+    """Return the connection string of the Azurite on these folders.
+
+    Raises:
+        RigError: ``AzuriteNotStarted`` before its first start.
+    """
     port = _stored_port(folder)
     if port is None:
         raise RigError(Code.AzuriteNotStarted, f"Azurite was never started on {folder}: its folder has no port file")
@@ -88,7 +94,7 @@ def connection_string(folder: Path, keys_folder: Path) -> str:
 
 @dataclass(slots=True)
 class AzuriteProcess:
-    """A running Azurite.  Its child is killed by the kernel if the thread that started it (the trio thread) ends."""
+    """A running Azurite; the kernel kills it if the thread that started it (the trio thread) ends."""
 
     account: StorageAccount
     port: int
@@ -98,16 +104,16 @@ class AzuriteProcess:
 
     @property
     def connection_string(self) -> str:
-        """What the Azure SDK takes; holds the key, so never log it."""
+        """Return the connection string for the Azure SDK; it holds the key, so it must not be logged."""
         return self.account.connection_string(self.port)
 
     @property
     def pid(self) -> int:
-        """Of the Node process."""
+        """The process id of Node."""
         return self._child.pid
 
     async def ready(self, *, timeout_s: float) -> int:
-        """Wait for the line that says it serves; the port it listens on.  Errors as ``start_azurite``."""
+        """Wait for the line that reports readiness; return the port.  It raises the errors of :func:`start_azurite`."""
         with trio.move_on_after(timeout_s):
             if (found := await _drain(self._output, self._tail, until=_READY)) is not None:
                 return int(found[1])
@@ -120,13 +126,17 @@ class AzuriteProcess:
         )
 
     async def died(self) -> RigError:
-        """Wait until Azurite is gone; the error says how, and what it printed last."""
+        """Wait until Azurite ends; return an error with its exit status and its last output."""
         await _drain(self._output, self._tail)
         how = _how_it_ended(await _wait(self._child))
         return RigError(Code.AzuriteDied, f"Azurite (process {self.pid}) {how}; its last output: {_quote(self._tail)}")
 
     async def check(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
-        """``AzuriteSilent`` if it does not answer a request at once; any answer will do."""
+        """Check that Azurite answers a request in time; any answer is right.
+
+        Raises:
+            RigError: ``AzuriteSilent`` (recoverable).
+        """
         why = f"no answer within {timeout_s:g} s"
         with trio.move_on_after(timeout_s):
             try:
@@ -140,15 +150,18 @@ class AzuriteProcess:
         raise RigError(Code.AzuriteSilent, f"Azurite (process {self.pid}) does not answer: {why}", recoverable=True)
 
     async def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """SIGTERM (it saves its metadata), after ``timeout_s`` SIGKILL.  No-op if it is gone; not cut by cancellation."""
+        """Send SIGTERM, so that it saves its metadata, and SIGKILL after ``timeout_s``; no-op if it has ended.
+
+        Cancellation does not interrupt this call.
+        """
         with trio.CancelScope(shield=True):
             self._child.send_signal(signal.SIGTERM)
             with trio.move_on_after(timeout_s):
-                with suppress(trio.BusyResourceError, trio.ClosedResourceError):  # someone waits in died(), which drains
+                with suppress(trio.BusyResourceError, trio.ClosedResourceError):  # a task waits in died(), which drains
                     await _drain(self._output, self._tail)
                 await _wait(self._child)
             if self._child.poll() is None:
-                log.warning("Azurite (process %d) did not stop within %g s and was killed", self.pid, timeout_s)
+                log.warning("azurite_killed", pid=self.pid, waited_s=timeout_s)
                 self._child.kill()
                 await _wait(self._child)
             await self._output.aclose()
@@ -157,10 +170,16 @@ class AzuriteProcess:
 async def start_azurite(
     folder: Path, keys_folder: Path, port: int = 0, *, ready_timeout_s: float = START_TIMEOUT_S
 ) -> AzuriteProcess:
-    """Start Azurite's blob service on ``folder`` and return when it serves.
+    """Start Azurite's blob service and return when it serves.
 
-    ``port`` 0: the one of the last start on this folder, else any free one.  Errors: ``AzuriteMissing``, ``NodeMissing``,
-    ``PortTaken``, ``AzuriteDied`` or ``AzuriteSilent`` (no ready line within ``ready_timeout_s``).
+    Args:
+        folder: its data.
+        keys_folder: the folder of the account's key.
+        port: the port; 0 takes the port of the last start on this folder, otherwise any free one.
+        ready_timeout_s: limit of the wait for readiness.
+    Raises:
+        RigError: ``AzuriteMissing``, ``NodeMissing``, ``PortTaken``, ``AzuriteDied``; ``AzuriteSilent`` if it is not ready
+            in time.
     """
     command = find_azurite()
     account = load_or_create_account(keys_folder)
@@ -185,7 +204,11 @@ async def run_azurite(
     *,
     task_status: trio.TaskStatus[AzuriteProcess] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled, then stop cleanly; ``AzuriteDied`` if it ends by itself.  Errors as ``start_azurite``."""
+    """Run Azurite until cancelled, then stop it cleanly.
+
+    Raises:
+        RigError: ``AzuriteDied`` if it ends by itself; the errors of :func:`start_azurite`.
+    """
     azurite = await start_azurite(folder, keys_folder, port)
     try:
         task_status.started(azurite)
@@ -195,7 +218,11 @@ async def run_azurite(
 
 
 def find_azurite() -> list[str]:
-    """The command line (Node and Azurite's script) without arguments.  Errors: ``AzuriteMissing``, ``NodeMissing``."""
+    """Return the command line of Node and Azurite's script, without arguments.
+
+    Raises:
+        RigError: ``AzuriteMissing``, ``NodeMissing``.
+    """
     script = find_script()
     return [find_node(), str(script)]
 
@@ -209,7 +236,7 @@ def _arguments(folder: Path, port: int) -> list[str]:
 
 def _spawn(command: list[str], account: StorageAccount) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:
     # Not trio.run_process: it forks in a worker thread, and a parent-death signal fires when the forking *thread* ends.
-    # SIGKILL, for a child that hangs in its clean-up must not be left behind either.
+    # The signal is SIGKILL, because a child that hangs in its clean-up must not remain either.
     readable, writable = os.pipe()
     try:
         child = subprocess.Popen(
@@ -217,7 +244,7 @@ def _spawn(command: list[str], account: StorageAccount) -> tuple[subprocess.Pope
             stdin=subprocess.DEVNULL,
             stdout=writable,
             stderr=writable,
-            start_new_session=True,  # Ctrl-C reaches us, and we stop it in order
+            start_new_session=True,  # Ctrl-C reaches this process, which stops the child cleanly
             env={**os.environ, "AZURITE_ACCOUNTS": f"{account.name}:{account.key}"},
         )
     except OSError as e:
@@ -231,7 +258,7 @@ def _spawn(command: list[str], account: StorageAccount) -> tuple[subprocess.Pope
 async def _drain(
     output: trio.lowlevel.FdStream, tail: deque[str], *, until: re.Pattern[str] | None = None
 ) -> re.Match[str] | None:
-    """Read output into ``tail`` to its end (None) or to a line that matches."""
+    """Read output into ``tail`` up to a line that matches ``until``; return the match, or None at the end of the output."""
     rest = b""
     while chunk := await output.receive_some(65536):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -246,7 +273,7 @@ async def _drain(
 
 
 async def _wait(child: subprocess.Popen[bytes]) -> int:
-    """The exit status, without polling and without a thread."""
+    """Wait for the exit status without polling and without a thread."""
     if (status := child.poll()) is not None:
         return status
     pidfd = os.pidfd_open(child.pid)
@@ -276,7 +303,7 @@ def _stored_port(folder: Path) -> int | None:
 
 
 def _prepare(folder: Path, port: int) -> int:
-    """Make the folder; the port asked for, else the stored one, else 0 (then the kernel gives a free one)."""
+    """Create the folder; return the requested port, otherwise the stored one, otherwise 0 for any free port."""
     safe_files.make_folder(folder, parents=True)
     return port or _stored_port(folder) or 0
 

@@ -1,4 +1,4 @@
-"""Where Azurite and the Node that runs it are installed, and which version; loads next to nothing."""
+"""Finds the installed Azurite and the Node that runs it, and their versions; the module imports almost nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ BINARY_VARIABLE = "SITERIG_AZURITE"
 
 
 def find_script() -> Path:
-    """Azurite's script: named by ``SITERIG_AZURITE``, else the checkout's, else on ``PATH``; ``AzuriteMissing``."""
+    """Return Azurite's script: the one that ``SITERIG_AZURITE`` names, otherwise the checkout's, otherwise one on ``PATH``.
+
+    Raises:
+        RigError: ``AzuriteMissing``.
+    """
     named = os.environ.get(BINARY_VARIABLE)
     if named is not None:
         if not Path(named).is_file():
@@ -39,7 +43,11 @@ def find_script() -> Path:
 
 
 def find_node() -> str:
-    """Path of the Node to run: the one ``./rig`` put beside this Python, else the one on ``PATH``; ``NodeMissing``."""
+    """Return the path of Node: the one that ``./rig`` installed beside this Python, otherwise the one on ``PATH``.
+
+    Raises:
+        RigError: ``NodeMissing``.
+    """
     ours = Path(sys.executable).parent / "node"
     node = str(ours) if os.access(ours, os.X_OK) else shutil.which("node")
     if node is None:
@@ -51,7 +59,7 @@ def find_node() -> str:
 
 
 def version_of(script: Path) -> str | None:
-    """The version in the package that ``script`` belongs to; None if it has none that can be read."""
+    """Return the version of the package that ``script`` belongs to; None if it cannot be read."""
     for folder in script.resolve().parents:
         try:
             about = json.loads(read_small_file(folder / "package.json"))

@@ -1,9 +1,9 @@
-"""The cache storage account: Azurite's or a real one, by connection string; the one place that calls the blob SDK.
+"""The cache storage account, Azurite's or a real one, by connection string; no other module calls the blob SDK.
 
-Fault contract: any call may fail, time out or be answered late, and the account may have forgotten what it acknowledged
-(a killed Azurite does).  A call that failed may still have happened.  So every call can be repeated: put writes once,
-delete does not mind what is gone, a container that vanished is made again.  Nothing is retried here; the caller's retry
-table does that, and is told by ``recoverable``.
+Fault contract: any call may fail, time out or be answered late, and the account may forget what it has acknowledged (a
+killed Azurite does).  A call that failed may still have had its effect.  Therefore every call can be repeated: put writes
+once, delete ignores a missing blob, and a container that vanished is created again.  This module retries nothing.  The
+caller's retry table does, and ``recoverable`` of an error decides.
 """
 
 from __future__ import annotations
@@ -38,41 +38,46 @@ from siterig.blockfs.transfer.part_name import Listing, PartName
 
 CONTAINER = "asr-cache"
 IN_FLIGHT_MAX = 2
-"""More make Azurite slower, not faster."""
+"""Limit of concurrent calls; more make Azurite slower."""
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
-"""Between two packets of an answer, not for the whole of it."""
+"""The limit between two packets of an answer, not for the whole answer."""
 GET_TIMEOUT_S = 20.0
-"""The same for a part's bytes: a blob that cannot be read is to be repaired within a minute."""
+"""The same limit for the bytes of a part; a blob that cannot be read should be repaired within a minute."""
 SINGLE_PUT_BYTES_MAX = 256 << 20
-"""Above it the SDK sends blocks and commits them under the same condition."""
+"""Above this size the SDK sends blocks and commits them under the same condition."""
 
 UNLISTED = "(a blob whose name cannot be listed)"
-"""Stands for the blobs of a disk that a list of the account fails for."""
+"""The name that stands for the blobs that make a list of the account fail."""
 
 _OWN_BYTES = 1 << 20
-"""Bytes that an emulator writes beside a blob: its list of blobs and blocks."""
+"""Bytes that an emulator writes in addition to a blob: its list of blobs and blocks."""
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset({"ContainerBeingDeleted", "OperationTimedOut"})
-_ALREADY_THERE = frozenset({"BlobAlreadyExists", "ConditionNotMet"})  # to a put, and to the commit of a put in blocks
+_ALREADY_THERE = frozenset({"BlobAlreadyExists", "ConditionNotMet"})  # for a put, and for the commit of a put in blocks
 _T = TypeVar("_T")
 
-logging.getLogger("azure").setLevel(logging.ERROR)  # it logs every request at INFO, and a body that ends early at WARNING
-logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each refused connection, which our error says
+logging.getLogger("azure").setLevel(logging.ERROR)  # it logs each request at INFO, and a body that ends early at WARNING
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns about each refused connection, and the error reports that
 
 
 class BlobCacheAccount(CacheAccount):
     """Parts as block blobs named ``PartName.blob()`` in the container ``asr-cache``.
 
-    The SDK's client is shared by at most
-    ``in_flight_max`` threads. A cancelled call returns at once; its request may still go through.
+    At most ``in_flight_max`` threads share the SDK's client.  A cancelled call returns at once; its request may still
+    succeed.
     """
 
     def __init__(self, connection_string: str, *, folder: Path | None = None, in_flight_max: int = IN_FLIGHT_MAX) -> None:
-        """``RigError('BadConnectionString')`` if the SDK cannot read it; it is not contacted before the first call.
+        """Parse the connection string; the first call contacts the account.
 
-        ``folder``: where an account that is emulated on this host keeps its blobs.  An emulator whose disk is full answers
-        like one that is ill; with the folder the two are distinguished (``DiskFull``).
+        Args:
+            connection_string: holds the key, so it must not be logged.
+            folder: the folder in which an emulator on this host keeps its blobs.  An emulator whose disk is full returns the
+                same error as a broken one; the free space of this folder tells the two apart (``DiskFull``).
+            in_flight_max: limit of concurrent calls.
+        Raises:
+            RigError: ``BadConnectionString``.
         """
         self._folder = folder
         self._limiter = trio.CapacityLimiter(in_flight_max)
@@ -80,8 +85,8 @@ class BlobCacheAccount(CacheAccount):
         self._unreadable: set[PartName] = set()
         fields = _fields(connection_string)
         try:
-            if not (fields.get("AccountKey") or fields.get("SharedAccessSignature")):  # the SDK would go on anonymously
-                raise ValueError  # noqa: TRY301  (the handler says it, as for what the SDK finds)
+            if not (fields.get("AccountKey") or fields.get("SharedAccessSignature")):  # the SDK would continue anonymously
+                raise ValueError  # noqa: TRY301  (the handler raises the same error for what the SDK finds)
             self._service = BlobServiceClient.from_connection_string(
                 connection_string,
                 retry_total=0,
@@ -90,7 +95,7 @@ class BlobCacheAccount(CacheAccount):
                 max_single_put_size=SINGLE_PUT_BYTES_MAX,
                 use_env_settings=not _is_loopback(fields.get("BlobEndpoint", "")),
             )
-        except ValueError:  # its text may quote the string, and that holds the key
+        except ValueError:  # its text may quote the string, which holds the key
             raise RigError(
                 Code.BadConnectionString,
                 "the cache storage account's connection string is malformed: it needs AccountName, AccountKey"
@@ -100,11 +105,11 @@ class BlobCacheAccount(CacheAccount):
         self._where = f"cache storage account {self._service.account_name} at {urlsplit(self._service.url).netloc}"
 
     async def ensure_container(self) -> None:
-        """Create the container if it is not there."""
+        """Create the container if it does not exist."""
         await self._call("create container asr-cache", self._create_container)
 
     async def delete_container(self) -> None:
-        """Remove the container with all its parts; no-op if it is gone."""
+        """Delete the container with all its parts; no-op if there is none."""
 
         def work() -> None:
             try:
@@ -115,7 +120,7 @@ class BlobCacheAccount(CacheAccount):
         await self._call(f"delete container {CONTAINER}", work)
 
     async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
-        """Upload once; False if the blob was already there: that is success too.  ``replace``: put it in any case."""
+        """Upload a part once, or in any case with ``replace``; return False if the blob exists, which is success, too."""
 
         def upload() -> bool:
             try:
@@ -139,7 +144,7 @@ class BlobCacheAccount(CacheAccount):
             raise
 
     def _is_full(self, needed_bytes: int) -> bool:
-        """True if the account's disk, if it is one of this host, has no room for so many bytes and the account's own."""
+        """Return True if the emulator's disk on this host has no space for these bytes and the emulator's own."""
         if self._folder is None:
             return False
         try:
@@ -149,7 +154,7 @@ class BlobCacheAccount(CacheAccount):
         return found.f_bavail * found.f_frsize < needed_bytes + _OWN_BYTES or (found.f_files > 0 and found.f_favail == 0)
 
     async def list(self, disk_id: str) -> Listing:
-        """The blobs of one disk; those that are no parts are named, and stop nothing."""
+        """Return the blobs of one disk; names that are no parts are listed separately."""
 
         def blobs() -> list[tuple[str, int]]:
             try:
@@ -162,10 +167,13 @@ class BlobCacheAccount(CacheAccount):
         return Listing.of(disk_id, await self._call(f"list {disk_id}/", lambda: self._in_container(blobs)))
 
     async def get(self, part: PartName) -> bytes:
-        """The blob's bytes; ``PartNotFound`` if it is not there, ``PartCorrupt`` if it is too long for a part.
+        """Return the bytes of a part.
 
-        ``PartUnreadable`` (recoverable): this one blob cannot be read while the account answers.  Parts of which that is
-        known are read one at a time, so that they do not hold up the others.
+        Parts that are known to be unreadable are read one at a time, so that they do not delay the others.
+
+        Raises:
+            RigError: ``PartNotFound``; ``PartCorrupt`` if the blob is too long for a part; ``PartUnreadable`` (recoverable)
+                if this blob cannot be read while the account answers other requests.
         """
 
         def download() -> bytes:
@@ -197,7 +205,7 @@ class BlobCacheAccount(CacheAccount):
         return data
 
     async def _answers(self) -> bool:
-        """True if the account answers a question that needs no part's bytes."""
+        """Return True if the account answers a request that needs no bytes of a part."""
         try:
             await self._call(f"look at container {CONTAINER}", self._container.get_container_properties)
         except RigError:
@@ -205,7 +213,7 @@ class BlobCacheAccount(CacheAccount):
         return True
 
     async def delete(self, part: PartName) -> None:
-        """Remove; no-op if it is gone already."""
+        """Delete the blob of a part; no-op if there is none."""
 
         def work() -> None:
             try:
@@ -224,11 +232,11 @@ class BlobCacheAccount(CacheAccount):
         try:
             self._container.create_container()
         except ResourceExistsError as e:
-            if _error_code(e) != "ContainerAlreadyExists":  # it may be *being deleted*, which is no success
+            if _error_code(e) != "ContainerAlreadyExists":  # the container may be in deletion, which is no success
                 raise
 
     def _in_container(self, work: Callable[[], _T]) -> _T:
-        """Do it; if the account has no such container (any more), make it and do it again."""
+        """Call ``work``; if the container does not exist, create it and call ``work`` again."""
         try:
             return work()
         except ResourceNotFoundError as e:
@@ -245,15 +253,15 @@ class BlobCacheAccount(CacheAccount):
 
 
 def _blobs(container: ContainerClient, prefix: str) -> list[tuple[str, int]]:
-    """Names and sizes in bytes."""
+    """Return names and sizes, in bytes, of the blobs with this prefix."""
     return [(blob.name, int(blob.size or 0)) for blob in container.list_blobs(name_starts_with=prefix)]
 
 
 def _blobs_like_parts(container: ContainerClient, disk_id: str) -> list[tuple[str, int]]:
-    """The blobs of a disk whose names begin like those of parts, by many lists instead of one.
+    """Return the blobs of a disk whose names begin like those of parts, by many lists instead of one.
 
-    Azurite answers 500 to a list with a name that XML cannot carry, such as one with a control character.  The first
-    list here fails at once if that was not the reason.
+    Azurite answers 500 to a list that contains a name which XML cannot hold, for example one with a control character.  If
+    that was not the reason, the first list here fails at once.
     """
     generations: list[str] = []
     for digit in digits:
@@ -267,7 +275,7 @@ KEY_ADVICE = "check whether its key was changed, and this host's clock; then sit
 
 
 def classified(error: AzureError, *, what: str, where: str) -> RigError:
-    """The SDK's error as ours: who can repair it, and whether waiting may."""
+    """Return the error of the SDK as a ``RigError``: who can correct it, and whether waiting may help."""
     if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError):
         return RigError(Code.CacheUnreachable, f"cannot {what}: no answer from {where} ({_reason(error)})", recoverable=True)
     code = _error_code(error) if isinstance(error, HttpResponseError) else type(error).__name__
@@ -288,17 +296,17 @@ def classified(error: AzureError, *, what: str, where: str) -> RigError:
 
 
 def _is_signature_refused(error: AzureError) -> bool:
-    # Azurite gives a wrong key the code that Azure gives a firewall, AuthorizationFailure; only the text tells.
+    # Azurite's code for a wrong key, AuthorizationFailure, is Azure's code for a firewall; only the text differs.
     return "Server failed to authenticate the request" in error.message
 
 
 def _error_code(error: HttpResponseError) -> str:
-    code: Any = getattr(error, "error_code", None)  # set by the SDK on what it has parsed; an enum or a string
+    code: Any = getattr(error, "error_code", None)  # the SDK sets it on parsed answers, as an enum or a string
     return str(getattr(code, "value", code) or error.reason or "")
 
 
 def _reason(error: AzureError) -> str:
-    """What lies at the bottom: ``Connection refused`` rather than the SDK's, requests' and urllib3's names for it."""
+    """Return the innermost cause, such as ``Connection refused``, in place of the names in the SDK, requests and urllib3."""
     cause: BaseException = error.inner_exception or error
     while (below := cause.__cause__ or cause.__context__) is not None:
         cause = below
@@ -310,7 +318,7 @@ def _fields(connection_string: str) -> dict[str, str]:
 
 
 def _is_loopback(endpoint: str) -> bool:
-    """Such an account is never reached through a proxy that the environment names."""
+    """Return True for an account on this host, which is never reached through a proxy of the environment."""
     host = urlsplit(endpoint).hostname or ""
     try:
         return ip_address(host).is_loopback

@@ -175,7 +175,9 @@ def test_every_state_that_a_power_loss_may_leave_goes_on(tmp_path: Path, monkeyp
     monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 60_000)
     monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 80_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 5)
-    monkeypatch.setattr("siterig.azure_emu.disks.compaction.DELETERS", 1)  # calls in an order that the seed alone tells
+    monkeypatch.setattr(
+        "siterig.azure_emu.disks.compaction.DELETING_THREADS", 1
+    )  # calls in an order that the seed alone tells
     story = Story(tmp_path, seed)
     recorder = story.play()
     rng = random.Random(seed)

@@ -188,7 +188,7 @@ def good_store(seed: int) -> Good:
             disk.tag(f"tag {number}")
             store.apply_part(*disk.close_log())
             if number in (1, 2):
-                with mock.patch.object(checkpoints, "RECORDS_MIN", 0), mock.patch.object(store, "_extents", 0):
+                with mock.patch.object(checkpoints, "RECORDS_MIN", 0), mock.patch.object(store.compactor, "_extents", 0):
                     store.compactor.checkpoint()
         store.close()
         files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

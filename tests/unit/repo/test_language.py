@@ -15,7 +15,6 @@ PENDING: dict[str, set[str]] = {
         "docs/reference/formats/managed-disk.md",
     },
     "azure_emu": {
-        "azure_emu/storage",
         "azure_emu/vault/context",
         "azure_emu/vault/db",
         "azure_emu/vault/inventory",

@@ -89,7 +89,7 @@ def test_a_long_stretch_is_told_by_the_headers_of_frames(tmp_path: Path, monkeyp
         read.append(span.frame.number)
         return []
 
-    monkeypatch.setattr(module, "_steps_of", steps_of)
+    monkeypatch.setattr(module, "_positions_in", steps_of)
     steps = change_steps(loaded, valid[0], valid[-1])
     assert {(step.position, step.count) for step in steps} >= {(frame.position, frame.entries) for frame in frames}
     assert set(read).isdisjoint(frame.number for frame in frames)
