@@ -7,13 +7,6 @@ import pytest
 from tests.support import language
 
 PENDING: dict[str, set[str]] = {
-    "docs": {
-        "docs/reference/formats/dirty.md",
-        "docs/reference/formats/disk.md",
-        "docs/reference/formats/dm-log-writes.md",
-        "docs/reference/formats/hrl.md",
-        "docs/reference/formats/managed-disk.md",
-    },
     "azure_emu": {
         "azure_emu/vault/context",
         "azure_emu/vault/db",
