@@ -1,4 +1,4 @@
-"""The ledger's checker: does what was recovered keep every promise, and is it a state that really was?"""
+"""The check of a recovered ledger: every promise is kept, and the state existed at one moment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from siterig.scenarios.workloads.ack_log import Ack
 
 @dataclass(frozen=True)
 class LedgerCheck:
-    """``acknowledged``: promises made; ``present``: transactions on both disks; ``lost``: promised but not present."""
+    """The counts: ``acknowledged`` transactions, ``present`` ones on both disks, ``lost`` ones only acknowledged."""
 
     findings: tuple[Finding, ...]
     acknowledged: int
@@ -24,7 +24,7 @@ class LedgerCheck:
 
     @property
     def ok(self) -> bool:
-        """Every finding is."""
+        """True if every finding is ok."""
         return all(finding.ok for finding in self.findings)
 
 
@@ -38,8 +38,8 @@ class _Side:
 def check_ledger(os_db: Path, data_db: Path, acks: Sequence[Ack], cut_position: int | None) -> LedgerCheck:
     """Check both databases against each other, the promises, and the cut that they were recovered at.
 
-    ``cut_position`` None: nothing was cut, every promise must be kept.  Opening a database makes SQLite recover it,
-    so the files must be writable.
+    Without ``cut_position`` every promise must be kept.  SQLite recovers a database when it is opened, so the files must be
+    writable.
     """
     os_side = _check_database("os", os_db)
     data_side = _check_database("data", data_db)
@@ -111,7 +111,7 @@ def _short(row: tuple[object, ...]) -> str:
 
 
 def _order(newest_os: int, newest_data: int) -> Finding:
-    """Each transaction went to the os disk first, so a state that really was has the data disk level or one behind."""
+    """Check that the data disk has as many transactions as the os disk, which is written first, or one less."""
     ok = newest_data <= newest_os <= newest_data + 1
     return Finding("order across the disks", ok, f"newest transaction: os disk {newest_os}, data disk {newest_data}")
 

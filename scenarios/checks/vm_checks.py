@@ -1,4 +1,4 @@
-"""What a recovered VM is checked for: file systems, files, ledger; and whether two disks are the same."""
+"""Checks of a recovered VM: its file systems, files and ledger; and the comparison of two disks."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _COMPARE_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Verdict:
-    """All findings of a VM, and the ledger's counts."""
+    """All findings for a VM, and the counts of its ledger."""
 
     findings: list[Finding]
     ledger: LedgerCheck
 
 
 async def check_vm(guest: Guest, manifests: Mapping[str, corpus.Manifest], acks: Path, cut_position: int | None) -> Verdict:
-    """Recover an attached, unmounted VM and check all of it; it stays mounted."""
+    """Recover an attached, unmounted VM and check all of it; the VM stays mounted."""
     findings = await guest.recover()
     for disk, manifest in manifests.items():
         findings.append(await check_corpus(disk, manifest, guest[disk]))
@@ -42,7 +42,7 @@ async def check_vm(guest: Guest, manifests: Mapping[str, corpus.Manifest], acks:
 
 
 async def check_corpus(disk: str, manifest: corpus.Manifest, where: Path) -> Finding:
-    """Every file of the manifest is there, unchanged, and no other."""
+    """Check that the folder has every file of the manifest, unchanged, and no other file."""
     problems = await corpus.verify(manifest, where)
     name = f"files of disk {disk}"
     if problems:
@@ -52,9 +52,12 @@ async def check_corpus(disk: str, manifest: corpus.Manifest, where: Path) -> Fin
 
 
 async def first_difference(one: Path, other: Path, progress: Callable[[int], None]) -> int | None:
-    """Offset of the first byte that differs, or None; where one file ends and the other goes on counts as different.
+    """Return the offset of the first difference, or None; files of different lengths differ at the end of the shorter.
 
-    ``progress`` gets the bytes compared so far.  ``DiskUnreadable`` names file and reason.
+    ``progress`` receives the number of bytes compared so far.
+
+    Raises:
+        RigError: ``DiskUnreadable`` names file and reason.
     """
 
     def compare() -> int | None:
@@ -79,7 +82,7 @@ async def first_difference(one: Path, other: Path, progress: Callable[[int], Non
 
 
 def _block(read: Callable[[int], bytes | None]) -> bytes:
-    """As many bytes as are wanted, unless the file ends."""
+    """Read ``_COMPARE_BYTES``, or less at the end of the file."""
     parts, wanted = [], _COMPARE_BYTES
     while wanted > 0 and (data := read(wanted)):
         parts.append(data)
@@ -88,7 +91,7 @@ def _block(read: Callable[[int], bytes | None]) -> bytes:
 
 
 def _differs_at(one: bytes, other: bytes) -> int:
-    """Index of the first difference, by halving: comparing slices is a memcmp, comparing bytes is not."""
+    """Find the first difference by halving: slices are compared by memcmp, single bytes are not."""
     low, high = 0, min(len(one), len(other))
     if one[:high] == other[:high]:
         return high

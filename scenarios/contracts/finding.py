@@ -1,4 +1,4 @@
-"""What a checker says about one thing."""
+"""The result of one check of a VM."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing checked; ``evidence`` is what was seen, whether it held or not."""
+    """One result; ``evidence`` describes the observation, for a passed check as well."""
 
     name: str
     ok: bool

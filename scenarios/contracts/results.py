@@ -14,7 +14,7 @@ SCHEMA = 1
 
 
 class Check(WireModel):
-    """One thing that had to hold; ``evidence`` is what was seen, so that a reader need not take our word."""
+    """One condition that had to hold; ``evidence`` describes the observation, so that a reader can verify it."""
 
     step: str
     name: str
@@ -23,7 +23,7 @@ class Check(WireModel):
 
 
 class TimelineEvent(WireModel):
-    """Something that happened, in the words shown on the console; ``step`` is the step it belongs to."""
+    """One event, with the text shown on the console; ``step`` is the step in which it happened."""
 
     at_s: float
     step: str
@@ -32,17 +32,17 @@ class TimelineEvent(WireModel):
 
 
 class RpoSample(WireModel):
-    """The vault's ``lastRpoInSeconds`` when it was asked; None before the first point and while no replication runs."""
+    """One sample of the vault's ``lastRpoInSeconds``; None before the first point and while no replication runs."""
 
     at_s: float
     rpo_s: float | None
 
 
 class Measures(WireModel):
-    """The figures of the site's loss; None until the drill got there.
+    """The measures of the loss of the site; None until the drill reached them.
 
     ``rpo_s``: from the last state that the recovered VM holds to the loss of the site.  ``rpo_transactions``: acknowledged
-    before the loss, absent afterwards.  ``rto_s``: from the order to fail over to verified disks.
+    before the loss and absent afterwards.  ``rto_s``: from the order to fail over to verified disks.
     ``failback_s``: from the order to fail back to the committed VM at the site.
     """
 
@@ -53,7 +53,7 @@ class Measures(WireModel):
 
 
 class Host(WireModel):
-    """The machine that a drill ran on; None for what it does not tell.  ``file_system``: the one of the rig's folder."""
+    """The machine that a drill ran on; unknown values are None.  ``file_system`` is that of the folder of the rig."""
 
     system: str | None
     kernel: str
@@ -64,7 +64,7 @@ class Host(WireModel):
 
 
 class Setup(WireModel):
-    """The tested software and machine.  ``commit`` ends with ``-dirty`` if the code had changes; None: it is not known.
+    """The tested software and machine.  ``commit`` ends with ``-dirty`` if the code had changes; None if it is unknown.
 
     The sizes are those of the disks ``os`` and ``data`` and of the files that were copied to them.
     """
@@ -81,7 +81,7 @@ class Setup(WireModel):
 
 
 class DrillResult(WireModel):
-    """All of it.  ``ok`` only if the drill came to its end and every check held; ``error`` is what stopped it."""
+    """The whole result: ``ok`` means that the drill completed and all checks passed; ``error`` is what ended it."""
 
     schema_version: int = SCHEMA
     ok: bool

@@ -1,4 +1,4 @@
-"""What a drill needs of the rig it runs on."""
+"""The contract between a drill and the rig that it runs on."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.contracts.control import DiskHostControl
 
 Update = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all), from any thread."""
+"""Called with (bytes done, total bytes), from any thread."""
 
 
 class Screen(Protocol):
-    """Where a drill reports to people.  Every text is escaped by it."""
+    """The output of a drill; it escapes every text."""
 
     def line(self, *parts: str | tuple[str, str]) -> None:
-        """One line, of texts and of (text, style): ``bold``, ``dim``, ``red``, ``green``, ``cyan``."""
+        """Print one line of texts and of pairs (text, style): ``bold``, ``dim``, ``red``, ``green``, ``cyan``."""
         ...
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """A table."""
+        """Print a table."""
         ...
 
     def bar(self, title: str) -> AbstractContextManager[Update]:
-        """A bar for work in bytes, on a terminal only.  A total of 0 is not known yet."""
+        """Show a progress bar for work in bytes, on a terminal only; a total of 0 is unknown."""
         ...
 
 
 class Rig(Protocol):
-    """A rig that is up: its services, and the two things that only its supervisor can do."""
+    """A rig that is up: its services, and the two operations of its supervisor that the drill needs."""
 
     @property
     def vault(self) -> VaultApi:
@@ -64,9 +64,9 @@ class Rig(Protocol):
         ...
 
     async def kill_site(self) -> None:
-        """SIGKILL the site's disk host and agent, and hold them down."""
+        """Kill the disk host and the agent of the site with SIGKILL, and hold them down."""
         ...
 
     async def restart_site(self) -> None:
-        """Start them again; returns when they answer."""
+        """Start the disk host and the agent of the site again, and return when they answer."""
         ...

@@ -1,4 +1,4 @@
-"""The drill: from a source VM to a site lost, recovered and taken back; every promise checked on the way."""
+"""The drill: it protects a VM, loses the site, recovers, fails back, and checks every promise."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _RPO_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
-class Step:
-    """``name`` is what checks and the timeline refer to."""
+class DrillStep:
+    """One stage of the drill; checks and the timeline refer to it by ``name``."""
 
     name: str
     title: str
@@ -32,21 +32,21 @@ FIRST_STEP = 3
 """The caller checks the machine (1), starts the rig (2), and reports at the end (10)."""
 STEP_COUNT = 10
 STEPS = (
-    Step("source", "A source VM with two disks, real files, and a ledger at work", drill_protection.make_source),
-    Step("protect", "Enable protection under load: initial replication", drill_protection.protect),
-    Step("replicate", "Delta replication and recovery points", drill_protection.replicate),
-    Step("test", "Test failover of the application-consistent point", drill_protection.test_failover),
-    Step("loss", "The site is lost: unplanned failover to Latest", drill_loss.lose_site),
-    Step("work", "Commit; the workload goes on in the recovered VM", drill_loss.work_on),
-    Step("failback", "Failback, commit, protected again", drill_loss.fail_back),
+    DrillStep("source", "A source VM with two disks, real files, and a ledger at work", drill_protection.make_source),
+    DrillStep("protect", "Enable protection under load: initial replication", drill_protection.protect),
+    DrillStep("replicate", "Delta replication and recovery points", drill_protection.replicate),
+    DrillStep("test", "Test failover of the application-consistent point", drill_protection.test_failover),
+    DrillStep("loss", "The site is lost: unplanned failover to Latest", drill_loss.lose_site),
+    DrillStep("work", "Commit; the workload continues in the recovered VM", drill_loss.work_on),
+    DrillStep("failback", "Failback, commit, protected again", drill_loss.fail_back),
 )
 
 
 async def run_drill(rig: Rig, settings: DrillSettings, narrator: Narrator) -> DrillResult:
-    """Run all steps on a rig that is up and has no VM of the settings' name.
+    """Run all steps on a rig that is up and has no VM with the name of the settings.
 
-    A check that fails is recorded and the drill goes on; an error ends it and is the result's ``error``.  In every case,
-    cancellation included, no workload, mount or loop device of the drill is left.
+    A failed check is recorded and the drill continues.  An error ends the drill and is the ``error`` of the result.  No
+    workload, mount or loop device of the drill remains, also after an error or a cancellation.
     """
     run = DrillRun(rig, settings, narrator)
     started = datetime.now(UTC)
@@ -88,7 +88,7 @@ async def _run_steps(run: DrillRun) -> str | None:
 
 
 async def _sample_rpo(run: DrillRun) -> None:
-    """Ask the vault for the item's RPO once a second."""
+    """Sample the RPO of the protected item once a second."""
     while True:
         try:
             items = await run.rig.vault.items()
@@ -108,7 +108,7 @@ async def _jobs(run: DrillRun) -> list[Job]:
 
 
 async def _clean_up(run: DrillRun) -> str | None:
-    """Stop the workload and give back mounts and loop devices; what could not be given back, or None."""
+    """Stop the workload and release mounts and loop devices; return the failures, or None."""
     left: list[str] = []
     with trio.CancelScope(shield=True):
         await run.stop_ledger()

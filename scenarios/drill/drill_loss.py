@@ -1,4 +1,4 @@
-"""The drill when the site is lost: unplanned failover, work in the recovered VM, and the way back."""
+"""The steps of the drill after the loss of the site: unplanned failover, work in the recovered VM, and failback."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from siterig.scenarios.workloads.guest import Guest
 
 
 async def lose_site(run: DrillRun) -> None:
-    """Kill the site in mid-load, fail over to Latest, check everything, measure RPO and RTO."""
-    await run.load_goes_on()
+    """Kill the site under load, fail over to Latest, check everything, and measure RPO and RTO."""
+    await run.wait_for_load()
     lost_ns = time.time_ns()
     await run.rig.kill_site()
     run.say("THE SITE IS LOST: its disk host and agent were killed (SIGKILL) in mid-load", "bad")
@@ -43,7 +43,7 @@ async def lose_site(run: DrillRun) -> None:
 
 
 def recovery_point_s(acks: Sequence[Ack], present: int, lost_ns: int) -> float | None:
-    """Age at the loss of the newest acknowledged transaction that was recovered; None if none was.  Seconds."""
+    """Return the age in seconds of the newest acknowledged and recovered transaction at the loss; None if there is none."""
     kept = [ack.time_ns for ack in acks if ack.n <= present]
     return max(0.0, (lost_ns - max(kept)) / 1e9) if kept else None
 
@@ -53,10 +53,10 @@ async def _ledger_broke_off(run: DrillRun) -> None:
         raise RigError(Code.LedgerFailed, "no ledger is running")
     with trio.move_on_after(run.settings.step_timeout_s):
         end = await run.ledger.ended()
-        run.check("the load was cut off in mid-flight", end.error is not None, f"ledger: {end.error or 'ended by itself'}")
+        run.check("the load was interrupted by the loss", end.error is not None, f"ledger: {end.error or 'ended by itself'}")
         run.ledger = None
         return
-    raise RigError(Code.DrillTimedOut, "the ledger still runs although its disks' host was killed")
+    raise RigError(Code.DrillTimedOut, "the ledger still runs although the host of its disks was killed")
 
 
 def _made(job: Job) -> Vm:
@@ -74,21 +74,21 @@ def _position(job: Job) -> int:
 
 
 async def work_on(run: DrillRun) -> None:
-    """Commit; the workload goes on in the recovered VM."""
+    """Commit, and continue the workload in the recovered VM."""
     await run.finish(await run.rig.vault.commit_failover(vm=run.settings.vm))
     points = await run.rig.vault.points(vm=run.settings.vm)
     run.check("commit deleted all points", not points, f"{len(points)} points left")
     ledger = await run.start_ledger(run.guests[-1], "azure")
-    done = await run.load_goes_on()
-    run.check("the workload goes on in the recovered VM", done > 0, f"it went on from {ledger.found}, {done} more")
+    done = await run.wait_for_load()
+    run.check("the workload continues in the recovered VM", done > 0, f"it continued from {ledger.found}, {done} more")
 
 
 async def fail_back(run: DrillRun) -> None:
-    """The site is there again: take the VM back, compare the disks byte by byte, commit, protect it again."""
+    """Start the site again, fail back, compare the disks byte by byte, commit, and protect the VM again."""
     settings = run.settings
     await run.rig.restart_site()
     run.say("the site is up again")
-    await run.load_goes_on()
+    await run.wait_for_load()
     ordered = run.now()
     await run.stop_ledger()
     recovered = run.guests[-1]
@@ -128,7 +128,7 @@ async def _compare(run: DrillRun, recovered: Guest, source: Vm) -> None:
 
 
 async def _protect_again(run: DrillRun) -> None:
-    """Reverse replication, under load, until a new point is there."""
+    """Replicate again under load until a new recovery point is available."""
     await run.finish(await run.rig.vault.reprotect(vm=run.settings.vm))
     with run.narrator.progress("initial replication") as update:
 
@@ -148,4 +148,4 @@ async def _protect_again(run: DrillRun) -> None:
         f"{item.protectionState}, activeLocation {item.activeLocation}, health {item.replicationHealth}, "
         f"{len(points)} new points",
     )
-    await run.load_goes_on()
+    await run.wait_for_load()

@@ -1,4 +1,4 @@
-"""The drill while the site is well: source VM, protection under load, delta replication, test failover."""
+"""The steps of the drill before the loss of the site: source VM, protection, delta replication, test failover."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OFFICIAL_INTERVALS_S = (30, 300, 900)
 
 
 async def make_source(run: DrillRun) -> None:
-    """A VM with two formatted disks, filled with this machine's files, and a ledger running in it."""
+    """Create a VM with two formatted disks, fill them with files of this machine, and start a ledger."""
     settings = run.settings
     sizes = {"os": settings.os_bytes, "data": settings.data_bytes}
     specs = [DiskSpec(name=name, size_bytes=sizes[name], filesystem=kind) for name, kind in FILESYSTEMS.items()]
@@ -37,7 +37,7 @@ async def make_source(run: DrillRun) -> None:
             copied += more
             update(copied, total)
 
-        for name, share in zip(FILESYSTEMS, corpus.deal(files, len(FILESYSTEMS)), strict=True):
+        for name, share in zip(FILESYSTEMS, corpus.distribute(files, len(FILESYSTEMS)), strict=True):
             run.manifests[name] = await corpus.fill(share, guest[name], progress)
     evidence = f"{len(files)} files, {total / MIB:.0f} MiB, copied and synced"
     run.check("real files of this machine on both disks", total >= settings.corpus_bytes, evidence)
@@ -47,7 +47,7 @@ async def make_source(run: DrillRun) -> None:
 
 
 async def protect(run: DrillRun) -> None:
-    """Enable protection under load; initial replication, finalize."""
+    """Enable protection under load, and wait for the initial replication and the end of the jobs."""
     settings = run.settings
     if settings.interval_s not in OFFICIAL_INTERVALS_S:
         official = "/".join(map(str, OFFICIAL_INTERVALS_S))
@@ -73,7 +73,7 @@ async def protect(run: DrillRun) -> None:
         await run.until(f"{settings.vm} to be Protected", protected)
     logs = logs or await _logs(run)
     _check_logs(run, logs)
-    run.check("load went on during initial replication", _acknowledged(run) > before, _growth(before, _acknowledged(run)))
+    run.check("load continued during initial replication", _acknowledged(run) > before, _growth(before, _acknowledged(run)))
     disks = await run.rig.site.list_disks(vm=settings.vm)
     kept = [disk.name for disk in disks if disk.snapshot]
     run.check("snapshot removed", not kept, f"disks with a snapshot: {', '.join(kept) or 'none'}")
@@ -105,7 +105,7 @@ def _growth(before: int, after: int) -> str:
 
 
 async def _logs(run: DrillRun) -> list[Path]:
-    """Change logs in the disks' own folder, as the mount shows them."""
+    """List the change logs in the folder of the disks in the mount."""
     folders = {disk.path.parent for disk in run.guests[0].disks}
     return sorted([Path(found) for folder in folders for found in await trio.Path(folder).glob("*.hrl")])
 
@@ -124,7 +124,7 @@ def _check_logs(run: DrillRun, logs: list[Path]) -> None:
 
 
 async def _check_transit(run: DrillRun) -> None:
-    """A closed log is kept until the recovery side has applied it; writes go to another one meanwhile."""
+    """Check that a closed log is kept until it is applied, and that writes go to another log meanwhile."""
     seen: list[str] = []
 
     async def in_transit() -> bool:
@@ -141,7 +141,7 @@ async def _check_transit(run: DrillRun) -> None:
 
 
 async def replicate(run: DrillRun) -> None:
-    """Two cycles of delta replication and one application-consistent point, the load never pausing."""
+    """Run two cycles of delta replication and take one application-consistent point under load."""
     seen: list[RecoveryPoint] = []
 
     async def two_points() -> bool:
@@ -161,8 +161,8 @@ async def replicate(run: DrillRun) -> None:
         point.type == "ApplicationConsistent",
         f"point {point.name} at position {point.position}",
     )
-    await run.load_goes_on()
-    run.check("load went on after the thaw", _acknowledged(run) > before, _growth(before, _acknowledged(run)))
+    await run.wait_for_load()
+    run.check("load continued after the thaw", _acknowledged(run) > before, _growth(before, _acknowledged(run)))
     positions = [entry.position for entry in await _points(run)]
     rising = all(one < other for one, other in pairwise(positions))
     run.check("positions of the points rise with time", rising, ", ".join(map(str, positions)))
@@ -174,7 +174,7 @@ async def _points(run: DrillRun) -> list[RecoveryPoint]:
 
 
 async def test_failover(run: DrillRun) -> None:
-    """Fail over the newest application-consistent point into a test VM, check it, take it away."""
+    """Fail over the newest application-consistent point to a test VM, check it, and remove it."""
     points = [point for point in await _points(run) if point.type == "ApplicationConsistent"]
     if not points:
         raise RigError(Code.NoSuchPoint, f"{run.settings.vm} has no application-consistent point")
@@ -190,5 +190,5 @@ async def test_failover(run: DrillRun) -> None:
     await run.finish(await run.rig.vault.cleanup_test_failover(vm=run.settings.vm))
     left = [vm.name for vm in await run.rig.vault.list_vms() if vm.name == job.result.name]
     run.check("test VM removed", not left, f"VMs of that name: {len(left)}")
-    after = await run.load_goes_on()
+    after = await run.wait_for_load()
     run.check("the source never stopped", after > before, _growth(before, after))

@@ -1,4 +1,4 @@
-"""One drill under way: what it has started, what it has seen, and the ways of waiting that its steps share."""
+"""The state of a running drill, its records, and the waits that its steps share."""
 
 from __future__ import annotations
 
@@ -27,9 +27,13 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class DrillSettings:
-    """Sizes and pace.  ``interval_s``: replication interval.  ``rate_per_s``: the ledger's transactions a second.
+    """Sizes and rates of a drill.
 
-    ``load``: transactions that must be acknowledged wherever the drill wants to see that load goes on.
+    Args:
+        interval_s: replication interval.
+        rate_per_s: transactions of the ledger per second.
+        load: transactions that must be acknowledged before the drill counts the load as running.
+        step_timeout_s: time limit of one wait.
     """
 
     vm: str = "web01"
@@ -60,38 +64,38 @@ class DrillRun:
     _started: float = field(default_factory=trio.current_time)
 
     def now(self) -> float:
-        """Seconds since the drill began."""
+        """Return the seconds since the start of the drill."""
         return trio.current_time() - self._started
 
     def begin(self, name: str, number: int, count: int, title: str) -> None:
-        """A step begins."""
+        """Begin a step."""
         self.step = name
         self.narrator.step(number, count, title)
         self.timeline.append(TimelineEvent(at_s=self.now(), step=name, text=title))
 
     def say(self, text: str, severity: Literal["info", "good", "bad"] = "info") -> None:
-        """Put a line on the timeline."""
+        """Add a line to the timeline."""
         event = TimelineEvent(at_s=self.now(), step=self.step, text=text, severity=severity)
         self.timeline.append(event)
         self.narrator.event(event)
 
     def check(self, name: str, ok: bool, evidence: str) -> None:
-        """Record one check; the drill goes on if it failed, its verdict does not."""
+        """Record one check; the drill continues after a failed check, but its result is not ok."""
         check = Check(step=self.step, name=name, ok=ok, evidence=evidence)
         self.checks.append(check)
         self.narrator.check(self.now(), check)
 
     def findings(self, findings: Iterable[Finding]) -> None:
-        """Record what a checker found."""
+        """Record the findings of a checker."""
         for finding in findings:
             self.check(finding.name, finding.ok, finding.evidence)
 
     def acks(self, where: str) -> Path:
-        """Acknowledgement file of the ledger that runs on a side (``site``, ``azure``, ``site-again``)."""
+        """Return the acknowledgement log of the ledger on a side (``site``, ``azure``, ``site-again``)."""
         return self.rig.folder / f"ledger-{where}.acks"
 
     async def until(self, what: str, condition: Callable[[], Awaitable[bool]]) -> None:
-        """Wait for something that shows only when asked; ``DrillTimedOut`` names it."""
+        """Poll until the condition is true; raise ``DrillTimedOut`` with ``what`` after the time limit."""
         limit = self.settings.step_timeout_s
         with trio.move_on_after(limit):
             while not await condition():  # noqa: ASYNC110 (other processes hold what is waited for)
@@ -100,14 +104,14 @@ class DrillRun:
         raise RigError(Code.DrillTimedOut, f"{what}: not within {limit:g} s")
 
     async def item(self) -> ProtectedItem:
-        """The protected item of the drill's VM; ``VmNotFound``."""
+        """Return the protected item of the VM; raise ``VmNotFound`` if it is not protected."""
         for item in await self.rig.vault.items():
             if item.name == self.settings.vm:
                 return item
         raise RigError(Code.VmNotFound, f"vm {self.settings.vm!r} is not protected")
 
     async def finish(self, job: Job) -> Job:
-        """Wait for a job to end, putting its tasks on the timeline; ``JobFailed`` gives the job's errors."""
+        """Wait for the end of a job and add its tasks to the timeline; raise ``JobFailed`` with its errors."""
         said: dict[str, str] = {}
         with self.narrator.progress(job.friendlyName) as update:
 
@@ -132,7 +136,7 @@ class DrillRun:
                 self.say(f"{job.scenarioName}: {task.name} {state}", "bad" if task.state == "Failed" else "info")
 
     async def show_progress(self, update: Update) -> None:
-        """Draw what the agent reports for the VM."""
+        """Show the progress that the agent reports for the VM."""
         try:
             progress = await self.rig.vault.progress(vm=self.settings.vm)
         except RigError:
@@ -141,18 +145,18 @@ class DrillRun:
             update(sum(disk.done_bytes for disk in progress.disks), sum(disk.total_bytes for disk in progress.disks))
 
     async def attach(self, vm: Vm, folder: str) -> Guest:
-        """Attach a VM's disks on this host; the clean-up knows of it."""
+        """Attach the disks of a VM on this machine; the end of the drill releases them."""
         guest = await Guest.attach(vm, FILESYSTEMS, self.rig.folder / "mnt" / folder)
         self.guests.append(guest)
         return guest
 
     async def release(self, guest: Guest) -> None:
-        """Shut a guest down: unmounted, detached."""
+        """Shut a guest down: unmount and detach its disks."""
         await guest.release()
         self.guests.remove(guest)
 
     async def start_ledger(self, guest: Guest, side: Literal["site", "azure", "site-again"]) -> LedgerProcess:
-        """Start the workload in a mounted guest and wait until it has done its share of ``load``."""
+        """Start the workload in a mounted guest and wait for ``load`` transactions."""
         position = self.rig.azure_position if side == "azure" else self.rig.site_position
         os_db, data_db = guest["os"] / OS_DB, guest["data"] / DATA_DB
         for database in (os_db, data_db):
@@ -164,11 +168,15 @@ class DrillRun:
             position=position,
             rate_per_s=self.settings.rate_per_s,
         )
-        await self.load_goes_on()
+        await self.wait_for_load()
         return self.ledger
 
-    async def load_goes_on(self) -> int:
-        """Wait until the ledger has acknowledged ``load`` more transactions; how many it has in all.  ``LedgerFailed``."""
+    async def wait_for_load(self) -> int:
+        """Wait until the ledger has acknowledged ``load`` more transactions, and return their total number.
+
+        Raises:
+            RigError: ``LedgerFailed`` if no ledger runs, or if it ended.
+        """
         ledger = self.ledger
         if ledger is None:
             raise RigError(Code.LedgerFailed, "no ledger is running")

@@ -1,8 +1,7 @@
-"""The acknowledgement file of a ledger: what a client outside the disks was promised.
+"""The acknowledgement log of a ledger: the transactions that a client outside the disks was promised.
 
 Fault contract: the file lies outside the virtual disks and is only ever appended to, one record in one write.  A kill
-may tear the last record: it is dropped, for a promise that was not written down was not made.  Any other damage is an
-error.
+may tear the last record.  It is dropped: its transaction was never acknowledged.  Any other damage is an error.
 
 Format: records of 36 bytes, little endian: n (u64), position before the transaction began (u64), position after its last
 commit returned (u64), wall time in ns (u64), CRC32 of the 32 bytes before (u32).
@@ -39,13 +38,13 @@ class Ack:
     time_ns: int
 
     def encode(self) -> bytes:
-        """The record's bytes."""
+        """Return the record as bytes."""
         body = _BODY.pack(self.n, self.begin_position, self.end_position, self.time_ns)
         return body + _CRC.pack(zlib.crc32(body))
 
 
 class AckWriter:
-    """Appends to an acknowledgement file; a torn tail that an earlier writer left is cut first."""
+    """Appends to an acknowledgement log; a torn record at its end is removed first."""
 
     def __init__(self, path: Path) -> None:
         self._fd = safe_files.open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -67,7 +66,11 @@ class AckWriter:
 
 
 def read_acks(path: Path) -> list[Ack]:
-    """All whole records, in the order written; ``AckFileCorrupt`` names the record.  An absent file holds none."""
+    """Return all complete records in the order of writing; a missing file has none.
+
+    Raises:
+        RigError: ``AckFileCorrupt`` names the damaged record.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Real files of this machine as the content of a test disk, and the proof that they are unchanged."""
+"""Real files of this machine as the content of a test disk, and the check that they are unchanged."""
 
 from __future__ import annotations
 
@@ -28,14 +28,19 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """Sum of the files' sizes."""
+        """The sum of the sizes of the files."""
         return sum(size for _, size in self.files.values())
 
 
 def choose(bytes_min: int, sources: Sequence[Path] = SOURCES) -> list[tuple[Path, int]]:
-    """Regular files with their sizes, sorted by path within each source, until ``bytes_min`` is reached.
+    """Choose regular files, sorted by path within each source, until their sizes reach ``bytes_min``.
 
-    The same machine gives the same list.  ``CorpusTooSmall`` if there are not enough.
+    The same machine gives the same list.
+
+    Returns:
+        Paths and sizes in bytes.
+    Raises:
+        RigError: ``CorpusTooSmall`` if there are too few files.
     """
     chosen, total = [], 0
     for path, size in _candidates(sources):
@@ -60,8 +65,8 @@ def _candidates(sources: Sequence[Path]) -> Iterator[tuple[Path, int]]:
                     yield path, status.st_size
 
 
-def deal(files: Sequence[tuple[Path, int]], shares: int) -> list[list[Path]]:
-    """Share the files out, so that each share has about the same number of bytes; the same list gives the same shares."""
+def distribute(files: Sequence[tuple[Path, int]], shares: int) -> list[list[Path]]:
+    """Distribute the files to shares of about the same number of bytes; the same list gives the same shares."""
     dealt: list[list[Path]] = [[] for _ in range(shares)]
     filled = [0] * shares
     for path, size in files:
@@ -72,7 +77,7 @@ def deal(files: Sequence[tuple[Path, int]], shares: int) -> list[list[Path]]:
 
 
 async def fill(files: Sequence[Path], root: Path, progress: Callable[[int], None]) -> Manifest:
-    """Copy the files below ``root/corpus`` and make them durable; ``progress`` gets the bytes of each file copied."""
+    """Copy the files below ``root/corpus`` and make them durable; ``progress`` receives the size of each copied file."""
 
     def copy_all() -> Manifest:
         manifest = Manifest()
@@ -100,7 +105,11 @@ def _copy(source: Path, target: Path) -> tuple[str, int]:
 
 
 async def verify(manifest: Manifest, root: Path) -> list[str]:
-    """What is wrong below ``root/corpus``, file by file: missing, changed, unreadable, or not ours.  Empty: all is well."""
+    """Compare ``root/corpus`` with the manifest.
+
+    Returns:
+        One line for each file that is missing, changed, unreadable or unexpected.
+    """
     return await trio.to_thread.run_sync(_verify, manifest, root / FOLDER)
 
 

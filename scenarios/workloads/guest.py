@@ -1,4 +1,4 @@
-"""A VM's disks as the operating system in it would have them: attached, checked, mounted."""
+"""The disks of a VM as its operating system uses them: attached, checked, mounted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from siterig.scenarios.contracts.finding import Finding
 
 @dataclass(frozen=True)
 class GuestDisk:
-    """A disk of a guest: its file, its file system and the loop device and mount point it has here."""
+    """A disk of a guest: its file, its file system, and its loop device and mount point on this machine."""
 
     name: str
     path: Path
@@ -26,7 +26,7 @@ class GuestDisk:
 
 
 class Guest:
-    """Attached disks of one VM; :meth:`release` gives everything back."""
+    """The attached disks of one VM; :meth:`release` unmounts and detaches them."""
 
     def __init__(self, vm: str, disks: list[GuestDisk]) -> None:
         self.vm = vm
@@ -46,7 +46,7 @@ class Guest:
         return guest
 
     def __getitem__(self, disk: str) -> Path:
-        """Where a disk is mounted."""
+        """Return the mount point of a disk."""
         return next(entry.where for entry in self.disks if entry.name == disk)
 
     async def mount(self) -> None:
@@ -55,12 +55,12 @@ class Guest:
             await hostmounts.mount(disk.loop, disk.where, disk.filesystem)
 
     async def unmount(self) -> None:
-        """Unmount every disk; ``VmBusy``."""
+        """Unmount every disk; raise ``VmBusy`` if one is in use."""
         for disk in self.disks:
             await hostmounts.unmount(disk.where)
 
     async def recover(self) -> list[Finding]:
-        """What a machine does after a crash, and a check that it sufficed: mount, unmount, fsck, mount again."""
+        """Recover like a machine after a crash, and check the result: mount, unmount, fsck, mount again."""
         await self.mount()
         await self.unmount()
         findings = [await check_filesystem(disk) for disk in self.disks]
@@ -68,7 +68,13 @@ class Guest:
         return findings
 
     async def release(self) -> list[str]:
-        """Unmount and detach, also if the disks' server is dead; says what it did.  Shielded; repeats do nothing."""
+        """Unmount and detach, also if the server of the disks is dead; a second call does nothing.
+
+        Cancellation does not interrupt it.
+
+        Returns:
+            One line of text for each thing that was done.
+        """
         done: list[str] = []
         with trio.CancelScope(shield=True):
             for disk in self.disks:
@@ -85,7 +91,7 @@ async def check_filesystem(disk: GuestDisk) -> Finding:
     else:
         raise RigError(Code.UnknownFilesystem, f"file system {disk.filesystem!r} cannot be checked: ext4 or xfs")
     done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
-    # Programs print their version on standard error: what they found comes last.
+    # Programs print their version on standard error: their result is the last line.
     lines = (done.stderr + done.stdout).decode(errors="replace").strip().splitlines()
     shown = " ".join(command[:-1])
     evidence = f"{shown}: exit status {done.returncode}; {lines[-1].strip() if lines else 'no output'}"

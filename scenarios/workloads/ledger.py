@@ -1,11 +1,13 @@
-"""The ledger workload, a process: ``python -m siterig.scenarios.workloads.ledger --os-db FILE --data-db FILE --acks FILE
---position FILE``.
+"""The ledger workload: a process that commits numbered transactions to two databases.
 
-Numbered transactions are committed to a database on one disk (rollback journal), then to one on another disk (WAL), then
-acknowledged to a file outside the disks.  Each is durable when it is acknowledged.  It goes on from what the databases hold.
-It stops on a line or the end of its standard input (so it dies with its parent), and by itself when a disk fails.
+``python -m siterig.scenarios.workloads.ledger --os-db FILE --data-db FILE --acks FILE --position FILE`` runs it. Numbered
+transactions are committed to a database on one disk (rollback journal), then to one on another disk (WAL), then
+acknowledged to a file outside the disks. Each is durable when it is acknowledged. A new process continues after the newest
+transaction in the databases. It stops at a line or the end of its standard input (so it ends with its parent), and when a
+disk fails.
 
-It prints ``ready N`` (N: what was there) and at its end ``stopped N`` or ``failed N MESSAGE`` (N: last acknowledged).
+It prints ``ready N`` (N: the newest transaction at the start) and at its end ``stopped N`` or ``failed N MESSAGE`` (N: last
+acknowledged).
 """
 
 from __future__ import annotations
@@ -62,10 +64,10 @@ class Ledger:
         self._os = open_database(os_db, wal=False)
         self._data = open_database(data_db, wal=True)
         self._acks = AckWriter(acks)
-        self._settle()
+        self._complete_newest()
 
-    def _settle(self) -> None:
-        """Finish a transaction that a crash left on the first disk only.  Not acknowledged: half of it is older."""
+    def _complete_newest(self) -> None:
+        """Finish a transaction that a crash left on the first disk only; it is not acknowledged."""
         n = ledger_schema.newest(self._data)
         if ledger_schema.newest(self._os) == n + 1:
             with _transaction(self._data):
@@ -74,7 +76,7 @@ class Ledger:
         self.newest = n
 
     def commit_next(self) -> None:
-        """One transaction on both disks, then its acknowledgement."""
+        """Commit one transaction on both disks, then acknowledge it."""
         n = self.newest + 1
         begin = read_position(self._position)
         for database in (self._os, self._data):
@@ -84,7 +86,7 @@ class Ledger:
         self.newest = self.acknowledged = n
 
     def close(self) -> None:
-        """Close all; the databases may be on a dead disk."""
+        """Close all files; the databases may be on a dead disk."""
         self._acks.close()
         for database in (self._os, self._data):
             with contextlib.suppress(sqlite3.Error):
@@ -94,13 +96,13 @@ class Ledger:
 def _stop_on_input(stop: threading.Event, done: threading.Event) -> None:
     os.read(0, 1)
     stop.set()
-    # A disk that hangs must not keep a process that nobody waits for.
+    # A disk that hangs must not keep a process alive that nothing waits for.
     if not done.wait(_STOP_TIMEOUT_S):
         os._exit(2)
 
 
 def run(ledger: Ledger, stop: threading.Event, rate_per_s: float) -> str:
-    """Commit until told to stop or a disk fails; the line to end with."""
+    """Commit until ``stop`` is set or a disk fails, and return the last line of output."""
     due = time.monotonic()
     try:
         while not stop.is_set():
@@ -114,13 +116,13 @@ def run(ledger: Ledger, stop: threading.Event, rate_per_s: float) -> str:
 
 
 def main() -> int:
-    """Parse the arguments and run; exit status 0 if stopped, 1 if a disk failed, 2 if it had to be cut off."""
+    """Parse the arguments and run; exit status 0 if stopped, 1 if a disk failed, 2 if a disk hung."""
     parser = argparse.ArgumentParser(prog="python -m siterig.scenarios.workloads.ledger")
     for name in ("--os-db", "--data-db", "--acks", "--position"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--rate", type=float, default=0.0, help="transactions per second; 0: as many as possible")
     options = parser.parse_args()
-    # Ctrl-C reaches the whole terminal group; the parent ends us when it has decided to.
+    # Ctrl-C reaches all processes of the terminal; only the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop, done = threading.Event(), threading.Event()
     threading.Thread(target=_stop_on_input, args=(stop, done), daemon=True).start()

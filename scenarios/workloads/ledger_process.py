@@ -18,14 +18,14 @@ _STOP_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True)
 class LedgerEnd:
-    """How it ended: the last transaction acknowledged, and the error if a disk failed (None: it was told to)."""
+    """The end of a ledger: the last acknowledged transaction, and the error of a disk (None: the ledger was stopped)."""
 
     acknowledged: int
     error: str | None
 
 
 class LedgerProcess:
-    """A running ledger.  ``found``: the newest transaction that the databases held at its start."""
+    """A running ledger; ``found`` is the newest transaction in the databases at its start."""
 
     def __init__(self, process: trio.Process, acks: Path) -> None:
         self._process = process
@@ -37,7 +37,11 @@ class LedgerProcess:
 
     @classmethod
     async def start(cls, *, os_db: Path, data_db: Path, acks: Path, position: Path, rate_per_s: float = 0) -> LedgerProcess:
-        """Start; returns when the first transaction can begin.  ``LedgerFailed`` if the databases cannot be opened."""
+        """Start a ledger, and return when its first transaction can begin.
+
+        Raises:
+            RigError: ``LedgerFailed`` if the databases cannot be opened.
+        """
         arguments = ["--os-db", os_db, "--data-db", data_db, "--acks", acks, "--position", position, "--rate", rate_per_s]
         process = await trio.lowlevel.open_process(
             [sys.executable, "-m", "siterig.scenarios.workloads.ledger", *map(str, arguments)],
@@ -74,15 +78,18 @@ class LedgerProcess:
 
     @property
     def running(self) -> bool:
-        """False once it has ended, for whatever reason."""
+        """False after the ledger has ended for any reason."""
         return self._process.poll() is None
 
     def acknowledged_count(self) -> int:
-        """Records in its acknowledgement file."""
+        """Return the number of records in the acknowledgement log."""
         return self._acks.stat().st_size // RECORD_BYTES
 
     async def stop(self) -> LedgerEnd:
-        """Tell it to stop and wait for that; kills it if it hangs.  Repeats return the same.  Shielded."""
+        """Stop the ledger and wait for its end; kill it if it hangs.
+
+        A second call returns the same end.  Cancellation does not interrupt it.
+        """
         with trio.CancelScope(shield=True):
             assert self._process.stdin is not None  # noqa: S101
             await self._process.stdin.aclose()
@@ -94,7 +101,7 @@ class LedgerProcess:
         return end  # noqa: RET504 (mypy: a cancel scope may swallow)
 
     async def ended(self) -> LedgerEnd:
-        """Wait until it ends: by :meth:`stop`, or by itself because a disk failed."""
+        """Wait until the ledger ends: by :meth:`stop`, or because a disk failed."""
         assert self._process.stdout is not None  # noqa: S101
         async with self._ending:
             if self._end is None:

@@ -1,6 +1,6 @@
-"""What the ledger's transactions do to its databases: a function of their number alone.
+"""The changes that a transaction of the ledger makes; they depend only on its number.
 
-So the right content after any transaction can be computed, and a database that was recovered is compared with it row by row.
+So the content after any transaction can be computed, and a recovered database is compared with it row by row.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _SLOTS = 97
 
 
 def payload(n: int) -> bytes:
-    """What row ``n`` holds: 100 to 1599 bytes."""
+    """Return the payload of row ``n``: 100 to 1599 bytes."""
     return hashlib.shake_256(b"ledger %d" % n).digest(100 + n * 37 % 1500)
 
 
 def filler(n: int) -> bytes:
-    """What transaction ``n`` puts into its churn slot: up to 6 KB, so that overflow pages come and go."""
+    """Return the bytes that transaction ``n`` writes to its slot: up to 6 KB, so overflow pages come and go."""
     return hashlib.shake_256(b"churn %d" % n).digest(n * 613 % 6000)
 
 
 def apply(database: sqlite3.Connection, n: int) -> None:
-    """Transaction ``n``, between the caller's BEGIN and COMMIT: an insert, an update, a replace, at times a delete."""
+    """Apply transaction ``n`` between BEGIN and COMMIT of the caller: insert, update, replace, sometimes delete."""
     database.execute("INSERT INTO ledger (n, payload, revised_by) VALUES (?, ?, ?)", (n, payload(n), n))
     database.execute("UPDATE ledger SET revised_by = ? WHERE n = ?", (n, n // 2))
     database.execute("REPLACE INTO churn (slot, written_by, filler) VALUES (?, ?, ?)", (n % _SLOTS, n, filler(n)))
@@ -36,6 +36,6 @@ def apply(database: sqlite3.Connection, n: int) -> None:
 
 
 def newest(database: sqlite3.Connection) -> int:
-    """The highest number in the ledger, 0 if it is empty."""
+    """Return the highest number in the ledger, 0 if it is empty."""
     (n,) = database.execute("SELECT coalesce(max(n), 0) FROM ledger").fetchone()
     return int(n)

@@ -1,4 +1,4 @@
-"""The command that ``siterig bisect`` judges states with: its words, its run, what its exit status says."""
+"""The check of ``siterig bisect``: the words of the command, one run of it, and the meaning of its exit status."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from siterig.cli import output
 SKIP_STATUS = 125
 DIED_STATUS_MIN = 128
 OUTPUT_BYTES_MAX = 64 << 10
-"""Of what a run printed, the end that is kept."""
+"""The number of bytes kept from the end of the output of a run."""
 _PARTS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckOutcome:
-    """``status``: the exit status, None if the time ran out.  ``output``: the end of what was printed."""
+    """The result of one run: ``status`` is the exit status or None after a timeout, ``output`` the end of the output."""
 
     verdict: CheckVerdict
     status: int | None
@@ -46,7 +46,11 @@ class CheckCommand:
     """Words in which ``{NAME}`` stands for the image of disk ``NAME``; ``{{`` and ``}}`` are braces."""
 
     def __init__(self, words: list[str], disks: Collection[str], *, timeout_s: float | None, echo: bool) -> None:
-        """``BadRequest``: it names no disk of these.  ``echo``: what it prints goes to stderr, too."""
+        """Parse the words; ``echo`` copies the output of the command to stderr.
+
+        Raises:
+            RigError: ``BadRequest`` if the command names an unknown disk.
+        """
         self._words = words
         self._timeout_s = timeout_s
         self._echo = echo
@@ -67,7 +71,7 @@ class CheckCommand:
         return " ".join(self._words)
 
     def words(self, images: Mapping[str, Path]) -> list[str]:
-        """With the images of a state in place."""
+        """Return the words with the images of a state filled in."""
 
         def filled(part: re.Match[str]) -> str:
             return part[0][0] if part[0] in ("{{", "}}") else str(images[part[1]])
@@ -75,9 +79,14 @@ class CheckCommand:
         return [_PARTS.sub(filled, word) for word in self._words]
 
     async def run(self, images: Mapping[str, Path]) -> CheckOutcome:
-        """``CommandUnusable``: it cannot be started.  ``CommandDied``: by a signal, or it says so (128 and more, as git)."""
+        """Run the command once.
+
+        Raises:
+            RigError: ``CommandUnusable`` if it cannot be started, ``CommandDied`` if a signal ended it or its exit status
+                is 128 or more, as in ``git bisect run``.
+        """
         words = self.words(images)
-        # A file and not a pipe: what the command leaves running in the background would keep that open.
+        # A file and not a pipe: a background process of the command would keep a pipe open.
         with tempfile.TemporaryFile() as file:
             began_s = time.monotonic()
             status = await self._run(words, file)

@@ -1,4 +1,4 @@
-"""What differs between a range of two files, in the style of ``hexdump -C``."""
+"""The difference between a range of two files, in the style of ``hexdump -C``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PIECE_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Up to 16 bytes at ``offset``, before and after; one of them is shorter where a file ends."""
+    """Up to 16 bytes at ``offset``, before and after; the row of a file that ends within it is shorter."""
 
     offset: int
     before: bytes
@@ -24,7 +24,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first rows that differ, and how many bytes and rows do in all, of the ``looked_bytes`` that were compared."""
+    """The first rows that differ, and how many bytes and rows differ in the ``looked_bytes`` that were compared."""
 
     changed_bytes: int
     changed_rows: int
@@ -32,7 +32,7 @@ class Difference:
     looked_bytes: int
 
     def lines(self) -> list[str]:
-        """``-`` before, ``+`` after."""
+        """Return the rows as lines: ``-`` for before, ``+`` for after."""
         return [f"{sign} {row_text(row.offset, data)}" for row in self.rows for sign, data in _signed(row)]
 
 
@@ -41,14 +41,14 @@ def _signed(row: Row) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
 
 
 def row_text(offset: int, data: bytes) -> str:
-    """As a line of ``hexdump -C``."""
+    """Return a row as a line of ``hexdump -C``."""
     halves = "  ".join(" ".join(f"{byte:02x}" for byte in data[at : at + 8]) for at in (0, 8))
     text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data)
     return f"{offset:08x}  {halves:<49} |{text}|"
 
 
 def compare(before: Path, after: Path, offset: int, length: int) -> Difference:
-    """Of that range; of a long one the first part.  ``OSError``."""
+    """Compare a range of two files, at most its first ``LOOKED_BYTES_MAX`` bytes; raise ``OSError`` if a read fails."""
     looked = min(length, LOOKED_BYTES_MAX)
     changed_bytes = changed_rows = 0
     rows: list[Row] = []
@@ -73,7 +73,7 @@ def compare(before: Path, after: Path, offset: int, length: int) -> Difference:
 
 
 def _pieces(start: int, end: int) -> list[tuple[int, int]]:
-    """The range in pieces that begin at whole rows, but for the first."""
+    """Split the range into pieces; all but the first begin at a whole row."""
     cuts = [start, *range((start // _PIECE_BYTES + 1) * _PIECE_BYTES, end, _PIECE_BYTES), end]
     first = start // ROW_BYTES * ROW_BYTES + ROW_BYTES
     if start % ROW_BYTES and start < first < end and first not in cuts:

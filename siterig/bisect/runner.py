@@ -1,4 +1,4 @@
-"""``siterig bisect``: tries states with a command until the change is found from which on it fails; says what that was."""
+"""``siterig bisect``: runs a check on states until it finds the first change after which the check fails."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 
 CLOSE_S = 60.0
-"""How long taking a state away may take when all is to end."""
+"""The longest time for the release of all states at the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A state that was tried.  ``left``: how many more trials are to be expected."""
+    """One run of the check on one state; ``left`` is the expected number of further trials."""
 
     position: int
     time_ns: int | None
@@ -33,7 +33,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class ChangeSeen:
-    """A change between the last state that passed and the first that failed; ``difference``: None for a RESIZE."""
+    """A change between the last state that passes and the first that fails; ``difference`` is None for a RESIZE."""
 
     disk: str
     change: DiskChange
@@ -42,7 +42,10 @@ class ChangeSeen:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came out: the states on both sides of the edge; ``changes`` has all between them, but if there are very many."""
+    """The result of a search: the last state that passes, the first that fails, and the changes between them.
+
+    ``all_changes`` is False if there were more changes than ``changes`` holds.
+    """
 
     good: BisectState
     bad: BisectState
@@ -57,7 +60,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class BisectRequest:
-    """What is to be searched, as it was asked for.  ``keep``: leave the two states of the edge mounted."""
+    """The request for one search; ``keep`` leaves the two states at the edge mounted."""
 
     good: str
     bad: str
@@ -69,7 +72,7 @@ class BisectRequest:
 
 
 class Bisection:
-    """One search; :meth:`run` once.  ``tell`` hears of each trial, ``note`` what a user should know."""
+    """One search; call :meth:`run` once.  ``tell`` receives each trial, ``note`` remarks for the user."""
 
     def __init__(
         self, states: States, request: BisectRequest, tell: Callable[[Trial], None], note: Callable[[str], None]
@@ -83,9 +86,13 @@ class Bisection:
         self._failing: CheckOutcome | None = None
 
     async def run(self) -> Report:
-        """The edge.  ``CheckFails`` (at the good point), ``CheckPasses`` (at the bad one), ``NothingChanged``, and more.
+        """Find the edge between passing and failing states.
 
-        However it ends, nothing stays mounted, unless the two states were asked to.
+        All states are unmounted at the end, also after an error; with ``keep`` two of them stay mounted.
+
+        Raises:
+            RigError: ``CheckFails`` at the good point, ``CheckPasses`` at the bad point, ``NothingChanged``, and errors
+                of the vault and the check.
         """
         kept: list[BisectState] = []
         try:
@@ -98,12 +105,12 @@ class Bisection:
                 await self._close_all(kept)
 
     async def _close_all(self, kept: list[BisectState]) -> None:
-        """All that are open; what cannot be closed is told, and hides no error."""
+        """Close all open states; a failure becomes a remark, so that it does not hide the first error."""
         for give_back in [self._states.discard, *(_closing(self._states, s) for s in self._open if s not in kept)]:
             try:
                 await give_back()
             except RigError as error:
-                self._note(f"not everything could be taken away: {error.message}")
+                self._note(f"a state could not be removed: {error.message}")
 
     # --- the search -----------------------------------------------------------------------------------------------
 
@@ -200,7 +207,7 @@ class Bisection:
     # --- states ---------------------------------------------------------------------------------------------------
 
     async def _remember(self, opening: Awaitable[BisectState]) -> BisectState:
-        with trio.CancelScope(shield=True):  # else one could be open that nobody knows of
+        with trio.CancelScope(shield=True):  # else a state could stay open that is not in the list
             state = await opening
         self._open.append(state)
         await trio.lowlevel.checkpoint()

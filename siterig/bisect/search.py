@@ -1,7 +1,7 @@
 """The search of ``siterig bisect``: the first position at which a check fails, in as few trials as halving needs.
 
-Invariant: the check passed at ``good`` and failed at ``bad``; each trial moves one of the two.  So the end is always an edge
-from passing to failing, also where the check passes and fails by turns: then it is one such edge, not surely the first.
+Invariant: the check passed at ``good`` and failed at ``bad``; each trial moves one of the two.  So the result is always an
+edge from passing to failing.  If the check passes and fails several times, it is one such edge, not always the first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CheckVerdict = Literal["passed", "failed", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class ChangeGroup:
-    """``count`` positions at which a disk changed, the last of them ``position``; one: exactly that one."""
+    """A group of ``count`` positions at which a disk changed; ``position`` is the last of them."""
 
     position: int
     time_ns: int
@@ -26,10 +26,10 @@ class ChangeGroup:
 
 
 class History(Protocol):
-    """At which positions a VM's disks changed."""
+    """Source of the positions at which the disks of a VM changed."""
 
     async def steps(self, after: int, upto: int) -> list[ChangeGroup]:
-        """All positions with ``after < position <= upto`` in order, or groups of them if there are many: at least two."""
+        """Return all positions with ``after < position <= upto`` in order, or at least two groups if there are many."""
         ...
 
 
@@ -46,11 +46,15 @@ class Edge:
 
 
 Judge = Callable[[ChangeGroup, int], Awaitable[CheckVerdict]]
-"""Tries a position; the second argument: how many trials may follow."""
+"""Runs the check at a position; the second argument is the number of trials that may follow."""
 
 
 async def search(history: History, judge: Judge, *, good: int, bad: int) -> Edge:
-    """Where the check, which passes at ``good``, begins to fail; it fails at ``bad``.  ``NothingChanged``."""
+    """Find where the check begins to fail; it passes at ``good`` and fails at ``bad``.
+
+    Raises:
+        RigError: ``NothingChanged`` if no disk changed between the two positions.
+    """
     skipped: set[int] = set()
     steps = await history.steps(good, bad)
     if not steps:
@@ -78,19 +82,19 @@ async def search(history: History, judge: Judge, *, good: int, bad: int) -> Edge
 
 
 def trials_left(positions: int) -> int:
-    """How many trials it takes to find one of so many, if none is skipped."""
+    """Return the number of trials that find one of ``positions`` positions, if none is skipped."""
     return math.ceil(math.log2(max(positions, 1)))
 
 
 async def _split(history: History, good: int, steps: list[ChangeGroup]) -> list[ChangeGroup]:
-    """With the largest group in parts."""
+    """Return the groups with the largest of them split."""
     at = max(range(len(steps)), key=lambda number: steps[number].count)
     after = steps[at - 1].position if at else good
     return [*steps[:at], *await history.steps(after, steps[at].position), *steps[at + 1 :]]
 
 
 def _choose(steps: list[ChangeGroup], candidates: list[ChangeGroup]) -> ChangeGroup:
-    """The middle; after skips 1/4, 3/4, 1/8, ... of the way, for what could not be tried often has neighbours like it."""
+    """Choose the middle; after skips 1/4, 3/4, 1/8, ... of the way, because skipped states often lie side by side."""
     tried = len(steps) - 1 - len(candidates)
     target = _spread(tried + 1) * sum(step.count for step in steps)
     passed, at = 0, {}
@@ -101,7 +105,7 @@ def _choose(steps: list[ChangeGroup], candidates: list[ChangeGroup]) -> ChangeGr
 
 
 def _spread(number: int) -> float:
-    """1/2, 1/4, 3/4, 1/8, 5/8, 3/8, ... for 1, 2, 3, ..."""
+    """Return 1/2, 1/4, 3/4, 1/8, 5/8, 3/8, ... for 1, 2, 3, ..."""
     share, part = 0.0, 0.5
     while number:
         share += part * (number & 1)

@@ -1,4 +1,4 @@
-"""The states that ``siterig bisect`` looks at: a VM's disks at a position, mounted on the recovery side."""
+"""The states that ``siterig bisect`` checks: the disks of a VM at a position, mounted on the recovery side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from siterig.core.parsing import parse_point
 
 
 def make_label() -> str:
-    """A name by which the states of this process's search are known."""
+    """Return a name for the states of the search of this process."""
     return f"bisect-{datetime.now(UTC):%H%M%S}-{os.getpid()}"
 
 
@@ -27,18 +27,29 @@ class DiskChange(Protocol):
     """A record that changed a disk: a range of bytes, or (RESIZE) the new size as ``length``."""
 
     @property
-    def position(self) -> int: ...
+    def position(self) -> int:
+        """The position of the record."""
+        ...
+
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """The kind of the record: ``WRITE``, ``ZERO``, ``DISCARD`` or ``RESIZE``."""
+        ...
+
     @property
-    def offset(self) -> int: ...
+    def offset(self) -> int:
+        """The first byte that changed."""
+        ...
+
     @property
-    def length(self) -> int: ...
+    def length(self) -> int:
+        """The number of bytes; the new size of the disk for a RESIZE."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class BisectState:
-    """The disks at a position: ``images`` by disk, read-only.  ``point``: the recovery point there, if there is one."""
+    """The disks at a position: read-only ``images`` by disk name, and the recovery point there, if there is one."""
 
     name: str
     position: int
@@ -48,45 +59,45 @@ class BisectState:
 
 
 class States(Protocol):
-    """Opens states of one VM, and knows what changed between them."""
+    """Opens states of one VM, and lists the changes between them."""
 
     async def open_point(self, text: str) -> BisectState:
-        """What a user calls a point: ``latest`` and the like, the id of one, ``@POSITION``, or a time."""
+        """Open a state by a selector: ``latest``, the id of a point, ``@POSITION``, a time, and so on."""
         ...
 
     async def open(self, position: int, time_ns: int | None) -> BisectState:
-        """``InvalidPosition``: there is none at this position."""
+        """Open the state at a position; raise ``InvalidPosition`` if there is none."""
         ...
 
     async def close(self, state: BisectState) -> None:
-        """``LeftBehind`` names what uses it."""
+        """Close a state; ``LeftBehind`` names its users if it is in use."""
         ...
 
     async def writable(self, state: BisectState) -> dict[str, Path]:
-        """Images of a copy that may be written to, until :meth:`discard`; one at a time."""
+        """Return images of a writable copy, which lasts until :meth:`discard`; there is one copy at a time."""
         ...
 
     async def discard(self) -> None:
-        """Remove the copy; ``LeftBehind``; no-op if there is none."""
+        """Remove the copy if there is one; ``LeftBehind`` names its users if it is in use."""
         ...
 
     async def steps(self, after: int, upto: int) -> list[ChangeGroup]:
-        """See :class:`siterig.bisect.search.History`."""
+        """Return groups of positions, as :class:`siterig.bisect.search.History` does."""
         ...
 
     async def changes(self, after: int, upto: int) -> list[tuple[str, DiskChange]]:
-        """The disks' changes with ``after < position <= upto``, each with its disk; if they are very many, the first."""
+        """Return changes with ``after < position <= upto``, each with its disk; at most the first ``CHANGES_MAX``."""
         ...
 
     async def points_around(self, position: int) -> tuple[RecoveryPoint | None, RecoveryPoint | None]:
-        """The newest recovery point without the change of that position, and the oldest with it."""
+        """Return the newest recovery point before the position, and the oldest one at or after it."""
         ...
 
 
-class MountedStates:
-    """:class:`States` of a rig.  ``label`` (:func:`make_label`) tells the states of one search from those of others.
+class MountedStates(States):
+    """States of a rig; ``label`` (:func:`make_label`) separates the states of one search from those of others.
 
-    They and the copies are gone with ``process`` at the latest; ``keep``: states that are not closed stay.
+    The vault removes them and the copies when ``process`` ends.  With ``keep`` states that are not closed stay.
     """
 
     def __init__(
@@ -107,11 +118,9 @@ class MountedStates:
         self._copy: dict[str, Path] = {}
 
     async def open_point(self, text: str) -> BisectState:
-        """See :class:`States`."""
         return await self._mount(None, point=parse_point(text))
 
     async def open(self, position: int, time_ns: int | None) -> BisectState:
-        """See :class:`States`."""
         return await self._mount(time_ns, position=position)
 
     async def _mount(self, time_ns: int | None, *, point: str | None = None, position: int | None = None) -> BisectState:
@@ -137,7 +146,6 @@ class MountedStates:
         )
 
     async def close(self, state: BisectState) -> None:
-        """See :class:`States`."""
         try:
             await self._vault.unmount_point(vm=self._vm, name=state.name)
         except RigError as error:
@@ -146,13 +154,12 @@ class MountedStates:
             raise await resources_in_use(state.images, error) from error
 
     async def writable(self, state: BisectState) -> dict[str, Path]:
-        """See :class:`States`: a VM of its own on the recovery side, whose disks lie over the state."""
+        # A VM of its own on the recovery side, whose disks lie over the state.
         made = await self._vault.open_copy(vm=self._vm, name=self._label, position=state.position, process=self._process)
         self._copy = {disk.name: Path(disk.path) for disk in made.disks}
         return self._copy
 
     async def discard(self) -> None:
-        """See :class:`States`."""
         try:
             await self._vault.remove_copy(vm=self._vm, name=self._label)
         except RigError as error:
@@ -162,7 +169,6 @@ class MountedStates:
         self._copy = {}
 
     async def steps(self, after: int, upto: int) -> list[ChangeGroup]:
-        """See :class:`States`: the disks' positions in one order."""
         found: dict[int, ChangeGroup] = {}
         for disk_id in self._disk_ids.values():
             for step in await self._recovery.change_steps(disk_id=disk_id, after=after, upto=upto):
@@ -172,7 +178,6 @@ class MountedStates:
         return [found[position] for position in sorted(found)]
 
     async def changes(self, after: int, upto: int) -> list[tuple[str, DiskChange]]:
-        """See :class:`States`."""
         found: list[tuple[str, DiskChange]] = []
         for name, disk_id in self._disk_ids.items():
             rows = await self._recovery.changes(disk_id=disk_id, after=after, upto=upto, limit=CHANGES_MAX)
@@ -180,7 +185,6 @@ class MountedStates:
         return sorted(found, key=lambda each: each[1].position)[:CHANGES_MAX]
 
     async def points_around(self, position: int) -> tuple[RecoveryPoint | None, RecoveryPoint | None]:
-        """See :class:`States`."""
         points = sorted(await self._vault.points(vm=self._vm), key=lambda point: point.position)
         before = [point for point in points if point.position < position]
         after = [point for point in points if point.position >= position]
@@ -188,18 +192,18 @@ class MountedStates:
 
 
 CHANGES_MAX = 100
-"""Of one position: what a resync sent has the same."""
+"""The most changes that are returned; all changes that one resync sent have the same position."""
 
 
 async def check_released(images: dict[str, Path]) -> None:
-    """``LeftBehind`` if loop devices lie on them."""
+    """Raise ``LeftBehind`` if loop devices use the images."""
     for image in images.values():
         if await hostmounts.loops(image):
             raise await resources_in_use(images, RigError(Code.LeftBehind, f"CMD left a loop device on {image}"))
 
 
 async def resources_in_use(images: dict[str, Path], error: RigError) -> RigError:
-    """What keeps a state from being taken away, named."""
+    """Return ``LeftBehind`` with the users of the images, or ``error`` if there are none."""
     found = []
     for image in images.values():
         for use in await hostmounts.uses(image):

@@ -9,7 +9,7 @@ def unwrap_rig_error(error: BaseException) -> RigError | None:
     """The ``RigError`` that ``error`` amounts to; None if anything in it is a bug.
 
     A nursery raises its tasks' errors as a group.  Several expected failures at once are one failure to a user:
-    the first is told, for the others follow from it more often than not.
+    the first is reported, because the others usually follow from it.
     """
     if isinstance(error, RigError):
         return error

@@ -1,6 +1,6 @@
-"""How a server of disks takes the kernel's requests, from ``siterig up`` and ``siterig mount`` to the mount.
+"""Options of the FUSE server, passed from ``siterig up`` and ``siterig mount`` to the process that serves disks.
 
-Between processes it goes as words of a command line, each with its value: ``--fuse-threads=2``.
+Another process receives them as words of its command line, each with its value: ``--fuse-threads=2``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ _FUSE_SERVER = FuseServerOptions()
 
 @dataclass(frozen=True, slots=True)
 class FuseOptions:
-    """How a mount answers requests; ``portable``: pyfuse3 alone.
+    """Options of the FUSE server of a mount.
 
-    ``threads``, ``queue``: :class:`siterig.cext.fuse_server.FuseServerOptions`.
+    Args:
+        portable: pyfuse3 alone answers requests, without the threads in C.
+        threads: threads in C that read requests, see :class:`siterig.cext.fuse_server.FuseServerOptions`.
+        queue: background requests of the kernel, see the same class.
     """
 
     portable: bool = False
@@ -33,7 +36,11 @@ class FuseOptions:
 
     @classmethod
     def parse(cls, said: Mapping[str, str], *, portable: bool) -> FuseOptions:
-        """From the value of each option; ``InvalidLimit`` names the option, its value and what is allowed."""
+        """Parse the value of each option.
+
+        Raises:
+            RigError: ``InvalidLimit`` names the option, its value and the allowed values.
+        """
         return cls(
             portable=portable,
             threads=_whole_number(THREADS_OPTION, said, THREADS_MAX),
@@ -42,17 +49,17 @@ class FuseOptions:
 
     @property
     def fuse_server(self) -> FuseServerOptions | None:
-        """None: without the FUSE server."""
+        """The options of the FUSE server in C; None if pyfuse3 alone answers requests."""
         return None if self.portable else FuseServerOptions(threads=self.threads, queue=self.queue)
 
     def words(self) -> list[str]:
-        """As :meth:`of_words` reads them."""
+        """Return the options as words of a command line, which :meth:`of_words` parses."""
         valued = [f"{THREADS_OPTION}={self.threads}", f"{QUEUE_OPTION}={self.queue}"]
         return [PORTABLE_OPTION, *valued] if self.portable else valued
 
     @classmethod
     def of_words(cls, words: Iterable[str]) -> FuseOptions:
-        """From a command line that holds them all, and other words."""
+        """Parse the options from a command line that has all of them, and other words."""
         said = {option: value for option, _, value in (word.partition("=") for word in words) if option in OPTIONS}
         return cls.parse(said, portable=PORTABLE_OPTION in said)
 

@@ -1,6 +1,6 @@
-"""How much of the host a rig's disks may take, from ``siterig up`` to the processes that serve them.
+"""Limits on the host's space that each disk of a rig may use, passed from ``siterig up`` to the disk hosts.
 
-It goes there as words of their command lines, each with its value: ``--log-share-max=0.5``.
+A disk host receives them as words of its command line, each with its value: ``--log-share-max=0.5``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OPTIONS = (LOG_SHARE_OPTION, LOG_FULL_OPTION, SNAPSHOT_SHARE_OPTION)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of every disk of a rig: shares of the disk's size for its unsent log and for its snapshot's old data."""
+    """Limits of each disk of a rig, as shares of its size: for the unsent log, and for old data of its snapshot."""
 
     log_share_max: float = KEPT_SHARE_MAX
     when_log_full: WhenFull = "refuse"
@@ -32,7 +32,11 @@ class Limits:
 
     @classmethod
     def parse(cls, said: Mapping[str, str]) -> Limits:
-        """From the value of each option; ``InvalidLimit`` names the option, its value and what is allowed."""
+        """Parse the value of each option.
+
+        Raises:
+            RigError: ``InvalidLimit`` names the option, its value and the allowed values.
+        """
         when_log_full = said[LOG_FULL_OPTION]
         if when_log_full not in get_args(WhenFull):
             allowed = " or ".join(get_args(WhenFull))
@@ -45,19 +49,19 @@ class Limits:
 
     @property
     def log_policy(self) -> LogPolicy:
-        """Of the change logs."""
+        """The policy of change logs that follows from the limits."""
         from siterig.blockfs.changelog.disk_log import LogPolicy  # noqa: PLC0415 (the command line does without it)
 
         return LogPolicy(kept_share_max=self.log_share_max, when_full=self.when_log_full)
 
     def words(self) -> list[str]:
-        """As :meth:`of_words` reads them."""
+        """Return the limits as words of a command line, which :meth:`of_words` parses."""
         values = (self.log_share_max, self.when_log_full, self.snapshot_share_max)
         return [f"{option}={value}" for option, value in zip(OPTIONS, values, strict=True)]
 
     @classmethod
     def of_words(cls, words: Iterable[str]) -> Limits:
-        """From a command line that holds them all, and other words."""
+        """Parse the limits from a command line that has all of them, and other words."""
         return cls.parse(
             {option: value for option, _, value in (word.partition("=") for word in words) if option in OPTIONS}
         )

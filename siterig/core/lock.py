@@ -1,9 +1,9 @@
-"""The lock that says that a rig is up, or is just being ended.
+"""The lock that shows that a rig is up, or that a command is ending it.
 
-It goes with the process that holds it, so a stale process id is never believed.  The lock has two bytes, each with an
-"open file description lock" (fcntl(2)): one of that kind can be looked at without being taken, so that a look is in nobody's
-way.  ``RIG`` is held by the supervisor for as long as it lives, and by ``siterig down`` while it clears the leftovers.
-``ENDING`` is held by ``siterig down`` from begin to end: a process that finds the rig up *and* about to be ended waits.
+The kernel releases the lock when the process that holds it ends, so a stale process id never counts.  The lock file has two
+bytes, each with an "open file description lock" (fcntl(2)).  Such a lock can be tested without being taken, so a test never
+blocks another process.  The supervisor holds ``RIG`` as long as it lives, and ``siterig down`` holds it while it removes
+leftovers.  ``siterig down`` holds ``ENDING`` from start to end: a process that finds the rig up *and* ending waits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from siterig.blockfs.files import safe_files
 
 RIG, ENDING = 0, 1
 WAIT_S = 120.0
-"""For another process that ends the rig."""
+"""The longest wait for another process that ends the rig."""
 _POLL_S = 0.05
 _FLOCK = struct.Struct("hhqqi4x")
 """``struct flock``: type, whence, start, length, process id (0 for this kind)."""
@@ -31,7 +31,7 @@ def _request(kind: int, byte: int) -> bytes:
 
 
 def is_locked(lock: Path, byte: int = RIG) -> bool:
-    """True if a process holds the lock; it is not taken for that."""
+    """Return True if a process holds the lock; the test does not take it."""
     try:
         fd = safe_files.open_file(lock, os.O_RDONLY)
     except FileNotFoundError:
@@ -52,9 +52,13 @@ def _try(fd: int, byte: int) -> bool:
 
 
 def take_lock(lock: Path, *, waits: bool = True) -> int:
-    """Lock the rig for this process, for as long as the descriptor is open.
+    """Lock the rig for this process, and return the descriptor that holds the lock while it is open.
 
-    If ``siterig down`` is about to free the lock, and ``waits``, it is waited for.  ``AlreadyUp`` names the holder.
+    Args:
+        lock: the lock file of the rig.
+        waits: wait if ``siterig down`` is about to release the lock.
+    Raises:
+        RigError: ``AlreadyUp`` names the process that holds the lock.
     """
     fd = safe_files.open_file(lock, os.O_RDWR | os.O_CREAT)
     try:
@@ -72,16 +76,19 @@ def take_lock(lock: Path, *, waits: bool = True) -> int:
 
 
 def already_up(lock: Path) -> RigError:
-    """``AlreadyUp``, with the process that holds the lock."""
+    """Return the error ``AlreadyUp``, with the process that holds the lock."""
     holder = lock.read_text(errors="replace").strip() or "starting"
     text = f"the rig in {lock.parent} is up already (supervisor's process id: {holder}); end it with siterig down"
     return RigError(Code.AlreadyUp, text)
 
 
 def take_ending(lock: Path) -> int:
-    """Tell others that this process is about to end the rig, for as long as the descriptor is open.
+    """Announce that this process is about to end the rig, and return the descriptor that holds the lock.
 
-    Waits for another one that does the same.  ``RigBusy`` after ``WAIT_S``.
+    Waits for another process that does the same.
+
+    Raises:
+        RigError: ``RigBusy`` after ``WAIT_S``.
     """
     fd = safe_files.open_file(lock, os.O_RDWR | os.O_CREAT)
     if not _until(lambda: _try(fd, ENDING), while_=lambda: True):
@@ -93,11 +100,11 @@ def take_ending(lock: Path) -> int:
 
 
 def _until(done: Callable[[], bool], *, while_: Callable[[], bool]) -> bool:
-    """Try again while that makes sense, at most ``WAIT_S``; the last answer of ``done``."""
-    # Polled: the kernel's own wait for a lock has no limit and cannot be taken back.
+    """Repeat ``done`` while ``while_`` is true, at most for ``WAIT_S``, and return its last answer."""
+    # Polled: the kernel's own wait for a lock has no limit and cannot be cancelled.
     deadline = time.monotonic() + WAIT_S
     while not done():
         if not while_() or time.monotonic() > deadline:
-            return done()  # it may have been freed between the two looks
+            return done()  # it may have been released between the two tests
         time.sleep(_POLL_S)
     return True

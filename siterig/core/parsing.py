@@ -1,4 +1,4 @@
-"""Values as they are written on the command line: sizes, disks, recovery points, intervals."""
+"""Parsing and formatting of values on the command line: sizes, disks, recovery points, intervals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size_bytes: float) -> str:
-    """A size for people: ``1 GiB``, ``37.5 MiB``."""
+    """Return a size as text with a binary unit: ``1 GiB``, ``37.5 MiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size_bytes < 1024:
             return f"{size_bytes:.4g} {unit}"
@@ -63,15 +63,20 @@ def parse_disk(text: str) -> DiskSpec:
 
 
 def is_import(text: str) -> bool:
-    """Whether a disk is written as ``NAME=IMAGE``."""
+    """Return True if a disk is written as ``NAME=IMAGE``."""
     return "=" in text.partition(":")[0]
 
 
 def parse_import(text: str) -> tuple[str, str, int | None]:
-    """Name, path and size of ``NAME=IMAGE[:SIZE]``; ``InvalidDisk``.
+    """Parse ``NAME=IMAGE[:SIZE]``.
 
-    A file whose name ends like a size (``x:1GiB``) is the image as it is written.  If a file without that end exists too, a
-    colon behind the name ("x:1GiB:") says that no size follows.
+    A file whose name ends like a size (``x:1GiB``) is taken as the image.  If a file without that ending exists too, a
+    colon after the name (``x:1GiB:``) states that no size follows.
+
+    Returns:
+        Name, path of the image, and size in bytes or None.
+    Raises:
+        RigError: ``InvalidDisk``.
     """
     name, _, rest = text.partition("=")
     if not name or not rest.rstrip(":"):
@@ -98,7 +103,13 @@ def parse_import(text: str) -> tuple[str, str, int | None]:
 
 
 def parse_of_disks(option: str, texts: Sequence[str], allowed: Sequence[str], disks: Sequence[str]) -> dict[str, str]:
-    """The value of each disk of an option that is written as ``VALUE`` (of all disks) or ``NAME=VALUE``; ``InvalidDisk``."""
+    """Parse an option that is written as ``VALUE`` for all disks or ``NAME=VALUE`` for one.
+
+    Returns:
+        The value for each disk that has one.
+    Raises:
+        RigError: ``InvalidDisk``.
+    """
     found: dict[str, str] = {}
     for text in sorted(texts, key=lambda text: "=" in text):
         name, equals, value = text.rpartition("=")
@@ -118,7 +129,7 @@ def _is_size(text: str) -> bool:
 
 
 def parse_disk_name(text: str) -> tuple[str, str]:
-    """VM and name of disk ``VM/NAME``; ``InvalidDisk``."""
+    """Return VM and disk name of ``VM/NAME``; raise ``InvalidDisk`` if the text has another form."""
     vm, _, name = text.partition("/")
     if not vm or not name or "/" in name:
         raise RigError(Code.InvalidDisk, f"disk {text!r} is not understood: write VM/NAME, e.g. web01/os")
@@ -126,7 +137,7 @@ def parse_disk_name(text: str) -> tuple[str, str]:
 
 
 def check_file_name(what: str, name: str) -> None:
-    """``InvalidName`` unless a file can be named so, and people be told of it in a line."""
+    """Raise ``InvalidName`` unless the text can name a file and can be printed in one line."""
     if name in ("", ".", "..") or "/" in name or not name.isprintable():
         raise RigError(
             Code.InvalidName,
@@ -135,7 +146,7 @@ def check_file_name(what: str, name: str) -> None:
 
 
 def format_time(microseconds: float | None) -> str:
-    """A duration for people: ``85 us``, ``1.2 ms``, ``3 s``; ``-`` for None."""
+    """Return a duration as text: ``85 us``, ``1.2 ms``, ``3 s``; ``-`` for None."""
     if microseconds is None:
         return "-"
     for unit in ("us", "ms"):
@@ -146,7 +157,7 @@ def format_time(microseconds: float | None) -> str:
 
 
 def parse_point(text: str) -> str:
-    """The vault's word for ``latest``, ``latest-processed`` or ``latest-app``; else the text as it is."""
+    """Return the vault's name for ``latest``, ``latest-processed`` or ``latest-app``, else the text unchanged."""
     selector = selectors.parse(text)
     return selector.text if selector.kind == "word" else text
 
@@ -157,13 +168,17 @@ def _not_a_time(option: str, seconds: float) -> RigError:
 
 
 def check_schedule(app_every_s: float | None) -> None:
-    """``InvalidPolicy`` if application-consistent points are asked for at an interval that is no number."""
+    """Raise ``InvalidPolicy`` if the interval of application-consistent points is not a finite number."""
     if app_every_s is not None and not math.isfinite(app_every_s):
         raise _not_a_time("--app-consistent-every", app_every_s)
 
 
 def interval_notice(interval_s: float) -> str | None:
-    """What to tell about a replication interval; None for an official one.  ``InvalidPolicy`` unless positive and finite."""
+    """Return a remark on a replication interval, or None if the service has it too.
+
+    Raises:
+        RigError: ``InvalidPolicy`` unless the interval is positive and finite.
+    """
     official = ", ".join(f"{value:g}" for value in OFFICIAL_INTERVALS_S)
     if not math.isfinite(interval_s):
         raise _not_a_time("--interval", interval_s)

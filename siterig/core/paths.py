@@ -1,6 +1,6 @@
-"""Where a rig keeps its state: every path below ``--dir``, and what the folder's format is.
+"""The state folder of a rig: every path below ``--dir``, and the format of the folder.
 
-The folder is the rig: whoever has it can start, look at and end the rig, so it is for its owner only (0700).
+A user who can open the folder can start, inspect and end the rig, so only its owner may (mode 0700).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ FORMAT = 1
 
 
 PRIVATE_UMASK = 0o077
-"""The umask of all processes of a rig: files of theirs, and those of Node, are for this user alone."""
+"""The umask of all processes of a rig: only this user may read the files that they and Node create."""
 
 
 def default_dir() -> Path:
-    """``$XDG_STATE_HOME/siterig``, or ``~/.local/state/siterig``."""
+    """Return the default state folder: ``$XDG_STATE_HOME/siterig``, or ``~/.local/state/siterig``."""
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "siterig"
 
@@ -44,9 +44,10 @@ class Layout:
 
     @classmethod
     def of(cls, folder: Path) -> Layout:
-        """The layout below ``folder``, which need not exist yet.
+        """Return the layout below ``folder``, which need not exist yet.
 
-        ``FolderUnusable``; ``ForeignFile``: another user's symbolic link is on the way.
+        Raises:
+            RigError: ``FolderUnusable``, or ``ForeignFile`` if a part of the path is a symbolic link of another user.
         """
         try:
             return cls(safe_files.resolve(folder.expanduser()))
@@ -68,7 +69,7 @@ class Layout:
         return self.root / "run" / f"{role}.sock"
 
     def log(self, role: str) -> Path:
-        """What a role says, appended to over all its starts."""
+        """The log of a role; every start of the role appends to it."""
         return self.root / "log" / f"{role}.log"
 
     @property
@@ -123,9 +124,11 @@ class Layout:
 
 
 def check_format(layout: Layout) -> None:
-    """``StateVersion`` if the folder was made by another version, ``NotARig`` if it holds something else.
+    """Check that the folder is a rig of this format, or can become one.
 
-    ``FolderUnusable`` if it cannot be read, or if another user can change it or what matters in it: the sockets, the keys.
+    Raises:
+        RigError: ``StateVersion`` if another version created the folder, ``NotARig`` if it holds other files,
+            ``FolderUnusable`` if it cannot be read or if another user can change it, its sockets or its keys.
     """
     with _usable(layout):
         _check_owner(layout)
@@ -143,7 +146,7 @@ def _check_owner(layout: Layout) -> None:
 
 @contextlib.contextmanager
 def _usable(layout: Layout) -> Iterator[None]:
-    """The operating system's refusals are the user's to mend: another folder, its rights, room on its disk."""
+    """Report an ``OSError`` of the block as ``FolderUnusable`` or ``DiskFull``: the user can correct its cause."""
     try:
         yield
     except OSError as error:
@@ -157,7 +160,7 @@ def _check_format(layout: Layout) -> None:
     try:
         found = json.loads(read_small_file(layout.state))["format"]
     except FileNotFoundError:
-        # A lock alone is a rig whose first start was cut off; one that is held is a rig whose state.json was removed.
+        # A lock alone: the first start was interrupted.  A lock that is held: state.json of a running rig was removed.
         if is_locked(layout.lock):
             return
         if root.is_dir() and {entry.name for entry in root.iterdir()} - {layout.lock.name}:
@@ -177,7 +180,7 @@ def _check_format(layout: Layout) -> None:
 
 
 def restore_state(layout: Layout) -> str | None:
-    """Write ``state.json`` again where it was removed from a rig's folder; what was done, or None."""
+    """Restore ``state.json`` if it was removed from the folder of a rig, and return a remark, or None."""
     with _usable(layout):
         if layout.state.exists() or not layout.root.is_dir():
             return None
@@ -186,7 +189,7 @@ def restore_state(layout: Layout) -> str | None:
         if not was_up and not is_locked(layout.lock):
             return None
         _write_state(layout)
-        return f"{layout.state} was missing and was written again"
+        return f"{layout.state} was missing and was restored"
 
 
 def _write_state(layout: Layout) -> None:
@@ -194,9 +197,10 @@ def _write_state(layout: Layout) -> None:
 
 
 def create(layout: Layout) -> None:
-    """Make the folders of a rig where they are missing; call :func:`check_format` before.  All are for this user alone.
+    """Create missing folders of a rig, for this user only; call :func:`check_format` first.
 
-    ``DiskFull``; ``FolderUnusable``, also if another user can change anything in the folder.
+    Raises:
+        RigError: ``DiskFull``, or ``FolderUnusable``, also if another user can change anything in the folder.
     """
     with _usable(layout):
         if layout.root.is_dir():

@@ -10,7 +10,7 @@ import signal
 from siterig.blockfs.core.errors import Code, RigError
 
 FILES_MIN = 64
-"""Open files that a process of a rig needs at least."""
+"""The least number of open files that a process of a rig needs."""
 FILES_WANTED = 1 << 16
 """A view of a long journal holds many segments open."""
 _PR_SET_PDEATHSIG = 1
@@ -24,14 +24,14 @@ def _prctl(option: int, value: int, name: str) -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """SIGKILL for this process when its parent ends, however that comes about."""
+    """Let the kernel kill this process with SIGKILL when its parent ends for any reason."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, "PR_SET_PDEATHSIG")
     if os.getppid() != parent_pid:  # it ended before the call
         os._exit(1)
 
 
 def allow_many_files() -> None:
-    """Raise the limits of open files as far as this process may; ``TooFewFiles`` if that is not enough."""
+    """Raise the limits of open files as far as this process may; raise ``TooFewFiles`` if that is not enough."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(hard, FILES_WANTED)
     try:
@@ -48,11 +48,12 @@ def allow_many_files() -> None:
 
 
 def forbid_core_dumps(*, holds_keys: bool) -> None:
-    """No core file of this process and its children.
+    """Forbid core files of this process and its children.
 
-    ``holds_keys``: nor a core dump to a program that the kernel starts (``core_pattern`` with a pipe), for which the limit
-    does not count.  Other processes of the same user then cannot read this one's memory by ``/proc``, either; its
-    children are not concerned, once they run a program of their own.
+    Args:
+        holds_keys: also forbid a core dump to a program that the kernel starts (``core_pattern`` with a pipe), to which
+            the limit does not apply.  Other processes of the same user then cannot read the memory of this process through
+            ``/proc`` either.  A child that runs another program is not affected.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if holds_keys:

@@ -1,4 +1,4 @@
-"""The supervisor's calls: the state of the roles, and means to kill and start them."""
+"""The contract of the supervisor: it reports the state of the roles, kills them and starts them."""
 
 from __future__ import annotations
 
@@ -18,33 +18,41 @@ class RigStatus(WireModel):
 
 
 class SupervisorControl(Protocol):
-    """Errors: ``NoSuchRole`` names the roles there are; ``RoleFailed`` carries the last line of the role's log."""
+    """The calls that the supervisor answers.
+
+    ``NoSuchRole`` lists the known roles; ``RoleFailed`` has the last line of the log of the role.
+    """
 
     @deadline(REPORT_S)
     async def status(self) -> RigStatus:
-        """How every role is."""
+        """Return the state of every role."""
         ...
 
     async def wait_for_steady_state(self, *, name: str) -> RoleStatus:
-        """Wait until the role is neither starting nor about to be started; its state then."""
+        """Wait until the role is neither starting nor about to be started, and return its state."""
         ...
 
     async def stop_all(self) -> list[str]:
-        """Release the guests' mounts and loop devices, end all roles, then the supervisor.  Says what was done.
+        """Release the mounts and loop devices of guests, end all roles, then end the supervisor.
 
-        ``VmBusy`` names who holds a mount: then the rig stays up as it was.
+        Returns:
+            One line of text for each thing that was done.
+        Raises:
+            RigError: ``VmBusy`` names the process that holds a mount; the rig then stays up unchanged.
         """
         ...
 
     @deadline(ANSWER_S)
     async def kill_role(self, *, name: str, hold: bool = False) -> RoleStatus:
-        """SIGKILL the role; it is started again unless ``hold`` is set.  Returns once the process is gone."""
+        """Kill the role with SIGKILL, and return when its process has ended; without ``hold`` it is restarted."""
         ...
 
     @deadline(STARTING_S)
     async def start_role(self, *, name: str) -> RoleStatus:
-        """Start a role that is held or failed (no-op where it runs); returns once it is ready.
+        """Start a role that is held or failed, and return when it is ready; a running role is left alone.
 
-        ``RoleHung`` if it runs and does not answer; ``RoleFailed``, or ``RoleHeld`` if it is held again meanwhile.
+        Raises:
+            RigError: ``RoleHung`` if the role runs and does not answer, ``RoleFailed`` if it does not start, ``RoleHeld``
+                if another command holds it down meanwhile.
         """
         ...

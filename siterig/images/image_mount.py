@@ -1,7 +1,7 @@
 """Exposes one image as a disk in a folder until it is unmounted: the work of ``siterig mount``.
 
-An end is asked for by SIGINT, SIGTERM or SIGHUP, or by ``umount`` from outside.  A mount in use is not torn away: what its
-users (a file system on a loop device) have not written yet would be lost.  Only asked a second time it is.
+SIGINT, SIGTERM, SIGHUP or ``umount`` ends the mount.  The first signal does not unmount a disk that is in use, because its
+users (a file system on a loop device) would lose unwritten data.  The second signal does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """What is to be exposed, where, and how.  ``name``: of the disk, None for the image's own."""
+    """The request for one mount; ``name`` is the name of the disk, None for the name of the image."""
 
     image: Path
     where: Path
@@ -49,12 +49,16 @@ class Mounted:
 
 
 async def expose(request: MountRequest, *, ready: Callable[[Mounted], None], note: Callable[[str], None]) -> Mounted:
-    """Mount, call ``ready``, and serve until unmounted.  Then the image and its log are closed and durable.
+    """Mount, call ``ready``, and serve until the mount ends; image and log are then closed and durable.
 
-    ``note`` is told what a user should know meanwhile.  ``KeyboardInterrupt``: an end was asked for before it was mounted.
-    ``ImageChanged``: another program has changed the image meanwhile, or taken it away.
-    ``MountBusy``: it was asked for twice, and the mount torn away from its users.  ``LogGivenUp``: the log ends before the
-    writes did.
+    Args:
+        request: the image and its options.
+        ready: called once, when the disk can be used.
+        note: receives remarks for the user.
+    Raises:
+        KeyboardInterrupt: a signal arrived before the disk was mounted.
+        RigError: ``ImageChanged`` if another program changed or removed the image, ``MountBusy`` if the second signal
+            ended the mount while programs used it, ``LogGivenUp`` if the log was abandoned before the last write.
     """
     mountpoint.check_fuse()
     end = _End(note)
@@ -79,16 +83,16 @@ async def expose(request: MountRequest, *, ready: Callable[[Mounted], None], not
 
 
 def _heed_no_signal_after_the_end() -> None:
-    """Ignore signals from the moment when nobody receives them any more: the process then only reports the end, and exits.
+    """Ignore signals after the receiver is closed: the process then only reports the end, and exits.
 
     ``timeout -s INT`` sends its signal twice, and the second one may come late.
     """
     for number in END_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # a handler in Python would be replaced by death when Python ends
+        signal.signal(number, signal.SIG_IGN)  # a handler in Python would be replaced by the default action when Python ends
 
 
 class _End:
-    """How the mount is to end.  ``mounted``: the disk's file, as long as it is served."""
+    """The end of a mount: it handles signals; ``mounted`` is the file of the disk while it is served."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
@@ -98,7 +102,7 @@ class _End:
         self.interrupted = self.torn = False
 
     async def listen(self, signals: AsyncIterator[int]) -> None:
-        """Take signals, to the last: one that nobody takes would be raised again when all is done."""
+        """Handle signals until the end: a signal that is not received would be raised again after the cleanup."""
         async for _ in signals:
             if self.serving.cancel_called or self._unmounted:
                 continue
@@ -118,12 +122,12 @@ class _End:
         else:
             self._refused = True
             by = ", ".join(await mountpoint.users(disk)) or refused
-            self._note(f"{disk.parent} is in use by {by}; end that first (asked once more, siterig tears the mount away)")
+            self._note(f"{disk.parent} is in use by {by}; end that first (a second signal unmounts it while it is in use)")
 
 
 @asynccontextmanager
 async def _opened(request: MountRequest, end: _End, note: Callable[[str], None]) -> AsyncIterator[Mounted]:
-    """The image's disk and the folder to mount on; given back in order.  A failed mount leaves nothing behind."""
+    """Open the disk of the image and prepare the mount point, and release both at the end, also after a failure."""
     image = await open_image(request.image, format_=request.format, read_only=request.read_only)
     try:
         if image.read_only and not request.read_only:

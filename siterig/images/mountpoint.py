@@ -16,7 +16,7 @@ from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.guests import hostmounts
 
 SOURCE_PREFIX = "siterig:"
-"""How all our mounts begin in the table of mounts."""
+"""The beginning of the source of all siterig mounts in the table of mounts."""
 FUSE_DEVICE = "/dev/fuse"
 _FUSE_NUMBER = os.makedev(10, 229)
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
@@ -24,22 +24,22 @@ _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
 
 @dataclass(frozen=True, slots=True)
 class Mountpoint:
-    """A folder that can be mounted on; ``path`` is absolute and free of links.  ``made``: it was not there before."""
+    """A folder to mount on; ``path`` is absolute and free of links, ``made`` is True if it was created for the mount."""
 
     path: Path
     made: bool
 
     def remove_if_created(self) -> None:
-        """Take the folder away if it was made; call it after the mount is gone."""
+        """Remove the folder if it was created for the mount; call it after the unmount."""
         if self.made:
             try:
                 self.path.rmdir()
-            except OSError:  # somebody put something there: theirs now
+            except OSError:  # another program put a file there
                 return
 
 
 def open_fuse() -> None:
-    """Open the FUSE device, and close it.  ``OSError``: that fails, or another file has its name (``ENODEV``)."""
+    """Open the FUSE device and close it; raise ``OSError`` if that fails or if another file has its name (``ENODEV``)."""
     fd = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
         if os.fstat(fd).st_rdev != _FUSE_NUMBER:
@@ -49,7 +49,7 @@ def open_fuse() -> None:
 
 
 def check_fuse() -> None:
-    """``FuseMissing``, ``NotPermitted`` if this process cannot mount a FUSE file system."""
+    """Raise ``FuseMissing`` or ``NotPermitted`` if this process cannot mount a FUSE file system."""
     try:
         open_fuse()
     except OSError as exc:
@@ -69,9 +69,10 @@ def check_fuse() -> None:
 
 
 def prepare(where: Path) -> Mountpoint:
-    """A folder for a mount: there and empty, or made.  A dead mount of ours is a folder like any other.
+    """Return a folder to mount on: an empty one, or a new one; a dead siterig mount counts as an empty folder.
 
-    ``FolderUnusable``: it cannot be mounted on.  ``MountFailed``: something is mounted there.
+    Raises:
+        RigError: ``FolderUnusable`` if it cannot be mounted on, ``MountFailed`` if something is mounted there.
     """
     try:
         path = safe_files.resolve(where)
@@ -89,7 +90,7 @@ def prepare(where: Path) -> Mountpoint:
             raise _unusable(path, f"a dead mount of {source} is in the way: umount it first") from exc
         return Mountpoint(path, made=False)
     if not path.is_dir():
-        raise _unusable(path, "is no folder")
+        raise _unusable(path, "is not a folder")
     source = _mounted(path)
     if source is not None:
         raise RigError(Code.MountFailed, f"{path}: {source} is mounted here already")
@@ -100,7 +101,7 @@ def prepare(where: Path) -> Mountpoint:
     if entry is not None:
         raise _unusable(path, f"is not empty ({entry.name!r} is in it), and a mount would hide what is there")
     if not os.access(path, os.W_OK):
-        raise _unusable(path, "only who may write to a folder may mount on it")
+        raise _unusable(path, "you may not write to it, and only a writable folder can be mounted on")
     return Mountpoint(path, made=False)
 
 
@@ -109,7 +110,7 @@ def _make(path: Path) -> Mountpoint:
         safe_files.make_folder(path)
     except OSError as exc:
         why = f"its parent {path.parent} does not exist" if exc.errno == errno.ENOENT else reason(exc, path)
-        raise _unusable(path, f"cannot be made: {why}") from exc
+        raise _unusable(path, f"cannot be created: {why}") from exc
     return Mountpoint(path, made=True)
 
 
@@ -118,12 +119,12 @@ def _unusable(path: Path, reason: str | None) -> RigError:
 
 
 def _mounted(path: Path) -> str | None:
-    """The source of what is mounted at a folder, the topmost."""
+    """Return the source of the topmost mount at a folder, or None."""
     return next((source for _, source, point in reversed(hostmounts.mounts()) if point == str(path)), None)
 
 
 async def unmount(mountpoint: Path) -> str | None:
-    """Take a mount away as ``umount`` does: whoever serves it goes on meanwhile; why not, if it is in use."""
+    """Unmount like ``umount``; its server keeps running meanwhile.  Returns the reason if the mount is in use, else None."""
     command = ["umount", "--no-canonicalize"] if os.geteuid() == 0 else ["fusermount3", "-u", "--"]
     result = await trio.run_process(
         [*command, str(mountpoint)],
@@ -137,7 +138,7 @@ async def unmount(mountpoint: Path) -> str | None:
 
 
 async def users(disk: Path) -> list[str]:
-    """Who uses a mounted disk: loop devices, where they are mounted, processes that stand in its folder or have it open."""
+    """List the users of a mounted disk: loop devices with their mount points, and processes that use it or its folder."""
     found = []
     for use in await hostmounts.loops(disk):
         at = f" (mounted at {', '.join(use.mountpoints)})" if use.mountpoints else ""

@@ -1,4 +1,4 @@
-"""A running rig as an object: what tests, scenarios and the drill hold on to."""
+"""A running rig as an object, for tests, scenarios and the drill."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from siterig.supervisor import launch
 
 
 class Testbed:
-    """Handles on a rig that is up; implements :class:`siterig.scenarios.contracts.rig.Rig`.  Nothing here needs to be
-    closed.
+    """Connections to a rig that is up; implements :class:`siterig.scenarios.contracts.rig.Rig`.
+
+    Nothing needs to be closed.
     """
 
     __test__ = False  # its name is no test's
@@ -34,10 +35,10 @@ class Testbed:
     async def up(
         cls, folder: Path, *, announce: Callable[[str, str], None] = lambda _role, _state: None
     ) -> AsyncIterator[Testbed]:
-        """A rig in ``folder`` for the time of the block.
+        """Run a rig in ``folder`` for the duration of the block.
 
-        It ends with the block, and also if this process is killed; whatever its guests do then.  Failed replication
-        is tried again after seconds, as suits the short intervals of tests.
+        The rig ends with the block, also if guests still use it and if this process is killed.  Failed replication is
+        retried after seconds, which suits the short intervals of tests.
         """
         layout = Layout.of(folder)
         launched = await launch.up(layout, until_eof=True, quick_retries=True, announce=announce)
@@ -48,7 +49,7 @@ class Testbed:
 
     @property
     def folder(self) -> Path:
-        """For the scenario's own files; on no virtual disk."""
+        """A folder for files of the scenario; it is on no virtual disk."""
         return self.layout.scratch
 
     @property
@@ -62,9 +63,9 @@ class Testbed:
         return self.layout.azure_vms / "position"
 
     async def kill_site(self) -> None:
-        """SIGKILL the disk host first, in mid-load, then the agent; both stay down."""
+        """Kill the disk host of the site, then the agent, with SIGKILL; both stay down."""
         await sites.lose(self.supervisor)
 
     async def restart_site(self) -> None:
-        """Start them again; returns when they answer."""
+        """Start the disk host and the agent of the site again, and return when they answer."""
         await sites.restore(self.supervisor)

@@ -92,7 +92,7 @@ def test_an_ordinary_user_is_told_what_is_not_theirs(home: Path) -> None:
         status, stderr = refused(own, "--mnt", folder)
         assert (status, "may mount on it" in stderr) == (2, True), stderr
         status, stderr = refused(own, "--mnt", Path(folder) / "made")
-        assert (status, "cannot be made: Permission denied" in stderr) == (2, True), stderr
+        assert (status, "cannot be created: Permission denied" in stderr) == (2, True), stderr
     home.chmod(0o755)
     os.chown(home, 0, 0)
     (home / "m").mkdir()

@@ -290,7 +290,7 @@ def test_a_rig_whose_state_file_was_removed_can_be_looked_at_and_taken_down(layo
     assert status.returncode == 0, status.stderr
     down = siterig(layout, "down")
     assert down.returncode == 0, down.stderr
-    assert f"{layout.state} was missing and was written again" in down.stderr
+    assert f"{layout.state} was missing and was restored" in down.stderr
     assert traces(layout) == []
     assert siterig(layout, "up").returncode == 0
 

@@ -29,19 +29,9 @@ PENDING: dict[str, set[str]] = {
         "replication/engine",
         "replication/hyperv",
     },
-    "scenarios": {
-        "scenarios/checks",
-        "scenarios/contracts",
-        "scenarios/drill",
-        "scenarios/workloads",
-    },
     "siterig": {
-        "siterig/bisect",
         "siterig/cli",
         "siterig/cli/commands",
-        "siterig/core",
-        "siterig/images",
-        "siterig/testing",
     },
     "tests": {
         "tests",

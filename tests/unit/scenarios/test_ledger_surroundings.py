@@ -43,7 +43,7 @@ def test_a_machine_with_too_few_files_is_told_how_many_bytes_there_are(tmp_path:
 
 def test_corpus_is_dealt_to_the_disks_evenly() -> None:
     files = [(Path(str(size)), size) for size in (100, 60, 50, 10)]
-    assert corpus.deal(files, 2) == [[Path("100"), Path("10")], [Path("60"), Path("50")]]
+    assert corpus.distribute(files, 2) == [[Path("100"), Path("10")], [Path("60"), Path("50")]]
 
 
 async def test_a_filled_corpus_is_verified_and_every_kind_of_damage_is_named(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ async def test_what_cannot_be_taken_away_is_told_and_hides_no_error(states: File
     notes: list[str] = []
     with pytest.raises(RigError, match="does not fail at the bad point"):
         await Bisection(states, wanted("true", "{os}"), lambda _trial: None, notes.append).run()
-    assert notes == ["not everything could be taken away: CMD left /dev/loop9"]
+    assert notes == ["a state could not be removed: CMD left /dev/loop9"]
     assert states.open_names == {"s1"}
 
 
