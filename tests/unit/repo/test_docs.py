@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,25 @@ def test_the_diagram_of_states_has_resting_states_only() -> None:
     text = (documents.REFERENCE / "jobs-and-states.md").read_text()
     named = set(re.findall(r"^    (\w+) -->|--> (\w+):", text, re.M))
     assert {a or b for a, b in named} <= {str(state) for state, _ in states.RESTING}
+
+
+def test_the_names_in_the_glossary_exist_in_the_code() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    text = "".join(
+        (ROOT / name).read_text() for name in listed if name.endswith((".py", ".c", ".h")) and (ROOT / name).exists()
+    )
+    words = set(re.findall(r"\w+", text))
+    paths = {parent.as_posix() for name in listed for parent in (Path(name), *Path(name).parents)}
+    missing = []
+    for row in re.findall(r"^\| .* \|$", (documents.DOCS / "glossary.md").read_text(), re.M):
+        term, _, names, *_ = (cell.strip() for cell in row.strip("|").split(" | "))
+        for name in re.findall(r"`([^`]+)`", names):
+            is_path = "/" in name or name.endswith((".py", ".c", ".h"))
+            known = (
+                any(f"/{path}".endswith(f"/{name}") for path in paths) if is_path else set(re.findall(r"\w+", name)) <= words
+            )
+            missing += [] if known else [f"{term}: {name}"]
+    assert missing == []
 
 
 def test_every_file_that_the_documents_name_exists() -> None:
