@@ -25,7 +25,7 @@ from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.points import points
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import TagKind
-from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code
 from siterig.blockfs.transfer.part_name import Watermark
 

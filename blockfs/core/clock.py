@@ -3,10 +3,10 @@
 No other module reads the time or sleeps (tests/unit/repo/test_house_clock.py).  Components take a :class:`Clock` as an
 argument; :data:`SYSTEM_CLOCK` is the default.
 
-Wall time is shown to people, elapsed time decides.  The wall clock can be set forward and back at any moment.  Within a
-boot, elapsed time is the kernel's CLOCK_BOOTTIME: nothing sets it, and it counts while the machine is suspended.  Between
-two boots only the wall clock has advanced: a step of at most one hour counts as elapsed time, and a larger step counts as
-zero, because too little elapsed time deletes nothing.
+Wall time is shown to people, elapsed time decides (:mod:`siterig.blockfs.core.clock_reading`): the wall clock can be set
+forward and back at any moment.
+
+The module loads neither trio nor pydantic before they are needed, because short commands use it, too.
 """
 
 from __future__ import annotations
@@ -14,44 +14,15 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-
-import trio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from siterig.blockfs.core.boot import current_boot_id
-from siterig.blockfs.core.wire_model import WireModel
 
-SECOND_NS = 1_000_000_000
-BETWEEN_BOOTS_NS_MAX = 3600 * SECOND_NS
-_DRIFT_NS_MAX = 5 * SECOND_NS
-_DRIFT_RATIO_MAX = 1000
-"""A clock that is being adjusted, not set, gains or loses at most this fraction of the elapsed time (0.1 %)."""
+if TYPE_CHECKING:
+    import trio
 
-
-class ClockReading(WireModel):
-    """Wall time and boot time at one moment; ``boottime_ns`` is comparable only with readings of the same ``boot_id``."""
-
-    boot_id: str
-    boottime_ns: int
-    wall_ns: int
-
-    def elapsed_ns(self, later: ClockReading) -> int:
-        """Return the nanoseconds from this reading to a later one, never negative.
-
-        The module's docstring states the rule for readings of different boots.
-        """
-        if self.boot_id == later.boot_id:
-            return max(0, later.boottime_ns - self.boottime_ns)
-        step_ns = later.wall_ns - self.wall_ns
-        return step_ns if 0 <= step_ns <= BETWEEN_BOOTS_NS_MAX else 0
-
-    def jump_ns(self, later: ClockReading) -> int:
-        """Return by how many nanoseconds the wall clock moved beyond the elapsed time; negative if it was set back.
-
-        The result is 0 if the drift of a clock explains the difference.
-        """
-        elapsed_ns = self.elapsed_ns(later)
-        jump_ns = later.wall_ns - self.wall_ns - elapsed_ns
-        return jump_ns if abs(jump_ns) > _DRIFT_NS_MAX + elapsed_ns // _DRIFT_RATIO_MAX else 0
+    from siterig.blockfs.core.clock_reading import ClockReading
 
 
 class Clock(ABC):
@@ -97,12 +68,18 @@ class Clock(ABC):
     def fail_after(self, seconds: float) -> AbstractContextManager[trio.CancelScope]:
         """Return a cancel scope that raises :class:`trio.TooSlowError` after this time, like :func:`trio.fail_after`."""
 
+    def utc(self) -> datetime:
+        """Return the wall time as a date in UTC."""
+        return datetime.fromtimestamp(self.wall_ns() / 1_000_000_000, UTC)
+
     async def sleep_until(self, deadline_s: float) -> None:
         """Suspend the calling trio task until :meth:`trio_time_s` reaches ``deadline_s``."""
         await self.sleep(max(0.0, deadline_s - self.trio_time_s()))
 
     def read(self) -> ClockReading:
         """Return the wall time and the boot time now."""
+        from siterig.blockfs.core.clock_reading import ClockReading
+
         return ClockReading(boot_id=self.boot_id, boottime_ns=self.boottime_ns(), wall_ns=self.wall_ns())
 
 
@@ -128,18 +105,26 @@ class SystemClock(Clock):
         return time.monotonic_ns()
 
     def trio_time_s(self) -> float:
+        import trio
+
         return trio.current_time()
 
     async def sleep(self, seconds: float) -> None:
+        import trio
+
         await trio.sleep(seconds)
 
     def sleep_thread(self, seconds: float) -> None:
         time.sleep(seconds)
 
     def move_on_after(self, seconds: float, *, shield: bool = False) -> trio.CancelScope:
+        import trio
+
         return trio.move_on_after(seconds, shield=shield)
 
     def fail_after(self, seconds: float) -> AbstractContextManager[trio.CancelScope]:
+        import trio
+
         return trio.fail_after(seconds)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from siterig.blockfs.changelog.disk_log import find_segments
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader
 from siterig.blockfs.contracts.control import CLOSE_IT, DownloadedDisk, KeptImage, SourceUse
-from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
 from siterig.blockfs.disk.disk import Disk

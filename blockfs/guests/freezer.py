@@ -19,7 +19,8 @@ import os
 import select
 import signal
 import sys
-import time
+
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 
 FIFREEZE = 0xC0045877
 FITHAW = 0xC0045878
@@ -32,13 +33,17 @@ def _say(line: str) -> None:
         os.write(1, line.encode() + b"\n")
 
 
+def _now_s() -> float:
+    return SYSTEM_CLOCK.monotonic_ns() / 1e9
+
+
 def _wait(wakeup: int, deadline: float) -> int:
-    """Wait for a line, the end of the input, SIGTERM or the deadline (``time.monotonic``); return the exit status."""
-    readable, _, _ = select.select([0, wakeup], [], [], max(0.0, deadline - time.monotonic()))
+    """Wait for a line, the end of the input, SIGTERM or the deadline (by the monotonic clock); return the exit status."""
+    readable, _, _ = select.select([0, wakeup], [], [], max(0.0, deadline - _now_s()))
     if wakeup in readable:
         return EXIT_STOPPED
     # If both happened, the parent was late and must learn that the time limit had passed.
-    return EXIT_THAWED if readable and time.monotonic() < deadline else EXIT_EXPIRED
+    return EXIT_THAWED if readable and _now_s() < deadline else EXIT_EXPIRED
 
 
 def main(timeout_s: float, mountpoints: list[str]) -> int:
@@ -48,7 +53,7 @@ def main(timeout_s: float, mountpoints: list[str]) -> int:
     wakeup, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.signal(signal.SIGTERM, lambda _number, _frame: os.write(waker, b"t") and None)
-    deadline = time.monotonic() + timeout_s
+    deadline = _now_s() + timeout_s
     held: list[int] = []
     try:
         for mountpoint in mountpoints:
@@ -59,7 +64,7 @@ def main(timeout_s: float, mountpoints: list[str]) -> int:
                 _say(f"failed {mountpoint}: {error.strerror}")
                 return EXIT_FAILED
             held.append(fd)
-        if time.monotonic() >= deadline:
+        if _now_s() >= deadline:
             return EXIT_EXPIRED
         _say("frozen")
         return _wait(wakeup, deadline)

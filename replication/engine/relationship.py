@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from siterig.blockfs.contracts.control import SnapshotDisk
-from siterig.blockfs.core.clock import ClockReading
+from siterig.blockfs.core.clock_reading import ClockReading
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import WireModel
 from siterig.blockfs.files.durable_io import write_atomically

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from siterig.blockfs.contracts.control import CutInfo, TagKind
-from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.transfer.part_name import PartName

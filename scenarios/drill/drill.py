@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import trio
 
 from siterig.azure_emu.vault.model.api import Job
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from siterig.scenarios.contracts.results import DrillResult, RpoSample
 from siterig.scenarios.contracts.rig import Rig
@@ -49,7 +49,7 @@ async def run_drill(rig: Rig, settings: DrillSettings, narrator: Narrator) -> Dr
     workload, mount or loop device of the drill remains, also after an error or a cancellation.
     """
     run = DrillRun(rig, settings, narrator)
-    started = datetime.now(UTC)
+    started = SYSTEM_CLOCK.utc()
     error: str | None = None
     jobs: list[Job] = []
     try:
@@ -96,7 +96,7 @@ async def _sample_rpo(run: DrillRun) -> None:
         except RigError:
             rpo_s = None  # a gap in the curve, not the end of the drill
         run.rpo.append(RpoSample(at_s=run.now(), rpo_s=rpo_s))
-        await trio.sleep(_RPO_EVERY_S)
+        await SYSTEM_CLOCK.sleep(_RPO_EVERY_S)
 
 
 async def _jobs(run: DrillRun) -> list[Job]:

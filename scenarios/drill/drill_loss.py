@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 
 from siterig.azure_emu.vault.model.api import Job, Vm
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.checks.vm_checks import check_vm, first_difference
 from siterig.scenarios.drill.drill_run import DrillRun
@@ -19,7 +19,7 @@ from siterig.scenarios.workloads.guest import Guest
 async def lose_site(run: DrillRun) -> None:
     """Kill the site under load, fail over to Latest, check everything, and measure RPO and RTO."""
     await run.wait_for_load()
-    lost_ns = time.time_ns()
+    lost_ns = SYSTEM_CLOCK.wall_ns()
     await run.rig.kill_site()
     run.say("THE SITE IS LOST: its disk host and agent were killed (SIGKILL) in mid-load", "bad")
     await _ledger_broke_off(run)

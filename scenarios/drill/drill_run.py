@@ -10,6 +10,7 @@ from typing import Literal
 import trio
 
 from siterig.azure_emu.vault.model.api import Job, ProtectedItem, Vm
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.checks.vm_checks import DATA_DB, OS_DB
 from siterig.scenarios.contracts.finding import Finding
@@ -61,11 +62,11 @@ class DrillRun:
     manifests: dict[str, Manifest] = field(default_factory=dict)
     ledger: LedgerProcess | None = None
     guests: list[Guest] = field(default_factory=list)
-    _started: float = field(default_factory=trio.current_time)
+    _started: float = field(default_factory=SYSTEM_CLOCK.trio_time_s)
 
     def now(self) -> float:
         """Return the seconds since the start of the drill."""
-        return trio.current_time() - self._started
+        return SYSTEM_CLOCK.trio_time_s() - self._started
 
     def begin(self, name: str, number: int, count: int, title: str) -> None:
         """Begin a step."""
@@ -98,8 +99,8 @@ class DrillRun:
         """Poll until the condition is true; raise ``DrillTimedOut`` with ``what`` after the time limit."""
         limit = self.settings.step_timeout_s
         with trio.move_on_after(limit):
-            while not await condition():  # noqa: ASYNC110 (other processes hold what is waited for)
-                await trio.sleep(_POLL_S)
+            while not await condition():
+                await SYSTEM_CLOCK.sleep(_POLL_S)
             return
         raise RigError(Code.DrillTimedOut, f"{what}: not within {limit:g} s")
 

@@ -19,12 +19,12 @@ import signal
 import sqlite3
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from siterig.blockfs.changelog.position_counter import read_position
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.scenarios.workloads import ledger_schema
 from siterig.scenarios.workloads.ack_log import Ack, AckWriter
 
@@ -82,7 +82,7 @@ class Ledger:
         for database in (self._os, self._data):
             with _transaction(database):
                 ledger_schema.apply(database, n)
-        self._acks.append(Ack(n, begin, read_position(self._position), time.time_ns()))
+        self._acks.append(Ack(n, begin, read_position(self._position), SYSTEM_CLOCK.wall_ns()))
         self.newest = self.acknowledged = n
 
     def close(self) -> None:
@@ -103,13 +103,15 @@ def _stop_on_input(stop: threading.Event, done: threading.Event) -> None:
 
 def run(ledger: Ledger, stop: threading.Event, rate_per_s: float) -> str:
     """Commit until ``stop`` is set or a disk fails, and return the last line of output."""
-    due = time.monotonic()
+    clock = SYSTEM_CLOCK
+    due_s = clock.monotonic_ns() / 1e9
     try:
         while not stop.is_set():
             ledger.commit_next()
             if rate_per_s > 0:
-                due = max(due + 1 / rate_per_s, time.monotonic() - 1)
-                stop.wait(due - time.monotonic())
+                now_s = clock.monotonic_ns() / 1e9
+                due_s = max(due_s + 1 / rate_per_s, now_s - 1)
+                stop.wait(due_s - now_s)
     except (sqlite3.Error, OSError) as error:
         return f"failed {ledger.acknowledged} {error}"
     return f"stopped {ledger.acknowledged}"

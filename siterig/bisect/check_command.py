@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import IO
 import trio
 
 from siterig.bisect.search import CheckVerdict
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.cli import output
@@ -88,9 +88,9 @@ class CheckCommand:
         words = self.words(images)
         # A file and not a pipe: a background process of the command would keep a pipe open.
         with tempfile.TemporaryFile() as file:
-            began_s = time.monotonic()
+            began_ns = SYSTEM_CLOCK.monotonic_ns()
             status = await self._run(words, file)
-            took_s = time.monotonic() - began_s
+            took_s = (SYSTEM_CLOCK.monotonic_ns() - began_ns) / 1e9
             output_bytes = file.seek(0, os.SEEK_END)
             file.seek(max(0, output_bytes - OUTPUT_BYTES_MAX))
             kept = file.read()

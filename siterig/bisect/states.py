@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +11,7 @@ from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.model.api import RecoveryPoint, VaultApi
 from siterig.bisect.search import ChangeGroup
 from siterig.blockfs.contracts.control import DiskHostControl
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.guests import hostmounts
@@ -20,7 +20,7 @@ from siterig.core.parsing import parse_point
 
 def make_label() -> str:
     """Return a name for the states of the search of this process."""
-    return f"bisect-{datetime.now(UTC):%H%M%S}-{os.getpid()}"
+    return f"bisect-{SYSTEM_CLOCK.utc():%H%M%S}-{os.getpid()}"
 
 
 class DiskChange(Protocol):

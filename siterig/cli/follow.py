@@ -9,6 +9,7 @@ import trio
 
 from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.api import Job, Task, VaultApi, Vm
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.cli import output
@@ -42,7 +43,7 @@ async def follow(vault: VaultApi, job: Job) -> Job:
         if job.endTime is not None:
             output.progress(f"{_title(job)}: {job.state}")
             return job
-        await trio.sleep(POLL_S)
+        await SYSTEM_CLOCK.sleep(POLL_S)
         job = await vault.job(name=job.name)
 
 
@@ -53,7 +54,7 @@ async def _draw(vault: VaultApi, job: Job) -> Job:
             drawing.draw(_lines(job, progress))
             if job.endTime is not None:
                 return job
-            await trio.sleep(POLL_S)
+            await SYSTEM_CLOCK.sleep(POLL_S)
             job = await vault.job(name=job.name)
 
 
@@ -99,7 +100,7 @@ async def with_import_progress(vault: VaultApi, vm: str, disks: Sequence[DiskSpe
         async def watch() -> None:
             shown_bytes = 0
             while True:
-                await trio.sleep(POLL_S)
+                await SYSTEM_CLOCK.sleep(POLL_S)
                 progress = await _progress(vault, vm)
                 done_bytes = sum(disk.done_bytes for disk in progress.disks) if progress is not None else 0
                 if done_bytes > shown_bytes:

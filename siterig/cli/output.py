@@ -12,11 +12,11 @@ import contextlib
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import printable, printable_lines
 from siterig.blockfs.files.json_text import json_text
@@ -208,7 +208,7 @@ def _to_stderr(text: str) -> None:
 
 def age(since_ns: int) -> str:
     """How long ago a wall-clock time was, in two units at most: ``3 s``, ``2 min 5 s``, ``4 h 10 min``."""
-    seconds = max(0, (time.time_ns() - since_ns) // 1_000_000_000)
+    seconds = max(0, (SYSTEM_CLOCK.wall_ns() - since_ns) // 1_000_000_000)
     if seconds < 60:
         return f"{seconds} s"
     if seconds < 3600:

@@ -14,6 +14,7 @@ import trio
 
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, role_error
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.supervisor_contract import SupervisorControl
 
@@ -84,7 +85,7 @@ async def _back(supervisor: SupervisorControl, role: str, served: Path, error: R
             status = await supervisor.wait_for_steady_state(name=role)
             if role_error(status) is not None or await _is_there(served):
                 break
-            await trio.sleep(_AGAIN_S)  # its mount is in another process
+            await SYSTEM_CLOCK.sleep(_AGAIN_S)  # its mount is in another process
     gone = role_error(status)
     if gone is not None:
         text = f"{gone.message}; it ended while {served} was read: give the command again when it is back"

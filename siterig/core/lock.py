@@ -11,10 +11,10 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 
@@ -102,9 +102,9 @@ def take_ending(lock: Path) -> int:
 def _until(done: Callable[[], bool], *, while_: Callable[[], bool]) -> bool:
     """Repeat ``done`` while ``while_`` is true, at most for ``WAIT_S``, and return its last answer."""
     # Polled: the kernel's own wait for a lock has no limit and cannot be cancelled.
-    deadline = time.monotonic() + WAIT_S
+    deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(WAIT_S * 1e9)
     while not done():
-        if not while_() or time.monotonic() > deadline:
+        if not while_() or SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
             return done()  # it may have been released between the two tests
-        time.sleep(_POLL_S)
+        SYSTEM_CLOCK.sleep_thread(_POLL_S)
     return True

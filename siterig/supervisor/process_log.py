@@ -18,7 +18,8 @@ from typing import TextIO, cast
 
 import structlog
 
-from siterig.blockfs.core.clock import SECOND_NS, SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.printable import printable
 from siterig.blockfs.files import safe_files
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import trio
 import trio.testing
 
-from siterig.blockfs.core.clock import SECOND_NS, SystemClock
+from siterig.blockfs.core.clock import SystemClock
+from siterig.blockfs.core.clock_reading import SECOND_NS
 
 START_NS = 1_800_000_000_000_000_000
 """Wall time of a new clock."""

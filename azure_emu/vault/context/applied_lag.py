@@ -10,7 +10,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from siterig.azure_emu.contracts.reports import SkippedBlob
-from siterig.blockfs.core.clock import SECOND_NS, Clock
+from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.clock_reading import SECOND_NS
 
 KEPT_MAX = 1000
 """Sent states of a VM that are kept until they are applied; of more, every second one is kept."""

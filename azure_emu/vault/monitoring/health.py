@@ -20,7 +20,7 @@ from siterig.azure_emu.vault.db.schema import CycleRow, HealthErrorRow, ItemRow
 from siterig.azure_emu.vault.model.api import Health, HealthError, ProtectedItem
 from siterig.azure_emu.vault.monitoring import damage
 from siterig.azure_emu.vault.points import points
-from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 
 WINDOW_S = 3600.0

@@ -24,7 +24,8 @@ from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow
 from siterig.azure_emu.vault.model import bounds
 from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
-from siterig.blockfs.core.clock import SECOND_NS, Clock
+from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import Wait
 

@@ -16,6 +16,7 @@ from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo, PromotionInfo
 from siterig.blockfs.contracts.counters import DiskCounters, RequestCounters
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import completion, exit_status, output
 from siterig.cli.commands import kept
@@ -165,8 +166,8 @@ async def _until_seen(disk: DiskInfo) -> None:
     """
     with contextlib.suppress(OSError), trio.move_on_after(SEEN_S_MAX):
         seen = partial(trio.to_thread.run_sync, os.stat, disk.path, abandon_on_cancel=True)
-        while (await seen()).st_size < disk.size_bytes:  # noqa: ASYNC110 (the kernel tells nobody)
-            await trio.sleep(0.01)
+        while (await seen()).st_size < disk.size_bytes:
+            await SYSTEM_CLOCK.sleep(0.01)
 
 
 # --- stats --------------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def stats(
         if as_json and watch:
             raise RigError(Code.BadRequest, "--json and --watch: they exclude each other: JSON is printed once")
         where, host, info = await _find(folder, disk, side)
-        found, asked_s = await host.counters(vm=info.vm, disk=info.name), trio.current_time()
+        found, asked_s = await host.counters(vm=info.vm, disk=info.name), SYSTEM_CLOCK.trio_time_s()
         if as_json:
             output.print_json({"side": where, **found.model_dump(mode="json")})
         elif not watch:
@@ -195,9 +196,9 @@ def stats(
             with output.Drawing(sys.stdout) as drawing:
                 drawing.draw(_drawn(where, found))
                 while True:
-                    await trio.sleep(WATCH_S)
+                    await SYSTEM_CLOCK.sleep(WATCH_S)
                     before, since_s = found, asked_s
-                    found, asked_s = await host.counters(vm=info.vm, disk=info.name), trio.current_time()
+                    found, asked_s = await host.counters(vm=info.vm, disk=info.name), SYSTEM_CLOCK.trio_time_s()
                     drawing.draw(_drawn(where, found, before=before, passed_s=asked_s - since_s))
 
     exit_status.run(work)

@@ -7,13 +7,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import trio
 import typer
 
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import doctor, exit_status, output, provenance
 from siterig.cli.commands.options import Dir, Json, example
@@ -59,7 +59,7 @@ def drill(
         settings = _settings(os_size=os_size, data_size=data_size, corpus=corpus, interval_s=interval_s)
         # A sibling, not a child: siterig down looks for what it has to give back below DIR.
         # With the process id, for two drills may begin in the same second.
-        name = f"{folder.name}-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
+        name = f"{folder.name}-drill-{SYSTEM_CLOCK.utc():%Y%m%d-%H%M%S}-{os.getpid()}"
         fresh = Layout.of(folder.with_name(name))
         try:
             return await _drill(fresh, settings, report, keep=keep, as_json=as_json)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, STORE_SHARE_MAX, WhenFull
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import ExitStatus
 from siterig.cli import exit_status, light_commands, output, rig_status
 from siterig.cli.commands.options import (
@@ -159,10 +160,9 @@ def status(
 
 async def _watch(folder: Path) -> None:
     """Draw the state again and again; never returns."""
-    import trio
 
     layout = running(folder)
     with output.Drawing(sys.stdout) as drawing:
         while True:
             drawing.draw(rig_status.lines_of(await rig_status.rig_state(layout)))
-            await trio.sleep(WATCH_S)
+            await SYSTEM_CLOCK.sleep(WATCH_S)

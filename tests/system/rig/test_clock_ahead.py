@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.core.clock import SECOND_NS, SYSTEM_CLOCK, ClockReading
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.blockfs.core.clock_reading import SECOND_NS, ClockReading
 from tests.support.needs import needs_program
 
 _LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))

@@ -13,10 +13,6 @@ FORBIDDEN = {
     "trio": {"sleep", "sleep_until", "current_time"},
     "datetime.datetime": {"now", "utcnow"},
 }
-EXEMPT = {
-    "siterig.rpc.light_client": "loads neither trio nor pydantic, which the clock needs: short commands must start fast",
-}
-"""Modules that cannot take a clock, and why."""
 NOT_CONVERTED = {
     "siterig.azure_emu.vault.context.roles",
     "siterig.azure_emu.vault.jobs.engine",
@@ -26,20 +22,6 @@ NOT_CONVERTED = {
     "siterig.azure_emu.vault.monitoring.standstill",
     "siterig.azure_emu.vault.mounts.leases",
     "siterig.azure_emu.vault.workers.retention_worker",
-    "siterig.bisect.states",
-    "siterig.bisect.check_command",
-    "siterig.blockfs.guests.freezer",
-    "siterig.cli.commands.disks",
-    "siterig.cli.commands.drill",
-    "siterig.cli.commands.rig",
-    "siterig.cli.follow",
-    "siterig.cli.reading_again",
-    "siterig.cli.output",
-    "siterig.core.lock",
-    "siterig.scenarios.drill.drill",
-    "siterig.scenarios.drill.drill_loss",
-    "siterig.scenarios.drill.drill_run",
-    "siterig.scenarios.workloads.ledger",
 }
 """Modules that do not take a clock yet.  Remove what is converted; add nothing."""
 
@@ -66,7 +48,7 @@ def uses(path: Path) -> set[str]:
 
 
 def test_only_the_clock_module_reads_the_time_and_sleeps() -> None:
-    found = {name: names for name, path in rooms.modules().items() if name not in {CLOCK, *EXEMPT} and (names := uses(path))}
+    found = {name: names for name, path in rooms.modules().items() if name != CLOCK and (names := uses(path))}
     assert {name: sorted(names) for name, names in found.items() if name not in NOT_CONVERTED} == {}
     assert NOT_CONVERTED - set(found) == set(), "these are converted: remove them from NOT_CONVERTED"
 

@@ -9,7 +9,7 @@ import pytest
 from siterig.azure_emu.vault.model.api import Event
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.control import CutInfo
-from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.core.clock_reading import SECOND_NS
 from tests.support.rigs.vault_fakes import World, ended, protected, running
 
 HOUR_NS = 3600 * SECOND_NS

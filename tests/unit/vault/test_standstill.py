@@ -16,7 +16,7 @@ from siterig.azure_emu.vault.model import bounds
 from siterig.azure_emu.vault.monitoring.repairs import SENT_S
 from siterig.azure_emu.vault.monitoring.standstill import ASK_AFTER_S
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from tests.support.rigs.vault_fakes import START_NS, World, ended, protected, running

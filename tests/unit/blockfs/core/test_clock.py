@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from siterig.azure_emu.vault.context.rig_clock import place
-from siterig.blockfs.core.clock import SECOND_NS, SYSTEM_CLOCK, ClockReading, SystemClock
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, SystemClock
+from siterig.blockfs.core.clock_reading import SECOND_NS, ClockReading
 from tests.support.clocks import FakeClock, SettableClock
 
 HOUR_NS = 3600 * SECOND_NS

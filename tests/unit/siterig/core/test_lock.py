@@ -62,7 +62,7 @@ def test_any_number_of_looks_is_in_nobodys_way(lock: Path) -> None:
 def test_an_up_waits_for_a_down_that_is_about_to_free_the_lock(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ending, held = take_ending(lock), take_lock(lock, waits=False)
     waited = threading.Event()
-    monkeypatch.setattr("siterig.core.lock.time.sleep", lambda _s: waited.set())
+    monkeypatch.setattr("siterig.core.lock.SYSTEM_CLOCK.sleep_thread", lambda _s: waited.set())
     taken: list[int] = []
     up = threading.Thread(target=lambda: taken.append(take_lock(lock)))
     up.start()
@@ -77,7 +77,7 @@ def test_an_up_waits_for_a_down_that_is_about_to_free_the_lock(lock: Path, monke
 
 def test_an_up_that_waited_for_a_down_in_vain_is_refused(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ending, held = take_ending(lock), take_lock(lock, waits=False)
-    monkeypatch.setattr("siterig.core.lock.time.sleep", lambda _s: os.close(ending))
+    monkeypatch.setattr("siterig.core.lock.SYSTEM_CLOCK.sleep_thread", lambda _s: os.close(ending))
     with pytest.raises(RigError, match="is up already"):
         take_lock(lock)
     os.close(held)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.core.process_setup import FILES_MIN
 from siterig.supervisor import process_log
 from siterig.supervisor.process import last_line

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from siterig.blockfs.core.clock import BETWEEN_BOOTS_NS_MAX
+from siterig.blockfs.core.clock_reading import BETWEEN_BOOTS_NS_MAX
 
 revision = "5"
 down_revision = None
