@@ -38,6 +38,8 @@ DISK_BYTES = 128 << 20
 """The log is given up when half of it is unsent: far more than what the load writes while a role is away."""
 INTERVAL_S = 1.0
 KILL_EVERY_S_MAX = 3.0
+MORE_KILLS_MAX = 40
+"""So many more kills at most, until a test failover has succeeded under kills and its disks were compared."""
 FIRST_KILLS, FIRST_KILL_EVERY_S_MAX = 3, 0.6
 """These meet the initial replication."""
 CATCH_UP_S_MAX = 60.0
@@ -61,6 +63,8 @@ class Run:
     """Errors that a caller met because a role was away."""
     tests: Counter[str] = field(default_factory=Counter)
     """How the test failovers ended that met kills."""
+    compared: int = 0
+    """Test failovers under kills that succeeded, and whose disks were compared."""
     operating: trio.Lock = field(default_factory=trio.Lock)
     """A VM has one operation at a time."""
 
@@ -166,7 +170,10 @@ def read_disk(path: Path, length: int = DISK_BYTES) -> bytes:
 
 
 async def kill_at_random(run: Run, kills: int) -> None:
-    for number in range(kills):
+    """Kill so often, and then until a test failover has succeeded meanwhile."""
+    for number in range(kills + MORE_KILLS_MAX):
+        if number >= kills and run.compared:
+            break
         every_s_max = FIRST_KILL_EVERY_S_MAX if number < FIRST_KILLS else KILL_EVERY_S_MAX
         await trio.sleep(run.rng.random() * every_s_max)  # the random moment of the kill
         await run.kill(run.rng.choice(ROLES))
@@ -201,6 +208,7 @@ async def fail_over_whatever_happens(run: Run) -> None:
         assert job.result is not None
         assert job.recovery_point is not None
         await trio.to_thread.run_sync(check_images, run, job.result, job.recovery_point.position)
+        run.compared += 1
     run.tests[f"{job.scenarioName} {job.state} {' '.join(error.code for error in job.errors)}".strip()] += 1
     while (await run.item()).testFailoverState != "None":
         with suppress(RigError):
@@ -268,6 +276,7 @@ async def test_any_role_can_be_killed_at_any_moment(tmp_path: Path) -> None:
             await kill_at_random(run, KILLS)
             async with run.operating:
                 nursery.cancel_scope.cancel()
+        assert run.compared, f"no test failover succeeded under kills: {dict(run.tests)}"
         await quiesce_and_check(run, until_caught_up=True)
         await check_recovered_by_itself(run)
         assert run.load.acknowledged() > KILLS, "there was load"

@@ -410,12 +410,9 @@ def test_a_disk_that_fills_up_under_load_is_told_to_guest_and_user_and_nothing_i
     rig.good("unprotect", "busy")
 
 
-# ---- last, for it takes the shared rig down and up
-
-
-def test_after_a_kill_of_everything_up_clears_the_stale_mounts_and_the_disks_are_as_they_were(
-    rig: Rig, tmp_path: Path
-) -> None:
+def test_up_clears_stale_mounts_of_a_killed_rig_and_its_disks_are_unchanged(down: Rig, tmp_path: Path) -> None:
+    rig = down
+    rig.good("up", "--quick-retries")
     made = json.loads(rig.good("vm", "create", "kept", "--disk", "a:16MiB:ext4", "--json"))
     with mounted(path_of("kept", made), tmp_path / "guest") as guest:
         write_durably(guest / "file", b"kept" * 10_000)

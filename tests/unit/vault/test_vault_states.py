@@ -25,6 +25,7 @@ from siterig.azure_emu.vault.context.states import (
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
+from tests.support.examples import FACTOR, examples
 from tests.support.rigs.vault_fakes import World, idle, protected, running
 
 
@@ -110,11 +111,11 @@ FAULTS = [
 ALLOWED_ERRORS = {"InvalidState", "JobInProgress", "VmNotFound", "NoSuchPoint"}
 
 
-# Deterministic, as unit tests are; not shrunk, for each example runs a whole vault several times.
+# Not shrunk, for each example runs a whole vault several times.
 @settings(
-    max_examples=5,
+    max_examples=examples(5),
     deadline=None,
-    derandomize=True,
+    derandomize=FACTOR == 1,  # the usual examples are always the same; more of them are random
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -23,6 +23,7 @@ from siterig.blockfs.core import failpoint
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import Layer
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
+from tests.support.examples import examples
 from tests.support.stores.killed_store import Killed
 from tests.support.stores.managed_disk import assert_same
 
@@ -237,5 +238,5 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(60), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

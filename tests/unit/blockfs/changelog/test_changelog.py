@@ -24,6 +24,7 @@ from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_codec import pack, unpack
 from siterig.blockfs.transfer.part_name import PartName
+from tests.support.examples import examples
 
 DISK = "6a83da7e-b542-496d-a113-08b9b71d9e21"
 
@@ -159,7 +160,7 @@ def test_a_segment_that_is_cut_while_it_is_read_ends_there(tmp_path: Path) -> No
         assert scan_tail(reader).end == edges[1]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=600), st.integers(0, 400))
 def test_garbage_is_an_error_never_a_crash(tmp_path: Path, garbage: bytes, keep: int) -> None:
     path = tmp_path / "fuzz.hrl"

@@ -18,6 +18,7 @@ from siterig.blockfs.changelog.tags import decode_tag
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import RawLayer
 from tests.support.disks.log_row import DISK_BYTES, START, LogRow, Op, operations
+from tests.support.examples import examples
 
 SECTOR = 512
 
@@ -55,7 +56,7 @@ def row_of(folder: Path, ops: list[Op]) -> LogRow:
     return row
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(operations(SECTOR))
 def test_there_and_back_gives_the_same_disk_at_the_end_and_at_each_mark(ops: list[Op]) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -82,7 +83,7 @@ def entries(log: Path) -> list[tuple[int, int, int, bytes, bytes]]:
         ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(operations(1))
 def test_with_the_base_records_of_part_of_a_sector_are_widened(ops: list[Op]) -> None:
     with tempfile.TemporaryDirectory() as name:

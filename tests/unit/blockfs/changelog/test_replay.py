@@ -22,6 +22,7 @@ from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.transfer.sync_stream import SyncStream
 from tests.support.disks.log_row import DISK_BYTES, DISK_ID, START, LogRow, operations
+from tests.support.examples import examples
 
 
 def row_of_three(folder: Path) -> LogRow:
@@ -48,7 +49,7 @@ def faults(paths: list[Path]) -> list[str | None]:
     return [found.code if isinstance(found, RigError) else None for _, found in verify(paths)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(operations(1), st.randoms(use_true_random=False))
 def test_a_replay_gives_the_disk_at_every_position(ops: list[tuple[RecordType, int, int, int]], rng: object) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -24,6 +24,7 @@ from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Layer, ViewLayer
 from siterig.cext._core import lib
 from tests.support.disks.disk_model import replay
+from tests.support.examples import examples
 from tests.support.stores.volume import Volume, base_source
 
 SIZE = 300 * 1024 + 512
@@ -226,4 +227,4 @@ class DiskMachine(RuleBasedStateMachine):
 
 
 TestDiskMachine = DiskMachine.TestCase
-TestDiskMachine.settings = settings(max_examples=40, stateful_step_count=25)
+TestDiskMachine.settings = settings(max_examples=examples(40), stateful_step_count=25)

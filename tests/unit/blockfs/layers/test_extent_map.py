@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.extent_map import BASE, EXTENT_BYTES, GONE, ZEROS, Extent, ExtentMap
+from tests.support.examples import examples
 from tests.support.stores.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, changes
 
 Owner = int | None
 """Of a byte: the position of the record that wrote it last, 0 for the base, None for nobody."""
 
-many = settings(max_examples=150, deadline=None)
+many = settings(max_examples=examples(150), deadline=None)
 base_blocks = st.sets(st.integers(0, DISK_BYTES // BLOCK_BYTES - 1), max_size=6)
 ROW = struct.Struct("<QQQQiHH")
 

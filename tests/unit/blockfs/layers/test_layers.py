@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import OverlayLayer, RawLayer, merge_ranges
+from tests.support.examples import examples
 
 SIZE = 40_000  # not a multiple of the block size on purpose
 spans = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 9000)).map(lambda s: (s[0], min(s[1], SIZE - s[0])))
-any_tmp = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+any_tmp = settings(max_examples=examples(120), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 def base_file(path: Path) -> bytes:
