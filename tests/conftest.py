@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ settings.register_profile("siterig", deadline=None)
 settings.load_profile("siterig")
 
 
+UNIT = Path(__file__).parent / "unit"
 BOOT_ID = "0b5e55ed-0000-4000-8000-000000000001"
 """The boot in which tests run, whatever machine they run on."""
 
@@ -41,6 +43,27 @@ def boot_id(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, boo
     """Not the machine's; only tests with processes of their own see that, as those do."""
     if request.node.get_closest_marker("system") is None:
         monkeypatch.setattr(boot, "SOURCE", boot_id_file)
+
+
+_fast_test: list[str] = []
+"""The unit test that runs now and is not marked slow."""
+
+
+def _refuse_processes(event: str, _arguments: object) -> None:
+    if _fast_test and event in ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"):
+        raise AssertionError(f"{_fast_test[0]} starts a process: mark it with pytest.mark.slow")
+
+
+sys.addaudithook(_refuse_processes)
+
+
+@pytest.fixture(autouse=True)
+def fast_tests_start_no_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a unit test that starts a process and is not marked slow."""
+    if UNIT in request.node.path.parents and request.node.get_closest_marker("slow") is None:
+        _fast_test.append(request.node.nodeid)
+    yield
+    _fast_test.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.support.disks.disk_server_process import StartServer
 from tests.support.disks.holes import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate, seek
 from tests.support.disks.log_oracle import Model
+from tests.support.examples import examples
 
 pytestmark = pytest.mark.system
 
@@ -22,7 +23,7 @@ AREA_BYTES = 1 << 20
 """What is worked on: the disk's end, and what it grows by."""
 BASE = DISK_BYTES - AREA_BYTES
 GROWN_MAX = 2 * AREA_BYTES
-EXAMPLES = int(os.environ.get("SITERIG_EXAMPLES", "25"))
+EXAMPLES = examples(25)
 CALLS = st.sampled_from(["write", "write", "write", "discard", "zero", "grow", "fsync", "reopen"])
 OFFSETS = st.integers(0, GROWN_MAX - 1) | st.integers(0, GROWN_MAX // 4096 - 1).map(lambda block: block * 4096)
 LENGTHS = st.integers(1, 20_000) | st.sampled_from([512, 4096, 65_536, 300_000])

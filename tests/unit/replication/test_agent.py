@@ -174,6 +174,7 @@ async def test_resync_sends_only_the_chunks_that_differ(tmp_path: Path, autojump
     rig.check_point(cut.position)
 
 
+@pytest.mark.slow
 async def test_old_generation_still_on_its_way_does_not_spoil_a_resync(rig: Rig, autojump_clock: MockClock) -> None:
     async with rig.agent() as agent:
         await rig.protect(agent)
@@ -195,6 +196,7 @@ async def test_old_generation_still_on_its_way_does_not_spoil_a_resync(rig: Rig,
     rig.check_point(cut.position)
 
 
+@pytest.mark.slow
 async def test_spool_stays_bounded_while_the_recovery_side_is_slow(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +320,7 @@ async def test_application_consistent_point_is_cut_while_the_guest_is_frozen(rig
         assert rig.vault.downgraded == {cut.position: "no mounted file system"}
 
 
+@pytest.mark.slow
 async def test_application_consistent_points_keep_their_schedule_over_a_restart(rig: Rig, autojump_clock: MockClock) -> None:
     cuts: list[float] = []
     rig.guests.mounted = ["/mnt/a"]
@@ -336,6 +339,7 @@ async def test_application_consistent_points_keep_their_schedule_over_a_restart(
         assert [round((at - begun) / 60) for at in cuts] == [60]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("set_by_h", [-50, -1, 1, 50])
 async def test_a_clock_that_is_set_moves_no_application_consistent_point(
     rig: Rig, autojump_clock: MockClock, set_by_h: int
@@ -356,6 +360,7 @@ async def test_a_clock_that_is_set_moves_no_application_consistent_point(
         assert [round((at - begun) / 60) for at in cuts] == [60]
 
 
+@pytest.mark.slow
 async def test_a_restart_of_the_host_with_another_time_delays_an_application_consistent_point_by_no_more_than_its_period(
     rig: Rig, autojump_clock: MockClock
 ) -> None:

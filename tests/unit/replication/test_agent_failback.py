@@ -84,6 +84,7 @@ async def test_a_site_disk_that_has_grown_since_stays_as_large(rig: Rig, autojum
     assert rig.host.disk(VM, "os").read(0, 2 * SIZE) == bytes(export.data) + bytes(SIZE)
 
 
+@pytest.mark.slow
 async def test_agent_killed_at_each_call_of_a_failback_loses_nothing(
     rig: Rig, autojump_clock: MockClock, tmp_path: Path
 ) -> None:

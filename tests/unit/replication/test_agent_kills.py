@@ -33,6 +33,7 @@ async def one_life(rig: Rig, order: str) -> None:
         await rig.cycle(agent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
     tmp_path: Path, autojump_clock: MockClock, after: bool
@@ -58,6 +59,7 @@ async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
             return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 async def test_agent_killed_at_each_call_of_a_resync(tmp_path: Path, autojump_clock: MockClock, after: bool) -> None:
     for kill_at in count(1):

@@ -90,6 +90,7 @@ async def test_an_older_copy_needs_a_resync_whatever_was_written_since(
     assert rig.same()
 
 
+@pytest.mark.slow
 async def test_an_older_copy_of_an_older_generation_is_resynchronized_past_the_newer_one(
     rig: Restored, autojump_clock: MockClock
 ) -> None:

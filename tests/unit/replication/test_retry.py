@@ -59,6 +59,7 @@ def test_a_bug_among_the_failures_stays_visible() -> None:
         raise ExceptionGroup("", [RigError(Code.of("A"), "a"), ZeroDivisionError()])
 
 
+@pytest.mark.slow
 async def test_72_hours_without_cache_account_are_retried_by_the_official_table(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -27,6 +27,7 @@ async def source_errors(vault: Vault) -> list[str]:
     return [error.summaryMessage for error in item.healthErrors if error.errorCode == "SourceInUse"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commit", [False, True])
 async def test_writes_at_the_site_after_a_failover_are_a_warning_and_one_event(tmp_path: Path, commit: bool) -> None:
     world = World()
@@ -53,6 +54,7 @@ async def test_writes_at_the_site_after_a_failover_are_a_warning_and_one_event(t
         assert [event.severity for event in await vault.events() if event.eventCode == "SourceInUse"] == ["Warning"]
 
 
+@pytest.mark.slow
 async def test_a_lost_site_keeps_what_was_seen_last(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -65,6 +67,7 @@ async def test_a_lost_site_keeps_what_was_seen_last(tmp_path: Path) -> None:
         assert len(await source_errors(vault)) == 1
 
 
+@pytest.mark.slow
 async def test_a_protected_vms_disks_are_not_watched(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -74,6 +77,7 @@ async def test_a_protected_vms_disks_are_not_watched(tmp_path: Path) -> None:
         assert (world.asked_after, await source_errors(vault)) == ([], [])
 
 
+@pytest.mark.slow
 async def test_a_failback_names_what_will_be_lost_and_keeps_these_disks_only(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -98,6 +102,7 @@ async def test_a_failback_names_what_will_be_lost_and_keeps_these_disks_only(tmp
         assert await source_errors(vault) == []
 
 
+@pytest.mark.slow
 async def test_a_disk_that_is_written_to_while_the_failback_downloads_is_kept_too(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -116,6 +121,7 @@ async def test_a_disk_that_is_written_to_while_the_failback_downloads_is_kept_to
         assert [disk.kept != [] for disk in world.site["web01"].values()] == [True, False]
 
 
+@pytest.mark.slow
 async def test_a_second_failback_keeps_the_disks_of_the_first(tmp_path: Path) -> None:
     """Nothing tells whether they were written to since: their log begins with the reverse replication."""
     world = World()

@@ -8,6 +8,8 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.support import rooms
 
 ROOT = rooms.ROOT
@@ -15,6 +17,7 @@ LINES_MAX = 600
 MODULES_MAX = 18
 
 
+@pytest.mark.slow
 def test_every_room_imports_just_what_the_table_says() -> None:
     allowed = rooms.allowed()
     assert rooms.used(set(allowed)) == allowed
@@ -24,6 +27,7 @@ def test_no_room_imports_one_that_imports_it() -> None:
     graphlib.TopologicalSorter(rooms.allowed()).prepare()
 
 
+@pytest.mark.slow
 def test_no_cycle_of_imports() -> None:
     known = rooms.modules()
     graph = {name: {i for i in rooms.imports(path) if i in known and i != name} for name, path in known.items()}
@@ -37,11 +41,13 @@ def test_the_architecture_page_and_the_rooms_say_what_the_table_says() -> None:
         assert text == rooms.init_of(room, names), f"{room}: run python -m tests.support.rooms"
 
 
+@pytest.mark.slow
 def test_a_room_has_about_a_dozen_modules() -> None:
     counted = Counter(rooms.room_of(name, set(rooms.allowed())) for name in rooms.modules())
     assert {room: count for room, count in counted.items() if count > MODULES_MAX} == {}
 
 
+@pytest.mark.slow
 def test_no_module_of_the_product_imports_tests_or_benches() -> None:
     wrong = {
         name: sorted(found)
@@ -59,6 +65,7 @@ def test_no_benchmark_imports_a_test() -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_no_test_imports_a_test_module() -> None:
     wrong = []
     for path in (ROOT / "tests").rglob("*.py"):
@@ -77,6 +84,7 @@ def test_folders_of_unit_tests_mirror_the_code_and_hold_tests_alone() -> None:
     assert [str(folder) for folder in folders if not (ROOT / elsewhere.get(folder, folder)).is_dir()] == []
 
 
+@pytest.mark.slow
 def test_every_folder_of_the_product_has_one_import_name() -> None:
     """A user's own package ``replication`` must not come in our way, nor a module of ours be loaded twice."""
     folders = {"cext", "blockfs", "replication", "azure_emu", "scenarios"}
@@ -101,6 +109,7 @@ def test_no_module_has_become_two() -> None:
     assert long == {}
 
 
+@pytest.mark.slow
 def test_no_registry_is_named_in_a_committed_file() -> None:
     hosts = re.compile(
         "|".join(["registry" + r"\.npmjs", "files" + r"\.pythonhosted", "pypi" + r"\.org", "deb" + r"\.debian\.org"])
@@ -108,6 +117,7 @@ def test_no_registry_is_named_in_a_committed_file() -> None:
     assert [str(p) for p in tracked() if p.is_file() and hosts.search(p.read_text(errors="replace"))] == []
 
 
+@pytest.mark.slow
 def test_every_link_between_docs_leads_somewhere() -> None:
     broken = []
     for path in tracked():

@@ -15,6 +15,7 @@ STATES = {("azure_emu/vault/jobs/engine.py", "Cancelled"), ("azure_emu/vault/mod
 """A state of jobs has the name of a code."""
 
 
+@pytest.mark.slow
 def test_a_code_is_written_as_a_string_nowhere() -> None:
     literal = [
         f"{path.relative_to(error_page.ROOT)}:{node.lineno}: {node.value}"
@@ -44,6 +45,7 @@ def test_the_name_of_a_code_is_its_value_and_its_texts_are_sentences() -> None:
             assert re.fullmatch(r"\S[^\n|]*\.", text), code
 
 
+@pytest.mark.slow
 def test_the_page_of_errors_is_generated_from_the_program() -> None:
     assert error_page.PAGE.read_text() == error_page.text(), "run python -m tests.support.error_page"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
 from tests.support import rooms
 
 CLOCK = "siterig.blockfs.core.clock"
@@ -47,6 +49,7 @@ def uses(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_only_the_clock_module_reads_the_time_and_sleeps() -> None:
     found = {name: names for name, path in rooms.modules().items() if name != CLOCK and (names := uses(path))}
     assert {name: sorted(names) for name, names in found.items() if name not in NOT_CONVERTED} == {}

@@ -76,12 +76,14 @@ def problems() -> dict[str, list[str]]:
     return language.problems()
 
 
+@pytest.mark.slow
 def test_rooms_that_are_not_pending_are_in_plain_english(problems: dict[str, list[str]]) -> None:
     pending = {room for rooms in PENDING.values() for room in rooms}
     wrong = [line for room, lines in sorted(problems.items()) if room not in pending for line in lines]
     assert not wrong, "\n" + "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_rooms_that_are_clean_are_not_pending(problems: dict[str, list[str]]) -> None:
     clean = [room for rooms in PENDING.values() for room in rooms if room not in problems]
     assert not clean, f"remove these from PENDING: {clean}"

@@ -39,6 +39,7 @@ def bypasses(path: Path) -> Iterator[str]:
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
+@pytest.mark.slow
 def test_no_module_prints_but_the_one_that_escapes() -> None:
     found = [text for path in MODULES if str(path.relative_to(ROOT)) not in MAY_WRITE for text in bypasses(path)]
     assert found == []

@@ -46,6 +46,7 @@ def test_corpus_is_dealt_to_the_disks_evenly() -> None:
     assert corpus.distribute(files, 2) == [[Path("100"), Path("10")], [Path("60"), Path("50")]]
 
 
+@pytest.mark.slow
 async def test_a_filled_corpus_is_verified_and_every_kind_of_damage_is_named(tmp_path: Path) -> None:
     root, where = tree(tmp_path / "source"), tmp_path / "disk"
     where.mkdir()

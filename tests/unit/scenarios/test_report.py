@@ -112,10 +112,12 @@ def test_both_charts_are_well_formed_and_take_the_colour_of_the_page(tmp_path: P
     assert "site lost" in charts[1]
 
 
+@pytest.mark.slow
 def test_the_same_result_gives_the_same_page(tmp_path: Path) -> None:
     assert page(tmp_path / "a", result()) == page(tmp_path / "b", result())
 
 
+@pytest.mark.slow
 def test_a_drill_that_ended_before_its_first_event_still_has_a_report(tmp_path: Path) -> None:
     empty = result(error="DiskFull: no space").model_copy(update={"timeline": [], "rpo": [], "checks": [], "jobs": []})
     assert "The drill did not come to its end: DiskFull: no space" in page(tmp_path, empty)
@@ -169,6 +171,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         assert (caught.value.code, caught.value.message) == ("ReportUnwritable", said)
 
 
+@pytest.mark.slow
 @needs_root
 @pytest.mark.parametrize("name", ["report.json", "report.html"])
 def test_no_link_and_no_file_of_another_user_is_written_through(tmp_path: Path, name: str) -> None:

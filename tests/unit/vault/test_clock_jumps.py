@@ -12,6 +12,8 @@ from siterig.blockfs.contracts.control import CutInfo
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from tests.support.rigs.vault_fakes import World, ended, protected, running
 
+pytestmark = pytest.mark.slow
+
 HOUR_NS = 3600 * SECOND_NS
 MINUTE_NS = 60 * SECOND_NS
 DAYS_2_H = 48

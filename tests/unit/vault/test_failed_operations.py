@@ -110,6 +110,7 @@ async def states_of(vault: Vault) -> tuple[str, str, str | None, str]:
     return item.protectionState, item.testFailoverState, item.resynchronizationRequired, item.activeLocation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "operation", "operate", "call", "after"),
     ROWS,
@@ -161,6 +162,7 @@ def test_points_can_be_taken_in_every_state_in_which_replication_continues(
     assert [operation for operation in allowed(row) if operation != Operation.CREATE_POINT]
 
 
+@pytest.mark.slow
 async def test_a_kill_in_the_first_task_leaves_the_state_as_it_was(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:

@@ -16,6 +16,8 @@ from siterig.blockfs.core.host_process import HostProcess
 from tests.support.rigs.borrower import Borrower
 from tests.support.rigs.vault_fakes import World, ended, protected, running
 
+pytestmark = pytest.mark.slow
+
 NAME = "bisect-1"
 
 

@@ -20,6 +20,8 @@ from siterig.blockfs.core.host_process import HostProcess
 from tests.support.rigs.borrower import Borrower
 from tests.support.rigs.vault_fakes import World, protected, running
 
+pytestmark = pytest.mark.slow
+
 IN_USE = RigError(Code.RecoveryInUse, "recovery/web01/lent/os is in use: it is open 1 times")
 
 

@@ -87,6 +87,7 @@ def assert_constant(found: dict[int, Counter[str]]) -> None:
             assert work[name] <= least[name] * SLACK, f"{name} after {count}: {work[name]}; before {least[name]}"
 
 
+@pytest.mark.slow
 async def test_a_tag_in_the_source_logs_costs_the_same_after_any_number_of_records(tmp_path: Path) -> None:
     found = {}
     host = DiskHost(tmp_path / "disks", tmp_path / "mnt")
@@ -105,6 +106,7 @@ async def test_a_tag_in_the_source_logs_costs_the_same_after_any_number_of_recor
     assert_constant(found)
 
 
+@pytest.mark.slow
 def test_the_part_with_a_tag_costs_the_same_to_apply_after_any_number_of_records(tmp_path: Path) -> None:
     found = {}
     (tmp_path / "site").mkdir()
@@ -152,6 +154,7 @@ def counted_steps(engine: Any, work: Counter[str]) -> Iterator[None]:
             connection.set_progress_handler(None, 0)
 
 
+@pytest.mark.slow
 async def test_a_point_costs_the_vault_the_same_after_any_number_of_points(tmp_path: Path) -> None:
     found: dict[int, Counter[str]] = {}
     world = World()

@@ -28,6 +28,7 @@ async def refused(vault: Vault, **choice: object) -> tuple[str, str]:
     return caught.value.code, caught.value.message
 
 
+@pytest.mark.slow
 async def test_a_point_a_position_and_a_time_are_mounted_at_once_and_shown(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -54,6 +55,7 @@ async def test_a_point_a_position_and_a_time_are_mounted_at_once_and_shown(tmp_p
         assert sorted(name for _, name in world.mounted_points) == sorted([point.id, by_time.name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "same"),
     [("@15", {"position": 15}), ("2027-01-15T08:00:00.000000017Z", {"time": "2027-01-15T08:00:00.000000017Z"})],
@@ -83,6 +85,7 @@ async def refused_unmount(vault: Vault, name: str) -> tuple[str, str]:
     return caught.value.code, caught.value.message
 
 
+@pytest.mark.slow
 async def test_a_time_is_one_mount_however_it_is_written_and_is_unmounted_as_it_was_given(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -114,6 +117,7 @@ def test_a_time_has_one_name_which_means_it(text: str, name: str) -> None:
     assert parse_time(name) == parse_time(text)
 
 
+@pytest.mark.slow
 async def test_a_position_and_a_point_are_unmounted_by_whatever_they_were_mounted_by(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
@@ -124,6 +128,7 @@ async def test_a_position_and_a_point_are_unmounted_by_whatever_they_were_mounte
         assert await vault.mounted_points(vm="web01") == []
 
 
+@pytest.mark.slow
 async def test_of_two_who_mount_the_same_at_once_the_second_waits_and_has_it_too(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -144,6 +149,7 @@ async def test_of_two_who_mount_the_same_at_once_the_second_waits_and_has_it_too
         assert [state.name for state in await vault.mounted_points(vm="web01")] == [made[0].name]
 
 
+@pytest.mark.slow
 async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -188,6 +194,7 @@ def test_a_time_as_it_is_shown_means_the_point_it_is_shown_of() -> None:
     assert parse_time(rfc3339(START_NS + 123_456_789)) == START_NS + 123_456_999
 
 
+@pytest.mark.slow
 async def test_latest_first_applies_what_the_cache_holds_and_latest_processed_does_not(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -207,6 +214,7 @@ async def test_latest_first_applies_what_the_cache_holds_and_latest_processed_do
         assert (await vault.mount_point(vm="web01", point="LatestProcessed")).name == latest.name
 
 
+@pytest.mark.slow
 async def test_a_mount_that_fails_leaves_nothing_and_one_that_was_there_stays(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -221,6 +229,7 @@ async def test_a_mount_that_fails_leaves_nothing_and_one_that_was_there_stays(tm
         assert [state.name for state in await vault.mounted_points(vm="web01")] == ["@10"]
 
 
+@pytest.mark.slow
 async def test_what_a_kill_left_half_mounted_is_shown_and_can_be_mounted_again_or_unmounted(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -257,6 +266,7 @@ async def begun(nursery: trio.Nursery, call: Callable[[], Awaitable[object]]) ->
         await ended.wait()
 
 
+@pytest.mark.slow
 async def test_what_is_being_mounted_is_unmounted_when_it_is_there(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -270,6 +280,7 @@ async def test_what_is_being_mounted_is_unmounted_when_it_is_there(tmp_path: Pat
         assert (await vault.mounted_points(vm="web01"), world.mounted_points) == ([], {})
 
 
+@pytest.mark.slow
 async def test_a_mount_that_fails_takes_nothing_from_the_next_of_its_name(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -289,6 +300,7 @@ async def test_a_mount_that_fails_takes_nothing_from_the_next_of_its_name(tmp_pa
         assert [(state.name, state.broken) for state in await vault.mounted_points(vm="web01")] == [("@10", None)]
 
 
+@pytest.mark.slow
 async def test_nothing_is_mounted_while_protection_is_given_up(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -303,6 +315,7 @@ async def test_nothing_is_mounted_while_protection_is_given_up(tmp_path: Path) -
         assert ((await ended(vault, job)).state, world.mounted_points) == ("Succeeded", {})
 
 
+@pytest.mark.slow
 async def test_giving_up_protection_unmounts_unless_something_uses_it(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -348,6 +361,7 @@ async def test_a_disk_that_is_not_whole_mib_is_replicated_and_said(tmp_path: Pat
         assert any(text.startswith("disk 'os' of VM 'web01' has 1049088 bytes, not whole MiB") for text in texts)
 
 
+@pytest.mark.slow
 async def test_a_vm_can_be_made_from_a_state_between_points(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -376,6 +390,7 @@ async def test_a_vm_can_be_made_from_a_state_between_points(tmp_path: Path) -> N
         assert [item.testFailoverState for item in await vault.items()] == ["None"]
 
 
+@pytest.mark.slow
 async def test_a_failover_to_a_position_while_the_oldest_state_is_folded_away_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,6 +413,7 @@ async def test_a_failover_to_a_position_while_the_oldest_state_is_folded_away_go
         assert (job.recovery_point.position, job.recovery_point.time_ns) == (7, START_NS + 7)
 
 
+@pytest.mark.slow
 async def test_a_failover_to_a_position_that_is_folded_away_meanwhile_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,6 +431,7 @@ async def test_a_failover_to_a_position_that_is_folded_away_meanwhile_is_refused
         assert caught.value.message == "VM 'web01': position 7 cannot be read; allowed: 8 to 10"
 
 
+@pytest.mark.slow
 async def test_of_two_who_unmount_the_same_at_once_neither_fails(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:

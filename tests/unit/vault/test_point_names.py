@@ -15,6 +15,8 @@ from siterig.cli.output import print_table
 from siterig.core.parsing import parse_point
 from tests.support.rigs.vault_fakes import World, ended, protected, running
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31mred", "a\u202eb", "n" * 101])
 async def test_a_point_is_not_named_so_that_a_line_cannot_tell_it(tmp_path: Path, name: str) -> None:

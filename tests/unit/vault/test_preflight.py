@@ -13,6 +13,8 @@ from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {
     "site.shutdown_vm", "site.suspend", "site.remove_relationship", "site.commit_failback", "site.receive_disk",
     "site.create_relationship", "site.resync", "azure.remove_vm", "azure.create_disk_from_point", "azure.promote_vm",

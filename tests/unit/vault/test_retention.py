@@ -123,6 +123,7 @@ async def rows(vault: Vault) -> tuple[int, int]:
     return await vault._context.database.transact(look)
 
 
+@pytest.mark.slow
 async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_told(
     tmp_path: Path, mock_clock: MockClock
 ) -> None:
@@ -156,6 +157,7 @@ async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_tol
         assert await rows(vault) == (len(points), 2 * len(points))
 
 
+@pytest.mark.slow
 async def test_a_recovery_side_that_was_away_is_told_soon_after_and_the_wait_ends(
     tmp_path: Path,
 ) -> None:
@@ -172,6 +174,7 @@ async def test_a_recovery_side_that_was_away_is_told_soon_after_and_the_wait_end
         assert world.retained
 
 
+@pytest.mark.slow
 async def test_a_wait_for_a_vm_that_is_not_protected_any_more_ends(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -186,6 +189,7 @@ async def test_a_wait_for_a_vm_that_is_not_protected_any_more_ends(tmp_path: Pat
         assert vault._context.waits.list() == []
 
 
+@pytest.mark.slow
 async def test_pruned_points_do_not_come_back_when_an_applier_reports_anew(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -203,6 +207,7 @@ async def test_pruned_points_do_not_come_back_when_an_applier_reports_anew(tmp_p
         assert await vault.points(vm="web01") == before
 
 
+@pytest.mark.slow
 async def test_points_in_use_are_kept_as_long_as_they_are(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -226,6 +231,7 @@ async def test_points_in_use_are_kept_as_long_as_they_are(tmp_path: Path) -> Non
         assert not {second, third} & {point.id for point in await vault.points(vm="web01")}
 
 
+@pytest.mark.slow
 async def test_a_vm_between_points_keeps_no_point_and_retention_goes_on(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -243,6 +249,7 @@ async def test_a_vm_between_points_keeps_no_point_and_retention_goes_on(tmp_path
         assert [disk.name for disk in world.azure["web01-test"].values()] == ["data", "os"]
 
 
+@pytest.mark.slow
 async def test_a_recovery_side_that_is_away_is_told_in_a_later_round(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -255,6 +262,7 @@ async def test_a_recovery_side_that_is_away_is_told_in_a_later_round(tmp_path: P
         assert set(world.retained.values()) == {10}
 
 
+@pytest.mark.slow
 async def test_ten_thousand_points_are_listed_and_limited(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)

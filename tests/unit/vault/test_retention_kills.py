@@ -20,6 +20,8 @@ from siterig.blockfs.contracts.control import CutInfo
 from tests.support.rigs import vault_fakes
 from tests.support.rigs.vault_fakes import FakeRecovery, World, idle, running
 
+pytestmark = pytest.mark.slow
+
 KILLED = 9
 VMS = ("db01", "web01")
 TOLD = "told"

@@ -46,6 +46,7 @@ async def until(check: Callable[[], bool]) -> None:
             await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["site.replicate_now", "recovery.process_latest", "azure.create_disk_from_point"])
 @pytest.mark.parametrize(
     "error",
@@ -77,6 +78,7 @@ async def test_a_planned_failover_waits_for_a_role_that_is_started_again(tmp_pat
         assert vault._context.waits.list() == []
 
 
+@pytest.mark.slow
 async def test_the_wait_is_called_what_the_supervisor_says_of_the_role(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -101,6 +103,7 @@ async def test_a_failure_shortly_after_a_restart_is_tried_again_and_a_later_one_
     assert roles.role_cause(error) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["Latest", "LatestProcessed"])
 async def test_an_abandoned_role_fails_the_operation_at_once_with_its_last_error_and_the_remedy(
     tmp_path: Path, point: str
@@ -121,6 +124,7 @@ async def test_an_abandoned_role_fails_the_operation_at_once_with_its_last_error
         ]
 
 
+@pytest.mark.slow
 async def test_taking_a_point_does_not_wait_for_ever_for_an_abandoned_applier(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -134,6 +138,7 @@ async def test_taking_a_point_does_not_wait_for_ever_for_an_abandoned_applier(tm
         assert [getattr(error, "code", None) for error in caught.value.exceptions] == ["RoleFailed"]
 
 
+@pytest.mark.slow
 async def test_a_planned_failover_of_a_lost_site_fails_at_once_and_says_how_to_get_it_back(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -149,6 +154,7 @@ async def test_a_planned_failover_of_a_lost_site_fails_at_once_and_says_how_to_g
         )
 
 
+@pytest.mark.slow
 async def test_a_source_that_is_just_started_again_is_still_shut_down_by_an_unplanned_failover(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -163,6 +169,7 @@ async def test_a_source_that_is_just_started_again_is_still_shut_down_by_an_unpl
         assert (job.state, job.errors) == ("Succeeded", [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "operation",
     [
@@ -203,6 +210,7 @@ async def test_operations_that_are_no_jobs_wait_too(tmp_path: Path, operation: C
         await idle(vault)
 
 
+@pytest.mark.slow
 async def test_a_point_that_may_have_been_taken_is_not_taken_a_second_time(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -218,6 +226,7 @@ async def test_a_point_that_may_have_been_taken_is_not_taken_a_second_time(tmp_p
         assert world.calls.count("site.replicate_now") == before + 1
 
 
+@pytest.mark.slow
 async def test_all_attempts_to_take_a_point_are_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -241,6 +250,7 @@ async def test_all_attempts_to_take_a_point_are_one_request(tmp_path: Path, monk
         assert uuid.UUID(requests[0])
 
 
+@pytest.mark.slow
 async def test_a_list_of_vms_does_not_ask_a_role_that_hangs(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -252,6 +262,7 @@ async def test_a_list_of_vms_does_not_ask_a_role_that_hangs(tmp_path: Path) -> N
             assert [vm.name for vm in await vault.list_vms()] == ["web01"]
 
 
+@pytest.mark.slow
 async def test_a_job_whose_call_hangs_shows_the_role_that_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("siterig.azure_emu.vault.jobs.engine.NOTICED_S", 0.01)
     world = World()
@@ -279,6 +290,7 @@ async def in_virtual_time(check: Callable[[], bool]) -> None:
         await trio.sleep(0.1)
 
 
+@pytest.mark.slow
 async def test_what_a_task_waited_for_is_not_shown_any_more_when_it_gets_on(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

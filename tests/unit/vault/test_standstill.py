@@ -21,6 +21,8 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from tests.support.rigs.vault_fakes import START_NS, World, ended, protected, running
 
+pytestmark = pytest.mark.slow
+
 INTERVAL_S = 30
 
 

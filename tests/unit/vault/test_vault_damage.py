@@ -12,6 +12,8 @@ from siterig.azure_emu.vault.monitoring.damage import BY_READ_MAX
 from siterig.azure_emu.vault.service import Vault
 from tests.support.rigs.vault_fakes import World, ended, protected, running
 
+pytestmark = pytest.mark.slow
+
 
 def damage(first: int | None, last: int | None = None, *, offset: int = 4096) -> Damage:
     return Damage(path="/m/d/base.img", offset=offset, what="rotten", first_position=first, last_position=last)

@@ -16,6 +16,8 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.contracts.ports import VaultLink
 from tests.support.rigs.vault_fakes import START_NS, World, ended, idle, protected, running
 
+pytestmark = pytest.mark.slow
+
 
 def task_states(job: Job) -> list[tuple[str, str, str | None]]:
     return [(task.name, task.state, task.stateDescription) for task in job.tasks]

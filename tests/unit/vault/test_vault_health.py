@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import pytest
+
 from siterig.azure_emu.vault.model.api import ProtectedItem
 from siterig.azure_emu.vault.service import Vault
 from tests.support.rigs.vault_fakes import START_NS, World, protected, running
@@ -26,6 +28,7 @@ async def cycle(world: World, vault: Vault, at_s: float) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_a_fifth_of_the_cycles_missed_is_a_warning(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -42,6 +45,7 @@ async def test_a_fifth_of_the_cycles_missed_is_a_warning(tmp_path: Path) -> None
         ]
 
 
+@pytest.mark.slow
 async def test_a_log_unsent_for_over_an_hour_is_a_warning(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -95,6 +99,7 @@ async def test_an_error_that_nobody_retries_is_critical(tmp_path: Path) -> None:
         assert (event.eventCode, event.severity, event.affectedObject) == ("CacheForbidden", "Critical", "web01")
 
 
+@pytest.mark.slow
 async def test_a_refused_part_is_critical_until_that_disk_is_applied_again(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -107,6 +112,7 @@ async def test_a_refused_part_is_critical_until_that_disk_is_applied_again(tmp_p
         assert (await only_item(vault)).replicationHealth == "Normal"
 
 
+@pytest.mark.slow
 async def test_an_applier_that_waits_for_room_is_a_warning(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:

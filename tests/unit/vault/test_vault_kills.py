@@ -15,6 +15,8 @@ from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
 
+pytestmark = pytest.mark.slow
+
 GONE = RigError(Code.RoleUnavailable, "role site cannot be reached", recoverable=True)
 
 

@@ -95,6 +95,7 @@ def test_a_migrated_database_and_a_new_one_are_at_the_newest_revision(tmp_path: 
         assert query(path, "SELECT version_num FROM alembic_version") == [(str(FORMAT_VERSION),)]
 
 
+@pytest.mark.slow
 def test_a_migration_keeps_every_row_and_value(tmp_path: Path) -> None:
     path = of_version_4(tmp_path)
     before = {table: rows(path, table) for table in tables(path) if table != "format"}
@@ -148,6 +149,7 @@ def test_the_results_of_earlier_jobs_can_be_read(tmp_path: Path) -> None:
     assert (read.id, read.type, read.time, read.position) == ("p1", "CrashConsistent", "2027-01-15T08:00:00Z", 7)
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_old_database_is_kept(tmp_path: Path) -> None:
     path = of_version_4(tmp_path)
     before = {table: rows(path, table) for table in tables(path)}
@@ -167,6 +169,7 @@ def test_a_database_is_migrated_once(tmp_path: Path) -> None:
     assert copy.stat() == made
 
 
+@pytest.mark.slow
 def test_a_migration_that_fails_leaves_the_old_database_and_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

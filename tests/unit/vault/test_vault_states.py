@@ -112,6 +112,7 @@ ALLOWED_ERRORS = {"InvalidState", "JobInProgress", "VmNotFound", "NoSuchPoint"}
 
 
 # Not shrunk, for each example runs a whole vault several times.
+@pytest.mark.slow
 @settings(
     max_examples=examples(5),
     deadline=None,

@@ -33,6 +33,7 @@ async def test_an_unprotected_vm_is_deleted(tmp_path: Path) -> None:
         await made(vault)  # the name can be used again
 
 
+@pytest.mark.slow
 async def test_a_protected_vm_is_not_deleted_until_it_is_unprotected(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -46,6 +47,7 @@ async def test_a_protected_vm_is_not_deleted_until_it_is_unprotected(tmp_path: P
         assert world.site == {}
 
 
+@pytest.mark.slow
 async def test_a_test_vm_is_not_deleted_but_what_nobody_owns_is(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -100,6 +102,7 @@ async def test_a_vm_is_not_renamed_to_its_own_name(tmp_path: Path) -> None:
             await vault.rename_vm(vm="web01", name="web01")
 
 
+@pytest.mark.slow
 async def test_warnings_of_a_recovered_vm_stay_its_own_when_it_is_renamed(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -128,6 +131,7 @@ async def test_a_deletion_that_a_kill_interrupted_is_completed(tmp_path: Path) -
         assert (await ended(vault, job)).state == "Succeeded"
 
 
+@pytest.mark.slow
 async def test_a_protected_vm_is_renamed_with_everything_that_refers_to_it(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -150,6 +154,7 @@ async def test_a_protected_vm_is_renamed_with_everything_that_refers_to_it(tmp_p
         assert (await ended(vault, await vault.commit_failover(vm="web03"))).state == "Succeeded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["name", "taken", "taken over there", "mounted", "test VM", "copy", "in use", "itself"])
 async def test_a_vm_is_not_renamed(tmp_path: Path, why: str) -> None:
     world = World()
@@ -188,6 +193,7 @@ async def test_a_vm_is_not_renamed(tmp_path: Path, why: str) -> None:
         assert [item.name for item in await vault.items()] == ["web01"]
 
 
+@pytest.mark.slow
 async def test_a_rename_that_fails_at_the_second_side_is_taken_back(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -199,6 +205,7 @@ async def test_a_rename_that_fails_at_the_second_side_is_taken_back(tmp_path: Pa
         assert (await ended(vault, await vault.rename_vm(vm="web01", name="web02"))).state == "Succeeded"
 
 
+@pytest.mark.slow
 async def test_while_a_vm_is_renamed_its_agent_may_replicate_under_either_name(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:

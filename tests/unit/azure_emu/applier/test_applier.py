@@ -327,6 +327,7 @@ async def test_an_exported_disk_comes_back_the_same(rig: Rig, tmp_path: Path) ->
     assert list((rig.disks / ".export").iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_an_export_that_was_cut_is_taken_up_and_one_of_an_older_state_replaced(rig: Rig, tmp_path: Path) -> None:
     path, data = source_file(tmp_path)
     count = await rig.service.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))

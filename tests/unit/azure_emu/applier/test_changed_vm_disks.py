@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
@@ -100,6 +101,7 @@ async def failed_over(vault: Vault) -> None:
     await idle(vault)
 
 
+@pytest.mark.slow
 async def test_it_is_a_warning_and_an_event_until_the_vm_is_gone(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await failed_over(vault)

@@ -23,6 +23,8 @@ from tests.support.rigs import vault_fakes
 from tests.support.rigs.applier_rig import FakeCache
 from tests.support.rigs.vault_fakes import START_NS, FakeProvider, World, ended, idle, running
 
+pytestmark = pytest.mark.slow
+
 
 class Waiting(World):
     """Its parts wait in a cache account: nobody looks after the applier's disks, so only who asks has them applied."""

@@ -67,6 +67,7 @@ async def marked(world: World, disk_id: str, mark: Watermark) -> None:
     await world.vault.reports.store_older(watermark=mark)
 
 
+@pytest.mark.slow
 async def test_an_older_store_is_critical_an_event_and_a_resync_that_is_due(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -92,6 +93,7 @@ async def test_an_older_store_is_critical_an_event_and_a_resync_that_is_due(tmp_
         assert (item.replicationHealth, item.resynchronizationRequired) == ("Normal", None)
 
 
+@pytest.mark.slow
 async def test_a_report_that_came_late_is_no_older_store(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:

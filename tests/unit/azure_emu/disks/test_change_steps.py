@@ -55,6 +55,7 @@ def found_by_halving(folder: Path, after: int, upto: int) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("few", [False, True])
 def test_every_position_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, few: bool) -> None:

@@ -140,6 +140,7 @@ def test_nothing_is_served_for_a_bad_payload_at_any_step_of_its_fold(
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [bad for bad, _ in CASES])
 def test_a_kill_at_any_step_of_a_fold_of_a_bad_payload_makes_it_no_good(tmp_path: Path, bad: set[int]) -> None:
     made = Rotten(tmp_path, bad)

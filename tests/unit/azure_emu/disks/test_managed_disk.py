@@ -355,6 +355,7 @@ def history(tmp_path: Path) -> tuple[SiteDisk, list[Packed]]:
     return disk, parts
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_loses_nothing(tmp_path: Path) -> None:
     disk, parts = history(tmp_path)
     names: list[str] = []

@@ -30,6 +30,7 @@ def refused_everywhere(store: ManagedDiskStore, position: int, names: Path, code
         assert str(names) in caught.value.message
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_the_metadata_is_named(tmp_path: Path) -> None:
     disk, store = seeded(tmp_path)
     for name in ("disk.json", "progress"):

@@ -18,6 +18,8 @@ from siterig.blockfs.core.errors import RigError
 from tests.support.disks.disk_history import Packed
 from tests.support.stores.managed_disk import apply, assert_same, new_store, site, whole
 
+pytestmark = pytest.mark.slow
+
 
 class Crew:
     """Threads that each do something again and again; the first error ends all."""

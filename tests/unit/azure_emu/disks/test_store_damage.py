@@ -140,6 +140,7 @@ def cuts(rng: random.Random) -> Callable[[Path, bytes], Iterator[Bad]]:
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_flipped_bit_of_any_file_is_found_and_never_served(tmp_path: Path, seed: int) -> None:
     print(f"replay with seed {seed}")
@@ -148,6 +149,7 @@ def test_a_flipped_bit_of_any_file_is_found_and_never_served(tmp_path: Path, see
         store.check(what, path, byte)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_file_that_is_cut_is_found_and_never_served(tmp_path: Path, seed: int) -> None:
     print(f"replay with seed {seed}")
@@ -283,6 +285,7 @@ def test_compaction_carries_damage_into_the_base_and_never_repairs_it(tmp_path: 
     assert {d.path for d in scrub(store.folder) if d.first_position is not None} == {str(made.folder / "base.img")}
 
 
+@pytest.mark.slow
 def test_opening_a_store_repairs_what_a_frame_can_be_rebuilt_from(tmp_path: Path) -> None:
     made = Store(tmp_path, 1)
     repaired = 0

@@ -162,6 +162,7 @@ async def test_no_store_is_set_aside_for_an_error_that_passes(
     assert not list(tmp_path.glob(".damaged-*"))
 
 
+@pytest.mark.slow
 async def test_a_store_is_set_aside_for_damage_that_stays(tmp_path: Path, autojump_clock: object) -> None:
     disk, store = grown(tmp_path)
     store.close()

@@ -23,6 +23,8 @@ from tests.support.process_kills import calls_of, copy_of, every_kill
 from tests.support.stores.killed_store import Life, forget_syncs
 from tests.support.stores.managed_disk import apply, assert_same, new_store, whole
 
+pytestmark = pytest.mark.slow
+
 SEED = 3
 BOOT = "00000000-0000-4000-8000-00000000000{}"
 

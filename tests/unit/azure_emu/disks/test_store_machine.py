@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -26,6 +27,8 @@ from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDi
 from tests.support.examples import examples
 from tests.support.stores.killed_store import Killed
 from tests.support.stores.managed_disk import assert_same
+
+pytestmark = pytest.mark.slow
 
 
 class StoreMachine(RuleBasedStateMachine):

@@ -96,6 +96,7 @@ def survives(tmp_path: Path, life: Life, prepare: Act, act: Act, *, least: int, 
         again.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_kill_at_any_step_of_a_fold(tmp_path: Path, seed: int) -> None:
     print(f"replay with seed {seed}")
@@ -117,6 +118,7 @@ def test_a_kill_at_any_step_of_a_fold(tmp_path: Path, seed: int) -> None:
     survives(tmp_path, life, all_parts, fold, least=target, expected=expected)
 
 
+@pytest.mark.slow
 def test_whichever_of_the_folded_journal_files_a_kill_leaves_count_for_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +149,7 @@ def test_whichever_of_the_folded_journal_files_a_kill_leaves_count_for_nothing(
         again.close()
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path: Path) -> None:
     life = Life(tmp_path, 11)
     half = len(life.parts) - 5
@@ -328,6 +331,7 @@ def test_a_view_that_a_fold_overtakes_while_it_is_opened_is_refused(tmp_path: Pa
         open_view(store.folder, early)
 
 
+@pytest.mark.slow
 def test_a_fold_that_failed_at_any_step_is_done_first_when_the_next_is_asked_for(tmp_path: Path) -> None:
     life = Life(tmp_path, 7)
     store = new_store(tmp_path)

@@ -80,6 +80,7 @@ def tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tail:
     return Tail(tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rebooted", [0, 1], ids=["killed", "power-lost"])
 def test_a_frame_that_the_file_ends_in_never_counted(tail: Tail, rebooted: int) -> None:
     last = tail.last
@@ -97,6 +98,7 @@ def test_a_frame_that_the_file_ends_in_never_counted(tail: Tail, rebooted: int) 
         store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["headers", "segment", "zeros"])
 def test_a_last_frame_that_a_power_loss_tore_is_cut(tail: Tail, what: str) -> None:
     match what:
@@ -114,6 +116,7 @@ def test_a_last_frame_that_a_power_loss_tore_is_cut(tail: Tail, what: str) -> No
     assert tail.path.read_bytes() == tail.good
 
 
+@pytest.mark.slow
 def test_a_last_frame_whose_segment_outlived_a_power_loss_counts_and_is_mended(tail: Tail) -> None:
     last = tail.last
     for at in (last.start + 9, last.entries_at + 1, last.tags_at + 1, last.back_at + 20):
@@ -186,6 +189,7 @@ def test_what_was_there_once_after_a_boot_is_never_taken_for_torn(tail: Tail, la
     assert store.watermark().complete_position == last.position
 
 
+@pytest.mark.slow
 def test_the_frame_before_a_torn_one_is_never_taken_for_torn_itself(tail: Tail) -> None:
     for later in (1, 2):
         tail.put_back()
@@ -204,6 +208,7 @@ def test_what_is_before_the_last_frame_was_never_torn(tail: Tail) -> None:
     assert tail.refused() == f"byte {tail.before.start}: frame header checksum does not match"
 
 
+@pytest.mark.slow
 def test_frames_of_this_boot_behind_those_of_another_are_not_taken_for_torn(tail: Tail) -> None:
     tail.path.write_bytes(tail.good[: tail.last.start])
     tail.reboot(1)

@@ -160,6 +160,7 @@ def test_a_segment_that_is_cut_while_it_is_read_ends_there(tmp_path: Path) -> No
         assert scan_tail(reader).end == edges[1]
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=600), st.integers(0, 400))
 def test_garbage_is_an_error_never_a_crash(tmp_path: Path, garbage: bytes, keep: int) -> None:

@@ -56,6 +56,7 @@ def row_of(folder: Path, ops: list[Op]) -> LogRow:
     return row
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(40), deadline=None)
 @given(operations(SECTOR))
 def test_there_and_back_gives_the_same_disk_at_the_end_and_at_each_mark(ops: list[Op]) -> None:
@@ -83,6 +84,7 @@ def entries(log: Path) -> list[tuple[int, int, int, bytes, bytes]]:
         ]
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(40), deadline=None)
 @given(operations(1))
 def test_with_the_base_records_of_part_of_a_sector_are_widened(ops: list[Op]) -> None:
@@ -177,6 +179,7 @@ def test_flags_and_sector_sizes_of_others_are_understood(tmp_path: Path) -> None
     assert replayed(tmp_path, made.paths, b"\xff" * 5120) == bytes(1024) + b"\xff" * 2048 + bytes(1024) + b"\x22" * 1024
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_gives_an_error_or_a_sound_log(tmp_path: Path) -> None:
     log = dm_log(tmp_path)
     good = log.read_bytes()

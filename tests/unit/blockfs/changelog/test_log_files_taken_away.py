@@ -139,6 +139,7 @@ def test_no_new_log_begins_while_positions_go_to_a_file_without_a_name(opened: O
     assert refused.value.code == "DiskUnhealthy"
 
 
+@pytest.mark.slow
 def test_the_writers_own_work_is_no_trouble(opened: Opened) -> None:
     for _ in range(8):
         opened.fill(3)

@@ -152,6 +152,7 @@ def test_a_part_under_another_name_is_corrupt(tmp_path: Path) -> None:
     assert (error.code, error.message) == ("PartCorrupt", f"part {longer.blob()}: holds {part.blob()}")
 
 
+@pytest.mark.slow
 def test_a_bad_byte_anywhere_is_corrupt_and_named_as_the_other_reader_names_it(tmp_path: Path) -> None:
     disk = site(tmp_path)
     disk.write(0, b"x" * 5000)

@@ -49,6 +49,7 @@ def faults(paths: list[Path]) -> list[str | None]:
     return [found.code if isinstance(found, RigError) else None for _, found in verify(paths)]
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(40), deadline=None)
 @given(operations(1), st.randoms(use_true_random=False))
 def test_a_replay_gives_the_disk_at_every_position(ops: list[tuple[RecordType, int, int, int]], rng: object) -> None:

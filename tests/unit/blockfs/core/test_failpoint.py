@@ -72,6 +72,7 @@ def test_all_failpoints_of_a_component_are_armed_together() -> None:
     assert reached == ["store.written", "store.synced", "log.written"]
 
 
+@pytest.mark.slow
 def test_kills_ends_the_process_with_sigkill() -> None:
     point = Failpoint("store.written")
     child = os.fork()

@@ -27,6 +27,8 @@ from siterig.blockfs.disk.disk_state import DiskState
 from siterig.cext._core import lib
 from tests.crash.crash_workload import FileViews
 
+pytestmark = pytest.mark.slow
+
 SIZE = 256 << 20
 """So large that the map of blocks has two pages."""
 ROOT = Path(__file__).parents[4]

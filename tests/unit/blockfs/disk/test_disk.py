@@ -544,6 +544,7 @@ def test_without_a_spare_the_current_segment_goes_on_growing(disk: Disk) -> None
     assert replay(bytes(SIZE), disk) == contents(disk)
 
 
+@pytest.mark.slow
 def test_a_bad_state_file_is_named(disk: Disk, positions: PositionCounter) -> None:
     path = disk.paths.file("disk")
     good = path.read_bytes()

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -26,6 +27,8 @@ from siterig.cext._core import lib
 from tests.support.disks.disk_model import replay
 from tests.support.examples import examples
 from tests.support.stores.volume import Volume, base_source
+
+pytestmark = pytest.mark.slow
 
 SIZE = 300 * 1024 + 512
 """Not a whole number of blocks, of snapshot chunks, nor of bits in a byte of a map."""

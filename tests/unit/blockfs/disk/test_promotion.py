@@ -136,6 +136,7 @@ async def test_progress_is_told(host: DiskHost, tmp_path: Path) -> None:
 # --- beside guests ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 async def test_writers_readers_and_growth_meanwhile(host: DiskHost, tmp_path: Path, seed: int) -> None:
     """Each writer has blocks of its own, so that a model knows them; all that nobody wrote is as it was below."""
@@ -417,6 +418,7 @@ def check_and_finish(folder: Path, expected: bytes, *, power_loss: bool) -> None
     again.abandon()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power_loss", [False, True])
 def test_a_kill_before_each_step_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power_loss: bool) -> None:
     """Power loss: what the maps have not durably is forgotten; that the file's bytes may be gone, test_power_loss does."""

@@ -134,6 +134,7 @@ exit_status.run(work)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_waits_for_open_ends_with_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     os.mkfifo(tmp_path / "fifo")

@@ -121,6 +121,7 @@ async def test_one_broken_disk_does_not_hide_the_others(host: DiskHost) -> None:
     assert [d.vm for d in await again.list_disks(vm="web02")] == ["web02"]
 
 
+@pytest.mark.slow
 async def test_a_cut_is_one_position_over_all_disks(host: DiskHost) -> None:
     """Writers put a number on disk a, then on disk b: at every cut, b is at a's number or one behind."""
     await two_disks(host)

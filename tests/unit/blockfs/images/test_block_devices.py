@@ -19,9 +19,10 @@ from siterig.images import image_export
 MIB = 1 << 20
 SIZE = 4 * MIB
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/dev/loop-control").exists(), reason="needs root and loop devices"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/loop-control").exists(), reason="needs root and loop devices"),
+]
 
 
 def losetup(*arguments: object) -> str:

@@ -17,7 +17,7 @@ from tests.support.needs import needs_program
 MIB = 1 << 20
 SIZE = 24 * MIB
 
-pytestmark = needs_program("qemu-img")
+pytestmark = [pytest.mark.slow, needs_program("qemu-img")]
 
 
 @pytest.fixture

@@ -93,6 +93,7 @@ def qemu_img(path: Path, format_: str, options: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @needs_qemu_img
 @pytest.mark.parametrize(
     ("format_", "options", "code", "says"),
@@ -248,6 +249,7 @@ trio.run(hold)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_who_has_an_image_is_named_under_another_hard_link_too(path: Path, *, read_only: bool) -> None:
     link = path.with_name("link.img")

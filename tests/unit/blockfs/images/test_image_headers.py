@@ -126,6 +126,7 @@ def differencing_vdi(folder: Path) -> Path:
     return patched(folder / "x.vdi", 76, struct.pack("<I", 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -153,6 +154,7 @@ async def test_each_cause_has_its_own_message(tmp_path: Path, make: Callable[[Pa
     assert failed.value.message.startswith(f"{image}: {says.format(folder=tmp_path)}"), failed.value.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", ["qcow2", "qcow", "vhdx", "vmdk", "vdi", "qed", "parallels"])
 @pytest.mark.parametrize("name", ["disk.img", "as it is named"])
 async def test_a_whole_image_is_imported_whatever_its_name(tmp_path: Path, format_: ImageFormat, name: str) -> None:
@@ -170,6 +172,7 @@ async def test_a_whole_image_is_imported_whatever_its_name(tmp_path: Path, forma
     assert target.read_bytes() == disk.read_bytes()
 
 
+@pytest.mark.slow
 async def test_a_raw_disk_that_begins_like_a_qcow2_is_reported_and_can_be_taken_for_raw(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", tmp_path / "i.qcow2", 40 * MIB)
     disk = tmp_path / "disk.raw"

@@ -15,6 +15,8 @@ from siterig.blockfs.images.helper_process import HelperLimits
 from siterig.blockfs.images.qemu_img import OpenImage, Target
 from tests.support.needs import needs_program
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 SECRET = b"TOPSECRET-4711"
 LIMITS = HelperLimits(cpu_s=10, file_bytes=MIB)

@@ -134,6 +134,7 @@ def qemu_img(path: Path, options: str, size: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @needs_qemu_img
 @pytest.mark.parametrize(
     ("options", "size_bytes"), [("subformat=fixed", 10_514_432), ("subformat=fixed,force_size=on", 10 * MIB)]
@@ -143,6 +144,7 @@ def test_a_fixed_vhd_of_qemu_img_is_read(tmp_path: Path, options: str, size_byte
     assert read_footer(path) == size_bytes == path.stat().st_size - 512
 
 
+@pytest.mark.slow
 @needs_qemu_img
 def test_a_dynamic_vhd_of_qemu_img_is_named(tmp_path: Path) -> None:
     with pytest.raises(RigError, match="is a dynamic VHD") as refused:

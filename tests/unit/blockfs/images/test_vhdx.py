@@ -65,6 +65,7 @@ def read(path: Path) -> bytes:
 SIZES = pytest.mark.parametrize("size_bytes", [4096, 8 * MIB, BLOCK_BYTES, 2 * BLOCK_BYTES + 4096])
 
 
+@pytest.mark.slow
 @SIZES
 @needs_program("qemu-img")
 async def test_qemu_reads_what_is_written_with_sectors_of_512(tmp_path: Path, size_bytes: int) -> None:
@@ -75,6 +76,7 @@ async def test_qemu_reads_what_is_written_with_sectors_of_512(tmp_path: Path, si
     await trio.run_process(["qemu-img", "check", "-f", "vhdx", str(image)], capture_stdout=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["subformat=dynamic", "subformat=fixed", "block_size=1M"])
 @needs_program("qemu-img")
 def test_what_qemu_writes_is_read(tmp_path: Path, options: str) -> None:
@@ -85,6 +87,7 @@ def test_what_qemu_writes_is_read(tmp_path: Path, options: str) -> None:
     assert read(image) == disk.read_bytes()
 
 
+@pytest.mark.slow
 @needs_program("qemu-img")
 def test_entries_of_sector_bitmaps_are_passed_over(tmp_path: Path) -> None:
     disk = sparse(tmp_path / "disk", 9 << 30)
@@ -103,6 +106,7 @@ def test_entries_of_sector_bitmaps_are_passed_over(tmp_path: Path) -> None:
             assert found.read(blocks[place // MIB * MIB] + place % MIB, 4096) == b"\x5a" * 4096
 
 
+@pytest.mark.slow
 @SIZES
 async def test_a_disk_with_sectors_of_4096_bytes_is_exported_and_imported_with_them(tmp_path: Path, size_bytes: int) -> None:
     disk = disk_file(tmp_path / "disk", size_bytes)

@@ -81,6 +81,7 @@ def base_ranges(blocks: set[int]) -> list[tuple[int, int]]:
     return [(block * BLOCK_BYTES, BLOCK_BYTES) for block in blocks]
 
 
+@pytest.mark.slow
 @many
 @given(changes, base_blocks, st.lists(st.integers(0, 14), max_size=3), st.integers(0, 5), st.integers(0, 14))
 def test_each_byte_is_where_it_was_written_last(
@@ -99,6 +100,7 @@ def test_each_byte_is_where_it_was_written_last(
     assert_is(extents, volume, owners(volume, base, after, upto))
 
 
+@pytest.mark.slow
 @many
 @given(changes, base_blocks)
 def test_what_was_dumped_is_loaded_and_the_base_comes_anew(made: list[Change], base: set[int]) -> None:
@@ -116,6 +118,7 @@ def test_what_was_dumped_is_loaded_and_the_base_comes_anew(made: list[Change], b
     assert again.extents() == extents.extents()
 
 
+@pytest.mark.slow
 @many
 @given(changes)
 def test_a_checkpoint_and_what_came_behind_it_are_as_all_at_once(made: list[Change]) -> None:
@@ -132,6 +135,7 @@ def test_a_checkpoint_and_what_came_behind_it_are_as_all_at_once(made: list[Chan
     assert second.extents() == whole.extents()
 
 
+@pytest.mark.slow
 @many
 @given(changes, base_blocks)
 def test_ranges_and_touched_name_just_those_bytes(made: list[Change], base: set[int]) -> None:

@@ -34,6 +34,7 @@ def check_ranges(data: bytes, ranges: list[tuple[int, int]]) -> None:
     assert not any(data[at:])
 
 
+@pytest.mark.slow
 @any_tmp
 @given(st.lists(st.tuples(spans, st.booleans(), st.integers(1, 255)), max_size=12), spans)
 def test_top_reads_as_a_byte_array_does(

@@ -44,6 +44,7 @@ def refused(view: ViewLayer, offset: int, length: int) -> ViewFault:
     return last[-1]
 
 
+@pytest.mark.slow
 @some
 @given(changes, st.booleans(), st.integers(0, 14), st.lists(st.integers(0, DISK_BYTES), min_size=2, max_size=2))
 def test_a_view_reads_as_the_disk_was_at_each_position(
@@ -272,6 +273,7 @@ def test_a_view_keeps_its_map_while_the_map_goes_on(tmp_path: Path) -> None:
 # --- the base changes -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @some
 @given(changes, st.integers(0, 14))
 def test_views_read_the_same_at_each_step_of_a_fold_below_them(tmp_path: Path, made: list[Change], upto: int) -> None:
@@ -353,6 +355,7 @@ def test_ranges_that_are_not_of_blocks_are_refused(tmp_path: Path, ranges: list[
         base_update.bad_blocks(source.fd, source.sums_fd, ranges)
 
 
+@pytest.mark.slow
 def test_readers_beside_folds_never_see_a_wrong_byte_nor_an_error(tmp_path: Path) -> None:
     """Blocks are hidden in half by later writes: what is read of them comes from the base, which changes underneath."""
     base = b"b" * DISK_BYTES
@@ -397,6 +400,7 @@ def test_readers_beside_folds_never_see_a_wrong_byte_nor_an_error(tmp_path: Path
     latest.close()
 
 
+@pytest.mark.slow
 @some
 @given(changes, st.integers(0, 1000))
 def test_what_a_state_stores_is_its_data_and_a_disk_over_it_adds_what_it_has_of_its_own(

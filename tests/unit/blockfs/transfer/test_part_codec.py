@@ -39,6 +39,7 @@ def log_part(tmp_path: Path, records: int = 3) -> tuple[PartName, bytes]:
     return disk.close_log()
 
 
+@pytest.mark.slow
 def test_a_small_blob_that_holds_a_gigabyte_is_refused_in_a_few_megabytes() -> None:
     """33 KB of zstd are a gigabyte of zeros; the process may take 200 MB of address space more than it has."""
     program = f"""

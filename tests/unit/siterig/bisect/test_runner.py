@@ -142,6 +142,7 @@ def failed_with(error: ExceptionGroup | RigError) -> str:
     return str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 async def test_the_write_is_named_with_what_it_changed(tmp_path: Path, seed: int) -> None:
     states = FileStates(tmp_path, seed)
@@ -165,12 +166,14 @@ async def test_the_write_is_named_with_what_it_changed(tmp_path: Path, seed: int
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_the_states_of_the_edge_stay_if_asked_to(states: FileStates) -> None:
     report, _, _ = await searched(states, wanted(*NO_EVIL, keep=True))
     assert states.open_names == {report.good.name, report.bad.name}
     assert EVIL in report.bad.images[states.evil.disk].read_bytes()
 
 
+@pytest.mark.slow
 async def test_a_check_that_writes_gets_copies_that_are_thrown_away(states: FileStates, tmp_path: Path) -> None:
     script = "! grep -q EVIL {os} {data} && echo changed | tee {os} {data} > /dev/null"
     report, _, _ = await searched(states, wanted("sh", "-c", script, writable=True))
@@ -178,6 +181,7 @@ async def test_a_check_that_writes_gets_copies_that_are_thrown_away(states: File
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_positions_that_are_no_state_are_skipped_and_told(states: FileStates) -> None:
     around = range(states.evil_at - 2, states.evil_at)
     states.invalid = {states.rows[number].position for number in around}
@@ -189,6 +193,7 @@ async def test_positions_that_are_no_state_are_skipped_and_told(states: FileStat
     assert all("is skipped: position" in note for note in notes)
 
 
+@pytest.mark.slow
 async def test_status_125_skips(states: FileStates, tmp_path: Path) -> None:
     states.rows = states.rows[states.evil_at - 3 : states.evil_at + 3]
     states.evil_at = 3
@@ -209,6 +214,7 @@ async def refused(states: FileStates, asked: BisectRequest) -> RigError:
     return failed.value
 
 
+@pytest.mark.slow
 async def test_a_check_that_does_not_tell_the_two_points_apart_is_refused(states: FileStates) -> None:
     error = await refused(states, wanted("sh", "-c", "echo a; echo no good; exit 3; : {os}"))
     assert (error.code, error.message) == (
@@ -224,6 +230,7 @@ async def test_a_check_that_does_not_tell_the_two_points_apart_is_refused(states
     assert error.message == "--good bad (position 900) is not older than --bad good (position 100)"
 
 
+@pytest.mark.slow
 async def test_a_command_that_cannot_be_run_or_dies_is_no_verdict(states: FileStates) -> None:
     error = await refused(states, wanted("no-such-program", "{os}"))
     assert (error.code, error.message) == (
@@ -236,6 +243,7 @@ async def test_a_command_that_cannot_be_run_or_dies_is_no_verdict(states: FileSt
     assert (error.code, error.message.split(":")[0]) == ("CommandDied", "CMD ended with status 130")
 
 
+@pytest.mark.slow
 async def test_a_run_that_takes_too_long_has_failed_and_its_children_are_gone(states: FileStates, tmp_path: Path) -> None:
     pids = tmp_path.parent / "pids"
     script = f"grep -q EVIL {{os}} {{data}} || exit 0; sleep 1000 & echo $! >> {pids}; wait"
@@ -248,6 +256,7 @@ async def test_a_run_that_takes_too_long_has_failed_and_its_children_are_gone(st
                 await trio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_ctrl_c_ends_the_command_and_leaves_nothing_mounted(states: FileStates) -> None:
     began_s = time.monotonic()
     with trio.CancelScope() as scope:
@@ -261,6 +270,7 @@ async def test_ctrl_c_ends_the_command_and_leaves_nothing_mounted(states: FileSt
     assert (states.open_names, list(states.folder.iterdir())) == (set(), [])
 
 
+@pytest.mark.slow
 async def test_what_cannot_be_taken_away_is_told_and_hides_no_error(states: FileStates) -> None:
     states.close_fails = {"s1"}
     notes: list[str] = []
@@ -270,6 +280,7 @@ async def test_what_cannot_be_taken_away_is_told_and_hides_no_error(states: File
     assert states.open_names == {"s1"}
 
 
+@pytest.mark.slow
 async def test_what_the_command_left_behind_is_named(tmp_path: Path) -> None:
     image = tmp_path / "os.img"
     image.write_bytes(bytes(4096))
@@ -313,6 +324,7 @@ def test_a_name_that_is_none_lists_the_disks(word: str, part: str) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_a_command_without_a_disk_gets_a_note(states: FileStates) -> None:
     notes: list[str] = []
     with pytest.raises(RigError, match="does not fail at the bad point"):
@@ -322,6 +334,7 @@ async def test_a_command_without_a_disk_gets_a_note(states: FileStates) -> None:
     ]
 
 
+@pytest.mark.slow
 async def test_the_command_gets_no_input_and_the_end_of_its_output_is_kept() -> None:
     made = CheckCommand(["sh", "-c", "cat; head -c 100000 /dev/zero; echo end >&2; exit 1"], [], timeout_s=None, echo=False)
     outcome = await made.run({})
@@ -366,6 +379,7 @@ def test_a_row_is_as_hexdump_writes_it() -> None:
 # --- what is printed ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_report_in_words_and_in_json(states: FileStates, capsys: pytest.CaptureFixture[str]) -> None:
     report, trials, _ = await searched(states, wanted("sh", "-c", "echo looking; ! grep -q EVIL {os} {data}"))
     command._print(report, verbose=False, keep=False)

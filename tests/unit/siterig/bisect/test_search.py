@@ -75,6 +75,7 @@ def test_the_first_bad_change_is_found_in_log2_trials(changes: int, first: int, 
     assert len(check.tried) <= worst
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["passed", "failed"]), max_size=200), st.sampled_from([2, 7, 1 << 30]))
 def test_a_check_that_passes_and_fails_by_turns_ends_at_an_edge(verdicts: list[CheckVerdict], limit: int) -> None:
     check = Verdicts([*verdicts, "failed"], limit=limit)

@@ -361,6 +361,7 @@ def test_an_import_shows_how_far_it_is_on_a_terminal_only(
         assert json.loads(result.stdout)["vm"] == VM.name
 
 
+@pytest.mark.slow
 def test_a_long_table_in_a_pipe_has_a_line_a_row_and_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(number, "[red]x\t\x1b[/red]", "") for number in range(10_000)]
     began = time.perf_counter()
@@ -371,6 +372,7 @@ def test_a_long_table_in_a_pipe_has_a_line_a_row_and_is_quick(capsys: pytest.Cap
     assert len(lines) == 10_001
 
 
+@pytest.mark.slow
 def test_the_version_names_commit_python_kernel_and_azurite(monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(siterig("--version", "--json").stdout)
     assert list(found) == ["version", "commit", "python", "kernel", "azurite"]
@@ -381,6 +383,7 @@ def test_the_version_names_commit_python_kernel_and_azurite(monkeypatch: pytest.
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_version_is_answered_without_loading_the_commands() -> None:
     program = "import sys; sys.argv = ['siterig', '--version']; import siterig.__main__ as m; m.main(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -388,6 +391,7 @@ def test_the_version_is_answered_without_loading_the_commands() -> None:
     assert not {"typer", "trio", "pydantic", "httpx", "siterig.cli.commands"} & set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_the_commit_of_an_installed_package_is_what_pip_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recorded: dict[str, str | None] = {"direct_url.json": None}
     monkeypatch.setattr(provenance, "CODE_ROOT", tmp_path)
@@ -399,6 +403,7 @@ def test_the_commit_of_an_installed_package_is_what_pip_recorded(monkeypatch: py
     assert provenance.commit() is None, "a broken checkout has no commit"
 
 
+@pytest.mark.slow
 def test_a_drill_on_a_machine_that_lacks_something_ends_with_an_error_that_says_what(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

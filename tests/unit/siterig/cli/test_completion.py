@@ -181,6 +181,7 @@ complete -C "siterig points w" | string split -f1 \\t
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shell", "text"), [("bash", IN_BASH), ("zsh", IN_ZSH), ("fish", IN_FISH)])
 def test_a_shell_completes_the_name_of_a_vm(rig: Layout, tmp_path: Path, shell: str, text: str) -> None:
     path = shutil.which(shell)

@@ -293,6 +293,7 @@ def test_another_policy_for_a_full_disk_is_refused_with_those_there_are(tmp_path
         Limits.of_words(["--log-share-max=1", "--when-log-full=panic", "--snapshot-share-max=1"])
 
 
+@pytest.mark.slow
 def test_limits_reach_both_hosts_and_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spawned: list[list[str]] = []
 

@@ -202,6 +202,7 @@ def test_a_file_is_named_once_in_the_reason_why_it_cannot_be_opened(tmp_path: Pa
     assert check.found == "/dev/loop-control: Permission denied"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["hello", "process.exit(3)", "console.log('ready')"])
 def test_a_script_that_is_no_azurite_is_found_before_it_is_started_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
@@ -215,6 +216,7 @@ def test_a_script_that_is_no_azurite_is_found_before_it_is_started_as_one(
     assert caught.value.message.startswith(f"{script} is not Azurite's azurite-blob script: ")
 
 
+@pytest.mark.slow
 def test_an_azurite_without_its_package_is_asked_for_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "wrapper.js"
     script.write_text("console.log('3.37.0')")

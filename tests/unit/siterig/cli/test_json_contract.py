@@ -224,6 +224,7 @@ def test_every_command_has_json_and_an_example_in_its_help(path: str) -> None:
     assert re.search(rf"Example: siterig {path}\b", ALL[path].epilog or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", COMMANDS)
 def test_the_json_of_a_command_is_valid_in_one_style_and_documented(path: str, words: Any) -> None:
     given = words(path)

@@ -195,6 +195,7 @@ def test_replay_of_a_log_that_begins_later_says_what_the_image_must_be(row: LogR
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_replay_touches_nothing_if_the_log_is_bad_or_the_image_in_use(row: LogRow, tmp_path: Path) -> None:
     image = tmp_path / "os.img"
     image.write_bytes(START)

@@ -105,6 +105,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
 COMMANDS = [("vm", "list"), ("status",)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--version",), ("--help",), *COMMANDS], ids=" ".join)
 def test_a_command_that_only_reads_loads_no_heavy_library(arguments: tuple[str, ...], served: Layout) -> None:
     loaded = loaded_by(*arguments)
@@ -112,6 +113,7 @@ def test_a_command_that_only_reads_loads_no_heavy_library(arguments: tuple[str, 
     assert ("typer" in loaded) == (arguments == ("--help",)), "what parses options is loaded for the help alone"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_a_rig_that_is_not_up_is_reported_without_a_heavy_library(arguments: tuple[str, ...], tmp_path: Path) -> None:
     assert HEAVY & loaded_by(*arguments, "--dir", str(tmp_path / "none")) == set()
@@ -185,6 +187,7 @@ def test_the_help_of_the_program_is_the_same_as_with_all_commands_loaded() -> No
     assert everything == summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["azurite", "site", "azure", "vault", "applier", "agent"])
 def test_a_role_loads_no_library_that_it_does_not_use(role: str) -> None:
     script = f"import gc, sys\nfrom siterig.core.quick_start import load\nload('siterig.roles.{role}')\n"

@@ -105,6 +105,7 @@ def test_an_empty_value_is_a_dash_and_a_tab_in_a_value_is_no_separator() -> None
     assert piped(("a", "b"), [("", "x\ty\nz\x1b[31m\u202e\udcff")]) == ["a\tb", "-\tx\\ty\\nz\\x1b[31m\\u202e\\xff"]
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.text(max_size=50), min_size=3, max_size=3), min_size=1, max_size=5), st.integers(20, 120))
 def test_whatever_is_in_a_table_is_in_its_lines_and_every_line_is_printable(rows: list[list[str]], width: int) -> None:
     lines = fitted(("one", "two", "three"), rows, width)

@@ -39,6 +39,7 @@ def test_the_lock_is_held_until_its_descriptor_is_closed(lock: Path) -> None:
     assert not is_locked(lock)
 
 
+@pytest.mark.slow
 def test_any_number_of_looks_is_in_nobodys_way(lock: Path) -> None:
     lock.touch()
     stop = threading.Event()

@@ -12,6 +12,8 @@ import pytest
 from siterig.blockfs.core.errors import RigError
 from siterig.images import image_export
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 SIZE = 4 * MIB
 

@@ -58,6 +58,7 @@ def qemu_img(*arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @needs_program("qemu-img")
 @pytest.mark.parametrize("format_", FORMATS)
 async def test_export_then_import_gives_the_same_bytes_and_qemu_agrees(tmp_path: Path, format_: Format) -> None:
@@ -85,6 +86,7 @@ async def test_export_then_import_gives_the_same_bytes_and_qemu_agrees(tmp_path:
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
+@pytest.mark.slow
 @needs_program("qemu-img")
 async def test_a_dynamic_vhd_is_imported(tmp_path: Path) -> None:
     disk, dynamic, back = disk_bytes(tmp_path / "os.img", 1), tmp_path / "dynamic.vhd", tmp_path / "back.img"
@@ -97,6 +99,7 @@ async def test_a_dynamic_vhd_is_imported(tmp_path: Path) -> None:
     assert back.read_bytes() == disk.read_bytes()
 
 
+@pytest.mark.slow
 @needs_program("qemu-img")
 async def test_an_image_that_needs_another_file_is_refused(tmp_path: Path) -> None:
     base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
@@ -109,6 +112,7 @@ async def test_an_image_that_needs_another_file_is_refused(tmp_path: Path) -> No
     assert failed.value.code == "ImageUnusable"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "code", "words"),
     [
@@ -132,6 +136,7 @@ async def test_what_is_no_image_is_refused_in_one_line(
     assert "\n" not in failed.value.message
 
 
+@pytest.mark.slow
 @needs_program("qemu-img")
 async def test_what_is_said_of_an_image_that_may_be_a_vhd_helps(tmp_path: Path) -> None:
     image, as_vhd_, as_qcow2 = tmp_path / "x", tmp_path / "x.vhd", tmp_path / "x.qcow2"
@@ -180,6 +185,7 @@ def children() -> list[int]:
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
+@pytest.mark.slow
 async def test_a_conversion_that_is_cancelled_ends_its_process_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +238,7 @@ trio.run(lambda: image_export.export(Path(source), Path(to), format_, force=bool
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("force", ["", "force"])
 @pytest.mark.parametrize("format_", ["raw", "qcow2"])
 async def test_an_export_that_is_killed_leaves_nothing_and_nobody_that_writes_on(
@@ -262,6 +269,7 @@ async def test_an_export_that_is_killed_leaves_nothing_and_nobody_that_writes_on
             os.close(pidfd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cancelled", [False, True])
 @pytest.mark.parametrize("format_", ["raw", "qcow2"])
 @needs_program("qemu-img")

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from siterig.core.paths import Layout
 from siterig.supervisor import cleanup
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_process_whose_arguments_are_no_text_hides_nothing(tmp_path: Path) -> None:

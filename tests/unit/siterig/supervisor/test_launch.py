@@ -18,6 +18,8 @@ from siterig.rpc.directory import supervisor as supervisor_of
 from siterig.rpc.role_guide import RoleGuide
 from siterig.supervisor import launch
 
+pytestmark = pytest.mark.slow
+
 HANGS = """
 import os, signal, socket, sys
 from pathlib import Path

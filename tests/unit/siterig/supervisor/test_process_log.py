@@ -44,6 +44,7 @@ def run(folder: Path, program: str, *, name: str = "agent.log", files_max: int |
     return log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [
@@ -61,6 +62,7 @@ def test_a_log_and_the_one_before_it_are_bounded_whoever_writes(tmp_path: Path, 
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 
 
+@pytest.mark.slow
 def test_without_a_free_file_descriptor_the_log_is_bounded_all_the_same(tmp_path: Path) -> None:
     program = "import os\nwhile True:\n    try: os.dup(0)\n    except OSError: break\n"
     program += "for n in range(2000): print('line', n, 'of many', file=sys.stderr)"
@@ -70,11 +72,13 @@ def test_without_a_free_file_descriptor_the_log_is_bounded_all_the_same(tmp_path
     assert last_line(log) == "line 1999 of many"
 
 
+@pytest.mark.slow
 def test_a_traceback_is_in_the_log(tmp_path: Path) -> None:
     log = run(tmp_path, "raise KeyError('lost')")
     assert last_line(log) == "KeyError: 'lost'"
 
 
+@pytest.mark.slow
 def test_a_role_that_cannot_accept_calls_logs_that_once_a_minute(tmp_path: Path) -> None:
     program = """for _ in range(1000):
     try: raise OSError(24, "Too many open files")
@@ -139,6 +143,7 @@ def setup(program: str, *, files_max: int | None = None) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, preexec_fn=limit).stdout.strip()
 
 
+@pytest.mark.slow
 def test_too_low_a_limit_of_open_files_that_cannot_be_raised_is_named() -> None:
     program = (
         "def refuse(_what, limits):\n    if limits[1] > 63: raise ValueError('not allowed')\n"
@@ -151,6 +156,7 @@ def test_too_low_a_limit_of_open_files_that_cannot_be_raised_is_named() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_holds_keys_has_no_core_dumps_and_its_children_can_read_their_own_proc() -> None:
     program = (
         "import ctypes, subprocess\nprocess_setup.forbid_core_dumps(holds_keys=True)\n"
@@ -160,6 +166,7 @@ def test_a_process_that_holds_keys_has_no_core_dumps_and_its_children_can_read_t
     assert setup(program) == "(0, 0) 0 0"
 
 
+@pytest.mark.slow
 def test_other_processes_only_get_no_core_file() -> None:
     program = (
         "import ctypes\nprocess_setup.forbid_core_dumps(holds_keys=False)\n"

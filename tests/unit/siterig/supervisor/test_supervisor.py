@@ -22,6 +22,8 @@ from siterig.core.paths import Layout, create
 from siterig.supervisor import supervisor as supervisor_module
 from siterig.supervisor.supervisor import RoleSpec, Supervisor
 
+pytestmark = pytest.mark.slow
+
 READY = "import os, signal, sys; fd = int(sys.argv[1]); "
 SERVE = READY + "os.write(fd, b'{}\\n'); signal.pause()"
 STUBBORN = READY + "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(fd, b'{}\\n')\nwhile True: signal.pause()"
