@@ -71,7 +71,7 @@ class PositionCounter:
         """Return why a kill would lose positions now, because of a change of the file; None if it would not."""
         if not lib.sr_positions_lost(self.c):
             return None
-        return f"{self.path} was cut by another program, or its medium failed"
+        return f"{self.path} was truncated by another program, or its medium failed"
 
     def file_trouble(self) -> str | None:
         """Return a change of the file by another program as the end of a sentence; None if there is none."""

@@ -124,7 +124,7 @@ class DiskGuard(Watched):
         lost = int(lib.sr_disk_lost_files(self._disk))
         for bit, suffix in _TELLING:
             if lost & bit and (with_dirty or bit != lib.SR_LOST_DIRTY):
-                return f"{self._paths.file(suffix)} was cut by another program, or its medium failed"
+                return f"{self._paths.file(suffix)} was truncated by another program, or its medium failed"
         return None
 
     def begin_again(self) -> None:
@@ -175,7 +175,7 @@ class DiskGuard(Watched):
     def look_again(self) -> None:
         """Find the reason if a request found the file truncated, or without a name."""
         if self.trouble is None and lib.sr_disk_file_changed(self._disk) and self.check_files() is None:
-            self.changed_by_another(f"{self.files.path} was cut by another program, or had no name, for a while")
+            self.changed_by_another(f"{self.files.path} was truncated by another program, or had no name, for a while")
 
     def changed_by_another(self, what: str) -> None:
         """Record that another program changed the disk, or may have: the log does not have that change, and ends."""

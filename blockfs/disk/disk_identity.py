@@ -82,7 +82,7 @@ def noted_reason(paths: DiskPaths, state: DiskState) -> str | None:
     if (found.disk_id, found.generation) != (state.disk_id, state.generation):
         return Code.LogCorrupt  # a kill came while a log began: the notes of the one before are lost
     if found.reason is not None and paths.file("dirty").stat().st_size < dirty_bitmap.file_bytes(state.size_bytes):
-        _log.info("dirty_file_unusable", disk=str(paths), reason="it was cut")
+        _log.info("dirty_file_unusable", disk=str(paths), reason="it was truncated")
         return Code.LogCorrupt
     return found.reason if found.reason is None or found.complete else Code.PowerLoss
 

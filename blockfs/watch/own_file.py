@@ -44,7 +44,7 @@ class OwnFiles:
                 return f"{self.path} {became} while its disk was open: what was written since is lost"
             return f"{self.path} {became} while its disk was open: what was written since is in {self.where}"
         if excess_bytes < 0:
-            return f"{self.path} was cut by another program: the last {-excess_bytes} bytes of its disk are lost"
+            return f"{self.path} was truncated by another program: the last {-excess_bytes} bytes of its disk are lost"
         if excess_bytes > 0:
             return f"{self.path} was made longer by another program, by {excess_bytes} bytes"
         for name, identity in self._maps.items():

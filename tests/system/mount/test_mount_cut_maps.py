@@ -46,7 +46,7 @@ def test_a_dirty_file_that_is_cut_refuses_writes_and_the_end_says_so(image: Path
     mount.signal(signal.SIGINT)
     status, _, stderr = mount.ended()
     assert status == 1, stderr
-    assert f"{image.with_suffix('.dirty')} was cut by another program" in stderr
+    assert f"{image.with_suffix('.dirty')} was truncated by another program" in stderr
     again = start(image, tmp_path / "mnt", "--log")
     assert again.mounted["log"]["generation"] == 2, "the log before does not go on"
     again.end()
@@ -61,6 +61,6 @@ def test_a_position_file_that_is_cut_repeats_no_position(image: Path, tmp_path: 
     mount.signal(signal.SIGINT)
     status, _, stderr = mount.ended()
     assert status == 1, stderr
-    assert f"{image.with_suffix('.position')} was cut by another program" in stderr
+    assert f"{image.with_suffix('.position')} was truncated by another program" in stderr
     assert read_position(image.with_suffix(".position")) > newest, "it is written anew"
     assert image.read_bytes()[8192:8197] == b"after"

@@ -87,7 +87,7 @@ def a_present_map(folder: Path, cut_to: int) -> None:
     opened.disk.note_events()
     assert opened.disk.state.needs_resync == "ImageChanged"
     opened.close()
-    assert "os.top.present was cut by another program" in opened.told[0]
+    assert "os.top.present was truncated by another program" in opened.told[0]
     try:
         opened.open()
     except RigError as error:
@@ -101,7 +101,7 @@ def a_present_map_before_any_sync(folder: Path, cut_to: int) -> None:
     opened.disk.write(1 << 20, b"not synced")
     os.truncate(opened.paths.file("top.present"), cut_to)
     opened.close()
-    assert "os.top.present was cut by another program" in opened.told[0]
+    assert "os.top.present was truncated by another program" in opened.told[0]
     try:
         opened.open()
     except RigError as error:
@@ -117,7 +117,7 @@ def a_durable_map(folder: Path, cut_to: int) -> None:
     assert opened.refuses(opened.disk._flush)
     assert opened.paths.file("top.durable").stat().st_size == cut_to, "written behind the cut, it would be a map with a hole"
     opened.close()
-    assert "os.top.durable was cut by another program" in opened.told[0]
+    assert "os.top.durable was truncated by another program" in opened.told[0]
 
 
 def a_dirty_file(folder: Path, cut_to: int) -> None:
@@ -132,7 +132,7 @@ def a_dirty_file(folder: Path, cut_to: int) -> None:
     assert opened.disk.tracking.dirty_bytes == SIZE, "it may be everything"
     assert DiskState.load(opened.paths.file("disk")).needs_resync == "ImageChanged"
     opened.close()
-    assert "os.dirty was cut by another program" in opened.told[0]
+    assert "os.dirty was truncated by another program" in opened.told[0]
     opened.open()
     assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "LogCorrupt")
     opened.close()
@@ -168,7 +168,7 @@ def a_dirty_file_that_nobody_touches(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "raw")
     os.truncate(opened.paths.file("dirty"), cut_to)
     opened.close()
-    assert "os.dirty was cut by another program" in opened.told[0]
+    assert "os.dirty was truncated by another program" in opened.told[0]
     assert opened.disk.state.needs_resync == "ImageChanged"
 
 
@@ -180,7 +180,7 @@ def a_position_file(folder: Path, cut_to: int) -> None:
     opened.disk.write(0, b"more")
     assert opened.disk.tracking.log.last_position == newest + 3
     opened.close()
-    assert opened.told == [f"{folder / 'position'} was cut by another program, or its medium failed"]
+    assert opened.told == [f"{folder / 'position'} was truncated by another program, or its medium failed"]
     assert opened.disk.state.needs_resync == "ImageChanged"
     assert read_position(folder / "position") == newest + 3
     opened.open()
