@@ -1,4 +1,4 @@
 """Contracts between the roles of the recovery side, and with the site.
 
-Imports blockfs.changelog, blockfs.contracts, blockfs.core, blockfs.images, blockfs.transfer.
+Imports blockfs.changelog, blockfs.contracts, blockfs.core, blockfs.transfer.
 """

@@ -4,29 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from siterig.blockfs.contracts.control import BackingImage, CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
+from siterig.blockfs.contracts.control import CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_S, deadline
 from siterig.blockfs.core.progress import VmProgress
-from siterig.blockfs.core.sizes import SectorBytes
-from siterig.blockfs.core.wire_model import WireModel
-from siterig.blockfs.images.image_formats import ImageFormat
-
-
-class DiskSpec(WireModel):
-    """A disk to create: empty, formatted, or with the content of an image.
-
-    ``filesystem`` is None, ``ext4`` or ``xfs``.  ``image`` is the absolute path of an image, and ``image_format`` its
-    format; None detects the format.  ``sector_bytes`` is the logical sector size that the disk declares.  ``backing`` is the
-    image of a thin disk, which is used in place.
-    """
-
-    name: str
-    size_bytes: int
-    filesystem: str | None = None
-    image: str | None = None
-    image_format: ImageFormat | None = None
-    sector_bytes: SectorBytes = 512
-    backing: BackingImage | None = None
 
 
 class Provider(Protocol):

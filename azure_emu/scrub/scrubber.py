@@ -10,7 +10,7 @@ is seen in one of them.  Memory and output are bounded (:mod:`siterig.azure_emu.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,11 +30,9 @@ from siterig.azure_emu.scrub.journal import damaged_pieces, scrub_journal
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.base_update import BLOCK_BYTES
-
-Advance = Callable[[int], None]
-"""Called with the number of bytes that were read since the last call."""
 
 _NEEDED = {LOCK, PINS, checkpoints.CHECKPOINTS}
 _KNOWN = {BASE, SUMS, MAP, INTENT, DISK_META, PROGRESS, JOURNAL, *_NEEDED}

@@ -16,7 +16,7 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.provider import DiskSpec, Provider
+from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.states import (
@@ -60,6 +60,7 @@ from siterig.azure_emu.vault.points.retention import remark as history_remark
 from siterig.azure_emu.vault.report_handlers import ReportHandlers
 from siterig.azure_emu.vault.workers.retention_worker import RetentionWorker
 from siterig.blockfs.contracts.control import CutInfo, DiskHostControl, TagKind
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core import short_ids
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError

@@ -14,12 +14,13 @@ from typing import Literal
 
 from siterig.blockfs.changelog.disk_log import SEGMENT_BYTES_MAX, find_segments, segment_path
 from siterig.blockfs.changelog.dm_log_writes import MARK_BYTES_MAX, DmLogEntry, DmLogReader, DmLogWriter, EntryFlag
-from siterig.blockfs.changelog.replay import Advance, CheckedLog, apply, open_image
+from siterig.blockfs.changelog.replay import CheckedLog, apply, open_image
 from siterig.blockfs.changelog.segment import Record, RecordType, SegmentHeader, SegmentReader, SegmentWriter
 from siterig.blockfs.changelog.tags import TagSeen, decode_tag, encode_tag
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder

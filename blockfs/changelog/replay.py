@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Literal, assert_never
 
 from siterig.blockfs.changelog.segment import HEADER_BYTES, Record, RecordType, SegmentHeader, SegmentReader, scan_tail
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.files import block_device, safe_files, user_files
 from siterig.blockfs.files.file_limit import check_file_limit
 from siterig.blockfs.files.os_errors import reason
@@ -31,8 +32,6 @@ from siterig.blockfs.images.image_kind import WANTED, Contents
 from siterig.blockfs.layers.layer import RawLayer, WritableLayer
 from siterig.cext.checksums import is_zero
 
-Advance = Callable[[int], None]
-"""Called from time to time with the bytes of log that were read since the last call."""
 ADVANCE_STEP_BYTES = 1 << 20
 _STEP_BYTES = 1 << 20
 _RANGE_TYPES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)

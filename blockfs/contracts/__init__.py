@@ -1,4 +1,4 @@
 """Contracts of the disk host: its calls, its models and its counters.
 
-Imports blockfs.core, cext.
+Imports blockfs.core, blockfs.images, cext.
 """

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from siterig.blockfs.core.wire_model import WireModel
 
 Phase = Literal["InitialReplication", "Resynchronization", "DeltaReplication", "Failback", "Import"]
+
+Advance = Callable[[int], None]
+"""Called with the number of bytes that were processed since the last call."""
 
 
 class DiskProgress(WireModel):

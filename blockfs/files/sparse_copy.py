@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from pathlib import Path
 import trio
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.files.file_limit import too_large
 from siterig.blockfs.files.os_errors import reason
 from siterig.cext.linux import zero_range
@@ -22,9 +23,6 @@ ZERO_STEP_BYTES = 256 << 20
 BLOCK_BYTES = 4096
 ZEROS = bytes(64 << 10)
 """A run of zeros of this length is not written."""
-
-Advance = Callable[[int], None]
-"""Called with the number of bytes that were copied since the last call, holes included."""
 
 
 def unreadable(source: Path, at: int, why: str) -> RigError:

@@ -16,13 +16,14 @@ from pathlib import Path
 import trio
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import block_device
 from siterig.blockfs.files.sparse_copy import STEP_BYTES, SparseCopy, write_data
 from siterig.blockfs.images import image, image_headers, image_kind, qemu_img, vhd, vhdx
 from siterig.blockfs.images.image import LockedFile
 from siterig.blockfs.images.image_formats import ImageFormat
-from siterig.blockfs.images.qemu_img import Advance, OpenImage
+from siterig.blockfs.images.qemu_img import OpenImage
 
 _QEMU_NAMES: dict[ImageFormat, str] = {"vhd": "vpc"}
 _CHECKED = ("qcow2", "vhdx", "vmdk", "vdi", "qed", "parallels")  # what qemu-img check knows

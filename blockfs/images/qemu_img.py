@@ -12,11 +12,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.files import block_device
 from siterig.blockfs.files.host_errors import host_error
 from siterig.blockfs.files.sparse_copy import find_unreadable, unreadable
@@ -33,8 +34,6 @@ _OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _WITH_BACKING = ("qcow2", "qcow", "qed", "vmdk")
 _CPU_S, _CPU_BYTES_PER_S = 300, 8 << 20  # a program that needs more for a disk than this computes for ever
 _LOOK_LIMITS = HelperLimits(cpu_s=_CPU_S, file_bytes=1 << 20)
-Advance = Callable[[int], None]
-"""Called with the number of bytes that were done since the last call."""
 
 
 @dataclass(frozen=True, slots=True)

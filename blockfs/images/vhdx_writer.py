@@ -16,7 +16,8 @@ from pathlib import Path
 
 import trio
 
-from siterig.blockfs.files.sparse_copy import STEP_BYTES, Advance, read_data, seek, write_data
+from siterig.blockfs.core.progress import Advance
+from siterig.blockfs.files.sparse_copy import STEP_BYTES, read_data, seek, write_data
 from siterig.blockfs.images import vhdx
 from siterig.blockfs.images.vhdx import MIB
 from siterig.cext.checksums import is_zero

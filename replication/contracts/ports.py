@@ -10,18 +10,18 @@ from siterig.blockfs.transfer.part_name import Watermark
 
 
 class VaultLink(Protocol):
-    """What the agent tells the vault, and asks it."""
+    """The reports and questions of the agent to the vault."""
 
     @deadline(ANSWER_S)
     async def watermarks(self, *, vm: str) -> list[Watermark]:
-        """The recovery side's durable progress of a protected VM's disks, one entry a disk that has a managed disk."""
+        """Return the watermarks of a protected VM, one for each disk that has a managed disk."""
         ...
 
     @deadline(ANSWER_S)
     async def may_replicate(self, *, vm: str) -> bool:
-        """Whether the site is (still) the VM's active location: asked before cycles resume after a restart.
+        """Return True if the site is the active location of the VM; asked before cycles resume after a restart.
 
-        The agent may have been dead while the VM was failed over; ``suspend`` did not reach it then.
+        The VM may have failed over while the agent was down, so that ``suspend`` did not reach the agent.
         """
         ...
 
@@ -39,11 +39,18 @@ class VaultLink(Protocol):
         age_s: float = 0.0,
         waiting_bytes: dict[str, int] | None = None,
     ) -> None:
-        """All data up to ``position`` and its tags are in the cache account (this is when the RPO is met).
+        """Report that all data up to ``position``, and its tags, are in the cache account: now the RPO is met.
 
-        ``downgraded_because``: why it is crash-consistent, if it was to be application-consistent.  ``age_s``: seconds since
-        the cut by a monotonic clock; ``time_ns`` is wall time, which may have been set since.  ``waiting_bytes``: the bytes
-        in the account that were not applied when it was sent, by disk id.
+        Args:
+            vm: the VM.
+            tag_id: id of the cut.
+            kind: kind of the recovery point.
+            name: its name.
+            position: its position.
+            time_ns: wall time of the cut, which may have been set since.
+            downgraded_because: why it is crash-consistent, if it was to be application-consistent.
+            age_s: seconds since the cut by a monotonic clock.
+            waiting_bytes: bytes in the account that were not applied when it was sent, by disk id.
         """
         ...
 
@@ -51,19 +58,19 @@ class VaultLink(Protocol):
     async def replication_error(
         self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None
     ) -> None:
-        """A replication cycle failed.  ``next_try_s`` None: no retry, the VM is Critical."""
+        """Report that a replication cycle failed; without a next try (``next_try_s`` None) the VM is Critical."""
         ...
 
     @deadline(ANSWER_S)
     async def replication_recovered(self, *, vm: str) -> None:
-        """The first success after errors."""
+        """Report the first success after errors."""
         ...
 
     @deadline(ANSWER_S)
     async def resync_required(self, *, vm: str, reason: str) -> None:
-        """The disks' logs cannot be vouched for; mark the VM for resynchronization."""
+        """Mark the VM for resynchronization, because the logs of its disks are not contiguous."""
         ...
 
     async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
-        """Keyed checksums (hex) of ``count`` chunks of the managed disk's latest state, from chunk ``first``."""
+        """Return keyed checksums (hex) of ``count`` chunks of the managed disk's latest state, from chunk ``first``."""
         ...

@@ -1,4 +1,4 @@
-"""What every part of the agent works with, made once by :class:`siterig.replication.hyperv.agent.HyperVAgent`."""
+"""The objects that every part of the agent uses; :class:`siterig.replication.hyperv.agent.HyperVAgent` makes them once."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ from siterig.replication.engine.snapshots import SnapshotFile
 
 @dataclass(frozen=True)
 class AgentContext:
-    """The agent's surroundings.
+    """The surroundings of the agent.
 
-    ``spool``: one folder a disk for sync parts that are not applied yet.  ``uploads``: how many uploads of this
-    host may be in flight.  ``waits``: of the role.
+    Attributes:
+        spool: folder with one folder for each disk, for sync parts that are not applied yet.
+        uploads: limits the uploads of this host that are in flight.
+        clock: the time of the agent.
+        waits: the list of waits of the role.
     """
 
     host: DiskHostControl

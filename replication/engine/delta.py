@@ -1,6 +1,6 @@
-"""One delta cycle: cut, send all that is closed, tell the vault.  Nothing in it holds up a write.
+"""One delta cycle: cut, send all closed segments, report to the vault.  No step of it delays a write.
 
-While closed segments are in transit the guests write to the next ones: a cut only closes and goes on.
+While closed segments are in transit, guests write to the next ones: a cut only closes the current segments.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _log = structlog.get_logger(__name__)
 
 
 class DeltaCycle:
-    """The cycles of one VM.  The caller sees to it that one runs at a time.
+    """The cycles of one VM.  The caller runs one at a time.
 
-    A cut whose data did not get out is remembered (in memory: after a kill the vault hears of the point from the
-    applier) and reported by the next cycle that gets through.
+    A cut whose data could not be sent is remembered, and reported by the next cycle that succeeds.  It is remembered in
+    memory only: after a kill the vault learns of the point from the applier.
     """
 
     def __init__(
@@ -44,19 +44,25 @@ class DeltaCycle:
     async def run(
         self, kind: TagKind, name: str, *, downgraded_because: str | None = None, request_id: str | None = None
     ) -> CutInfo:
-        """Returns when data and tag are in the cache account.  ``ResyncNeeded`` if the log broke.
+        """Make a cut and send it; return when data and tag are in the cache account.
 
-        ``downgraded_because``: why it is not application-consistent, though that was requested first.
-        ``request_id``: if a cut was made for this request before, it is sent, and no other one is made.
+        Args:
+            kind: the kind of the recovery point.
+            name: its name.
+            downgraded_because: why it is not application-consistent although that was ordered first.
+            request_id: if a cut was made for this request before, that one is sent and no new one is made.
+
+        Raises:
+            ResyncNeeded: the log is not contiguous.
         """
         self._tracker.begin("DeltaReplication", [])
         try:
             await check_vouched_for(self._context, self._vm)
             if self._unsent:
-                # After a failure: first see that anything gets through, before more points are cut.
+                # After a failure: send the earlier cuts first, before a new one is made.
                 await self._send()
             if request_id is not None and request_id in self._requested:
-                return self._requested[request_id]  # it was among the unsent
+                return self._requested[request_id]  # it was one of the unsent cuts
             cut_at = self._context.clock.trio_time_s()
             cut = await self._cut(kind, name)
             if downgraded_because is not None:
@@ -87,18 +93,18 @@ class DeltaCycle:
         disks = [Path(info.path) for info in await self._context.host.list_disks(vm=self._vm)]
         mountpoints = await self._context.guests.mountpoints(disks)
         if not mountpoints:
-            # Nobody to ask for consistency: the disks are as a crash would leave them, so that is what it is.
+            # No file system can be frozen: the disks are as a crash would leave them, so the point is crash-consistent.
             _log.warning("no_file_system_to_freeze", vm=self._vm, name=name)
             cut = await self._context.host.cut(vm=self._vm, kind="CrashConsistent", name=name)
             return cut.model_copy(update={"downgraded_because": "no mounted file system"})
-        # Taken before the freezer starts its own clock: what is cut by then was cut while they were frozen, whatever
-        # happens after the cut.  A tag that claimed more could not be taken back.
+        # Read before the freezer starts its own clock: a cut until then was made while the file systems were frozen,
+        # whatever happens after the cut.  A tag cannot be withdrawn, so it must not claim more than that.
         thaws_ns = self._context.clock.monotonic_ns() + int(FREEZE_S_MAX * 1e9)
         async with self._context.guests.frozen(mountpoints, timeout_s=FREEZE_S_MAX):
             return await self._context.host.cut(vm=self._vm, kind=kind, name=name, not_after_ns=thaws_ns)
 
     async def run_scheduled(self, kind: TagKind) -> CutInfo:
-        """As :meth:`run`; where the guests cannot be frozen it is a crash-consistent point, for the RPO goes on."""
+        """Run a scheduled cycle; if the guests cannot be frozen, make a crash-consistent point, because the RPO counts."""
         try:
             return await self.run(kind, "scheduled")
         except RigError as exc:

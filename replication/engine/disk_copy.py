@@ -1,18 +1,18 @@
-"""Writing one disk's sync stream into the spool, part by part, each remembered once it is durable.
+"""Writes the sync stream of one disk into the spool, part by part, and records each part once it is durable.
 
 Fault contract
 --------------
-A part's number and the bytes of the disk that it covers never change within a generation: blobs are put once, so a
-part written anew with other bounds would be dropped for the old one and leave a hole.  Hence the order: part
-durable in the spool, then ``parts``/``next_offset`` durable in the relationship, and only then is it sent.  A part
-that a kill left in the spool without its record was never sent; it is thrown away.
+The number of a part and the bytes of the disk that it covers never change within a generation: blobs are written once, so a
+part that is written again with other bounds would be dropped in favour of the old one and leave a hole.  Hence the order:
+the part is durable in the spool, then ``parts`` and ``next_offset`` are durable in the relationship, and only then it is
+sent.  A part that a kill left in the spool without its record was never sent; it is deleted.
 
-A copy that was cut goes on from ``next_offset``, *with a new snapshot* if need be, while ``first_seq`` stays that of
-the first one.  That is right: the log is replayed from the first snapshot on, over chunks that partly are newer.  Each
-chunk is the disk's content at some position P of *its* snapshot plus the replay of records up to any position Q >= P,
-and replaying records that are already contained changes nothing in the end, for the last write to a byte wins.  It is
-right at every position from the *last* snapshot's on, which is why ``sync-end`` carries that one; no recovery point is
-cut before the copy is complete.  If the generation changed, the log is not contiguous and none of this holds:
+An interrupted copy continues from ``next_offset``, *with a new snapshot* if needed, while ``first_seq`` stays that of the
+first one.  That is right: the log is replayed from the first snapshot on, over chunks of which some are newer.  Each chunk
+is the disk's content at some position P of *its* snapshot, plus the replay of records up to any position Q >= P; and
+replaying records that are contained already changes nothing in the end, because the last write to a byte wins.  The result
+is right at every position from the *last* snapshot's on, which is why ``sync-end`` carries that one; no recovery point is
+cut before the copy is complete.  If the generation changed, the log is not contiguous and none of this is true:
 ``ResyncNeeded``.
 """
 
@@ -43,7 +43,7 @@ PART_BYTES_MAX = 8 << 20
 
 
 class DiskCopy:
-    """One disk of a snapshot on its way into the spool."""
+    """Copies one disk of a snapshot into the spool."""
 
     def __init__(
         self,
@@ -66,20 +66,20 @@ class DiskCopy:
 
     @property
     def state(self) -> DiskSync:
-        """How far the relationship says that this disk is."""
+        """The progress of this disk, as the relationship records it."""
         return next(item for item in self._context.book.get(self._vm).disks if item.disk_id == self.disk.disk_id)
 
     async def add(self, offset: int, length: int, *, zeros: bool) -> None:
-        """Read and add a piece; ``zeros``: zeros are to be written, not skipped."""
+        """Read and add a piece; ``zeros``: write zeros instead of skipping them."""
         part = await trio.to_thread.run_sync(self._read_into_stream, offset, length, zeros)
         if part is not None:
             await self._keep(part, offset + length)
         self._tracker.done(self.disk.name, offset + length)
 
     async def open_generation(self) -> None:
-        """Part 1: the disk's first bytes, whatever they are.
+        """Write part 1, which has the disk's first bytes.
 
-        Once it is applied, the recovery side is at this generation and applies nothing of older ones any more.
+        Once it is applied, the recovery side is at this generation and applies no parts of older ones.
         """
         length = min(4096, self.disk.size_bytes)
         data = await trio.to_thread.run_sync(self.file.pread, 0, length)
@@ -89,7 +89,7 @@ class DiskCopy:
         await self._keep(part[0], 0)
 
     async def finish(self) -> None:
-        """The last part, with the ``sync-end`` tag."""
+        """Write the last part, with the ``sync-end`` tag."""
         stream = self._stream or self._new_stream()
         self._stream = stream
         part, _ = await trio.to_thread.run_sync(stream.finish)
@@ -97,7 +97,7 @@ class DiskCopy:
         self._tracker.done(self.disk.name, self.disk.size_bytes)
 
     def close(self) -> None:
-        """Close the file and throw an unfinished part away."""
+        """Close the file and delete an unfinished part."""
         self.file.close()
         if self._stream is not None:
             self._stream.abandon()
@@ -142,19 +142,19 @@ class DiskCopy:
 async def open_copy(
     context: AgentContext, snapshot: SnapshotInfo, disk: SnapshotDisk, uploader: Uploader, tracker: ProgressTracker
 ) -> AsyncIterator[DiskCopy]:
-    """Open a disk's snapshot for copying."""
+    """Open a disk's snapshot for copying, for the time of the block."""
     file = await trio.to_thread.run_sync(context.open_snapshot, Path(disk.path))
     copy = DiskCopy(context, snapshot, disk, uploader=uploader, tracker=tracker, file=file)
     try:
         yield copy
     finally:
-        # In a thread: to close a file of the mount asks its server, which may be a task of this very thread.
+        # In a thread: closing a file of the mount waits for its server, which may be a task of this thread.
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(copy.close)
 
 
 def spool_folder(spool: Path, disk_id: str) -> Path:
-    """A disk's folder in the spool, made durable if it is new."""
+    """Return a disk's folder in the spool; a new one is created durably."""
     folder = spool / disk_id
     if not folder.exists():
         safe_files.make_folder(folder, parents=True)
@@ -163,18 +163,18 @@ def spool_folder(spool: Path, disk_id: str) -> Path:
 
 
 def sync_states(context: AgentContext, vm: str) -> Callable[[], list[DiskSync]]:
-    """The relationship's disks, always as of now."""
+    """Return a function that returns the present disks of the relationship."""
     return lambda: context.book.get(vm).disks
 
 
 async def fresh_snapshot(context: AgentContext, vm: str) -> SnapshotInfo:
-    """A snapshot that is surely ours and whole: a leftover (of a kill) is removed first."""
+    """Begin a snapshot; one that a kill has left is removed first."""
     await context.host.end_snapshot(vm=vm)
     return await context.host.begin_snapshot(vm=vm)
 
 
 async def check_vouched_for(context: AgentContext, vm: str) -> None:
-    """``ResyncNeeded`` if a disk's log is not contiguous since the sync stream of its generation was begun."""
+    """Raise ``ResyncNeeded`` if a disk's log is not contiguous since the sync stream of its generation began."""
     generations = {disk.disk_id: disk.generation for disk in context.book.get(vm).disks}
     for info in await context.host.list_disks(vm=vm):
         if info.needs_resync is not None:

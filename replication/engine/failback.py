@@ -1,10 +1,11 @@
-"""Failback: a disk comes back from the recovery side as sync parts, into a staging file beside the old disk.
+"""Failback: receives a disk from the recovery side as sync parts, into a staging file next to the old disk.
 
 Fault contract
 --------------
-May break: this process or the host at any moment; the cache account may be away.  Stays recoverable: the blobs are
-deleted only after the whole disk is durable *and* that fact is (``ReceivedDisk``); before that a repeated call begins
-with an empty staging file, after it the call only deletes what is left.  The old disk is untouched until the commit.
+This process or the host may end at any moment, and the cache account may be unreachable.  The data stay recoverable: the
+blobs are deleted only after the whole disk is durable *and* that fact is recorded (``ReceivedDisk``).  Before that a
+repeated call begins with an empty staging file; after it the call only deletes the remaining blobs.  The old disk is not
+touched until the commit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from siterig.replication.engine.retry import as_rig_error, unwrap_group
 
 EXPORT_GENERATION = 1
 UNREADABLE_LOOKS, LOOK_AGAIN_S = 2, 3.0
-"""How often, and how far apart, a part is looked at before it is called unreadable."""
+"""Attempts, and seconds between them, before a part is reported as unreadable."""
 
 T = TypeVar("T")
 
@@ -42,9 +43,12 @@ _log = structlog.get_logger(__name__)
 async def receive_disk(
     context: AgentContext, tracker: ProgressTracker, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int
 ) -> None:
-    """Durable on return.  Waits where the cache account cannot be reached.
+    """Download the parts of a disk into its staging file, which is durable on return.
 
-    ``PartNotFound``, ``PartUnreadable``, ``PartCorrupt``: the recovery side has to put that part again.
+    The call waits while the cache account cannot be reached.
+
+    Raises:
+        RigError: ``PartNotFound``, ``PartUnreadable``, ``PartCorrupt``: the recovery side must upload that part again.
     """
     names = [PartName(source_id, EXPORT_GENERATION, "sync", number, number) for number in range(1, parts + 1)]
     tracker.begin("Failback", [(disk, 0, size_bytes)])
@@ -63,7 +67,7 @@ async def receive_disk(
 
 
 async def commit_failback(context: AgentContext, *, vm: str, keep: list[str]) -> list[DiskInfo]:
-    """Put the staged disks in place; of the disks ``keep`` the old one stays as an image file."""
+    """Replace the disks that were received; the old disk of each name in ``keep`` stays as an image file."""
     disks = await context.host.commit_replace(vm=vm, keep=keep)
     context.book.clear_received(vm)
     return disks
@@ -106,7 +110,7 @@ async def _assemble(
                 nursery.start_soon(download)
                 async with receive:
                     async for name, data in receive:
-                        assert part_file is not None  # noqa: S101 (there is a part, so there is a first one)
+                        assert part_file is not None  # noqa: S101 (a part was received, so there is a first one)
                         end, complete = await trio.to_thread.run_sync(_apply, name, data, part_file, target, size_bytes)
                         tracker.done(disk, end)
         if not complete:
@@ -119,7 +123,7 @@ async def _assemble(
 
 
 def _apply(name: PartName, data: bytes, part_file: Path, target: RawLayer, size_bytes: int) -> tuple[int, bool]:
-    """(end of what was applied in bytes of the disk, whether this was the last part)."""
+    """Apply one part; return the end of its last range on the disk, and True if it was the last part."""
     header = unpack(name, data, part_file)
     if header.disk_size_bytes != size_bytes or target.size_bytes < size_bytes:
         raise RigError(
@@ -129,7 +133,7 @@ def _apply(name: PartName, data: bytes, part_file: Path, target: RawLayer, size_
         )
     end, complete = 0, False
     with SegmentReader(part_file) as reader:
-        for record in reader.records(verify=False):  # unpack has verified them all
+        for record in reader.records(verify=False):  # unpack has verified all of them
             if record.type is RecordType.TAG:
                 complete = decode_tag(reader.payload(record)).name == SYNC_END
                 continue
@@ -153,9 +157,10 @@ def _make_durable(target: RawLayer) -> None:
 
 
 async def _retry_recoverable(context: AgentContext, vm: str, disk: str, call: Callable[[], Awaitable[T]]) -> T:
-    """Repeat while the failure is one that may pass, by the retry table.
+    """Repeat a call by the retry table as long as its failure is recoverable.
 
-    A part that cannot be read a second time while the account answers is raised: the recovery side puts it again.
+    If a part cannot be read a second time while the account answers, the error is raised: the recovery side uploads it
+    again.
     """
     attempt = unreadable = 0
     with context.waits.waiting("failback", vm=vm, disk=disk) as because:

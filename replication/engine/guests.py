@@ -1,4 +1,4 @@
-"""The VMs of this host as the Provider reaches into them: making disks usable, freezing, shutting down."""
+"""The VMs of this host, as the Provider uses them: creating file systems, freezing, shutting down."""
 
 from __future__ import annotations
 
@@ -10,48 +10,52 @@ from typing import Protocol
 import trio
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.files.sparse_copy import Advance
+from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.images import image_import
 from siterig.blockfs.images.image_formats import ImageFormat
 
 _ROOM_BYTES = 4 * 1024 * 1024
-"""A file system that could not be made with less than this left on the host was refused for want of room."""
+"""If mkfs fails and the host has fewer free bytes than this, the reason is the lack of space."""
 
 
 class Guests(Protocol):
-    """What the agent needs of the guests that run on this host."""
+    """The operations on guests of this host that the agent needs."""
 
     async def mountpoints(self, disks: list[Path]) -> list[str]:
-        """One mount point of each file system that is mounted from these disks."""
+        """Return one mount point of each file system that is mounted from these disks."""
         ...
 
     def frozen(self, mountpoints: list[str], *, timeout_s: float) -> AbstractAsyncContextManager[None]:
-        """Freeze all (``FreezeFailed``); thaw at the end.  ``FreezeTimedOut``: they were thawed too early."""
+        """Freeze file systems for the time of the block.
+
+        Raises:
+            RigError: ``FreezeFailed``; ``FreezeTimedOut`` if they had to be thawed before the end of the block.
+        """
         ...
 
     async def check_shutdown(self, disks: list[Path]) -> None:
-        """``VmBusy`` if it is known that :meth:`shutdown` would be refused."""
+        """Raise ``VmBusy`` if it is known that :meth:`shutdown` would be refused."""
         ...
 
     async def shutdown(self, disks: list[Path]) -> None:
-        """Unmount and detach all (``VmBusy``)."""
+        """Unmount and detach all uses of the disks (``VmBusy``)."""
         ...
 
     async def format(self, disk: Path, filesystem: str, label: str, *, sector_bytes: int = 512) -> None:
-        """Make a file system on a disk with sectors of that size."""
+        """Create a file system on a disk with sectors of that size."""
         ...
 
     async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: ImageFormat | None = None) -> None:
-        """Write the contents of an image to a new disk; ``format_``: of the image, None: it is recognized."""
+        """Write the contents of an image to a new disk; ``format_`` None: the format of the image is detected."""
         ...
 
 
-class HostGuests:
-    """Guests are loop devices and mounts on this machine."""
+class HostGuests(Guests):
+    """Guests that are loop devices and mounts on this machine."""
 
     async def mountpoints(self, disks: list[Path]) -> list[str]:
-        """One mount point of each file system: freezing one twice is an error."""
+        """Return one mount point of each file system, because freezing one twice is an error."""
         by_device: dict[int, str] = {}
         for disk in disks:
             for use in await hostmounts.uses(disk):
@@ -61,28 +65,22 @@ class HostGuests:
         return list(by_device.values())
 
     def frozen(self, mountpoints: list[str], *, timeout_s: float) -> AbstractAsyncContextManager[None]:
-        """See :func:`siterig.blockfs.guests.hostmounts.frozen`."""
         return hostmounts.frozen(mountpoints, timeout_s=timeout_s)
 
     async def check_shutdown(self, disks: list[Path]) -> None:
-        """Raise ``VmBusy`` if a mount or a loop device holds a disk of the VM:
-        :func:`siterig.blockfs.guests.hostmounts.check_shutdown`.
-        """
         await hostmounts.check_shutdown(disks)
 
     async def shutdown(self, disks: list[Path]) -> None:
-        """See :func:`siterig.blockfs.guests.hostmounts.shutdown`."""
         await hostmounts.shutdown(disks)
 
     async def format(self, disk: Path, filesystem: str, label: str, *, sector_bytes: int = 512) -> None:
-        """Attach, make the file system, detach."""
         loop = await hostmounts.attach(disk, sector_bytes=sector_bytes)
         try:
             await hostmounts.mkfs(loop, filesystem, label)
         except RigError as error:
             room = await trio.to_thread.run_sync(os.statvfs, disk)
             if error.code == Code.MkfsFailed and room.f_bavail * room.f_frsize < _ROOM_BYTES:
-                # The guest was told of an I/O error, as is right; who asked for the disk is told why.
+                # The guest got an I/O error, as it should; the caller gets the reason.
                 raise RigError(
                     Code.DiskFull,
                     f"no space for the file system {filesystem} on {disk}: the host's disk is full",
@@ -94,5 +92,4 @@ class HostGuests:
                 await hostmounts.detach(loop)
 
     async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: ImageFormat | None = None) -> None:
-        """See :func:`siterig.blockfs.images.image_import.fill`."""
         await image_import.fill(image, disk, advance=advance, format_=format_)

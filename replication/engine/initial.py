@@ -1,4 +1,4 @@
-"""Initial replication: a snapshot over all disks, copied disk by disk, while the logs go on and are sent as well."""
+"""Initial replication: a snapshot over all disks is copied disk by disk, while the logs continue and are sent as well."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ _log = structlog.get_logger(__name__)
 
 
 async def replicate_initially(context: AgentContext, vm: str, outbox: Outbox, tracker: ProgressTracker) -> None:
-    """Returns when every part is in the cache account and the snapshot is gone; repeat it after any failure.
+    """Replicate all disks; return when every part is in the cache account and the snapshot is removed.
 
-    What is zero is not sent, for the managed disk is empty.  ``ResyncNeeded`` where that cannot be relied on.
+    Zeros are not sent, because the managed disk is empty.  After any failure the call can be repeated.
+
+    Raises:
+        ResyncNeeded: it is not certain that the managed disks are empty.
     """
     infos = await context.host.start_tracking(vm=vm)
     for info in infos:
@@ -49,7 +52,7 @@ async def replicate_initially(context: AgentContext, vm: str, outbox: Outbox, tr
 
 
 async def _check_untouched(context: AgentContext, vm: str, infos: list[DiskInfo]) -> None:
-    """The managed disks must be empty and no part of ours on the way, or skipping zeros would be wrong."""
+    """Raise ``ResyncNeeded`` if a managed disk may not be empty, or parts are in transit: skipping zeros would be wrong."""
     marks = {mark.disk_id: mark for mark in await context.vault.watermarks(vm=vm)}
     for info in infos:
         mark = marks.get(info.disk_id)

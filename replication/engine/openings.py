@@ -1,11 +1,11 @@
-"""Notices a disk that is older than what was sent of it: its folder was restored from an older copy, whole and consistent.
+"""Finds a disk that is older than the data sent of it: its folder was restored from an older copy, complete and consistent.
 
 Each opening of a disk by its host has an id.  Before anything of an opening is sent, the newest record that the disk had
-when it was opened is compared with what the recovery side has, and with what is on its way there.  Only then is the opening
-noted as known; from then on the recovery side may have more.
+when it was opened is compared with the records at the recovery side and in the cache account.  Only then the opening is
+recorded as known; from then on the recovery side may have more.
 
-Fault contract: the note is durable before the first part of the opening is sent.  So after a kill of the agent an opening
-that is not known has sent nothing.  Where the recovery side cannot be asked, an opening that is not known sends nothing.
+Fault contract: the record is durable before the first part of the opening is sent.  So after a kill of the agent an opening
+without a record has sent nothing.  If the recovery side does not answer, an opening without a record sends nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 
 
 def find_unknown(disks: Sequence[DiskSync], infos: Sequence[DiskInfo]) -> list[DiskInfo]:
-    """Disks that were opened since something of them was sent."""
+    """Return the disks whose present opening is not recorded as known."""
     known = {disk.disk_id: disk.opening for disk in disks}
     return [info for info in infos if info.disk_id in known and info.opening != known[info.disk_id]]
 
@@ -34,7 +34,11 @@ def find_unknown(disks: Sequence[DiskSync], infos: Sequence[DiskInfo]) -> list[D
 def check(
     context: AgentContext, vm: str, infos: Sequence[DiskInfo], marks: Mapping[str, Watermark], listed: Collection[PartName]
 ) -> None:
-    """Note these openings; ``ResyncNeeded`` if a disk is older than what was sent of it."""
+    """Record these openings as known.
+
+    Raises:
+        ResyncNeeded: a disk is older than the data that were sent of it.
+    """
     for info in infos:
         mark = marks.get(info.disk_id)
         sent = [

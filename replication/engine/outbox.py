@@ -1,13 +1,12 @@
-"""Everything of a VM that must reach the recovery side: closed log segments and spooled sync parts.
+"""The parts of a VM that must reach the recovery side: closed log segments and spooled sync parts.
 
 Fault contract
 --------------
-May break: this process at any instruction; an upload half-way; the cache account may lose a blob that it had
-confirmed.  Stays recoverable: every part, because its source (segment on the disk host, file in the spool) is
-given up only when the recovery side says that it has *durably applied* it, or that it is at a newer generation,
-which takes the part's place.  Nothing is remembered about uploads: what is to be sent follows in each pass from
-three lists (parts at hand, parts in the cache account, watermarks), so a part that the cache account lost is sent
-again, and after a kill nothing has to be restored.
+This process may end at any instruction, an upload may be interrupted, and the cache account may lose a blob that it had
+confirmed.  Every part stays recoverable: its source (a segment on the disk host, a file in the spool) is deleted only when
+the recovery side reports that it has *durably applied* the part, or that it is at a newer generation, which replaces the
+part.  Uploads are not remembered: each pass computes the parts to send from three lists (parts at hand, parts in the cache
+account, watermarks).  So a part that the cache account lost is sent again, and after a kill nothing has to be restored.
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ class _Spooled:
 
 
 def spooled(folder: Path) -> list[_Spooled]:
-    """Finished sync parts in a disk's spool folder, in order; other files count for nothing."""
+    """Return the finished sync parts in a disk's spool folder, in order; other files are ignored."""
     names = ((_SPOOLED_NAME.fullmatch(path.name), path) for path in folder.glob("*.sync.hrl"))
     return sorted(_Spooled(int(name[1]), int(name[2]), path) for name, path in names if name is not None)
 
 
 class Outbox:
-    """Sends a VM's parts.  One pass at a time (``_passing``); the watermarks seen last are kept for waiting on."""
+    """Sends the parts of a VM, in one pass at a time; it keeps the watermarks of the last pass for those that wait."""
 
     def __init__(self, context: AgentContext, vm: str, tracker: ProgressTracker) -> None:
         self._context = context
@@ -59,28 +58,29 @@ class Outbox:
         self._passing = trio.Lock()
         self._marks: dict[str, Watermark] = {}
         self._put: dict[PartName, int] = {}
-        """Bytes of each part that was put and whose source is still kept."""
+        """Bytes of each part that was uploaded and whose source is still kept."""
         self.waiting_bytes: dict[str, int] = {}
-        """By disk id: bytes in the account that were not applied at the last pass."""
+        """Bytes in the account that were not applied at the last pass, by disk id."""
         self._lost: dict[PartName, str] = {}
-        """Parts that are needed and nobody has, with the reason for a resync."""
+        """Parts that are needed and exist nowhere, with the reason for a resync."""
 
     def watermark(self, disk_id: str) -> Watermark | None:
-        """What the last pass saw."""
+        """Return the watermark of a disk, as of the last pass."""
         return self._marks.get(disk_id)
 
     def spooled_parts(self, disks: Sequence[DiskSync]) -> int:
-        """Sync parts that are not applied yet."""
+        """Return the number of sync parts that are not applied yet."""
         return sum(len(spooled(self._context.spool / disk.disk_id)) for disk in disks)
 
     async def send(self, disks: Sequence[DiskSync]) -> None:
-        """One pass.  On return every part that was there at its start is in the cache account, or applied.
+        """Make one pass; on return every part that existed at its start is in the cache account, or applied.
 
-        ``ResyncNeeded`` if a part that the recovery side still needs is nowhere.
+        Raises:
+            ResyncNeeded: a part that the recovery side still needs exists nowhere.
         """
         async with self._passing:
-            # The order matters: the applier reports a part before it deletes the blob.  Listed first, a part that
-            # is in neither list is really missing.
+            # The order matters: the applier reports a part before it deletes the blob.  As the blobs are listed first, a
+            # part that is in neither list is really missing.
             listed: dict[PartName, int] = {}
             for disk in disks:
                 listed.update((await self._context.cache.list(disk.disk_id)).sizes)
@@ -102,7 +102,7 @@ class Outbox:
             }
 
     async def _check_openings(self, disks: Sequence[DiskSync], listed: Collection[PartName], *, fresh: bool) -> None:
-        """Before anything of a disk that was opened anew is sent: it must not be older than what was sent of it."""
+        """Check, before anything of a newly opened disk is sent, that the disk is not older than the data sent before."""
         opened = openings.find_unknown(disks, await self._context.host.list_disks(vm=self._vm))
         if not opened:
             return
@@ -117,7 +117,7 @@ class Outbox:
         except RigError as exc:
             if not exc.recoverable:
                 raise
-            # Data does not wait for the vault: without new watermarks nothing is given up, that is all.
+            # Data do not wait for the vault: without new watermarks no source is deleted, and that is all.
             self._context.waits.set("watermarks", exc.code, exc.message, vm=self._vm)
             _log.warning("watermarks_unavailable", vm=self._vm, code=exc.code, message=exc.message)
             return False
@@ -126,17 +126,17 @@ class Outbox:
         return True
 
     async def replace(self, disks: Sequence[DiskSync], parts: Sequence[PartName]) -> None:
-        """Put these parts over blobs that the recovery side cannot use.
+        """Upload parts again, over blobs that the recovery side cannot use.
 
-        A part that is needed and is not at hand, or not sound here either, is lost: the next pass raises ``ResyncNeeded``.
-        One that none of the disks has sent is somebody else's, and is left alone.
+        If a needed part is not at hand, or is corrupt here as well, it is lost: the next pass raises ``ResyncNeeded``.  A
+        part that none of the disks has sent belongs to something else, and is ignored.
         """
         async with self._passing:
             if not await self._refresh():
-                return  # asked again, when the vault answers
+                return  # the recovery side asks again, and the vault may answer then
             infos = await self._context.host.list_disks(vm=self._vm)
             if openings.find_unknown(disks, infos):
-                return  # asked again, when the next pass has compared them with what was sent
+                return  # the recovery side asks again, and the next pass has checked these openings then
             segments = await self._context.host.segments(vm=self._vm)
             last_seqs = {info.disk_id: info.last_seq for info in infos}
             by_id = {disk.disk_id: disk for disk in disks}
@@ -186,7 +186,7 @@ class Outbox:
         return disk.first_seq <= part.last <= last_seq and not overlaps
 
     async def _delete_applied(self, disks: Sequence[DiskSync], segments: list[SegmentInfo]) -> list[SegmentInfo]:
-        """Delete what is applied; the segments that are left."""
+        """Delete the sources of parts that are applied; return the remaining segments."""
         upto: dict[tuple[str, int], int] = {}
         kept = []
         by_id = {disk.disk_id: disk for disk in disks}
@@ -209,14 +209,14 @@ class Outbox:
 
     def _segment_is_applied(self, disk: DiskSync, segment: SegmentInfo) -> bool:
         if segment.generation == disk.generation and segment.last_seq < disk.first_seq:
-            return True  # it is in the snapshot that is (being) copied
+            return True  # its records are in the snapshot of the copy
         mark = self._marks.get(disk.disk_id)
         return mark is not None and (segment.generation, segment.last_seq) <= (mark.generation, mark.log_seq)
 
     def _missing(
         self, disk: DiskSync, segments: list[SegmentInfo], listed: set[PartName], *, fresh: bool
     ) -> list[tuple[PartName, Path, str]]:
-        """Parts of one disk at hand that are neither applied nor in the cache account, sync parts first."""
+        """Return the parts of one disk that are neither applied nor in the cache account, sync parts first."""
         mark = self._marks.get(disk.disk_id)
         current = mark if mark is not None and mark.generation == disk.generation else None
         sync = {
@@ -239,7 +239,7 @@ class Outbox:
         ]
         at_hand = {part for part, _, _ in parts}
         self._put = {part: size for part, size in self._put.items() if part in at_hand or part.disk_id != disk.disk_id}
-        # Without fresh watermarks a part that was put and is not listed may well be applied already.
+        # Without fresh watermarks, a part that was uploaded and is not listed may be applied already.
         return [item for item in parts if item[0] not in listed and (fresh or item[0] not in self._put)]
 
     def _check_unbroken(
@@ -250,7 +250,7 @@ class Outbox:
         log: list[SegmentInfo],
         listed: set[PartName],
     ) -> None:
-        """What the recovery side needs next must be at hand or in the cache account."""
+        """Raise ``ResyncNeeded`` if the part that is needed next is neither at hand nor in the cache account."""
         self._lost = {
             part: why
             for part, why in self._lost.items()
@@ -274,7 +274,7 @@ class Outbox:
             raise ResyncNeeded(Code.LogGap)
 
     async def _put_all(self, parts: list[tuple[PartName, Path, str]], *, replace: bool = False) -> None:
-        """Put all; if the account refuses one, the others are put all the same before that is raised."""
+        """Upload all parts; if the account refuses one, upload the others first and then raise that error."""
         queue = deque(parts)
         refused: list[RigError] = []
 

@@ -1,4 +1,4 @@
-"""The room that a VM needs at the site, before it is made of images, and before it is protected."""
+"""Checks of the space that a VM needs at the site, before it is created from images and before it is protected."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from siterig.blockfs.files.os_errors import reason
 
 
 def check_space(vm: str, disks: list[DiskInfo]) -> None:
-    """``NotEnoughSpace`` unless the host can hold the snapshot of the initial replication.
+    """Check that the host has space for the snapshot of the initial replication.
 
-    A guest that overwrites all it has while the copy runs makes the snapshot keep a second copy of every
-    *allocated* byte (holes were zeros before and need none): so 100 % of what the disks occupy must be free.  The
-    logs come out of the same space, but they are bounded by themselves: past 50 % of a disk's size they are given up
-    for a resync.
+    If a guest overwrites all of its data while the copy runs, the snapshot keeps a second copy of every *allocated* byte
+    (holes were zeros and need no copy).  So as many bytes must be free as the disks occupy.  The logs use the same space,
+    but they have a limit of their own: past 50 % of the disk's size a log is abandoned, and a resync follows.
+
+    Raises:
+        RigError: ``NotEnoughSpace``, ``DiskUnhealthy``.
     """
     needs = []
     for disk in disks:
@@ -35,17 +37,20 @@ def check_space(vm: str, disks: list[DiskInfo]) -> None:
 
 
 def check_room_for_images(vm: str, images: list[tuple[DiskInfo, Path]]) -> None:
-    """``NotEnoughSpace`` unless the disks can hold what the images occupy; what is compressed in one may need more yet.
+    """Check that the host has space for the contents of the images; compressed images may need more than is checked.
 
-    A block device does not tell what it occupies.
+    A block device does not show how much of it is in use, so it is not counted.
+
+    Raises:
+        RigError: ``NotEnoughSpace``.
     """
     needs = []
     for disk, image in images:
-        with suppress(OSError):  # the copy names the image that cannot be looked at
+        with suppress(OSError):  # the copy reports an image that cannot be read
             needs.append((Path(disk.folder), min(image.stat().st_blocks * STAT_BLOCK_BYTES, disk.size_bytes)))
     require_free_space(needs, f"VM {vm!r}", "the contents of its images need")
 
 
 def _parents(disk: DiskInfo) -> list[Path]:
-    """The parent image of a thin disk, if it has one: a snapshot keeps its chunks too."""
+    """Return the parent image of a thin disk, if it has one: a snapshot keeps its chunks, too."""
     return [] if disk.parent is None else [Path(disk.parent)]

@@ -1,4 +1,4 @@
-"""How far the agent is with a VM, for progress bars."""
+"""Counts the bytes of the agent's work on a VM, for progress bars."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from siterig.blockfs.core.progress import DiskProgress, Phase, VmProgress
 
 
 class ProgressTracker:
-    """Mutable progress of one VM; written by whoever does the work, read by ``progress()``."""
+    """The progress of one VM: the code that does the work updates it, and ``progress()`` reads it."""
 
     def __init__(self, vm: str) -> None:
         self._vm = vm
@@ -17,32 +17,32 @@ class ProgressTracker:
         self.detail = ""
 
     def begin(self, phase: Phase, disks: Iterable[tuple[str, int, int]]) -> None:
-        """Work begins: (disk, done bytes, total bytes)."""
+        """Begin a phase; ``disks`` has (name, bytes done, bytes in total) for each disk."""
         self._phase = phase
         self._disks = {name: [done, total, 0] for name, done, total in disks}
         self.detail = ""
 
     def done(self, disk: str, done_bytes: int) -> None:
-        """The disk is looked at up to here."""
+        """Set the bytes of the disk that are done."""
         self._disks[disk][0] = done_bytes
 
     def more(self, disk: str, more_bytes: int) -> None:
-        """So much more of the disk is looked at."""
+        """Add bytes of the disk that are done."""
         self._disks[disk][0] += more_bytes
 
     def sent(self, disk: str, more_bytes: int) -> None:
-        """That much more went over the wire."""
+        """Add bytes of the disk that were sent."""
         if disk in self._disks:
             self._disks[disk][2] += more_bytes
 
     def end(self) -> None:
-        """Idle."""
+        """End the phase: the VM is idle."""
         self._phase = None
         self._disks = {}
         self.detail = ""
 
     def snapshot(self) -> VmProgress:
-        """As of now."""
+        """Return the present progress."""
         disks = [
             DiskProgress(disk=name, done_bytes=done, total_bytes=total, sent_bytes=sent)
             for name, (done, total, sent) in self._disks.items()

@@ -1,8 +1,8 @@
-"""What the agent must remember of each VM, in one small file that is replaced as a whole.
+"""The agent's record of each VM, in one small file that is replaced as a whole.
 
-Fault contract: ``relationships.json`` is always one whole version (tmp, fsync, rename, fsync of the folder).  A kill
-may lose the newest change that was not saved yet: every step of the agent is built so that repeating it is right.
-It is written in the event loop, not in a thread, so that between a decision and its record no other task runs.
+Fault contract: ``relationships.json`` is always one complete version (temporary file, fsync, rename, fsync of the folder).
+A kill may lose the newest change that was not saved yet; every step of the agent can be repeated safely.  The file is
+written in the event loop, not in a thread, so that no other task runs between a decision and its record.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
 
 FORMAT = 2
-"""Format 1 had the wall time of the last application-consistent point; it is read, and that schedule begins again."""
+"""Format 1 has the wall time of the last application-consistent point; it is read, and that schedule restarts."""
 _BYTES_MAX = 16 << 20
 """Largest size of the file in bytes: it has a record for each protected VM."""
 Phase = Literal["created", "initial", "resync", "delta", "resync-required", "suspended"]
 
 
 class DiskSync(WireModel):
-    """How far the sync stream (initial replication or resync) of a disk's generation is.
+    """Progress of the sync stream (initial replication or resync) of a disk's generation.
 
-    ``first_seq``: first sequence number that is not in the *first* snapshot of this generation: the log is sent from
-    there.  ``parts``: sync parts that are durable in the spool or applied.  ``next_offset``: bytes of the disk below it are
-    in those parts.  ``done``: the last of them carries the ``sync-end`` tag. ``opening``: that of the disk
-    (``DiskInfo.opening``) of which parts may have been sent (:mod:`siterig.replication.engine.openings`).
+    Attributes:
+        first_seq: first sequence number that is not in the *first* snapshot of this generation; the log is sent from there.
+        parts: number of sync parts that are durable in the spool, or applied.
+        next_offset: the bytes of the disk below this offset are in those parts.
+        done: True if the last of them has the ``sync-end`` tag.
+        opening: the opening of the disk (``DiskInfo.opening``) of which parts may have been sent
+            (:mod:`siterig.replication.engine.openings`).
     """
 
     disk_id: str
@@ -48,7 +51,7 @@ class DiskSync(WireModel):
 
     @classmethod
     def begun(cls, disk: SnapshotDisk) -> DiskSync:
-        """A stream that begins with this snapshot."""
+        """Return the state of a stream that begins with this snapshot."""
         return cls(
             disk_id=disk.disk_id,
             name=disk.name,
@@ -59,11 +62,14 @@ class DiskSync(WireModel):
 
 
 class Relationship(WireModel):
-    """A VM's replication relationship.
+    """The replication relationship of a VM.
 
-    ``phase``: ``created`` (nothing sent yet), ``initial``, ``resync``, ``delta`` (cycles), ``resync-required`` (no
-    cycles until a resync; ``resync_reason``; ``resync_reported``: the vault knows), ``suspended`` (failed over).
-    ``app_point``: the host's clocks at the last application-consistent point; None: none since the schedule began.
+    Attributes:
+        phase: ``created`` (nothing sent yet), ``initial``, ``resync``, ``delta`` (cycles), ``resync-required`` (no cycles
+            until a resync), ``suspended`` (failed over).
+        resync_reason: why a resync is required.
+        resync_reported: True if the vault knows that.
+        app_point: the host's clocks at the last application-consistent point; None: none since the schedule began.
     """
 
     vm: str
@@ -77,7 +83,7 @@ class Relationship(WireModel):
 
 
 class ReceivedDisk(WireModel):
-    """A disk that came back completely: its staging file at ``path`` is durable."""
+    """A disk that was received completely: its staging file at ``path`` is durable."""
 
     vm: str
     disk: str
@@ -105,7 +111,7 @@ def _from_format_1(data: bytes) -> dict[str, Any]:
 
 
 class RelationshipBook:
-    """The file and its content in memory; each change is durable when the method returns."""
+    """All relationships, in memory and in the file; each change is durable when the method returns."""
 
     def __init__(self, folder: Path) -> None:
         """Read ``folder``/relationships.json; ``AgentStateUnreadable`` if it is of another format or damaged."""
@@ -135,15 +141,15 @@ class RelationshipBook:
         write_atomically(self._path, book.model_dump_json(indent=1).encode())
 
     def all(self) -> list[Relationship]:
-        """Every relationship."""
+        """Return every relationship."""
         return list(self._relationships.values())
 
     def find(self, vm: str) -> Relationship | None:
-        """The relationship of a VM, if there is one."""
+        """Return the relationship of a VM, or None."""
         return self._relationships.get(vm)
 
     def get(self, vm: str) -> Relationship:
-        """The relationship of a VM; ``VmNotProtected``."""
+        """Return the relationship of a VM; raise ``VmNotProtected`` if there is none."""
         found = self._relationships.get(vm)
         if found is None:
             raise RigError(Code.VmNotProtected, f"VM {vm!r} has no replication relationship on this host")
@@ -165,12 +171,12 @@ class RelationshipBook:
         self.update(vm, disks=disks)
 
     def remove(self, vm: str) -> None:
-        """Forget a relationship; no-op if there is none."""
+        """Remove a relationship; do nothing if there is none."""
         if self._relationships.pop(vm, None) is not None:
             self._write()
 
     def rename(self, vm: str, name: str) -> None:
-        """Move a relationship to a VM's new name; no-op if there is none.  What came back of it is to be fetched again."""
+        """Move a relationship, if there is one, to a VM's new name; received disks must be downloaded again."""
         record = self._relationships.pop(vm, None)
         self._received = [item for item in self._received if item.vm != vm]
         if record is not None:
@@ -178,16 +184,16 @@ class RelationshipBook:
         self._write()
 
     def received(self, vm: str) -> list[ReceivedDisk]:
-        """Disks of a VM that came back and wait for the commit."""
+        """Return the received disks of a VM that wait for the commit."""
         return [item for item in self._received if item.vm == vm]
 
     def add_received(self, item: ReceivedDisk) -> None:
-        """Note a disk that came back; an older note of the same disk is replaced."""
+        """Record a received disk; an older record of the same disk is replaced."""
         self._received = [old for old in self._received if (old.vm, old.disk) != (item.vm, item.disk)] + [item]
         self._write()
 
     def clear_received(self, vm: str, disk: str | None = None) -> None:
-        """Forget what came back of a VM (or of one of its disks)."""
+        """Remove the records of the received disks of a VM, or of one of them."""
         kept = [item for item in self._received if item.vm != vm or (disk is not None and item.disk != disk)]
         if kept != self._received:
             self._received = kept

@@ -1,8 +1,8 @@
-"""One VM's replication: the task that works through its phases, and the orders that steer it.
+"""The replication of one VM: the task that goes through its phases, and the orders that change them.
 
-Consistency: ``_working`` is held by whoever copies, resyncs or runs a cycle, so these never overlap.  An order
-changes the durable phase first, then cancels what runs; work that has just finished changes the phase only if it is
-still the one that it worked for (:meth:`_finish`), with no checkpoint in between.
+Consistency: ``_working`` is held while a copy, a resync or a cycle runs, so these never overlap.  An order changes the
+durable phase first, then cancels the running work; work that has just finished changes the phase only if it is still the
+phase that it worked for (:meth:`Replica._finish`), with no checkpoint in between.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ T = TypeVar("T")
 
 _ASK_AGAIN_S = 1.0
 _PLACES = ("retry", "vault", "watermarks")
-"""Where a VM's replication waits for longer than a block of code."""
+"""Places of waits that last longer than one block of code."""
 
 _log = structlog.get_logger(__name__)
 
 
 class _CopyResult:
-    """What those wait for who ordered a copy."""
+    """The result of an ordered copy, for the callers that wait for it."""
 
     def __init__(self) -> None:
         self._resolved = trio.Event()
@@ -59,7 +59,7 @@ class Replica:
     """Replication of one VM that has a relationship in the book."""
 
     def __init__(self, context: AgentContext, vm: str, *, resumed: bool) -> None:
-        """``resumed``: after a restart the vault is asked first whether the VM is still to be replicated."""
+        """Make the replica; after a restart (``resumed``) it first asks the vault whether to replicate the VM."""
         self.vm = vm
         self._context = context
         self._ask_first = resumed
@@ -81,7 +81,7 @@ class Replica:
         return self._context.book.get(self.vm)
 
     async def run(self) -> None:
-        """Until stopped."""
+        """Work through the phases until stopped."""
         try:
             with self._life:
                 while True:
@@ -95,7 +95,7 @@ class Replica:
             self._ended.set()
 
     async def stop(self) -> None:
-        """End the task and any cycle; returns when nothing runs any more."""
+        """End the task and any cycle; return when nothing runs any more."""
         self._life.cancel()
         self._manual.cancel()
         await self._ended.wait()
@@ -108,36 +108,36 @@ class Replica:
         return self._record.phase in ("delta", "resync", "resync-required")
 
     async def copy(self, phase: Phase) -> None:
-        """Order an initial replication or a resync, or join it; returns when every part is in the cache account."""
+        """Order an initial replication or a resync, or join it; return when every part is in the cache account."""
         current = self._record.phase
         if phase == "initial" and current == "delta":
             return  # done long ago
         if current not in ("initial", "resync") or (phase == "resync" and current == "initial") or self._critical:
-            # A resync that was begun in the place of an initial replication stays one.
+            # A resync that replaced an initial replication stays a resync.
             await self._order("resync" if current == "resync" else phase)
         await self._copy_result.wait()
 
     async def suspend(self) -> None:
-        """No more work for this VM; returns when none is being done."""
+        """Stop all work for this VM; return when none is running."""
         if self._record.phase != "suspended":
             await self._order("suspended")
 
     async def set_schedule(self, *, interval_s: float, app_consistent_every_s: float | None) -> None:
-        """A changed policy, or a suspended VM that is to be replicated again (then a copy must be ordered)."""
+        """Change the schedule; a suspended VM is then to be replicated again, and a copy must be ordered."""
         record = self._record
         changed = (record.interval_s, record.app_consistent_every_s) != (interval_s, app_consistent_every_s)
         self._context.book.save(
             record.model_copy(update={"interval_s": interval_s, "app_consistent_every_s": app_consistent_every_s})
         )
         if record.phase == "suspended":
-            # The old stream says nothing about disks that went on elsewhere.
+            # The old stream does not describe disks that were used elsewhere meanwhile.
             self._context.book.update(self.vm, disks=[])
             await self._order("created")
         elif record.phase == "delta" and changed:
             self._activity.cancel()
 
     async def replicate_now(self, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
-        """One cycle out of turn, without retry; its success also ends a Critical state."""
+        """Run one cycle now, without retries; its success also ends a Critical state."""
         self._check_in_delta()
         with trio.CancelScope() as scope:
             async with self._working:
@@ -161,9 +161,9 @@ class Replica:
         )
 
     async def send_again(self, parts: Iterable[PartName]) -> None:
-        """Replace parts that the recovery side cannot use, and send what is missing; beside whatever runs.
+        """Replace parts that the recovery side cannot use, and send missing ones, concurrently with other work.
 
-        A VM that has failed over sends nothing new; what it had sent before is replaced all the same.
+        A VM that has failed over sends nothing new; parts that it had sent before are replaced all the same.
         """
         try:
             await self._outbox.replace(self._record.disks, list(parts))
@@ -172,7 +172,7 @@ class Replica:
         except OSError as exc:
             raise as_rig_error(exc) from exc
         except ResyncNeeded as exc:
-            self._require_resync(exc.reason)  # an initial replication or a resync meets it in its next pass
+            self._require_resync(exc.reason)  # an initial replication or a resync finds it in its next pass
 
     def _check_in_delta(self) -> None:
         phase = self._record.phase
@@ -180,7 +180,7 @@ class Replica:
             raise RigError(Code.InvalidState, f"VM {self.vm!r} is in phase {phase!r}; a cycle needs phase 'delta'")
 
     def progress(self) -> VmProgress:
-        """For progress bars."""
+        """Return the progress, for progress bars."""
         return self._tracker.snapshot()
 
     async def _order(self, phase: Phase) -> None:
@@ -219,7 +219,7 @@ class Replica:
             await trio.sleep_forever()
 
     async def _resume(self) -> None:
-        """After a restart: wait for the roles that start beside this one, and ask the vault."""
+        """Wait, after a restart, for the roles that start at the same time, and ask the vault for permission."""
         with self._context.waits.waiting("resume", vm=self.vm) as because:
             while True:
                 try:
@@ -228,7 +228,7 @@ class Replica:
                         await self._context.host.position()
                     break
                 except RigError as exc:
-                    # Any error: without leave from the vault nothing is replicated.
+                    # Any error: without the permission of the vault nothing is replicated.
                     because(exc)
                     _log.warning("resume_delayed", vm=self.vm, code=exc.code, message=exc.message)
                 await self._context.clock.sleep(_ASK_AGAIN_S)
@@ -241,7 +241,7 @@ class Replica:
         try:
             await self._until_success(lambda: replicate_initially(self._context, self.vm, self._outbox, self._tracker))
         except ResyncNeeded as exc:
-            # Whoever ordered the initial replication waits for the disks to be over there: by comparison, then.
+            # The caller of the initial replication waits until the disks are replicated: then by a comparison.
             _log.warning("initial_replication_became_resync", vm=self.vm, reason=exc.reason)
             if self._record.phase == "initial":
                 self._context.book.update(self.vm, phase="resync")
@@ -254,7 +254,7 @@ class Replica:
             try:
                 await resynchronize(self._context, self.vm, self._outbox, self._tracker)
             except ResyncNeeded as exc:
-                # Not at once again: what broke the log may still be going on.
+                # Not at once: the cause of the broken log may still be present.
                 message = f"VM {self.vm!r}: its log broke during the resynchronization ({exc.reason})"
                 raise RigError(Code.of(exc.reason), message, recoverable=True) from exc
 
@@ -280,7 +280,7 @@ class Replica:
             next_at = begun + record.interval_s
 
     def _first_app_point(self) -> float:
-        """Time of the first application-consistent point on trio's clock; a restart continues the interrupted period."""
+        """Return the time of the first application-consistent point; a restart continues the interrupted period."""
         record = self._record
         every = record.app_consistent_every_s
         if every is None:
@@ -312,7 +312,7 @@ class Replica:
                 record = self._context.book.update(self.vm, resync_reported=True)
 
     async def _until_success(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Repeat by the retry table.  What cannot pass by itself: Critical, until somebody orders something."""
+        """Repeat by the retry table.  An error that is not recoverable makes the VM Critical until the next order."""
         while True:
             try:
                 async with self._working:

@@ -1,11 +1,11 @@
-"""Resynchronization: chunk checksums of both sides are compared, only what differs is sent.
+"""Resynchronization: chunk checksums of both sides are compared, and only the chunks that differ are sent.
 
-A new generation begins, so the parts of the old one lose their meaning.  Some may still be on their way while both
-sides are compared, and applied after their chunk was found equal: that would make it differ again.  So each disk's
-stream opens with a small part, and nothing is compared before the recovery side has applied it: from then on it
-takes nothing from older generations, and its disk changes only by what this resync sends.
+A new generation begins, so the parts of the old one become void.  Some of them may still be in transit while both sides are
+compared, and be applied after their chunk was found equal: then it would differ again.  So each disk's stream opens with a
+small part, and nothing is compared before the recovery side has applied it: from then on it accepts no parts of older
+generations, and its disk changes only by the parts of this resync.
 
-A resync that was cut begins anew, with another generation: what it had sent by then is found equal.
+An interrupted resync starts over, with another generation; the chunks that it had sent are found equal then.
 """
 
 from __future__ import annotations
@@ -34,9 +34,12 @@ _log = structlog.get_logger(__name__)
 
 
 async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker: ProgressTracker) -> None:
-    """Returns when every part is in the cache account and the snapshot is gone; repeat it after any failure.
+    """Resynchronize all disks; return when every part is in the cache account and the snapshot is removed.
 
-    ``ResyncNeeded`` if the log broke meanwhile.
+    After any failure the call can be repeated.
+
+    Raises:
+        ResyncNeeded: the log broke meanwhile.
     """
     await context.host.end_snapshot(vm=vm)
     await _begin_generation(context, vm)
@@ -53,7 +56,7 @@ async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker:
         ]
         for copy in copies:
             await copy.open_generation()
-        tracker.detail = "waiting for the recovery side to take up the new generation"
+        tracker.detail = "waiting for the recovery side to apply the new generation"
         await _wait_for_generation(uploader, outbox, copies)
         tracker.detail = "comparing checksums"
         for copy in copies:
@@ -65,7 +68,7 @@ async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker:
 
 
 async def _begin_generation(context: AgentContext, vm: str) -> None:
-    """Later than what the recovery side has or is on its way: the site's disks may have been restored from an older copy."""
+    """Begin a generation later than all applied or sent parts: the disks may have been restored from an older copy."""
     marks = await context.vault.watermarks(vm=vm)
     taken = {mark.disk_id: mark.generation for mark in marks}
     for mark in marks:
@@ -92,7 +95,7 @@ async def _wait_for_generation(uploader: Uploader, outbox: Outbox, copies: list[
         marks = [(outbox.watermark(copy.disk.disk_id), copy.disk.generation) for copy in copies]
         return all(mark is not None and mark.generation == generation and mark.sync_parts for mark, generation in marks)
 
-    await uploader.wait_until(all_at_generation, "the new generation is not taken up yet")
+    await uploader.wait_until(all_at_generation, "the new generation is not applied yet")
 
 
 async def _send_differences(context: AgentContext, copy: DiskCopy, tracker: ProgressTracker) -> None:
@@ -113,7 +116,7 @@ async def _send_differences(context: AgentContext, copy: DiskCopy, tracker: Prog
 async def _differing(
     context: AgentContext, copy: DiskCopy, key: bytes, chunk_bytes: int, *, first: int, count: int
 ) -> list[int]:
-    """Numbers of the chunks that are not equal on both sides."""
+    """Return the numbers of the chunks that are not equal on both sides."""
     ours = await trio.to_thread.run_sync(copy.file.tags, key, chunk_bytes, first, count)
     theirs = await context.vault.checksums(
         disk_id=copy.disk.disk_id, key_hex=key.hex(), chunk_bytes=chunk_bytes, first=first, count=count

@@ -1,4 +1,4 @@
-"""When a failed replication cycle is tried again, and what counts as one failure.  See docs/reference/retries.md."""
+"""Times of the retries of a failed cycle, and the choice of one failure among several (docs/reference/retries.md)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import files_of, reason
 
 OFFICIAL_DELAYS_S = (60.0, 120.0, 240.0, 480.0, 600.0, 1800.0)
-"""Back-off of 1, 2, 4, 8 and 10 minutes, then every 30 minutes (the last one repeats)."""
+"""Delays of 1, 2, 4, 8 and 10 minutes, then every 30 minutes (the last one repeats)."""
 
 _RECOVERABLE_ERRNO = {
     errno.ENOSPC: Code.DiskFull,
     errno.EDQUOT: Code.DiskFull,
     errno.ENOMEM: Code.LowMemory,
-    # A snapshot whose store is full reads like this; and a disk's bad moment is not on the list of what needs a hand.
+    # Reads of a snapshot whose store is full fail like this; and a temporary error of a disk needs no user.
     errno.EIO: Code.HostIoError,
     # The disk host was killed or is starting: its mount is dead or not there yet.
     errno.ENOTCONN: Code.DiskHostUnreachable,
@@ -32,7 +32,7 @@ _RECOVERABLE_ERRNO = {
 
 @dataclass(frozen=True)
 class RetryTable:
-    """Delays in seconds after the first, second, ... failure in a row; the last one repeats."""
+    """Delays in seconds after the first, second, ... consecutive failure; the last one repeats."""
 
     delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S
 
@@ -41,12 +41,12 @@ class RetryTable:
             raise RigError(Code.InvalidRetryTable, f"retry delays {self.delays_s} s: at least one, each above 0")
 
     def delay_s(self, attempt: int) -> float:
-        """How long to wait after failure number ``attempt`` (from 1)."""
+        """Return the delay after failure number ``attempt`` (from 1)."""
         return self.delays_s[min(attempt, len(self.delays_s)) - 1]
 
 
 class ResyncNeeded(Exception):  # noqa: N818 (a finding, not a fault)
-    """The disks' logs cannot be vouched for; ``reason`` as in ``DiskInfo.needs_resync``."""
+    """The logs of the disks are not contiguous, for the ``reason`` as in ``DiskInfo.needs_resync``."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -54,7 +54,7 @@ class ResyncNeeded(Exception):  # noqa: N818 (a finding, not a fault)
 
 
 def as_rig_error(exc: RigError | OSError) -> RigError:
-    """An operating system's error in the words and classes of the retry table."""
+    """Return an error of the operating system as the error that the retry table knows."""
     if isinstance(exc, RigError):
         return exc
     code = _RECOVERABLE_ERRNO.get(exc.errno or 0)
@@ -64,10 +64,10 @@ def as_rig_error(exc: RigError | OSError) -> RigError:
 
 @contextmanager
 def unwrap_group() -> Iterator[None]:
-    """Turn a nursery's group into the one failure that decides: a resync first, then what is not recoverable.
+    """Replace the exception group of a nursery by its most important failure: a resync, then an unrecoverable error.
 
-    A bug in the group stays a group.  A failure that arrives together with a cancellation is raised alone; the
-    cancelled scope strikes again at the next checkpoint.
+    A group that contains a bug stays a group.  A failure together with a cancellation is raised alone; the cancelled scope
+    raises again at the next checkpoint.
     """
     try:
         yield

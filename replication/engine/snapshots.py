@@ -1,4 +1,4 @@
-"""Reading a disk's snapshot: through its file in the mount, in chunks."""
+"""Reads a disk's snapshot through its file in the mount, in chunks."""
 
 from __future__ import annotations
 
@@ -16,33 +16,37 @@ class SnapshotFile(Protocol):
     """A snapshot that is open for reading.  Its calls block: use them in a thread."""
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Exactly ``length`` bytes."""
+        """Return exactly ``length`` bytes from ``offset``."""
         ...
 
     def tags(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
-        """Keyed tags of ``count`` chunks from chunk ``first``, as :func:`siterig.cext.checksums.chunk_tag` makes them."""
+        """Return the keyed tags (:func:`siterig.cext.checksums.chunk_tag`) of ``count`` chunks from chunk ``first``."""
         ...
 
     def close(self) -> None:
-        """Close it."""
+        """Close the snapshot."""
         ...
 
 
-class MountedSnapshot:
-    """The snapshot's read-only file in the mount."""
+class MountedSnapshot(SnapshotFile):
+    """The read-only file of a snapshot in the mount."""
 
     def __init__(self, path: Path) -> None:
         self._file = RawLayer(path)
-        self.pread = self._file.pread
-        self.close = self._file.close
+
+    def pread(self, offset: int, length: int) -> bytes:
+        return self._file.pread(offset, length)
+
+    def close(self) -> None:
+        self._file.close()
 
     def tags(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
-        """Keyed tags; holes are skipped."""
+        """Return keyed tags as the base class does; holes are not read."""
         return chunk_tags_fd(self._file.fileno(), key, chunk_bytes, first, count)
 
 
 def pieces(data_ranges: list[tuple[int, int]], start: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what is to be read from ``start`` on; no piece crosses a chunk's border."""
+    """Yield (offset, length) of the data from ``start`` on; no piece crosses the border of a chunk."""
     for offset, length in data_ranges:
         at, end = max(offset, start), offset + length
         while at < end:

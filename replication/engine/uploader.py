@@ -1,4 +1,4 @@
-"""Sends a VM's parts in the background while a sync stream is being written, and holds the writer back."""
+"""Sends the parts of a VM in the background while a sync stream is being written, and slows the writer down."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import unwrap_group
 
 POLL_S = 0.25
-"""How often the watermarks are asked for while something waits to be applied."""
+"""Seconds between two requests for the watermarks while parts wait to be applied."""
 SPOOLED_PARTS_MAX = 16
-"""Sync parts of a VM that may be spooled and not applied (8 MiB each): the spool's size is bounded by it."""
+"""Largest number of sync parts of a VM (8 MiB each) that are spooled and not applied; it limits the spool."""
 
 
 class Uploader:
-    """Pass after pass of the outbox.  Waiting for a slow recovery side is a wait for the next pass, never an error."""
+    """Runs pass after pass of the outbox.  A slow recovery side is waited for; it is never an error."""
 
     def __init__(self, outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], waits: Waits, vm: str) -> None:
         self._outbox = outbox
@@ -32,7 +32,7 @@ class Uploader:
         self._finished = 0
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Send until cancelled."""
         while True:
             self._begun += 1
             self._woken = trio.Event()
@@ -44,7 +44,7 @@ class Uploader:
                 await self._woken.wait()
 
     def wake(self) -> None:
-        """There is something new to send."""
+        """Begin the next pass now, because there is something to send."""
         self._woken.set()
 
     async def wait_for_room(self) -> None:
@@ -53,7 +53,7 @@ class Uploader:
         await self.wait_until(lambda: self._outbox.spooled_parts(self._disks()) < SPOOLED_PARTS_MAX, why)
 
     async def wait_until(self, condition: Callable[[], bool], why: str | None = None) -> None:
-        """Wait, pass by pass; ``why``: for what the recovery side is waited for."""
+        """Wait, pass by pass, until the condition is true; ``why`` is recorded as the reason of the wait."""
         try:
             while not condition():
                 if why is not None:
@@ -64,7 +64,7 @@ class Uploader:
                 self._waits.clear("recovery side", vm=self._vm)
 
     async def wait_all_sent(self) -> None:
-        """Wait for a whole pass that begins now: then all that is there now is in the cache account."""
+        """Wait for a complete pass that begins now: then all present parts are in the cache account."""
         number = self._begun + 1
         self.wake()
         await self.wait_until(lambda: self._finished >= number)
@@ -74,7 +74,7 @@ class Uploader:
 async def uploading(
     outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], waits: Waits, vm: str
 ) -> AsyncIterator[Uploader]:
-    """An uploader for the time of the block; at its regular end everything is in the cache account."""
+    """Run an uploader for the time of the block; when the block ends normally, all parts are in the cache account."""
     with unwrap_group():
         async with trio.open_nursery() as nursery:
             uploader = Uploader(outbox, disks, waits, vm)

@@ -1,4 +1,7 @@
-"""What the vault is told about a VM: in order, and later if it cannot be reached now."""
+"""Reports about a VM to the vault, repeated until the vault has them.
+
+The vault may be down; replication continues meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ _log = structlog.get_logger(__name__)
 
 
 class VaultReporter:
-    """A VM's reports that the vault has not heard yet.
+    """The reports about a VM that the vault does not have yet.
 
-    They are kept in memory only: after a restart the vault learns of points from the applier, and of errors from the
-    next cycle.  A newer report of the same kind takes the place of one that was not told yet.
+    They are kept in memory only: after a restart the vault learns of points from the applier, and of errors from the next
+    cycle.  A newer report of the same kind replaces an older one that is not sent yet.
     """
 
     def __init__(self, context: AgentContext, vm: str) -> None:
@@ -30,10 +33,10 @@ class VaultReporter:
         self._clock = context.clock
         self._vm = vm
         self._unsent: dict[str, Callable[[], Awaitable[None]]] = {}
-        self._telling = trio.Lock()
+        self._sending = trio.Lock()
 
     async def error(self, error: RigError, *, attempt: int, next_try_s: float | None) -> None:
-        """A cycle failed."""
+        """Report that a cycle failed."""
         _log.warning(
             "replication_failed",
             vm=self._vm,
@@ -51,17 +54,20 @@ class VaultReporter:
             attempt=attempt,
             next_try_s=next_try_s,
         )
-        await self._tell("error", call)
+        await self._send("error", call)
 
     async def recovered(self) -> None:
-        """The first success after errors."""
+        """Report the first success after errors."""
         _log.info("replication_recovered", vm=self._vm)
-        await self._tell("recovered", partial(self._vault.replication_recovered, vm=self._vm))
+        await self._send("recovered", partial(self._vault.replication_recovered, vm=self._vm))
 
     async def point_sent(self, cut: CutInfo, cut_at: float, waiting_bytes: dict[str, int]) -> None:
-        """A point's data and tags are in the cache account; ``cut_at`` on trio's clock.
+        """Report that the data and tags of a point are in the cache account.
 
-        ``waiting_bytes``: by disk id, the bytes in the account that are not applied.
+        Args:
+            cut: the cut of the point.
+            cut_at: time of the cut, on the time line of ``Clock.trio_time_s``.
+            waiting_bytes: the bytes in the account that are not applied, by disk id.
         """
 
         async def call() -> None:
@@ -77,23 +83,23 @@ class VaultReporter:
                 waiting_bytes=waiting_bytes,
             )
 
-        await self._tell(cut.tag_id, call)
+        await self._send(cut.tag_id, call)
 
     async def wait(self, seconds: float) -> None:
-        """Sleep, and tell what is still to be told meanwhile."""
+        """Sleep, and send the remaining reports meanwhile."""
         deadline = self._clock.trio_time_s() + seconds
         while self._unsent and (left := deadline - self._clock.trio_time_s()) > 0:
             await self._flush()
             await self._clock.sleep(min(FLUSH_EVERY_S, left))
         await self._clock.sleep_until(deadline)
 
-    async def _tell(self, key: str, call: Callable[[], Awaitable[None]]) -> None:
+    async def _send(self, key: str, call: Callable[[], Awaitable[None]]) -> None:
         self._unsent.pop(key, None)
         self._unsent[key] = call
         await self._flush()
 
     async def _flush(self) -> None:
-        async with self._telling:
+        async with self._sending:
             while self._unsent:
                 key, call = next(iter(self._unsent.items()))
                 try:

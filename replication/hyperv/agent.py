@@ -1,4 +1,4 @@
-"""The Hyper-V host's Azure Site Recovery Provider and Recovery Services agent, as one service.
+"""The Azure Site Recovery Provider and the Recovery Services agent of a Hyper-V host, as one service.
 
 It implements ``siterig.azure_emu.contracts.provider.Provider`` structurally: this side does not import the other one.
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 import trio
 
 from siterig.blockfs.contracts.control import (
     CLOSE_IT,
-    BackingImage,
     CutInfo,
     DiskHostControl,
     DiskInfo,
@@ -23,13 +21,12 @@ from siterig.blockfs.contracts.control import (
     SourceUse,
     TagKind,
 )
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
-from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.contracts.ports import VaultLink
@@ -45,32 +42,13 @@ from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
 
 UPLOADS_IN_FLIGHT = 2
 _CLEAN_UP_S = 30.0
-_TAKE_BACK_AGAIN_S = 0.5
+_REMOVE_AGAIN_S = 0.5
 
 _log = structlog.get_logger(__name__)
 
 
-class NewDisk(Protocol):
-    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``; or with what is in ``image``."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def filesystem(self) -> str | None: ...
-    @property
-    def image(self) -> str | None: ...
-    @property
-    def image_format(self) -> ImageFormat | None: ...
-    @property
-    def sector_bytes(self) -> SectorBytes: ...
-    @property
-    def backing(self) -> BackingImage | None: ...
-
-
 class HyperVAgent:
-    """The agent of one host.  Its orders may be given from any task while :meth:`run` runs."""
+    """The agent of one host.  Any task may call its methods while :meth:`run` runs."""
 
     def __init__(
         self,
@@ -85,10 +63,22 @@ class HyperVAgent:
         open_snapshot: Callable[[Path], SnapshotFile] = MountedSnapshot,
         waits: Waits | None = None,
     ) -> None:
-        """``folder``: the agent's state (``AgentStateUnreadable``) and spool.
+        """Read the agent's state.
 
-        ``retry_delays_s``: the official table, or a shorter one for a drill whose interval is below 30 s
-        (docs/reference/retries.md).
+        Args:
+            host: the disk host of the site.
+            cache: the cache account.
+            vault: the vault.
+            folder: folder of the agent's state and spool.
+            clock: the time of the agent.
+            retry_delays_s: the official table, or a shorter one for a drill with an interval below 30 s
+                (docs/reference/retries.md).
+            guests: operations on the guests of this host.
+            open_snapshot: opens the snapshot of a disk.
+            waits: the list in which the agent records what it waits for.
+
+        Raises:
+            RigError: ``AgentStateUnreadable``.
         """
         safe_files.make_folder(folder, parents=True)
         spool = folder / "spool"
@@ -112,7 +102,7 @@ class HyperVAgent:
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Resume every relationship and work until cancelled."""
+        """Resume every relationship, and work until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for record in self._context.book.all():
@@ -120,8 +110,8 @@ class HyperVAgent:
             task_status.started()
             await trio.sleep_forever()
 
-    async def create_vm(self, *, vm: str, disks: Sequence[NewDisk]) -> list[DiskInfo]:
-        """New VM with (optionally formatted) disks.  ``VmExists``, ``NotEnoughSpace``; on failure nothing is left."""
+    async def create_vm(self, *, vm: str, disks: Sequence[DiskSpec]) -> list[DiskInfo]:
+        """Create a VM with its disks; on failure nothing is left (``VmExists``, ``NotEnoughSpace``)."""
         if vm in self._making:
             raise RigError(Code.VmExists, f"VM {vm!r} is being created on this host")
         tracker = self._making[vm] = ProgressTracker(vm)
@@ -133,7 +123,7 @@ class HyperVAgent:
         finally:
             del self._making[vm]
 
-    async def _make(self, vm: str, disks: Sequence[NewDisk], tracker: ProgressTracker) -> list[DiskInfo]:
+    async def _make(self, vm: str, disks: Sequence[DiskSpec], tracker: ProgressTracker) -> list[DiskInfo]:
         try:
             infos = [
                 await self._context.host.create_disk(
@@ -147,7 +137,7 @@ class HyperVAgent:
                 if disk.image is not None:
                     more = partial(tracker.more, disk.name)
                     await self._context.guests.fill(Path(info.path), Path(disk.image), more, format_=disk.image_format)
-                    tracker.done(disk.name, disk.size_bytes)  # it may be larger than the image
+                    tracker.done(disk.name, disk.size_bytes)  # the disk may be larger than the image
                 if disk.filesystem is not None:
                     await self._context.guests.format(
                         Path(info.path), disk.filesystem, disk.name, sector_bytes=disk.sector_bytes
@@ -155,11 +145,11 @@ class HyperVAgent:
             return await self._context.host.list_disks(vm=vm)
         except BaseException:
             with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_UP_S):
-                await self._take_back(vm)
+                await self._remove_created(vm)
             raise
 
-    async def _take_back(self, vm: str) -> None:
-        """Remove what was made of a VM, as soon as the disk host is there to do it."""
+    async def _remove_created(self, vm: str) -> None:
+        """Remove the created disks of a VM, as soon as the disk host answers."""
         while True:
             try:
                 await self._context.host.remove_vm(vm=vm)
@@ -168,14 +158,14 @@ class HyperVAgent:
                     return
             else:
                 return
-            await self._context.clock.sleep(_TAKE_BACK_AGAIN_S)
+            await self._context.clock.sleep(_REMOVE_AGAIN_S)
 
     async def list_vms(self) -> list[DiskInfo]:
-        """Every disk of every VM on this host."""
+        """Return every disk of every VM on this host."""
         return await self._context.host.list_disks()
 
     async def check_delete(self, *, vm: str) -> None:
-        """The VM can be deleted; one whose disks cannot be opened can, too."""
+        """Check that the VM can be deleted; a VM whose disks cannot be opened can be deleted, too."""
         self._require_made(vm)
         try:
             disks = await self._context.host.list_disks(vm=vm)
@@ -197,7 +187,7 @@ class HyperVAgent:
                 )
 
     async def delete_vm(self, *, vm: str) -> None:
-        """Forget the VM, and delete its disks and logs."""
+        """Remove the VM's relationship, and delete its disks and logs."""
         self._require_made(vm)
         replica = self._replicas.pop(vm, None)
         if replica is not None:
@@ -215,7 +205,7 @@ class HyperVAgent:
                 self._start(vm, resumed=True)
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
-        """Rename the VM with its relationship; no-op if that was done."""
+        """Rename the VM and its relationship; do nothing if that was done already."""
         self._require_made(vm)
         replica = self._replicas.pop(vm, None)
         if replica is not None:
@@ -233,7 +223,11 @@ class HyperVAgent:
             raise RigError(Code.VmBusy, f"VM {vm!r} is being created on this host", recoverable=True)
 
     async def check_vm(self, *, vm: str) -> list[DiskInfo]:
-        """Prerequisites: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse``, ``DiskUnhealthy``, ``NotEnoughSpace``."""
+        """Check the prerequisites of protection, and return the disks of the VM.
+
+        Raises:
+            RigError: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse``, ``DiskUnhealthy``, ``NotEnoughSpace``.
+        """
         disks = await self._context.host.list_disks(vm=vm)
         await self._context.host.check_tracking(vm=vm)
         await trio.to_thread.run_sync(check_space, vm, disks)
@@ -242,9 +236,9 @@ class HyperVAgent:
     async def create_relationship(
         self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
     ) -> list[DiskInfo]:
-        """Start tracking and remember the relationship durably.  Again: the new schedule counts.
+        """Start tracking and record the relationship durably; a repeated call changes the schedule.
 
-        A log that was given up is begun anew by the resync only: cycles that still run would take another one for a loss.
+        Only a resync begins a new log after an abandoned one: cycles that still run would see a new log as a loss.
         """
         replica = self._replicas.get(vm)
         if replica is not None and replica.has_copied:
@@ -259,23 +253,30 @@ class HyperVAgent:
         return disks
 
     async def initial_replication(self, *, vm: str) -> None:
-        """Returns when every part is in the cache account; again: joins or resumes.  Cycles start afterwards."""
+        """Replicate the disks; return when every part is in the cache account.  A repeated call joins or resumes it."""
         await self._replica(vm).copy("initial")
 
     async def resync(self, *, vm: str) -> None:
-        """New generation; returns when the differing chunks are in the cache account.  Cycles start afterwards."""
+        """Resynchronize the disks; return when the differing chunks are in the cache account.  Then cycles start."""
         await self._replica(vm).copy("resync")
 
     async def send_again(self, *, vm: str, parts: list[str]) -> None:
-        """Replace these parts (names of blobs) in the cache account, and send what is missing there.
+        """Replace parts in the cache account, and send missing ones.
 
-        A part that this host has not got (any more) marks the VM for a resync.  Names of nothing that the VM has sent are
-        passed over.  Raises the cache account's errors.
+        A part that this host does not have (any more) marks the VM for a resync.  Parts that the VM has not sent are
+        ignored.
+
+        Args:
+            vm: the VM.
+            parts: names of blobs.
+
+        Raises:
+            RigError: an error of the cache account.
         """
         await self._replica(vm).send_again(PartName.parse(name) for name in parts)
 
     async def progress(self, *, vm: str) -> VmProgress:
-        """For progress bars; phase None when idle."""
+        """Return the progress of the VM, for progress bars; its phase is None when the VM is idle."""
         coming_back = [tracker.snapshot() for (of_vm, _), tracker in self._failbacks.items() if of_vm == vm]
         if coming_back:
             disks = [disk for item in coming_back for disk in item.disks]
@@ -287,7 +288,7 @@ class HyperVAgent:
         return VmProgress(vm=vm, phase=None, disks=[])
 
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
-        """One delta cycle out of turn; ``InvalidState`` unless the VM is in delta replication."""
+        """Run one delta cycle now; raise ``InvalidState`` unless the VM is in delta replication."""
         return await self._replica(vm).replicate_now(kind, name, request_id)
 
     async def shutdown_vm(self, *, vm: str) -> None:
@@ -296,25 +297,29 @@ class HyperVAgent:
         await self._context.guests.shutdown([Path(disk.path) for disk in disks])
 
     async def check_shutdown(self, *, vm: str) -> None:
-        """``VmBusy`` if it is known that :meth:`shutdown_vm` would be refused; changes nothing."""
+        """Raise ``VmBusy`` if it is known that :meth:`shutdown_vm` would be refused; change nothing."""
         disks = await self._context.host.list_disks(vm=vm)
         await self._context.guests.check_shutdown([Path(disk.path) for disk in disks])
 
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
-        """How the VM's disks were used after a position."""
+        """Return how the VM's disks were used after a position."""
         return await self._context.host.source_use(vm=vm, after=after)
 
     async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
-        """``VmNotFound``, ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``."""
+        """Check that the disks of the VM can be replaced by a failback.
+
+        Raises:
+            RigError: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``.
+        """
         await self._context.host.check_replace(vm=vm, disks=disks)
 
     async def suspend(self, *, vm: str) -> None:
-        """No more cycles for this VM; none runs on return.  Tracking stays as it is."""
+        """Stop the cycles of this VM; none runs on return.  Tracking continues."""
         if vm in self._replicas:
             await self._replicas[vm].suspend()
 
     async def remove_relationship(self, *, vm: str) -> None:
-        """Forget the VM: stop tracking, delete its logs and its spool."""
+        """Remove the relationship of the VM: stop tracking, delete its logs and its spool."""
         replica = self._replicas.pop(vm, None)
         if replica is not None:
             await replica.stop()
@@ -329,7 +334,7 @@ class HyperVAgent:
         self._forget(vm)
 
     def _forget(self, vm: str) -> None:
-        """The relationship, what came back of the VM, and its spool."""
+        """Remove the relationship, the records of received disks, and the spool of a VM."""
         record = self._context.book.find(vm)
         self._context.book.remove(vm)
         self._context.book.clear_received(vm)
@@ -338,7 +343,7 @@ class HyperVAgent:
                 path.unlink(missing_ok=True)
 
     async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
-        """Failback: download ``parts`` sync parts of ``source_id`` into a staging disk; durable on return."""
+        """Download ``parts`` sync parts of ``source_id`` into a staging disk for a failback; it is durable on return."""
         tracker = self._failbacks[vm, disk] = ProgressTracker(vm)
         try:
             await failback.receive_disk(
@@ -348,7 +353,7 @@ class HyperVAgent:
             self._failbacks.pop((vm, disk), None)
 
     async def commit_failback(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
-        """Put the staged disks in place of the old ones; of the disks ``keep`` the old one stays as an image file."""
+        """Replace the disks by the staged ones; the old disk of each name in ``keep`` stays as an image file."""
         return await failback.commit_failback(self._context, vm=vm, keep=keep)
 
     def _start(self, vm: str, *, resumed: bool) -> None:

@@ -1,5 +1,5 @@
 """The steps of the drill.
 
-Imports azure_emu.contracts, azure_emu.vault.model, blockfs.core, blockfs.files, scenarios.checks, scenarios.contracts,
+Imports azure_emu.vault.model, blockfs.contracts, blockfs.core, blockfs.files, scenarios.checks, scenarios.contracts,
 scenarios.workloads.
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.api import Job, RecoveryPoint
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.scenarios.checks.vm_checks import check_vm

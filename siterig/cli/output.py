@@ -250,7 +250,7 @@ class Drawing:
         self._live.update(Text.from_ansi("\n".join(texts)), refresh=True)
 
 
-class Advance(Protocol):
+class BarAdvance(Protocol):
     """``done_bytes`` were done since the last call; ``total_bytes`` if that is known only now."""
 
     def __call__(self, done_bytes: int, total_bytes: int | None = None) -> None: ...
@@ -261,7 +261,7 @@ def _not_drawn(done_bytes: int, total_bytes: int | None = None) -> None:
 
 
 @contextmanager
-def bar(what: str, total_bytes: int | None) -> Iterator[Advance]:
+def bar(what: str, total_bytes: int | None) -> Iterator[BarAdvance]:
     """A progress bar on a terminal's stderr, nothing elsewhere."""
     if not may_draw(sys.stderr):
         yield _not_drawn

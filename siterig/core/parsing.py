@@ -14,7 +14,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import SECTOR_BYTES
 
 if TYPE_CHECKING:
-    from siterig.azure_emu.contracts.provider import DiskSpec
+    from siterig.blockfs.contracts.disk_spec import DiskSpec
 
 OFFICIAL_INTERVALS_S = (30.0, 300.0, 900.0)
 FILESYSTEMS = ("ext4", "xfs")
@@ -57,7 +57,7 @@ def parse_disk(text: str) -> DiskSpec:
         raise RigError(
             Code.UnknownFilesystem, f"disk {text!r}: file system {filesystem!r} is not one of {', '.join(FILESYSTEMS)}"
         )
-    from siterig.azure_emu.contracts.provider import DiskSpec  # noqa: PLC0415 (format_size is used without it)
+    from siterig.blockfs.contracts.disk_spec import DiskSpec  # noqa: PLC0415 (format_size is used without it)
 
     return DiskSpec(name=parts[0], size_bytes=parse_size(parts[1]), filesystem=filesystem)
 

@@ -26,6 +26,7 @@ from typing import Literal
 import trio
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import block_device, safe_files, user_files
 from siterig.blockfs.files.host_errors import os_errors_as
@@ -33,7 +34,6 @@ from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.files.safe_files import FILE_MODE, Folder
 from siterig.blockfs.files.sparse_copy import SparseCopy, unreadable
 from siterig.blockfs.images import qemu_img
-from siterig.blockfs.images.qemu_img import Advance
 from siterig.blockfs.images.vhdx_writer import VhdxWriter
 
 OWN_FORMATS = ("raw", "vhd")

@@ -11,9 +11,9 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.blockfs.contracts.control import TagKind
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_BOTH_S, ASKING_S, deadline
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.progress import VmProgress

@@ -24,8 +24,8 @@ from siterig.core.parsing import (
 )
 
 if TYPE_CHECKING:
-    from siterig.azure_emu.contracts.provider import DiskSpec
     from siterig.blockfs.contracts.control import TagKind
+    from siterig.blockfs.contracts.disk_spec import DiskSpec
 
 DEFAULT_INTERVAL_S = 300.0
 
@@ -129,8 +129,8 @@ async def _disks(disks: list[str], formats: list[str], *, backing: bool) -> list
 
 
 async def _thin(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
-    from siterig.azure_emu.contracts.provider import DiskSpec
     from siterig.blockfs.contracts.control import BackingImage
+    from siterig.blockfs.contracts.disk_spec import DiskSpec
     from siterig.blockfs.images.image import open_image
 
     name, path, size_bytes = parse_import(text)
@@ -149,7 +149,7 @@ async def _thin(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
 
 
 async def _imported(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
-    from siterig.azure_emu.contracts.provider import DiskSpec
+    from siterig.blockfs.contracts.disk_spec import DiskSpec
     from siterig.blockfs.images import image_import
 
     name, path, size_bytes = parse_import(text)

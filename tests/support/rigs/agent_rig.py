@@ -19,12 +19,11 @@ import trio
 
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader
 from siterig.blockfs.changelog.tags import decode_tag
-from siterig.blockfs.contracts.control import BackingImage, CutInfo, TagKind
+from siterig.blockfs.contracts.control import CutInfo, TagKind
 from siterig.blockfs.core.clock import SystemClock
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.sizes import SectorBytes
+from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.core.waits import Waits
-from siterig.blockfs.files.sparse_copy import Advance
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.transfer.part_codec import unpack
@@ -355,17 +354,6 @@ class HostSnapshot:
 
     def close(self) -> None:
         pass
-
-
-@dataclass(frozen=True)
-class Disk:
-    name: str
-    size_bytes: int
-    filesystem: str | None = None
-    image: str | None = None
-    image_format: ImageFormat | None = None
-    sector_bytes: SectorBytes = 512
-    backing: BackingImage | None = None
 
 
 class RigClock(SystemClock):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.api import MountedPoint, RecoveryPoint
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.rpc import directory
 from siterig.testing.testbed import Testbed
 

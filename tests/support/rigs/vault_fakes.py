@@ -12,7 +12,6 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState
 from siterig.azure_emu.vault.db.schema import JobRow
 from siterig.azure_emu.vault.model.api import Job
@@ -29,6 +28,7 @@ from siterig.blockfs.contracts.control import (
     SourceUse,
     TagKind,
 )
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sizes import SectorBytes

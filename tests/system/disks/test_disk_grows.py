@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.api import Job
 from siterig.blockfs.contracts.counters import DiskCounters
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.images.vhd import FOOTER_BYTES
 from siterig.testing.testbed import Testbed
 from tests.support.disks.disk_server_process import VM, DiskServer, StartServer

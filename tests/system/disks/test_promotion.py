@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.disks.pins import pins
 from siterig.blockfs.contracts.control import DiskInfo
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.jobs import ended
 

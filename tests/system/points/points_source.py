@@ -11,10 +11,10 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.points.retention import HOUR_NS
 from siterig.blockfs.contracts.control import CutInfo, DiskInfo, TagKind
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.cext.checksums import KEY_BYTES, chunk_tag

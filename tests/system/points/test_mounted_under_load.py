@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.api import MountedPoint, RecoveryPoint
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
 from tests.support.disks.holes import punch
 from tests.support.disks.log_oracle import data_ranges

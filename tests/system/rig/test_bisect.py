@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.provider import DiskSpec
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.guests import hostmounts
 from siterig.testing.testbed import Testbed
 from tests.support.disks.guest import FSCK, MKFS, loop_device, make_tree, mounted, run, write_durably

@@ -14,10 +14,10 @@ import pytest
 import trio
 from azure.storage.blob import BlobServiceClient
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import CONTAINER
 from siterig.azure_emu.vault.model.api import ProtectedItem
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.jobs import ended
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.blockfs.changelog.position_counter import read_position
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.guests import hostmounts
 from siterig.core.paths import Layout

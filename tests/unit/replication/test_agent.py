@@ -11,9 +11,10 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.engine import uploader
-from tests.support.rigs.agent_rig import VM, Disk, Rig, without_threads
+from tests.support.rigs.agent_rig import VM, Rig, without_threads
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +191,7 @@ async def test_old_generation_still_on_its_way_does_not_spoil_a_resync(rig: Rig,
             await trio.sleep(60)
             progress = await agent.progress(vm=VM)
             assert progress.phase == "Resynchronization"
-            assert progress.detail == "waiting for the recovery side to take up the new generation"
+            assert progress.detail == "waiting for the recovery side to apply the new generation"
             rig.recovery.running = True
         cut = await rig.cycle(agent)
     rig.check_point(cut.position)
@@ -432,18 +433,23 @@ async def test_guest_that_cannot_be_frozen_gets_a_crash_consistent_point_by_sche
 
 async def test_created_vm_has_formatted_disks_and_a_failed_one_leaves_nothing(rig: Rig, autojump_clock: MockClock) -> None:
     async with rig.agent() as agent:
-        disks = await agent.create_vm(vm="db01", disks=[Disk("os", 1 << 20, "ext4"), Disk("raw", 1 << 20)])
+        disks = await agent.create_vm(
+            vm="db01",
+            disks=[DiskSpec(name="os", size_bytes=1 << 20, filesystem="ext4"), DiskSpec(name="raw", size_bytes=1 << 20)],
+        )
         assert [disk.name for disk in disks] == ["os", "raw"]
         assert rig.guests.formatted == [("os.img", "ext4", "os")]
-        await agent.create_vm(vm="db00", disks=[Disk("os", 1 << 20, image="/images/os.vhdx")])
+        await agent.create_vm(vm="db00", disks=[DiskSpec(name="os", size_bytes=1 << 20, image="/images/os.vhdx")])
         assert rig.guests.filled == [("os.img", Path("/images/os.vhdx"))]
         with pytest.raises(RigError, match="VM 'db01' exists already on this host"):
-            await agent.create_vm(vm="db01", disks=[Disk("os", 1 << 20)])
+            await agent.create_vm(vm="db01", disks=[DiskSpec(name="os", size_bytes=1 << 20)])
         with pytest.raises(RigError, match="size is 1000 bytes"):
-            await agent.create_vm(vm="db02", disks=[Disk("os", 1 << 20), Disk("data", 1000)])
+            await agent.create_vm(
+                vm="db02", disks=[DiskSpec(name="os", size_bytes=1 << 20), DiskSpec(name="data", size_bytes=1000)]
+            )
         rig.guests.refusal = RigError(Code.MkfsFailed, "no")
         with pytest.raises(RigError, match="no"):
-            await agent.create_vm(vm="db03", disks=[Disk("os", 1 << 20, "xfs")])
+            await agent.create_vm(vm="db03", disks=[DiskSpec(name="os", size_bytes=1 << 20, filesystem="xfs")])
         assert {info.vm for info in await agent.list_vms()} == {VM, "db00", "db01"}
         await agent.shutdown_vm(vm="db01")
         assert [Path(path).name for path in rig.guests.shut_down] == ["os.img", "raw.img"]
@@ -454,7 +460,7 @@ async def test_how_far_an_import_is_can_be_asked_and_the_same_vm_is_not_made_twi
 ) -> None:
     async with rig.agent() as agent, trio.open_nursery() as nursery:
         rig.guests.may_fill = trio.Event()
-        disks = [Disk("os", 1 << 20, image="/images/os.vhdx"), Disk("raw", 1 << 20)]
+        disks = [DiskSpec(name="os", size_bytes=1 << 20, image="/images/os.vhdx"), DiskSpec(name="raw", size_bytes=1 << 20)]
         nursery.start_soon(partial(agent.create_vm, vm="db00", disks=disks))
         await trio.testing.wait_all_tasks_blocked()
         progress = await agent.progress(vm="db00")

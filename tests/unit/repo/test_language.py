@@ -24,11 +24,6 @@ PENDING: dict[str, set[str]] = {
     "blockfs": {
         "blockfs/images",
     },
-    "replication": {
-        "replication/contracts",
-        "replication/engine",
-        "replication/hyperv",
-    },
     "siterig": {
         "siterig/cli",
         "siterig/cli/commands",

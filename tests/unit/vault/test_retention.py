@@ -11,10 +11,10 @@ import trio.lowlevel
 from sqlalchemy import func, insert, select
 from trio.testing import MockClock
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.db.schema import PointRow, TagSeenRow
 from siterig.azure_emu.vault.points.retention import HOUR_NS, PointFacts, Policy, check_hours, expired, remark
 from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.points import cut
 from tests.support.rigs.vault_fakes import START_NS, World, ended, protected, running

@@ -12,11 +12,11 @@ import pytest
 import trio
 from sqlalchemy import event
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.points import points
 from siterig.azure_emu.vault.points.retention import HOUR_NS, Policy, expired
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.control import CutInfo
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from tests.support.rigs import vault_fakes
 from tests.support.rigs.vault_fakes import FakeRecovery, World, idle, running
 

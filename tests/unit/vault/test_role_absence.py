@@ -12,10 +12,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.contracts.reports import RoleState, RoleStatus
 from siterig.azure_emu.vault.context.roles import ABSENCE_EFFECT_S, PROGRESS_S, Roles
 from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
 

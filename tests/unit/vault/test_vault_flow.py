@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.vault.inventory import inventory
 from siterig.azure_emu.vault.jobs import failback_tasks
 from siterig.azure_emu.vault.model.api import Job, VaultApi
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.contracts.ports import VaultLink
 from tests.support.rigs.vault_fakes import START_NS, World, ended, idle, protected, running

@@ -9,9 +9,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
 

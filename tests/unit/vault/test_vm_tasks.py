@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.vault.db.schema import AzureVmRow
 from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from tests.support.rigs.agent_rig import VM, Rig, without_threads

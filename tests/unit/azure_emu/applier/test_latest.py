@@ -12,11 +12,11 @@ import pytest
 from siterig.azure_emu.applier import applier
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.applier.service import RecoveryService
-from siterig.azure_emu.contracts.provider import DiskSpec
 from siterig.azure_emu.contracts.reports import SkippedBlob
 from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import CutInfo, TagKind
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.transfer.part_name import Watermark
 from tests.support.disks.disk_history import SIZE_BYTES, SiteDisk
 from tests.support.rigs import vault_fakes

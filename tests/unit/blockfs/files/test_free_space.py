@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from siterig.blockfs.contracts.control import BackingImage, DownloadedDisk
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.hydration import FREE_BYTES_MIN
 from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.host.disk_host import DiskHost
-from tests.support.rigs.agent_rig import VM, Disk, Rig
+from tests.support.rigs.agent_rig import VM, Rig
 from tests.support.stores.plain_bases import make_store, open_host
 
 MIB = 1 << 20
@@ -84,7 +85,7 @@ async def test_a_vm_is_not_made_of_images_that_do_not_fit_and_leaves_nothing(
     images = {name: tmp_path / f"{name}.img" for name in ("os", "data")}
     for image in images.values():
         image.write_bytes(b"\1" * MIB)
-    disks = [Disk(name, 4 * MIB, image=str(image)) for name, image in images.items()]
+    disks = [DiskSpec(name=name, size_bytes=4 * MIB, image=str(image)) for name, image in images.items()]
     async with rig.agent() as agent:
         limit_room(monkeypatch, 2 * MIB - BLOCK_BYTES)
         with pytest.raises(

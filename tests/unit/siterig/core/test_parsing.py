@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from siterig.azure_emu.contracts.provider import DiskSpec
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
 from siterig.core.parsing import format_size, interval_notice, parse_disk, parse_point, parse_size
 
