@@ -194,9 +194,7 @@ def _run(options: argparse.Namespace, console: Console) -> Found:
         _read(store, history, folder, options, found)
         console.print("fold of half of it", style="dim")
         half = first + (history.position - first) // 2
-        changed = (
-            len({change.offset for change in store.changes(after=first, upto=half, limit=options.records)}) * BLOCK_BYTES
-        )
+        changed = len({change.offset for change in _changes(store, first, half, options.records)}) * BLOCK_BYTES
         os.sync()
         began = time.perf_counter()
         store.compactor.compact(half)

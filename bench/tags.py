@@ -128,7 +128,7 @@ async def measure(folder: Path, *, disks: int, seconds: float, every_s: float) -
     for name in names:
         await host.create_disk(vm="bench", name=name, size_bytes=DISK_BYTES)
     await host.start_tracking(vm="bench")
-    served, paths = host.disks("bench"), [folder / "mnt" / "bench" / f"{name}.img" for name in names]
+    served, paths = host.registry.disks("bench"), [folder / "mnt" / "bench" / f"{name}.img" for name in names]
     tags_us: list[float] = []
     cuts = 0
     async with trio.open_nursery() as nursery:

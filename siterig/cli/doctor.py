@@ -40,7 +40,7 @@ _PROGRAMS = {
     "fsfreeze": "util-linux",
     "setpriv": "util-linux",
 }
-"""What is run, and the Debian package that has it."""
+"""Programs that a rig runs, each with its Debian package."""
 TEST_PROGRAMS = {
     "fio": "fio",
     "mkfs.btrfs": "btrfs-progs",
@@ -105,7 +105,7 @@ class Machine(Protocol):
         ...
 
     def files_max(self) -> int:
-        """How many files a process may open at most (the hard limit)."""
+        """Return the hard limit of open files of a process."""
         ...
 
     def kernel(self) -> str:
@@ -118,7 +118,7 @@ class Machine(Protocol):
 
 
 def _search_path() -> str:
-    """What the shell searches, then what an administrator's does, then the newest PostgreSQL, which Debian keeps apart."""
+    """Return PATH, then the folders of an administrator, then that of the newest PostgreSQL, which Debian keeps apart."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parts[-2].zfill(4), reverse=True)
     return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", *map(str, versions)])
 

@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and what it reports of a failure."""
+"""The end of a command: it reports a failure and exits with the status of its error code."""
 
 from __future__ import annotations
 
@@ -50,8 +50,10 @@ def reporting() -> Iterator[None]:
 
 
 def _listen() -> None:
-    """An end from outside, or a closed terminal (unless under nohup), cleans up as Ctrl-C does."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # behind a script's "&": SIGTERM would say nothing either
+    """Let SIGTERM and a closed terminal (unless under nohup) clean up like Ctrl-C."""
+    if (
+        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):  # started with "&" in a script: SIGTERM would have no effect either
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -59,7 +61,7 @@ def _listen() -> None:
 
 
 def interrupted(error: BaseException) -> bool:
-    """Whether ``error`` is a Ctrl-C, perhaps together with what followed from it."""
+    """Return True if ``error`` is a Ctrl-C, alone or in a group with errors that followed from it."""
     if isinstance(error, BaseExceptionGroup):
         return any(interrupted(inner) for inner in error.exceptions)
     return isinstance(error, KeyboardInterrupt)

@@ -1,4 +1,4 @@
-"""The one way to standard output and standard error: everything that siterig prints passes through this module.
+"""Output of siterig: everything that it prints to standard output or standard error passes through this module.
 
 Results go to stdout; progress, notes and errors go to stderr.  Each text is escaped
 (:mod:`siterig.blockfs.core.printable`), so that a name or a message of another program cannot draw on the terminal or begin
@@ -166,7 +166,7 @@ def error(failure: RigError) -> None:
 
 
 def error_json(failure: RigError) -> dict[str, object]:
-    """The one JSON form of an error."""
+    """Return the JSON form of an error."""
     return {"code": failure.code, "message": failure.message, "recoverable": failure.recoverable}
 
 
@@ -207,7 +207,7 @@ def _to_stderr(text: str) -> None:
 
 
 def age(since_ns: int) -> str:
-    """How long ago a wall-clock time was, in two units at most: ``3 s``, ``2 min 5 s``, ``4 h 10 min``."""
+    """Return the time since a wall-clock time, in at most two units: ``3 s``, ``2 min 5 s``, ``4 h 10 min``."""
     seconds = max(0, (SYSTEM_CLOCK.wall_ns() - since_ns) // 1_000_000_000)
     if seconds < 60:
         return f"{seconds} s"

@@ -1,4 +1,7 @@
-"""Which siterig this is and what it runs on: for ``--version`` and the drill's report.  Loads next to nothing."""
+"""Versions of siterig and of the software below it, for ``--version`` and the report of the drill.
+
+The module imports little, because ``--version`` must be quick.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Reading what a role serves to its end, also if the role ends meanwhile: it is started again, and serves the same then.
+"""Reading a file that a role serves to its end, also if the role ends meanwhile: the role restarts and serves the same file.
 
-A read that fails for that looks to its reader like a damaged disk: the kernel says only that the file system went away.  It
-is told from one by the role's process, which is another one afterwards.
+When a role ends, a read fails as if the disk were damaged: the kernel reports only that the file system went away.  The
+process of the role shows the difference: after a restart it is another one.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ async def _status(supervisor: SupervisorControl, role: str) -> RoleStatus:
 
 
 async def _ended(supervisor: SupervisorControl, before: RoleStatus, served: Path) -> bool:
-    """The role's process is another one, or none, or is just ending: the file is gone before the supervisor knows."""
+    """Return True if the process of the role was replaced or ended; the file vanishes before the supervisor knows it."""
     now = await _status(supervisor, before.name)
     return now.pid != before.pid or now.state != "ready" or not await _is_there(served)
 
 
 async def _is_there(served: Path) -> bool:
-    """Asked by opening it, for the kernel remembers attributes of what is gone."""
+    """Return True if the file can be opened; the kernel caches the attributes of files that no longer exist."""
 
     def look() -> None:
         os.close(os.open(served, os.O_RDONLY | os.O_CLOEXEC))

@@ -1,4 +1,4 @@
-"""What ``siterig status`` shows: the roles, the VMs and the protected items, in their JSON forms (docs/cli.md)."""
+"""The state that ``siterig status`` shows: roles, VMs and protected items, in their JSON forms."""
 
 from __future__ import annotations
 

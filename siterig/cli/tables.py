@@ -1,7 +1,7 @@
 """Tables as lines: on a terminal in columns that fit its width, elsewhere with one tab between two values.
 
 On a terminal no id, time or word is broken.  A table that is too wide is made narrower in this order: times lose their
-fraction of a second; ids (UUIDs) are shortened to the first characters that tell them apart; the last column is wrapped
+fraction of a second; ids (UUIDs) are shortened to the first characters that differ; the last column is wrapped
 between words; columns without any value are left out; columns move from the right to a line below their row; in the end
 each value has its own line.
 """

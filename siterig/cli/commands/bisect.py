@@ -29,25 +29,36 @@ def bisect(
     folder: Dir,
     vm: VmName,
     command: Annotated[
-        list[str], typer.Argument(metavar="CMD...", help="Behind --: the check. {NAME} is the image of disk NAME.")
+        list[str],
+        typer.Argument(metavar="CMD...", help="The check, after --. {NAME} is replaced by the image of disk NAME."),
     ],
     good: Annotated[
-        str, typer.Option("--good", metavar="POINT", help=f"Where it passes: {POINTS}.", autocompletion=completion.points)
+        str,
+        typer.Option(
+            "--good", metavar="POINT", help=f"A state at which CMD passes: {POINTS}.", autocompletion=completion.points
+        ),
     ],
     bad: Annotated[
-        str, typer.Option("--bad", metavar="POINT", help="Where it fails; as --good.", autocompletion=completion.points)
+        str,
+        typer.Option(
+            "--bad",
+            metavar="POINT",
+            help="A newer state at which CMD fails; forms as for --good.",
+            autocompletion=completion.points,
+        ),
     ] = "latest-processed",
     timeout_s: Annotated[
-        float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="A run that takes longer has failed.")
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Time limit of a run of CMD; a longer run has failed."),
     ] = None,
     writable: Annotated[
-        bool, typer.Option("--writable", help="Give CMD copies that it may write to; they are thrown away.")
+        bool, typer.Option("--writable", help="Give CMD writable copies of the disks; they are discarded after each run.")
     ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the last passing and first failing state mounted.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what every run of CMD prints.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Find the write that broke something: CMD is run at positions between two points until the first bad one is known.
+    """Find the write that broke something: run CMD on states between two points until the first bad state is known.
 
     CMD passes with exit status 0, fails with 1 to 127, and skips a state with 125.
     """

@@ -31,9 +31,9 @@ WATCH_S = 1.0
 SEEN_S_MAX = 5.0
 """How long to wait at most until the mount shows the new size, which it does at once."""
 DiskName = Annotated[
-    str, typer.Argument(metavar="VM/NAME", help="The disk, e.g. web01/os.", autocompletion=completion.disks)
+    str, typer.Argument(metavar="VM/NAME", help="The disk, for example web01/os.", autocompletion=completion.disks)
 ]
-OfSide = Annotated[Side | None, typer.Option("--side", help="Whose disk, if both sides have one of that name.")]
+OfSide = Annotated[Side | None, typer.Option("--side", help="Side of the disk, if both sides have a disk of this name.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
     disk.command("scrub", epilog=example("siterig disk scrub web01"))(scrub)
     disk.command("resize", epilog=example("siterig disk resize web01/os 2GiB"))(resize)
     kept.register(disk)
-    app.add_typer(disk, name="disk", help="Look at virtual disks, check and grow them.", epilog=example("siterig disk list"))
+    app.add_typer(disk, name="disk", help="List, check and grow virtual disks.", epilog=example("siterig disk list"))
 
 
 def _hosts(folder: Path) -> dict[Side, DiskHostControl]:
@@ -60,9 +60,9 @@ def _json(side: Side, disk: DiskInfo) -> dict[str, object]:
 
 
 def list_disks(folder: Dir, as_json: Json = False) -> None:
-    """List the disks of both sides, what is kept of their logs, and what of them needs a resync.
+    """List the disks of both sides, the size of their change logs, and the disks that need a resync.
 
-    A side that does not answer is an error, after the other one's disks.
+    If a side does not answer, the disks of the other side are printed before the error.
     """
 
     async def work() -> None:
@@ -111,7 +111,7 @@ def _share(used_bytes: int, bytes_max: int | None) -> str:
 
 
 async def _find(folder: Path, text: str, wanted: Side | None) -> tuple[Side, DiskHostControl, DiskInfo]:
-    """The disk that is meant.  A side that does not answer counts only if it could be the one."""
+    """Return the named disk; a side that does not answer is an error only if it could have the disk."""
     vm, name = parse_disk_name(text)
     found: list[tuple[Side, DiskHostControl, DiskInfo]] = []
     there: list[str] = []
@@ -140,11 +140,11 @@ async def _find(folder: Path, text: str, wanted: Side | None) -> tuple[Side, Dis
 def resize(
     folder: Dir,
     disk: DiskName,
-    size: Annotated[str, typer.Argument(metavar="SIZE", help="The new size, e.g. 2GiB: a disk is never shrunk.")],
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="The new size, for example 2GiB. A disk can only grow.")],
     side: OfSide = None,
     as_json: Json = False,
 ) -> None:
-    """Grow a disk while it is in use; what lies on it is grown with its own tools (losetup -c, resize2fs, ...)."""
+    """Grow a disk while it is in use; then grow its file system with its own tools (losetup -c, resize2fs, ...)."""
 
     async def work() -> None:
         size_bytes = parse_size(size)
@@ -160,9 +160,9 @@ def resize(
 
 
 async def _until_seen(disk: DiskInfo) -> None:
-    """Until the file in the mount has the size: the kernel hears of it by another way than we do.
+    """Wait until the file in the mount has the new size: the kernel learns it from another request.
 
-    That somebody asks is needed, too: a kernel before 6.17 lets a loop device see only what was asked for.
+    The wait also asks for the size, because a loop device of a kernel before 6.17 sees only a size that was asked for.
     """
     with contextlib.suppress(OSError), trio.move_on_after(SEEN_S_MAX):
         seen = partial(trio.to_thread.run_sync, os.stat, disk.path, abandon_on_cancel=True)
@@ -178,10 +178,12 @@ def stats(
     disk: DiskName,
     *,
     side: OfSide = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Once a second, with rates, until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Print the counters every second, with rates, until Ctrl-C.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a disk has done since it was opened: requests and how long they took, its log, its snapshot."""
+    """Show the counters of a disk since it was opened: requests and their durations, change log, snapshot."""
 
     async def work() -> None:
         if as_json and watch:
@@ -205,7 +207,7 @@ def stats(
 
 
 def _drawn(side: Side, disk: DiskCounters, *, before: DiskCounters | None = None, passed_s: float = 1.0) -> list[Line]:
-    """``before``: what was found ``passed_s`` earlier; with it there are rates."""
+    """Print the counters; with ``before``, the counters of ``passed_s`` seconds ago, also print rates."""
     if before is not None and before.since_ns != disk.since_ns:
         before = None  # its server was started again, and counts anew
     logged = f"generation {disk.generation}" if disk.tracked else f"not tracked ({disk.needs_resync or 'nobody asked'})"

@@ -41,18 +41,21 @@ def drill(
         Path | None,
         typer.Option("--report", metavar="FOLDER", file_okay=False, help="Write report.json and report.html there."),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the rig up at the end, to look at.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the rig up at the end.")] = False,
     os_size: Annotated[str, typer.Option("--os-size", metavar="SIZE", help="Size of the ext4 disk os.")] = "1GiB",
     data_size: Annotated[str, typer.Option("--data-size", metavar="SIZE", help="Size of the XFS disk data.")] = "1GiB",
     corpus: Annotated[
-        str, typer.Option("--corpus", metavar="SIZE", help="So much of this machine's files goes onto the disks.")
+        str,
+        typer.Option(
+            "--corpus", metavar="SIZE", help="Total size of the files of this machine that are copied to the disks."
+        ),
     ] = "200MiB",
     interval_s: Annotated[float, typer.Option("--interval", metavar="SECONDS", help="Replication interval.")] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Run the whole way once: protect a VM under load, lose the site, recover, fail back; exit 0 only if all held.
+    """Run everything once: protect a VM under load, lose the site, recover, fail back; exit 0 if all checks passed.
 
-    The drill has a rig of its own, in a fresh folder beside DIR; a rig in DIR is not touched.
+    The drill has its own rig, in a new folder next to DIR; it does not touch a rig in DIR.
     """
 
     async def work() -> bool:
@@ -73,11 +76,15 @@ def drill(
 
 
 def _settings(*, os_size: str, data_size: str, corpus: str, interval_s: float) -> DrillSettings:
-    """``InvalidDiskSize``, ``InvalidPolicy``, ``BadRequest``."""
+    """Parse the options.
+
+    Raises:
+        RigError: ``InvalidDiskSize``, ``InvalidPolicy``, or ``BadRequest`` if the files do not fit on the disks.
+    """
     # Here, for the plots' library takes longer to load than most commands to run.
     from siterig.scenarios.drill.drill_run import DrillSettings
 
-    interval_notice(interval_s)  # the drill tells it itself, in its place
+    interval_notice(interval_s)  # the drill prints the remark itself
     settings = DrillSettings(
         os_bytes=parse_size(os_size),
         data_bytes=parse_size(data_size),
@@ -94,7 +101,7 @@ def _settings(*, os_size: str, data_size: str, corpus: str, interval_s: float) -
 
 
 class _Screen:
-    """The drill's narration: on stdout, or with --json on stderr."""
+    """The output of the drill: stdout, or stderr with --json."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -126,7 +133,7 @@ class _Screen:
 
 
 async def _check_machine(layout: Layout, narrator: Narrator, steps: int) -> None:
-    """Show every check; raise if one failed."""
+    """Print every check; raise an error if one failed."""
     narrator.step(1, steps, "Check the machine")
     found = await trio.to_thread.run_sync(doctor.checks, layout.root)
     for check in found:

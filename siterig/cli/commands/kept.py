@@ -20,14 +20,17 @@ def register(disk: typer.Typer) -> None:
     kept.command("list", epilog=example("siterig disk kept list web01"))(list_kept)
     kept.command("delete", epilog=example("siterig disk kept delete web01 os-20261129T141500Z.img"))(delete_kept)
     disk.add_typer(
-        kept, name="kept", help="Old disks that a failback replaced and kept.", epilog=example("siterig disk kept list")
+        kept,
+        name="kept",
+        help="List and delete old disks that a failback replaced and kept.",
+        epilog=example("siterig disk kept list"),
     )
 
 
 def list_kept(
     folder: Dir,
     vm: Annotated[
-        str | None, typer.Argument(metavar="[VM]", help="Only those of this VM.", autocompletion=completion.vms)
+        str | None, typer.Argument(metavar="[VM]", help="Show only the images of this VM.", autocompletion=completion.vms)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -54,11 +57,11 @@ def delete_kept(
     folder: Dir,
     vm: VmName,
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="The image's name, without a folder.", autocompletion=completion.kept)
+        str, typer.Argument(metavar="FILE", help="File name of the image, without a folder.", autocompletion=completion.kept)
     ],
     as_json: Json = False,
 ) -> None:
-    """Delete an old disk that a failback kept; what was written to it after the failover is then gone."""
+    """Delete an old disk that a failback kept; changes made to it after the failover are then lost."""
 
     async def work() -> None:
         await directory.site(running(folder)).delete_kept(vm=vm, file=file)

@@ -36,7 +36,7 @@ from siterig.core.parsing import check_file_name, format_size, parse_size
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Segments (.hrl), in any order.")]
 ImageFormat = Annotated[
-    Literal["raw", "vhd"] | None, typer.Option("--format", help="Of IMAGE; without it contents and name decide.")
+    Literal["raw", "vhd"] | None, typer.Option("--format", help="Format of IMAGE. Default: detected from contents and name.")
 ]
 Kind = Enum("Kind", {kind.name: kind.name.lower() for kind in RecordType}, type=str)  # type: ignore[misc]
 
@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """What the host refuses is told with the file it was for."""
+    """Report an ``OSError`` of the block with the file that it is about."""
     try:
         yield
     except OSError as exc:
@@ -65,7 +65,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _checked(files: list[Path], upto: int | None = None) -> CheckedLog:
-    """The log that the files are, with remarks about it."""
+    """Check the files as one log, and print remarks about it."""
     total_bytes = sum(file.size_bytes for file in in_order(files))
     with output.bar("checking", total_bytes) as advance:
         log = check(files, upto=upto, advance=advance)
@@ -79,7 +79,7 @@ def _checked(files: list[Path], upto: int | None = None) -> CheckedLog:
 
 
 def _tail(found: FileSummary) -> list[str]:
-    """The bytes behind the last record of a segment, in words."""
+    """Describe the bytes after the last record of a segment."""
     tail = []
     if found.torn_bytes:
         tail.append(f"torn tail of {found.torn_bytes} bytes at byte {found.end}")
@@ -93,11 +93,13 @@ def _tail(found: FileSummary) -> list[str]:
 
 def show_log(
     files: Files,
-    kinds: Annotated[list[Kind] | None, typer.Option("--type", help="Only records of this type; may be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many records.")] = None,
+    kinds: Annotated[
+        list[Kind] | None, typer.Option("--type", help="Show only records of this type; may be repeated.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Show at most N records.")] = None,
     as_json: JsonLines = False,
 ) -> None:
-    """Show each segment's header and its records."""
+    """Show the header and the records of each segment."""
 
     async def work() -> None:
         wanted = {RecordType[kind.name] for kind in kinds} if kinds else set(RecordType)
@@ -161,7 +163,7 @@ def _print_record(reader: SegmentReader, record: Record, *, as_json: bool) -> No
 
 
 def _print_row(*cells: object) -> None:
-    """A record is printed as soon as it is read, so the widths of its columns are fixed."""
+    """Return the line of a record; its columns have fixed widths, because a record is printed when it is read."""
     output.row(cells, (8, 10, -20, -8, 14, 9, -1))
 
 
@@ -169,7 +171,7 @@ def _print_row(*cells: object) -> None:
 
 
 def verify_log(files: Files, as_json: JsonLines = False) -> None:
-    """Check segments: each record, and that the files are one log without a gap. Exit status 1 if not."""
+    """Check each record of the segments, and that they form one log without a gap; exit status 1 if not."""
 
     async def work() -> bool:
         total = _Total()
@@ -193,7 +195,7 @@ def verify_log(files: Files, as_json: JsonLines = False) -> None:
 
 @dataclass
 class _Total:
-    """Totals of all files that were checked; positions of the good ones (0: there is no record)."""
+    """Totals of all checked files, and positions of the good ones (0: no record)."""
 
     files: int = 0
     bad_files: int = 0
@@ -205,7 +207,7 @@ class _Total:
     preallocated_bytes: int = 0
 
     def add(self, found: FileSummary | RigError) -> None:
-        """One file more."""
+        """Add one file."""
         self.files += 1
         if isinstance(found, RigError):
             self.bad_files += 1
@@ -257,12 +259,12 @@ def replay_log(
         ),
     ],
     upto: Annotated[
-        int | None, typer.Option("--upto", metavar="POSITION", min=0, help="Leave out records behind this position.")
+        int | None, typer.Option("--upto", metavar="POSITION", min=0, help="Leave out records after this position.")
     ] = None,
     format_: ImageFormat = None,
     as_json: Json = False,
 ) -> None:
-    """Apply a log to an image. Everything is checked before the image is touched."""
+    """Apply a log to an image; the whole log is checked before the first write."""
 
     async def work() -> None:
         await _refuse_in_use(image)
@@ -322,10 +324,16 @@ def _applied_json(image: Path, log: CheckedLog, replay: Replay) -> dict[str, obj
 
 def export_dm(
     files: Files,
-    out: Annotated[Path, typer.Option("--dm-log-writes", metavar="OUT", help="The log to make, for replay-log.")],
+    out: Annotated[
+        Path, typer.Option("--dm-log-writes", metavar="OUT", help="The dm-log-writes log to create, for replay-log.")
+    ],
     base: Annotated[
         Path | None,
-        typer.Option("--base", metavar="IMAGE", help="The disk as it was before the log, for records of part of a sector."),
+        typer.Option(
+            "--base",
+            metavar="IMAGE",
+            help="The disk as it was before the log; needed for records that do not fill whole sectors.",
+        ),
     ] = None,
     format_: ImageFormat = None,
     as_json: Json = False,
@@ -352,14 +360,17 @@ def export_dm(
 
 
 def import_dm(
-    source: Annotated[Path, typer.Argument(metavar="LOG", help="A log of dm-log-writes, or of QEMU's blklogwrites.")],
-    target: Annotated[Path, typer.Option("--onto-log", metavar="DIR/NAME", help="Makes DIR/NAME.000001.hrl, ...")],
+    source: Annotated[
+        Path, typer.Argument(metavar="LOG", help="A log of dm-log-writes, or of the driver blklogwrites of QEMU.")
+    ],
+    target: Annotated[Path, typer.Option("--onto-log", metavar="DIR/NAME", help="Create DIR/NAME.000001.hrl, ...")],
     size: Annotated[
-        str | None, typer.Option("--size", metavar="SIZE", help="The disk's; else as far as the log goes.")
+        str | None,
+        typer.Option("--size", metavar="SIZE", help="Size of the disk. Default: the end of the last write in the log."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make change log segments from a log in the format of the Linux device mapper's log-writes target."""
+    """Create change log segments from a log in the format of the Linux device mapper's log-writes target."""
 
     async def work() -> None:
         if not target.name or not target.parent.is_dir():

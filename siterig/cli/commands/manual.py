@@ -78,7 +78,7 @@ def _as_json(page: Page) -> dict[str, str]:
 
 
 def _show(page: Page) -> None:
-    """On a terminal with man(1), else as Markdown."""
+    """Print the page: with man(1) on a terminal, else as Markdown."""
     viewer = shutil.which("man")
     if viewer is not None and output.is_terminal(sys.stdout):
         subprocess.run([viewer, "-l", "-"], input=roff.render(page, version("siterig")), text=True, check=False)

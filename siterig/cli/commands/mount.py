@@ -29,7 +29,7 @@ from siterig.images.image_mount import Mounted, MountRequest, expose
 
 
 class Format(StrEnum):
-    """As it is written on the command line."""
+    """The formats, as written on the command line."""
 
     RAW = "raw"
     VHD = "vhd"
@@ -43,16 +43,17 @@ def register(app: typer.Typer) -> None:
 def mount(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A raw image, or a fixed VHD.")],
     *,
-    where: Annotated[
-        Path, typer.Option("--mnt", metavar="DIR", help="Folder to mount on: an empty one, or one that is made.")
-    ],
-    log: Annotated[bool, typer.Option("--log", help="Log every write, in NAME.NNNNNN.hrl beside the image.")] = False,
+    where: Annotated[Path, typer.Option("--mnt", metavar="DIR", help="Folder to mount on: an empty one, or a new one.")],
+    log: Annotated[
+        bool, typer.Option("--log", help="Record every write in a change log, NAME.NNNNNN.hrl next to the image.")
+    ] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse every write.")] = False,
     format_: Annotated[
-        Format | None, typer.Option("--format", help="What the image is; else its name and contents tell.")
+        Format | None, typer.Option("--format", help="Format of the image. Default: detected from name and contents.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="The disk's; else the image's, without its suffix.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name of the disk. Default: the name of the image without its suffix."),
     ] = None,
     portable_fuse: PortableFuse = False,
     fuse_threads: FuseThreads = THREADS,

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
     )
     failover.command("planned", epilog=example("siterig failover planned web01"))(failover_planned)
     app.add_typer(
-        failover, name="failover", help="Make a VM from a recovery point.", epilog=example("siterig failover test web01")
+        failover, name="failover", help="Create a VM from a recovery point.", epilog=example("siterig failover test web01")
     )
     app.command(epilog=example("siterig cleanup web01"))(cleanup)
     app.command(epilog=example("siterig commit web01"))(commit)
@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 
 async def run_job(api: VaultApi, job: Job, *, as_json: bool) -> int:
-    """Follow a job to its end and print what came of it; the exit status."""
+    """Follow a job to its end, print its result, and return the exit status."""
     job = await follow(api, job)
     if as_json:
         output.print_json({"job": job})
@@ -46,7 +46,7 @@ async def run_job(api: VaultApi, job: Job, *, as_json: bool) -> int:
 
 
 def job_status(job: Job) -> int:
-    """The exit status for a job that has ended; prints its errors, which are remarks if it succeeded.
+    """Print the errors of an ended job, as remarks if it succeeded, and return the exit status.
 
     A job that failed because a role is away ends the command as a call to that role does.
     """
@@ -70,7 +70,7 @@ def _operate(folder: Path, start: Callable[[VaultApi], Awaitable[Job]], *, as_js
 
 
 def failover_test(folder: Dir, vm: VmName, point: Point = "latest-processed", as_json: Json = False) -> None:
-    """Make VM-test from a recovery point; the source goes on. End it with siterig cleanup."""
+    """Create the VM NAME-test from a recovery point; the source VM continues. siterig cleanup removes it."""
     _operate(folder, lambda api: api.test_failover(vm=vm, point=parse_point(point)), as_json=as_json)
 
 
@@ -79,11 +79,11 @@ def failover_unplanned(
     vm: VmName,
     point: Point = "latest",
     source_actions: Annotated[
-        bool, typer.Option("--source-actions", help="Try to shut the source down first; go on if that fails.")
+        bool, typer.Option("--source-actions", help="Try to shut down the source first; continue if that fails.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """The site is lost: make the VM from a recovery point at the recovery side."""
+    """Create the VM from a recovery point on the recovery side, when the site is lost."""
     _operate(
         folder,
         lambda api: api.unplanned_failover(vm=vm, point=parse_point(point), source_actions=source_actions),
@@ -92,7 +92,7 @@ def failover_unplanned(
 
 
 def failover_planned(folder: Dir, vm: VmName, as_json: Json = False) -> None:
-    """Shut the source down, send the rest, and go over without loss."""
+    """Shut down the source, replicate the rest, and fail over without loss."""
     _operate(folder, lambda api: api.planned_failover(vm=vm), as_json=as_json)
 
 
@@ -102,17 +102,17 @@ def cleanup(folder: Dir, vm: VmName, as_json: Json = False) -> None:
 
 
 def commit(folder: Dir, vm: VmName, as_json: Json = False) -> None:
-    """Keep the result of a failover or failback; the recovery points it could have been changed to go."""
+    """Keep the result of a failover or failback; all recovery points of the VM are deleted."""
     _operate(folder, lambda api: api.commit_failover(vm=vm), as_json=as_json)
 
 
 def failback(folder: Dir, vm: VmName, as_json: Json = False) -> None:
-    """Bring a committed VM back to the site: its disks are downloaded there."""
+    """Bring a committed VM back to the site: download its disks there."""
     _operate(folder, lambda api: api.failback(vm=vm), as_json=as_json)
 
 
 def reprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:
-    """Reverse replication: protect a VM again that came back to the site."""
+    """Reverse the replication: protect a VM again after its failback."""
     _operate(folder, lambda api: api.reprotect(vm=vm), as_json=as_json)
 
 

@@ -24,7 +24,7 @@ Dir = Annotated[
         default_factory=default_dir,
         show_default="~/.local/state/siterig",
         file_okay=False,
-        help="Folder that holds the rig's state.",
+        help="State folder of the rig.",
     ),
 ]
 Json = Annotated[
@@ -33,41 +33,46 @@ Json = Annotated[
 ]
 JsonLines = Annotated[
     bool,
-    typer.Option("--json", is_eager=True, callback=output.set_json, help="Print one JSON document a line."),
+    typer.Option("--json", is_eager=True, callback=output.set_json, help="Print one JSON document per line."),
 ]
 VmName = Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.", autocompletion=completion.vms)]
 POINTS = "latest, latest-processed, latest-app, the id or name of a point, @POSITION, or a time (RFC 3339)"
-"""What may be written for a state, wherever one is chosen."""
+"""The forms of a selector, in the help of every option that takes one."""
 Point = Annotated[str, typer.Option("--point", metavar="POINT", help=f"{POINTS}.", autocompletion=completion.points)]
 
 THREADS, QUEUE = str(FuseOptions().threads), str(FuseOptions().queue)
-"""As the front end has them where nothing is said."""
+"""The defaults of the FUSE server, as text."""
 
 PortableFuse = Annotated[
     bool,
-    typer.Option(fuse_options.PORTABLE_OPTION, help="Serve disks without C threads: slower, should these fail here."),
+    typer.Option(
+        fuse_options.PORTABLE_OPTION,
+        help="Serve disks with pyfuse3 only, without threads in C: slower, for machines where those fail.",
+    ),
 ]
 FuseThreads = Annotated[
-    str, typer.Option(fuse_options.THREADS_OPTION, metavar="N", help="How many C threads take requests on disks.")
+    str, typer.Option(fuse_options.THREADS_OPTION, metavar="N", help="Number of threads in C that read disk requests.")
 ]
 FuseQueue = Annotated[
     str,
-    typer.Option(fuse_options.QUEUE_OPTION, metavar="N", help="How many requests the kernel may make ahead of its callers."),
+    typer.Option(
+        fuse_options.QUEUE_OPTION, metavar="N", help="Maximum background FUSE requests: read-ahead, asynchronous direct I/O."
+    ),
 ]
 
 
 def fuse_options_of(threads: str, queue: str, *, portable: bool) -> FuseOptions:
-    """From what these options say; ``InvalidLimit``."""
+    """Parse the values of these options; raise ``InvalidLimit`` if one is not allowed."""
     return FuseOptions.parse({fuse_options.THREADS_OPTION: threads, fuse_options.QUEUE_OPTION: queue}, portable=portable)
 
 
 def example(text: str) -> str:
-    """The last line of a command's help."""
+    """Return the last line of the help of a command."""
     return f"Example: {text}"
 
 
 def vault(folder: Path) -> VaultApi:
-    """The vault of a rig that is up."""
+    """Return the connection to the vault of a rig that is up."""
     from siterig.rpc import directory
 
     return directory.vault(running(folder))

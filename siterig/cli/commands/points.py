@@ -33,10 +33,14 @@ Chosen = Annotated[
     ),
 ]
 Position = Annotated[
-    int | None, typer.Option("--position", metavar="N", help="Any position, also between points: all writes up to it.")
+    int | None,
+    typer.Option("--position", metavar="N", help="Any position, also between points: the state after all writes up to it."),
 ]
 Time = Annotated[
-    str | None, typer.Option("--time", metavar="RFC3339", help="Any time: all writes up to it, e.g. 2026-11-21T22:13:17Z.")
+    str | None,
+    typer.Option(
+        "--time", metavar="RFC3339", help="Any time: the state after all writes up to it, for example 2026-11-21T22:13:17Z."
+    ),
 ]
 
 
@@ -48,7 +52,10 @@ def register(app: typer.Typer) -> None:
     point.command("unmount", epilog=example("siterig point unmount web01 @4711"))(unmount)
     point.command("export", epilog=example("siterig point export web01 --disk os --format qcow2 --to os.qcow2"))(export)
     app.add_typer(
-        point, name="point", help="Look at a VM's disks as they were.", epilog=example("siterig point mount web01")
+        point,
+        name="point",
+        help="Mount and export earlier states of the disks of a VM.",
+        epilog=example("siterig point mount web01"),
     )
 
 
@@ -58,11 +65,11 @@ def register(app: typer.Typer) -> None:
 def list_points(
     folder: Dir,
     vm: VmName,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many points.")] = None,
-    only_mounted: Annotated[bool, typer.Option("--mounted", help="Only what is mounted.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Show at most N points.")] = None,
+    only_mounted: Annotated[bool, typer.Option("--mounted", help="Show only mounted points.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List a VM's recovery points, newest first, and what of them, and between them, is mounted."""
+    """List the recovery points and the mounted points of a VM, newest first."""
 
     async def work() -> None:
         api = vault(folder)
@@ -82,7 +89,7 @@ def list_points(
 
 
 def _rows(points: list[RecoveryPoint], mounted: list[MountedPoint]) -> list[tuple[object, ...]]:
-    """Newest first.  What is mounted is in its point's row; what is between points, or mounted twice, has its own."""
+    """Return the rows, newest first; a mount between points, and a second mount of a point, has its own row."""
     rows: list[tuple[int, list[object]]] = [(p.position, [p.position, p.id, p.type, p.time, p.name, ""]) for p in points]
     of_point = {row[1]: row for _, row in rows}
     for state in mounted:
@@ -111,7 +118,7 @@ def mount(
     time: Time = None,
     as_json: Json = False,
 ) -> None:
-    """Show a VM's disks as they were, read-only, as files; they stay until they are unmounted."""
+    """Mount the disks of a VM at an earlier state as read-only files, until siterig point unmount."""
 
     async def work() -> None:
         made = await vault(folder).mount_point(
@@ -138,12 +145,14 @@ def unmount(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="Its folder's name: a point's id, @POSITION, or a time.", autocompletion=completion.mounted
+            metavar="NAME",
+            help="Name of the folder of the mounted point: id of a point, @POSITION, or a time.",
+            autocompletion=completion.mounted,
         ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Take a mounted point away."""
+    """Unmount a mounted point."""
 
     async def work() -> None:
         await vault(folder).unmount_point(vm=vm, name=name)
@@ -160,7 +169,7 @@ def unmount(
 async def _mounted(
     api: VaultApi, vm: str, *, point: str | None, position: int | None, time: str | None
 ) -> AsyncIterator[MountedPoint]:
-    """A state that is mounted for the time of the block, under a name of its own; gone with this process at the latest."""
+    """Mount a state for the duration of the block under a new name; the vault unmounts it when this process ends."""
     name = f"export-{uuid.uuid4().hex[:12]}"
     made = await api.mount_point(
         vm=vm,
@@ -194,27 +203,27 @@ def export(
     vm: VmName,
     *,
     to: Annotated[
-        Path, typer.Option("--to", metavar="FILE", help="The image to make: there whole, or not at all; or a block device.")
+        Path, typer.Option("--to", metavar="FILE", help="The image to create, complete or not at all; or a block device.")
     ],
     disk: Annotated[
         str | None,
         typer.Option(
             "--disk",
             metavar="NAME",
-            help="Which disk; may be left out if it has one.",
+            help="Name of the disk; optional if the VM has one disk.",
             autocompletion=completion.disks_of_vm,
         ),
     ] = None,
-    format_: Annotated[image_export.Format, typer.Option("--format", help="Of the image; vhd is the fixed one.")] = "raw",
+    format_: Annotated[
+        image_export.Format, typer.Option("--format", help="Format of the image; vhd means a fixed VHD.")
+    ] = "raw",
     point: Chosen = None,
     position: Position = None,
     time: Time = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace FILE if it is there, or overwrite a block device.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing FILE, or overwrite a block device.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a VM's disk, as it was, to an image file."""
+    """Write an earlier state of a disk of a VM to an image file."""
 
     async def work() -> None:
         image_export.check(to, format_, force=force)

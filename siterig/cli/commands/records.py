@@ -1,4 +1,4 @@
-"""What the vault has recorded: jobs and events."""
+"""Commands that list the records of the vault: ``siterig jobs`` and ``siterig events``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def jobs(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the vault's jobs, or show one with its tasks and errors."""
+    """List the jobs of the vault, or show one job with its tasks and errors."""
 
     async def work() -> None:
         api = vault(folder)
@@ -53,7 +53,7 @@ def jobs(
 
 
 def events(folder: Dir, as_json: Json = False) -> None:
-    """List the vault's events."""
+    """List the events of the vault."""
 
     async def work() -> None:
         found = await vault(folder).events()

@@ -40,10 +40,10 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     folder: Dir,
-    tests: Annotated[bool, typer.Option("--tests", help="Also what only the tests of siterig itself need.")] = False,
+    tests: Annotated[bool, typer.Option("--tests", help="Check also the needs of the tests of siterig itself.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check this machine: what the rig needs, whether it is there, and what to do if not."""
+    """Check that this machine has everything that a rig needs, and print remedies."""
 
     import trio
 
@@ -70,22 +70,32 @@ def up(
     *,
     quick_retries: Annotated[
         bool,
-        typer.Option("--quick-retries", help="Failed replication is tried again after seconds, not minutes (rig only)."),
+        typer.Option("--quick-retries", help="Retry failed replication after seconds instead of minutes (rig only)."),
     ] = False,
     portable_fuse: PortableFuse = False,
     fuse_threads: FuseThreads = THREADS,
     fuse_queue: FuseQueue = QUEUE,
     log_share_max: Annotated[
         str,
-        typer.Option(limits.LOG_SHARE_OPTION, metavar="SHARE", help="A log longer than this share of its disk is given up."),
+        typer.Option(
+            limits.LOG_SHARE_OPTION,
+            metavar="SHARE",
+            help="Maximum change-log size as a share of the disk; a longer log is abandoned, and a resync is needed.",
+        ),
     ] = str(KEPT_SHARE_MAX),
     when_log_full: Annotated[
         WhenFull,
-        typer.Option(limits.LOG_FULL_OPTION, help="Without room for a log: refuse the write, or give the log up."),
+        typer.Option(
+            limits.LOG_FULL_OPTION, help="When the host has no space for a log: refuse the write, or abandon the log."
+        ),
     ] = "refuse",
     snapshot_share_max: Annotated[
         str,
-        typer.Option(limits.SNAPSHOT_SHARE_OPTION, metavar="SHARE", help="A snapshot may take this share of its disk."),
+        typer.Option(
+            limits.SNAPSHOT_SHARE_OPTION,
+            metavar="SHARE",
+            help="Maximum size of the old data of a snapshot, as a share of the disk.",
+        ),
     ] = str(STORE_SHARE_MAX),
     until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True, help="End the rig when stdin closes.")] = False,
     as_json: Json = False,
@@ -126,9 +136,9 @@ def up(
 
 
 def down(folder: Dir, as_json: Json = False) -> None:
-    """End the rig and give back its mounts and loop devices, also those left behind by a kill.
+    """End the rig and release its mounts and loop devices, also those that remain after a kill.
 
-    The state stays: siterig up goes on from it.
+    The state stays: siterig up continues with it.
     """
 
     from siterig.supervisor import launch
@@ -148,10 +158,10 @@ def down(folder: Dir, as_json: Json = False) -> None:
 
 def status(
     folder: Dir,
-    watch: Annotated[bool, typer.Option("--watch", help="Draw again every second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Print the status every second, until Ctrl-C.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the rig's roles, VMs and protected items; exit status 1 if a role is not ready or does not answer."""
+    """Show roles, VMs and protected items of the rig; exit status 1 if a role is not ready or does not answer."""
 
     if watch and not as_json:
         exit_status.run(lambda: _watch(folder))
@@ -159,7 +169,7 @@ def status(
 
 
 async def _watch(folder: Path) -> None:
-    """Draw the state again and again; never returns."""
+    """Print the state every second; never returns."""
 
     layout = running(folder)
     with output.Drawing(sys.stdout) as drawing:

@@ -17,7 +17,11 @@ from siterig.rpc import directory
 
 RoleName = Annotated[
     str,
-    typer.Argument(metavar="ROLE", help="Name of the role, e.g. agent: siterig role list.", autocompletion=completion.roles),
+    typer.Argument(
+        metavar="ROLE",
+        help="Name of the role, for example agent; siterig role list shows all.",
+        autocompletion=completion.roles,
+    ),
 ]
 
 
@@ -41,15 +45,17 @@ def register(app: typer.Typer) -> None:
     role.command("list", epilog=example("siterig role list --json"))(list_roles)
     role.command("restart", epilog=example("siterig role restart agent"))(restart)
     role.command("kill", epilog=example("siterig role kill azurite --hold"))(kill)
-    app.add_typer(role, name="role", help="The processes of the rig.", epilog=example("siterig role list"))
+    app.add_typer(
+        role, name="role", help="List, kill and restart the processes of the rig.", epilog=example("siterig role list")
+    )
     site = typer.Typer(no_args_is_help=True)
     site.command("lose", epilog=example("siterig site lose"))(lose)
     site.command("restore", epilog=example("siterig site restore"))(restore)
-    app.add_typer(site, name="site", help="Lose a site, and get it back.", epilog=example("siterig site lose"))
+    app.add_typer(site, name="site", help="Lose a site, and restore it.", epilog=example("siterig site lose"))
 
 
 async def _supervisor(folder: Path) -> SupervisorControl:
-    """The rig's supervisor, which answers: one that hangs would do later what nobody waits for any more."""
+    """Return the supervisor after it has answered: one that hangs would execute the call after the command has ended."""
     supervisor = directory.supervisor(running(folder))
     await supervisor.status()
     return supervisor
@@ -76,7 +82,7 @@ def list_roles(folder: Dir, as_json: Json = False) -> None:
 
 
 def restart(folder: Dir, name: RoleName, as_json: Json = False) -> None:
-    """Start a role again: one that runs or hangs is killed first, one that failed or is held is started."""
+    """Restart a role: kill it first if it runs or hangs; start it if it failed or is held down."""
 
     async def work() -> None:
         supervisor = await _supervisor(folder)
@@ -89,10 +95,10 @@ def restart(folder: Dir, name: RoleName, as_json: Json = False) -> None:
 def kill(
     folder: Dir,
     name: RoleName,
-    hold: Annotated[bool, typer.Option("--hold", help="Keep it down until siterig role restart.")] = False,
+    hold: Annotated[bool, typer.Option("--hold", help="Keep the role down until siterig role restart.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Kill a role (SIGKILL), as a crash would; the supervisor starts it again."""
+    """Kill a role with SIGKILL, like a crash; the supervisor restarts it."""
 
     async def work() -> None:
         supervisor = await _supervisor(folder)
@@ -102,7 +108,7 @@ def kill(
 
 
 def lose(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) -> None:
-    """Lose a site: its processes are killed, and stay down until siterig site restore."""
+    """Lose a site: kill its processes, and keep them down until siterig site restore."""
 
     async def work() -> None:
         supervisor = await _supervisor(folder)
@@ -112,7 +118,7 @@ def lose(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) -> 
 
 
 def restore(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) -> None:
-    """Get a lost site back: its processes are started, with the disks as they were when it was lost."""
+    """Restore a lost site: start its processes, with the disks as they were when it was lost."""
 
     async def work() -> None:
         supervisor = await _supervisor(folder)

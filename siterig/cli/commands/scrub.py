@@ -29,7 +29,7 @@ Which = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[VM[/NAME]]...",
-        help="Whose managed disks; without it, all there are.",
+        help="Check only the managed disks of this VM or disk. Default: all.",
         autocompletion=completion.vms_and_disks,
     ),
 ]
@@ -37,7 +37,7 @@ Which = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class _Store:
-    """A managed disk's folder; ``disk`` None: the vault does not know it, or is not up."""
+    """The folder of a managed disk; ``disk`` is None if the vault does not know it or is not up."""
 
     folder: Path
     disk: ManagedDisk | None
@@ -51,13 +51,13 @@ def scrub(
     folder: Dir,
     which: Which = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Write again what can be made from the rest; the rig must be up.")
+        bool, typer.Option("--repair", help="Rebuild metadata that can be derived from other data; the rig must be up.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Read every byte of managed disks, and name what is not as it was written. Changes nothing, unless told to.
+    """Read every byte of managed disks and report corrupt data; change nothing without --repair.
 
-    The rig may be up or down; where it is down, a managed disk is called by its id.
+    The rig may be up or down. If it is down, a managed disk is selected by its id.
     """
 
     async def work() -> int:
@@ -120,7 +120,7 @@ def _chosen(stores: list[_Store], which: list[str]) -> list[_Store]:
 
 
 async def _scrub(store: _Store) -> list[Damage] | None:
-    """None: it was deleted meanwhile."""
+    """Return the damage; None if the managed disk was deleted meanwhile."""
     with output.bar(store.title, _used_bytes(store.folder)) as advance:
         try:
             # Ctrl-C does not wait for its end: it changes nothing.
@@ -132,7 +132,7 @@ async def _scrub(store: _Store) -> list[Damage] | None:
 
 
 async def _repair(recovery: RecoverySide, store: _Store, damages: list[Damage]) -> list[Damage]:
-    """What is damaged still."""
+    """Repair a managed disk, and return the damage that remains."""
     try:
         await recovery.repair(disk_id=store.folder.name)
     except RigError as error:
@@ -144,7 +144,7 @@ async def _repair(recovery: RecoverySide, store: _Store, damages: list[Damage]) 
 
 
 def _used_bytes(folder: Path) -> int:
-    """Of all its files; those that a fold deletes meanwhile do not count."""
+    """Return the bytes of all its files; a file that a compaction deletes meanwhile does not count."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
@@ -154,7 +154,7 @@ def _used_bytes(folder: Path) -> int:
 
 
 async def _tell(reports: DamageReports, found: list[tuple[_Store, list[Damage]]]) -> None:
-    """The vault keeps it, for the health of the VMs."""
+    """Report the damage to the vault, which keeps it for the health of the VMs."""
     try:
         for store, damages in found:
             if store.disk is not None:
@@ -164,7 +164,7 @@ async def _tell(reports: DamageReports, found: list[tuple[_Store, list[Damage]]]
 
 
 async def _points(api: VaultApi | None, stores: list[_Store]) -> dict[str, list[RecoveryPoint]]:
-    """Of each VM that has something damaged."""
+    """Return the recovery points of each VM that has damage."""
     vms = {store.disk.vm for store in stores if store.disk is not None}
     return {} if api is None else {vm: await api.points(vm=vm) for vm in sorted(vms)}
 

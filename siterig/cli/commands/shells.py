@@ -12,7 +12,7 @@ from siterig.cli.commands.options import Json, example
 
 
 class Shell(StrEnum):
-    """The shells for which there is a script."""
+    """The supported shells."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 def print_script(
     shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")], as_json: Json = False
 ) -> None:
-    """Print what a shell has to evaluate to complete siterig and ./rig; its first lines say how."""
+    """Print a script that completes siterig and ./rig in a shell; its first lines explain how to use it."""
     text = completion.script(shell.value)
     if as_json:
         output.print_json({"shell": shell.value, "script": text})

@@ -54,7 +54,7 @@ def create(
         typer.Option(
             "--disk",
             metavar="NAME:SIZE[:FS]|NAME=IMAGE[:SIZE]",
-            help="A disk; FS is ext4 or xfs, without it the disk is blank. Or one with the contents of an image file or "
+            help="A disk. FS is ext4 or xfs; without it the disk is blank. Or a disk with the contents of an image file or "
             "block device; larger than that with SIZE.",
         ),
     ],
@@ -64,7 +64,7 @@ def create(
         typer.Option(
             "--format",
             metavar="[NAME=]FORMAT",
-            help=f"Of the images, or of disk NAME's: {', '.join(FORMATS)}; without it contents and name decide.",
+            help=f"Format of all images, or of the image of disk NAME: {', '.join(FORMATS)}. Default: detected.",
             autocompletion=completion.of_disk(FORMATS),
         ),
     ] = None,
@@ -73,7 +73,7 @@ def create(
         typer.Option(
             "--sector-size",
             metavar="[NAME=]512|4096",
-            help="The logical sector size that the disks declare, or disk NAME does; without it that of the image, or 512.",
+            help="Logical sector size of all disks, or of disk NAME. Default: that of the image, or 512.",
             autocompletion=completion.of_disk([str(size) for size in SECTOR_SIZES]),
         ),
     ] = None,
@@ -87,7 +87,7 @@ def create(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Create a source VM with its disks, which appear as files in the site's mount."""
+    """Create a source VM with its disks, which are files in the mount of the site."""
     from siterig.cli.follow import with_import_progress
 
     async def work() -> None:
@@ -104,7 +104,7 @@ def create(
 
 
 async def _specs(disks: list[str], formats: list[str], sector_sizes: list[str], *, backing: bool) -> list[DiskSpec]:
-    """The disks to create, in their order; images are looked at."""
+    """Parse the disks to create, in their order, and inspect their images."""
     specs = await _disks(disks, formats, backing=backing)
     wanted = parse_of_disks(
         "--sector-size", sector_sizes, [str(size) for size in SECTOR_SIZES], [spec.name for spec in specs]
@@ -180,16 +180,25 @@ def protect(
     vm: VmName,
     *,
     interval_s: Annotated[
-        float, typer.Option("--interval", metavar="SECONDS", help="Replication interval: 30, 300 or 900; others: rig only.")
+        float,
+        typer.Option(
+            "--interval",
+            metavar="SECONDS",
+            help="Replication interval: 30, 300 or 900 s as in the service; other values exist in this rig only.",
+        ),
     ] = DEFAULT_INTERVAL_S,
     app_every_s: Annotated[
         float | None,
-        typer.Option("--app-consistent-every", metavar="SECONDS", help="Take application-consistent points by schedule."),
+        typer.Option(
+            "--app-consistent-every", metavar="SECONDS", help="Interval of scheduled application-consistent points."
+        ),
     ] = None,
     history_hours: Annotated[
         int,
         typer.Option(
-            "--retention", metavar="HOURS", help="For how long recovery points are kept: 1 to 24; up to 360: rig only."
+            "--retention",
+            metavar="HOURS",
+            help="Time for which recovery points are kept: 1 to 24 h; up to 360 h in this rig only.",
         ),
     ] = HOURS_DEFAULT,
     as_json: Json = False,
@@ -243,7 +252,9 @@ def rename(
 def delete(
     folder: Dir,
     vm: VmName,
-    side: Annotated[Side | None, typer.Option("--side", help="Whose VM, if both sides have one of that name.")] = None,
+    side: Annotated[
+        Side | None, typer.Option("--side", help="Side of the VM, if both sides have a VM of this name.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Delete a VM that is not protected, with its disks and logs; nothing may use its disks."""
@@ -258,7 +269,7 @@ def delete(
 
 
 def unprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:
-    """Disable replication of a VM: its recovery points and managed disks go, its own disks stay."""
+    """Disable replication of a VM: its recovery points and managed disks are deleted, its own disks stay."""
 
     from siterig.cli.commands.operations import run_job
 
@@ -272,10 +283,10 @@ def unprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:
 def points(
     folder: Dir,
     vm: VmName,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the newest N.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Show only the newest N.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List a VM's recovery points, newest first."""
+    """List the recovery points of a VM, newest first."""
 
     async def work() -> None:
         found = await vault(folder).points(vm=vm, limit=limit)
@@ -296,12 +307,12 @@ def take_point(
     folder: Dir,
     vm: VmName,
     app_consistent: Annotated[
-        bool, typer.Option("--app-consistent", help="Freeze the mounted file systems for the moment of the cut.")
+        bool, typer.Option("--app-consistent", help="Freeze the mounted file systems while the point is taken.")
     ] = False,
-    name: Annotated[str, typer.Option("--name", help="A name to know it by.")] = "manual",
+    name: Annotated[str, typer.Option("--name", help="Name of the recovery point.")] = "manual",
     as_json: Json = False,
 ) -> None:
-    """Take a recovery point now, out of turn; crash-consistent unless said otherwise."""
+    """Take a recovery point now, outside the schedule; crash-consistent by default."""
 
     async def work() -> None:
         kind: TagKind = "ApplicationConsistent" if app_consistent else "CrashConsistent"

@@ -24,10 +24,6 @@ PENDING: dict[str, set[str]] = {
     "blockfs": {
         "blockfs/images",
     },
-    "siterig": {
-        "siterig/cli",
-        "siterig/cli/commands",
-    },
     "tests": {
         "tests",
         "tests/crash",
