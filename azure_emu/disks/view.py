@@ -62,14 +62,14 @@ class ReplayBound:
     epoch: Epoch
     position: int
 
-    def whole(self, frame: Frame) -> bool:
+    def contains(self, frame: Frame) -> bool:
         """Return whether the whole frame lies before the bound."""
         generation = frame.part.generation
         return generation < self.epoch.generation or (
             generation == self.epoch.generation and frame.position <= self.position
         )
 
-    def some(self, frame: Frame) -> bool:
+    def overlaps(self, frame: Frame) -> bool:
         """Return whether a part of the frame lies before the bound."""
         generation = frame.part.generation
         return generation < self.epoch.generation or (
@@ -115,7 +115,7 @@ def build_map(
     journal_file, path, fd = 0, folder, -1
     try:
         for frame in history.frames[first:]:
-            if bound is not None and not bound.some(frame):
+            if bound is not None and not bound.overlaps(frame):
                 break
             if frame.journal_file != journal_file:
                 if fd >= 0:
@@ -144,9 +144,9 @@ def _add_frame(history: DiskHistory, frame: Frame, index: FrameIndex, bound: Rep
         segment_at=frame.segment_at,
         piece_at=piece_at,
         after=history.contained(frame.part.generation) if frame.part.stream == "log" else -1,
-        upto=None if bound is None or bound.whole(frame) else bound.position,
+        upto=None if bound is None or bound.contains(frame) else bound.position,
     )
-    if bound is None or bound.whole(frame):
+    if bound is None or bound.contains(frame):
         found.size_bytes = frame.size_bytes_after
     elif grown:
         found.size_bytes = grown
@@ -171,7 +171,7 @@ def _from_checkpoint(
         present.setdefault(frame.journal_file, frame.start)
     for number in reversed(checkpoints.list_checkpoints(folder)):
         place = number - history.compacted - 1
-        if not 0 <= place < len(history.frames) or (bound is not None and not bound.whole(history.frames[place])):
+        if not 0 <= place < len(history.frames) or (bound is not None and not bound.contains(history.frames[place])):
             continue
         frame = history.frames[place]
         try:

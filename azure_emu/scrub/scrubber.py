@@ -205,7 +205,7 @@ def _position_damage(folder: Path, advance: Advance, loaded: StoreState, frames:
         if frame.number <= loaded.history.compacted:
             with suppress(FileNotFoundError):
                 for piece in damaged_pieces(folder, frame):
-                    damage_map.add("folded payload", piece.start, piece.stop, piece.damage, is_current=False)
+                    damage_map.add("compacted payload", piece.start, piece.stop, piece.damage, is_current=False)
     yield from damage_map.report(loaded.history.oldest_position)
 
 
