@@ -39,8 +39,6 @@ PENDING: dict[str, set[str]] = {
         "tests/system/mount",
         "tests/system/points",
         "tests/system/rig",
-        "tests/unit/azure_emu/applier",
-        "tests/unit/azure_emu/disks",
         "tests/unit/blockfs/changelog",
         "tests/unit/blockfs/disk",
         "tests/unit/blockfs/files",

@@ -99,7 +99,7 @@ async def test_an_unreachable_cache_is_ridden_out(
     await rig.vault.wait_position(rig.disk.position)
 
 
-async def test_a_deaf_vault_keeps_the_blobs_and_is_told_later(
+async def test_blobs_stay_until_the_vault_has_the_report(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     rig.vault.failure = RigError(Code.of("PeerUnreachable"), "vault: connection refused", recoverable=True)
@@ -141,7 +141,7 @@ async def test_a_corrupt_part_is_reported_once_and_left_until_it_is_replaced(
     assert rig.state(rig.disk.position) == rig.disk.data
 
 
-async def test_a_part_that_overlaps_what_is_applied_is_reported(
+async def test_a_part_that_overlaps_applied_parts_is_reported(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     rig.cache.hold(rig.disk.sync())
@@ -158,7 +158,7 @@ async def test_a_part_that_overlaps_what_is_applied_is_reported(
     ]
 
 
-async def test_a_restart_reports_everything_again_and_deletes_what_was_left(
+async def test_a_restart_reports_everything_again_and_deletes_leftovers(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     parts = [*rig.disk.sync(), rig.log("one")]
@@ -195,7 +195,7 @@ async def test_an_old_generation_is_applied_until_the_next_ones_sync_begins(rig:
     assert rig.cache.blobs == {}  # the stale part and the log before the snapshot are gone
 
 
-async def test_checksums_count_what_the_cache_still_holds(rig: Rig) -> None:
+async def test_checksums_include_parts_that_are_not_applied_yet(rig: Rig) -> None:
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
     count = SIZE_BYTES // CHUNK_BYTES
     got = await rig.service.checksums(disk_id=DISK_ID, key_hex=KEY.hex(), chunk_bytes=CHUNK_BYTES, first=0, count=count)
@@ -328,7 +328,7 @@ async def test_an_exported_disk_comes_back_the_same(rig: Rig, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-async def test_an_export_that_was_cut_is_taken_up_and_one_of_an_older_state_replaced(rig: Rig, tmp_path: Path) -> None:
+async def test_an_interrupted_export_resumes_and_an_older_one_is_replaced(rig: Rig, tmp_path: Path) -> None:
     path, data = source_file(tmp_path)
     count = await rig.service.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))
     first = dict(rig.cache.blobs)
@@ -359,7 +359,7 @@ async def test_a_source_that_cannot_be_exported_is_named(rig: Rig, tmp_path: Pat
     assert caught.value.message == f"{missing}: cannot be opened: No such file or directory"
 
 
-async def test_what_need_not_be_retained_is_folded_behind_the_applier(
+async def test_positions_that_need_not_be_retained_are_compacted_in_the_background(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     rig.cache.hold([*rig.disk.sync(), *(rig.log(str(number)) for number in range(8))])
@@ -463,9 +463,7 @@ def flip_in_header(journal_file: Path, magic: bytes) -> None:
     journal_file.write_bytes(raw)
 
 
-async def test_a_repair_writes_again_what_can_be_made_and_everything_goes_on(
-    rig: Rig, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_repair_rebuilds_metadata_and_applying_continues(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
     await rig.service.process_latest(disk_ids=[DISK_ID])
     (journal_file,) = (rig.disks / DISK_ID / "journal").iterdir()

@@ -103,7 +103,7 @@ async def test_a_part_that_cannot_be_used_is_asked_for_and_its_replacement_is_ap
     assert rig.waits.list() == []
 
 
-async def test_a_part_that_stays_bad_is_reported_with_what_helps_an_azurite_whose_files_were_changed(
+async def test_a_part_that_stays_bad_is_reported_with_the_remedy_for_a_changed_azurite(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     parts = rig.disk.sync()

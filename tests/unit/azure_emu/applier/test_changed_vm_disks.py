@@ -68,7 +68,7 @@ async def reported(changed: ChangedVmDisks) -> list[tuple[str, str, str]]:
     return reports.changed
 
 
-async def test_a_host_reports_what_it_finds_at_its_start_and_repeats_it_until_it_is_heard(
+async def test_changes_found_at_start_are_reported_until_the_vault_has_them(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     (tmp_path / "below").write_bytes(os.urandom(SIZE))

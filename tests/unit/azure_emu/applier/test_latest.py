@@ -50,12 +50,12 @@ class Waiting(World):
         await self.process()
 
     async def process(self) -> None:
-        """As the applier would by itself."""
+        """Apply all parts, as the applier would by itself."""
         assert self.vault is not None
         await self.vault._context.recovery.process_latest(disk_ids=[disk.disk_id for disk in self.disks.values()])
 
     def opened(self) -> dict[str, bytes]:
-        """What the VM of a test failover shows."""
+        """Return the content of the disks of a test failover's VM."""
         found = {}
         for name, disk in self.disks.items():
             view = open_view(self.folder / "disks" / disk.disk_id, self.opened_at[f"web01-test/{name}"])
@@ -124,7 +124,7 @@ def service_of(tmp_path: Path, world: Any) -> RecoveryService:
     return RecoveryService(Applier(tmp_path / "disks", world.cache, Reports(world)), world.cache)
 
 
-async def test_latest_applies_what_waits_in_the_cache_account_and_latest_processed_leaves_it(
+async def test_latest_applies_waiting_parts_and_latest_processed_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = Waiting(tmp_path)
@@ -157,9 +157,7 @@ async def test_latest_applies_what_waits_in_the_cache_account_and_latest_process
             await ended(vault, await vault.cleanup_test_failover(vm="web01"))
 
 
-async def test_latest_takes_what_can_be_applied_and_says_that_it_is_not_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_latest_uses_the_usable_parts_and_reports_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = Waiting(tmp_path)
     monkeypatch.setattr(applier, "REPAIR_WAIT_S", 0.0)
     monkeypatch.setattr(vault_fakes, "FakeProvider", Provider)

@@ -1,4 +1,4 @@
-"""Where a disk changed, told in few rows: whoever asks for less and less finds every position."""
+"""Groups of changes are few, and a search over smaller and smaller ranges finds every position."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_position_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert found_by_halving(folder, after, upto) == expected
 
 
-def test_a_long_stretch_is_told_by_the_headers_of_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_range_is_read_from_frame_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, valid = make_history(tmp_path, 1)
     monkeypatch.setattr(module, "READ_ENTRIES_MAX", 10)
     monkeypatch.setattr(module, "READ_FRAMES_MAX", 2)
@@ -96,7 +96,7 @@ def test_a_long_stretch_is_told_by_the_headers_of_frames(tmp_path: Path, monkeyp
     assert set(read).isdisjoint(frame.number for frame in frames)
 
 
-def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
+def test_invalid_positions_are_refused(tmp_path: Path) -> None:
     folder, valid = make_history(tmp_path, 2)
     with pytest.raises(RigError, match="has no state at position 1: valid positions are"):
         change_steps(load_history(folder), 1, valid[-1])

@@ -1,4 +1,4 @@
-"""What is hurt is followed until it is written over, however much there is of it."""
+"""A damage map follows damage until it is overwritten, however much there is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def damage(position: int) -> Damage:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_each_range_is_hurt_until_its_last_byte_is_written_over(seed: int) -> None:
+def test_a_range_is_damaged_until_its_last_byte_is_overwritten(seed: int) -> None:
     print(f"replay with seed {seed}")
     rng = random.Random(seed)
     found = DamageMap()
@@ -43,7 +43,7 @@ def test_each_range_is_hurt_until_its_last_byte_is_written_over(seed: int) -> No
     assert found.has_current == bool(left)
 
 
-def test_of_very_many_ranges_of_a_kind_the_last_are_told_at_once() -> None:
+def test_ranges_after_the_limit_of_a_kind_are_one_row() -> None:
     found = DamageMap()
     for n in range(1000):
         found.add("some", n * 10, n * 10 + 4, damage(5))
@@ -62,7 +62,7 @@ def test_of_very_many_ranges_of_a_kind_the_last_are_told_at_once() -> None:
     assert [each.last_position for _, each in found.report(0)][-2:] == [2999, None]
 
 
-def test_what_shows_only_below_the_floor_or_at_no_position_is_told_without_positions() -> None:
+def test_damage_that_no_valid_position_shows_has_no_positions() -> None:
     found = DamageMap()
     found.add("some", 0, 4, damage(5))
     found.add("not needed", 8, 12, damage(5), is_current=False)
@@ -71,7 +71,7 @@ def test_what_shows_only_below_the_floor_or_at_no_position_is_told_without_posit
     assert [(each.first_position, each.last_position) for _, each in found.report(10)] == [(None, None), (None, None)]
 
 
-def test_what_is_too_much_to_be_followed_is_never_said_to_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranges_that_are_not_followed_stay_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RANGES_MAX", 3)
     found = DamageMap()
     for n in range(5):

@@ -88,7 +88,7 @@ def test_a_position_inside_an_unfinished_resync_is_refused_with_the_valid_ranges
     assert_same(whole(store.view(old)), disk.states[old], "the old generation's last position")
 
 
-def test_a_resync_begun_anew_builds_on_what_the_cut_one_left(tmp_path: Path) -> None:
+def test_a_second_resync_builds_on_an_interrupted_one(tmp_path: Path) -> None:
     disk, store = seeded(tmp_path)
     old = disk.position
     disk.new_generation()
@@ -152,7 +152,7 @@ def test_a_resync_of_a_disk_that_has_grown_keeps_the_older_positions_small(tmp_p
     assert_same(whole(store.view(small)), disk.states[small], "before it")
 
 
-def test_a_kill_while_the_base_is_cleared_counts_no_part_of_the_old_seed(tmp_path: Path) -> None:
+def test_a_kill_while_the_base_is_cleared_counts_no_old_part(tmp_path: Path) -> None:
     disk = site(tmp_path)
     disk.scribble(20)
     store = new_store(tmp_path)
@@ -166,7 +166,7 @@ def test_a_kill_while_the_base_is_cleared_counts_no_part_of_the_old_seed(tmp_pat
     assert (mark.generation, mark.sync_parts) == (2, 0)
 
 
-def test_a_disk_without_a_complete_seed_has_no_state(tmp_path: Path) -> None:
+def test_a_disk_has_no_state_before_its_initial_sync_is_complete(tmp_path: Path) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.scribble(20)
     apply(store, disk.sync()[:-1])
@@ -181,7 +181,7 @@ def test_a_disk_without_a_complete_seed_has_no_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_copy_that_went_on_with_a_later_snapshot_is_valid_once_the_log_has_passed_it(tmp_path: Path, seed: int) -> None:
+def test_a_copy_over_two_snapshots_is_valid_when_the_log_has_passed_the_second(tmp_path: Path, seed: int) -> None:
     print(f"replay with seed {seed}")
     disk, store = site(tmp_path, seed), new_store(tmp_path)
     disk.write(0, disk.rng.randbytes(SIZE_BYTES))
@@ -247,7 +247,7 @@ def test_applying_everything_again_changes_nothing(tmp_path: Path) -> None:
     assert_same(whole(store.latest_view()), bytes(disk.data), "latest")
 
 
-def test_parts_out_of_order_are_refused_and_name_what_comes_next(tmp_path: Path) -> None:
+def test_parts_out_of_order_are_refused_and_name_the_next(tmp_path: Path) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.scribble(30)
     disk.close_log()
@@ -356,7 +356,7 @@ def history(tmp_path: Path) -> tuple[SiteDisk, list[Packed]]:
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_step_loses_nothing(tmp_path: Path) -> None:
+def test_a_kill_at_any_failpoint_loses_nothing(tmp_path: Path) -> None:
     disk, parts = history(tmp_path)
     names: list[str] = []
     with failpoint.all_armed(names.append, "store."):
@@ -399,7 +399,7 @@ def test_a_kill_at_any_step_loses_nothing(tmp_path: Path) -> None:
         store.delete()
 
 
-def test_the_steps_of_a_kill_test_are_all_there(tmp_path: Path) -> None:
+def test_the_kill_test_reaches_all_failpoints(tmp_path: Path) -> None:
     _, parts = history(tmp_path)
     names: list[str] = []
     with failpoint.all_armed(names.append, "store."):

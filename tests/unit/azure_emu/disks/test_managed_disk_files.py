@@ -87,7 +87,7 @@ def test_another_format_version_is_refused_by_name(tmp_path: Path, monkeypatch: 
     assert caught.value.message == f"{store.folder / 'disk.json'}: managed disk format 2; this siterig reads 3"
 
 
-def test_what_cannot_be_a_disk_is_refused(tmp_path: Path) -> None:
+def test_impossible_disks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RigError) as caught:
         ManagedDiskStore.create(tmp_path / DISK_ID, disk_id=DISK_ID, size_bytes=1000, created_ns=1)
     assert caught.value.message == f"disk {DISK_ID}: size 1000 is not a positive multiple of 512 bytes"
@@ -100,7 +100,7 @@ def test_what_cannot_be_a_disk_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == "DiskNotFound"
 
 
-def test_what_a_managed_disk_holds_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_a_managed_disk(tmp_path: Path) -> None:
     disk, store = SiteDisk(tmp_path, random.Random(3)), new_store(tmp_path)
     apply(store, disk.sync())
     for _ in range(3):

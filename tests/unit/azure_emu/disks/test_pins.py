@@ -1,4 +1,4 @@
-"""A pin is durable when it was made, and gone for good when it was let go, whatever a kill had left of it."""
+"""A pin is durable when it is made, and stays removed when it is released, whatever a kill left of it."""
 
 from __future__ import annotations
 

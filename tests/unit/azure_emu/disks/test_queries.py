@@ -37,7 +37,7 @@ def history(tmp_path: Path) -> tuple[SiteDisk, ManagedDiskStore, list[int]]:
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_a_question_that_a_fold_overtakes_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_query_that_a_compaction_overtakes_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 1)
     _, store, ends = history(tmp_path)
     seen: list[StoreState] = []
@@ -54,7 +54,7 @@ def test_a_question_that_a_fold_overtakes_is_asked_anew(tmp_path: Path, monkeypa
     assert [loaded.history.oldest_position < ends[1] for loaded in seen] == [True, False]
 
 
-def test_a_journal_file_that_no_fold_took_is_named(tmp_path: Path) -> None:
+def test_a_journal_file_that_no_compaction_deleted_is_named(tmp_path: Path) -> None:
     _, store, ends = history(tmp_path)
     (journal_file,) = (store.folder / "journal").iterdir()
 

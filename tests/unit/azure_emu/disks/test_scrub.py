@@ -1,4 +1,4 @@
-"""Scrub tells all that is damaged and nothing else, whatever goes on meanwhile, and however much it is."""
+"""A scrub reports all damage and nothing else, whatever happens at the same time, and however much damage there is."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_blocks_side_by_side_are_one_damage_and_whole_again_when_all_are_written
     assert [damage.last_position for damage in found_in(store.folder)] == [disk.position - 1]
 
 
-def test_lost_checksums_are_told_in_a_row_or_two(tmp_path: Path) -> None:
+def test_lost_checksums_are_one_or_two_rows(tmp_path: Path) -> None:
     _, store = filled(tmp_path)
     os.truncate(store.folder / "base.sums", 0)
     blocks, length = found_in(store.folder)
@@ -108,7 +108,7 @@ def test_lost_checksums_are_told_in_a_row_or_two(tmp_path: Path) -> None:
     assert (length.path, length.first_position) == (str(store.folder / "base.sums"), None)
 
 
-def test_very_many_ranges_are_not_told_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_many_ranges_are_aggregated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(damage_map, "REPORTED_MAX", 5)
     disk, store = filled(tmp_path)
     bad = range(0, SIZE_BYTES, 2 * BLOCK)
@@ -121,7 +121,7 @@ def test_very_many_ranges_are_not_told_one_by_one(tmp_path: Path, monkeypatch: p
     assert {damage.last_position for damage in found_in(store.folder)} == {disk.position - 1}
 
 
-def test_very_many_damaged_frames_are_not_told_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_many_damaged_frames_are_aggregated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrub_module, "REPORTED_MAX", 3)
     _, store = filled(tmp_path, parts=9)
     for frame in store.debug_state().frames:
@@ -133,7 +133,7 @@ def test_very_many_damaged_frames_are_not_told_one_by_one(tmp_path: Path, monkey
     ]
 
 
-def test_a_part_block_at_the_disks_end_is_whole_again_when_what_there_is_of_it_is_written_over(tmp_path: Path) -> None:
+def test_overwriting_a_partial_last_block_ends_its_damage(tmp_path: Path) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.resize(SIZE_BYTES + 512)
     disk.write(SIZE_BYTES, b"x" * 512)
@@ -146,7 +146,7 @@ def test_a_part_block_at_the_disks_end_is_whole_again_when_what_there_is_of_it_i
     assert [damage.last_position for damage in found_in(store.folder)] == [disk.position - 1]
 
 
-def test_a_payload_that_no_position_shows_hurts_none(tmp_path: Path) -> None:
+def test_a_damaged_payload_that_no_position_shows_has_no_positions(tmp_path: Path) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.write(0, b"a" * BLOCK)
     log = disk.close_log()
@@ -161,10 +161,10 @@ def test_a_payload_that_no_position_shows_hurts_none(tmp_path: Path) -> None:
     assert sorted(damage.first_position or 0 for damage in found_in(store.folder)) == [0, late.position]
 
 
-# --- what goes on meanwhile -------------------------------------------------------------------------------------
+# --- concurrent changes -----------------------------------------------------------------------------------------
 
 
-def test_a_fold_that_begins_while_the_checksums_are_looked_at_is_no_damage(
+def test_a_compaction_that_begins_during_the_check_of_checksums_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, store = filled(tmp_path, parts=4)
@@ -183,9 +183,7 @@ def test_a_fold_that_begins_while_the_checksums_are_looked_at_is_no_damage(
     assert looked
 
 
-def test_after_a_fold_that_came_between_checksums_are_looked_at_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checksums_are_checked_again_after_a_compaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.write(0, b"a" * BLOCK)
     disk.close_log()
@@ -206,7 +204,7 @@ def test_after_a_fold_that_came_between_checksums_are_looked_at_again(
 
 
 @pytest.mark.parametrize("moment", range(7))
-def test_a_damaged_payload_that_is_folded_meanwhile_is_told_of(tmp_path: Path, moment: int) -> None:
+def test_a_damaged_payload_that_is_compacted_meanwhile_is_reported(tmp_path: Path, moment: int) -> None:
     disk, store = filled(tmp_path, parts=3)
     disk.write(BLOCK + 9, b"victim" * 100)
     apply(store, [disk.close_log()])
@@ -246,7 +244,7 @@ def test_an_initial_replication_that_is_begun_anew_meanwhile_is_no_damage(tmp_pa
     assert store.watermark().generation == 2
 
 
-def test_a_base_that_a_fold_grows_is_no_damage_before_its_checksums_have_grown(tmp_path: Path) -> None:
+def test_a_base_that_grows_before_its_checksums_is_no_damage(tmp_path: Path) -> None:
     disk, store = filled(tmp_path)
     disk.resize(SIZE_BYTES + 64 * 1024)
     apply(store, [disk.close_log()])
@@ -346,7 +344,7 @@ def test_a_folder_or_lock_that_is_missing_is_named(tmp_path: Path) -> None:
     assert found == [(str(store.folder / name), "is missing", None) for name in ("lock", "pins")]
 
 
-def test_the_file_is_named_whatever_the_folder_is_called(tmp_path: Path) -> None:
+def test_damage_names_the_file_in_any_folder(tmp_path: Path) -> None:
     folder = tmp_path / "a: b"
     folder.mkdir()
     _, store = filled(folder)
@@ -386,7 +384,7 @@ def rotten(monkeypatch: pytest.MonkeyPatch, path: Path, start: int, length: int)
         yield
 
 
-def test_what_cannot_be_read_of_a_frame_is_named_and_the_rest_is_read_on(
+def test_an_unreadable_sector_of_a_frame_is_reported_and_the_rest_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 1 << 30)
@@ -417,7 +415,7 @@ def test_what_cannot_be_read_of_a_frame_is_named_and_the_rest_is_read_on(
 
 
 @pytest.mark.parametrize("name", ["base.img", "base.sums"])
-def test_what_cannot_be_read_of_the_base_is_named_and_the_rest_is_read_on(
+def test_an_unreadable_sector_of_the_base_is_reported_and_the_rest_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     disk, store = filled(tmp_path)

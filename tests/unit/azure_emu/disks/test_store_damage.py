@@ -1,4 +1,4 @@
-"""Damage anywhere in a managed disk's store is found, named and never served; a resync makes the disk whole again."""
+"""Damage anywhere in a managed disk is found, named and never served; a resync repairs the disk."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class Store:
         return sorted(path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size)
 
     def check(self, what: str, names: Path, byte: int | None = None) -> list[Damage]:
-        """Scrub names the file; every position reads as it was, or fails, and fails only where scrub says so.
+        """Check that the scrub names the file, and that each position reads right, or fails where the scrub reports it.
 
-        ``byte``: the only one that is damaged, so what fails is at most one block.
+        If only ``byte`` is damaged, at most one block fails.
         """
         found = list(scrub(self.folder, lambda _bytes: None))
         assert any(str(names) in f"{damage.path}: {damage.what}" for damage in found), f"{what}: scrub found {found}"
@@ -99,15 +99,18 @@ class Store:
         return first is not None and first <= position and (last is None or position <= last)
 
     def _is_sum(self, path: Path, byte: int | None) -> bool:
-        """Whether it is in a piece's checksum: of frames that a checkpoint leads to, these are used as they are until the
-        applier has mended them, and they are no data: no position is lost with them."""
+        """Return whether the byte is in the checksum of a piece.
+
+        For frames that a checkpoint contains, these checksums are used until the applier has repaired them.  They are no
+        data, so no position is lost with them.
+        """
         return byte is not None and any(
             path == journal_file and start <= byte < stop for journal_file, start, stop in self.sums
         )
 
 
 Bad = tuple[str, int | None, bytes]
-"""What it is, the byte that was changed if it is but one, and the file's bytes."""
+"""The kind of damage, the changed byte if there is only one, and the bytes of the file."""
 
 
 def damaged(store: Store, change: Callable[[Path, bytes], Iterator[Bad]]) -> Iterator[tuple[str, Path, int | None]]:
@@ -151,7 +154,7 @@ def test_a_flipped_bit_of_any_file_is_found_and_never_served(tmp_path: Path, see
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
-def test_a_file_that_is_cut_is_found_and_never_served(tmp_path: Path, seed: int) -> None:
+def test_a_truncated_file_is_found_and_never_served(tmp_path: Path, seed: int) -> None:
     print(f"replay with seed {seed}")
     store = Store(tmp_path, seed)
     newest = sorted((store.folder / "journal").iterdir())[-1]
@@ -200,7 +203,7 @@ def break_chain(made: Store) -> None:
 
 
 def opened_or_reset(made: Store) -> ManagedDiskStore:
-    """As the applier does it when the first part of a resync has come: what nothing can be applied to is set aside."""
+    """Open the disk; set it aside if nothing can be applied to it, as the applier does at the first part of a resync."""
     try:
         return ManagedDiskStore.open(made.folder)
     except RigError as exc:
@@ -215,7 +218,7 @@ def opened_or_reset(made: Store) -> ManagedDiskStore:
 
 @pytest.mark.parametrize("harm", [spoil, break_chain])
 @pytest.mark.parametrize("seed", range(6))
-def test_a_resync_makes_a_damaged_disk_whole(tmp_path: Path, seed: int, harm: Callable[[Store], None]) -> None:
+def test_a_resync_repairs_a_damaged_disk(tmp_path: Path, seed: int, harm: Callable[[Store], None]) -> None:
     print(f"replay with seed {seed}")
     made = Store(tmp_path, seed)
     disk = made.life.disk
@@ -309,7 +312,7 @@ def test_opening_a_store_repairs_what_a_frame_can_be_rebuilt_from(tmp_path: Path
     assert repaired >= 6, "too few frames have entries and tags"
 
 
-def test_a_map_of_the_base_that_is_lost_is_made_again(tmp_path: Path) -> None:
+def test_a_lost_map_of_the_base_is_rebuilt(tmp_path: Path) -> None:
     made = Store(tmp_path, 1)
     path = made.folder / "base.map"
     good = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What the host's disk and its kernel may answer to a store: errors of the moment, sectors that cannot be read."""
+"""Errors of the host's disk and kernel: temporary ones, and sectors that cannot be read."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_an_error_of_the_moment_is_no_damage(name: str, tmp_path: Path) -> None:
 
 
 class Cache:
-    """What the cache account holds."""
+    """The parts in the cache account."""
 
     def __init__(self, parts: list[Packed]) -> None:
         self.parts = dict(parts)
@@ -178,7 +178,7 @@ async def test_a_store_is_set_aside_for_damage_that_stays(tmp_path: Path, autoju
 # --- sectors that cannot be read ----------------------------------------------------------------------------------
 
 
-def test_what_can_be_made_again_of_an_unreadable_sector_is(tmp_path: Path) -> None:
+def test_data_of_an_unreadable_sector_is_rebuilt_where_possible(tmp_path: Path) -> None:
     disk, store = grown(tmp_path)
     frame = store.debug_state().frames[1]
     store.close()
@@ -201,10 +201,10 @@ def test_an_unreadable_last_frame_that_counts_is_no_torn_one(tmp_path: Path) -> 
     assert path.stat().st_size == size
 
 
-# --- folds that cannot be done now --------------------------------------------------------------------------------
+# --- compactions that cannot finish now --------------------------------------------------------------------------------
 
 
-def test_parts_are_applied_though_a_fold_that_was_cut_cannot_be_finished(tmp_path: Path) -> None:
+def test_parts_are_applied_while_an_interrupted_compaction_cannot_finish(tmp_path: Path) -> None:
     class Killed(BaseException):
         pass
 
@@ -237,10 +237,10 @@ def test_a_disk_that_no_file_can_hold_is_refused_before_it_counts(tmp_path: Path
     assert ManagedDiskStore.open(store.folder).watermark() == mark
 
 
-# --- what goes on meanwhile ---------------------------------------------------------------------------------------
+# --- concurrent changes -------------------------------------------------------------------------------------------
 
 
-def test_a_time_is_not_answered_with_a_younger_state_while_a_fold_is_under_way(tmp_path: Path) -> None:
+def test_a_time_query_during_compaction_returns_no_later_state(tmp_path: Path) -> None:
     disk, store = grown(tmp_path, parts=6)
     early = store.oldest_position * 10 + 50
     assert query_consistently(store.folder, lambda state: position_at(state, early)) * 10 <= early

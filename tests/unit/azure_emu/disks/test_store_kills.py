@@ -1,6 +1,6 @@
-"""What changes a managed disk's store is killed at every call, and so is what opens it then: nothing is lost.
+"""Kills at every system call of a change of a managed disk, and of the next opening, lose nothing.
 
-What test_store_steps does by exceptions, after the steps that the store tells of, is done here to processes of their own.
+test_store_steps raises exceptions at failpoints; this module kills separate processes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Change:
-    """What is killed, and done again; what was applied before; some of what it calls."""
+    """A change that is killed and repeated, the number of parts that are applied before, and some of its calls."""
 
     act: Callable[[Scene, ManagedDiskStore], object]
     applied: int | None
@@ -110,7 +110,7 @@ def opened(folder: Path) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize(("name", "rebooted"), [*((name, 0) for name in CHANGES), ("apply", 1), ("fold", 1)])
-def test_a_kill_at_any_call_of_a_change_and_at_any_call_of_the_opening_behind_it(
+def test_a_kill_at_any_call_of_a_change_and_of_the_next_opening(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rebooted: int
 ) -> None:
     change = CHANGES[name]
@@ -146,7 +146,7 @@ def test_a_kill_at_any_call_of_a_change_and_at_any_call_of_the_opening_behind_it
     assert min(map(len, openings)) > 1  # it syncs what there is
 
 
-def test_a_kill_at_any_call_of_a_reset_and_of_what_clears_up_behind_it(tmp_path: Path) -> None:
+def test_a_kill_at_any_call_of_a_reset_and_of_its_clean_up(tmp_path: Path) -> None:
     scene = Scene(tmp_path, None)
     disks, ready, left = tmp_path / "disks", tmp_path / "ready-disks", tmp_path / "left-disks"
     ready.mkdir()

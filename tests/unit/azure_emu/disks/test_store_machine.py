@@ -72,7 +72,7 @@ class StoreMachine(RuleBasedStateMachine):
                 raise Killed
 
     def reopen(self, kill_at: int = -1) -> None:
-        """What opens it may be killed, too."""
+        """Open the disk again; the opening may be killed, too."""
         discard_leftovers(self.folder)
         for self.kill_at in (kill_at, -1):
             try:

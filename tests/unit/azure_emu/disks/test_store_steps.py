@@ -98,7 +98,7 @@ def survives(tmp_path: Path, life: Life, prepare: Act, act: Act, *, least: int, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_a_kill_at_any_step_of_a_fold(tmp_path: Path, seed: int) -> None:
+def test_a_kill_at_any_failpoint_of_a_compaction(tmp_path: Path, seed: int) -> None:
     print(f"replay with seed {seed}")
     life = Life(tmp_path, seed)
     target = life.valid[-15]
@@ -119,9 +119,7 @@ def test_a_kill_at_any_step_of_a_fold(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_whichever_of_the_folded_journal_files_a_kill_leaves_count_for_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compacted_journal_files_that_a_kill_leaves_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 30_000)
     monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 1 << 30)
     life = Life(tmp_path, 2)
@@ -150,7 +148,7 @@ def test_whichever_of_the_folded_journal_files_a_kill_leaves_count_for_nothing(
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path: Path) -> None:
+def test_a_kill_at_any_failpoint_of_applying_and_of_checkpoints(tmp_path: Path) -> None:
     life = Life(tmp_path, 11)
     half = len(life.parts) - 5
 
@@ -179,7 +177,7 @@ def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path
     survives(tmp_path, life, most, rest, least=floor, expected=expected)
 
 
-def test_a_seed_whose_blocks_are_torn_by_a_power_loss_is_done_again(tmp_path: Path) -> None:
+def test_an_initial_sync_part_whose_blocks_a_power_loss_tore_is_redone(tmp_path: Path) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.write(0, disk.rng.randbytes(SIZE_BYTES))
     disk.close_log()
@@ -198,7 +196,7 @@ def test_a_seed_whose_blocks_are_torn_by_a_power_loss_is_done_again(tmp_path: Pa
     assert_same(whole(store.view(disk.position)), bytes(disk.data), "the seed")
 
 
-def test_a_block_that_a_power_loss_tore_in_a_fold_is_whole_again(tmp_path: Path) -> None:
+def test_a_block_that_a_power_loss_tore_in_a_compaction_is_redone(tmp_path: Path) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.write(0, disk.rng.randbytes(SIZE_BYTES))
     disk.close_log()
@@ -218,7 +216,7 @@ def test_a_block_that_a_power_loss_tore_in_a_fold_is_whole_again(tmp_path: Path)
     assert list(scrub(again.folder)) == []
 
 
-def test_a_kill_at_any_step_of_a_reset_leaves_the_old_store_or_the_new(tmp_path: Path) -> None:
+def test_a_kill_at_any_failpoint_of_a_reset_leaves_the_old_disk_or_the_new(tmp_path: Path) -> None:
     life = Life(tmp_path, 5)
     names: list[str] = []
     for kill_at in range(99):
@@ -252,7 +250,7 @@ def test_a_kill_at_any_step_of_a_reset_leaves_the_old_store_or_the_new(tmp_path:
     assert kill_at < 99
 
 
-def test_the_floor_never_passes_a_pin(tmp_path: Path) -> None:
+def test_the_oldest_position_never_passes_a_pin(tmp_path: Path) -> None:
     life = Life(tmp_path, 4)
     store = new_store(tmp_path)
     apply(store, life.parts)
@@ -277,7 +275,7 @@ def test_the_floor_never_passes_a_pin(tmp_path: Path) -> None:
     view.close()
 
 
-def test_a_position_below_an_announced_fold_can_neither_be_pinned_nor_opened(tmp_path: Path) -> None:
+def test_a_position_below_an_announced_compaction_can_be_neither_pinned_nor_opened(tmp_path: Path) -> None:
     life = Life(tmp_path, 4)
     store = new_store(tmp_path)
     apply(store, life.parts)
@@ -296,7 +294,7 @@ def test_a_position_below_an_announced_fold_can_neither_be_pinned_nor_opened(tmp
     view.close()
 
 
-def test_a_fold_gives_space_back_and_keeps_everything_behind_it(tmp_path: Path) -> None:
+def test_compaction_frees_space_and_keeps_later_positions(tmp_path: Path) -> None:
     life = Life(tmp_path, 8)
     store = new_store(tmp_path)
     apply(store, life.parts)
@@ -314,7 +312,9 @@ def test_a_fold_gives_space_back_and_keeps_everything_behind_it(tmp_path: Path) 
     assert_same(whole(again.view(life.disk.position)), bytes(life.disk.data), "what came after")
 
 
-def test_a_view_that_a_fold_overtakes_while_it_is_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_that_a_compaction_overtakes_during_opening_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     life = Life(tmp_path, 4)
     store = new_store(tmp_path)
     apply(store, life.parts)
@@ -332,7 +332,7 @@ def test_a_view_that_a_fold_overtakes_while_it_is_opened_is_refused(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_fold_that_failed_at_any_step_is_done_first_when_the_next_is_asked_for(tmp_path: Path) -> None:
+def test_a_failed_compaction_is_finished_before_the_next(tmp_path: Path) -> None:
     life = Life(tmp_path, 7)
     store = new_store(tmp_path)
     apply(store, life.parts)

@@ -100,7 +100,7 @@ def test_a_frame_that_the_file_ends_in_never_counted(tail: Tail, rebooted: int) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["headers", "segment", "zeros"])
-def test_a_last_frame_that_a_power_loss_tore_is_cut(tail: Tail, what: str) -> None:
+def test_a_torn_last_frame_is_truncated_after_a_power_loss(tail: Tail, what: str) -> None:
     match what:
         case "headers":
             tail.hurt_headers(tail.last)
@@ -117,7 +117,7 @@ def test_a_last_frame_that_a_power_loss_tore_is_cut(tail: Tail, what: str) -> No
 
 
 @pytest.mark.slow
-def test_a_last_frame_whose_segment_outlived_a_power_loss_counts_and_is_mended(tail: Tail) -> None:
+def test_a_last_frame_with_an_intact_segment_is_repaired_after_a_power_loss(tail: Tail) -> None:
     last = tail.last
     for at in (last.start + 9, last.entries_at + 1, last.tags_at + 1, last.back_at + 20):
         tail.put_back()
@@ -167,7 +167,7 @@ def test_in_the_boot_in_which_it_was_written_a_bad_last_frame_is_rot(tail: Tail)
 
 
 @pytest.mark.parametrize("later", [1, 2], ids=["same-boot", "another-boot"])
-def test_what_was_there_once_after_a_boot_is_never_taken_for_torn(tail: Tail, later: int) -> None:
+def test_a_frame_that_was_counted_in_a_boot_is_never_torn(tail: Tail, later: int) -> None:
     tail.reboot(1)
     tail.open().close()
     tail.reboot(later)
@@ -202,14 +202,14 @@ def test_the_frame_before_a_torn_one_is_never_taken_for_torn_itself(tail: Tail) 
         assert tail.refused() == f"byte {tail.before.start}: frame header checksum does not match"
 
 
-def test_what_is_before_the_last_frame_was_never_torn(tail: Tail) -> None:
+def test_only_the_last_frame_can_be_torn(tail: Tail) -> None:
     tail.reboot(1)
     tail.hurt_headers(tail.before)
     assert tail.refused() == f"byte {tail.before.start}: frame header checksum does not match"
 
 
 @pytest.mark.slow
-def test_frames_of_this_boot_behind_those_of_another_are_not_taken_for_torn(tail: Tail) -> None:
+def test_frames_of_this_boot_after_those_of_another_are_not_torn(tail: Tail) -> None:
     tail.path.write_bytes(tail.good[: tail.last.start])
     tail.reboot(1)
     store = tail.open()
@@ -221,7 +221,7 @@ def test_frames_of_this_boot_behind_those_of_another_are_not_taken_for_torn(tail
     assert tail.open().watermark().complete_position == tail.before.position
 
 
-def test_frames_that_were_folded_are_not_to_go_missing_either(tail: Tail) -> None:
+def test_compacted_frames_must_not_go_missing(tail: Tail) -> None:
     store = tail.open()
     store.compactor.compact(tail.last.position)
     store.close()
@@ -230,7 +230,7 @@ def test_frames_that_were_folded_are_not_to_go_missing_either(tail: Tail) -> Non
 
 
 @pytest.mark.parametrize("killed_before", [1, 2])
-def test_a_kill_while_a_torn_frame_is_cut_leaves_it_to_the_next_opening(
+def test_a_kill_during_truncation_leaves_the_torn_frame_to_the_next_opening(
     tail: Tail, monkeypatch: pytest.MonkeyPatch, killed_before: int
 ) -> None:
     tail.flip(tail.last.segment_at + 300)

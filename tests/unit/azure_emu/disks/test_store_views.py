@@ -1,4 +1,4 @@
-"""What lies on a managed disk holds its position, and damage that is met there is told of by name."""
+"""A view holds its position, and damage that its reader meets is reported by file and byte."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_position_is_held_until_it_is_released_and_nothing_else_is(tmp_path: P
     assert [each.holder for each in pins(store.folder)] == ["recovery web01/point"]
 
 
-def test_what_a_kill_left_is_released_of_that_kind_alone(tmp_path: Path) -> None:
+def test_pins_that_a_kill_left_are_released_by_kind(tmp_path: Path) -> None:
     disk, store = seeded(tmp_path)
     for holder in ("vm web01/os", "vm web02/os", "vmware 1", "recovery web01/point"):
         pin(store.folder, disk.position, holder)

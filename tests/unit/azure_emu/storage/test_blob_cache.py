@@ -109,7 +109,7 @@ async def test_a_list_that_fails_for_another_reason_is_an_outage(cache: BlobCach
         (AzureError("odd"), "CacheError", False),
     ],
 )
-def test_errors_are_told_apart(error: AzureError, code: str, recoverable: bool) -> None:
+def test_errors_are_distinguished(error: AzureError, code: str, recoverable: bool) -> None:
     ours = classified(error, what="put x", where="account acme")
     assert (ours.code, ours.recoverable) == (code, recoverable)
     assert ours.message.startswith("cannot put x: ")
@@ -161,7 +161,7 @@ async def test_put_makes_a_container_that_vanished_and_tries_once_more(cache: Bl
         await cache.put(PART, b"x")
 
 
-async def test_list_is_sorted_and_names_what_is_no_part(cache: BlobCacheAccount) -> None:
+async def test_list_is_sorted_and_names_other_blobs(cache: BlobCacheAccount) -> None:
     later = PartName(PART.disk_id, 1, "sync", 10, 10)
     container: Any = cache._container
     foreign = [
@@ -188,7 +188,7 @@ async def test_list_is_sorted_and_names_what_is_no_part(cache: BlobCacheAccount)
         answer(413, "RequestBodyTooLarge"),
     ],
 )
-async def test_one_blob_that_cannot_be_read_is_told_from_an_account_that_is_away(
+async def test_an_unreadable_blob_is_distinguished_from_an_unreachable_account(
     cache: BlobCacheAccount, error: AzureError
 ) -> None:
     container: Any = cache._container
@@ -245,7 +245,7 @@ async def test_a_part_that_cannot_be_read_does_not_hold_up_others(cache: BlobCac
         stuck.set()
 
 
-async def test_a_replacement_is_put_over_what_is_there(cache: BlobCacheAccount) -> None:
+async def test_a_replacement_overwrites_the_blob(cache: BlobCacheAccount) -> None:
     container: Any = cache._container
     assert await cache.put(PART, b"x", replace=True)
     container.upload_blob.assert_called_once_with(PART.blob(), b"x", overwrite=True)

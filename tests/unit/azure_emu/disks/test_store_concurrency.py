@@ -51,7 +51,7 @@ class Crew:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_views_folds_checkpoints_and_parts_do_not_disturb_one_another(
+def test_views_compactions_checkpoints_and_parts_run_concurrently(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     print(f"replay with seed {seed}")

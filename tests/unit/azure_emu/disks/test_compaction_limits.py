@@ -1,4 +1,4 @@
-"""How much a fold takes at a time."""
+"""One compaction has limits of bytes, entries and partial blocks."""
 
 from __future__ import annotations
 

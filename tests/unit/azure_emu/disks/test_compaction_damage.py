@@ -1,4 +1,4 @@
-"""A fold of a payload that became bad, whichever step meets it: its block stays unreadable, nothing old is served for it."""
+"""Compaction of a payload that became bad at any step: its block stays unreadable, and no older content is served for it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.support.stores.managed_disk import apply, assert_same, new_store
 
 BLOCK = 4096
 WHOLE, PART = 4, 20
-"""Blocks that the log writes to: in the midst of a write of three; a part of it."""
+"""Blocks that the log writes to: the middle one of a write of three blocks, and a block that is written in part."""
 
 
 @pytest.fixture(autouse=True)
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """No time passes between one look at a bad block and the next; how often it should have."""
+    """Replace the delays before a bad block is read again; return them."""
     slept: list[float] = []
     monkeypatch.setattr(SYSTEM_CLOCK, "sleep_thread", slept.append)
     return slept
@@ -113,7 +113,7 @@ CASES = [({WHOLE}, ["copy_blocks"]), ({PART}, ["prepare_checksums"]), ({WHOLE, P
 
 
 @pytest.mark.parametrize(("bad", "meets"), CASES)
-def test_nothing_is_served_for_a_bad_payload_at_any_step_of_its_fold(
+def test_a_bad_payload_is_never_served_during_its_compaction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: set[int], meets: list[str]
 ) -> None:
     made = Rotten(tmp_path, bad)
@@ -142,7 +142,7 @@ def test_nothing_is_served_for_a_bad_payload_at_any_step_of_its_fold(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bad", [bad for bad, _ in CASES])
-def test_a_kill_at_any_step_of_a_fold_of_a_bad_payload_makes_it_no_good(tmp_path: Path, bad: set[int]) -> None:
+def test_a_kill_during_compaction_of_a_bad_payload_does_not_hide_it(tmp_path: Path, bad: set[int]) -> None:
     made = Rotten(tmp_path, bad)
     ready = tmp_path / "ready"
     made.folder.rename(ready)
@@ -173,7 +173,7 @@ def test_a_kill_at_any_step_of_a_fold_of_a_bad_payload_makes_it_no_good(tmp_path
     assert kill_at > 8
 
 
-def test_a_payload_that_cannot_be_read_for_a_moment_is_not_given_up(tmp_path: Path, looks: list[float]) -> None:
+def test_a_payload_that_is_unreadable_for_a_moment_is_read_again(tmp_path: Path, looks: list[float]) -> None:
     made = Rotten(tmp_path, set())
 
     def trouble(operation: int, path: str, _offset: int, _size: int) -> int:
@@ -188,7 +188,7 @@ def test_a_payload_that_cannot_be_read_for_a_moment_is_not_given_up(tmp_path: Pa
     store.close()
 
 
-def test_a_block_that_a_fold_left_unreadable_is_whole_when_it_is_written_over(tmp_path: Path) -> None:
+def test_overwriting_a_block_that_compaction_left_unreadable_makes_it_readable(tmp_path: Path) -> None:
     made = Rotten(tmp_path, {WHOLE, PART})
     disk, store = made.disk, ManagedDiskStore.open(made.folder)
     store.compactor.compact(made.target)
