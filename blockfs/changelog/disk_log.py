@@ -400,11 +400,11 @@ class DiskLog:
     def file_trouble(self) -> str | None:
         """Return a sentence about a change of the log's files by another program; None if there is none."""
         with self._lock:
-            wanted = {segment_path(self.folder, self.name, number): made for number, made in self._made.items()}
-            wanted[self._dirty] = self._dirty_made
+            expected = {segment_path(self.folder, self.name, number): made for number, made in self._made.items()}
+            expected[self._dirty] = self._dirty_made
             if self.has_spare or any(segment.number > self._named_number for segment in self._segments()):
-                wanted[self._spare] = self._spare_made
-            for path, made in wanted.items():
+                expected[self._spare] = self._spare_made
+            for path, made in expected.items():
                 if (became := own_file.became(own_file.named(path), made)) is not None:
                     return f"{path} {became}"
         return None
@@ -443,15 +443,15 @@ class DiskLog:
         with self._lock:  # a segment must not move from the writer's list to this one between two reads
             return self._kept[0].number if self._kept else self._segments()[0].number
 
-    def applied(self, last_seq: int) -> None:
+    def trim(self, last_seq: int) -> None:
         """Delete closed segments whose records the recovery side has applied; one file is kept for the next spare."""
         self.reconcile_segments()
-        gone, inherited = 0, False
+        trimmed_bytes, inherited = 0, False
         with self._lock:
             while self._kept and self._kept[0].last_seq <= last_seq:
                 kept = self._kept.pop(0)
                 self._made.pop(kept.number, None)
-                gone += kept.size_bytes
+                trimmed_bytes += kept.size_bytes
                 if inherited and kept.number >= self._first_number:
                     sync_folder(self.folder)
                 inherited = kept.number < self._first_number
@@ -463,8 +463,8 @@ class DiskLog:
                 # It may end with a clean-close mark.  After a power loss it must not return while the segments after it
                 # are lost.
                 sync_folder(self.folder)
-        if gone:
-            lib.sr_log_applied(self._disk, self.oldest_number, gone)
+        if trimmed_bytes:
+            lib.sr_log_trim(self._disk, self.oldest_number, trimmed_bytes)
 
     # --- the end ------------------------------------------------------------------------------------------------
 

@@ -393,9 +393,9 @@ def _later_record(reader: SegmentReader, bad_at: int, seq: int) -> bool:
         index = window.index_of(at, RECORD_HEADER_BYTES)
         if len(window.view) - index < RECORD_HEADER_BYTES:
             return False
-        said = _RECORD.unpack_from(window.view, index)
-        record_bytes = RECORD_HEADER_BYTES + said[9]
-        if at + record_bytes > window.size or not seq < said[4] <= seq + (at - bad_at) // RECORD_HEADER_BYTES + 1:
+        fields = _RECORD.unpack_from(window.view, index)
+        record_bytes = RECORD_HEADER_BYTES + fields[9]
+        if at + record_bytes > window.size or not seq < fields[4] <= seq + (at - bad_at) // RECORD_HEADER_BYTES + 1:
             continue
         searched += record_bytes
         if searched > _SEARCHED_TIMES_MAX * window.size:

@@ -335,5 +335,5 @@ class DiskTracking:
         """Delete segments that the recovery side has durably applied, up to record ``last_seq`` of ``generation``."""
         if self._log is None or generation != self._core.state.generation:
             return
-        self._log.applied(last_seq)
+        self._log.trim(last_seq)
         self._delete_segments(below=self._log.oldest_number)

@@ -78,8 +78,8 @@ def _check_all_there(present: Path, map_fd: int, durable_fd: int) -> None:
     """Check that the present map has all bits of the durable map: bits are never cleared, and set there first."""
     at = 0
     while piece := os.pread(durable_fd, 1 << 20, HEADER_BYTES + at):
-        there = int.from_bytes(os.pread(map_fd, len(piece), at).ljust(len(piece), b"\0"))
-        if int.from_bytes(piece) & ~there:
+        present_bits = int.from_bytes(os.pread(map_fd, len(piece), at).ljust(len(piece), b"\0"))
+        if int.from_bytes(piece) & ~present_bits:
             raise RigError(Code.DiskCorrupt, f"{present}: lacks blocks that its durable map lists")
         at += len(piece)
 

@@ -207,7 +207,7 @@ static void *keep_segments(void *number)
 			sr_log_forget(victim->disk, segments[i].number);
 			if (segments[i].number != victim->oldest_number || dice(8) == 0)
 				continue;
-			sr_log_applied(victim->disk, segments[i].number + 1, segments[i].end);
+			sr_log_trim(victim->disk, segments[i].number + 1, segments[i].end);
 			victim->oldest_number = segments[i].number + 1;
 		}
 		uint64_t raised;

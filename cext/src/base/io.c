@@ -106,15 +106,15 @@ static int64_t write_all(int fd, const struct iovec *given, int iovs, int64_t by
 	while (done < bytes) {
 		int64_t room = bytes - done;
 		int used = 0;
-		size_t cut = 0;
+		size_t last_bytes = 0;
 		for (; used < iovs && room > 0; used++) { /* shorten the last vector that is reached */
-			cut = iov[used].iov_len;
-			if ((int64_t)cut > room)
+			last_bytes = iov[used].iov_len;
+			if ((int64_t)last_bytes > room)
 				iov[used].iov_len = (size_t)room;
 			room -= (int64_t)iov[used].iov_len;
 		}
 		ssize_t n = pwritev(fd, iov, used, offset + done);
-		iov[used - 1].iov_len = cut;
+		iov[used - 1].iov_len = last_bytes;
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0) {

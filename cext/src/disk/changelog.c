@@ -481,7 +481,7 @@ void sr_log_touch(struct sr_disk *disk, uint64_t number, uint64_t offset, uint64
 	sr_unlock(disk);
 }
 
-void sr_log_applied(struct sr_disk *disk, uint64_t oldest_number, uint64_t bytes)
+void sr_log_trim(struct sr_disk *disk, uint64_t oldest_number, uint64_t bytes)
 {
 	pthread_mutex_lock(&disk->lock);
 	disk->log.oldest_number = oldest_number;

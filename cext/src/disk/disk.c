@@ -15,12 +15,12 @@ struct sr_disk *sr_disk_new(struct sr_layer *layer, struct sr_positions *positio
 		return NULL;
 	/* Otherwise continuous requests could delay the freeing of a disk for ever. No thread read-locks one of them
 	 * twice. */
-	pthread_rwlockattr_t in_turn;
-	pthread_rwlockattr_init(&in_turn);
-	pthread_rwlockattr_setkind_np(&in_turn, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-	pthread_rwlock_init(&disk->inflight_lock, &in_turn);
-	pthread_rwlock_init(&disk->snapshot_lock, &in_turn);
-	pthread_rwlockattr_destroy(&in_turn);
+	pthread_rwlockattr_t prefer_writers;
+	pthread_rwlockattr_init(&prefer_writers);
+	pthread_rwlockattr_setkind_np(&prefer_writers, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&disk->inflight_lock, &prefer_writers);
+	pthread_rwlock_init(&disk->snapshot_lock, &prefer_writers);
+	pthread_rwlockattr_destroy(&prefer_writers);
 	pthread_mutex_init(&disk->syncing, NULL);
 	pthread_mutex_init(&disk->lock, NULL);
 	disk->users = 1;

@@ -145,8 +145,8 @@ int sr_log_sync_closed(struct sr_disk *disk);
 /* Add a record of an older kept segment, at the start: its chunks become dirty if the log is abandoned. */
 void sr_log_touch(struct sr_disk *disk, uint64_t number, uint64_t offset, uint64_t bytes);
 
-/* Report that segments below `oldest_number` are no longer kept; their size was `bytes`. */
-void sr_log_applied(struct sr_disk *disk, uint64_t oldest_number, uint64_t bytes);
+/* Record that segments below `oldest_number` are no longer kept; their size was `bytes`. */
+void sr_log_trim(struct sr_disk *disk, uint64_t oldest_number, uint64_t bytes);
 
 /* Change the limit of the log's setup, because the disk has grown. */
 void sr_log_limit(struct sr_disk *disk, uint64_t kept_bytes_max);

@@ -72,7 +72,7 @@ struct rows *sr_extents_share(struct sr_extents *map)
 /* Add a part of an extent; zeros and parts of the base extend the last row if they continue it. */
 static inline void emit(struct rows *rows, const struct sr_extent_row *whole, uint64_t start, uint64_t end)
 {
-	struct sr_extent_row part = sr_extent_cut(whole, start, end);
+	struct sr_extent_row part = sr_extent_part(whole, start, end);
 	if (rows->count && part.source <= SR_SOURCE_BASE) {
 		struct sr_extent_row *last = &rows->row[rows->count - 1];
 		if (last->end == start && last->source == part.source) {

@@ -18,7 +18,7 @@ void sr_rows_put(struct rows *rows);
 void sr_expect_lookups(void *memory, size_t bytes);
 
 /* Return the part start .. end of an extent. */
-static inline struct sr_extent_row sr_extent_cut(const struct sr_extent_row *whole, uint64_t start, uint64_t end)
+static inline struct sr_extent_row sr_extent_part(const struct sr_extent_row *whole, uint64_t start, uint64_t end)
 {
 	struct sr_extent_row part = *whole;
 	if (start == whole->start && end == whole->end)

@@ -576,11 +576,11 @@ struct sr_layer *sr_layer_overlay(struct sr_layer *lower, int fd, int map_fd, in
 		goto fail;
 	}
 	sr_io_expect_random(fd);
-	pthread_rwlockattr_t in_turn; /* otherwise continuous readers could delay the detaching for ever */
-	pthread_rwlockattr_init(&in_turn);
-	pthread_rwlockattr_setkind_np(&in_turn, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-	pthread_rwlock_init(&overlay->map_lock, &in_turn);
-	pthread_rwlockattr_destroy(&in_turn);
+	pthread_rwlockattr_t prefer_writers; /* otherwise continuous readers could delay the detaching for ever */
+	pthread_rwlockattr_init(&prefer_writers);
+	pthread_rwlockattr_setkind_np(&prefer_writers, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&overlay->map_lock, &prefer_writers);
+	pthread_rwlockattr_destroy(&prefer_writers);
 	pthread_mutex_init(&overlay->syncing, NULL);
 	if (bytes && is_present(overlay, 0))
 		overlay->hydrated_bytes = run_end(overlay, 0, bytes, 1); /* hydrated by an earlier process, or by writes */

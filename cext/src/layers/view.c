@@ -19,7 +19,7 @@
 /* Limits for reading a block of the base again that matches neither of its two sums. A compaction that is writing it
  * may be preempted within a page, so there is time while the two sums differ. If they are equal, one more try is
  * enough, in case the compaction finished between the reads of the block and of its sums. */
-#define TRIES_DURING_FOLD 200
+#define TRIES_DURING_COMPACTION 200
 #define TRIES 4
 #define PAUSE_NS 1000000
 
@@ -211,7 +211,7 @@ static int read_again(const struct source *source, char *buf, uint64_t bytes, ui
 		      struct sums *sums, uint32_t *found)
 {
 	const struct timespec pause = {0, PAUSE_NS};
-	for (int tries = 1; tries < (sums->right != sums->becomes ? TRIES_DURING_FOLD : TRIES); tries++) {
+	for (int tries = 1; tries < (sums->right != sums->becomes ? TRIES_DURING_COMPACTION : TRIES); tries++) {
 		if (tries > 1)
 			nanosleep(&pause, NULL);
 		int rc = sr_io_read(source->fd, buf, (int64_t)bytes, (int64_t)at);
@@ -267,7 +267,7 @@ static int read_pieces(const struct view *view, const struct sr_extent_row *row,
 static int read_extent(const struct view *view, const struct sr_extent_row *row, char *buf, uint64_t from, uint64_t to)
 {
 	const uint64_t first = row->start - row->before, last = row->end + row->after;
-	char cut[SR_PIECE_BYTES];
+	char whole_piece[SR_PIECE_BYTES];
 	int rc = 0;
 
 	while (from < to && rc == 0) {
@@ -278,9 +278,9 @@ static int read_extent(const struct view *view, const struct sr_extent_row *row,
 			rc = read_pieces(view, row, buf, from, stop);
 		} else {
 			stop = end < to ? end : to;
-			rc = read_pieces(view, row, cut, start, end);
+			rc = read_pieces(view, row, whole_piece, start, end);
 			if (rc == 0)
-				memcpy(buf, cut + (from - start), stop - from);
+				memcpy(buf, whole_piece + (from - start), stop - from);
 		}
 		buf += stop - from;
 		from = stop;
