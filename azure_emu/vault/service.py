@@ -143,19 +143,19 @@ class Vault(VaultApi):
             waits=waits or Waits(clock),
             check_shut_down=check_shut_down or no_check,
         )
-        self._context = context
+        self.context = context
         self._repairs = Repairs(context)
         self.reports = ReportHandlers(context, self._repairs)
         self._engine = engine.JobEngine(context, _SCENARIOS)
-        self._retention = RetentionWorker(context)
-        self._sources = SourceWatch(context)
+        self.retention = RetentionWorker(context)
+        self.sources = SourceWatch(context)
         self._leases = Leases(context)
-        self._watch = StandstillWatch(context, self._repairs)
+        self.watch = StandstillWatch(context, self._repairs)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Recover the jobs that a kill interrupted, then run jobs until cancelled; operations need its start."""
         with suppress(RigError):  # the host's disk is full: the clock is stored later, when there is room
-            await self._context.database.transact(lambda session: rig_clock.advance(session, self._context.clock))
+            await self.context.database.transact(lambda session: rig_clock.advance(session, self.context.clock))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._leases.run)
             nursery.start_soon(self._repairs.run)
@@ -163,30 +163,30 @@ class Vault(VaultApi):
 
     async def watch_standstill(self) -> None:
         """Watch for waits, roles and data that stand still, until cancelled."""
-        await self._watch.run()
+        await self.watch.run()
 
     async def run_policies(self) -> None:
         """Prune recovery points at intervals, and watch the disks of failed-over VMs at the site, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._sources.run)
-            await self._retention.run()
+            nursery.start_soon(self.sources.run)
+            await self.retention.run()
 
     def close(self) -> None:
         """Close the database; call it after :meth:`run` has ended."""
-        self._context.database.close()
+        self.context.database.close()
 
     # ---- virtual machines
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm:
         azure_vms.check_vm_name(vm)
-        made = await self._context.retry_while_away(
-            "create VM", vm, lambda: self._context.site.create_vm(vm=vm, disks=disks), repeatable=False
+        made = await self.context.retry_while_away(
+            "create VM", vm, lambda: self.context.site.create_vm(vm=vm, disks=disks), repeatable=False
         )
         made_vm = Vm(
             name=vm, side="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(disk) for disk in made]
         )  # fmt: skip
         try:
-            await self._context.database.transact(lambda session: inventory.cache_vm(session, made_vm))
+            await self.context.database.transact(lambda session: inventory.cache_vm(session, made_vm))
         except RigError as error:
             # The VM exists, and list_vms records it later.
             if error.code != Code.DiskFull:
@@ -194,11 +194,11 @@ class Vault(VaultApi):
         return made_vm
 
     async def list_vms(self) -> list[Vm]:
-        return await inventory.list_fabric(self._context, "site") + await inventory.list_fabric(self._context, "azure")
+        return await inventory.list_fabric(self.context, "site") + await inventory.list_fabric(self.context, "azure")
 
     async def delete_vm(self, *, vm: str, side: Side | None = None) -> Job:
         if side is None:
-            sides = await vm_tasks.sides_of(self._context, vm)
+            sides = await vm_tasks.sides_of(self.context, vm)
             if not sides:
                 known = ", ".join(sorted({found.name for found in await self.list_vms()})) or "none"
                 text = f"there is no VM {vm!r}; VMs: {known}; one whose disks cannot be opened is not listed"
@@ -213,24 +213,24 @@ class Vault(VaultApi):
         def begin(session: Session) -> Job:
             vm_tasks.require_deletable(session, vm, side)
             variables = vm_tasks.variables_of_delete(side)
-            return engine.to_wire(engine.enqueue(session, vm_tasks.DELETE, vm, variables, self._context.clock.wall_ns()))
+            return engine.to_wire(engine.enqueue(session, vm_tasks.DELETE, vm, variables, self.context.clock.wall_ns()))
 
-        return self._started(await self._context.database.transact(begin))
+        return self._started(await self.context.database.transact(begin))
 
     async def rename_vm(self, *, vm: str, name: str) -> Job:
         azure_vms.check_vm_name(name)
         if name == vm:
             raise RigError(Code.VmExists, f"VM {vm!r} is to be renamed to {name!r}: the names are the same")
-        sides = await vm_tasks.sides_of(self._context, vm)
+        sides = await vm_tasks.sides_of(self.context, vm)
 
         def begin(session: Session) -> Job:
             if not sides and session.get(ItemRow, vm) is None:
                 raise RigError(Code.VmNotFound, f"there is no VM {vm!r}")
             vm_tasks.require_renamable(session, vm, name)
             variables = vm_tasks.variables_of_rename(name)
-            return engine.to_wire(engine.enqueue(session, vm_tasks.RENAME, vm, variables, self._context.clock.wall_ns()))
+            return engine.to_wire(engine.enqueue(session, vm_tasks.RENAME, vm, variables, self.context.clock.wall_ns()))
 
-        return self._started(await self._context.database.transact(begin))
+        return self._started(await self.context.database.transact(begin))
 
     # ---- protection
 
@@ -239,7 +239,7 @@ class Vault(VaultApi):
     ) -> Job:
         protection_tasks.check_policy(interval_s, app_consistent_every_s)
         check_hours(history_hours)
-        disks = await self._context.retry_while_away("protect", vm, lambda: inventory.site_disks(self._context, vm))
+        disks = await self.context.retry_while_away("protect", vm, lambda: inventory.site_disks(self.context, vm))
         disk_limits.check(vm, disks)
         disk_limits.check_chains(disks)
 
@@ -259,7 +259,7 @@ class Vault(VaultApi):
             item.suspended = False
             item.protection_state = ProtectionState.ENABLING
             session.flush()
-            now_ns = self._context.clock.wall_ns()
+            now_ns = self.context.clock.wall_ns()
             if interval_s not in protection_tasks.OFFICIAL_INTERVALS_S:
                 text = f"interval_s {interval_s:g} of VM {vm!r} is rig-only: the service has 30, 300 and 900"
                 events.record(
@@ -277,7 +277,7 @@ class Vault(VaultApi):
                 )
             return engine.to_wire(engine.enqueue(session, protection_tasks.ENABLE, vm, {}, now_ns))
 
-        return self._started(await self._context.database.transact(begin))
+        return self._started(await self.context.database.transact(begin))
 
     async def disable_protection(self, *, vm: str) -> Job:
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
@@ -285,9 +285,9 @@ class Vault(VaultApi):
             return protection_tasks.DISABLE, {}
 
         try:
-            await preflight.can_remove_all(self._context, vm)
+            await preflight.can_remove_all(self.context, vm)
         except RigError as error:
-            if self._context.roles.role_cause(error) is None:
+            if self.context.roles.role_cause(error) is None:
                 raise  # otherwise a role is away: the job waits for it and checks again
         # While there is a test VM the operation is refused, so no job is stopped.
         await self._stop(
@@ -307,33 +307,33 @@ class Vault(VaultApi):
 
     async def items(self) -> list[ProtectedItem]:
         def look(session: Session) -> list[ProtectedItem]:
-            elapsed_ns, full = rig_clock.elapsed_ns(session, self._context.clock), self._context.database.full
+            elapsed_ns, full = rig_clock.elapsed_ns(session, self.context.clock), self.context.database.full
             items = session.scalars(select(ItemRow).order_by(ItemRow.vm))
             return [
                 health.describe(
                     session,
                     item,
                     elapsed_ns,
-                    self._context.lag,
+                    self.context.lag,
                     unwritable=full,
-                    observed=self._sources.health_errors(item.vm),
+                    observed=self.sources.health_errors(item.vm),
                 )
                 for item in items
             ]
 
-        return await self._context.database.transact(look)
+        return await self.context.database.transact(look)
 
     async def progress(self, *, vm: str) -> VmProgress:
         found = await self._engine.progress(vm)
         # Without a job the VM can be one that the site is creating.
-        return found if found is not None else await self._context.site.progress(vm=vm)
+        return found if found is not None else await self.context.site.progress(vm=vm)
 
     async def managed_disks(self) -> list[ManagedDisk]:
         def look(session: Session) -> list[ManagedDisk]:
             rows = session.scalars(select(DiskRow).order_by(DiskRow.vm, DiskRow.name))
             return [ManagedDisk(vm=row.vm, name=row.name, disk_id=row.disk_id) for row in rows]
 
-        return await self._context.database.transact(look)
+        return await self.context.database.transact(look)
 
     # ---- recovery points
 
@@ -342,7 +342,7 @@ class Vault(VaultApi):
             find_item(session, vm)
             return points.available(session, vm, limit)
 
-        return await self._context.database.transact(look)
+        return await self.context.database.transact(look)
 
     async def mount_point(
         self,
@@ -355,28 +355,28 @@ class Vault(VaultApi):
         process: HostProcess | None = None,
     ) -> MountedPoint:
         async with nullcontext() if process is None else self._leases.lease(process):
-            return await self._context.retry_while_away(
+            return await self.context.retry_while_away(
                 "mount point",
                 vm,
                 lambda: mounts.mount(
-                    self._context, vm, point=point, position=position, time=time, name=name, process=process
+                    self.context, vm, point=point, position=position, time=time, name=name, process=process
                 ),
             )
 
     async def unmount_point(self, *, vm: str, name: str) -> None:
-        await self._context.retry_while_away("unmount point", vm, lambda: mounts.unmount(self._context, vm, name))
+        await self.context.retry_while_away("unmount point", vm, lambda: mounts.unmount(self.context, vm, name))
 
     async def mounted_points(self, *, vm: str) -> list[MountedPoint]:
-        return await mounts.mounted(self._context, vm)
+        return await mounts.mounted(self.context, vm)
 
     async def open_copy(self, *, vm: str, name: str, position: int, process: HostProcess) -> Vm:
         async with self._leases.lease(process):
-            return await self._context.retry_while_away(
-                "open copy", vm, lambda: azure_vms.open_copy(self._context, vm, name, position, process)
+            return await self.context.retry_while_away(
+                "open copy", vm, lambda: azure_vms.open_copy(self.context, vm, name, position, process)
             )
 
     async def remove_copy(self, *, vm: str, name: str) -> None:
-        await self._context.retry_while_away("remove copy", vm, lambda: azure_vms.remove_copy(self._context, vm, name))
+        await self.context.retry_while_away("remove copy", vm, lambda: azure_vms.remove_copy(self.context, vm, name))
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
         selectors.check_name(name)
@@ -387,31 +387,31 @@ class Vault(VaultApi):
             require(item, Operation.CREATE_POINT)
             points.check_new_name(session, vm, name)
 
-        await self._context.database.transact(look)
+        await self.context.database.transact(look)
         cut = await self._cut_point(vm, kind, name)
 
         def there(session: Session) -> RecoveryPoint | None:
             find_item(session, vm)
             point = points.find_available(session, cut.tag_id)
             if point is None:
-                self._context.roles.require("agent", "azurite", "applier")
+                self.context.roles.require("agent", "azurite", "applier")
                 protection_tasks.raise_blocking_error(session, vm)
             if point is None:
                 return None
             point.downgraded_because = cut.downgraded_because  # the report of the agent may not have arrived
             return points.to_wire(point)
 
-        with self._context.awaiting_apply(vm, f"recovery point {name!r} of VM {vm!r} is sent and not applied yet"):
-            return await self._context.notifications.wait_until(vm, there)
+        with self.context.awaiting_apply(vm, f"recovery point {name!r} of VM {vm!r} is sent and not applied yet"):
+            return await self.context.notifications.wait_until(vm, there)
 
     async def _cut_point(self, vm: str, kind: TagKind, name: str) -> CutInfo:
         """Take one cut, also if a role is away meanwhile; two points of one name would be ambiguous."""
         request_id = str(uuid.uuid4())
         try:
-            return await self._context.retry_while_away(
+            return await self.context.retry_while_away(
                 "take point",
                 vm,
-                lambda: self._context.site.replicate_now(vm=vm, kind=kind, name=name, request_id=request_id),
+                lambda: self.context.site.replicate_now(vm=vm, kind=kind, name=name, request_id=request_id),
                 repeatable=False,
             )
         except RigError as error:
@@ -433,8 +433,8 @@ class Vault(VaultApi):
         return await self._begin(vm, Operation.TEST, prepare)
 
     async def _select_point(self, vm: str, choice: str) -> FailoverPoint:
-        between = await self._context.retry_while_away(
-            "choose point", vm, lambda: mounts.between_points(self._context, vm, choice)
+        between = await self.context.retry_while_away(
+            "choose point", vm, lambda: mounts.between_points(self.context, vm, choice)
         )
         return FailoverPoint(vm, choice, between)
 
@@ -487,7 +487,7 @@ class Vault(VaultApi):
         def look(session: Session) -> list[Job]:
             return [self._job_to_wire(row) for row in session.scalars(select(JobRow).order_by(JobRow.id.desc()))]
 
-        return await self._context.database.transact(look)
+        return await self.context.database.transact(look)
 
     async def job(self, *, name: str) -> Job:
         def look(session: Session) -> Job:
@@ -497,13 +497,13 @@ class Vault(VaultApi):
                 raise RigError(Code.JobNotFound, f"there is no job {name!r}; see the list of jobs for their names")
             return self._job_to_wire(row)
 
-        return await self._context.database.transact(look)
+        return await self.context.database.transact(look)
 
     def _job_to_wire(self, row: JobRow) -> Job:
         return engine.to_wire(row, self._engine.waiting_for(row.name))
 
     async def events(self) -> list[Event]:
-        return await self._context.database.transact(events.list_events)
+        return await self.context.database.transact(events.list_events)
 
     # ---- how an operation begins
 
@@ -515,13 +515,13 @@ class Vault(VaultApi):
             before = {"protection_state": item.protection_state, "test_failover_state": item.test_failover_state}
             scenario, variables = prepare(session, item)
             variables |= {engine.BEFORE: before}
-            return engine.to_wire(engine.enqueue(session, scenario, vm, variables, self._context.clock.wall_ns()))
+            return engine.to_wire(engine.enqueue(session, scenario, vm, variables, self.context.clock.wall_ns()))
 
-        return self._started(await self._context.database.transact(begin))
+        return self._started(await self.context.database.transact(begin))
 
     def _started(self, job: Job) -> Job:
         self._engine.start(job.name)
-        self._context.notifications.notify(job.targetObjectName)
+        self.context.notifications.notify(job.targetObjectName)
         return job
 
     async def _stop(self, vm: str, operation: str, keys: set[str], may: Callable[[Session, ItemRow], bool]) -> None:
@@ -529,6 +529,6 @@ class Vault(VaultApi):
             job = engine.open_job(session, vm)
             return job.name if job is not None and job.key in keys and may(session, find_item(session, vm)) else None
 
-        name = await self._context.database.transact(look)
+        name = await self.context.database.transact(look)
         if name is not None:
             await self._engine.cancel(name, operation)

@@ -290,9 +290,10 @@ class Disk:
         Raises:
             OSError: it is not; as it is unknown which bytes were lost, the disk needs a resync.
         """
-        await trio.to_thread.run_sync(self._flush)
+        await trio.to_thread.run_sync(self.flush_now)
 
-    def _flush(self) -> None:
+    def flush_now(self) -> None:
+        """Do what :meth:`flush` does, in the calling thread."""
         with self._core.thread_lock:
             check(lib.sr_disk_flush(self.c))
 

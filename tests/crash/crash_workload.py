@@ -245,7 +245,7 @@ class Life:
 
     def _flush(self, disk: Disk) -> None:
         try:
-            disk._flush()
+            disk.flush_now()
         except OSError:  # no flush succeeds after one has failed
             assert self._sync_failed
         else:
@@ -314,7 +314,7 @@ class Life:
             -errno.EIO if operation == lib.SR_IO_SYNC and group_of(name) == paths else 0
         )
         try:
-            disk._flush()
+            disk.flush_now()
         except OSError:
             self._sync_failed = True
         finally:

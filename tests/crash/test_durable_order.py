@@ -68,7 +68,7 @@ def index_of(events: list[Event], event: Event, after: int = 0) -> int:
 def close_segment(disk: Disk) -> None:
     disk.write(0, b"x" * 500)
     disk.tracking.log.rotate()
-    disk._flush()
+    disk.flush_now()
 
 
 def test_a_recycled_segment_durably_holds_nothing_before_it_is_the_spare(disk: Disk) -> None:

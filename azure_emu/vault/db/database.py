@@ -43,9 +43,9 @@ class VaultDatabase:
         self.full: RigError | None = None
         """What the newest transaction that had something to write failed with, if the host's disk is full."""
         self._limiter = trio.CapacityLimiter(1)
-        self._engine = create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            _configure_sqlite(self._engine)
+        self.engine = create_engine(url)
+        if self.engine.dialect.name == "sqlite":
+            _configure_sqlite(self.engine)
         try:
             with self._explained():
                 self._open()
@@ -58,7 +58,7 @@ class VaultDatabase:
         """Errors of the database and the file system as ``StateUnreadable`` or ``DiskFull``."""
         try:
             yield
-        except (DBAPIError, self._engine.dialect.loaded_dbapi.Error, OSError) as error:
+        except (DBAPIError, self.engine.dialect.loaded_dbapi.Error, OSError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
             if _is_full(reason):
                 raise self._disk_full() from error
@@ -70,10 +70,10 @@ class VaultDatabase:
         return RigError(Code.DiskFull, f"the vault's database {self._name()}: the host's disk is full", recoverable=True)
 
     def _name(self) -> str:
-        return self._engine.url.render_as_string(hide_password=True)
+        return self.engine.url.render_as_string(hide_password=True)
 
     def _open(self) -> None:
-        with Session(self._engine) as session, session.begin():
+        with Session(self.engine) as session, session.begin():
             if not inspect(session.connection()).has_table(FormatRow.__tablename__):
                 Base.metadata.create_all(session.connection())
                 session.add(FormatRow(version=FORMAT_VERSION))
@@ -90,12 +90,12 @@ class VaultDatabase:
             self._migrate(version)
 
     def _migrate(self, version: int) -> None:
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             try:
                 _switch_foreign_keys_off(connection)
                 with connection.begin():  # nothing can write from here on, so that the copy is what is migrated
-                    if self._engine.url.database and self._engine.dialect.name == "sqlite":
-                        _copy_database(Path(self._engine.url.database), version)
+                    if self.engine.url.database and self.engine.dialect.name == "sqlite":
+                        _copy_database(Path(self.engine.url.database), version)
                     migrations.upgrade(connection, FORMAT_VERSION)
                     _check_references(connection)
             finally:
@@ -104,7 +104,7 @@ class VaultDatabase:
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
+        self.engine.dispose()
 
     async def transact(self, work: Callable[[Session], T]) -> T:
         """Run ``work`` in one transaction: committed when it returns, rolled back when it raises.
@@ -114,7 +114,7 @@ class VaultDatabase:
 
         def run() -> T:
             try:
-                with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                with Session(self.engine, expire_on_commit=False) as session, session.begin():
                     before = _changes(session)
                     result = work(session)
                     wrote = _changes(session) != before

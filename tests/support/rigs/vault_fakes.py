@@ -419,7 +419,7 @@ async def ended(vault: Vault, job: Job) -> Job:
         row = session.scalars(select(JobRow).where(JobRow.name == job.name)).one()
         return row.end_ns is not None or None
 
-    await vault._context.notifications.wait_until(job.targetObjectName, over)
+    await vault.context.notifications.wait_until(job.targetObjectName, over)
     return await vault.job(name=job.name)
 
 

@@ -155,13 +155,13 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
         "VaultApi": (VaultApi, vault),
         "VaultLink": (VaultLink, vault.reports),
         "ApplierReports": (ApplierReports, vault.reports),
-        "Policies": (Policies, vault._retention),
+        "Policies": (Policies, vault.retention),
     }
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(vault.run)
             # The first thing that a vault's look after its policies does; the walk asks for the rest of it itself.
-            await vault._context.database.transact(lambda session: rig_clock.advance(session, vault._context.clock))
+            await vault.context.database.transact(lambda session: rig_clock.advance(session, vault.context.clock))
             await nursery.start(server.serve, faces, layout.socket("vault"))
             task_status.started()
     finally:

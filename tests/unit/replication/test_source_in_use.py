@@ -37,13 +37,13 @@ async def test_writes_at_the_site_after_a_failover_are_a_warning_and_one_event(t
         assert job.recovery_point is not None
         if commit:
             await ended(vault, await vault.commit_failover(vm="web01"))
-        await vault._sources.round()
+        await vault.sources.round()
         assert world.asked_after == [job.recovery_point.position]
         assert await source_errors(vault) == []
         world.written_bytes = {"os": 4096}
         world.site["web01"]["data"] = world.site["web01"]["data"].model_copy(update={"open_handles": 2})
         for _ in range(3):
-            await vault._sources.round()
+            await vault.sources.round()
         (text,) = await source_errors(vault)
         assert text == (
             "VM 'web01' was failed over, but at the site after the failover: disk data: 0 bytes written, open 2 times; disk "
@@ -61,9 +61,9 @@ async def test_a_lost_site_keeps_what_was_seen_last(tmp_path: Path) -> None:
         await protected(vault)
         await committed(vault)
         world.written_bytes = {"os": 512}
-        await vault._sources.round()
+        await vault.sources.round()
         world.lose_site()
-        await vault._sources.round()
+        await vault.sources.round()
         assert len(await source_errors(vault)) == 1
 
 
@@ -73,7 +73,7 @@ async def test_a_protected_vms_disks_are_not_watched(tmp_path: Path) -> None:
     async with running(world, tmp_path) as vault:
         await protected(vault)
         world.written_bytes = {"os": 512}
-        await vault._sources.round()
+        await vault.sources.round()
         assert (world.asked_after, await source_errors(vault)) == ([], [])
 
 
@@ -98,7 +98,7 @@ async def test_a_failback_names_what_will_be_lost_and_keeps_these_disks_only(tmp
             ),
         ]
         assert [disk.kept != [] for disk in world.site["web01"].values()] == [False, True]
-        await vault._sources.round()
+        await vault.sources.round()
         assert await source_errors(vault) == []
 
 

@@ -56,13 +56,13 @@ async def test_no_point_goes_when_the_clock_is_set_and_set_again(tmp_path: Path,
         before = await points_of(vault)
         world.clock.step_wall_ns(by_h * HOUR_NS)
         await take(world)
-        await vault._retention.round()
+        await vault.retention.round()
         world.clock.advance_ns(6 * MINUTE_NS)
         await take(world)
-        await vault._retention.round()
+        await vault.retention.round()
         world.clock.step_wall_ns(-by_h * HOUR_NS)
         await take(world)
-        await vault._retention.round()
+        await vault.retention.round()
         assert await points_of(vault) >= before
         assert len(await jumps(vault)) == 2
 
@@ -82,7 +82,7 @@ async def test_no_point_goes_when_the_rig_comes_up_again_in_the_same_boot_with_t
         assert (event.eventType, event.severity, event.affectedObject) == ("ServerHealth", "Warning", "rig")
         assert event.description.startswith("the host's clock was set forward by 2 days, 0:00:00, to ")
         await take(world)
-        await vault._retention.round()
+        await vault.retention.round()
         assert await points_of(vault) >= before
 
 
@@ -107,7 +107,7 @@ async def test_of_the_time_between_two_boots_an_hour_counts_at_most(tmp_path: Pa
             [] if told is None else [True]
         )
         await take(world)
-        await vault._retention.round()
+        await vault.retention.round()
         assert await points_of(vault) >= before
 
 
@@ -119,7 +119,7 @@ async def test_time_that_passed_prunes_points_and_an_event_reports_it(tmp_path: 
         before = len(await points_of(vault))
         world.clock.advance_ns(30 * HOUR_NS)
         await take(world)
-        await vault._retention.round()
+        await vault.retention.round()
         (event,) = [event for event in await vault.events() if event.eventCode == "RecoveryPointsPruned"]
         assert (event.severity, event.affectedObject) == ("OK", "web01")
         gone = before + 1 - len(await points_of(vault))
@@ -141,7 +141,7 @@ async def test_a_clock_that_is_set_while_time_passes_keeps_what_the_time_that_pa
                 if number % 30 == 0:
                     world.clock.step_wall_ns((step_h if number % 60 else -step_h) * HOUR_NS)
                 await take(world)
-            await vault._retention.round()
+            await vault.retention.round()
             left.append(len(await points_of(vault)))
     assert left[0] == left[1]
 

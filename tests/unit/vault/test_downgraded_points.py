@@ -33,7 +33,7 @@ async def test_a_scheduled_one_does_whether_it_was_applied_before_or_after_the_a
     async with running(world, tmp_path) as vault:
         await protected(vault)
         world.apply = False
-        cut = await vault._context.site.replicate_now(vm="web01", kind="CrashConsistent", name="scheduled")
+        cut = await vault.context.site.replicate_now(vm="web01", kind="CrashConsistent", name="scheduled")
         if applied_first:
             await world.apply_cached()
         for _ in range(2):  # a repeat changes nothing

@@ -102,7 +102,7 @@ ROWS: list[tuple[tuple[Step, ...], Operation, Step, str, str | None]] = [
 
 
 async def row_of(vault: Vault) -> ItemRow:
-    return await vault._context.database.transact(lambda session: find_item(session, "web01"))
+    return await vault.context.database.transact(lambda session: find_item(session, "web01"))
 
 
 async def states_of(vault: Vault) -> tuple[str, str, str | None, str]:

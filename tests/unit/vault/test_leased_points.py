@@ -34,7 +34,7 @@ def borrower() -> Iterator[Borrower]:
 
 async def names(vault: Vault) -> list[str]:
     """Of the rows: what the recovery host has may be another thing."""
-    return await vault._context.database.transact(lambda session: list(session.scalars(select(MountRow.name))))
+    return await vault.context.database.transact(lambda session: list(session.scalars(select(MountRow.name))))
 
 
 async def until_gone(vault: Vault, *left: str) -> None:

@@ -175,11 +175,11 @@ async def test_a_point_costs_the_vault_the_same_after_any_number_of_points(tmp_p
                 seen = [{"tag_id": tag_id, "disk_id": disk_id} for _, tag_id in ids for disk_id in disks]
                 session.execute(insert(TagSeenRow), seen)
 
-            await vault._context.database.transact(fill)
+            await vault.context.database.transact(fill)
             world.position = 100 + count
             await cut(world)
             found[count] = Counter()
-            with counted_steps(vault._context.database._engine, found[count]):
+            with counted_steps(vault.context.database.engine, found[count]):
                 await cut(world)
             assert len(await vault.points(vm="web01")) == count + 2
     assert_constant(found)

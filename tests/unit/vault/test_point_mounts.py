@@ -200,7 +200,7 @@ async def test_latest_first_applies_what_the_cache_holds_and_latest_processed_do
     async with running(world, tmp_path) as vault:
         await protected(vault)
         world.apply = False
-        await vault._context.site.replicate_now(vm="web01", kind="CrashConsistent", name="waiting")  # in the cache only
+        await vault.context.site.replicate_now(vm="web01", kind="CrashConsistent", name="waiting")  # in the cache only
         assert (await vault.mount_point(vm="web01", point="LatestProcessed")).position == 10
         job = await ended(vault, await vault.test_failover(vm="web01", point="LatestProcessed"))
         assert job.recovery_point is not None

@@ -93,7 +93,7 @@ async def test_a_name_with_which_a_newer_points_id_begins_selects_neither_silent
         def rename(session: Session) -> None:
             session.execute(update(PointRow).where(PointRow.tag_id == named.id).values(name=newer.id[:8]))
 
-        await vault._context.database.transact(rename)
+        await vault.context.database.transact(rename)
         with pytest.raises(RigError, match="select one by its id") as caught:
             await vault.test_failover(vm="web01", point=newer.id[:8])
         assert caught.value.code == "AmbiguousId"
@@ -110,7 +110,7 @@ async def test_the_beginning_of_several_ids_is_an_error_that_lists_them(tmp_path
             for name, twin in zip(names, twins, strict=True):
                 session.execute(update(JobRow).where(JobRow.name == name).values(name=twin))
 
-        await vault._context.database.transact(rename)
+        await vault.context.database.transact(rename)
         with pytest.raises(RigError) as caught:
             await vault.job(name="abcd")
         assert caught.value.code == "AmbiguousId"
@@ -158,7 +158,7 @@ async def test_a_point_is_found_by_its_name_if_no_other_has_it(tmp_path: Path) -
         mounted = await vault.mount_point(vm="web01", point="my point")
         assert (mounted.name, mounted.recovery_point) == (point.id, point)
         job = await vault.test_failover(vm="web01", point="my point")
-        choice = await vault._context.database.transact(
+        choice = await vault.context.database.transact(
             lambda session: session.scalars(select(JobRow.variables).where(JobRow.name == job.name)).one()["choice"]
         )
         assert choice == point.id, "another may get that name meanwhile"

@@ -35,7 +35,7 @@ def stranger(name: str) -> Callable[[World, Vault], Awaitable[None]]:
 
 def owned_by_another(name: str) -> Callable[[World, Vault], Awaitable[None]]:
     async def arrange(_world: World, vault: Vault) -> None:
-        await vault._context.database.transact(
+        await vault.context.database.transact(
             lambda session: session.add(AzureVmRow(name=name, owner="db02", kind="Recovered"))
         )
 
@@ -196,7 +196,7 @@ async def test_disabling_is_refused_before_its_job_while_the_recovery_side_is_in
             world.mounted_points[key] = info.model_copy(update={"disks": disks})
         else:
             kind, name = ("Copy", "look") if used == "copy" else ("TestFailover", "web01-test")
-            await vault._context.database.transact(
+            await vault.context.database.transact(
                 lambda session: session.add(AzureVmRow(name=name, owner="web01", kind=kind))
             )
             world.azure[name] = {"os": world.disk(name, "os", 1 << 20).model_copy(update={"open_handles": 1})}

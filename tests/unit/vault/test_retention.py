@@ -120,7 +120,7 @@ async def rows(vault: Vault) -> tuple[int, int]:
             session.execute(select(func.count()).select_from(table)).scalar_one() for table in (PointRow, TagSeenRow)
         )
 
-    return await vault._context.database.transact(look)
+    return await vault.context.database.transact(look)
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_tol
                 await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
         assert len(await vault.points(vm="web01")) < 45  # the rounds had been at work all the time
-        await vault._retention.round()
+        await vault.retention.round()
         points = await vault.points(vm="web01")
         ages_h = [(world.now_ns - p.time_ns) / HOUR_NS for p in points]
         assert max(ages_h) <= 24
@@ -166,11 +166,11 @@ async def test_a_recovery_side_that_was_away_is_told_soon_after_and_the_wait_end
         await protected(vault)
         await cut(world)
         world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "the applier does not answer", recoverable=True)
-        assert not await vault._retention.round()
-        assert {wait.code for wait in vault._context.waits.list()} == {"RoleUnavailable"}
+        assert not await vault.retention.round()
+        assert {wait.code for wait in vault.context.waits.list()} == {"RoleUnavailable"}
         world.mend()
-        assert await vault._retention.round()
-        assert vault._context.waits.list() == []
+        assert await vault.retention.round()
+        assert vault.context.waits.list() == []
         assert world.retained
 
 
@@ -181,12 +181,12 @@ async def test_a_wait_for_a_vm_that_is_not_protected_any_more_ends(tmp_path: Pat
         await protected(vault)
         await cut(world)
         world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "the applier does not answer", recoverable=True)
-        await vault._retention.round()
-        assert vault._context.waits.list()
+        await vault.retention.round()
+        assert vault.context.waits.list()
         world.failing.clear()
         assert (await ended(vault, await vault.disable_protection(vm="web01"))).state == "Succeeded"
-        assert await vault._retention.round()
-        assert vault._context.waits.list() == []
+        assert await vault.retention.round()
+        assert vault.context.waits.list() == []
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ async def test_pruned_points_do_not_come_back_when_an_applier_reports_anew(tmp_p
         for _ in range(30):
             world.now_ns += HOUR_NS // 2
             cuts.append(await cut(world))
-        await vault._retention.round()
+        await vault.retention.round()
         before = await vault.points(vm="web01")
         assert len(before) < 30
         for made in cuts:  # the applier was killed: it reports all tags of the journal again
@@ -220,14 +220,14 @@ async def test_points_in_use_are_kept_as_long_as_they_are(tmp_path: Path) -> Non
         for _ in range(60):
             world.now_ns += HOUR_NS
             await cut(world)
-        await vault._retention.round()
+        await vault.retention.round()
         ids = [point.id for point in await vault.points(vm="web01")]
         assert first not in ids
         assert {second, third} <= set(ids)
         assert set(world.retained.values()) == {20}  # the position of the older one
         await ended(vault, await vault.cleanup_test_failover(vm="web01"))
         await vault.unmount_point(vm="web01", name=third)
-        await vault._retention.round()
+        await vault.retention.round()
         assert not {second, third} & {point.id for point in await vault.points(vm="web01")}
 
 
@@ -242,7 +242,7 @@ async def test_a_vm_between_points_keeps_no_point_and_retention_goes_on(tmp_path
         for _ in range(60):
             world.now_ns += HOUR_NS
             await cut(world)
-        await vault._retention.round()
+        await vault.retention.round()
         points = await vault.points(vm="web01")
         assert points[-1].position > 300  # neither of the two around the VM's position is left
         assert set(world.retained.values()) == {points[-1].position}  # the VM's pins hold the rest: the vault need not know
@@ -255,10 +255,10 @@ async def test_a_recovery_side_that_is_away_is_told_in_a_later_round(tmp_path: P
     async with running(world, tmp_path) as vault:
         await protected(vault)
         world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "role applier cannot be reached", recoverable=True)
-        await vault._retention.round()
+        await vault.retention.round()
         assert world.retained == {}
         world.mend()
-        await vault._retention.round()
+        await vault.retention.round()
         assert set(world.retained.values()) == {10}
 
 
@@ -277,7 +277,7 @@ async def test_ten_thousand_points_are_listed_and_limited(tmp_path: Path) -> Non
                 ],
             )  # fmt: skip
 
-        await vault._context.database.transact(fill)
+        await vault.context.database.transact(fill)
         began = trio.current_time()
         assert len(await vault.points(vm="web01")) == 10_001
         assert trio.current_time() - began < 5  # about 0.2 s on an idle machine

@@ -61,7 +61,7 @@ class TellingWorld(World):
                 self.cached.append((vm, self.cuts[-1]))
                 await self.apply_cached()
         for vm in VMS:
-            facts = await vault._context.database.transact(lambda session, vm=vm: points.facts(session, vm))  # type: ignore[misc]
+            facts = await vault.context.database.transact(lambda session, vm=vm: points.facts(session, vm))  # type: ignore[misc]
             gone = expired(facts, Policy())
             assert len(gone) > 8
             self.kept[vm] = {point.id for point in facts} - set(gone)
@@ -70,10 +70,10 @@ class TellingWorld(World):
         """One, by a vault that was started for it; every step of it is told of."""
         async with running(self, self.folder) as vault:
             await idle(vault)
-            engine = vault._context.database._engine
+            engine = vault.context.database.engine
             event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: self._changes(sql))
             event.listen(engine, "commit", lambda _c: self.step("COMMIT"))
-            await vault._retention.round()
+            await vault.retention.round()
             self.step("the end")
 
     def _changes(self, sql: str) -> None:
@@ -132,7 +132,7 @@ async def check_and_finish(world: TellingWorld, what: str) -> set[str]:
                 await world.report(disk_id, cut)
         for vm in pruned:
             assert (await world.listed(vault, vm)).keys() == world.kept[vm], f"{what}: pruned points come back"
-        await vault._retention.round()
+        await vault.retention.round()
         for vm in VMS:
             listed = await world.listed(vault, vm)
             assert listed.keys() == world.kept[vm], what

@@ -69,13 +69,13 @@ async def test_a_planned_failover_waits_for_a_role_that_is_started_again(tmp_pat
         shown = await vault.job(name=job.name)
         (task,) = [task for task in shown.tasks if task.state == "InProgress"]
         assert task.waiting_for is not None
-        assert [wait.vm for wait in vault._context.waits.list()] == ["web01"]
+        assert [wait.vm for wait in vault.context.waits.list()] == ["web01"]
         world.mend()
         await vault.reports.report_roles(roles=states())
         job = await ended(vault, job)
         assert (job.state, [error.code for error in job.errors]) == ("Succeeded", [])
         assert {task.waiting_for for task in job.tasks} == {None}
-        assert vault._context.waits.list() == []
+        assert vault.context.waits.list() == []
 
 
 @pytest.mark.slow
@@ -86,8 +86,8 @@ async def test_the_wait_is_called_what_the_supervisor_says_of_the_role(tmp_path:
         await vault.reports.report_roles(roles=states("killed by SIGKILL", azurite="restarting"))
         world.failing["recovery.process_latest"] = cache_away()
         await vault.test_failover(vm="web01", point="Latest")
-        await until(lambda: bool(vault._context.waits.list()))
-        (wait,) = vault._context.waits.list()
+        await until(lambda: bool(vault.context.waits.list()))
+        (wait,) = vault.context.waits.list()
         assert (wait.code, wait.reason) == ("RoleUnavailable", "role azurite is restarting: killed by SIGKILL")
 
 
@@ -202,11 +202,11 @@ async def test_operations_that_are_no_jobs_wait_too(tmp_path: Path, operation: C
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(work)
-            await until(lambda: bool(vault._context.waits.list()))
+            await until(lambda: bool(vault.context.waits.list()))
             await vault.reports.report_roles(roles=states())
             with trio.fail_after(30):
                 await done.wait()
-        assert vault._context.waits.list() == []
+        assert vault.context.waits.list() == []
         await idle(vault)
 
 
@@ -233,7 +233,7 @@ async def test_all_attempts_to_take_a_point_are_one_request(tmp_path: Path, monk
         await protected(vault)
         await vault.reports.report_roles(roles=states(azurite="restarting"))
         requests = []
-        site = vault._context.site
+        site = vault.context.site
         replicate_now = site.replicate_now
 
         async def noted(*, request_id: str | None = None, **arguments: object) -> object:
@@ -272,8 +272,8 @@ async def test_a_job_whose_call_hangs_shows_the_role_that_does(tmp_path: Path, m
         job = await vault.test_failover(vm="web01", point="Latest")
         await until(lambda: "recovery.process_latest" in world.calls)
         await vault.reports.report_roles(roles=states("has not answered since 12:00:00 UTC", applier="hung"))
-        await until(lambda: bool(vault._context.waits.list()))
-        assert vault._context.waits.list()[0].code == "RoleHung"
+        await until(lambda: bool(vault.context.waits.list()))
+        assert vault.context.waits.list()[0].code == "RoleHung"
         world.held["recovery.process_latest"].set()
         await vault.reports.report_roles(roles=states())
         assert (await ended(vault, job)).state == "Succeeded"
@@ -300,9 +300,9 @@ async def test_what_a_task_waited_for_is_not_shown_any_more_when_it_gets_on(
         await protected(vault)
         world.failing_once["azure.create_disk_from_point"] = cache_away()
         job = await vault.test_failover(vm="web01", point="Latest")
-        await in_virtual_time(lambda: bool(vault._context.waits.list()))
+        await in_virtual_time(lambda: bool(vault.context.waits.list()))
         held = world.held["azure.create_disk_from_point"] = trio.Event()
-        await in_virtual_time(lambda: not vault._context.waits.list())
+        await in_virtual_time(lambda: not vault.context.waits.list())
         (task,) = [task for task in (await vault.job(name=job.name)).tasks if task.state == "InProgress"]
         assert (task.name, task.waiting_for) == ("PrepareTestProtectedEntitiesTask", None)
         held.set()
@@ -318,9 +318,9 @@ async def test_what_an_operation_waited_for_is_not_shown_any_more_when_it_gets_o
         world.failing_once["site.create_vm"] = agent_away()
         disks = [DiskSpec(name="os", size_bytes=1 << 20)]
         nursery.start_soon(partial(vault.create_vm, vm="new", disks=disks))
-        await in_virtual_time(lambda: bool(vault._context.waits.list()))
+        await in_virtual_time(lambda: bool(vault.context.waits.list()))
         held = world.held["site.create_vm"] = trio.Event()
-        await in_virtual_time(lambda: not vault._context.waits.list())
+        await in_virtual_time(lambda: not vault.context.waits.list())
         held.set()
 
 

@@ -37,7 +37,7 @@ class Watched:
         """Let time pass while the supervisor reports."""
         self.world.clock.advance_ns(int(seconds * SECOND_NS))
         await self.vault.reports.report_roles(roles=roles or [])
-        await self.vault._watch.round()
+        await self.vault.watch.round()
 
     async def codes(self) -> list[str]:
         (item,) = await self.vault.items()
@@ -252,10 +252,10 @@ async def test_the_site_of_a_vm_that_has_failed_over_may_be_away(tmp_path: Path)
 async def test_a_supervisor_that_reports_nothing_any_more_is_an_error(tmp_path: Path) -> None:
     async with watched(tmp_path) as it:
         it.world.clock.advance_ns(int((bounds.SUPERVISOR_SILENT_S - 1) * SECOND_NS))
-        await it.vault._watch.round()
+        await it.vault.watch.round()
         assert await it.codes() == []
         it.world.clock.advance_ns(2 * SECOND_NS)
-        await it.vault._watch.round()
+        await it.vault.watch.round()
         assert await it.codes() == ["SupervisorSilent"]
 
 
@@ -280,13 +280,13 @@ async def test_parts_that_cannot_be_used_are_asked_of_the_site_and_a_refusal_is_
         it.world.failing["site.send_again"] = RigError(Code.CacheForbidden, "403")
         await it.vault.reports.send_again(disk_id=disk_id, parts=["a", "b"])
         await trio.testing.wait_all_tasks_blocked()
-        (wait,) = it.vault._context.waits.list()
+        (wait,) = it.vault.context.waits.list()
         assert (wait.vm, wait.code) == ("web01", "CacheForbidden")
         it.world.mend()
         await it.vault.reports.send_again(disk_id=disk_id, parts=["a"])
         await trio.testing.wait_all_tasks_blocked()
         assert it.world.asked_again == [("web01", ["a"])]
-        assert it.vault._context.waits.list() == []
+        assert it.vault.context.waits.list() == []
 
 
 async def test_a_part_that_was_sent_again_to_no_avail_makes_a_resync_due_and_the_event_says_which(
@@ -333,7 +333,7 @@ async def test_a_restarted_vault_continues_with_the_errors_that_it_had_recorded(
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await vault.reports.report_roles(roles=[role("applier", "hung")])
-        await vault._watch.round()
+        await vault.watch.round()
     async with running(world, tmp_path) as vault:
         it = Watched(world, vault)
         assert await it.codes() == ["RoleHung"]

@@ -249,7 +249,7 @@ def test_rows_that_refer_to_others_survive_when_a_table_is_recreated(
 def test_foreign_keys_hold_again_after_a_migration(tmp_path: Path) -> None:
     store = VaultDatabase(f"sqlite:///{of_version_4(tmp_path)}")
     try:
-        with store._engine.connect() as connection:
+        with store.engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1
     finally:
         store.close()

@@ -177,7 +177,7 @@ async def test_a_vm_is_not_renamed(tmp_path: Path, why: str) -> None:
             code = "InvalidState"
         elif why == "copy":
             row = AzureVmRow(name="look", owner="web01", kind="Copy")
-            await vault._context.database.transact(lambda session: session.add(row))
+            await vault.context.database.transact(lambda session: session.add(row))
             code = "InvalidState"
         else:
             disks = world.site["web01"]

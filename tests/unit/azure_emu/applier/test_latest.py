@@ -52,7 +52,7 @@ class Waiting(World):
     async def process(self) -> None:
         """Apply all parts, as the applier would by itself."""
         assert self.vault is not None
-        await self.vault._context.recovery.process_latest(disk_ids=[disk.disk_id for disk in self.disks.values()])
+        await self.vault.context.recovery.process_latest(disk_ids=[disk.disk_id for disk in self.disks.values()])
 
     def opened(self) -> dict[str, bytes]:
         """Return the content of the disks of a test failover's VM."""
@@ -139,7 +139,7 @@ async def test_latest_applies_waiting_parts_and_latest_processed_does_not(
         assert world.cache.blobs == {}
 
         world.apply = False
-        cut = await vault._context.site.replicate_now(vm="web01", kind="CrashConsistent", name="waits")
+        cut = await vault.context.site.replicate_now(vm="web01", kind="CrashConsistent", name="waits")
         after = {name: bytes(disk.data) for name, disk in world.disks.items()}
         waiting = dict(world.cache.blobs)
         assert len(waiting) == 2
@@ -168,7 +168,7 @@ async def test_latest_uses_the_usable_parts_and_reports_the_rest(tmp_path: Path,
         await idle(vault)
         (first,) = await vault.points(vm="web01")
         world.apply = False
-        await vault._context.site.replicate_now(vm="web01", kind="CrashConsistent", name="lost")
+        await vault.context.site.replicate_now(vm="web01", kind="CrashConsistent", name="lost")
         part = min(world.cache.blobs)
         world.cache.blobs[part] = b"spoilt"
         job = await ended(vault, await vault.test_failover(vm="web01", point="Latest"))

@@ -98,7 +98,7 @@ def test_it_is_noticed_at_once_and_the_log_ends(opened: Opened, file: str, deed:
     assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "LogCorrupt")
     assert DiskState.load(opened.paths.file("disk")).needs_resync == "LogCorrupt"
     opened.disk.write(0, b"the disk itself is whole")
-    opened.disk._flush()
+    opened.disk.flush_now()
     opened.disk.tracking.maintain()
     opened.disk.close()
     assert (opened.told, len(opened.lost)) == ([], 1)

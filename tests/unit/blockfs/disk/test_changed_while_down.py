@@ -245,7 +245,7 @@ def test_a_clock_that_was_set_back_before_a_kill_is_no_change(lives: Lives) -> N
     def flush_then(disk: Disk) -> None:
         disk.write(0, b"x")
         make_younger(lives.file, 3600)  # as if the clock had been an hour ahead when this was written
-        disk._flush()
+        disk.flush_now()
 
     lives.life(flush_then, killed=True)
     assert lives.life() is None

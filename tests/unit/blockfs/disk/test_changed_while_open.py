@@ -127,7 +127,7 @@ def test_no_write_behind_a_cut_makes_a_hole_of_what_was_lost(opened: Opened) -> 
     assert opened.refuses(lambda: opened.disk.zero(SIZE - 8192, 8192))
     assert opened.path.stat().st_size == SIZE // 4
     assert opened.refuses(lambda: opened.disk.read(SIZE // 2, 512))
-    assert opened.refuses(opened.disk._flush)
+    assert opened.refuses(opened.disk.flush_now)
 
 
 def test_a_snapshot_does_not_tell_zeros_for_what_was_cut_off(opened: Opened) -> None:
@@ -164,7 +164,7 @@ def test_after_it_grew_a_cut_is_found_at_the_new_end(opened: Opened) -> None:
 def test_what_is_written_after_the_file_is_gone_is_refused_after_a_few_writes_and_by_any_flush(opened: Opened) -> None:
     opened.path.unlink()
     assert opened.refuses(lambda: [opened.disk.write(0, b"lost") for _ in range(lib.SR_WRITES_UNLOOKED_MAX + 1)])
-    assert opened.refuses(opened.disk._flush)
+    assert opened.refuses(opened.disk.flush_now)
     assert len(opened.disk.read(0, SIZE)) == SIZE, "the bytes that are left can still be read"
 
 
@@ -175,7 +175,7 @@ def test_the_first_request_that_meets_it_ends_the_log(opened: Opened, deed: str)
         assert opened.refuses(lambda: opened.disk.read(0, 512))
     else:
         opened.path.unlink()
-        assert opened.refuses(opened.disk._flush)
+        assert opened.refuses(opened.disk.flush_now)
     opened.disk.note_events()
     assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "ImageChanged")
     assert opened.disk.tracking.dirty_bytes == SIZE, "it may be everything"
@@ -300,7 +300,7 @@ def test_what_changes_no_byte_is_no_change(opened: Opened, deed: Callable[[Path]
     opened.look()
     opened.disk.write(0, b"more")
     opened.look()
-    opened.disk._flush()
+    opened.disk.flush_now()
     opened.disk.close()
     assert (opened.told, opened.disk.state.needs_resync) == ([], None)
 
@@ -320,7 +320,7 @@ def test_the_disks_own_changes_are_not_taken_for_anothers(opened: Opened) -> Non
         if number % 7 == 0:
             opened.disk.resize(opened.disk.size_bytes + 512)
         if number % 5 == 0:
-            opened.disk._flush()
+            opened.disk.flush_now()
         if number % 3 == 0:
             opened.look()
     opened.look()

@@ -51,7 +51,7 @@ class Opened:
         self.open()
         self.disk.tracking.start(new_generation=False)
         self.disk.write(0, b"guest" * 1000)
-        self.disk._flush()
+        self.disk.flush_now()
 
     def open(self) -> None:
         self.positions = PositionCounter(self.folder / "position")
@@ -82,7 +82,7 @@ def a_present_map(folder: Path, cut_to: int) -> None:
     assert opened.disk.read(0, 5000) == b"guest" * 1000, "what lies below must not show through"
     assert opened.refuses(lambda: [opened.disk.write(n << 20, b"more") for n in range(1, 20)])
     assert opened.refuses(lambda: opened.disk.zero(SIZE - 8192, 4096))
-    assert opened.refuses(opened.disk._flush)
+    assert opened.refuses(opened.disk.flush_now)
     assert opened.disk.read(0, 5000) == b"guest" * 1000
     opened.disk.note_events()
     assert opened.disk.state.needs_resync == "ImageChanged"
@@ -114,7 +114,7 @@ def a_durable_map(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "top")
     os.truncate(opened.paths.file("top.durable"), cut_to)
     opened.disk.write(1 << 20, b"more")
-    assert opened.refuses(opened.disk._flush)
+    assert opened.refuses(opened.disk.flush_now)
     assert opened.paths.file("top.durable").stat().st_size == cut_to, "written behind the cut, it would be a map with a hole"
     opened.close()
     assert "os.top.durable was truncated by another program" in opened.told[0]
@@ -123,7 +123,7 @@ def a_durable_map(folder: Path, cut_to: int) -> None:
 def a_dirty_file(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "raw")
     os.truncate(opened.paths.file("dirty"), cut_to)
-    assert opened.refuses(opened.disk._flush), "why the log ends could not be noted any more"
+    assert opened.refuses(opened.disk.flush_now), "why the log ends could not be noted any more"
     assert opened.refuses(lambda: opened.disk.write(0, b"more"))
     assert opened.refuses(lambda: opened.disk.zero(0, 4096))
     assert opened.refuses(lambda: opened.disk.resize(2 * SIZE))
@@ -155,10 +155,10 @@ def a_dirty_file_and_a_new_log(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "raw")
     os.truncate(opened.paths.file("dirty"), cut_to)
     opened.disk.write(0, b"guest")
-    assert opened.refuses(opened.disk._flush)
+    assert opened.refuses(opened.disk.flush_now)
     opened.disk.tracking.start(new_generation=True)
     opened.disk.write(0, b"more")
-    opened.disk._flush()
+    opened.disk.flush_now()
     assert (opened.disk.tracking.active, opened.disk.file_trouble) == (True, None)
     opened.close()
     assert dirty_bitmap.read(opened.paths.file("dirty")).reason is None
@@ -198,7 +198,7 @@ def many_disks(folder: Path, cut_to: int) -> None:
     assert disks[1].refuses(lambda: [disks[1].disk.write(n << 20, b"more") for n in range(1, 20)])
     for other in (disks[0], disks[2], disks[3]):
         other.disk.write(1 << 20, b"more")
-        other.disk._flush()
+        other.disk.flush_now()
         assert other.disk.tracking.active
     for opened in disks:
         opened.close()

@@ -298,7 +298,7 @@ def test_past_half_the_disk_in_unsent_log_the_log_is_given_up_and_no_dirty_chunk
     scribble(disk, rng, 20)
     disk.tracking.log.rotate()
     sent = contents(disk)
-    disk._flush()
+    disk.flush_now()
     disk.tracking.trim(1, disk.tracking.log.last_seq)
     changed: set[int] = set()
     while describe(disk, Path()).tracked:
@@ -437,7 +437,7 @@ def test_a_segment_that_nobody_reads_any_more_is_used_again(disk: Disk, position
     disk.tracking.start(new_generation=False)
     disk.write(0, b"a" * 3000)
     disk.tracking.log.rotate()
-    disk._flush()
+    disk.flush_now()
     old = logs(disk)[0]
     inode = old.stat().st_ino
     assert disk.tracking.segments()
@@ -488,7 +488,7 @@ def test_a_switch_while_a_spare_is_being_made_loses_no_segment(
         disk.write(0, b"a" * 3000)
         start = contents(disk)
         disk.tracking.log.rotate()
-        disk._flush()
+        disk.flush_now()
         disk.tracking.trim(1, disk.tracking.segments()[-1].last_seq)
     disk.tracking.log.provide_spare()
     disk.write(0, b"b" * 3000)
@@ -513,7 +513,7 @@ def test_a_segment_that_somebody_still_reads_is_not_written_over(disk: Disk) -> 
     disk.tracking.start(new_generation=False)
     disk.write(0, b"a" * 3000)
     disk.tracking.log.rotate()
-    disk._flush()
+    disk.flush_now()
     assert disk.tracking.segments()
     with logs(disk)[0].open("rb") as reader:
         before = reader.read()

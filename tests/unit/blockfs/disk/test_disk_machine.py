@@ -127,7 +127,7 @@ class DiskMachine(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        self.disk._flush()
+        self.disk.flush_now()
 
     @rule()
     def maintain(self) -> None:
