@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from siterig.blockfs.contracts.control import DiskInfo
 from siterig.cli.app import program
 from siterig.manual import roff
 from siterig.manual.page import ManualError, page_of, pages
-from tests.support import documents, reference
+from tests.support import documents, language, reference
 from tests.support.rooms import ROOT
 from tests.support.samples import sample
 
@@ -133,12 +132,11 @@ def test_the_diagram_of_states_has_resting_states_only() -> None:
 
 
 def test_the_names_in_the_glossary_exist_in_the_code() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
-    text = "".join(
-        (ROOT / name).read_text() for name in listed if name.endswith((".py", ".c", ".h")) and (ROOT / name).exists()
-    )
-    words = set(re.findall(r"\w+", text))
-    paths = {parent.as_posix() for name in listed for parent in (Path(name), *Path(name).parents)}
+    files = [*language.python_files(), *language.c_files()]
+    words = set(re.findall(r"\w+", "".join(path.read_text() for path in files)))
+    paths = {
+        parent.relative_to(ROOT).as_posix() for path in files for parent in (path, *path.parents) if ROOT in parent.parents
+    }
     missing = []
     for row in re.findall(r"^\| .* \|$", (documents.DOCS / "glossary.md").read_text(), re.M):
         term, _, names, *_ = (cell.strip() for cell in row.strip("|").split(" | "))

@@ -49,6 +49,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert "there is no command 'vm mend'" in done.stderr
 
 
+@pytest.mark.slow
 def test_all_pages_are_written_and_can_be_formatted_without_a_warning(tmp_path: Path) -> None:
     done = man("--to", str(tmp_path), "--json")
     files = [Path(name) for name in json.loads(done.stdout)["files"]]
