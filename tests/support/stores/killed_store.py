@@ -15,7 +15,7 @@ from tests.support.stores.managed_disk import assert_same, site, whole
 
 
 class Killed(BaseException):
-    """Not an Exception: nothing that handles errors may handle it."""
+    """Stands for a kill; it is no ``Exception``, so that nothing that handles errors handles it."""
 
 
 def forget_syncs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,21 +15,25 @@ KEY = bytes(range(32))
 
 
 def site(tmp_path: Path, seed: int = 1) -> SiteDisk:
+    """Return a source disk in a folder of its own."""
     folder = tmp_path / f"site{seed}"
     folder.mkdir()
     return SiteDisk(folder, random.Random(seed))
 
 
 def new_store(tmp_path: Path) -> ManagedDiskStore:
+    """Create an empty managed disk."""
     return ManagedDiskStore.create(tmp_path / DISK_ID, disk_id=DISK_ID, size_bytes=SIZE_BYTES, created_ns=1)
 
 
 def apply(store: ManagedDiskStore, parts: list[Packed]) -> None:
+    """Apply the parts in this order."""
     for part, data in parts:
         store.apply_part(part, data)
 
 
 def whole(view: Layer) -> bytes:
+    """Return all bytes of the view and close it."""
     try:
         return view.pread(0, view.size_bytes)
     finally:
@@ -37,7 +41,7 @@ def whole(view: Layer) -> bytes:
 
 
 def assert_same(got: bytes, want: bytes, what: str) -> None:
-    """A byte compare that names the first wrong offset."""
+    """Compare bytes and name the first wrong offset."""
     assert len(got) == len(want), f"{what}: {len(got)} bytes, not {len(want)}"
     if got != want:
         at = next(i for i, (a, b) in enumerate(zip(got, want, strict=True)) if a != b)
@@ -45,7 +49,7 @@ def assert_same(got: bytes, want: bytes, what: str) -> None:
 
 
 def seeded(tmp_path: Path) -> tuple[SiteDisk, ManagedDiskStore]:
-    """A disk after initial replication and one log part."""
+    """Return a disk and its managed disk, after the initial replication and one log part."""
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.scribble(10)
     disk.close_log()

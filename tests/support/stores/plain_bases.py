@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.disk.views import Views
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer, RawLayer
 
@@ -14,16 +15,18 @@ SIZE = (3 << 20) + 512
 
 
 HOLE = (1 << 20, 1 << 20)
-"""Of what lies below: offset and length."""
+"""Offset and length of the hole in the base."""
 
 
 def content(seed: int = 1) -> bytes:
+    """Return random bytes with a hole."""
     data = bytearray(random.Random(seed).randbytes(SIZE))
     data[HOLE[0] : sum(HOLE)] = bytes(HOLE[1])
     return bytes(data)
 
 
 def make_store(store: Path) -> Path:
+    """Create a folder with the content in the file ``base``."""
     store.mkdir()
     with (store / "base").open("wb") as file:
         file.write(content()[: HOLE[0]])
@@ -32,7 +35,7 @@ def make_store(store: Path) -> Path:
     return store
 
 
-class Bases:
+class Bases(Views):
     """Managed disks in ``folder``, with their holder as text in a file, so that a kill does not release them."""
 
     def __init__(self, folder: Path) -> None:
@@ -53,5 +56,6 @@ class Bases:
 
 
 def open_host(tmp_path: Path) -> DiskHost:
+    """Return a disk host over these bases, whose logs may have any length."""
     whole_log = LogPolicy(kept_share_max=None)
     return DiskHost(tmp_path / "disks", tmp_path / "mnt", views=Bases(tmp_path), policy=whole_log)

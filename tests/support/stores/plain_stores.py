@@ -8,10 +8,11 @@ from pathlib import Path
 
 from siterig.blockfs.contracts.control import MountedPointSource
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.disk.views import Views
 from siterig.blockfs.layers.layer import Layer, RawLayer
 
 
-class Stores:
+class Stores(Views):
     """Plain files in place of managed disks: a store's state at a position is its file of that name."""
 
     def __init__(self, folder: Path) -> None:
@@ -24,6 +25,7 @@ class Stores:
         self.failing: list[OSError] = []  # of the next calls of release
 
     def make(self, disk: str, **states: bytes) -> MountedPointSource:
+        """Create a managed disk with a state for each position (``p5=...``)."""
         store = self.folder / disk
         store.mkdir()
         for position, data in states.items():

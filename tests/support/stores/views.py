@@ -21,12 +21,13 @@ def start_bytes(seed: int) -> bytes:
 
 
 def base_map(data: bytes) -> list[tuple[int, int]]:
-    """Its ranges of data; the last block is cut where the disk ends."""
+    """Return the ranges of data of a base; the last block ends where the disk ends."""
     blocks = blocks_of(data)
     return [(i * BLOCK_BYTES, min(BLOCK_BYTES, len(data) - i * BLOCK_BYTES)) for i in range(len(blocks)) if any(blocks[i])]
 
 
 def view_of(folder: Path, volume: Volume, base: bytes | None = None, *, upto: int | None = None) -> ViewLayer:
+    """Open the volume, over a base if there is one, up to a position."""
     extents = ExtentMap()
     volume.add_to(extents, upto=upto)
     if base is not None:
@@ -37,10 +38,12 @@ def view_of(folder: Path, volume: Volume, base: bytes | None = None, *, upto: in
 
 
 def open_base(folder: Path) -> tuple[int, int]:
+    """Open the two files of the base for writing."""
     return os.open(folder / "base", os.O_RDWR), os.open(folder / "base.sums", os.O_RDWR)
 
 
 def affected(volume: Volume, upto: int) -> list[tuple[int, int]]:
+    """Return the ranges of blocks that the records up to a position touch."""
     extents = ExtentMap()
     volume.add_to(extents, upto=upto)
     extents.merge_pending()

@@ -18,11 +18,11 @@ from siterig.cext.checksums import crc32c
 DISK_BYTES = 48 * 1024 + 512
 BLOCK_BYTES = 4096
 GAP_BYTES = 64
-"""Before each payload, as a record's header is."""
+"""Bytes before each payload, like the header of a record."""
 
 _ENTRY = struct.Struct("<QQQQQII")
 Change = tuple[bool, int, int]
-"""Whether it is a WRITE, offset, length."""
+"""True for a WRITE; offset; length."""
 
 changes = st.lists(
     st.tuples(st.booleans() | st.just(True), st.integers(0, DISK_BYTES - 1), st.integers(1, 13_000)).map(
@@ -30,20 +30,21 @@ changes = st.lists(
     ),
     max_size=14,
 )
-"""Of any bytes, with whole blocks among them, for the edges of a shrunk example are round numbers."""
+"""Changes of any bytes; they include whole blocks, because the edges of a shrunk example are round numbers."""
 
 
 def cut_at_blocks(offset: int, data: bytes) -> list[bytes]:
-    """Pieces of what is written to ``offset``."""
+    """Return the pieces of data that is written to ``offset``."""
     ends = [*range(offset - offset % BLOCK_BYTES + BLOCK_BYTES, offset + len(data), BLOCK_BYTES), offset + len(data)]
     return [data[start - offset : end - offset] for start, end in zip([offset, *ends], ends, strict=False)]
 
 
 @dataclass
 class Volume:
-    """``records``: by position from 1, (offset, length, where its payload is, number of its first piece; None twice: zeros).
+    """Changes of a small disk with their payloads and checksums.
 
-    ``states``: the disk after each, from position 0.
+    ``records`` has by position, from 1 on: offset, length, byte of the payload, number of the first piece; the last two are
+    None for zeros.  ``states`` has the disk after each record, from position 0 on.
     """
 
     rng: random.Random = field(default_factory=lambda: random.Random(3))
@@ -55,12 +56,14 @@ class Volume:
 
     @classmethod
     def of(cls, made: list[Change], start: bytes = bytes(DISK_BYTES)) -> Volume:
+        """Return a volume with these changes of a disk that begins as ``start``."""
         volume = cls(states=[start])
         for is_write, offset, length in made:
             volume.change(offset, length, is_write=is_write)
         return volume
 
     def change(self, offset: int, length: int, *, is_write: bool = True) -> None:
+        """Append a change with random data."""
         data = self.rng.randbytes(length) if is_write else bytes(length)
         at, piece = (len(self.raw) + GAP_BYTES, len(self.sums)) if is_write else (None, None)
         if is_write:
@@ -74,21 +77,23 @@ class Volume:
         self.states.append(bytes(state))
 
     def add_to(self, extents: ExtentMap, *, after: int = -1, upto: int | None = None) -> None:
+        """Add the records to an extent map."""
         extents.add(1, self.entries, segment_at=0, piece_at=0, after=after, upto=upto)
 
     def source(self, folder: Path) -> Source:
-        """Writes its files."""
+        """Write the files and open them."""
         (folder / "volume").write_bytes(self.raw)
         (folder / "sums").write_bytes(struct.pack(f"<{len(self.sums)}I", *self.sums))
         return Source(os.open(folder / "volume", os.O_RDONLY), os.open(folder / "sums", os.O_RDONLY))
 
 
 def blocks_of(data: bytes | bytearray) -> list[bytes]:
+    """Return the blocks, the last one padded with zeros."""
     return [bytes(data[at : at + BLOCK_BYTES]).ljust(BLOCK_BYTES, b"\0") for at in range(0, len(data), BLOCK_BYTES)]
 
 
 def base_source(folder: Path, data: bytes) -> Source:
-    """A base with the right pairs, open for reading."""
+    """Write a base with the right checksums and open it for reading."""
     (folder / "base").write_bytes(data)
     (folder / "base.sums").write_bytes(b"".join(struct.pack("<II", sum_, sum_) for sum_ in map(crc32c, blocks_of(data))))
     return Source(os.open(folder / "base", os.O_RDONLY), os.open(folder / "base.sums", os.O_RDONLY), paired=True)

@@ -32,7 +32,6 @@ PENDING: dict[str, set[str]] = {
         "tests/support",
         "tests/support/disks",
         "tests/support/rigs",
-        "tests/support/stores",
         "tests/system",
         "tests/system/databases",
         "tests/system/disks",
