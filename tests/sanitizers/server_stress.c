@@ -26,7 +26,7 @@
 #include "fuse/server.h"
 
 enum {
-	PUMPS = 2,
+	SERVERS = 2,
 	CLIENTS = 4, /* of each server */
 	REGION_BYTES = 64 << 10,
 	REQUEST_BYTES_MAX = 128 << 10,
@@ -59,7 +59,7 @@ struct mount {
 	_Atomic uint64_t forgotten, named;
 };
 
-static struct mount mounts[PUMPS];
+static struct mount mounts[SERVERS];
 static struct sr_disk *disk;
 static _Atomic int stop;
 
@@ -369,40 +369,40 @@ static void run_round(const char *folder)
 {
 	char path[300];
 	uint64_t done = 0, named = 0, forwarded = 0;
-	int in_order[PUMPS];
+	int in_order[SERVERS];
 
 	seed_thread(0);
 	snprintf(path, sizeof(path), "%s/image", folder);
 	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	CHECK(fd >= 0 && ftruncate(fd, PUMPS * CLIENTS * REGION_BYTES) == 0);
-	struct sr_layer *layer = sr_layer_raw(fd, PUMPS * CLIENTS * REGION_BYTES);
+	CHECK(fd >= 0 && ftruncate(fd, SERVERS * CLIENTS * REGION_BYTES) == 0);
+	struct sr_layer *layer = sr_layer_raw(fd, SERVERS * CLIENTS * REGION_BYTES);
 	CHECK(layer);
 	struct sr_positions *positions = sr_positions_new(-1);
 	CHECK(positions);
 	disk = sr_disk_new(layer, positions, -1);
 	CHECK(disk);
 	stop = 0;
-	for (int i = 0; i < PUMPS; i++)
+	for (int i = 0; i < SERVERS; i++)
 		begin_mount(&mounts[i]);
 	uint64_t end_ms = now_ms() + 100 + dice(300);
 	while (now_ms() < end_ms) {
-		for (int i = 0; i < PUMPS; i++) {
+		for (int i = 0; i < SERVERS; i++) {
 			struct sr_server_counters counters;
 			sr_server_counters(mounts[i].server, &counters);
 			forwarded += counters.forwarded;
 		}
 		usleep(1000);
 	}
-	for (int i = 0; i < PUMPS; i++)
+	for (int i = 0; i < SERVERS; i++)
 		in_order[i] = (int)dice(2);
-	for (int i = 0; i < PUMPS; i++)
+	for (int i = 0; i < SERVERS; i++)
 		if (!in_order[i])
 			end_mount(&mounts[i], 0, &done);
 	stop = 1;
-	for (int i = 0; i < PUMPS; i++)
+	for (int i = 0; i < SERVERS; i++)
 		if (in_order[i])
 			end_mount(&mounts[i], 1, &done);
-	for (int i = 0; i < PUMPS; i++)
+	for (int i = 0; i < SERVERS; i++)
 		named += mounts[i].named;
 	CHECK(forwarded > 0 && named > 0);
 	sr_disk_free(disk);
