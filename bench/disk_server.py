@@ -23,7 +23,7 @@ PATHS = {"server": FuseServerOptions(over_io_uring=False), "uring": FuseServerOp
 
 
 async def main(root: Path, mountpoint: Path, *, tracked: bool, fuse_server: FuseServerOptions | None) -> None:
-    """Serve until unmounted; as in a rig whose recovery side keeps up.  Ends with an error if a log was given up."""
+    """Serve until unmounted, like a rig whose recovery side keeps up; raise an error if a log was abandoned."""
     host = DiskHost(root, mountpoint)
     if tracked:
         await host.start_tracking(vm="bench")

@@ -1,4 +1,4 @@
-"""Writes and reads through the mount, beside its peers, in turn in one run; prints ratios, and which targets hold.
+"""A benchmark of writes and reads through the mount and its peers in one run; it prints ratios and the targets they meet.
 
 ``python -m bench.disks [--pin] [--seconds 2] [--rounds 3] [--subjects tracked,naive] [--columns randwrite] [--json FILE]``
 
@@ -7,8 +7,8 @@ an idle core's wake-up costs more than the work, so figures differ threefold wit
 
 How: all subjects work on one and the same backing file.  For each subject, in each round, the host's cache of it is
 dropped; then 1 GiB is written to it *through the subject*, in direct writes of ``--fill-kib``, and synced: so the host's
-cache is warm, and its folios are as this subject's way of writing makes them.  What a later small write costs depends
-on their size most of all: with ``--fill-kib 64`` they are small for every subject, and only the rest is compared.
+cache is warm, and its folios are as this subject's way of writing makes them.  The cost of a later small write depends
+most on their size: with ``--fill-kib 64`` they are small for every subject, and only the rest is compared.
 Then the columns in turn, after a sync(2) each.  The order of subjects rotates from round to round.
 """
 

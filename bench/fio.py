@@ -1,4 +1,4 @@
-"""What is measured: one fio job a column, and how its figure is read."""
+"""The measurements: one fio job for each column, and the figure that is read from its output."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 AREA_BYTES = 1 << 30
-"""What is written and read, from the disk's start."""
+"""The number of bytes from the start of the disk that are written and read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One job.  ``cold``: what it reads is in no cache, neither the mount's nor the host's; it is then read once."""
+    """One job; with ``cold`` it reads once, from no cache of the mount or the host."""
 
     title: str
     arguments: tuple[str, ...]

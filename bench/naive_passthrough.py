@@ -30,38 +30,38 @@ class OneFile(pyfuse3.Operations):
         return entry
 
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None) -> pyfuse3.EntryAttributes:
-        """Attributes."""
+        """Return the attributes of the folder or the file."""
         return self._attributes(inode)
 
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        """The one name."""
+        """Return the attributes of the only file."""
         if name != b"os.img":
             raise pyfuse3.FUSEError(errno.ENOENT)
         return self._attributes(INODE)
 
     async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Open."""
+        """Open the file."""
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(1))
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        """Read."""
+        """Read from the file."""
         return os.pread(self._fd, size, off)
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
-        """Write."""
+        """Write to the file."""
         return os.pwrite(self._fd, buf, off)
 
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
-        """Sync, in a thread as ours."""
+        """Sync the file in a thread, as siterig does."""
         await trio.to_thread.run_sync(os.fdatasync, self._fd)
 
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
-        """Nothing."""
+        """Do nothing at a close of the file."""
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
-        """Nothing."""
+        """Do nothing at the last close of the file."""
 
 
 def main() -> None:

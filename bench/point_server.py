@@ -25,7 +25,7 @@ VM = "bench"
 
 
 def answers(host: DiskHost) -> dict[str, Callable[..., Awaitable[object]]]:
-    """What can be asked."""
+    """Return the requests that the server answers."""
 
     async def mount(name: str, disk_id: str, position: int) -> str:
         source = MountedPointSource(name="os", disk_id=disk_id)

@@ -1,4 +1,7 @@
-"""What keeps recovery points: siterig, a chain of qcow2 files, btrfs snapshots.  Each takes the same writes and points."""
+"""The programs that keep recovery points: siterig, a chain of qcow2 files, and btrfs snapshots.
+
+Each receives the same writes and points.
+"""
 
 from __future__ import annotations
 
@@ -23,38 +26,38 @@ WAIT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A point that can be read: where fio finds it, and how long it took from the wish to the first block."""
+    """A point that can be read: the options for fio, and the seconds from the request to the first block."""
 
     fio: tuple[str, ...]
     took_s: float
 
 
 class Subject(Protocol):
-    """Something that keeps points of one disk, whose first ``data_bytes`` are written before the first point."""
+    """A program that keeps points of one disk, whose first ``data_bytes`` are written before the first point."""
 
     def write(self, blocks: int) -> None:
-        """Change so many blocks at random."""
+        """Change this number of random blocks."""
         ...
 
     def create(self, index: int) -> float:
-        """Point ``index``: how many seconds it took."""
+        """Create point ``index``, and return the duration in seconds."""
         ...
 
     def opened(self, index: int) -> contextlib.AbstractContextManager[Opened]:
-        """A point, read-only."""
+        """Open a point read-only for the duration of the block."""
         ...
 
     def close(self) -> None:
-        """Leave nothing."""
+        """Remove everything that the subject created."""
         ...
 
 
 def run(*command: object) -> str:
-    """A program, to its end."""
+    """Run a program to its end, and return its output."""
     return subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-class Siterig:
+class Siterig(Subject):
     """A managed disk, its points read through a recovery mount.  ``create`` is the applier's part with a TAG alone."""
 
     def __init__(self, folder: Path, size_bytes: int, data_bytes: int) -> None:
@@ -70,11 +73,9 @@ class Siterig:
         self._server = PointServer(folder / "host", folder / "mnt", store.parent)
 
     def write(self, blocks: int) -> None:
-        """See :class:`Subject`."""
         self._store.apply_part(*self._history.log_part(blocks, within_bytes=self._data_bytes))
 
     def create(self, index: int) -> float:
-        """See :class:`Subject`."""
         part, data = self._history.log_part(0, tag=f"point {index}")
         began = time.perf_counter()
         self._store.apply_part(part, data)
@@ -84,7 +85,6 @@ class Siterig:
 
     @contextlib.contextmanager
     def opened(self, index: int) -> Iterator[Opened]:
-        """See :class:`Subject`."""
         began = time.perf_counter()
         path = self._server.mount(f"p{index}", self._history.disk_id, self._positions[index])
         _read_first(path)
@@ -95,7 +95,6 @@ class Siterig:
             self._server.unmount(f"p{index}")
 
     def close(self) -> None:
-        """See :class:`Subject`."""
         self._server.close()
         self._store.close()
         self._history.forget()
@@ -122,24 +121,24 @@ class PointServer:
         return self._answer()
 
     def mount(self, name: str, disk_id: str, position: int) -> Path:
-        """Make a point readable; its file."""
+        """Mount a point, and return the path of its file."""
         return Path(self._ask("mount", name, disk_id, position))
 
     def unmount(self, name: str) -> None:
-        """Take it away."""
+        """Unmount a point."""
         self._ask("unmount", name)
 
     def plain(self, size_bytes: int) -> Path:
-        """Make a raw disk; its file."""
+        """Create a raw disk, and return the path of its file."""
         return Path(self._ask("plain", size_bytes))
 
     def close(self) -> None:
-        """End it."""
+        """End the server."""
         self._to.close()
         self._process.wait(timeout=WAIT_S)
 
 
-class QcowChain:
+class QcowChain(Subject):
     """Each point is a qcow2 file over the one before; it is read through ``qemu-nbd``."""
 
     def __init__(self, folder: Path, size_bytes: int, data_bytes: int) -> None:
@@ -158,7 +157,6 @@ class QcowChain:
         return self._folder / f"{index:04d}.qcow2"
 
     def write(self, blocks: int) -> None:
-        """See :class:`Subject`."""
         newest = max(self._folder.glob("*.qcow2"))
         commands = [
             f"write -q -P {1 + number % 255} {block * BLOCK_BYTES} {BLOCK_BYTES}"
@@ -167,14 +165,12 @@ class QcowChain:
         run("qemu-io", "-f", "qcow2", *(word for command in commands for word in ("-c", command)), newest)
 
     def create(self, index: int) -> float:
-        """See :class:`Subject`."""
         began = time.perf_counter()
         run("qemu-img", "create", "-q", "-f", "qcow2", "-b", self._file(index), "-F", "qcow2", self._file(index + 1))
         return time.perf_counter() - began
 
     @contextlib.contextmanager
     def opened(self, index: int) -> Iterator[Opened]:
-        """See :class:`Subject`."""
         path = self._folder / "nbd.sock"
         began = time.perf_counter()
         server = subprocess.Popen(
@@ -189,11 +185,10 @@ class QcowChain:
             server.wait(timeout=WAIT_S)
 
     def close(self) -> None:
-        """See :class:`Subject`."""
         self._dice.forget()
 
 
-class Btrfs:
+class Btrfs(Subject):
     """A file on btrfs on a loop device; each point is a read-only snapshot of its subvolume."""
 
     def __init__(self, folder: Path, size_bytes: int, data_bytes: int) -> None:
@@ -215,13 +210,12 @@ class Btrfs:
             os.fsync(file.fileno())
 
     def write(self, blocks: int) -> None:
-        """See :class:`Subject`."""
         with (self._mnt / "disk" / "os.img").open("r+b", buffering=0) as file:
             for block in self._dice.blocks(blocks, self._blocks):
                 os.pwrite(file.fileno(), os.urandom(BLOCK_BYTES), block * BLOCK_BYTES)
 
     def create(self, index: int) -> float:
-        """See :class:`Subject`; what was written before is on stable storage in it, as it is in the others' points."""
+        # Earlier writes must be on stable storage in the snapshot, as in the points of the other subjects.
         began = time.perf_counter()
         run("btrfs", "subvolume", "snapshot", "-r", self._mnt / "disk", self._mnt / f"p{index}")
         run("sync", "-f", self._mnt)
@@ -229,14 +223,12 @@ class Btrfs:
 
     @contextlib.contextmanager
     def opened(self, index: int) -> Iterator[Opened]:
-        """See :class:`Subject`."""
         path = self._mnt / f"p{index}" / "os.img"
         began = time.perf_counter()
         _read_first(path)
         yield Opened(_file(path), time.perf_counter() - began)
 
     def close(self) -> None:
-        """See :class:`Subject`."""
         run("umount", self._mnt)
         self._dice.forget()
 
@@ -251,7 +243,7 @@ def _read_first(path: Path) -> None:
 
 
 def _read_first_by_nbd(path: Path, server: subprocess.Popen[bytes]) -> None:
-    """As soon as it listens (the NBD project's doc/proto.md: fixed newstyle, the default export)."""
+    """Read the first block as soon as the server listens (NBD protocol, doc/proto.md: fixed newstyle, default export)."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline and server.poll() is None:
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as peer:

@@ -1,6 +1,6 @@
-"""What a site would have sent of a disk: packed parts of a made-up history, for benchmarks of managed disks.
+"""Parts that a site would send for a disk: packed parts of a generated history, for benchmarks of managed disks.
 
-Every write is 4 KiB at a random place (aligned), of bytes that do not compress, as a busy database makes them.
+Every write is 4 KiB of random bytes at a random aligned place, similar to a busy database.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a managed disk costs: applying, mounting, folding; each beside the least that the host's file system needs for it.
+"""A benchmark of managed disks: apply, mount and compact, each compared with the least work of the host's file system.
 
 ``python -m bench.stores [--records 1000000] [--rounds 3] [--folder DIR] [--json FILE]``; takes some GiB of disk.
 
@@ -61,7 +61,7 @@ print(took * 1000, rss() - before)
 
 
 @dataclass
-class Found:
+class StoreResults:
     """Ratios are to the peer, beside which each was measured; ``*_mb_s``: 10^6 bytes a second."""
 
     apply_mb_s: float = 0.0
@@ -77,7 +77,9 @@ class Found:
     fold_peer_mb_s: float = 0.0
 
 
-def _apply(store: ManagedDiskStore, history: SiteHistory, options: argparse.Namespace, folder: Path, found: Found) -> None:
+def _apply(
+    store: ManagedDiskStore, history: SiteHistory, options: argparse.Namespace, folder: Path, found: StoreResults
+) -> None:
     """Grow the journal; the peer is measured beside it, part by part."""
     peer = os.open(folder / "peer", os.O_RDWR | os.O_CREAT | os.O_EXCL)
     at, ours_s, peer_s, total = 0, 0.0, 0.0, 0
@@ -123,7 +125,9 @@ def _changes(store: ManagedDiskStore, after: int, upto: int, limit: int) -> list
     return query_consistently(store.folder, lambda state: change_list(state, after, upto, limit))
 
 
-def _read(store: ManagedDiskStore, history: SiteHistory, folder: Path, options: argparse.Namespace, found: Found) -> None:
+def _read(
+    store: ManagedDiskStore, history: SiteHistory, folder: Path, options: argparse.Namespace, found: StoreResults
+) -> None:
     server = PointServer(folder / "host", folder / "mnt", folder)
     plain = server.plain(DISK_BYTES)
     point = server.mount("p", history.disk_id, history.position)
@@ -141,7 +145,7 @@ def _read(store: ManagedDiskStore, history: SiteHistory, folder: Path, options: 
     server.close()
 
 
-def _memory(options: argparse.Namespace, folder: Path, found: Found) -> None:
+def _memory(options: argparse.Namespace, folder: Path, found: StoreResults) -> None:
     """Each figure is of a store of its own, whose disk is empty before."""
     for size_bytes in (DISK_BYTES, 8 * DISK_BYTES):
         for records in (options.records // 100, options.records):
@@ -174,8 +178,8 @@ def _sequential_mb_s(path: Path, length: int) -> float:
     return length / took / 1e6
 
 
-def _run(options: argparse.Namespace, console: Console) -> Found:
-    found = Found()
+def _run(options: argparse.Namespace, console: Console) -> StoreResults:
+    found = StoreResults()
     history = SiteHistory(DISK_BYTES, options.seed)
     with tempfile.TemporaryDirectory(prefix="siterig-bench-", dir=options.folder) as name:
         folder = Path(name)
@@ -209,7 +213,7 @@ def _run(options: argparse.Namespace, console: Console) -> Found:
     return found
 
 
-def _print(console: Console, found: Found) -> None:
+def _print(console: Console, found: StoreResults) -> None:
     table = Table("", "found", "beside it", "ratio", "target", "")
 
     def row(what: str, mb_s: float, peer: float, least: float) -> None:

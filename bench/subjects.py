@@ -1,4 +1,4 @@
-"""What is compared.  All work on the very same file of the host, in turn, so that it lies on the same blocks for each."""
+"""The subjects of the comparison; they work in turn on the same file of the host, so the blocks are the same for each."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from bench import passthrough_ll
 from siterig.blockfs.host.disk_host import DiskHost
 
 DISK_BYTES = 64 << 30
-"""Sparse; so large only that the log, which is unsent for some seconds, stays below half of it."""
+"""The size of the sparse disk: large enough that the unsent log of some seconds stays below half of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the subjects work: the backing file is ``root/bench/os.img``, a disk of a disk host at ``root``."""
+    """The folder of the subjects: the backing file is ``root/bench/os.img``, a disk of a disk host at ``root``."""
 
     folder: Path
     launcher: list[str]
-    """Put before each server's command: to pin it."""
+    """Words before the command of each server, which pin it to a core."""
 
     @property
     def root(self) -> Path:
-        """The disk host's."""
+        """The folder of the disk host."""
         return self.folder / "root"
 
     @property
@@ -39,7 +39,7 @@ class Place:
 
     @property
     def mountpoint(self) -> Path:
-        """Where a subject mounts."""
+        """The mount point of a subject."""
         return self.folder / "mnt"
 
     def make(self) -> None:

@@ -1,4 +1,4 @@
-"""How long a tag, and a switch of segments, hold up the writers of a disk.
+"""A benchmark of the time that a tag, and a switch of segments, block the writers of a disk.
 
 ``python -m bench.tags [--disks 3] [--seconds 5] [--every 0.02] [--json FILE]``; needs root, /dev/fuse and fio.
 
@@ -8,7 +8,7 @@ disks are cut every so often (a position, a TAG in each disk's log and a new seg
 - *tag*: the engine's call that appends the TAG and begins the segment, with its wait for the disk's lock;
 - *longest hold*: the engine's own counters, while the disk's lock is held.  On a busy machine the holder may lose its
   core meanwhile, and then this shows it;
-- *write latency*: as fio sees it; during the syncs it shares the host's disk with what is synced.
+- *write latency*: as fio sees it; during the syncs it shares the host's disk with the synced data.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from siterig.cext._core import ffi, lib
 
 DISK_BYTES = 16 << 30
 AREA_BYTES = 256 << 20
-"""Of each disk; written once before anything is measured."""
+"""The bytes of each disk that are used; they are written once before the measurement."""
 TAG_STALL_MAX_US = 100.0
 SWITCH_STALL_MAX_US = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Writers:
-    """What fio saw: writes a second over all disks, and a write's latency."""
+    """The result of fio: writes per second over all disks, and the latency of a write."""
 
     iops: float
     p50_us: float
@@ -54,8 +54,8 @@ class Writers:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Of a whole run."""
+class TagResults:
+    """The result of a whole run."""
 
     calm: Writers
     cut: Writers
@@ -96,7 +96,7 @@ def _counters(disk: Disk) -> Any:
 
 
 async def _cut_all(host: DiskHost, disks: list[Disk], name: str, tags_us: list[float]) -> None:
-    """What :meth:`DiskHost.cut` does but for the sync, with a clock around the engine's part."""
+    """Cut all disks like :meth:`DiskHost.cut`, without the sync, and measure the part of the engine."""
     for disk in disks:
         await trio.to_thread.run_sync(disk.tracking.log.provide_spare)
     tag = TagSeen(tag_id=name, kind="CrashConsistent", name=name, position=host.positions.draw(), time_ns=time.time_ns())
@@ -121,7 +121,7 @@ async def _sync_and_apply(host: DiskHost, disks: list[Disk]) -> None:
             await host.trim_log(disk_id=segment.disk_id, generation=segment.generation, last_seq=segment.last_seq)
 
 
-async def measure(folder: Path, *, disks: int, seconds: float, every_s: float) -> Found:
+async def measure(folder: Path, *, disks: int, seconds: float, every_s: float) -> TagResults:
     """Serve the disks, write to them, cut them."""
     host = DiskHost(folder / "root", folder / "mnt")
     names = [f"d{number}" for number in range(disks)]
@@ -153,7 +153,7 @@ async def measure(folder: Path, *, disks: int, seconds: float, every_s: float) -
         counters = [_counters(disk) for disk in served]
         nursery.cancel_scope.cancel()
     host.close()
-    return Found(
+    return TagResults(
         calm=calm,
         cut=cut,
         cuts=cuts,
@@ -164,7 +164,7 @@ async def measure(folder: Path, *, disks: int, seconds: float, every_s: float) -
     )
 
 
-def _print(console: Console, found: Found) -> None:
+def _print(console: Console, found: TagResults) -> None:
     table = Table("4K randwrite", "IOPS", "p50 µs", "p99 µs", "p99.9 µs", "max µs")
     for title, writers in (("undisturbed", found.calm), (f"{found.cuts} cuts meanwhile", found.cut)):
         table.add_row(title, *(f"{value:,.0f}" for value in asdict(writers).values()))
@@ -196,7 +196,7 @@ def main() -> None:
     console = Console(width=120)
     with tempfile.TemporaryDirectory(prefix="siterig-bench-", dir=options.folder) as folder:
 
-        async def run() -> Found:
+        async def run() -> TagResults:
             return await measure(Path(folder), disks=options.disks, seconds=options.seconds, every_s=options.every)
 
         found = trio.run(run)

@@ -51,7 +51,7 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """Whether the target is met."""
+        """True if the target is met."""
         return self.found >= self.target.at_least
 
 

@@ -18,9 +18,6 @@ PENDING: dict[str, set[str]] = {
         "azure_emu/vault/points",
         "azure_emu/vault/workers",
     },
-    "bench": {
-        "bench",
-    },
     "blockfs": {
         "blockfs/images",
     },
