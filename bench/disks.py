@@ -143,7 +143,7 @@ def _print_table(console: Console, results: targets.Values, columns: list[str], 
     console.print(table)
 
 
-def _print_verdicts(console: Console, verdicts: list[targets.Verdict]) -> None:
+def _print_verdicts(console: Console, verdicts: list[targets.TargetResult]) -> None:
     table = Table("target", "at least", "found", "of single rounds", "by p50 latency", "")
     for verdict in verdicts:
         target = verdict.target

@@ -13,7 +13,7 @@ from bench.fio import Figure
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class BenchTarget:
     """In ``column``, ``subject`` reaches at least ``at_least`` times what ``peer`` does in the same run."""
 
     subject: str
@@ -23,13 +23,13 @@ class Target:
 
 
 TARGETS = (
-    *(Target("untracked", "ptll", column, 1.0) for column in ("randwrite", "randwrite4", "randread", "randread4")),
-    Target("tracked", "naive", "randwrite", 2.0),
-    Target("tracked", "naive", "randwrite4", 3.0),
-    *(Target("tracked", "untracked", column, 0.8) for column in ("randwrite", "randwrite4", "randread", "randread4")),
-    Target("tracked", "untracked", "seqwrite", 0.45),
-    Target("tracked", "untracked", "buffered", 0.45),
-    Target("tracked", "naive", "fsync", 1.0),
+    *(BenchTarget("untracked", "ptll", column, 1.0) for column in ("randwrite", "randwrite4", "randread", "randread4")),
+    BenchTarget("tracked", "naive", "randwrite", 2.0),
+    BenchTarget("tracked", "naive", "randwrite4", 3.0),
+    *(BenchTarget("tracked", "untracked", column, 0.8) for column in ("randwrite", "randwrite4", "randread", "randread4")),
+    BenchTarget("tracked", "untracked", "seqwrite", 0.45),
+    BenchTarget("tracked", "untracked", "buffered", 0.45),
+    BenchTarget("tracked", "naive", "fsync", 1.0),
 )
 
 Values = dict[str, dict[str, list[Figure]]]
@@ -37,13 +37,13 @@ Values = dict[str, dict[str, list[Figure]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class TargetResult:
     """``found``: ratio of the medians; ``lowest`` and ``highest`` of the rounds' own ratios.
 
     ``by_latency``: the same ratio made of an operation's median latency.
     """
 
-    target: Target
+    target: BenchTarget
     found: float
     lowest: float
     highest: float
@@ -55,7 +55,7 @@ class Verdict:
         return self.found >= self.target.at_least
 
 
-def judge(values: Values) -> list[Verdict]:
+def judge(values: Values) -> list[TargetResult]:
     """Each target whose two subjects and column were measured."""
     found = []
     for target in TARGETS:
@@ -64,5 +64,5 @@ def judge(values: Values) -> list[Verdict]:
             ratios = [a.value / b.value for a, b in zip(ours, theirs, strict=True)]
             ratio = statistics.median(a.value for a in ours) / statistics.median(b.value for b in theirs)
             by_latency = statistics.median(b.p50_us for b in theirs) / statistics.median(a.p50_us for a in ours)
-            found.append(Verdict(target, ratio, min(ratios), max(ratios), by_latency))
+            found.append(TargetResult(target, ratio, min(ratios), max(ratios), by_latency))
     return found

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from siterig.scenarios.contracts.finding import Finding
+from siterig.scenarios.contracts.finding import CheckFinding
 from siterig.scenarios.workloads import ledger_schema
 from siterig.scenarios.workloads.ack_log import Ack
 
@@ -17,7 +17,7 @@ from siterig.scenarios.workloads.ack_log import Ack
 class LedgerCheck:
     """The counts: ``acknowledged`` transactions, ``present`` ones on both disks, ``lost`` ones only acknowledged."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckFinding, ...]
     acknowledged: int
     present: int
     lost: int
@@ -32,7 +32,7 @@ class LedgerCheck:
 class _Side:
     newest: int
     numbers: frozenset[int]
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckFinding, ...]
 
 
 def check_ledger(os_db: Path, data_db: Path, acks: Sequence[Ack], cut_position: int | None) -> LedgerCheck:
@@ -63,25 +63,27 @@ def _check_database(disk: str, path: Path) -> _Side:
         with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as database:
             return _check_content(disk, database)
     except (sqlite3.Error, OSError) as error:
-        return _Side(0, frozenset(), (Finding(f"SQLite integrity, {disk} disk", False, str(error)),))
+        return _Side(0, frozenset(), (CheckFinding(f"SQLite integrity, {disk} disk", False, str(error)),))
 
 
 def _check_content(disk: str, database: sqlite3.Connection) -> _Side:
     (mode,) = database.execute("PRAGMA journal_mode").fetchone()
     answers = [str(row[0]) for row in database.execute("PRAGMA integrity_check(5)")]
-    sound = Finding(
+    sound = CheckFinding(
         f"SQLite integrity, {disk} disk", answers == ["ok"], f"journal_mode={mode}, integrity_check: {'; '.join(answers)}"
     )
     numbers = [int(row[0]) for row in database.execute("SELECT n FROM ledger ORDER BY n")]
     newest = numbers[-1] if numbers else 0
     gap = next((i for i, n in enumerate(numbers, 1) if i != n), None)
-    prefix = Finding(
+    prefix = CheckFinding(
         f"gapless prefix, {disk} disk",
         gap is None,
         f"transactions 1 to {newest}, none missing" if gap is None else f"transaction {gap} is missing of 1 to {newest}",
     )
     wrong = _first_difference(database, newest)
-    content = Finding(f"content, {disk} disk", wrong is None, wrong or f"every row is as {newest} transactions leave it")
+    content = CheckFinding(
+        f"content, {disk} disk", wrong is None, wrong or f"every row is as {newest} transactions leave it"
+    )
     return _Side(newest, frozenset(numbers), (sound, prefix, content))
 
 
@@ -110,29 +112,31 @@ def _short(row: tuple[object, ...]) -> str:
     return f"({', '.join(shown)})"
 
 
-def _order(newest_os: int, newest_data: int) -> Finding:
+def _order(newest_os: int, newest_data: int) -> CheckFinding:
     """Check that the data disk has as many transactions as the os disk, which is written first, or one less."""
     ok = newest_data <= newest_os <= newest_data + 1
-    return Finding("order across the disks", ok, f"newest transaction: os disk {newest_os}, data disk {newest_data}")
+    return CheckFinding("order across the disks", ok, f"newest transaction: os disk {newest_os}, data disk {newest_data}")
 
 
-def _promises(acks: Sequence[Ack], present: frozenset[int], cut_position: int | None) -> Finding:
+def _promises(acks: Sequence[Ack], present: frozenset[int], cut_position: int | None) -> CheckFinding:
     due = [ack for ack in acks if cut_position is None or ack.end_position <= cut_position]
     missing = [ack for ack in due if ack.n not in present]
     name = "every acknowledged transaction" if cut_position is None else "every transaction acknowledged before the point"
     if missing:
         first = missing[0]
         text = f"{len(missing)} missing of {len(due)}, first {first.n}, done at position {first.end_position}"
-        return Finding(name, False, text + ("" if cut_position is None else f", the point is {cut_position}"))
-    return Finding(name, True, f"{len(due)} of {len(acks)} acknowledged were due, all are on both disks")
+        return CheckFinding(name, False, text + ("" if cut_position is None else f", the point is {cut_position}"))
+    return CheckFinding(name, True, f"{len(due)} of {len(acks)} acknowledged were due, all are on both disks")
 
 
-def _nothing_after(acks: Sequence[Ack], present: frozenset[int], cut_position: int) -> Finding:
+def _nothing_after(acks: Sequence[Ack], present: frozenset[int], cut_position: int) -> CheckFinding:
     later = [ack for ack in acks if ack.begin_position >= cut_position]
     extra = [ack for ack in later if ack.n in present]
     name = "nothing from after the point"
     if extra:
         first = extra[0]
         text = f"transaction {first.n} began at position {first.begin_position}, the point is {cut_position}"
-        return Finding(name, False, text)
-    return Finding(name, True, f"{len(later)} acknowledged transactions began after position {cut_position}, none is there")
+        return CheckFinding(name, False, text)
+    return CheckFinding(
+        name, True, f"{len(later)} acknowledged transactions began after position {cut_position}, none is there"
+    )

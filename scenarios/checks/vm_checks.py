@@ -11,7 +11,7 @@ import trio
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.checks.ledger_check import LedgerCheck, check_ledger
-from siterig.scenarios.contracts.finding import Finding
+from siterig.scenarios.contracts.finding import CheckFinding
 from siterig.scenarios.workloads import corpus
 from siterig.scenarios.workloads.ack_log import read_acks
 from siterig.scenarios.workloads.guest import Guest
@@ -21,14 +21,16 @@ _COMPARE_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VmCheckResult:
     """All findings for a VM, and the counts of its ledger."""
 
-    findings: list[Finding]
+    findings: list[CheckFinding]
     ledger: LedgerCheck
 
 
-async def check_vm(guest: Guest, manifests: Mapping[str, corpus.Manifest], acks: Path, cut_position: int | None) -> Verdict:
+async def check_vm(
+    guest: Guest, manifests: Mapping[str, corpus.Manifest], acks: Path, cut_position: int | None
+) -> VmCheckResult:
     """Recover an attached, unmounted VM and check all of it; the VM stays mounted."""
     findings = await guest.recover()
     for disk, manifest in manifests.items():
@@ -38,17 +40,17 @@ async def check_vm(guest: Guest, manifests: Mapping[str, corpus.Manifest], acks:
         return check_ledger(guest["os"] / OS_DB, guest["data"] / DATA_DB, read_acks(acks), cut_position)
 
     ledger = await trio.to_thread.run_sync(check)
-    return Verdict([*findings, *ledger.findings], ledger)
+    return VmCheckResult([*findings, *ledger.findings], ledger)
 
 
-async def check_corpus(disk: str, manifest: corpus.Manifest, where: Path) -> Finding:
+async def check_corpus(disk: str, manifest: corpus.Manifest, where: Path) -> CheckFinding:
     """Check that the folder has every file of the manifest, unchanged, and no other file."""
     problems = await corpus.verify(manifest, where)
     name = f"files of disk {disk}"
     if problems:
-        return Finding(name, False, f"{len(problems)} of {len(manifest.files)} wrong, first: {'; '.join(problems[:3])}")
+        return CheckFinding(name, False, f"{len(problems)} of {len(manifest.files)} wrong, first: {'; '.join(problems[:3])}")
     mib = manifest.size_bytes / 2**20
-    return Finding(name, True, f"{len(manifest.files)} files, {mib:.0f} MiB, every SHA-256 as when they were written")
+    return CheckFinding(name, True, f"{len(manifest.files)} files, {mib:.0f} MiB, every SHA-256 as when they were written")
 
 
 async def first_difference(one: Path, other: Path, progress: Callable[[int], None]) -> int | None:

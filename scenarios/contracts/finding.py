@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckFinding:
     """One result; ``evidence`` describes the observation, for a passed check as well."""
 
     name: str

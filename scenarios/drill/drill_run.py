@@ -13,7 +13,7 @@ from siterig.azure_emu.vault.model.api import Job, ProtectedItem, Vm
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.checks.vm_checks import DATA_DB, OS_DB
-from siterig.scenarios.contracts.finding import Finding
+from siterig.scenarios.contracts.finding import CheckFinding
 from siterig.scenarios.contracts.results import Check, Measures, RpoSample, TimelineEvent
 from siterig.scenarios.contracts.rig import Rig, Update
 from siterig.scenarios.drill.narrator import Narrator
@@ -86,7 +86,7 @@ class DrillRun:
         self.checks.append(check)
         self.narrator.check(self.now(), check)
 
-    def findings(self, findings: Iterable[Finding]) -> None:
+    def findings(self, findings: Iterable[CheckFinding]) -> None:
         """Record the findings of a checker."""
         for finding in findings:
             self.check(finding.name, finding.ok, finding.evidence)

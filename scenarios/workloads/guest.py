@@ -11,7 +11,7 @@ import trio
 from siterig.azure_emu.vault.model.api import Vm
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import hostmounts
-from siterig.scenarios.contracts.finding import Finding
+from siterig.scenarios.contracts.finding import CheckFinding
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Guest:
         for disk in self.disks:
             await hostmounts.unmount(disk.where)
 
-    async def recover(self) -> list[Finding]:
+    async def recover(self) -> list[CheckFinding]:
         """Recover like a machine after a crash, and check the result: mount, unmount, fsck, mount again."""
         await self.mount()
         await self.unmount()
@@ -82,7 +82,7 @@ class Guest:
         return done
 
 
-async def check_filesystem(disk: GuestDisk) -> Finding:
+async def check_filesystem(disk: GuestDisk) -> CheckFinding:
     """Run the file system's own checker on an unmounted disk, read-only."""
     if disk.filesystem == "xfs":
         command = ["xfs_repair", "-n", disk.loop]
@@ -97,4 +97,4 @@ async def check_filesystem(disk: GuestDisk) -> Finding:
     evidence = f"{shown}: exit status {done.returncode}; {lines[-1].strip() if lines else 'no output'}"
     if done.returncode != 0:
         evidence += " | " + " | ".join(line.strip() for line in lines[:8])
-    return Finding(f"file system of disk {disk.name} ({disk.filesystem})", done.returncode == 0, evidence)
+    return CheckFinding(f"file system of disk {disk.name} ({disk.filesystem})", done.returncode == 0, evidence)

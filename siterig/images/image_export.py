@@ -37,10 +37,10 @@ from siterig.blockfs.images import qemu_img
 from siterig.blockfs.images.vhdx_writer import VhdxWriter
 
 OWN_FORMATS = ("raw", "vhd")
-Format = Literal["raw", "vhd", "qcow2", "vhdx", "vmdk"]
+ExportFormat = Literal["raw", "vhd", "qcow2", "vhdx", "vmdk"]
 
 
-def check(to: Path, format_: Format, *, force: bool) -> None:
+def check(to: Path, format_: ExportFormat, *, force: bool) -> None:
     """Refuse what cannot be written.
 
     ``FileExists``, ``ForeignFile``, ``BadRequest``, ``ImageBusy``, ``HostIoError``, ``ToolMissing``.
@@ -101,7 +101,7 @@ def _device_there(to: Path) -> RigError:
 
 
 async def export(
-    source: Path, to: Path, format_: Format, *, force: bool, advance: Advance, sector_bytes: int = SECTOR_BYTES
+    source: Path, to: Path, format_: ExportFormat, *, force: bool, advance: Advance, sector_bytes: int = SECTOR_BYTES
 ) -> None:
     """Write the disk in ``source`` (for ``vhd`` the one with a footer) to ``to``; a symbolic link stays one.
 
@@ -118,7 +118,7 @@ async def export(
 
 
 async def _write_file(
-    source: Path, part: _Part, format_: Format, advance: Advance, *, force: bool, sector_bytes: int
+    source: Path, part: _Part, format_: ExportFormat, advance: Advance, *, force: bool, sector_bytes: int
 ) -> None:
     try:
         if format_ in OWN_FORMATS:
@@ -187,7 +187,7 @@ async def _copy(source: Path, part: _Part, advance: Advance) -> None:
         await SparseCopy(source, reading.fileno(), part.to, part.fd, size_bytes).run(advance)
 
 
-async def _convert(source: Path, part: _Part, format_: Format, advance: Advance, sector_bytes: int) -> None:
+async def _convert(source: Path, part: _Part, format_: ExportFormat, advance: Advance, sector_bytes: int) -> None:
     with _opened(source) as reading:
         opened = qemu_img.OpenImage(source, reading.fileno(), "raw")
         size_bytes = os.fstat(reading.fileno()).st_size

@@ -35,7 +35,7 @@ from siterig.cli.commands.options import Json, JsonLines, example
 from siterig.core.parsing import check_file_name, format_size, parse_size
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Segments (.hrl), in any order.")]
-ImageFormat = Annotated[
+LogImageFormat = Annotated[
     Literal["raw", "vhd"] | None, typer.Option("--format", help="Format of IMAGE. Default: detected from contents and name.")
 ]
 Kind = Enum("Kind", {kind.name: kind.name.lower() for kind in RecordType}, type=str)  # type: ignore[misc]
@@ -261,7 +261,7 @@ def replay_log(
     upto: Annotated[
         int | None, typer.Option("--upto", metavar="POSITION", min=0, help="Leave out records after this position.")
     ] = None,
-    format_: ImageFormat = None,
+    format_: LogImageFormat = None,
     as_json: Json = False,
 ) -> None:
     """Apply a log to an image; the whole log is checked before the first write."""
@@ -335,7 +335,7 @@ def export_dm(
             help="The disk as it was before the log; needed for records that do not fill whole sectors.",
         ),
     ] = None,
-    format_: ImageFormat = None,
+    format_: LogImageFormat = None,
     as_json: Json = False,
 ) -> None:
     """Write a log in the format of the Linux device mapper's log-writes target."""

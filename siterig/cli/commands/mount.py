@@ -28,7 +28,7 @@ from siterig.core.parsing import check_file_name, format_size
 from siterig.images.image_mount import Mounted, MountRequest, expose
 
 
-class Format(StrEnum):
+class FormatOption(StrEnum):
     """The formats, as written on the command line."""
 
     RAW = "raw"
@@ -49,7 +49,8 @@ def mount(
     ] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse every write.")] = False,
     format_: Annotated[
-        Format | None, typer.Option("--format", help="Format of the image. Default: detected from name and contents.")
+        FormatOption | None,
+        typer.Option("--format", help="Format of the image. Default: detected from name and contents."),
     ] = None,
     name: Annotated[
         str | None,

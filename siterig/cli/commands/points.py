@@ -215,7 +215,7 @@ def export(
         ),
     ] = None,
     format_: Annotated[
-        image_export.Format, typer.Option("--format", help="Format of the image; vhd means a fixed VHD.")
+        image_export.ExportFormat, typer.Option("--format", help="Format of the image; vhd means a fixed VHD.")
     ] = "raw",
     point: Chosen = None,
     position: Position = None,

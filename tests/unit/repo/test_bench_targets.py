@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.fio import COLUMNS, Figure, read_figure
-from bench.targets import TARGETS, Target, judge
+from bench.targets import TARGETS, BenchTarget, judge
 
 _REPORT = {
     "jobs": [
@@ -24,7 +24,7 @@ _REPORT = {
 def test_a_target_is_judged_by_the_medians_of_the_rounds() -> None:
     ours = [Figure(10.0, 5.0, 0.0), Figure(100.0, 1.0, 0.0), Figure(40.0, 4.0, 0.0)]
     (verdict,) = judge({"tracked": {"randwrite": ours}, "untracked": {"randwrite": [Figure(50.0, 2.0, 0.0)] * 3}})
-    assert verdict.target == Target("tracked", "untracked", "randwrite", 0.8)
+    assert verdict.target == BenchTarget("tracked", "untracked", "randwrite", 0.8)
     assert (verdict.found, verdict.lowest, verdict.highest, verdict.holds) == (0.8, 0.2, 2.0, True)
     assert verdict.by_latency == 0.5
 

@@ -13,7 +13,7 @@ import pytest
 
 from siterig.blockfs.core.errors import RigError
 from siterig.images import image_export
-from siterig.images.image_export import Format
+from siterig.images.image_export import ExportFormat
 from tests.support.other_user import file_of_other_user, folder_of_other_user, link_of_other_user, needs_root
 
 BYTES = b"disk" * 1024
@@ -54,7 +54,7 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-async def export(disk: Path, to: Path, *, force: bool, format_: Format = "raw") -> None:
+async def export(disk: Path, to: Path, *, force: bool, format_: ExportFormat = "raw") -> None:
     await image_export.export(disk, to, format_, force=force, advance=lambda _done: None)
 
 

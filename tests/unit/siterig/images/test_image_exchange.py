@@ -20,12 +20,12 @@ from siterig.blockfs.images import image_import, vhd
 from siterig.blockfs.images import qemu_img as qemu_img_of_ours
 from siterig.core.parsing import is_import, parse_import
 from siterig.images import image_export
-from siterig.images.image_export import Format
+from siterig.images.image_export import ExportFormat
 from tests.support.needs import needs_program
 
 MIB = 1 << 20
 SIZE = 24 * MIB
-FORMATS: tuple[Format, ...] = ("raw", "vhd", "qcow2", "vhdx", "vmdk")
+FORMATS: tuple[ExportFormat, ...] = ("raw", "vhd", "qcow2", "vhdx", "vmdk")
 FOOTER = vhd.fixed_footer(MIB, "5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42")
 QEMU = {"raw": "raw", "vhd": "vpc", "qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk"}
 
@@ -61,7 +61,7 @@ def qemu_img(*arguments: object) -> str:
 @pytest.mark.slow
 @needs_program("qemu-img")
 @pytest.mark.parametrize("format_", FORMATS)
-async def test_export_then_import_gives_the_same_bytes_and_qemu_agrees(tmp_path: Path, format_: Format) -> None:
+async def test_export_then_import_gives_the_same_bytes_and_qemu_agrees(tmp_path: Path, format_: ExportFormat) -> None:
     seed = random.randrange(1 << 32)
     disk = disk_bytes(tmp_path / "os.img", seed)
     to = tmp_path / f"exported.{format_}"
@@ -242,7 +242,7 @@ trio.run(lambda: image_export.export(Path(source), Path(to), format_, force=bool
 @pytest.mark.parametrize("force", ["", "force"])
 @pytest.mark.parametrize("format_", ["raw", "qcow2"])
 async def test_an_export_that_is_killed_leaves_nothing_and_nobody_that_writes_on(
-    tmp_path: Path, format_: Format, force: str
+    tmp_path: Path, format_: ExportFormat, force: str
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
@@ -274,7 +274,7 @@ async def test_an_export_that_is_killed_leaves_nothing_and_nobody_that_writes_on
 @pytest.mark.parametrize("format_", ["raw", "qcow2"])
 @needs_program("qemu-img")
 async def test_without_files_that_have_no_name_the_image_is_hidden_until_it_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: Format, cancelled: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: ExportFormat, cancelled: bool
 ) -> None:
     def without(path: Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         if flags & os.O_TMPFILE == os.O_TMPFILE:
