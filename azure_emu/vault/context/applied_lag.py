@@ -1,7 +1,7 @@
-"""How far the recovery side is behind what the site has sent, for each VM; in memory, for it is about now.
+"""The lag of the recovery side behind the data that the site has sent, for each VM.
 
-It is counted from what the site reports as sent, so that an applier that stands still is noticed without its help.  Times
-are elapsed seconds: a step of the wall clock makes nothing late.
+It is kept in memory, because it is about the present.  It is counted from the reports of the site, so an applier that stands
+still is noticed without its help.  Times are elapsed seconds: a step of the wall clock makes nothing late.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.clock_reading import SECOND_NS
 
 KEPT_MAX = 1000
-"""Sent states of a VM that are kept until they are applied; of more, every second one is kept."""
+"""The number of sent states of a VM that are kept until they are applied; beyond it every second one is dropped."""
 
 
 @dataclass(slots=True)
 class _Vm:
     sent: deque[tuple[int, float]] = field(default_factory=deque)
-    """(position, time of its report) of everything that is not applied yet, oldest first."""
+    """(position, time of its report) of all states that are not applied yet, oldest first."""
     progress_s: float = 0.0
 
 
@@ -32,7 +32,7 @@ class _Account:
 
 
 class AppliedLag:
-    """Changed on the trio thread by the reports of the agent and the applier; read by health on any thread."""
+    """The lag of all VMs; reports change it on the trio thread, health reads it on any thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -46,7 +46,7 @@ class AppliedLag:
         return self._vms.setdefault(vm, _Vm())
 
     def sent(self, vm: str, position: int) -> None:
-        """Everything up to ``position`` is in the cache account."""
+        """Record that all data up to ``position`` is in the cache account."""
         waiting = self._vm(vm).sent
         if waiting and position <= waiting[-1][0]:
             return
@@ -55,7 +55,7 @@ class AppliedLag:
             self._vms[vm].sent = deque([item for n, item in enumerate(waiting) if n % 2 == 0 or n == len(waiting) - 1])
 
     def applied(self, vm: str, position: int, *, moved: bool) -> None:
-        """Every disk has everything up to ``position``; ``moved``: something was applied since the last report."""
+        """Record that every disk is applied up to ``position``; ``moved`` if data was applied since the last report."""
         entry = self._vm(vm)
         while entry.sent and entry.sent[0][0] <= position:
             entry.sent.popleft()
@@ -63,35 +63,35 @@ class AppliedLag:
             entry.progress_s = self._now_s()
 
     def account(self, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int) -> None:
-        """Note the applier's view of a disk's blobs in the cache account."""
+        """Record the applier's view of a disk's blobs in the cache account."""
         self._accounts[disk_id] = _Account(waiting_bytes, tuple(skipped), skipped_count)
 
     def put(self, waiting: dict[str, int]) -> None:
-        """Note how many bytes of each disk are, as the agent knows, in the cache account and not applied."""
+        """Record the agent's count of the bytes of each disk that are in the cache account and not applied."""
         for disk_id, size_bytes in waiting.items():
             self._accounts.setdefault(disk_id, _Account()).waiting_bytes = size_bytes
 
     def keep_only(self, vms: set[str], disk_ids: set[str]) -> None:
-        """Forget all others."""
+        """Forget all other VMs and disks."""
         self._vms = {vm: entry for vm, entry in self._vms.items() if vm in vms}
         self._accounts = {disk_id: entry for disk_id, entry in self._accounts.items() if disk_id in disk_ids}
 
     def unapplied_s(self, vm: str) -> float:
-        """For how long the oldest state that was sent and is not applied has been waiting; 0: there is none."""
+        """Return the age of the oldest state that was sent and is not applied; 0 if there is none."""
         sent = self._vm(vm).sent
         return self._now_s() - sent[0][1] if sent else 0.0
 
     def stalled_s(self, vm: str) -> float:
-        """For how long something has been waiting while nothing at all was applied."""
+        """Return the time for which data has been waiting without any progress of the applier; 0 if no data waits."""
         entry = self._vm(vm)
         return self._now_s() - max(entry.progress_s, entry.sent[0][1]) if entry.sent else 0.0
 
     def waiting_bytes(self, disk_ids: list[str]) -> int | None:
-        """Bytes in the cache account that are not applied; None: nothing was reported since the vault started."""
+        """Return the bytes in the cache account that are not applied; None if the vault has no report since its start."""
         known = [self._accounts[disk_id].waiting_bytes for disk_id in disk_ids if disk_id in self._accounts]
         return sum(known) if known else None
 
     def skipped(self, disk_ids: list[str]) -> tuple[list[SkippedBlob], int]:
-        """The first blobs that are passed over, and how many there are."""
+        """Return the first of the skipped blobs, and the number of all."""
         known = [self._accounts[disk_id] for disk_id in disk_ids if disk_id in self._accounts]
         return [blob for entry in known for blob in entry.skipped], sum(entry.skipped_count for entry in known)

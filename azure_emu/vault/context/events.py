@@ -1,4 +1,4 @@
-"""The vault's event log: what is written, and how it is shown."""
+"""The vault's event log: writing and listing of events."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ EventType = Literal["JobStatus", "ServerHealth", "VmHealth", "VmReplication"]
 
 
 def record(session: Session, *, vm: str, code: str, kind: EventType, severity: Severity, text: str, now_ns: int) -> None:
-    """Append an event in the caller's transaction."""
+    """Append an event in the transaction of the caller."""
     session.add(EventRow(code=code, type=kind, severity=severity, at_ns=now_ns, affected_object=vm, description=text))
 
 
 def list_events(session: Session) -> list[Event]:
-    """All events, newest first."""
+    """Return all events, newest first."""
     return [
         Event(
             eventCode=row.code,

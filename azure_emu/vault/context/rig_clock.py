@@ -1,4 +1,4 @@
-"""The rig's clock: the time that has elapsed since its vault was made, as retention, RPO and health count it.
+"""The rig's clock: the time that has elapsed since its vault was made.  Retention, RPO and health count by it.
 
 It is kept in the database (schema.RigClockRow), advances by the rules of :mod:`siterig.blockfs.core.clock` and never goes
 back; setting the host's clock does not move it.  Fault contract: a kill loses no elapsed time; within a boot the next
@@ -18,17 +18,17 @@ from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.clock_reading import SECOND_NS, ClockReading
 
 RIG = "rig"
-"""``affectedObject`` of events that concern no single VM."""
+"""The ``affectedObject`` of events that concern no single VM."""
 
 
 def elapsed_ns(session: Session, clock: Clock) -> int:
-    """The rig's clock now; changes nothing."""
+    """Return the current time of the rig's clock in nanoseconds; changes nothing."""
     row = session.get(RigClockRow, RigClockRow.ONLY)
     return 0 if row is None else row.elapsed_ns + _reading(row).elapsed_ns(clock.read())
 
 
 def advance(session: Session, clock: Clock) -> int:
-    """The rig's clock now, stored; a step of the wall clock since the last call is recorded as an event."""
+    """Store and return the current time of the rig's clock; a step of the wall clock since the last call is an event."""
     now = clock.read()
     row = session.get(RigClockRow, RigClockRow.ONLY)
     if row is None:
@@ -48,10 +48,14 @@ def advance(session: Session, clock: Clock) -> int:
 
 
 def place(before: tuple[int, int] | None, time_ns: int, upto_ns: int) -> int:
-    """The rig's time of something that happened at wall time ``time_ns``, not after rig time ``upto_ns``.
+    """Return the rig's time of an event at a wall time, between the previous event and ``upto_ns``.
 
-    ``before``: rig time and wall time of the previous one, None if there is none.  The wall clock only places it between
-    the two, so however wrong it is, the result is neither before the previous one nor in the future.
+    However wrong the wall clock is, the result is neither before the previous event nor in the future.
+
+    Args:
+        before: rig time and wall time of the previous event, None if there is none.
+        time_ns: wall time of the event.
+        upto_ns: rig time that the event is not after.
     """
     if before is None:
         return upto_ns

@@ -1,8 +1,8 @@
-"""The states of a protected item, and which operation is allowed in which.
+"""The states of a protected item, and the operations that are allowed in each.
 
 The names are those of the service's ``protectionState`` (the sibling API azure-mgmt-recoveryservicesdatareplication
-enumerates them).  *Passing* states hold while a job runs; *resting* ones are all that a user can meet between jobs, and
-from each resting state something is allowed (a test keeps this).
+enumerates them).  *Passing* states hold while a job runs.  *Resting* states are the only ones between jobs, and in each of
+them an operation is allowed (a test checks this).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from siterig.blockfs.core.errors import Code, RigError
 
 
 class ProtectionState(StrEnum):
-    """``protectionState``."""
+    """The values of ``protectionState``."""
 
     ENABLING = "EnablingProtection"  # passing
     ENABLING_FAILED = "EnablingFailed"
@@ -44,7 +44,7 @@ class ProtectionState(StrEnum):
 
 
 class Operation(StrEnum):
-    """What a user may ask for, as the methods of VaultApi are called."""
+    """The operations on a protected item, by the names of the methods of VaultApi."""
 
     ENABLE = "enable_protection"
     DISABLE = "disable_protection"
@@ -60,7 +60,7 @@ class Operation(StrEnum):
 
     @property
     def command(self) -> str:
-        """The words for it on the command line, which errors use."""
+        """The command for it, which errors use."""
         return _COMMANDS.get(self, self.value)
 
 
@@ -92,28 +92,28 @@ _ALLOWED: dict[tuple[ProtectionState, str], set[Operation]] = {
     (ProtectionState.ENABLING_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},
     (ProtectionState.INITIAL_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},
     (ProtectionState.PROTECTED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
-    # A failover that failed may be tried again; a resync is the way back to the name Protected.
+    # A failed failover can be repeated; a resync leads back to Protected.
     (ProtectionState.UNPLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
     (ProtectionState.PLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
-    # Until commit the recovery point may be changed, by another unplanned failover.
+    # Until the commit another unplanned failover can change the recovery point.
     (ProtectionState.UNPLANNED_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
     (ProtectionState.CHANGE_POINT_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
     (ProtectionState.PLANNED_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
-    # The former VM may still be whole: commit's prerequisites check tells.
+    # The former VM can still be complete: the prerequisites check of the commit decides.
     (ProtectionState.CHANGE_POINT_FAILED, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
     (ProtectionState.COMMIT_TO_RECOVERY_FAILED, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
     (ProtectionState.COMMITTED, RECOVERY): {_O.FAILBACK},
     (ProtectionState.PLANNED_FAILED, RECOVERY): {_O.FAILBACK},
-    # The Azure VM is whole until commit deletes it, so a failback may be done again.
+    # The Azure VM is complete until the commit deletes it, so a failback can be repeated.
     (ProtectionState.PLANNED_DONE, RECOVERY): {_O.COMMIT, _O.FAILBACK},
-    # Commit of a failback may have deleted the Azure VM already: then the failback's prerequisites check tells.
+    # The commit may have deleted the Azure VM already: the prerequisites check of the failback decides.
     (ProtectionState.COMMIT_TO_PRIMARY_FAILED, RECOVERY): {_O.COMMIT, _O.FAILBACK},
     (ProtectionState.COMMITTED, PRIMARY): {_O.REPROTECT, _O.DISABLE},
     (ProtectionState.REPROTECT_FAILED, PRIMARY): {_O.REPROTECT, _O.DISABLE},
     (ProtectionState.DISABLING_FAILED, PRIMARY): {_O.DISABLE},
 }
 RESTING = frozenset(_ALLOWED)
-"""(protectionState, activeLocation) that hold between jobs."""
+"""All pairs (protectionState, activeLocation) between jobs."""
 
 
 def _from_test_state(state: str) -> set[Operation]:
@@ -121,10 +121,10 @@ def _from_test_state(state: str) -> set[Operation]:
 
 
 def allowed(item: ItemRow) -> list[Operation]:
-    """Operations that may be asked for now, in the order of :class:`Operation`; none while a job runs."""
+    """Return the operations that are allowed now, in the order of :class:`Operation`; none while a job runs."""
     operations = set(_ALLOWED.get((ProtectionState(item.protection_state), item.active_location), set()))
     if item.test_failover_state != TEST_NONE:
-        # The managed disks are under the test VM; it goes first.  A failed test is cleaned up by the next one.
+        # The test VM depends on the managed disks, so it is removed first.  The next test cleans up a failed one.
         operations -= {_O.DISABLE} if item.test_failover_state == TEST_FAILED else {_O.DISABLE, _O.TEST}
     if item.suspended:
         operations -= {_O.CREATE_POINT}  # a failover that was killed just before its end

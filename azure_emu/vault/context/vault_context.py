@@ -1,4 +1,4 @@
-"""What every part of the vault works with: the database, the clock and the ports to the other roles."""
+"""The context that all parts of the vault work with: the database, the clock and the ports to the other roles."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ from siterig.blockfs.core.waits import Waits
 
 T = TypeVar("T")
 ShutDown = Callable[[list[Path]], Awaitable[None]]
-"""Called with the disk files of a VM."""
+"""A function that is called with the disk files of a VM."""
 
 
 async def no_check(_disks: list[Path]) -> None:
-    """For a vault whose VMs are not on this host."""
+    """Check nothing: the default of a vault whose VMs are not on this host."""
 
 
 @dataclass(frozen=True)
 class VaultContext:
-    """``site``: the Provider on the Hyper-V host; ``azure``: the disk host of the recovery side.
+    """The database, the clock and the ports of one vault.
 
-    ``shut_down`` unmounts and detaches everything that uses these disk files (``VmBusy``); ``check_shut_down``
-    raises what it would be refused for.  ``mounting``: at ``VM/NAME``
-    of a mounted point, whose row and what the recovery host has change together.
-    ``roles``: the states of the rig's roles.  ``lag``: what was sent and is not applied.
-    ``waits``: what the vault itself waits for.
+    ``site`` is the Provider on the Hyper-V host, ``azure`` the disk host of the recovery side.  ``shut_down`` unmounts and
+    detaches everything that uses these disk files (``VmBusy``); ``check_shut_down`` raises the error that it would raise.
+    ``mounting`` locks ``VM/NAME`` of a mounted point, whose row and files change together.  ``roles`` has the states of the
+    rig's roles, ``lag`` the data that was sent and is not applied, and ``waits`` the waits of the vault itself.
     """
 
     database: VaultDatabase
@@ -52,16 +51,17 @@ class VaultContext:
     shut_down: ShutDown
     check_shut_down: ShutDown = no_check
     mounting: KeyedLock = field(default_factory=KeyedLock)
-    roles: Roles = field(default_factory=Roles)
     waits: Waits = field(default_factory=Waits)
+    roles: Roles = field(init=False)
     lag: AppliedLag = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", Roles(self.clock))
         object.__setattr__(self, "lag", AppliedLag(self.clock))
 
     @contextmanager
     def awaiting_apply(self, vm: str, why: str) -> Iterator[None]:
-        """Register that the vault waits for the recovery side to apply what was sent."""
+        """Register a wait of the vault until the recovery side has applied sent data."""
         place = f"apply {why}"
         self.waits.set(place, "AwaitingApply", why, vm=vm)
         try:
@@ -70,7 +70,7 @@ class VaultContext:
             self.waits.clear(place, vm=vm)
 
     async def change_item(self, vm: str, change: Callable[[Session, ItemRow], T]) -> T:
-        """Change an item in one transaction (``VmNotFound``), then wake who waits for the VM."""
+        """Change an item in one transaction (``VmNotFound``), then wake all tasks that wait for the VM."""
         result = await self.database.transact(lambda session: change(session, find_item(session, vm)))
         self.notifications.notify(vm)
         return result
@@ -79,7 +79,7 @@ class VaultContext:
         self, what: str, vm: str, work: Callable[[], Awaitable[T]], *, repeatable: bool = True, lost_is_final: bool = True
     ) -> T:
         """Do ``work`` for an operation outside a job (:meth:`Roles.retry_while_away`) and register its waits."""
-        place = f"{what} {uuid.uuid4()}"  # the same may be asked for by two callers
+        place = f"{what} {uuid.uuid4()}"  # two callers can start the same operation
         with self.waits.waiting(place, vm=vm) as on_wait:
             return await self.roles.retry_while_away(
                 work, on_wait=on_wait, repeatable=repeatable, lost_is_final=lost_is_final

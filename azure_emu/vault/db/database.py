@@ -1,9 +1,9 @@
 """The database connection, its transactions, and what happens to a database of an older version.
 
-Every transaction runs in a worker thread, because a commit waits for the disk (synchronous=FULL: milliseconds to
-tens of them), and one at a time: the limiter has one token.  So a function given to :meth:`VaultDatabase.transact` sees and
-changes the whole database alone; a check and the change that depends on it belong into *one* such function.  Between
-two calls anything may have changed.  A transaction that has begun is not abandoned when its task is cancelled.
+Every transaction runs in a worker thread, because a commit waits for the disk (synchronous=FULL: milliseconds to tens of
+milliseconds), and one at a time: the limiter has one token.  So a function that is given to :meth:`VaultDatabase.transact`
+has the whole database for itself; a check and the change that depends on it belong into *one* such function.  Between two
+calls any row can change.  Cancelling a task does not abandon a transaction that has begun.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class VaultDatabase:
 
     def __init__(self, url: str) -> None:
         self.full: RigError | None = None
-        """What the newest transaction that had something to write failed with, if the host's disk is full."""
+        """The error of the newest transaction with changes, if it failed because the host's disk is full; else None."""
         self._limiter = trio.CapacityLimiter(1)
         self.engine = create_engine(url)
         if self.engine.dialect.name == "sqlite":
@@ -55,7 +55,7 @@ class VaultDatabase:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Errors of the database and the file system as ``StateUnreadable`` or ``DiskFull``."""
+        """Raise errors of the database and the file system as ``StateUnreadable`` or ``DiskFull``."""
         try:
             yield
         except (DBAPIError, self.engine.dialect.loaded_dbapi.Error, OSError) as error:
@@ -93,13 +93,13 @@ class VaultDatabase:
         with self.engine.connect() as connection:
             try:
                 _switch_foreign_keys_off(connection)
-                with connection.begin():  # nothing can write from here on, so that the copy is what is migrated
+                with connection.begin():  # no other writer from here on, so the copy equals the migrated database
                     if self.engine.url.database and self.engine.dialect.name == "sqlite":
                         _copy_database(Path(self.engine.url.database), version)
                     migrations.upgrade(connection, FORMAT_VERSION)
                     _check_references(connection)
             finally:
-                connection.invalidate()  # the next connection has foreign keys again
+                connection.invalidate()  # the next connection checks foreign keys
         _log.info("vault_database_migrated", database=self._name(), before=version, after=FORMAT_VERSION)
 
     def close(self) -> None:
@@ -109,7 +109,8 @@ class VaultDatabase:
     async def transact(self, work: Callable[[Session], T]) -> T:
         """Run ``work`` in one transaction: committed when it returns, rolled back when it raises.
 
-        ``DiskFull`` (recoverable): nothing was changed, for there is no room to write it.
+        Raises:
+            RigError: ``DiskFull`` (recoverable) if there is no room for the changes; nothing was changed.
         """
 
         def run() -> T:
@@ -134,12 +135,12 @@ def _is_full(error: BaseException | None) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     code = getattr(error, "sqlite_errorcode", None)
-    # The second: where SQLite makes the index of its log longer.
+    # The second code: SQLite has no room to extend the index of its log.
     return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 def _switch_foreign_keys_off(connection: Connection) -> None:
-    """For this connection; SQLite ignores it within a transaction, and SQLAlchemy would begin one."""
+    """Switch foreign keys off for this connection, outside a transaction, because SQLite ignores the setting in one."""
     raw = connection.connection.dbapi_connection
     if connection.dialect.name == "sqlite" and raw is not None:
         raw.cursor().execute("PRAGMA foreign_keys = OFF")
@@ -154,7 +155,7 @@ def _check_references(connection: Connection) -> None:
 
 
 def _copy_database(database: Path, version: int) -> None:
-    """Write ``NAME.version-N`` beside a database that nothing writes to meanwhile; it is durable, and complete or absent."""
+    """Write ``NAME.version-N`` next to a database without writers; the copy is durable, and complete or absent."""
     copy = database.with_name(f"{database.name}.version-{version}")
     unfinished = database.with_name(f"{copy.name}.new")
     unfinished.unlink(missing_ok=True)
@@ -164,7 +165,7 @@ def _copy_database(database: Path, version: int) -> None:
         contextlib.closing(sqlite3.connect(unfinished)) as target,
     ):
         source.backup(target)
-        target.execute("PRAGMA journal_mode = DELETE")  # one file, without a write-ahead log beside it
+        target.execute("PRAGMA journal_mode = DELETE")  # one file, without a write-ahead log
     with unfinished.open("rb") as file:
         os.fsync(file.fileno())
     unfinished.rename(copy)
@@ -172,13 +173,13 @@ def _copy_database(database: Path, version: int) -> None:
 
 
 def _changes(session: Session) -> int:
-    """Rows changed so far through the session's connection; a database without such a counter never counts."""
+    """Return the number of rows that the connection has changed so far; 0 for a database without such a counter."""
     session.flush()
     return int(getattr(session.connection().connection.dbapi_connection, "total_changes", 0))
 
 
 def _configure_sqlite(engine: Engine) -> None:
-    """Durable, checked, and with transactions that begin when we say so (DDL included)."""
+    """Make commits durable, check foreign keys, and begin transactions explicitly (DDL included)."""
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
@@ -193,7 +194,7 @@ def _configure_sqlite(engine: Engine) -> None:
 
 
 def find_item(session: Session, vm: str) -> ItemRow:
-    """The protected item of a VM; ``VmNotFound`` names those there are."""
+    """Return the protected item of a VM (``VmNotFound`` names the protected VMs)."""
     item = session.get(ItemRow, vm)
     if item is None:
         known = ", ".join(session.scalars(select(ItemRow.vm).order_by(ItemRow.vm))) or "none"

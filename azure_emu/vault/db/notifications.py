@@ -1,4 +1,4 @@
-"""Waiting for a change of a VM's rows without polling the database."""
+"""Notifications of changes of a VM's rows, so that no task polls the database."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class Notifications:
-    """One broadcast per VM.
+    """One broadcast for each VM.
 
-    Whoever commits a change calls :meth:`notify` after the commit.  A waiter takes the event *before* it looks, so a
-    change between its look and its wait is not missed; all run on the trio thread, nothing else needs a lock.
+    A task that commits a change calls :meth:`notify` after the commit.  A waiter takes the event *before* it reads the rows,
+    so it does not miss a change between reading and waiting.  All calls are on the trio thread, so no lock is needed.
     """
 
     def __init__(self, database: VaultDatabase) -> None:
@@ -25,18 +25,18 @@ class Notifications:
         self._events: dict[str, trio.Event] = {}
 
     def notify(self, vm: str) -> None:
-        """Wake everyone who waits for this VM."""
+        """Wake all tasks that wait for this VM."""
         event = self._events.pop(vm, None)
         if event is not None:
             event.set()
 
     def notify_all(self) -> None:
-        """Wake every waiter: the state of a role changed, which concerns all VMs."""
+        """Wake all tasks, because the state of a role has changed."""
         for vm in list(self._events):
             self.notify(vm)
 
     async def wait_until(self, vm: str, check: Callable[[Session], T | None]) -> T:
-        """The first result of ``check`` that is not None; it is asked at once and after each change."""
+        """Return the first result of ``check`` that is not None; it is called at once and after each change."""
         while True:
             event = self._events.setdefault(vm, trio.Event())
             found = await self._database.transact(check)

@@ -1,11 +1,11 @@
 """The vault's database: these comments are the reference for every column.
 
-Fault contract.  The process may be killed between any two statements, and the machine may lose power: what a
-committed transaction wrote is there afterwards (SQLite: WAL, synchronous=FULL), what an uncommitted one wrote is not.
-Each transition of an item, with its job, task, points and event, is one transaction, so that no state is ever seen half
-made.  Times are nanoseconds since the epoch, UTC, by the injected wall clock unless a column says otherwise; they are only
-shown.  What decides is ``elapsed_ns``: nanoseconds by the rig's clock (rig_clock.py).
-Positions are the site host's (siterig.blockfs.contracts.control); 0 means "none yet".
+Fault contract.  The process can be killed between any two statements, and the machine can lose power: the changes of a
+committed transaction are kept (SQLite: WAL, synchronous=FULL), those of an uncommitted one are lost.  Each transition of an
+item, with its job, task, points and event, is one transaction, so no half-made state is ever visible.  Times are nanoseconds
+since the epoch, UTC, by the injected wall clock unless a column says otherwise; they are only shown.  Decisions use
+``elapsed_ns``: nanoseconds by the rig's clock (rig_clock.py).  Positions are the site host's
+(siterig.blockfs.contracts.control); 0 means "none yet".
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ItemRow(Base):
     active_location: Mapped[str] = mapped_column(String)  # Primary | Recovery; changes at commit only
     suspended: Mapped[bool] = mapped_column(Boolean)
     # suspended: true from a failover until reprotect or resync; the agent must not replicate while it is true.  Set
-    # *before* the site is told, for the site may be gone and ask only when it comes back (may_replicate).
+    # *before* the call to the site: a lost site asks when it comes back (may_replicate).
     resync_reason: Mapped[str | None] = mapped_column(String)  # why a resync is needed; None: it is not
     resync_marks: Mapped[int] = mapped_column(Integer)
     # resync_marks: how often resync_reason was set.  A resync clears the reason only if this did not grow meanwhile.
@@ -68,8 +68,8 @@ class ItemRow(Base):
     points_after_position: Mapped[int] = mapped_column(BigInteger)
     # points_after_position: tags up to it make no point: they belong to a protection that a commit ended; 0 before that
     failover_position: Mapped[int | None] = mapped_column(BigInteger)
-    # failover_position: the position that the VM was failed over at, until it is back at the site; None: it is there.  What
-    # is written at the site after it is lost by a failback
+    # failover_position: the position that the VM was failed over at, until it is back at the site; None: it is there.  Data
+    # that is written at the site after it is lost by a failback
     protected_since_elapsed_ns: Mapped[int | None] = mapped_column(BigInteger)
     # protected_since_elapsed_ns: the rig's clock when delta cycles were last (re)started; None before.  Missed cycles count
     # from here.
@@ -99,21 +99,21 @@ class DiskRow(Base):
 
 
 class DamageRow(Base):
-    """What is known to be damaged in a managed disk; rows go when a scrub finds the disk without it, or with the disk."""
+    """Known damage of a managed disk; a row is deleted when a scrub does not find the damage any more, or with the disk."""
 
     __tablename__ = "damage"
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)  # order of insertion
     disk_id: Mapped[str] = mapped_column(ForeignKey("disk.disk_id", ondelete="CASCADE"), index=True)  # the managed disk
-    first_position: Mapped[int | None] = mapped_column(BigInteger)  # the first that is not whole; None: all are
-    last_position: Mapped[int | None] = mapped_column(BigInteger)  # the last that is not whole; None: and all later ones
-    by_read: Mapped[bool] = mapped_column(Boolean)  # a read of this one position met it; of others nothing is known
-    places: Mapped[int] = mapped_column(Integer)  # how many places make these positions not whole
-    example: Mapped[str] = mapped_column(Text)  # one of them: file, byte, what it is
+    first_position: Mapped[int | None] = mapped_column(BigInteger)  # the first damaged position; None: all are readable
+    last_position: Mapped[int | None] = mapped_column(BigInteger)  # the last damaged position; None: all later ones, too
+    by_read: Mapped[bool] = mapped_column(Boolean)  # found by a read of this position; others are not known
+    places: Mapped[int] = mapped_column(Integer)  # number of damaged places that affect these positions
+    example: Mapped[str] = mapped_column(Text)  # one of them: file, byte, description
 
 
 class PointRow(Base):
-    """A tag on its way to being a recovery point, and then that point."""
+    """A tag that becomes a recovery point, and then that point."""
 
     __tablename__ = "point"
 
@@ -127,7 +127,7 @@ class PointRow(Base):
     # elapsed_ns: the rig's clock at the tag; never falls from a point to the next.  Negative: from before there was one
     downgraded_because: Mapped[str | None] = mapped_column(Text)
     # downgraded_because: why it is crash-consistent though more was asked for; None: it is as asked, or the agent was
-    # killed before it could tell.  The tag does not have it.
+    # killed before it could report it.  The tag does not have it.
     available: Mapped[bool] = mapped_column(Boolean)  # the tag was applied in every disk of the item; never goes back
 
     seen: Mapped[list[TagSeenRow]] = relationship(cascade="all, delete-orphan")
@@ -216,7 +216,7 @@ class TaskRow(Base):
 
 
 class JobErrorRow(Base):
-    """Why a job failed, or what a task that the job went on without could not do."""
+    """The error with which a job failed, or the error of a failed task after which the job continued."""
 
     __tablename__ = "job_error"
 
@@ -241,7 +241,7 @@ class EventRow(Base):
 
 
 class KnownDiskRow(Base):
-    """A VM's disk as last seen on a fabric: what list_vms answers while that fabric cannot be reached."""
+    """A VM's disk as last seen on a fabric; list_vms returns it while that fabric does not answer."""
 
     __tablename__ = "known_disk"
 
@@ -256,8 +256,8 @@ class KnownDiskRow(Base):
 class AzureVmRow(Base):
     """A VM on the recovery side that belongs to an item.
 
-    Written before its first disk is opened and deleted after its last disk is gone: a VM of the recovery host without
-    a row is somebody else's and is never removed.
+    The row is written before the first disk is opened and deleted after the last disk is removed.  The vault never removes a
+    VM of the recovery host that has no row.
     """
 
     __tablename__ = "azure_vm"
@@ -273,8 +273,8 @@ class AzureVmRow(Base):
 class MountRow(Base):
     """A point, or a position between points, that is mounted read-only on the recovery side.
 
-    Written before the recovery host is asked to open it and deleted after it is closed there: so no point is ever pruned
-    that is mounted, and what a kill left half-way can be mounted, or unmounted, again.
+    The row is written before the recovery host opens the point and deleted after the host has closed it.  So no mounted
+    point is ever pruned, and after a kill the point can be mounted or unmounted again.
     """
 
     __tablename__ = "mount"

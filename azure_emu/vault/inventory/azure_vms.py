@@ -1,6 +1,7 @@
-"""VMs on the recovery side: made from a state of the managed disks, verified, removed.
+"""VMs of the recovery side: made from the managed disks, verified, removed.
 
-Only a VM with a row in ``azure_vm`` is ours to remove (schema.py).  Every function may be run again after a kill.
+Only a VM with a row in ``azure_vm`` belongs to the vault and may be removed (schema.py).  Every function can be run again
+after a kill.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ Kind = Literal["TestFailover", "Recovered", "Copy"]
 
 
 def test_vm_name(vm: str) -> str:
-    """Name of the VM that a test failover of ``vm`` makes."""
+    """Return the name of the VM that a test failover of ``vm`` makes."""
     return f"{vm}-test"
 
 
 def check_vm_name(vm: str) -> None:
-    """``InvalidName`` unless a VM can have the name on both sides, and its test VM can have its own."""
+    """Check that a VM can have the name on both sides, with room for the name of its test VM (``InvalidName``)."""
     check_name("VM", vm)
     if vm == RECOVERY_FOLDER:
         raise RigError(Code.InvalidName, f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
@@ -45,7 +46,7 @@ def check_vm_name(vm: str) -> None:
 
 
 async def disks_of(context: VaultContext, name: str) -> list[DiskInfo]:
-    """Disks of a VM on the recovery side, by name; none if there is no such VM."""
+    """Return the disks of a VM on the recovery side, by name; an empty list if there is no such VM."""
     return sorted((disk for disk in await context.azure.list_disks() if disk.vm == name), key=lambda disk: disk.name)
 
 
@@ -57,16 +58,21 @@ async def claim(
     *,
     point_id: str | None = None,
     process: HostProcess | None = None,
-) -> None:
-    """Make the name ours, and the point one that is in use; ``VmExists`` if somebody else's VM has the name.
+) -> list[DiskInfo]:
+    """Reserve the name for a VM of ``owner``, and mark the point as in use.
 
-    ``process``: noted as the one that a copy is for (see leases.py).
+    ``process``: the holder of a copy (leases.py).
+
+    Returns:
+        The disks of a former VM of that name.
+    Raises:
+        RigError: ``VmExists`` if the name belongs to another VM.
     """
-    there = await disks_of(context, name)
+    former = await disks_of(context, name)
 
     def take(session: Session) -> None:
         find_item(session, owner)
-        row = require_ours(session, owner, name, kind, there=bool(there))
+        row = require_ours(session, owner, name, kind, there=bool(former))
         if row is None:
             row = AzureVmRow(name=name, owner=owner, kind=kind)
             session.add(row)
@@ -75,12 +81,16 @@ async def claim(
             row.process_id, row.process_started = process.pid, process.started
 
     await context.database.transact(take)
+    return former
 
 
 def require_ours(session: Session, owner: str, name: str, kind: Kind, *, there: bool) -> AzureVmRow | None:
-    """The row of a VM that may be made, or made again; ``VmExists`` if somebody else's VM has the name.
+    """Return the row of a VM that ``owner`` may make or replace; None if the name is free.
 
-    ``there``: whether the recovery side has disks of that name.
+    ``there`` is True if the recovery side has disks of that name.
+
+    Raises:
+        RigError: ``VmExists`` if the name belongs to another VM.
     """
     row = session.get(AzureVmRow, name)
     if row is None and there:
@@ -92,24 +102,24 @@ def require_ours(session: Session, owner: str, name: str, kind: Kind, *, there: 
 
 async def open_at(context: VaultContext, owner: str, name: str, kind: Kind, point: RecoveryPoint) -> None:
     """Make VM ``name`` from all disks of ``owner`` at one position, in place of a former one of that name."""
-    await claim(context, owner, name, kind, point_id=point.id)
-    await _open_disks(context, owner, name, point.position)
+    former = await claim(context, owner, name, kind, point_id=point.id)
+    await _open_disks(context, owner, name, point.position, former)
 
 
 async def open_copy(context: VaultContext, owner: str, name: str, position: int, process: HostProcess) -> Vm:
     """Make VM ``name`` from all disks of ``owner`` at a position, in place of a former one, until the process ends."""
-    await claim(context, owner, name, "Copy", process=process)
-    await _open_disks(context, owner, name, position)
+    former = await claim(context, owner, name, "Copy", process=process)
+    await _open_disks(context, owner, name, position, former)
     return await verify(context, owner, name, "Copy")
 
 
-async def _open_disks(context: VaultContext, owner: str, name: str, position: int) -> None:
+async def _open_disks(context: VaultContext, owner: str, name: str, position: int, former: list[DiskInfo]) -> None:
     disks = await context.database.transact(lambda session: disk_rows(session, owner))
-    if await disks_of(context, name):
+    if former:
         await context.azure.remove_vm(vm=name)
         await context.database.transact(lambda session: health.forget_vm_disks(session, owner, name))
     for disk in disks:
-        # The host gives the new disk an id of its own: its parts at failback must not be taken for the site's disk's.
+        # The host gives the new disk its own id, so that its parts at failback differ from those of the site's disk.
         await context.azure.create_disk_from_point(
             vm=name, name=disk.name, managed_disk=disk.disk_id, position=position,
             sector_bytes=known_size(disk.sector_bytes),
@@ -117,7 +127,7 @@ async def _open_disks(context: VaultContext, owner: str, name: str, position: in
 
 
 async def verify(context: VaultContext, owner: str, name: str, state: Kind) -> Vm:
-    """The VM with all its disks; ``VmIncomplete`` names what is missing."""
+    """Return the VM with all its disks (``VmIncomplete`` names the missing disks)."""
     expected = {disk.name for disk in await context.database.transact(lambda session: disk_rows(session, owner))}
     there = await disks_of(context, name)
     lacking = sorted(expected - {disk.name for disk in there})
@@ -131,7 +141,7 @@ async def verify(context: VaultContext, owner: str, name: str, state: Kind) -> V
 
 
 async def remove(context: VaultContext, owner: str, name: str) -> None:
-    """Remove a VM that we made (``DiskInUse`` if something holds its disks); no-op if there is none."""
+    """Remove a VM that the vault made (``DiskInUse`` if its disks are in use); do nothing if there is none."""
 
     def is_ours(session: Session) -> bool:
         row = session.get(AzureVmRow, name)
@@ -151,7 +161,7 @@ async def remove(context: VaultContext, owner: str, name: str) -> None:
 
 
 async def remove_copy(context: VaultContext, owner: str, name: str) -> None:
-    """Remove a copy (``DiskInUse``); no-op if there is none of that name."""
+    """Remove a copy (``DiskInUse``); do nothing if there is none of that name."""
     if name in await context.database.transact(lambda session: _copies(session, owner)):
         await remove(context, owner, name)
 
@@ -168,15 +178,15 @@ def _copies(session: Session, owner: str) -> list[str]:
 
 
 def names_of(session: Session, owner: str) -> list[str]:
-    """All VMs of the recovery side that belong to an item."""
+    """Return the names of all VMs of the recovery side that belong to an item."""
     return list(session.scalars(select(AzureVmRow.name).where(AzureVmRow.owner == owner).order_by(AzureVmRow.name)))
 
 
 def to_vm_disk(disk: DiskInfo) -> VmDisk:
-    """The disk as the API shows it."""
+    """Return the disk in the form of the API."""
     return VmDisk(name=disk.name, size_bytes=disk.size_bytes, path=disk.path, sector_bytes=disk.sector_bytes)
 
 
 def disk_rows(session: Session, owner: str) -> list[DiskRow]:
-    """The disks of a protected VM, by name."""
+    """Return the disks of a protected VM, by name."""
     return list(session.scalars(select(DiskRow).where(DiskRow.vm == owner).order_by(DiskRow.name)))

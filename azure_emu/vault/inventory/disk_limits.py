@@ -1,9 +1,9 @@
-"""What sizes of disks the service takes, looked at before a VM is protected.
+"""The sizes of disks that the service supports, checked before a VM is protected.
 
-As Microsoft's support matrix for Hyper-V has it, whose prerequisites check fails for what is unsupported: the disk of the
-operating system up to 2,048 GiB (generation 1) or 4,095 GiB (generation 2); others as large as a managed disk may be,
-32,767 GiB.  A managed disk is a fixed VHD of whole MiB.  What the service does with a source disk that is not is
-unconfirmed: this rig replicates it as it is and says so.
+The limits are those of Microsoft's support matrix for Hyper-V; the service's prerequisites check fails beyond them: the disk
+of the operating system has up to 2,048 GiB (generation 1) or 4,095 GiB (generation 2), other disks as much as a managed
+disk, 32,767 GiB.  A managed disk is a fixed VHD of whole MiB.  It is unconfirmed how the service treats a source disk of
+another size; this rig replicates it as it is and records an event.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from siterig.blockfs.core.errors import Code, RigError
 
 MIB, GIB = 1 << 20, 1 << 30
 OS_DISK = "os"
-"""The rig knows no roles of disks: this name, or a VM's only disk, is the operating system's."""
+"""The name of the operating system's disk; a VM's only disk is also taken for it."""
 GIB_MAX = 32_767
 OS_GIB_MAX = 4_095
 OS_GIB_MAX_GENERATION_1 = 2_048
@@ -26,9 +26,14 @@ class SizedDisk(Protocol):
     """A disk of a VM."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the disk within its VM."""
+        ...
+
     @property
-    def size_bytes(self) -> int: ...
+    def size_bytes(self) -> int:
+        """The size of the disk in bytes."""
+        ...
 
 
 def _is_os(disk: SizedDisk, disks: Sequence[SizedDisk]) -> bool:
@@ -36,7 +41,7 @@ def _is_os(disk: SizedDisk, disks: Sequence[SizedDisk]) -> bool:
 
 
 def check(vm: str, disks: Sequence[SizedDisk]) -> None:
-    """``DiskSizeUnsupported`` names the disk, its size and what is allowed."""
+    """Check the sizes of a VM's disks (``DiskSizeUnsupported`` names the disk, its size and the limit)."""
     for disk in disks:
         gib_max = OS_GIB_MAX if _is_os(disk, disks) else GIB_MAX
         if disk.size_bytes > gib_max * GIB:
@@ -48,7 +53,7 @@ def check(vm: str, disks: Sequence[SizedDisk]) -> None:
 
 
 def remarks(vm: str, disks: Sequence[SizedDisk]) -> list[str]:
-    """What to say of disks that are taken, but that the service has reservations about."""
+    """Return remarks about disks that the rig replicates but that the service supports only in part."""
     found = []
     for disk in disks:
         if disk.size_bytes % MIB:
@@ -65,7 +70,7 @@ def remarks(vm: str, disks: Sequence[SizedDisk]) -> list[str]:
 
 
 def check_chains(disks: Sequence[DiskInfo]) -> None:
-    """``BrokenVhdChain`` if the parent of a thin disk is missing or not what it was."""
+    """Check that the parent of each thin disk exists and is unchanged (``BrokenVhdChain``)."""
     for disk in disks:
         if disk.broken_chain is not None:
             raise RigError(Code.BrokenVhdChain, f"disk {disk.vm}/{disk.name}: {disk.broken_chain}")

@@ -19,7 +19,7 @@ UNPROTECTED = "Unprotected"
 
 
 def cache_vm(session: Session, vm: Vm) -> None:
-    """Replace what is known of one VM's disks."""
+    """Replace the recorded disks of one VM."""
     session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == vm.side, KnownDiskRow.vm == vm.name))
     for disk in vm.disks:
         session.add(_row(vm.side, vm.name, disk))
@@ -38,12 +38,12 @@ def _cache_fabric(session: Session, fabric: Side, disks: Iterable[DiskInfo]) -> 
 
 
 def _known(session: Session, fabric: Side) -> list[Vm]:
-    """The VMs of a fabric as last seen."""
+    """Return the VMs of a fabric as last seen."""
     return _described(session, fabric, session.scalars(select(KnownDiskRow).where(KnownDiskRow.fabric == fabric)))
 
 
 def _described(session: Session, fabric: Side, found: Iterable[KnownDiskRow | DiskInfo]) -> list[Vm]:
-    """VMs of these disks, with the state of their protection (site) or what they are (azure)."""
+    """Return the VMs of these disks, with the state of their protection (site) or their kind (azure)."""
     disks: dict[str, list[VmDisk]] = {}
     for each in sorted(found, key=lambda each: (each.vm, each.name)):
         disk = VmDisk(name=each.name, size_bytes=each.size_bytes, path=each.path, sector_bytes=known_size(each.sector_bytes))
@@ -58,9 +58,9 @@ def _described(session: Session, fabric: Side, found: Iterable[KnownDiskRow | Di
 
 
 async def list_fabric(context: VaultContext, fabric: Side) -> list[Vm]:
-    """All VMs of a fabric; as last seen if its role cannot be reached."""
+    """Return all VMs of a fabric; as last seen if its role does not answer."""
     roles = ("agent", "site") if fabric == "site" else ("azure",)
-    if any(context.roles.role_error(role) is not None for role in roles):  # one that hangs would hold up the caller
+    if any(context.roles.role_error(role) is not None for role in roles):  # a role that hangs would block the caller
         return await context.database.transact(lambda session: _known(session, fabric))
     try:
         disks = await (context.site.list_vms() if fabric == "site" else context.azure.list_disks())
@@ -71,13 +71,13 @@ async def list_fabric(context: VaultContext, fabric: Side) -> list[Vm]:
     try:
         await context.database.transact(lambda session: _cache_fabric(session, fabric, disks))
     except RigError as error:
-        if error.code != Code.DiskFull:  # they are remembered when there is room again
+        if error.code != Code.DiskFull:  # they are recorded when there is room again
             raise
     return await context.database.transact(lambda session: _described(session, fabric, disks))
 
 
 async def site_disks(context: VaultContext, vm: str) -> list[DiskInfo]:
-    """Disks of a source VM, by name; ``VmNotFound`` names the VMs there are."""
+    """Return the disks of a source VM, by name (``VmNotFound`` names the VMs at the site)."""
     disks = await context.site.list_vms()
     found = sorted((disk for disk in disks if disk.vm == vm), key=lambda disk: disk.name)
     if not found:

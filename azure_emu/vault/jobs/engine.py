@@ -320,7 +320,7 @@ class JobEngine:
 
         def on_wait(reason: RigError | None) -> None:
             running.in_body = reason is None
-            self._show_wait(name, context.vm, reason or self._context.roles.lasting_trouble(NOTICED_S))
+            self._show_wait(name, context.vm, reason or self._context.roles.lasting_error(NOTICED_S))
 
         async def body() -> TaskOutcome | None:
             running.in_body = True
@@ -346,7 +346,7 @@ class JobEngine:
         roles = self._context.roles
         while True:
             await roles.wait_for_change(NOTICED_S if roles.is_any_away() else math.inf)
-            reason = roles.lasting_trouble(NOTICED_S)
+            reason = roles.lasting_error(NOTICED_S)
             for name, running in self._running.items():
                 if running.in_body:
                     self._show_wait(name, running.vm, reason)

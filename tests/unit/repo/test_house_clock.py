@@ -16,14 +16,6 @@ FORBIDDEN = {
     "datetime.datetime": {"now", "utcnow"},
 }
 NOT_CONVERTED = {
-    "siterig.azure_emu.vault.context.roles",
-    "siterig.azure_emu.vault.jobs.engine",
-    "siterig.azure_emu.vault.jobs.failback_tasks",
-    "siterig.azure_emu.vault.monitoring.repairs",
-    "siterig.azure_emu.vault.monitoring.source_watch",
-    "siterig.azure_emu.vault.monitoring.standstill",
-    "siterig.azure_emu.vault.mounts.leases",
-    "siterig.azure_emu.vault.workers.retention_worker",
 }
 """Modules that do not take a clock yet.  Remove what is converted; add nothing."""
 

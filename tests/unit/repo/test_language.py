@@ -8,15 +8,6 @@ from tests.support import language
 
 PENDING: dict[str, set[str]] = {
     "azure_emu": {
-        "azure_emu/vault/context",
-        "azure_emu/vault/db",
-        "azure_emu/vault/inventory",
-        "azure_emu/vault/jobs",
-        "azure_emu/vault/model",
-        "azure_emu/vault/monitoring",
-        "azure_emu/vault/mounts",
-        "azure_emu/vault/points",
-        "azure_emu/vault/workers",
     },
     "blockfs": {
         "blockfs/images",
