@@ -46,7 +46,7 @@ from siterig.azure_emu.vault.model.api import (
     VaultApi,
     Vm,
 )
-from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
+from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, OFFICIAL_INTERVALS_S, Side
 from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
@@ -260,7 +260,7 @@ class Vault(VaultApi):
             item.protection_state = ProtectionState.ENABLING
             session.flush()
             now_ns = self.context.clock.wall_ns()
-            if interval_s not in protection_tasks.OFFICIAL_INTERVALS_S:
+            if interval_s not in OFFICIAL_INTERVALS_S:
                 text = f"interval_s {interval_s:g} of VM {vm!r} is rig-only: the service has 30, 300 and 900"
                 events.record(
                     session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns

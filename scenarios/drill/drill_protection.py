@@ -8,14 +8,13 @@ from pathlib import Path
 import trio
 
 from siterig.azure_emu.vault.model.api import Job, RecoveryPoint
+from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.scenarios.checks.vm_checks import check_vm
 from siterig.scenarios.drill.drill_run import FILESYSTEMS, MIB, DrillRun
 from siterig.scenarios.workloads import corpus
-
-OFFICIAL_INTERVALS_S = (30, 300, 900)
 
 
 async def make_source(run: DrillRun) -> None:
@@ -50,7 +49,7 @@ async def protect(run: DrillRun) -> None:
     """Enable protection under load, and wait for the initial replication and the end of the jobs."""
     settings = run.settings
     if settings.interval_s not in OFFICIAL_INTERVALS_S:
-        official = "/".join(map(str, OFFICIAL_INTERVALS_S))
+        official = "/".join(f"{interval_s:g}" for interval_s in OFFICIAL_INTERVALS_S)
         run.say(f"replication interval {settings.interval_s:g} s: the rig's own, the service knows {official} s")
     before = _acknowledged(run)
     enable = await run.rig.vault.enable_protection(vm=settings.vm, interval_s=settings.interval_s)

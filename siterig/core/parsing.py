@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
 from siterig.azure_emu.vault.points import selectors
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import SECTOR_BYTES
@@ -16,7 +17,6 @@ from siterig.blockfs.core.sizes import SECTOR_BYTES
 if TYPE_CHECKING:
     from siterig.blockfs.contracts.disk_spec import DiskSpec
 
-OFFICIAL_INTERVALS_S = (30.0, 300.0, 900.0)
 FILESYSTEMS = ("ext4", "xfs")
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

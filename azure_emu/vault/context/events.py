@@ -7,9 +7,9 @@ from typing import Literal, cast
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.db.schema import EventRow
 from siterig.azure_emu.vault.model.api import Event
+from siterig.blockfs.core.clock import rfc3339
 
 Severity = Literal["OK", "Warning", "Critical"]
 EventType = Literal["JobStatus", "ServerHealth", "VmHealth", "VmReplication"]

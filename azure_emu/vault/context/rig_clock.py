@@ -12,9 +12,8 @@ from datetime import timedelta
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context import events
-from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.db.schema import RigClockRow
-from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.clock import Clock, rfc3339
 from siterig.blockfs.core.clock_reading import SECOND_NS, ClockReading
 
 RIG = "rig"

@@ -1,12 +1,11 @@
 """The job engine: runs scenarios task by task, and keeps every step in the database.
 
-A *scenario* is an official job type: its tasks, and what its success or failure does to the item.  Each task body must
-be safe to run again from its start: it is, after a kill in a scenario that is resumed, and when a role that it needs
-was away for a moment.  Ends are transactions: the last task, the job, the item's new state, the event and a follow-on
-job are committed together.
+A *scenario* is an official job type: its tasks, and the effect of its success or failure on the item.  Each task body must
+be safe to run again from its start: the engine repeats it after a kill in a scenario that is resumed, and after the absence
+of a role.  The end of a job is one transaction: the last task, the job, the item's new state, the event and a follow-on job.
 
-Multi-task safety: all methods run on the trio thread.  "One open job a VM" is checked in the transaction that inserts
-the job (:func:`enqueue`); the transactions are serial (database.py).
+Multi-task safety: all methods run on the trio thread.  The rule "one open job for each VM" is checked in the transaction
+that inserts the job (:func:`enqueue`); the transactions are serial (database.py).
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
-from siterig.azure_emu.vault.db.clock import rfc3339_or_none
 from siterig.azure_emu.vault.db.schema import ItemRow, JobErrorRow, JobRow, TaskRow
 from siterig.azure_emu.vault.model.api import Job, JobError, JobState, RecoveryPoint, Task, Vm
+from siterig.blockfs.core.clock import rfc3339_or_none
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 
@@ -34,18 +33,18 @@ T = TypeVar("T")
 _log = structlog.get_logger()
 
 ROOM_RETRY_S = 1.0
-"""How soon a job that waits for room on the host's disk looks again."""
+"""The time after which a job that waits for room on the host's disk tries again."""
 BEFORE, CHANGING = "before", "changing"
 """Keys of a job's variables: the states of the item before the operation; whether the job has begun to change things."""
 PROGRESS_ANSWER_S = 2.0
 """The time that the site has to report its progress to a display."""
 NOTICED_S = 5.0
-"""A role that is away for so long while a task runs is shown as what the task waits for."""
+"""A role that is away for this time while a task runs is shown as the reason of a wait."""
 
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """How a task ended, if it is not plainly Completed."""
+    """The end of a task, if it is not plainly Completed."""
 
     state: JobState
     description: str | None
@@ -57,12 +56,12 @@ INFORMATION = TaskOutcome("Succeeded", "CompletedWithInformation")
 
 
 def with_warning(warning: RigError) -> TaskOutcome:
-    """The task did what it is for, and there is something to be told."""
+    """Return the outcome of a task that succeeded with a warning."""
     return TaskOutcome("Succeeded", "CompletedWithInformation", warning)
 
 
 def failed_but_continued(error: RigError) -> TaskOutcome:
-    """The task failed, and the scenario goes on all the same."""
+    """Return the outcome of a task that failed although the scenario continues."""
     return TaskOutcome("Failed", None, error)
 
 
@@ -74,12 +73,12 @@ class JobContext:
     vm: str
     variables: dict[str, Any]
     begin_changes: Callable[[], Awaitable[None]]
-    """The body's checks are done: durably noted, so that a failure from here on leaves the scenario's failed state."""
+    """Records durably that the checks of the body are done; a failure after it leads to the scenario's failed state."""
     result_vm: Vm | None = None
     result_point: RecoveryPoint | None = None
 
     async def change(self, change: Callable[[Session, ItemRow], T]) -> T:
-        """Change the item in one transaction and wake who waits for it."""
+        """Change the item in one transaction and wake all tasks that wait for it."""
         return await self.context.change_item(self.vm, change)
 
 
@@ -101,13 +100,13 @@ class TaskKind:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A job type.  ``key`` is ours and unique; ``name`` is the official scenarioName.
+    """A job type.  ``key`` belongs to the rig and is unique; ``name`` is the official scenarioName.
 
     ``succeeded`` and ``failed`` change the item inside the transaction that ends the job; ``failed`` only if the job had
-    begun to change things.  ``succeeded`` may return the
-    key of a scenario that starts by itself then, for the same VM.  ``without_item`` takes the place of ``succeeded`` in a
-    job of a VM that need not be protected.  ``resumed``: after a kill the job goes on with the
-    first task that had not ended; otherwise it fails and names that task.
+    begun to change things.  ``succeeded`` can return the key of a scenario that then starts for the same VM.
+    ``without_item`` replaces ``succeeded`` in a job of a VM that need not be protected.  ``resumed``: after a kill the job
+    continues with the first task that has not ended; otherwise it fails and names that task.  ``progress`` returns the
+    progress of the job; a scenario that copies nothing has none.
     """
 
     key: str
@@ -122,7 +121,7 @@ class Scenario:
 
 
 def open_job(session: Session, vm: str) -> JobRow | None:
-    """The job of this VM that has not ended."""
+    """Return the job of this VM that has not ended; None if there is none."""
     return session.scalars(select(JobRow).where(JobRow.vm == vm, JobRow.end_ns.is_(None))).one_or_none()
 
 
@@ -179,7 +178,7 @@ class _Running:
     ended: trio.Event = field(default_factory=trio.Event)
     vm: str = ""
     in_body: bool = False
-    """A task's body runs, and is not about to be run again."""
+    """True while a task's body runs; False while the engine waits before the next attempt."""
     waits_for: RigError | None = None
     cancelled_by: str = ""
     """The operation that cancelled the job, as the command line names it."""
@@ -195,7 +194,7 @@ class JobEngine:
         self._running: dict[str, _Running] = {}
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
-        """Settle the jobs that a kill left open, then run jobs until cancelled.  A cancelled engine leaves them open."""
+        """Recover the jobs that a kill interrupted, then run jobs until cancelled; a cancelled engine leaves jobs open."""
         async with trio.open_nursery() as nursery:
             for name in await self._context.database.transact(self._recover_interrupted_jobs):
                 self._spawn(nursery, name)
@@ -223,7 +222,7 @@ class JobEngine:
         return await progress(self._context, vm, variables)
 
     def waiting_for(self, name: str) -> str | None:
-        """Why the running task of a job waits; None if it does not."""
+        """Return the reason for which the running task of a job waits; None if it does not wait."""
         running = self._running.get(name)
         return None if running is None or running.waits_for is None else running.waits_for.message
 
@@ -246,7 +245,7 @@ class JobEngine:
             await running.ended.wait()
 
     def _recover_interrupted_jobs(self, session: Session) -> list[str]:
-        """Decide over jobs found open at the start: names of those to resume; the others are failed here."""
+        """Return the names of the open jobs that are to be resumed, and let the other open jobs fail."""
         resumed = []
         for job in session.scalars(select(JobRow).where(JobRow.end_ns.is_(None)).order_by(JobRow.id)):
             if self._scenarios[job.key].resumed:
@@ -273,7 +272,7 @@ class JobEngine:
             self._spawn(self._nursery, follow_on)
 
     async def _run_tasks(self, name: str) -> str | None:
-        """Run what is left of a job; the name of the follow-on job."""
+        """Run the remaining tasks of a job; return the name of the follow-on job, if any."""
         scenario, vm, variables, first = await self._transact(name, self._load)
 
         def change_now(job: JobRow) -> None:
@@ -299,7 +298,7 @@ class JobEngine:
                 await self._fail(name, error)
                 return None
             except Exception as error:
-                # A bug must not take the other jobs and the reports with it: it ends this job, and shows itself.
+                # A bug must not end the other jobs and the reports: it ends this job, with an error and a traceback.
                 _log.exception("job_crashed", job=name, task=kind.name)
                 await self._fail(name, RigError(Code.InternalError, f"task {kind.name} crashed: {error!r}"))
                 return None
@@ -315,7 +314,7 @@ class JobEngine:
         return follow_on
 
     async def _run_body(self, name: str, kind: TaskKind, context: JobContext) -> TaskOutcome | None:
-        """Run a task's body, perhaps several times (:meth:`Roles.retry_while_away`)."""
+        """Run the body of a task, several times if necessary (:meth:`Roles.retry_while_away`)."""
         running = self._running[name]
 
         def on_wait(reason: RigError | None) -> None:
@@ -334,7 +333,7 @@ class JobEngine:
             self._show_wait(name, context.vm, None)
 
     def _show_wait(self, name: str, vm: str, reason: RigError | None) -> None:
-        """Show the reason in the job's task and among the vault's waits; None: it waits for nothing."""
+        """Show the reason in the job's task and in the vault's waits; None ends the wait."""
         self._running[name].waits_for = reason
         if reason is None:
             self._context.waits.clear(f"job {name}", vm=vm)
@@ -342,7 +341,7 @@ class JobEngine:
             self._context.waits.set(f"job {name}", reason.code, reason.message, vm=vm)
 
     async def _watch_roles(self) -> None:
-        """Show in every job that runs what is wrong with the roles: a call to one that hangs may never come back."""
+        """Show the error of a role in every running job, because a call to a role that hangs may never return."""
         roles = self._context.roles
         while True:
             await roles.wait_for_change(NOTICED_S if roles.is_any_away() else math.inf)
@@ -365,11 +364,11 @@ class JobEngine:
                 result = await self._context.database.transact(transaction)
                 break
             except RigError as error:
-                # A job whose progress cannot be written waits for room: it can neither go on nor be ended.
+                # A job whose progress cannot be written waits for room: it can neither continue nor end.
                 if error.code != Code.DiskFull:
                     raise
                 _log.warning("job_waits_for_room", job=name, reason=error.message, next_try_s=ROOM_RETRY_S)
-                await trio.sleep(ROOM_RETRY_S)
+                await self._context.clock.sleep(ROOM_RETRY_S)
         self._context.notifications.notify(vm)
         return result
 
@@ -383,7 +382,7 @@ class JobEngine:
         task.start_ns = task.start_ns or self._now_ns(job)
 
     def _now_ns(self, job: JobRow) -> int:
-        """Wall time, but not before anything else of the job: a clock that was set back must not disorder its tasks."""
+        """Return the wall time, but no time before any other of the job, so a clock that was set back keeps the order."""
         known = [time_ns for task in job.tasks for time_ns in (task.start_ns, task.end_ns) if time_ns is not None]
         return max([self._context.clock.wall_ns(), job.start_ns, *known])
 
@@ -399,8 +398,8 @@ class JobEngine:
 
     def _complete(self, session: Session, scenario: Scenario, job: JobRow) -> str | None:
         now_ns = self._now_ns(job)
-        told = {(task.state, task.state_description) for task in job.tasks}
-        plain = told <= {("Succeeded", "Completed"), ("Other", "Skipped")}
+        ends = {(task.state, task.state_description) for task in job.tasks}
+        plain = ends <= {("Succeeded", "Completed"), ("Other", "Skipped")}
         job.state, job.end_ns = "Succeeded", now_ns
         job.state_description = "Completed" if plain else "CompletedWithInformation"
         if scenario.without_item is not None:
@@ -444,7 +443,7 @@ class JobEngine:
 
 
 def to_wire(job: JobRow, waiting_for: str | None = None) -> Job:
-    """The job as the API shows it; ``waiting_for``: why the task in progress waits."""
+    """Return the job in the form of the API; ``waiting_for`` is the reason for which the task in progress waits."""
     return Job(
         name=job.name,
         scenarioName=job.scenario,

@@ -1,7 +1,7 @@
-"""Task bodies of the way back: full download (``ForDownTime``) of the Azure VM's disks, and its commit.
+"""Task bodies of the failback: full download (``ForDownTime``) of the Azure VM's disks, and its commit.
 
-The download must be of *one* state of all disks: nothing may use them from the first byte read to the moment when
-the site's disks are replaced.  The log sequence numbers of the Azure disks tell whether anything was written meanwhile.
+The download must be *one* state of all disks: nothing may use them from the first byte that is read until the site's disks
+are replaced.  The log sequence numbers of the Azure disks show whether anything was written meanwhile.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -28,14 +27,14 @@ from siterig.blockfs.core.progress import DiskProgress, VmProgress
 
 _CLOSE_TIMEOUT_S = 5.0
 EXPORTS_MAX = 3
-"""How often a disk is exported before a part that the account loses each time ends the job."""
+"""The number of exports of a disk after which a part that the account has lost ends the job."""
 _LOST_IN_THE_ACCOUNT = frozenset({Code.PartNotFound, Code.PartUnreadable, Code.PartCorrupt})
 
 _log = structlog.get_logger(__name__)
 
 
 async def check_failback(job: JobContext) -> TaskOutcome | None:
-    """The Azure VM is whole, and can take the place of the site's disks.  What an earlier failback left in the account goes.
+    """Check that the Azure VM is complete and can replace the site's disks, and delete the parts of an earlier failback.
 
     Disks of the site that were written to after the failover are named, and will be kept as image files.
     """
@@ -52,19 +51,19 @@ async def check_failback(job: JobContext) -> TaskOutcome | None:
 
 
 async def _delete_exports(job: JobContext, disk_ids: list[str]) -> None:
-    """Parts of an earlier download may be of an older state, and would be kept by the next one."""
+    """Delete the parts of an earlier download: they can have an older state, and the next one would keep them."""
     replicas = await job.change(lambda _session, item: {disk.disk_id for disk in item.disks})
     for disk_id in disk_ids:
-        if disk_id not in replicas:  # never a managed disk: it is the base of the Azure VM
+        if disk_id not in replicas:  # a managed disk is the base of the Azure VM and must stay
             await job.context.recovery.delete_managed_disk(disk_id=disk_id)
 
 
 async def shutdown_azure_vm(job: JobContext) -> None:
-    """Unmount and detach the Azure VM's disks; nothing on this host uses them then; their state is noted."""
+    """Unmount and detach the Azure VM's disks, check that nothing on this host uses them, and record their state."""
     await job.context.shut_down([Path(disk.path) for disk in await azure_vms.disks_of(job.context, job.vm)])
-    with trio.move_on_after(_CLOSE_TIMEOUT_S):  # the kernel tells the disk host of a last close when it gets to it
-        while any(disk.open_handles for disk in await azure_vms.disks_of(job.context, job.vm)):  # noqa: ASYNC110
-            await trio.sleep(0.05)
+    with job.context.clock.move_on_after(_CLOSE_TIMEOUT_S):  # the kernel reports a last close to the disk host with a delay
+        while any(disk.open_handles for disk in await azure_vms.disks_of(job.context, job.vm)):
+            await job.context.clock.sleep(0.05)
     disks = await azure_vms.disks_of(job.context, job.vm)
     _require_unused(job.vm, disks)
     job.variables["disks"] = [
@@ -85,7 +84,7 @@ def _require_unused(vm: str, disks: list[DiskInfo]) -> None:
 
 
 async def _require_unchanged(job: JobContext) -> None:
-    """Nothing was written since the state was noted: else the download is a mixture."""
+    """Check that nothing was written since the state was recorded; otherwise the download is a mixture of states."""
     disks = await azure_vms.disks_of(job.context, job.vm)
     _require_unused(job.vm, disks)
     noted = {disk["disk_id"]: disk["last_seq"] for disk in job.variables["disks"]}
@@ -100,9 +99,9 @@ async def _require_unchanged(job: JobContext) -> None:
 
 
 async def download(job: JobContext) -> None:
-    """Every disk is complete in a staging file at the site.
+    """Download every disk to a staging file at the site.
 
-    A part that the account has lost or spoilt is put again: an export keeps what is in the account and is as it must be.
+    If the account has lost or damaged a part, the disk is exported again; an export keeps the parts that are valid.
     """
     disks: list[dict[str, Any]] = job.variables["disks"]
     for disk in disks:
@@ -124,7 +123,7 @@ async def download(job: JobContext) -> None:
 
 
 async def replace_site_disks(job: JobContext) -> TaskOutcome | None:
-    """The downloaded disks are the site's disks.  The Azure VM stays until commit."""
+    """Replace the site's disks by the downloaded ones.  The Azure VM stays until the commit."""
     await _require_unchanged(job)
     changed = await source_watch.changed_disks(job.context, job.vm)
     keep = sorted({*job.variables["keep"], *(use.name for use in changed)})
@@ -137,7 +136,7 @@ async def replace_site_disks(job: JobContext) -> TaskOutcome | None:
 
 
 async def start_at_site(job: JobContext) -> None:
-    """The source VM is there with its disks."""
+    """Check that the source VM exists with its disks."""
     job.result_vm = await _site_vm(job)
 
 
@@ -154,7 +153,7 @@ async def _site_vm(job: JobContext) -> Vm:
 
 
 async def check_commit(job: JobContext) -> None:
-    """The VM at the site is there, and nothing uses the Azure VM, or wrote to it since its download: it is to be deleted."""
+    """Check that the VM exists at the site, and that the Azure VM is unused and unchanged since its download."""
     await _site_vm(job)
     disks = await azure_vms.disks_of(job.context, job.vm)
     _require_unused(job.vm, disks)
@@ -170,14 +169,14 @@ async def check_commit(job: JobContext) -> None:
 
 
 def _downloaded(session: Session, vm: str) -> dict[str, int]:
-    """Log sequence number of each Azure disk when the last failback that succeeded downloaded it, by disk id."""
+    """Return the log sequence number of each Azure disk at the download of the last successful failback, by disk id."""
     query = select(JobRow.variables).where(JobRow.vm == vm, JobRow.key == FAILBACK.key, JobRow.state == "Succeeded")
     variables = session.scalars(query.order_by(JobRow.id.desc()).limit(1)).first()
     return {} if variables is None else {disk["disk_id"]: disk["last_seq"] for disk in variables.get("disks", [])}
 
 
 async def commit(job: JobContext) -> None:
-    """The Azure VM, its disks and what is left of the download are deleted."""
+    """Delete the Azure VM, its disks and the parts of the download."""
     await azure_vms.remove(job.context, job.vm, job.vm)
     await _delete_exports(job, job.variables["exports"])
 

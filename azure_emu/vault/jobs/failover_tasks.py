@@ -19,7 +19,6 @@ from siterig.azure_emu.vault.context.states import (
     ProtectionState,
 )
 from siterig.azure_emu.vault.context.vault_context import VaultContext
-from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.db.schema import CycleRow, ItemRow, JobRow
 from siterig.azure_emu.vault.inventory import azure_vms, inventory
 from siterig.azure_emu.vault.jobs import preflight
@@ -35,20 +34,21 @@ from siterig.azure_emu.vault.jobs.engine import (
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.monitoring import damage, health
 from siterig.azure_emu.vault.points import points, selectors
+from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, RigError
 
 _log = structlog.get_logger()
 
 SITE_ANSWER_S = 30.0
-"""In an unplanned failover the site may hang rather than be gone: how long each call to it may take."""
+"""The limit for each call to the site in an unplanned failover, because the site can hang."""
 
 
 async def _from_site(
     context: VaultContext, call: Callable[[], Awaitable[object]], what: str, limit_s: float = SITE_ANSWER_S
 ) -> RigError | None:
-    """Ask a site that may be lost; the reason if it did not do it.  A role that is just started again is waited for."""
+    """Call a site that may be lost; return the reason if the call failed.  A role that is restarting is waited for."""
     try:
-        with trio.fail_after(limit_s):
+        with context.clock.fail_after(limit_s):
             await context.roles.retry_while_away(call, on_wait=lambda _reason: None, lost_is_final=True, limit_s=limit_s)
     except RigError as error:
         reason = error
@@ -61,7 +61,7 @@ async def _from_site(
 
 
 async def suspend_replication(job: JobContext) -> None:
-    """No more cycles: first in the database (the site asks there when it comes back), then at the site if it is there."""
+    """Stop the cycles: first in the database, which the site asks when it comes back, then at the site if it answers."""
 
     def suspend(_session: Session, item: ItemRow) -> None:
         item.suspended = True
@@ -78,7 +78,7 @@ async def _resolve_choice(job: JobContext) -> RecoveryPoint:
 
 
 async def _process_latest(job: JobContext, newest: RecoveryPoint) -> RecoveryPoint:
-    """Apply what the cache holds; the newest state that all disks have."""
+    """Apply the parts in the cache account; return the newest state that all disks have."""
     disk_ids = await job.change(lambda _session, item: [disk.disk_id for disk in item.disks])
     marks = await job.context.recovery.process_latest(disk_ids=disk_ids)
 
@@ -90,21 +90,21 @@ async def _process_latest(job: JobContext, newest: RecoveryPoint) -> RecoveryPoi
 
 
 async def check_test(job: JobContext) -> None:
-    """The recovery point can be read, and a test VM can be made from it."""
+    """Check that the recovery point can be read and that a test VM can be made from it."""
     await _hold_point(job, await _resolve_choice(job))
     await preflight.can_make(job.context, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
     await preflight.can_read(job.context, job.vm, _held_point(job).position)
 
 
 async def check_unplanned(job: JobContext) -> None:
-    """The recovery point can be read, and the VM can be made from it, in place of one made from another point."""
+    """Check that the recovery point can be read and that the VM can be made from it, in place of a former one."""
     await _hold_point(job, await _resolve_choice(job))
     await preflight.can_make(job.context, job.vm, job.vm, "Recovered")
     await preflight.can_read(job.context, job.vm, _held_point(job).position)
 
 
 async def synchronize_latest(job: JobContext) -> TaskOutcome | None:
-    """For ``Latest`` only: what is in the cache account is applied first.  A part that cannot be used ends it early."""
+    """For ``Latest`` apply all parts in the cache account first; an unusable part ends that early."""
     if job.variables["choice"] != selectors.LATEST:
         return SKIPPED
     await _hold_point(job, await _process_latest(job, _held_point(job)))
@@ -125,7 +125,7 @@ def _held_point(job: JobContext) -> RecoveryPoint:
 
 
 async def _damage_of(job: JobContext, point: RecoveryPoint) -> TaskOutcome | None:
-    """A damaged state is better than none: it is used, and said to be damaged."""
+    """Return a warning if the state is known to be damaged; a damaged state is used, because it is better than none."""
     known = await job.change(lambda session, item: damage.warning_at(session, item.vm, point.position))
     return None if known is None else with_warning(known)
 
@@ -134,7 +134,7 @@ async def _damage_of(job: JobContext, point: RecoveryPoint) -> TaskOutcome | Non
 
 
 async def prepare_test(job: JobContext) -> TaskOutcome | None:
-    """The test VM's disks are open."""
+    """Open the disks of the test VM."""
     name, point = azure_vms.test_vm_name(job.vm), _held_point(job)
     await azure_vms.open_at(job.context, job.vm, name, "TestFailover", point)
 
@@ -146,23 +146,23 @@ async def prepare_test(job: JobContext) -> TaskOutcome | None:
 
 
 async def boot_test(job: JobContext) -> None:
-    """The test VM is there with all its disks."""
+    """Check that the test VM has all its disks."""
     job.result_vm = await azure_vms.verify(job.context, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
 
 
 async def check_cleanup(job: JobContext) -> None:
-    """Nothing uses the test VM's disks (``DiskInUse``)."""
+    """Check that nothing uses the test VM's disks (``DiskInUse``)."""
     name = azure_vms.test_vm_name(job.vm)
     preflight.require_idle(await azure_vms.disks_of(job.context, name), f"VM {name!r} at the recovery side")
 
 
 async def end_test(job: JobContext) -> None:
-    """The test VM and its disks are removed (``DiskInUse`` while something holds them)."""
+    """Remove the test VM and its disks (``DiskInUse`` while they are in use)."""
     await azure_vms.remove(job.context, job.vm, azure_vms.test_vm_name(job.vm))
 
 
 async def cleanup_test(job: JobContext) -> None:
-    """What the test left in the vault is forgotten: the state says so at the job's end."""
+    """Show that the cleanup is completing; the state changes at the end of the job."""
 
     def completing(_session: Session, item: ItemRow) -> None:
         item.test_failover_state = TEST_CLEANUP_COMPLETING
@@ -174,19 +174,19 @@ async def cleanup_test(job: JobContext) -> None:
 
 
 async def shutdown_source_if_possible(job: JobContext) -> TaskOutcome | None:
-    """Shut the source down if asked to; a failure does not stop the failover.
+    """Shut the source down if that was requested; a failure does not stop the failover.
 
-    Replication continues until the VM is there: nothing is lost if the failover fails.
+    Replication continues until the new VM exists, so a failed failover loses nothing.
     """
     if job.variables["change"]:
-        return SKIPPED  # the source was dealt with by the failover whose point is changed
+        return SKIPPED  # the failover whose point is changed has already handled the source
     site, vm = job.context.site, job.vm
     outcome: TaskOutcome | None = SKIPPED
     if job.variables["source_actions"]:
         failure = await _from_site(job.context, lambda: site.shutdown_vm(vm=vm), "shut the VM down")
         outcome = None if failure is None else failed_but_continued(failure)
         if failure is None and job.variables["choice"] == selectors.LATEST:
-            # With the VM down, one more cycle makes the failover lose nothing.
+            # The VM is down, so after one more cycle the failover loses nothing.
             last = await _from_site(
                 job.context,
                 lambda: site.replicate_now(vm=vm, kind="CrashConsistent", name="last"),
@@ -197,7 +197,7 @@ async def shutdown_source_if_possible(job: JobContext) -> TaskOutcome | None:
 
 
 async def fail_over(job: JobContext) -> TaskOutcome | None:
-    """The VM's disks are open on the recovery side, all at the point's position."""
+    """Open the VM's disks on the recovery side, all at the position of the point."""
     point = _held_point(job)
     written = [disk for disk in await azure_vms.disks_of(job.context, job.vm) if disk.last_seq]
     await azure_vms.open_at(job.context, job.vm, job.vm, "Recovered", point)
@@ -213,7 +213,7 @@ async def fail_over(job: JobContext) -> TaskOutcome | None:
 
 
 async def start_on_secondary(job: JobContext) -> None:
-    """The VM is there with all its disks; only then is replication suspended, so that a failure before it stops no cycle."""
+    """Check that the VM has all its disks, and then suspend replication; an earlier failure stops no cycle."""
     job.result_vm = await azure_vms.verify(job.context, job.vm, job.vm, "Recovered")
     if not job.variables.get("change"):
         await suspend_replication(job)
@@ -223,7 +223,7 @@ async def start_on_secondary(job: JobContext) -> None:
 
 
 async def planned_preflight(job: JobContext) -> None:
-    """The site is there, and its logs can be vouched for: otherwise zero loss cannot be promised.  The VM can be made."""
+    """Check that the site answers, that its logs are complete, so that nothing is lost, and that the VM can be made."""
     await inventory.site_disks(job.context, job.vm)
 
     def why_not(_session: Session, item: ItemRow) -> str | None:
@@ -243,12 +243,12 @@ async def planned_preflight(job: JobContext) -> None:
 
 
 async def shutdown_source(job: JobContext) -> None:
-    """The VM is shut down; a planned failover does not run otherwise (``VmBusy``)."""
+    """Shut the VM down; if that fails (``VmBusy``), so does the planned failover."""
     await job.context.site.shutdown_vm(vm=job.vm)
 
 
 async def synchronize_all(job: JobContext) -> None:
-    """Everything the VM ever wrote is applied."""
+    """Apply all data that the VM has written."""
     cut = await job.context.site.replicate_now(vm=job.vm, kind="CrashConsistent", name="planned-failover")
     disk_ids = await job.change(lambda _session, item: [disk.disk_id for disk in item.disks])
     for mark in await job.context.recovery.process_latest(disk_ids=disk_ids):
@@ -257,7 +257,7 @@ async def synchronize_all(job: JobContext) -> None:
                 Code.NotSynchronized,
                 f"disk {mark.disk_id} of VM {job.vm!r} is applied up to position {mark.complete_position}; a planned "
                 f"failover needs position {cut.position}, the last before the shutdown",
-                recoverable=True,  # an account that was killed forgets blobs, which the site then sends again
+                recoverable=True,  # a killed account loses blobs, and the site sends them again
             )
     point = RecoveryPoint(
         id=cut.tag_id,
@@ -274,21 +274,21 @@ async def synchronize_all(job: JobContext) -> None:
 
 
 async def check_commit(job: JobContext) -> None:
-    """The VM that is to be committed is whole, and there is room for its disks to become independent."""
+    """Check that the VM is complete, and that there is room for the hydration of its disks."""
     await azure_vms.verify(job.context, job.vm, job.vm, "Recovered")
     await job.context.azure.check_promotion(vm=job.vm)
 
 
 async def commit(job: JobContext) -> None:
-    """The VM's disks begin to become independent of the managed disks; that goes on behind the VM, after the job.
+    """Start the hydration of the VM's disks, which continues in the background after the job.
 
-    The rest is a matter of the vault: it happens in the transaction that ends the job (:func:`_committed`).
+    The changes in the vault happen in the transaction that ends the job (:func:`_committed`).
     """
     await job.context.azure.promote_vm(vm=job.vm)
 
 
 def _committed(session: Session, item: ItemRow, _job: JobRow) -> None:
-    """Points are deleted, and with them what was known of the way there; the managed disks stay, for reprotection."""
+    """Delete the points and the state of replication; the managed disks stay, for a reprotection."""
     points.delete_all(session, item.vm)
     item.points_after_position = max([item.points_after_position, *(disk.complete_position for disk in item.disks)])
     health.clear_errors(session, item.vm, None)
@@ -345,7 +345,7 @@ TEST = Scenario(
         TaskKind("BootTestProtectedEntitiesTask", "Starting the test virtual machine", boot_test),
     ),
     succeeded=_test_to(TEST_COMPLETED),
-    # Also if the first task failed: everything is allowed in this state, and a clean-up that follows finds nothing to do.
+    # Also if the first task failed: all operations are allowed in this state, and a cleanup then has nothing to remove.
     failed=_test_to(TEST_FAILED),
     resumed=False,
 )
@@ -361,7 +361,7 @@ CLEANUP = Scenario(
         TaskKind("CleanupTestProtectedEntitiesTask", "Cleaning up the test environment", cleanup_test),
     ),
     succeeded=_test_to(TEST_NONE),
-    # Some of the test VM may be there still: cleaning up again is what is left to do.
+    # Parts of the test VM may exist: the cleanup can be repeated.
     failed=_test_to(TEST_FAILED),
     resumed=True,
 )

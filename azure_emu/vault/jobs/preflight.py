@@ -1,7 +1,7 @@
-"""The checks before an operation does anything that cannot be undone (the table is in docs/reference/jobs-and-states.md).
+"""The checks before an operation makes a change that cannot be undone (the table is in docs/reference/jobs-and-states.md).
 
-Each check raises the error that the operation itself would meet later, and changes nothing.  Something may still change
-between the check and the step: the step checks again, and after its failure the operation can be given again.
+Each check raises the error that the operation itself would meet later, and changes nothing.  A condition can change between
+the check and the step: the step checks again, and after its failure the operation can be repeated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from siterig.blockfs.core.errors import Code, RigError
 
 
 def require_idle(disks: list[DiskInfo], what: str) -> None:
-    """``DiskInUse`` names the first disk of ``what`` that something has open."""
+    """Check that no disk of ``what`` is open (``DiskInUse`` names the first one that is)."""
     for disk in disks:
         if disk.open_handles:
             raise RigError(
@@ -30,9 +30,10 @@ def require_idle(disks: list[DiskInfo], what: str) -> None:
 
 
 async def can_make(context: VaultContext, owner: str, name: str, kind: Kind) -> None:
-    """VM ``name`` can be made at the recovery side, in place of a former one: ``InvalidName``, ``VmExists``, ``DiskInUse``.
+    """Check that VM ``name`` can be made on the recovery side, in place of a former one, and that its roles answer.
 
-    Also that the recovery side's roles answer.
+    Raises:
+        RigError: ``InvalidName``, ``VmExists``, ``DiskInUse``.
     """
     azure_vms.check_vm_name(owner)
     former = await azure_vms.disks_of(context, name)
@@ -41,7 +42,11 @@ async def can_make(context: VaultContext, owner: str, name: str, kind: Kind) -> 
 
 
 async def can_read(context: VaultContext, owner: str, position: int) -> None:
-    """Every managed disk of the VM can be read at the position: ``InvalidPosition``, ``DiskNotFound``, ``StoreCorrupt``."""
+    """Check that every managed disk of the VM can be read at the position.
+
+    Raises:
+        RigError: ``InvalidPosition``, ``DiskNotFound``, ``StoreCorrupt``.
+    """
     disks = await context.database.transact(lambda session: azure_vms.disk_rows(session, owner))
     for disk in disks:
         state = await context.recovery.disk_state(disk_id=disk.disk_id)
@@ -54,10 +59,13 @@ async def can_read(context: VaultContext, owner: str, position: int) -> None:
 
 
 async def can_fail_back(context: VaultContext, vm: str, keep: list[str]) -> None:
-    """The recovered VM can be downloaded and take the place of the site's disks.
+    """Check that the recovered VM can be downloaded and can replace the site's disks.
 
-    Of the recovered VM: ``VmIncomplete``, ``VmBusy``.  Of the site: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``,
-    ``NotEnoughSpace``.  ``keep``: disks of the site that will be kept as image files.
+    ``keep``: the disks of the site whose old contents will be kept as image files.
+
+    Raises:
+        RigError: for the recovered VM ``VmIncomplete`` or ``VmBusy``; for the site ``VmNotFound``, ``DiskNotFound``,
+            ``DiskInUse`` or ``NotEnoughSpace``.
     """
     await azure_vms.verify(context, vm, vm, "Recovered")
     coming = await azure_vms.disks_of(context, vm)
@@ -77,7 +85,7 @@ async def can_fail_back(context: VaultContext, vm: str, keep: list[str]) -> None
 
 
 async def can_remove_all(context: VaultContext, vm: str) -> None:
-    """Nothing uses what the recovery side has of the VM: ``RecoveryInUse``, ``DiskInUse``."""
+    """Check that nothing uses the VM's mounted points and disks on the recovery side (``RecoveryInUse``, ``DiskInUse``)."""
     mounted = await context.database.transact(lambda session: _mounted(session, vm))
     if mounted:
         for info in await context.azure.list_mounted_points(vm=vm):

@@ -21,18 +21,18 @@ from siterig.azure_emu.vault.jobs.engine import (
     failed_but_continued,
     site_progress,
 )
+from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
 from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.mounts import mounts
 from siterig.azure_emu.vault.points import points
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
 
-OFFICIAL_INTERVALS_S = (30.0, 300.0, 900.0)
 INTERVAL_S_MIN, INTERVAL_S_MAX = 1.0, 86400.0
 
 
 def check_policy(interval_s: float, app_consistent_every_s: float | None) -> None:
-    """``InvalidPolicy`` names the key, its value and what is allowed.  An interval may be one that only the rig has."""
+    """Check a policy (``InvalidPolicy`` names the key, its value and the limits); the rig allows more intervals."""
     if not INTERVAL_S_MIN <= interval_s <= INTERVAL_S_MAX:
         raise RigError(
             Code.InvalidPolicy,
@@ -48,7 +48,7 @@ def check_policy(interval_s: float, app_consistent_every_s: float | None) -> Non
 
 
 async def check_enable(job: JobContext) -> TaskOutcome | None:
-    """The VM can be protected; its disks become the item's."""
+    """Check that the VM can be protected, and record its disks in the item."""
     disks = await job.context.site.check_vm(vm=job.vm)
     await preflight.can_make(job.context, job.vm, job.vm, "Recovered")
     await preflight.can_make(job.context, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
@@ -59,7 +59,7 @@ async def check_enable(job: JobContext) -> TaskOutcome | None:
 
 
 async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
-    """Make these the item's disks; the managed disks of others are deleted."""
+    """Make these the disks of the item, and delete the managed disks of its other disks."""
 
     def gone(session: Session, item: ItemRow) -> list[str]:
         rows = {row.disk_id: row for row in item.disks}
@@ -81,13 +81,13 @@ async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
 
 
 async def create_target(job: JobContext) -> None:
-    """A managed disk for each disk."""
+    """Create a managed disk for each disk."""
     for disk_id, size_bytes in await job.change(lambda _session, item: [(d.disk_id, d.size_bytes) for d in item.disks]):
         await job.context.recovery.create_managed_disk(disk_id=disk_id, size_bytes=size_bytes)
 
 
 async def create_target_again(job: JobContext) -> None:
-    """As :func:`create_target`, for the disks that the site has now (a failback may have brought new ones)."""
+    """Create a managed disk for each disk that the site has now; a failback can have made new disks."""
     disks = await job.context.site.check_vm(vm=job.vm)
     await preflight.can_remove_all(job.context, job.vm)
     await job.begin_changes()
@@ -96,7 +96,7 @@ async def create_target_again(job: JobContext) -> None:
 
 
 async def enable_relationship(job: JobContext) -> None:
-    """The site replicates this VM from now on, by the item's policy."""
+    """Make the site replicate this VM by the item's policy."""
 
     def resume(_session: Session, item: ItemRow) -> tuple[float, float | None]:
         item.suspended = False
@@ -110,7 +110,7 @@ async def enable_relationship(job: JobContext) -> None:
 
 
 async def start_initial_replication(job: JobContext) -> None:
-    """All of every disk is in the cache account, and then applied."""
+    """Send every disk completely to the cache account, and wait until it is applied."""
 
     def begin(session: Session, item: ItemRow) -> None:
         health.clear_errors(session, item.vm, None)
@@ -126,7 +126,7 @@ async def start_initial_replication(job: JobContext) -> None:
 
 
 async def synchronize(job: JobContext) -> None:
-    """Resync: the differences are in the cache account, and then applied."""
+    """Send the differences to the cache account (resync), and wait until they are applied."""
     await job.change(lambda session, item: health.clear_errors(session, item.vm, None))
     await job.context.site.resync(vm=job.vm)
     disks = await inventory.site_disks(job.context, job.vm)
@@ -134,7 +134,7 @@ async def synchronize(job: JobContext) -> None:
 
 
 async def _wait_synced(job: JobContext, generations: dict[str, int]) -> None:
-    """Until every disk's sync of at least this generation is applied; an error that nobody retries ends the wait."""
+    """Wait until every disk's sync of at least this generation is applied, or until an error that is not retried."""
 
     def synced(session: Session) -> bool | None:
         job.context.roles.require("agent", "azurite", "applier")
@@ -155,7 +155,7 @@ def raise_blocking_error(session: Session, vm: str) -> None:
 
 
 async def first_point(job: JobContext) -> None:
-    """A recovery point is available.  One is asked for at once: the policy's interval may be long."""
+    """Wait until a recovery point is available; request one at once, because the policy's interval can be long."""
 
     def begin(session: Session, item: ItemRow) -> bool:
         item.protected_since_elapsed_ns = rig_clock.elapsed_ns(session, job.context.clock)
@@ -167,7 +167,7 @@ async def first_point(job: JobContext) -> None:
         except RigError as error:
             if job.context.roles.role_cause(error) is not None or not error.recoverable:
                 raise
-            # The agent tries again by its retry table; the next cycle's point will do as well.
+            # The agent retries by its table; the point of the next cycle is as good.
 
     def there(session: Session) -> bool | None:
         job.context.roles.require("agent", "azurite", "applier")
@@ -179,17 +179,17 @@ async def first_point(job: JobContext) -> None:
 
 
 async def update_dra_state(_job: JobContext) -> None:
-    """The rig's provider keeps no state of its own to be updated: the official task is there to be seen."""
+    """Do nothing: the rig's provider has no state to update; the official task is only shown."""
 
 
 async def reprotect_synchronize(job: JobContext) -> None:
-    """Differences only, then the first point of the new protection."""
+    """Send only the differences, and wait for the first point of the new protection."""
     await synchronize(job)
     await first_point(job)
 
 
 async def repair(job: JobContext) -> None:
-    """Resync; also the way back from a failover that failed, whose leftovers go first."""
+    """Resynchronize the VM; first remove the remains of a failed failover."""
 
     def look(_session: Session, item: ItemRow) -> int:
         return item.resync_marks
@@ -208,9 +208,9 @@ async def repair(job: JobContext) -> None:
 
 
 async def disable_at_site(job: JobContext) -> TaskOutcome | None:
-    """The site forgets the VM.  A site that is lost cannot: it will be told when it asks (may_replicate).
+    """Remove the relationship at the site, after a check that nothing uses the VM's data on the recovery side.
 
-    Before that: nothing uses what will be removed at the recovery side.
+    A lost site cannot do that; it learns it when it asks (may_replicate).
     """
 
     def suspend(_session: Session, item: ItemRow) -> None:
@@ -227,7 +227,7 @@ async def disable_at_site(job: JobContext) -> TaskOutcome | None:
 
 
 async def disable_at_recovery(job: JobContext) -> None:
-    """Mounted points (``RecoveryInUse``), copies (``DiskInUse``), leftovers of failovers, managed disks and blobs go."""
+    """Remove mounted points (``RecoveryInUse``), copies (``DiskInUse``), remains of failovers, managed disks and blobs."""
     await mounts.remove_all(job.context, job.vm)
     await azure_vms.remove_copies(job.context, job.vm)
     await azure_vms.remove(job.context, job.vm, azure_vms.test_vm_name(job.vm))
@@ -275,7 +275,7 @@ def _reprotect_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
 
 
 def _repair_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
-    # The points from before the resync are still good: the item keeps its state, and a failover stays possible.
+    # The points from before the resync stay valid: the item keeps its state, and a failover stays possible.
     if item.resync_reason is None:
         item.resync_reason = "ResynchronizationFailed"
         item.resync_marks += 1

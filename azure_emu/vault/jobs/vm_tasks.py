@@ -1,7 +1,7 @@
 """Deleting and renaming virtual machines, on either side.
 
-Both are jobs, so that nothing else is done to the VM meanwhile.  They are resumed after a kill: a step that was done is a
-no-op.  A VM must not be protected to be deleted, and need not be to be renamed, so these jobs need no item.
+Both are jobs, so no other operation changes the VM meanwhile.  They are resumed after a kill: a step that is done does
+nothing.  A VM that is deleted must not be protected, and a VM that is renamed need not be, so these jobs need no item.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from siterig.blockfs.core.errors import Code, RigError
 
 
 async def sides_of(context: VaultContext, vm: str) -> list[Side]:
-    """The sides that have a VM of that name; of a side that cannot be reached, as last seen."""
+    """Return the sides that have a VM of that name; for a side that does not answer, as last seen."""
     sides: list[Side] = ["site", "azure"]
     return [side for side in sides if vm in {found.name for found in await inventory.list_fabric(context, side)}]
 
@@ -33,7 +33,7 @@ async def sides_of(context: VaultContext, vm: str) -> list[Side]:
 
 
 def require_deletable(session: Session, vm: str, side: Side) -> None:
-    """``JobInProgress``; ``InvalidState`` names the item that the VM belongs to."""
+    """Check that the vault allows the deletion (``JobInProgress``; ``InvalidState`` names the protected item)."""
     engine.require_no_job(session, vm)
     item = session.get(ItemRow, vm)
     if item is not None:
@@ -49,7 +49,7 @@ def require_deletable(session: Session, vm: str, side: Side) -> None:
 
 
 async def check_delete(job: JobContext) -> None:
-    """The VM is there, not in use, and no image of it was kept (``VmNotFound``, ``DiskInUse``, ``InvalidState``)."""
+    """Check that the VM exists, is not in use, and has no kept image (``VmNotFound``, ``DiskInUse``, ``InvalidState``)."""
     side: Side = job.variables["side"]
     try:
         await _check_delete(job, side)
@@ -68,21 +68,21 @@ async def _check_delete(job: JobContext, side: Side) -> None:
     try:
         disks = await job.context.azure.list_disks(vm=job.vm)
     except RigError as error:
-        if error.code != Code.DiskCorrupt:  # what cannot be opened can be deleted
+        if error.code != Code.DiskCorrupt:  # a disk that cannot be opened can be deleted
             raise
     else:
         preflight.require_idle(disks, f"VM {job.vm!r} at the recovery side")
 
 
 async def delete_vm(job: JobContext) -> None:
-    """The VM's disks, logs and replication relationship are gone."""
+    """Delete the VM's disks, logs and replication relationship."""
     try:
         if job.variables["side"] == "site":
             await job.context.site.delete_vm(vm=job.vm)
         else:
             await job.context.azure.remove_vm(vm=job.vm)
     except RigError as error:
-        if error.code != Code.VmNotFound:  # it was there in the first task: deleted before a kill
+        if error.code != Code.VmNotFound:  # the first task found it, so it was deleted before a kill
             raise
 
 
@@ -97,7 +97,11 @@ def _deleted(session: Session, job: JobRow) -> None:
 
 
 def require_renamable(session: Session, vm: str, name: str) -> None:
-    """``JobInProgress``, ``VmExists``, ``RecoveryInUse``, ``InvalidState``: what of the vault forbids the new name."""
+    """Check that the vault allows the new name.
+
+    Raises:
+        RigError: ``JobInProgress``, ``VmExists``, ``RecoveryInUse``, ``InvalidState``.
+    """
     engine.require_no_job(session, vm)
     engine.require_no_job(session, name)
     if session.get(ItemRow, name) is not None:
@@ -124,7 +128,7 @@ def require_renamable(session: Session, vm: str, name: str) -> None:
 
 
 async def check_rename(job: JobContext) -> None:
-    """Nobody has the new name on either side, and nothing uses the VM's disks (``VmExists``, ``DiskInUse``, ``VmBusy``)."""
+    """Check that the new name is free and the VM's disks are unused (``VmExists``, ``DiskInUse``, ``VmBusy``)."""
     name = job.variables["name"]
     at_site, at_azure = await job.context.site.list_vms(), await job.context.azure.list_disks()
     for disk in (*at_site, *at_azure):
@@ -145,7 +149,7 @@ async def check_rename(job: JobContext) -> None:
 
 
 async def rename_vm(job: JobContext) -> None:
-    """The VM has the new name on both sides; after a failure the old one."""
+    """Rename the VM on both sides; after a failure restore the old name."""
     try:
         await _rename(job, job.vm, job.variables["name"])
     except RigError:
@@ -162,7 +166,7 @@ async def _rename(job: JobContext, vm: str, name: str) -> None:
 
 
 def _renamed(session: Session, job: JobRow) -> None:
-    """Every row that names the VM, the history included; what was said in texts stays as it was."""
+    """Change every row that names the VM, also of the history; texts stay unchanged."""
     old, new = job.vm, job.variables["name"]
     health.rename_vm_disks(session, old, old, new)
     session.flush()
@@ -182,7 +186,7 @@ def _renamed(session: Session, job: JobRow) -> None:
 
 
 def name_in_vault(session: Session, vm: str) -> str:
-    """The name by which the vault knows a VM that the site calls ``vm``: another one while the VM is renamed."""
+    """Return the vault's name of a VM that the site calls ``vm``; it differs during a rename."""
     if session.get(ItemRow, vm) is None:
         query = select(JobRow).where(JobRow.key == RENAME.key, JobRow.end_ns.is_(None))
         for job in session.scalars(query):
@@ -192,12 +196,12 @@ def name_in_vault(session: Session, vm: str) -> str:
 
 
 def variables_of_delete(side: Side) -> dict[str, Any]:
-    """Arguments of the job :data:`DELETE`."""
+    """Return the arguments of the job :data:`DELETE`."""
     return {"side": side}
 
 
 def variables_of_rename(name: str) -> dict[str, Any]:
-    """Arguments of the job :data:`RENAME`."""
+    """Return the arguments of the job :data:`RENAME`."""
     return {"name": name}
 
 

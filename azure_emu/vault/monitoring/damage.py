@@ -1,7 +1,7 @@
-"""What the vault knows to be damaged in managed disks: which states of a VM are not whole, and what to say of that.
+"""Known damage of managed disks: the affected states of a VM, and the texts about them.
 
-A scrub knows all of it.  A read of a mounted state or of a failed-over VM knows of one position; the rest is for a scrub.
-Nothing but a scrub takes back what is known.
+A scrub finds all damage.  A read of a mounted state or of a failed-over VM finds damage at one position; a scrub finds the
+rest.  Only a scrub removes known damage.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from siterig.blockfs.core.errors import Code, RigError
 
 CODE = "ManagedDiskDamaged"
 BY_READ_MAX = 100
-"""So many positions of a disk are kept that reads met damage at; a scrub knows better."""
+"""The number of positions of a disk at which damage found by reads is recorded; a scrub finds all."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiskDamage:
-    """Of one managed disk.  ``critical``: its newest state is not whole, and will not be by itself."""
+    """The damage of one managed disk.  ``critical``: its newest state is damaged, and stays so without a resync."""
 
     disk: str
     text: str
@@ -32,12 +32,12 @@ class DiskDamage:
 
     @property
     def severity(self) -> Severity:
-        """Of an event about it."""
+        """The severity of an event about the damage."""
         return "Critical" if self.critical else "Warning"
 
 
 def note_scrub(session: Session, disk_id: str, damages: Iterable[Damage]) -> bool:
-    """Put what a scrub found in the place of what was known; True if it is something else."""
+    """Replace the known damage by the findings of a scrub; return True if they differ."""
     found: dict[tuple[int | None, int | None], DamageRow] = {}
     for damage in damages:
         where = (damage.first_position, damage.last_position)
@@ -55,7 +55,7 @@ def note_scrub(session: Session, disk_id: str, damages: Iterable[Damage]) -> boo
 
 
 def note_read(session: Session, disk_id: str, path: str, offset: int, position: int) -> bool:
-    """A read at a position met damage; True if that position was not known to be damaged."""
+    """Record that a read at a position met damage; return True if that position was not known to be damaged."""
     covering = select(DamageRow.id).where(DamageRow.disk_id == disk_id, _is_at(position))
     if session.scalars(covering.limit(1)).first() is not None:
         return False
@@ -71,19 +71,19 @@ def note_read(session: Session, disk_id: str, path: str, offset: int, position: 
 
 
 def of_vm(session: Session, vm: str) -> list[DiskDamage]:
-    """Each disk of a VM that is known to be damaged, by name."""
+    """Return the damaged disks of a VM, by name."""
     disks = session.scalars(select(DiskRow).where(DiskRow.vm == vm).order_by(DiskRow.name)).all()
     known = ((disk, _rows(session, disk.disk_id)) for disk in disks)
     return [_describe(disk, rows) for disk, rows in known if rows]
 
 
 def of_disk(session: Session, disk: DiskRow) -> DiskDamage:
-    """Of one that is known to be damaged."""
+    """Return the damage of a disk that is known to be damaged."""
     return _describe(disk, _rows(session, disk.disk_id))
 
 
 def warning_at(session: Session, vm: str, position: int) -> RigError | None:
-    """What to say of a state that is known not to be whole."""
+    """Return a warning about a state that is known to be damaged; None if no damage is known."""
     query = select(DiskRow.name, DamageRow.example).join(DamageRow, DamageRow.disk_id == DiskRow.disk_id)
     found = session.execute(query.where(DiskRow.vm == vm, _is_at(position)).order_by(DiskRow.name, DamageRow.id)).all()
     if not found:

@@ -1,9 +1,8 @@
 """replicationHealth, its reasons, and the RPO and the applied lag of an item.
 
-Warning: 20 % of the last hour's cycles were missed, or a log has been unsent for over an hour, or a resynchronization is
-due, or a recoverable error is being retried, or something stands still
-(:mod:`siterig.azure_emu.vault.monitoring.standstill`), or states of the past are damaged.  Critical: an error that will not
-be retried by itself, or damage of the newest state.
+Warning: 20 % of the last hour's cycles were missed, a log has been unsent for over an hour, a resynchronization is due, a
+recoverable error is being retried, something stands still (:mod:`siterig.azure_emu.vault.monitoring.standstill`), or states
+of the past are damaged.  Critical: an error that is not retried, or damage of the newest state.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context.applied_lag import AppliedLag
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
-from siterig.azure_emu.vault.db.clock import rfc3339_or_none
 from siterig.azure_emu.vault.db.schema import CycleRow, HealthErrorRow, ItemRow
 from siterig.azure_emu.vault.model.api import Health, HealthError, ProtectedItem
 from siterig.azure_emu.vault.monitoring import damage
 from siterig.azure_emu.vault.points import points
+from siterig.blockfs.core.clock import rfc3339_or_none
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 
@@ -28,34 +27,34 @@ WINDOW_S = 3600.0
 MISSED_RATIO_WARNING = 0.2
 UNSENT_S_MAX = 3600.0
 CYCLES_MIN = 5
-"""Fewer expected cycles than this say nothing about a ratio."""
+"""The least number of expected cycles for which a ratio is computed."""
 
 # Only in these states does the agent replicate cycle by cycle, so only in them can it miss one.
 _CYCLING = {ProtectionState.PROTECTED, ProtectionState.PLANNED_FAILED, ProtectionState.UNPLANNED_FAILED}
 
 _REPLICATION = "replication"
 WATCH = "watch:"
-"""Sources that begin with this are kept by :mod:`siterig.azure_emu.vault.monitoring.standstill` alone."""
+"""Prefix of the sources that only :mod:`siterig.azure_emu.vault.monitoring.standstill` writes."""
 
 
 def apply_source(disk_id: str) -> str:
-    """The source of an error with applying a disk's parts (see HealthErrorRow.source)."""
+    """Return the source of an error with applying a disk's parts (HealthErrorRow.source)."""
     return f"apply:{disk_id}"
 
 
 def vm_disk_source(vm: str, disk: str) -> str:
-    """The source of an error with a disk of a VM on the recovery side."""
+    """Return the source of an error with a disk of a VM on the recovery side."""
     return f"vm-disk:{vm}/{disk}"
 
 
 def forget_vm_disks(session: Session, owner: str, vm: str) -> None:
-    """A VM on the recovery side is gone, or has other disks."""
+    """Delete the errors with the disks of a VM on the recovery side that was removed or has other disks."""
     of_vm = HealthErrorRow.source.startswith(vm_disk_source(vm, ""), autoescape=True)
     session.execute(delete(HealthErrorRow).where(HealthErrorRow.vm == owner, of_vm))
 
 
 def rename_vm_disks(session: Session, owner: str, vm: str, name: str) -> None:
-    """A VM on the recovery side has another name: errors with its disks stay its own."""
+    """Move the errors with the disks of a VM on the recovery side to its new name."""
     former, new = vm_disk_source(vm, ""), vm_disk_source(name, "")
     of_vm = HealthErrorRow.source.startswith(former, autoescape=True)
     for row in session.scalars(select(HealthErrorRow).where(HealthErrorRow.vm == owner, of_vm)):
@@ -73,7 +72,7 @@ def set_error(
     next_try_ns: int | None = None,
     source: str = _REPLICATION,
 ) -> bool:
-    """Put an error in the place of the source's former one; True if it says something new (code or severity)."""
+    """Replace the error of a source; return True if its code or severity is new."""
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.source == source)
     row = session.scalars(query).one_or_none()
     news = row is None or (row.code, row.recoverable) != (code, recoverable)
@@ -85,7 +84,7 @@ def set_error(
 
 
 def clear_errors(session: Session, vm: str, source: str | None = _REPLICATION) -> bool:
-    """Remove the source's error, or every one that was reported of the VM (None); True if there was one."""
+    """Remove the error of a source, or with None all reported errors of the VM; return True if there was one."""
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm)
     of_source = HealthErrorRow.source.not_like(f"{WATCH}%") if source is None else HealthErrorRow.source == source
     rows = session.scalars(query.where(of_source)).all()
@@ -95,20 +94,20 @@ def clear_errors(session: Session, vm: str, source: str | None = _REPLICATION) -
 
 
 def blocking_error(session: Session, vm: str) -> HealthErrorRow | None:
-    """An error for which replication waits for an administrator."""
+    """Return an error for which replication waits for an administrator; None if there is none."""
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.recoverable.is_(False))
     query = query.where(HealthErrorRow.source.not_like(f"{WATCH}%"))
     return session.scalars(query.order_by(HealthErrorRow.id)).first()
 
 
 def apply_error(session: Session, vm: str) -> HealthErrorRow | None:
-    """An error with applying parts of one of the VM's disks."""
+    """Return an error with applying parts of one of the VM's disks; None if there is none."""
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.source.like(f"{apply_source('')}%"))
     return session.scalars(query.order_by(HealthErrorRow.id)).first()
 
 
 def cycle_done(session: Session, vm: str, elapsed_ns: int) -> None:
-    """Count a cycle that reached the cache account; forget those out of the window.  ``elapsed_ns``: the rig's clock."""
+    """Count a cycle that reached the cache account; delete cycles outside the window.  ``elapsed_ns``: the rig's clock."""
     session.add(CycleRow(vm=vm, elapsed_ns=elapsed_ns))
     outdated = CycleRow.elapsed_ns < elapsed_ns - int(WINDOW_S * SECOND_NS)
     session.execute(delete(CycleRow).where(CycleRow.vm == vm, outdated))
@@ -128,7 +127,7 @@ def _missed_ratio(session: Session, item: ItemRow, elapsed_ns: int) -> float:
 
 
 def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthError]:
-    """What follows from the item's figures and its disks' damage rather than from a report of replication."""
+    """Return the errors that follow from the item's figures and from the damage of its disks."""
     found: list[tuple[str, str]] = []
     damaged = damage.of_vm(session, item.vm)
     if item.resync_reason is not None:
@@ -155,17 +154,17 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
 
 
 def is_cycling(item: ItemRow) -> bool:
-    """True if the agent replicates the item cycle by cycle."""
+    """Return True if the agent replicates the item cycle by cycle."""
     return item.protection_state in _CYCLING and not item.suspended
 
 
 def applied_position(item: ItemRow) -> int:
-    """The position up to which every disk is applied; 0: there is none."""
+    """Return the position up to which every disk is applied; 0 if there is none."""
     return min((disk.complete_position for disk in item.disks), default=0)
 
 
 def applied_lag(item: ItemRow) -> float | None:
-    """Seconds by which the applied state is older than the newest one that was sent; None: nothing was sent yet."""
+    """Return the seconds by which the applied state is older than the newest sent one; None if nothing was sent."""
     if item.sent_time_ns is None or item.active_location != PRIMARY:
         return None
     if applied_position(item) >= item.sent_position:
@@ -175,13 +174,13 @@ def applied_lag(item: ItemRow) -> float | None:
 
 
 def newest_point_age(session: Session, item: ItemRow, elapsed_ns: int) -> float | None:
-    """Seconds since the state of the newest recovery point, by the rig's clock; None: there is none."""
+    """Return the age of the newest recovery point in seconds, by the rig's clock; None if there is no point."""
     newest = points.newest_elapsed_ns(session, item.vm)
     return None if newest is None else max(0.0, (elapsed_ns - newest) / SECOND_NS)
 
 
 def rpo(item: ItemRow, elapsed_ns: int) -> float | None:
-    """Seconds since the newest state that is in the cache with its tag, by the rig's clock; None: there is none."""
+    """Return the age in seconds of the newest state in the cache account, by the rig's clock; None if there is none."""
     if item.sent_elapsed_ns is None:
         return None
     return max(0.0, (elapsed_ns - item.sent_elapsed_ns) / SECOND_NS)
@@ -196,10 +195,15 @@ def describe(
     unwritable: RigError | None = None,
     observed: Sequence[HealthError] = (),
 ) -> ProtectedItem:
-    """The item as the API shows it.
+    """Return the item in the form of the API.
 
-    ``elapsed_ns``: the rig's clock.  ``unwritable``: why the vault cannot record what is reported of the item.
-    ``observed``: what else is known of it now.
+    Args:
+        session: the transaction.
+        item: the item.
+        elapsed_ns: the rig's clock.
+        lag: the lag of the recovery side.
+        unwritable: the reason for which the vault cannot record reports about the item, if it cannot.
+        observed: other errors of the item that are not recorded.
     """
     reported = [
         HealthError(

@@ -1,4 +1,7 @@
-"""Asks the site to send parts again that the recovery side cannot use.  In memory: the applier asks again."""
+"""Requests to the site to send parts again that the recovery side cannot use.
+
+They are kept in memory, because the applier repeats its request.
+"""
 
 from __future__ import annotations
 
@@ -10,49 +13,52 @@ from siterig.azure_emu.vault.db.schema import DiskRow
 from siterig.blockfs.core.errors import Code, RigError
 
 ANSWER_S = 60.0
-"""A site that takes longer is asked again by the next request; what it had begun it finishes."""
+"""The limit for the answer of the site; a later request is repeated, and the site finishes the first one."""
 SENT_S = 6.0
-"""A part that is asked for so long after it was sent again has been looked at since: the applier looks every 3 s."""
+"""A part that is requested this long after it was resent has been read since, because the applier polls every 3 s."""
 PARTS_MAX = 1000
-"""Parts of a VM that wait to be asked for."""
+"""The largest number of parts of a VM that wait to be requested."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Repairs:
-    """One vault's."""
+    """The requests of one vault."""
 
     def __init__(self, context: VaultContext) -> None:
         self._context = context
         self._wanted: dict[str, dict[str, None]] = {}
         self._asking: set[str] = set()
         self._refused: set[str] = set()
-        """VMs whose last request failed."""
+        """The VMs whose last request failed."""
         self._sent: dict[str, dict[str, float]] = {}
-        """Parts that the site has sent again, and when, on trio's clock."""
+        """The parts that the site has sent again, with the time (:meth:`Clock.trio_time_s`)."""
         self._news = trio.Event()
 
     async def ask_for(self, disk_id: str, parts: list[str]) -> str | None:
-        """Parts of a managed disk are to be sent again, for the first one is bad; ignored for a disk that no item has.
+        """Request parts of a managed disk, because the first one is bad; does not wait for the site.
 
-        Returns the first part if it was sent again before, to no avail; None otherwise.  Does not wait for the site.
+        A disk that belongs to no item is ignored.
+
+        Returns:
+            The first part if it was resent before and is still bad; otherwise None.
         """
         row = await self._context.database.transact(lambda session: session.get(DiskRow, disk_id))
         if row is None:
             return None
         sent_s = self._sent.get(row.vm, {}).get(parts[0]) if parts else None
         self.ask(row.vm, parts)
-        return parts[0] if sent_s is not None and trio.current_time() - sent_s >= SENT_S else None
+        return parts[0] if sent_s is not None and self._context.clock.trio_time_s() - sent_s >= SENT_S else None
 
     def ask(self, vm: str, parts: list[str]) -> None:
-        """The same for a VM; without parts it is to look for what is missing in the account."""
+        """Request parts of a VM; without parts the site looks for parts that the account lacks."""
         wanted = self._wanted.setdefault(vm, {})
         for part in parts[: max(0, PARTS_MAX - len(wanted))]:
             wanted[part] = None
         self._news.set()
 
     def keep_only(self, vms: set[str]) -> None:
-        """Forget the requests, and the waits, of all other VMs."""
+        """Forget the requests and the waits of all other VMs."""
         for vm in self._refused - vms:
             self._context.waits.clear("repair", vm=vm)
             self._refused.discard(vm)
@@ -60,7 +66,7 @@ class Repairs:
         self._sent = {vm: parts for vm, parts in self._sent.items() if vm in vms}
 
     async def run(self) -> None:
-        """Until cancelled; one request a VM at a time."""
+        """Send the requests until cancelled, for each VM one at a time."""
         async with trio.open_nursery() as nursery:
             while True:
                 self._news = trio.Event()
@@ -72,7 +78,7 @@ class Repairs:
     async def _ask_site(self, vm: str, parts: list[str]) -> None:
         error: RigError | None = None
         try:
-            with trio.move_on_after(ANSWER_S) as scope:
+            with self._context.clock.move_on_after(ANSWER_S) as scope:
                 await self._context.site.send_again(vm=vm, parts=parts)
             if scope.cancelled_caught:
                 error = RigError(Code.RoleUnavailable, f"the site did not send parts again within {ANSWER_S:g} s")
@@ -86,7 +92,7 @@ class Repairs:
             self._refused.discard(vm)
             sent = self._sent.setdefault(vm, {})
             for part in parts:
-                sent.setdefault(part, trio.current_time())
+                sent.setdefault(part, self._context.clock.trio_time_s())
             for part in list(sent)[: max(0, len(sent) - PARTS_MAX)]:
                 del sent[part]
         else:

@@ -1,12 +1,12 @@
-"""Watches the disks at the site of VMs that were failed over: an old primary that is still in use, or was written to.
+"""Watches the site's disks of VMs that were failed over: an old primary can still be in use, or be written to.
 
-What it writes is at the site only, and a failback replaces it.  The site does not report it, for nothing is replicated after
-a failover, so the vault asks every ``WATCH_S`` seconds.  The answers are kept in memory, for a restart asks again at once.
+Such data exists only at the site, and a failback replaces it.  The site does not report it, because after a failover nothing
+is replicated, so the vault asks every ``WATCH_S`` seconds.  The answers are kept in memory; after a restart the vault asks
+at once.
 """
 
 from __future__ import annotations
 
-import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -23,7 +23,7 @@ WATCH_S = 15.0
 
 
 def describe(uses: list[SourceUse]) -> str:
-    """The uses of the disks at the site after the failover."""
+    """Return a text about the uses of the disks at the site after the failover."""
     parts = []
     for use in uses:
         written = "unknown changes" if use.written_bytes is None else f"{use.written_bytes} bytes written"
@@ -32,26 +32,26 @@ def describe(uses: list[SourceUse]) -> str:
 
 
 async def changed_disks(context: VaultContext, vm: str) -> list[SourceUse]:
-    """The site's disks that were written to after the failover, or may have been; asks the site."""
+    """Ask the site; return its disks that were written to after the failover, or may have been."""
     after = await context.database.transact(lambda session: find_item(session, vm).failover_position)
     uses = await context.site.source_use(vm=vm, after=after or 0)
-    if after is None:  # it was failed over by a siterig that did not note where, or has failed back already
+    if after is None:  # the failover did not record its position (an older siterig), or it has failed back
         return [use.model_copy(update={"written_bytes": None}) for use in uses]
     return [use for use in uses if use.written_bytes != 0]
 
 
 class SourceWatch:
-    """One vault's."""
+    """The watch of one vault."""
 
     def __init__(self, context: VaultContext) -> None:
         self._context = context
         self._used: dict[str, list[SourceUse]] = {}
 
     async def run(self) -> None:
-        """A round every WATCH_S seconds, until cancelled."""
+        """Make a round every ``WATCH_S`` seconds, until cancelled."""
         while True:
             await self.round()
-            await trio.sleep(WATCH_S)
+            await self._context.clock.sleep(WATCH_S)
 
     async def round(self) -> None:
         """Ask the site about every VM that is failed over."""
@@ -61,7 +61,7 @@ class SourceWatch:
             try:
                 uses = await self._context.site.source_use(vm=vm, after=after)
             except RigError:
-                continue  # the site is lost, or has no such VM: what was seen last stays
+                continue  # the site is lost, or has no such VM: keep the last answer
             used = [use for use in uses if use.written_bytes != 0 or use.open_handles]
             if used and vm not in self._used:
                 await self._record(vm, used)
@@ -71,7 +71,7 @@ class SourceWatch:
                 self._used.pop(vm, None)
 
     def health_errors(self, vm: str) -> list[HealthError]:
-        """The warning of an item whose disks at the site are in use, or were written to; else empty."""
+        """Return the warning of an item whose disks at the site are in use or were written to; else an empty list."""
         used = self._used.get(vm)
         if used is None:
             return []

@@ -1,8 +1,9 @@
-"""Notices what stands still, and makes it a health error and an event: a wait that lasts too long, a role that is hung,
-failed or away, data that is sent and not applied, blobs that are passed over.
+"""Reports standstills as health errors and events.
 
-Each round compares what there is with the health errors in the database whose source begins with ``watch:``, in one
-transaction; so a restarted vault continues with them.  An error that begins is an event, and so is its end (severity OK).
+A standstill is a wait that lasts too long, a role that is hung, failed or away, data that is sent and not applied, or
+skipped blobs.  Each round compares the standstills with the health errors in the database whose source begins with
+``watch:``, in one transaction, so a restarted vault continues with them.  The begin of a standstill is an event, and so is
+its end (severity OK).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import structlog
-import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -31,17 +31,17 @@ from siterig.blockfs.core.waits import Wait
 
 ROUND_S = 2.0
 ASK_AFTER_S, ASK_EVERY_S = 20.0, 30.0
-"""Data that was sent is not applied for so long: the site is asked to look whether it is still in the account."""
+"""After the first time without progress, and then at the second interval, the site is asked to check the account."""
 
 _SITE_ROLES = frozenset({"agent", "site"})
-"""Without them a VM that has failed over is as well as with them."""
+"""A VM that is failed over does not need these roles."""
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Standstill:
-    """Something about a VM that stands still.  ``key``: within the VM; the same one is the same finding."""
+    """A standstill of a VM; ``key`` identifies it within the VM."""
 
     key: str
     code: str
@@ -50,7 +50,7 @@ class Standstill:
 
 
 class _Ages:
-    """For how long each of several things has been so."""
+    """The ages of several conditions."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -58,20 +58,20 @@ class _Ages:
         self._seen: set[str] = set()
 
     def age_s(self, key: str, since_ns: int) -> float:
-        """In seconds: at first sight as the wall clock has it, then by elapsed time, which nobody sets."""
+        """Return the age in seconds: at first by the wall clock, later by elapsed time, which cannot be set."""
         self._seen.add(key)
         now = self._clock.read()
         now_s = now.boottime_ns / SECOND_NS
         return now_s - self._since_s.setdefault(key, now_s - max(0, now.wall_ns - since_ns) / SECOND_NS)
 
     def forget_unseen(self) -> None:
-        """End every standstill that was not asked for since the last call."""
+        """Forget every condition whose age was not read since the last call."""
         self._since_s = {key: at for key, at in self._since_s.items() if key in self._seen}
         self._seen = set()
 
 
 class StandstillWatch:
-    """One vault's."""
+    """The watch of one vault."""
 
     def __init__(self, context: VaultContext, repairs: Repairs) -> None:
         self._context = context
@@ -81,20 +81,20 @@ class StandstillWatch:
         self._asked_s: dict[str, float] = {}
         self._begun = False
         self._unapplied: list[str] = []
-        """VMs of which something has been waiting for too long, found in this round."""
+        """The VMs whose data has been waiting for too long in this round."""
         self._began_s = self._now_s()
 
     async def run(self) -> None:
-        """A round every few seconds, until cancelled."""
+        """Make a round every few seconds, until cancelled."""
         while True:
             try:
                 await self.round()
-            except RigError as error:  # the host's disk is full, which the items show by themselves
+            except RigError as error:  # the host's disk is full; the health of the items shows that
                 _log.warning("health_not_recorded", code=error.code, reason=error.message)
-            await trio.sleep(ROUND_S)
+            await self._context.clock.sleep(ROUND_S)
 
     async def round(self) -> None:
-        """Compare what there is with what is recorded, and record the difference."""
+        """Compare the standstills with the recorded ones, and record the difference."""
         vms, disk_ids = await self._context.database.transact(self._known)
         self._context.lag.keep_only(vms, disk_ids)
         self._unapplied = []
@@ -110,7 +110,7 @@ class StandstillWatch:
         items = session.scalars(select(ItemRow)).all()
         if not self._begun:
             self._begun = True
-            for item in items:  # the vault was restarted: how long it has been so is not known
+            for item in items:  # after a restart the time since the last progress is not known
                 self._context.lag.sent(item.vm, item.sent_position)
                 self._context.lag.applied(item.vm, health.applied_position(item), moved=False)
         return {item.vm for item in items}, set(session.scalars(select(DiskRow.disk_id)))
@@ -120,10 +120,10 @@ class StandstillWatch:
         elapsed_ns = rig_clock.elapsed_ns(session, self._context.clock)
         for item in session.scalars(select(ItemRow).order_by(ItemRow.vm)).all():
             known = {row.source: row for row in item.health_errors if row.source.startswith(health.WATCH)}
-            # A failure that is reported by the role itself says more than the wait for its end.
-            told = {row.code for row in item.health_errors if not row.source.startswith(health.WATCH)}
+            # A failure that the role itself reported has more details than the wait for its end.
+            reported = {row.code for row in item.health_errors if not row.source.startswith(health.WATCH)}
             standstills = self._standstills(session, item, elapsed_ns)
-            found = {health.WATCH + each.key: each for each in standstills if each.code not in told}
+            found = {health.WATCH + each.key: each for each in standstills if each.code not in reported}
             for source, each in found.items():
                 if health.set_error(
                     session, vm=item.vm, code=each.code, message=each.message, recoverable=each.recoverable, source=source
@@ -203,12 +203,12 @@ class StandstillWatch:
             yield Standstill("stalled", "AppliedStateBehind", text)
         bound_s = bounds.point_s(item.interval_s)
         age_s = health.newest_point_age(session, item, elapsed_ns) or 0.0
-        if min(age_s, self._now_s() - self._began_s) >= bound_s:  # a rig that was down had no points either
+        if min(age_s, self._now_s() - self._began_s) >= bound_s:  # a rig that was down made no points
             text = f"VM {item.vm!r} has had no new recovery point for over {bound_s:g} s (interval {item.interval_s:g} s)"
             yield Standstill("points", "NoRecentRecoveryPoint", text)
 
     def _ask(self, vm: str) -> None:
-        """Have the site look whether what it sent is still in the account: it may be gone from its lists, too."""
+        """Make the site check that the account has the sent parts, which can also be missing in its own lists."""
         if self._now_s() >= self._asked_s.get(vm, 0.0) + ASK_EVERY_S:
             self._asked_s[vm] = self._now_s()
             self._repairs.ask(vm, [])

@@ -1,8 +1,8 @@
-"""Mounted states, and copies, that are lent to a process of this host, and taken back when it has ended.
+"""Leases of mounted points and copies to a process of this host; they are reclaimed when the process has ended.
 
-Fault contract: whose they are stands in their rows (schema.MountRow, schema.AzureVmRow), and rows are looked at when the
-vault starts.  So they are taken back also if the vault was not there when the process ended.  What something has open still
-(a program that the process had started, say) is tried again until it has let go.
+Fault contract: the holder is recorded in the row (schema.MountRow, schema.AzureVmRow), and the vault reads the rows when it
+starts.  So a lease is reclaimed also if the vault was down when the process ended.  If something still has it open, for
+example a program that the process started, the vault tries again until it is closed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from siterig.blockfs.core.host_process import HostProcess
 
 RETRY_S = 5.0
 
-_log = structlog.get_logger("siterig.azure_emu.vault.mounts.leases")
+_log = structlog.get_logger(__name__)
 
 
 class Leases:
-    """One vault's.  One trio thread."""
+    """The leases of one vault; all methods run on the trio thread."""
 
     def __init__(self, context: VaultContext) -> None:
         self._context = context
@@ -40,7 +40,7 @@ class Leases:
 
     @asynccontextmanager
     async def lease(self, process: HostProcess) -> AsyncIterator[None]:
-        """The time in which something is opened for the process: it is not taken back before that is done."""
+        """Hold off a reclaim while something is opened for the process, and watch the process from then on."""
         async with self._lock(process):
             try:
                 yield
@@ -56,7 +56,7 @@ class Leases:
             self._send.send_nowait(process)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Reclaim the leases of processes that have ended, until cancelled."""
         for process in await self._context.database.transact(_lease_holders):
             self._watch(process)
         async with trio.open_nursery() as nursery:
@@ -65,17 +65,17 @@ class Leases:
 
     async def _reclaim(self, process: HostProcess) -> None:
         await process.ended()
-        self._watched.discard(process)  # what is opened for it from now on is looked for anew
-        told = False
+        self._watched.discard(process)  # a lease that begins from now on starts a new watch
+        logged = False
         while True:
             try:
                 await self._close_all(process)
                 break
             except RigError as error:  # it is in use, or the recovery host is away
-                if not told:
+                if not logged:
                     _log.info("reclaim_delayed", process=process.pid, code=error.code, reason=error.message)
-                told = True
-            await trio.sleep(RETRY_S)
+                logged = True
+            await self._context.clock.sleep(RETRY_S)
 
     async def _close_all(self, process: HostProcess) -> None:
         async with self._lock(process):

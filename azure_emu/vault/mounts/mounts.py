@@ -1,8 +1,8 @@
-"""Mounted points: all disks of a VM as they were at one position, read-only, on the recovery side.
+"""Mounted points: all disks of a VM at one position, read-only, on the recovery side.
 
-A state has its row (schema.MountRow) before the recovery host is asked for it, and until it is gone there.  So each
-function may be run again after a kill, and retention knows what is in use without asking anybody.  Of those who mount and
-unmount one name, each waits for the one before.
+A mounted point has its row (schema.MountRow) before the recovery host opens it, and until the host has closed it.  So each
+function can be run again after a kill, and retention knows the states in use without asking another role.  Calls that mount
+or unmount one name run one after the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context.states import RECOVERY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
-from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import DiskRow, MountRow, PointRow
 from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, RecoveryPoint
@@ -26,6 +25,7 @@ from siterig.azure_emu.vault.monitoring import damage
 from siterig.azure_emu.vault.points import points, selectors
 from siterig.blockfs.contracts.control import MountedPointInfo, MountedPointSource
 from siterig.blockfs.core import short_ids
+from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sizes import known_size
@@ -35,10 +35,10 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[
 
 
 def parse_time(text: str) -> int:
-    """Nanoseconds since 1970 of a time in RFC 3339; ``InvalidTime``.
+    """Return the nanoseconds since 1970 of a time in RFC 3339 (``InvalidTime``).
 
-    The end of the microsecond, unless nanoseconds are given: the times that are shown of points are cut there, and such a
-    time must mean that point.
+    Without nanoseconds the result is the end of the microsecond, because the displayed times of points are truncated to
+    microseconds and must select that point.
     """
     found = _TIME.fullmatch(text.strip())
     try:
@@ -54,7 +54,7 @@ def parse_time(text: str) -> int:
 
 
 def time_name(time_ns: int) -> str:
-    """The one name of a time, however it was written: RFC 3339 in UTC, in which :func:`parse_time` reads it again."""
+    """Return the canonical name of a time: RFC 3339 in UTC, which :func:`parse_time` reads."""
     second, _, micros = rfc3339(time_ns)[:-1].partition(".")
     rest_ns = f"{time_ns % 1000:03}"
     fraction = micros.rstrip("0") if rest_ns == "999" else micros + rest_ns
@@ -69,10 +69,13 @@ def _moment(found: re.Match[str]) -> datetime:
 async def resolve_selector(
     context: VaultContext, vm: str, *, point: str | None, position: int | None, time: str | None
 ) -> tuple[int, str, RecoveryPoint | None]:
-    """Position, name for a folder, and the recovery point there if there is one.
+    """Return the position, the name for a folder, and the recovery point there if there is one.
 
-    At most one of the three may be given, without any it is ``LatestProcessed``; ``point`` may also be ``@POSITION`` or a
-    time.  ``BadRequest``, ``NoSuchPoint``, ``InvalidPosition``, ``InvalidTime``.
+    At most one of the three selectors may be given; without any it is ``LatestProcessed``.  ``point`` can also be
+    ``@POSITION`` or a time.
+
+    Raises:
+        RigError: ``BadRequest``, ``NoSuchPoint``, ``InvalidPosition``, ``InvalidTime``.
     """
     if sum(choice is not None for choice in (point, position, time)) > 1:
         raise RigError(Code.BadRequest, "point, position and time exclude each other: give one of them")
@@ -112,9 +115,9 @@ async def _resolve(context: VaultContext, vm: str, wanted: str) -> RecoveryPoint
 
 
 async def between_points(context: VaultContext, vm: str, choice: str) -> RecoveryPoint | None:
-    """The state that ``@POSITION`` or a time means, as a point of its own if there is none; None: ``choice`` is neither.
+    """Return the state at ``@POSITION`` or a time as a point, also between points; None if ``choice`` is neither.
 
-    Errors as :func:`resolve_selector`.
+    The errors are those of :func:`resolve_selector`.
     """
     if selectors.parse(choice).kind not in ("position", "time"):
         return None
@@ -129,7 +132,7 @@ async def between_points(context: VaultContext, vm: str, choice: str) -> Recover
 
 
 async def _time_of(context: VaultContext, vm: str, position: int) -> int:
-    """Of the last change of any of the VM's disks up to a valid position; of the oldest state if there is none."""
+    """Return the time of the last change of any disk up to a valid position, or else of the oldest state."""
     ranges, oldest_ns = await _readable(context, vm)
     first, _ = _range_of(vm, position, ranges)
     times = [oldest_ns]
@@ -139,13 +142,13 @@ async def _time_of(context: VaultContext, vm: str, position: int) -> int:
         except RigError as error:
             if error.code != Code.InvalidPosition or (await _readable(context, vm))[0] == ranges:
                 raise
-            return await _time_of(context, vm, position)  # the oldest state was folded away meanwhile
+            return await _time_of(context, vm, position)  # a compaction has removed the oldest state meanwhile
         times += [step.time_ns for step in steps[-1:]]
     return max(times)
 
 
 def _range_of(vm: str, position: int, ranges: list[tuple[int, int]]) -> tuple[int, int]:
-    """The newest that a position is in; ``InvalidPosition``."""
+    """Return the newest range that has the position (``InvalidPosition``)."""
     found = [(first, last) for first, last in ranges if first <= position <= last]
     if not found:
         allowed = ", ".join(f"{first} to {last}" for first, last in ranges) or "none yet"
@@ -154,8 +157,7 @@ def _range_of(vm: str, position: int, ranges: list[tuple[int, int]]) -> tuple[in
 
 
 async def _latest(context: VaultContext, vm: str) -> RecoveryPoint:
-    """As a failover to ``Latest`` would have it: what the cache account holds is applied first."""
-
+    """Apply the parts in the cache account, and return the state that a failover to ``Latest`` would use."""
     newest = await _resolve(context, vm, selectors.LATEST)
     disk_ids = [disk.disk_id for disk in await context.database.transact(lambda session: _disks(session, vm))]
     marks = await context.recovery.process_latest(disk_ids=disk_ids)
@@ -165,7 +167,7 @@ async def _latest(context: VaultContext, vm: str) -> RecoveryPoint:
 
 
 async def _readable(context: VaultContext, vm: str) -> tuple[list[tuple[int, int]], int]:
-    """Ranges of positions at which every disk of the VM can be read, oldest first; the time of the oldest state."""
+    """Return the ranges of positions at which every disk can be read, oldest first, and the time of the oldest state."""
     disks = await context.database.transact(lambda session: _disks(session, vm))
     states = [await context.recovery.disk_state(disk_id=disk.disk_id) for disk in disks]
     ranges = states[0].valid_ranges if states else []
@@ -176,7 +178,7 @@ async def _readable(context: VaultContext, vm: str) -> tuple[list[tuple[int, int
 
 
 async def _at_time(context: VaultContext, vm: str, text: str) -> tuple[int, str, RecoveryPoint | None]:
-    """The cut over all disks after the last record of any of them that is not younger than the time."""
+    """Return the cut over all disks after the last record of any of them that is not newer than the time."""
     time_ns = parse_time(text)
     disks = await context.database.transact(lambda session: _disks(session, vm))
     ranges, oldest_ns = await _readable(context, vm)
@@ -192,13 +194,13 @@ async def _at_time(context: VaultContext, vm: str, text: str) -> tuple[int, str,
         if error.code != Code.InvalidPosition:
             raise
         raise refused from error
-    # Where the states between two generations are not known, the last one before them is what there is of that time.
+    # If the states between two generations are not known, the last state before them is used.
     known = [min(max(found), last) for first, last in ranges if first <= max(found)]
     if not known:
         raise refused
     point = await context.database.transact(lambda session: points.newest_at(session, vm, time_ns))
     if point is not None and any(max(first, *known) <= point.position <= last for first, last in ranges):
-        return point.position, time_name(time_ns), point  # it is no change of a disk, but it has its time
+        return point.position, time_name(time_ns), point  # the point changes no disk, but it has the time
     return max(known), time_name(time_ns), None
 
 
@@ -223,9 +225,9 @@ async def mount(
     name: str | None,
     process: HostProcess | None,
 ) -> MountedPoint:
-    """Open a state; the same one again is no error, another one under its name is (``RecoveryExists``).
+    """Open a state; opening the same state again is no error, another state of that name is (``RecoveryExists``).
 
-    ``process``: noted as the one that it is for (see leases.py), if it was not mounted before.
+    ``process`` is recorded as the holder (leases.py), unless the state was mounted before.
     """
     at, default_name, found = await resolve_selector(context, vm, point=point, position=position, time=time)
     time_ns = found.time_ns if found is not None else await _time_of(context, vm, at)
@@ -237,7 +239,7 @@ async def mount(
 
     def note(session: Session) -> tuple[bool, list[DiskRow]]:
         state = find_item(session, vm).protection_state
-        if state == ProtectionState.DISABLING:  # its mounts are being taken away: one that came late would stay
+        if state == ProtectionState.DISABLING:  # its mounts are being removed: a late one would stay
             raise RigError(Code.InvalidState, f"a point of VM {vm!r} cannot be mounted: protectionState is {state}")
         row = session.get(MountRow, (vm, wanted.name))
         if row is not None and row.position != at:
@@ -260,7 +262,7 @@ async def mount(
             )
         except BaseException:
             if fresh:
-                with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
+                with trio.CancelScope(shield=True), context.clock.move_on_after(CLEAN_UP_S):
                     await _close(context, vm, wanted.name)
             raise
     known = await context.database.transact(lambda session: damage.warning_at(session, vm, at))
@@ -275,10 +277,10 @@ def _sources(disks: list[DiskRow]) -> list[MountedPointSource]:
 
 
 async def unmount(context: VaultContext, vm: str, name: str) -> None:
-    """Close a mounted state; ``NotMounted`` names those there are, ``RecoveryInUse``.
+    """Close a mounted state (``NotMounted`` names the mounted states; ``RecoveryInUse``).
 
-    ``name`` is its folder's, or what :func:`mount` would give that name: a time or a position however it is written, or
-    the name of a point.  The beginning of a folder's name that is an id will do (``AmbiguousId``).
+    ``name`` is the name of its folder, or a selector for which :func:`mount` would use that name: a time or position in any
+    form, or the name of a point.  The beginning of a folder's name that is an id is also accepted (``AmbiguousId``).
     """
 
     def look(session: Session) -> str:
@@ -293,7 +295,7 @@ async def unmount(context: VaultContext, vm: str, name: str) -> None:
             Code.NotMounted, f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}"
         )
 
-    # Somebody who has the turn before may unmount it, too: then it is closed twice, which is no error.
+    # An earlier holder of the lock can have unmounted it, too: closing it twice is no error.
     await close(context, vm, await context.database.transact(look))
 
 
@@ -308,7 +310,7 @@ def _default_names(session: Session, vm: str, text: str) -> Iterator[str]:
 
 
 async def close(context: VaultContext, vm: str, name: str) -> None:
-    """Close a state on the recovery host (``RecoveryInUse``), and forget it; no-op if it is gone."""
+    """Close a state on the recovery host (``RecoveryInUse``) and delete its row; do nothing if it is closed."""
     async with context.mounting.hold(f"{vm}/{name}"):
         await _close(context, vm, name)
 
@@ -321,7 +323,7 @@ async def _close(context: VaultContext, vm: str, name: str) -> None:
 
 
 async def remove_all(context: VaultContext, vm: str) -> None:
-    """Close all of a VM (``RecoveryInUse``)."""
+    """Close all mounted states of a VM (``RecoveryInUse``)."""
     names = await context.database.transact(
         lambda session: list(session.scalars(select(MountRow.name).where(MountRow.vm == vm)))
     )
@@ -330,7 +332,7 @@ async def remove_all(context: VaultContext, vm: str) -> None:
 
 
 async def mounted(context: VaultContext, vm: str) -> list[MountedPoint]:
-    """What of a VM is mounted, newest position first; each with its disks, or why it has none."""
+    """Return the mounted points of a VM, newest position first, each with its disks or the reason for which it has none."""
 
     def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None, RigError | None]]:
         find_item(session, vm)

@@ -1,4 +1,4 @@
-"""Recovery points: how a tag becomes one, and what ``Latest`` and its like mean."""
+"""Recovery points: how a tag becomes a point, and which point a selector such as ``Latest`` selects."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context import rig_clock
-from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow, PointRow, TagSeenRow
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.points.retention import PointFacts
 from siterig.azure_emu.vault.points.selectors import LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_PROCESSED, WORDS, parse
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import short_ids
+from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import SYNC_END, Watermark
 
@@ -23,7 +23,7 @@ _IDS_IN_QUERY = 500
 
 _COLUMNS = (PointRow.tag_id, PointRow.kind, PointRow.name, PointRow.position, PointRow.time_ns, PointRow.downgraded_because)
 _Facts = tuple[str, str, str, int, int, str | None]
-"""Of :data:`_COLUMNS`."""
+"""The values of :data:`_COLUMNS`."""
 
 
 def _wire(facts: _Facts) -> RecoveryPoint:
@@ -40,7 +40,7 @@ def _wire(facts: _Facts) -> RecoveryPoint:
 
 
 def to_wire(row: PointRow) -> RecoveryPoint:
-    """The point as the API shows it."""
+    """Return the point in the form of the API."""
     return _wire((row.tag_id, row.kind, row.name, row.position, row.time_ns, row.downgraded_because))
 
 
@@ -49,38 +49,38 @@ def _newest_first(vm: str) -> Select[str, str, str, int, int, str | None]:
 
 
 def available(session: Session, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
-    """Points whose tag was applied in every disk of the VM, newest first; at most ``limit``."""
+    """Return the points whose tag was applied in every disk of the VM, newest first, at most ``limit``."""
     return [_wire(row) for row in session.execute(_newest_first(vm).limit(limit))]
 
 
 def newest(session: Session, vm: str, kind: str | None = None) -> RecoveryPoint | None:
-    """The newest available point, of a kind or of any; None: there is none."""
+    """Return the newest available point, of one kind or of any; None if there is none."""
     query = _newest_first(vm) if kind is None else _newest_first(vm).where(PointRow.kind == kind)
     row = session.execute(query.limit(1)).first()
     return None if row is None else _wire(row)
 
 
 def newest_at(session: Session, vm: str, time_ns: int) -> RecoveryPoint | None:
-    """The newest available point that is not younger than a time; None: there is none."""
+    """Return the newest available point that is not newer than a time; None if there is none."""
     row = session.execute(_newest_first(vm).where(PointRow.time_ns <= time_ns).limit(1)).first()
     return None if row is None else _wire(row)
 
 
 def newest_elapsed_ns(session: Session, vm: str) -> int | None:
-    """The rig's clock at the newest available point; None: there is none."""
+    """Return the rig's clock at the newest available point; None if there is none."""
     query = select(PointRow.elapsed_ns).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc())
     return session.execute(query.limit(1)).scalar()
 
 
 def oldest(session: Session, vm: str) -> RecoveryPoint | None:
-    """The oldest available point; None: there is none."""
+    """Return the oldest available point; None if there is none."""
     query = select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position)
     row = session.execute(query.limit(1)).first()
     return None if row is None else _wire(row)
 
 
 def facts(session: Session, vm: str) -> list[PointFacts]:
-    """What retention needs of every available point."""
+    """Return the properties of every available point that retention needs."""
     query = select(PointRow.tag_id, PointRow.position, PointRow.elapsed_ns, PointRow.kind)
     rows = session.execute(query.where(PointRow.vm == vm, PointRow.available))
     return [
@@ -90,13 +90,13 @@ def facts(session: Session, vm: str) -> list[PointFacts]:
 
 
 def find_available(session: Session, tag_id: str) -> PointRow | None:
-    """The point of a tag, once it is available."""
+    """Return the point of a tag if it is available; otherwise None."""
     row = session.get(PointRow, tag_id)
     return row if row is not None and row.available else None
 
 
 def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagSeen], elapsed_ns: int) -> list[PointRow]:
-    """Note that these tags were applied in a disk; the points that became available by it.  Repeats change nothing.
+    """Record that these tags were applied in a disk; return the points that became available.  Repeats change nothing.
 
     ``elapsed_ns``: the rig's clock.
     """
@@ -118,24 +118,24 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
 
 
 def _row_of(session: Session, item: ItemRow, tag: TagSeen, known: RecoveryPoint | None, elapsed_ns: int) -> PointRow | None:
-    """The tag's row, made if need be; None if it is no state of this protection, or not any more.  ``known``: the newest."""
+    """Return the tag's row, and make it if necessary; None if the tag does not belong to this protection, or was pruned."""
     if tag.position <= item.points_after_position:
         return None  # a late repeat from before a commit
     point = session.get(PointRow, tag.tag_id)
-    # Each disk's tags are reported in order, so all disks have told of this one before the newest point was made: without
-    # a row this is the repeat that follows a restart, of a point that was pruned since.
+    # The tags of each disk are reported in their order, so all disks have reported this tag before the newest point was
+    # made. A tag without a row is therefore the repeat, after a restart, of a point that was pruned since.
     if point is None and (known is None or tag.position > known.position):
         point = PointRow(
             tag_id=tag.tag_id, vm=item.vm, kind=tag.kind, name=tag.name, position=tag.position, time_ns=tag.time_ns,
             available=False, elapsed_ns=_elapsed_at(session, item, tag, elapsed_ns),
         )  # fmt: skip
         session.add(point)
-        session.flush()  # the next tag's place in time is looked up behind this one
+        session.flush()  # the time of the next tag is computed from this row
     return point
 
 
 def _elapsed_at(session: Session, item: ItemRow, tag: TagSeen, elapsed_ns: int) -> int:
-    """The rig's clock at a tag of which only the site's wall time is known."""
+    """Return the rig's clock at a tag that has only the site's wall time."""
     upto_ns = elapsed_ns
     if item.sent_elapsed_ns is not None and tag.position <= item.sent_position:
         upto_ns = item.sent_elapsed_ns
@@ -148,7 +148,7 @@ def _elapsed_at(session: Session, item: ItemRow, tag: TagSeen, elapsed_ns: int) 
 
 
 def _last_before(session: Session, vm: str, position: int, *, available: bool) -> tuple[int, int, int] | None:
-    """Position, ``elapsed_ns`` and ``time_ns``; by availability, for then the index finds it."""
+    """Return position, ``elapsed_ns`` and ``time_ns`` of the last point before a position; the index needs ``available``."""
     query = select(PointRow.position, PointRow.elapsed_ns, PointRow.time_ns).where(
         PointRow.vm == vm, PointRow.available.is_(available), PointRow.position < position
     )
@@ -157,27 +157,27 @@ def _last_before(session: Session, vm: str, position: int, *, available: bool) -
 
 
 def note_downgrade(session: Session, item: ItemRow, tag: TagSeen, because: str, elapsed_ns: int) -> None:
-    """Keep why a point is crash-consistent only, whether its tag was applied before this or comes later."""
+    """Record the reason for which a point is only crash-consistent, before or after its tag was applied."""
     point = _row_of(session, item, tag, newest(session, item.vm), elapsed_ns)
     if point is not None:
         point.downgraded_because = because
 
 
 def hide_after(session: Session, vm: str, position: int) -> None:
-    """Points after a position cannot be opened: the managed disk has lost them."""
+    """Make the points after a position unavailable, because the managed disk has lost them."""
     lost = update(PointRow).where(PointRow.vm == vm, PointRow.position > position, PointRow.available)
     session.execute(lost.values(available=False))
 
 
 def delete_all(session: Session, vm: str) -> None:
-    """Commit of a failover deletes every point of the VM, those on their way included."""
+    """Delete every point of the VM, also points that are not available yet; for the commit of a failover."""
     of_vm = select(PointRow.tag_id).where(PointRow.vm == vm)
     session.execute(delete(TagSeenRow).where(TagSeenRow.tag_id.in_(of_vm)))
     session.execute(delete(PointRow).where(PointRow.vm == vm))
 
 
 def prune(session: Session, vm: str, ids: list[str]) -> None:
-    """Delete these points, and tags that never became one and never will: a newer point has become available."""
+    """Delete these points, and the tags before the newest point that never became a point."""
     for first in range(0, len(ids), _IDS_IN_QUERY):
         some = ids[first : first + _IDS_IN_QUERY]
         session.execute(delete(TagSeenRow).where(TagSeenRow.tag_id.in_(some)))
@@ -192,10 +192,12 @@ def prune(session: Session, vm: str, ids: list[str]) -> None:
 
 
 def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
-    """The available point that ``choice`` means: an id, a name that only one has, or the beginning of one id.
+    """Return the available point that ``choice`` selects: by id, by a name that only one has, or by the beginning of one id.
 
-    ``NoSuchPoint`` says which there are; ``AmbiguousId``.  For ``Latest`` this is only the newest *named* point: see
-    :func:`latest_state` for what else it may be.
+    For ``Latest`` the result is only the newest *named* point; :func:`latest_state` returns the newest state.
+
+    Raises:
+        RigError: ``NoSuchPoint`` (with the points that exist), ``AmbiguousId``.
     """
     selector = parse(choice)
     if selector.text in (LATEST, LATEST_PROCESSED):
@@ -211,11 +213,11 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
             _require_no_short_id(session, vm, choice, found.id)
     if found is None:
         last = newest(session, vm)
-        told = f"the newest is {last.id} ({last.type})" if last is not None else "it has none yet"
+        last_text = f"the newest is {last.id} ({last.type})" if last is not None else "it has none yet"
         count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
         raise RigError(
             Code.NoSuchPoint,
-            f"VM {vm!r} has no recovery point {WORDS.get(selector.text, choice)!r}; {told}; allowed: {_allowed(count)}",
+            f"VM {vm!r} has no recovery point {WORDS.get(selector.text, choice)!r}; {last_text}; allowed: {_allowed(count)}",
         )
     return found
 
@@ -231,7 +233,7 @@ def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
 
 
 def check_new_name(session: Session, vm: str, name: str) -> None:
-    """``InvalidName``: the name is what commands show for another point, and would select either."""
+    """Check that the name is not the short id of another point (``InvalidName``), because it would select either."""
     other = _short_id_of(session, vm, name)
     if other is not None:
         raise RigError(
@@ -241,7 +243,7 @@ def check_new_name(session: Session, vm: str, name: str) -> None:
 
 
 def _require_no_short_id(session: Session, vm: str, name: str, own_id: str) -> None:
-    """``AmbiguousId``: another point, which may be newer than the name, has an id that begins so."""
+    """Check that no other point, which can be newer than the name, has an id that begins with it (``AmbiguousId``)."""
     other = _short_id_of(session, vm, name)
     if other not in (None, own_id):
         raise RigError(
@@ -251,7 +253,7 @@ def _require_no_short_id(session: Session, vm: str, name: str, own_id: str) -> N
 
 
 def _short_id_of(session: Session, vm: str, name: str) -> str | None:
-    """The point whose id begins so, if the name is as long as the short ids that commands show."""
+    """Return the point whose id begins with the name, if the name is at least as long as a displayed short id."""
     found = _begun(session, vm, name) if len(name) >= short_ids.SHORT_CHARS else None
     return None if found is None else found.id
 
@@ -269,18 +271,18 @@ def _allowed(count: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FailoverPoint:
-    """What a failover is to be made from: ``choice`` as :func:`resolve` has it, or a state ``between`` points."""
+    """The state that a failover uses: the selector ``choice`` (:func:`resolve`), or a state ``between`` points."""
 
     vm: str
     choice: str
     between: RecoveryPoint | None
 
     def check(self, session: Session) -> bool:
-        """``NoSuchPoint`` if it means no point (any more)."""
+        """Check that the state still exists (``NoSuchPoint``); the result is True."""
         return self.between is not None or bool(resolve(session, self.vm, self.choice))
 
     def variables(self, session: Session) -> dict[str, Any]:
-        """For the job, with a point's id, whatever gets its name meanwhile; ``NoSuchPoint``."""
+        """Return the variables of the job, with the id of the point, because its name can change (``NoSuchPoint``)."""
         if self.between is not None:
             return {"choice": self.choice, "between": self.between.model_dump()}
         point = resolve(session, self.vm, self.choice)
@@ -289,10 +291,11 @@ class FailoverPoint:
 
 
 def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoint) -> RecoveryPoint:
-    """``Latest`` after the cache was processed: the highest position up to which *all* disks are complete.
+    """Return the state of ``Latest`` after the parts in the cache account were applied.
 
-    While a resync is due or under way the disks' latest states do not belong together (their logs cannot be vouched
-    for, or one disk has chunks of a newer time), so then it is the newest point.
+    It is the highest position up to which *all* disks are complete.  While a resync is due or running, the latest states of
+    the disks do not belong together (a log may lack changes, or one disk has chunks of a newer time); then it is the newest
+    point.
     """
     by_disk = {mark.disk_id: mark for mark in watermarks}
     known = {disk.disk_id for disk in item.disks} <= set(by_disk)
@@ -313,8 +316,8 @@ def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoi
 
 
 def take_watermark(disk: DiskRow, mark: Watermark) -> bool:
-    """Move a disk's stored watermark forward; False for a report that is older than what is known."""
-    # The applier may repeat itself after a kill, with an older watermark than the one it had reported last.
+    """Move the recorded watermark of a disk forward; return False for a report that is older than the record."""
+    # After a kill the applier can report an older watermark than before.
     reported = (mark.generation, mark.sync_complete, mark.sync_parts, mark.log_seq)
     if reported < (disk.generation, disk.sync_complete, disk.sync_parts, disk.log_seq):
         return False
@@ -328,7 +331,7 @@ def take_watermark(disk: DiskRow, mark: Watermark) -> bool:
 
 
 def stored_watermark(disk: DiskRow) -> Watermark:
-    """What :meth:`Vault.watermarks` answers for a disk."""
+    """Return the recorded watermark of a disk."""
     return Watermark(
         disk_id=disk.disk_id,
         generation=disk.generation,

@@ -1,15 +1,14 @@
-"""Which recovery points may go: a pure function of the points and the policy.
+"""Selects the recovery points that retention deletes: a pure function of the points and the policy.
 
-The service's rules (ASR.md 2): every point of the last two hours, then one an hour, none older than the retention; and
-old points live on while no new ones come, for then nothing replaces them.  How it does that is not told; these are ours:
+The service's rules (ASR.md 2): every point of the last two hours, then one for each hour, none older than the retention; old
+points stay while no new ones come, because nothing replaces them.  The service does not document more; these rules are ours:
 
-* Time is the rig's clock (rig_clock.py), which no setting of a host's clock moves.
-* Ages are counted back from the newest point.  So nothing ages while no points come.
-* An hour is an hour of the rig's clock: it has the same points in it whenever one looks, so that a point that was selected
-  once stays selected.
-* Of an hour the newest application-consistent point is kept, if there is one, else the newest.  Application-consistent ones
-  are few, and can be used without a recovery of the application; thinned out by time alone they would go first.
-* The newest point is never given up, nor the newest application-consistent one, however old.
+* Time is the rig's clock (rig_clock.py), which no setting of a host's clock moves. * Ages are counted back from the newest
+point.  So nothing ages while no points come. * An hour is an hour of the rig's clock: it always has the same points, so a
+point that was kept once stays kept. * In an hour the newest application-consistent point is kept, if there is one, else the
+newest.  Application-consistent points
+  are few, and can be used without a recovery of the application; thinned out by time alone they would be lost first.
+* The newest point and the newest application-consistent point are never deleted, however old they are.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ HOUR_NS = 3_600_000_000_000
 EVERY_POINT_NS = 2 * HOUR_NS
 HOURS_MIN, HOURS_MAX = 1, 15 * 24
 HOURS_HYPER_V = 24
-"""The most that a Hyper-V policy of the service has (``recoveryPointHistoryDuration``)."""
+"""The longest retention of a Hyper-V policy of the service (``recoveryPointHistoryDuration``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """``history_hours``: the service's ``recoveryPointHistoryDuration``."""
+    """A retention policy; ``history_hours`` is the service's ``recoveryPointHistoryDuration``."""
 
     history_hours: int = HOURS_DEFAULT
 
@@ -45,7 +44,7 @@ class PointFacts:
 
 
 def check_hours(hours: int) -> None:
-    """``InvalidPolicy`` names the key, its value and what is allowed."""
+    """Check a retention (``InvalidPolicy`` names the key, its value and the limits)."""
     if not HOURS_MIN <= hours <= HOURS_MAX:
         raise RigError(
             Code.InvalidPolicy,
@@ -55,7 +54,7 @@ def check_hours(hours: int) -> None:
 
 
 def remark(hours: int) -> str | None:
-    """What to say of a retention that is allowed here, but not in a Hyper-V policy of the service; else None."""
+    """Return a remark about a retention that is allowed here but not in a Hyper-V policy of the service; else None."""
     if not HOURS_HYPER_V < hours <= HOURS_MAX:
         return None
     return (
@@ -65,7 +64,7 @@ def remark(hours: int) -> str | None:
 
 
 def expired(points: Iterable[PointFacts], policy: Policy, in_use: Collection[str] = ()) -> list[str]:
-    """Ids of the points that go.  ``in_use``: ids of points that something has open, which stay meanwhile."""
+    """Return the ids of the points to delete.  ``in_use``: ids of points that are open, which stay meanwhile."""
     newest_first = sorted(points, key=lambda point: point.position, reverse=True)
     if not newest_first:
         return []

@@ -1,6 +1,6 @@
-"""The words by which a state of a VM is selected, and therefore what a point cannot be named.
+"""The selectors of a VM's states, and therefore the names that a point cannot have.
 
-One parser decides both: a name is refused unless :func:`parse` takes it for a name, so that every name can be selected.
+One parser decides both: a name is refused unless :func:`parse` reads it as a name, so every name can be selected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LATEST = "Latest"
 LATEST_PROCESSED = "LatestProcessed"
 LATEST_APPLICATION_CONSISTENT = "LatestApplicationConsistent"
 WORDS = {LATEST: "latest", LATEST_PROCESSED: "latest-processed", LATEST_APPLICATION_CONSISTENT: "latest-app"}
-"""Words that select another point as time passes: the API's, and the command line's."""
+"""Words whose point changes with time: in the API, and on the command line."""
 NAME_CHARS_MAX = 100
 
 _SPELLINGS = {
@@ -32,14 +32,14 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class PointSelector:
-    """``text``: the API's word, the id in lower case, the digits of the position, or the time or name as it was given."""
+    """A parsed selector; ``text`` is the API's word, the id in lower case, the position's digits, or the time or name."""
 
     kind: Literal["word", "position", "time", "id", "name"]
     text: str
 
 
 def parse(text: str) -> PointSelector:
-    """The selection that a text stands for.  ``InvalidPosition``: it begins with ``@``, and no number follows."""
+    """Parse a selector (``InvalidPosition`` if it begins with ``@`` and no number follows)."""
     spelling = re.sub(r"[-_ ]", "", text).casefold()
     if spelling in _SPELLINGS:
         return PointSelector("word", _SPELLINGS[spelling])
@@ -56,7 +56,7 @@ def parse(text: str) -> PointSelector:
 
 
 def check_name(name: str) -> None:
-    """``InvalidName`` unless a point can be named so, be shown in one line, and be selected by that name."""
+    """Check that a point with this name can be shown in one line and selected by the name (``InvalidName``)."""
     shown = ascii(name[: 2 * NAME_CHARS_MAX])
     if not (name.isprintable() and 0 < len(name) <= NAME_CHARS_MAX):
         raise RigError(

@@ -1,4 +1,4 @@
-"""Work in rounds: retention.
+"""Background work of the vault: retention.
 
 Imports azure_emu.vault.context, azure_emu.vault.db, azure_emu.vault.jobs, azure_emu.vault.points, blockfs.core.
 """

@@ -1,14 +1,13 @@
-"""Keeps to the policies: prunes recovery points, and tells the recovery side what need not be kept for them.
+"""Prunes recovery points by policy, and reports to the recovery side the oldest position that the points need.
 
-Fault contract: points go in one transaction a VM.  What the recovery side is told follows from the points that are left and
-is told again in each round, so a kill or an unreachable role costs nothing but time.  The recovery side never gives up a
-position that something has open, whatever it is told.
+Fault contract: points of a VM are deleted in one transaction.  The report to the recovery side follows from the remaining
+points and is repeated in each round, so a kill or an unreachable role costs only time.  The recovery side never removes a
+position that something has open, whatever is reported.
 """
 
 from __future__ import annotations
 
 import structlog
-import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -22,24 +21,24 @@ from siterig.azure_emu.vault.points.retention import Policy, expired
 from siterig.blockfs.core.errors import RigError
 
 ROUND_S = 300.0
-"""As often as the service makes crash-consistent points."""
+"""The interval at which the service makes crash-consistent points."""
 RETRY_S = 15.0
-"""After a round that failed: its wait ends soon after its reason."""
+"""The delay after a failed round; short, so that its wait ends soon after its reason."""
 
-_log = structlog.get_logger("siterig.azure_emu.vault.workers.retention_worker")
+_log = structlog.get_logger(__name__)
 
 
 class RetentionWorker:
-    """One vault's."""
+    """The retention of one vault."""
 
     def __init__(self, context: VaultContext) -> None:
         self._context = context
         self._logged: set[str] = set()
         self._delayed: set[tuple[str, str]] = set()
-        """(VM, disk id) of which the recovery side could not be told in the last round."""
+        """(VM, disk id) whose report to the recovery side failed in the last round."""
 
     async def run(self) -> None:
-        """A round now and then, and soon again after one that failed, until cancelled."""
+        """Make a round every ``ROUND_S``, and ``RETRY_S`` after a failed one, until cancelled."""
         while True:
             done = False
             try:
@@ -49,10 +48,10 @@ class RetentionWorker:
                 self._log_once(error)
             else:
                 self._context.waits.clear("retention")
-            await trio.sleep(ROUND_S if done else RETRY_S)
+            await self._context.clock.sleep(ROUND_S if done else RETRY_S)
 
     async def round(self) -> bool:
-        """Advance the rig's clock, and look after every item once; whether the recovery side was told everything."""
+        """Advance the rig's clock and process every item once; return True if all reports succeeded."""
         delayed: set[tuple[str, str]] = set()
         await self._context.database.transact(lambda session: rig_clock.advance(session, self._context.clock))
         for vm in await self._context.database.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
@@ -70,7 +69,7 @@ class RetentionWorker:
         return not delayed
 
     def _prune(self, session: Session, vm: str) -> dict[str, int]:
-        """Delete what the policy says; the oldest position that the points left need, for each disk."""
+        """Delete points by the policy; return the oldest position that the remaining points need, for each disk."""
         item = session.get(ItemRow, vm)
         # While a job runs it may have selected a point; after a commit there is nothing to prune.
         if item is None or item.active_location != PRIMARY or engine.open_job(session, vm) is not None:

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from siterig.azure_emu.vault.db.clock import rfc3339, rfc3339_or_none
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.bisect.runner import Bisection, BisectRequest, ChangeSeen, Report, Trial
 from siterig.bisect.states import BisectState, MountedStates, make_label
+from siterig.blockfs.core.clock import rfc3339, rfc3339_or_none
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.cli import completion, exit_status, output
 from siterig.cli.commands.options import POINTS, Dir, Json, VmName, example

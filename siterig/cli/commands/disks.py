@@ -12,11 +12,10 @@ from typing import Annotated
 import trio
 import typer
 
-from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo, PromotionInfo
 from siterig.blockfs.contracts.counters import DiskCounters, RequestCounters
-from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, rfc3339
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import completion, exit_status, output
 from siterig.cli.commands import kept

@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.blockfs.changelog.exchange import export_log, import_log
 from siterig.blockfs.changelog.replay import (
     CheckedLog,
@@ -26,6 +25,7 @@ from siterig.blockfs.changelog.replay import (
 )
 from siterig.blockfs.changelog.segment import FLAG_CLEAN_CLOSE, Record, RecordType, SegmentReader
 from siterig.blockfs.changelog.tags import decode_tag
+from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.blockfs.files.file_limit import too_large
 from siterig.blockfs.files.os_errors import reason

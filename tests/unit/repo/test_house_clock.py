@@ -15,9 +15,6 @@ FORBIDDEN = {
     "trio": {"sleep", "sleep_until", "current_time"},
     "datetime.datetime": {"now", "utcnow"},
 }
-NOT_CONVERTED = {
-}
-"""Modules that do not take a clock yet.  Remove what is converted; add nothing."""
 
 
 def uses(path: Path) -> set[str]:
@@ -44,8 +41,7 @@ def uses(path: Path) -> set[str]:
 @pytest.mark.slow
 def test_only_the_clock_module_reads_the_time_and_sleeps() -> None:
     found = {name: names for name, path in rooms.modules().items() if name != CLOCK and (names := uses(path))}
-    assert {name: sorted(names) for name, names in found.items() if name not in NOT_CONVERTED} == {}
-    assert NOT_CONVERTED - set(found) == set(), "these are converted: remove them from NOT_CONVERTED"
+    assert {name: sorted(names) for name, names in found.items()} == {}
 
 
 def test_the_rule_sees_each_way_to_name_a_function(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from siterig.azure_emu.contracts.recovery_side import ChangeStep
-from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.model.api import MountedPoint
 from siterig.azure_emu.vault.mounts.mounts import parse_time, time_name
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import START_NS, FakeRecovery, World, ended, protected, running
 

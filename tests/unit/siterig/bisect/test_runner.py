@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.bisect import hexdiff
 from siterig.bisect.check_command import CheckCommand
 from siterig.bisect.runner import Bisection, BisectRequest, Report, Trial
 from siterig.bisect.search import ChangeGroup
 from siterig.bisect.states import BisectState, DiskChange, resources_in_use
+from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli.commands import bisect as command
 
