@@ -7,8 +7,6 @@ import pytest
 from tests.support import language
 
 PENDING: dict[str, set[str]] = {
-    "azure_emu": {
-    },
     "blockfs": {
         "blockfs/images",
     },
