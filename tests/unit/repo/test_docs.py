@@ -156,3 +156,12 @@ def test_every_file_that_the_documents_name_exists() -> None:
         ):
             if name.rstrip("./").endswith((".py", ".c", ".h", ".toml", ".md")) or "." not in name:
                 assert (ROOT / name.rstrip(".")).exists(), f"{documents.named(path)}: {name}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_the_figures_are_those_of_the_benchmarks(page: str) -> None:
+    known = (ROOT / "bench/RESULTS.md").read_text()
+    text = documents.section((ROOT / page).read_text(), "Figures") or (ROOT / page).read_text()
+    figures = re.findall(r"\b\d{1,3}(?:,\d{3})+\b|\b\d+\.\d (?:s|ms|µs)\b", text)
+    assert len(figures) > 5
+    assert [figure for figure in figures if figure.split()[0] not in known] == []
