@@ -1,4 +1,4 @@
-"""What all tests share: none is judged by how long it took on a busy machine, or by what another says in the log."""
+"""Settings of all tests: no test fails because a busy machine is slow, or because another test logs something."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def umask() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def boot_id(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, boot_id_file: Path) -> None:
-    """Not the machine's; only tests with processes of their own see that, as those do."""
+    """Replace the machine's boot id, except in system tests, whose processes read the real one."""
     if request.node.get_closest_marker("system") is None:
         monkeypatch.setattr(boot, "SOURCE", boot_id_file)
 

@@ -84,7 +84,7 @@ def test_a_recycled_segment_durably_holds_nothing_before_it_is_the_spare(disk: D
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_an_applied_segment_of_an_earlier_life_is_durably_gone_before_one_of_this_life(disk: Disk, at_once: bool) -> None:
+def test_an_applied_segment_is_durably_gone_before_a_newer_one(disk: Disk, at_once: bool) -> None:
     """The earlier may end with the mark of an orderly close, and then be the newest that is there."""
     close_segment(disk)
     disk.close()

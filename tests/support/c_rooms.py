@@ -68,7 +68,7 @@ def _code(text: str) -> str:
 
 
 def _bodies(code: str) -> str:
-    """Just what stands in braces: no prototypes."""
+    """Return only the text in braces, which leaves prototypes out."""
     kept, depth = [], 0
     for piece in re.split(r"([{}])", code):
         depth += {"{": 1, "}": -1}.get(piece, 0)

@@ -19,7 +19,7 @@ START_NS = 1_800_000_000_000_000_000
 
 
 class SettableClock(SystemClock):
-    """A clock whose wall, boot and monotonic times change only when the test says so; sleeping follows the trio run."""
+    """A clock whose wall, boot and monotonic times change only when the test changes them; sleeping follows the trio run."""
 
     def __init__(self, wall_ns: int = START_NS, boottime_ns: int = 1_000 * SECOND_NS) -> None:
         super().__init__()

@@ -10,4 +10,5 @@ from siterig.cli.app import program
 
 
 def siterig(*arguments: str) -> Any:
+    """Run the command with these arguments, and return typer's result."""
     return CliRunner().invoke(program(arguments), list(arguments))

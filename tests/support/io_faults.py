@@ -16,7 +16,7 @@ PUNCH: int = lib.SR_IO_PUNCH
 RESIZE: int = lib.SR_IO_RESIZE
 
 Verdict = Callable[[int, str, int, int], int]
-"""(operation, file's path, offset, bytes) -> 0: go on; -errno: fail; n > 0: do only the first n bytes."""
+"""(operation, file's path, offset, bytes) -> 0: make the call; -errno: fail; n > 0: do only the first n bytes."""
 
 
 @contextlib.contextmanager

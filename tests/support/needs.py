@@ -1,4 +1,4 @@
-"""What some tests need and a machine may lack: they are skipped by name then, which the summary shows."""
+"""Marks of tests that need a program or file system: machines without it skip them, and the summary names them."""
 
 from __future__ import annotations
 

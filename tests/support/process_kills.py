@@ -1,6 +1,6 @@
 """A process that is killed before any call by which it changes files: no ``finally`` and no ``except`` of it runs any more.
 
-What it had written stays, synced or not: what a power loss takes, tests/crash does.  So nothing here waits for a sync.
+All that it had written stays, synced or not, so nothing here waits for a sync.  Power losses are tested in tests/crash.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Calls:
     def __init__(self, kill_at: int | None) -> None:
         self.done: list[str] = []
         self.dead = False
-        """The engine was told that half of a write is all there is room for: nothing is done any more."""
+        """The engine has got the answer that there is room for half of a write only: no more calls are made."""
         self._kill_at = kill_at
 
     def _killed_at(self, what: str) -> bool:
@@ -45,7 +45,7 @@ class _Calls:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Of what is called in here."""
+        """Count the calls that are made in this block."""
         with ExitStack() as stack:
             for name in ("ftruncate", "rename", "unlink", "rmdir", "mkdir"):
                 stack.enter_context(mock.patch.object(os, name, self._named(name, getattr(os, name))))

@@ -27,7 +27,7 @@ def table(key: str) -> dict[str, Any]:
 
 
 def allowed() -> dict[str, set[str]]:
-    """Which rooms each room may import, by the table; rooms are named like ``blockfs.core``."""
+    """Return the rooms that each room may import, by the table; rooms are named like ``blockfs.core``."""
     return {room: set(names) for room, names in table("may_import").items()}
 
 
@@ -64,7 +64,7 @@ def imports(path: Path) -> set[str]:
 
 
 def used(rooms: set[str]) -> dict[str, set[str]]:
-    """Which rooms each room does import."""
+    """Return the rooms that each room does import."""
     known = modules()
     found: dict[str, set[str]] = {room: set() for room in rooms}
     for name, path in known.items():

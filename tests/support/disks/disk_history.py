@@ -46,14 +46,17 @@ class SiteDisk:
         return self.position
 
     def write(self, offset: int, payload: bytes) -> None:
+        """Write, and log it."""
         self.data[offset : offset + len(payload)] = payload
         self.states[self.note(RecordType.WRITE, offset, len(payload), payload)] = bytes(self.data)
 
     def zero(self, offset: int, length: int, kind: RecordType = RecordType.ZERO) -> None:
+        """Zero a range, and log it."""
         self.data[offset : offset + length] = bytes(length)
         self.states[self.note(kind, offset, length)] = bytes(self.data)
 
     def resize(self, size_bytes: int) -> None:
+        """Grow the disk, and log it."""
         self.data.extend(bytes(size_bytes - len(self.data)))
         self.states[self.note(RecordType.RESIZE, 0, size_bytes)] = bytes(self.data)
 
@@ -107,8 +110,8 @@ class SiteDisk:
     ) -> list[Packed]:
         """Sync parts of the present state: all chunks that differ from ``against`` (None: from zeros).
 
-        What was noted before is in the snapshot; its log part is not needed.  ``start``, ``first_part`` and ``first_seq``
-        are for a copy that was cut and goes on with this snapshot.
+        The snapshot has all records from before; their log part is not needed.  ``start``, ``first_part`` and ``first_seq``
+        are for an interrupted copy that continues with this snapshot.
         """
         if self._notes and first_seq is None:
             self.close_log()
@@ -138,7 +141,7 @@ class SiteDisk:
         return [(part, pack(path)) for part, path in filter(None, done)]
 
     def new_generation(self) -> None:
-        """The log was given up: what was noted is lost, sequence numbers begin anew."""
+        """Abandon the log: its records are lost, and a new generation has its own sequence numbers."""
         self.generation += 1
         self.seq = self.rng.randrange(0, 5)
         self._notes.clear()

@@ -1,4 +1,4 @@
-"""What a disk must be: the start state with its log replayed onto it."""
+"""The expected bytes of a disk: its start state with its log replayed onto it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def replay(start: bytes, disk: Disk, *, upto: int | None = None) -> bytes:
 
 
 def replay_files(start: bytes, paths: list[Path], *, upto: int | None = None, after_seq: int = 0) -> bytes:
-    """The same over given segments; the last may be still in use, with a preallocated end.  ``start`` has the records up to
-    number ``after_seq``.
+    """Return ``start`` after all records of these segments.
+
+    The last segment may be still in use, with a preallocated end.  ``start`` has the records up to number ``after_seq``.
     """
     data = bytearray(start)
     for path in paths:

@@ -36,7 +36,7 @@ FRONT_ENDS = {
     "io_uring": FuseServerOptions(over_io_uring=True),
     "pyfuse3": None,
 }
-"""Who answers the kernel's requests on disks."""
+"""The front ends, which answer the kernel's requests on disks."""
 
 
 def stall() -> str:
@@ -47,7 +47,7 @@ def stall() -> str:
 
 
 def remember() -> str:
-    """From now on the kernel remembers for an hour what it is told of a file: no test passes by waiting."""
+    """Let the kernel remember the attributes of a file for an hour from now on: no test passes by waiting."""
     filesystem.ATTRIBUTE_TIMEOUT_S = 3600.0
     return "done"
 
@@ -61,7 +61,7 @@ async def answer(host: DiskHost, method: str, arguments: dict[str, Any]) -> obje
 
 
 async def lines(stream: trio.lowlevel.FdStream) -> AsyncIterator[bytes]:
-    """What a stream says, line by line."""
+    """Yield the lines of a stream."""
     rest = b""
     async for piece in stream:
         *whole, rest = (rest + piece).split(b"\n")

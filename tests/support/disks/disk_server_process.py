@@ -23,7 +23,7 @@ ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
 
 
 def skip_unless_possible(front_end: str) -> None:
-    """FUSE over io_uring is a setting of the whole machine: whoever wants it tested turns it on before."""
+    """Skip a test of FUSE over io_uring where the machine does not allow that: the test does not change the setting."""
     if front_end == "io_uring" and (not ENABLE_URING.exists() or ENABLE_URING.read_text() != "Y\n"):
         pytest.skip(f"FUSE over io_uring is not enabled: {ENABLE_URING}")
 
@@ -114,7 +114,7 @@ class DiskServer:
         self.wait()
 
     def stop(self) -> None:
-        """End in order."""
+        """End it cleanly."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()

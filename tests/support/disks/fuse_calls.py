@@ -15,12 +15,13 @@ NOBODY: Any = None
 
 
 async def inode_of(files: DiskFileSystem, vm: str, name: str) -> pyfuse3.InodeT:
+    """Look up a file of a VM, and return its inode."""
     folder = await files.lookup(pyfuse3.ROOT_INODE, vm.encode(), NOBODY)
     return (await files.lookup(folder.st_ino, name.encode(), NOBODY)).st_ino
 
 
 async def listed(files: DiskFileSystem, folder: pyfuse3.InodeT, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Names of a folder with the inodes told of them."""
+    """Return the names in a folder with the inodes that readdir reports."""
     found = {}
 
     def reply(_token: object, name: bytes, entry: pyfuse3.EntryAttributes, _next: int) -> bool:

@@ -23,7 +23,7 @@ FSCK = {
 
 
 def run(*command: str | Path) -> str:
-    """What it printed; the test fails, and shows all that it printed, if it ends with another status than 0."""
+    """Return the output; the test fails, and shows the output, if the program exits with another status than 0."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300)
     assert done.returncode == 0, f"{' '.join(map(str, command))}: exit status {done.returncode}: {done.stdout}"
     return done.stdout
@@ -74,5 +74,5 @@ def make_tree(folder: Path, rng: random.Random, *, files: int) -> None:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a tree with what is in it."""
+    """Return every file of a tree with its contents."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""What a disk must be: its start state with its change log replayed onto it, by a reader of its own.
+"""The expected bytes of a disk: its start state with its change log replayed onto it, by an independent reader.
 
 It implements ``docs/reference/formats/hrl.md`` again, and shares only the checksum with the product.  Images are sparse
 files and never in memory, so that a disk of many GiB can be compared byte for byte.
@@ -132,7 +132,7 @@ def _chunks_with_data(fd: int) -> Iterator[int]:
 
 
 def data_ranges(fd: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of what is not a hole, in bytes."""
+    """Yield (begin, end) in bytes of each range that is not a hole."""
     end, size = 0, os.fstat(fd).st_size
     while end < size:
         try:

@@ -44,7 +44,7 @@ class LogRow:
         self.paths.append(path)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -78,11 +78,13 @@ class LogRow:
             self._append(kind)
 
     def write(self, offset: int, payload: bytes) -> None:
+        """Write, and log it."""
         self._begun()
         self.data[offset : offset + len(payload)] = payload
         self._append(RecordType.WRITE, offset, len(payload), payload)
 
     def tag(self, name: str) -> None:
+        """Log a tag."""
         self._begun()
         tag_id = str(uuid.uuid5(uuid.NAMESPACE_OID, name))
         tag = TagSeen(tag_id=tag_id, kind="ApplicationConsistent", name=name, position=self.position + 3, time_ns=0)

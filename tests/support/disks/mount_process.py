@@ -58,6 +58,7 @@ class MountProcess:
         self.disk = Path(self.mounted["disk"])
 
     def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
         self.process.send_signal(number)
 
     def note(self) -> str:
@@ -71,7 +72,7 @@ class MountProcess:
         return self.process.returncode, [json.loads(line) for line in stdout.splitlines()], plain(stderr)
 
     def end(self) -> dict[str, Any]:
-        """End it in order; what it printed at its end."""
+        """End it cleanly, and return the document that it printed at its end."""
         self.signal(signal.SIGINT)
         status, printed, stderr = self.ended()
         assert (status, len(printed)) == (0, 1), stderr
@@ -125,19 +126,22 @@ def mounts(*common: str) -> Iterator[Start]:
 
 
 def names(folder: Path) -> list[str]:
+    """Return the names in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def logs(image: Path) -> list[Path]:
+    """Return the segments of an image's change log."""
     return sorted(image.parent.glob("*.hrl"))
 
 
 def copied_as(path: Path, name: str) -> Path:
+    """Copy a file to another name in its folder."""
     return Path(shutil.copy(path, path.with_name(name)))
 
 
 def replayed(start: Path, segments: list[Path]) -> bytes:
-    """What a copy of the start image is after ``siterig log replay``."""
+    """Return the bytes of the start image after ``siterig log replay`` onto it."""
     done = siterig("log", "replay", *segments, "--onto", start)
     assert done.returncode == 0, done.stderr
     return start.read_bytes()

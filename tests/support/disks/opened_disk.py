@@ -13,10 +13,11 @@ SIZE = 1 << 20
 
 
 def reopen(disk: Disk, positions: PositionCounter) -> Disk:
-    """As after kill -9: nothing is closed in order."""
+    """Open the disk again after a kill: nothing is closed cleanly."""
     disk.abandon()
     return Disk.open(disk.paths, DiskOptions(positions), None)
 
 
 def logs(disk: Disk) -> list[Path]:
+    """Return the segments of the disk's change log."""
     return [path for _, path in find_segments(disk.paths.folder, "os")]

@@ -22,5 +22,6 @@ class Borrower:
         self.process = HostProcess.model_validate_json(self.popen.stdout.readline())
 
     def kill(self) -> None:
+        """Kill the process, and wait for its end."""
         self.popen.kill()
         self.popen.communicate()

@@ -42,16 +42,19 @@ class Bases(Views):
         self._folder = folder
 
     def open(self, managed_disk: str, _position: int, holder: str) -> Layer:
+        """Open the base, and keep the holder in a file."""
         store = self._folder / managed_disk
         (store / "holder").write_text(holder)
         return RawLayer(store / "base")
 
     def release(self, managed_disk: str, holder: str) -> None:
+        """Remove the holder's file."""
         store = self._folder / managed_disk
         if (store / "holder").exists() and (store / "holder").read_text() == holder:
             (store / "holder").unlink()
 
     def reconcile(self, _kind: str, holders: Collection[str]) -> None:
+        """Keep the names of all holders."""
         self.kept = set(holders)
 
 

@@ -35,6 +35,7 @@ class Stores(Views):
         return MountedPointSource(name=disk, disk_id=disk_id)
 
     def open(self, managed_disk: str, position: int, holder: str) -> Layer:
+        """Open the file of a state, and keep its holder."""
         store = self.folders[managed_disk]
         if not (store / str(position)).exists():
             raise RigError(Code.InvalidPosition, f"{store.name}: position {position} is not valid")
@@ -49,6 +50,7 @@ class Stores(Views):
             assert self.go_on.wait(30)
 
     def release(self, managed_disk: str, holder: str) -> None:
+        """Forget a holder."""
         store = self.folders[managed_disk]
         self._wait("release")
         if self.failing:
@@ -56,4 +58,5 @@ class Stores(Views):
         self.held = {each for each in self.held if (each[0], each[2]) != (store.name, holder)}
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
+        """Forget all holders of a kind but these."""
         self.held = {each for each in self.held if not each[2].startswith(f"{kind} ") or each[2] in holders}

@@ -162,7 +162,7 @@ def disk_of(job: Job) -> Path:
     return Path(job.result.disks[0].path)
 
 
-async def test_a_protected_disk_grows_fails_over_as_large_as_it_was_and_comes_back_larger(
+async def test_a_protected_disk_grows_and_keeps_its_size_through_failover(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     # A folder of a short name: below it is a socket, and the kernel allows 107 bytes for its path.

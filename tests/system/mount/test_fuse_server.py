@@ -134,7 +134,7 @@ def test_many_openers_at_once_see_what_each_wrote_and_the_log_has_it_all(server:
     assert replay_files(bytes(DISK_BYTES), logs) == found
 
 
-def test_while_python_is_stalled_open_disks_are_read_written_synced_and_discarded(server: DiskServer, disk: int) -> None:
+def test_a_stalled_python_does_not_stall_requests_on_open_disks(server: DiskServer, disk: int) -> None:
     """Also behind more waiting look-ups than there are threads, or entries in a ring."""
     folder = server.mountpoint / "web01"
     server.stall()

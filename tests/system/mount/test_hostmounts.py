@@ -171,7 +171,7 @@ async def test_the_freezer_thaws_when_its_parent_dies_or_it_is_told_to_stop(host
     (one / "file").touch()
 
 
-async def test_a_loop_device_on_a_disk_s_own_file_is_noticed_at_the_start_and_lets_no_log_begin(host: Path) -> None:
+async def test_a_loop_device_on_a_disk_file_prevents_the_start_of_a_log(host: Path) -> None:
     disks = DiskHost(host / "disks", host / "mnt")
     await disks.create_disk(vm="web01", name="os", size_bytes=MIB)
     await disks.start_tracking(vm="web01")

@@ -210,7 +210,7 @@ def test_a_copy_onto_a_disk_writes_over_its_beginning(image: Path, where: Path, 
 
 
 @pytest.mark.parametrize("command", [["umount"], ["fusermount3", "-u"]], ids=lambda command: command[0])
-def test_an_unmount_from_outside_ends_it_in_order_and_it_can_be_mounted_again_at_once(
+def test_an_unmount_ends_the_mount_cleanly_and_it_can_be_repeated_at_once(
     image: Path, where: Path, start_each: Start, command: list[str]
 ) -> None:
     before = copied(image)

@@ -207,7 +207,7 @@ async def test_an_export_fails_in_the_same_way_whatever_the_format(folder: Path,
         assert at - 65536 < found["raw"] <= at
 
 
-async def test_an_export_begins_again_when_the_role_that_serves_the_point_ended_meanwhile(folder: Path) -> None:
+async def test_an_export_restarts_when_the_role_that_serves_the_point_has_ended(folder: Path) -> None:
     async with protected(folder) as (testbed, source):
         copy, point = await source.point("last")
         await testbed.vault.mount_point(vm="web01", point=point.id, name="exported")

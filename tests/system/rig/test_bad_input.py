@@ -295,7 +295,7 @@ def test_a_folder_that_cannot_be_made_is_one_line() -> None:
     )
 
 
-def test_a_file_system_without_room_for_a_new_rig_is_refused_before_a_folder_is_made() -> None:
+def test_a_file_system_without_room_for_a_rig_is_refused_at_once() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "siterig", "up", "--dir", "/proc/rig"], capture_output=True, text=True, check=False
     )
@@ -361,9 +361,7 @@ def test_on_a_full_disk_a_vm_is_not_protected_and_can_be_later(rig: Rig, full: C
     rig.good("unprotect", "late")
 
 
-def test_a_disk_that_fills_up_under_load_is_told_to_guest_and_user_and_nothing_is_lost(
-    rig: Rig, full: Callable[[], None], tmp_path: Path
-) -> None:
+def test_a_host_disk_that_fills_up_under_load_loses_nothing(rig: Rig, full: Callable[[], None], tmp_path: Path) -> None:
     made = json.loads(rig.good("vm", "create", "busy", "--disk", "a:64MiB:ext4", "--json"))
     rig.good("protect", "busy", "--interval", "1")
     before, during, after = os.urandom(2 * MIB), os.urandom(16 * MIB), os.urandom(2 * MIB)

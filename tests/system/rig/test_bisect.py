@@ -138,7 +138,7 @@ async def test_the_write_that_broke_a_file_system_is_named(folder: Path) -> None
             assert siterig(testbed, "point", "unmount", VM, state.name).returncode == 0
 
 
-async def test_a_search_that_is_interrupted_leaves_nothing_and_what_a_killed_one_left_goes(folder: Path) -> None:
+async def test_an_interrupted_or_killed_search_leaves_nothing(folder: Path) -> None:
     async with Testbed.up(folder / "rig") as testbed:
         vault = testbed.vault
         vm = await vault.create_vm(vm=VM, disks=[DiskSpec(name="os", size_bytes=8 * MIB)])

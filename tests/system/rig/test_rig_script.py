@@ -283,7 +283,7 @@ CONFIGURATION = Path("/etc/postgresql-common")
 @pytest.mark.skipif(
     os.geteuid() != 0 or not CONFIGURATION.is_dir(), reason="needs root, and PostgreSQL, whose folders are hidden meanwhile"
 )
-def test_postgresql_comes_without_a_database_and_its_configuration_stays_as_it_was(checkout: Checkout) -> None:
+def test_postgresql_is_installed_without_a_database(checkout: Checkout) -> None:
     made = "/usr/lib/postgresql/99/bin"
     checkout.stub(
         "apt-get",
@@ -372,7 +372,7 @@ def test_another_user_cannot_run_the_tests_and_is_told_so(shared: Checkout) -> N
 
 
 @needs_root
-def test_another_python_of_the_same_version_runs_the_code_where_that_of_the_environment_is_out_of_reach(
+def test_another_python_of_the_same_version_replaces_an_unreachable_one(
     shared: Checkout,
 ) -> None:
     (shared.root / ".venv/bin/python").chmod(0o700)

@@ -67,7 +67,7 @@ def wrong_blocks(copy: Images, mounted: MountedPoint) -> list[tuple[str, int]]:
     return found
 
 
-async def test_a_rotten_byte_is_named_is_never_served_and_a_resync_makes_the_disk_whole(folder: Path) -> None:
+async def test_a_corrupt_byte_is_named_never_served_and_repaired_by_a_resync(folder: Path) -> None:
     async with protected(folder) as (testbed, source):
         vault = testbed.vault
         before, early = await source.point("before")

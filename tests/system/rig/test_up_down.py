@@ -223,7 +223,7 @@ def test_ctrl_c_during_up_leaves_nothing(layout: Layout, after: str, number: sig
     assert not layout.root.exists()
 
 
-def test_a_new_rig_that_does_not_come_up_leaves_nothing_but_its_words_and_an_old_one_keeps_all(
+def test_a_failed_up_removes_a_new_rig_and_keeps_an_old_one(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = tmp_path / "bin" / "node"
@@ -270,9 +270,7 @@ async def test_the_site_can_be_killed_and_comes_back_with_its_disks(layout: Layo
         assert read_position(testbed.site_position) == await testbed.site.position()
 
 
-def test_a_missing_azurite_is_one_line_before_anything_is_started_and_nothing_is_left(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_azurite_is_reported_before_anything_is_started(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SITERIG_AZURITE", "/nonexistent/azurite-blob")
     result = siterig(layout, "up")
     assert result.returncode == 4

@@ -23,7 +23,7 @@ from siterig.cext.fuse_server import FuseServer, FuseServerOptions
 from tests.support.io_faults import SYNC, io_verdict
 
 KERNELS = 1 << 51
-"""Of ``unique`` only what is below is the kernel's: above is by whom it came, and that may be any thread."""
+"""The bits of ``unique`` below this one are the kernel's; those above name the thread that took the request, any one."""
 LOOKUP, FORGET, GETATTR, READ, WRITE, FSYNC, FLUSH, INIT, READDIR, INTERRUPT = 1, 2, 3, 15, 16, 20, 25, 26, 28, 36
 IOCTL, POLL, BATCH_FORGET, FALLOCATE, READDIRPLUS, LSEEK, COPY_FILE_RANGE, STATX = 39, 40, 42, 43, 44, 46, 47, 52
 GETXATTR, MKNOD, OPEN = 22, 8, 14
@@ -70,25 +70,25 @@ class Rig:
         self.answer(self.told.unique, bytes(24))
 
     def ask(self, opcode: int, unique: int, body: bytes = b"", node: int = 1) -> None:
-        """As the kernel."""
+        """Send a request, in the kernel's place."""
         self.kernel.send(struct.pack("<IIQQIIIHH", 40 + len(body), opcode, unique, node, 0, 0, 0, 0, 0) + body)
 
     def answered(self) -> Message:
-        """What the kernel gets."""
+        """Return the next message that the kernel gets."""
         message = self.kernel.recv(1 << 18)
         length, error, unique = struct.unpack_from("<IiQ", message)
         assert length == len(message)
         return Message(error, unique, message[16:])
 
     def asked(self) -> Message:
-        """What libfuse gets."""
+        """Return the next message that libfuse gets."""
         message = self.python.recv(1 << 18)
         length, opcode, unique = struct.unpack_from("<IIQ", message)
         assert length == len(message)
         return Message(opcode, unique, message[40:])
 
     def answer(self, unique: int, body: bytes, error: int = 0) -> None:
-        """As libfuse."""
+        """Send an answer, in libfuse's place."""
         self.python.send(struct.pack("<IiQ", 16 + len(body), error, unique) + body)
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ def test_controls_of_files_are_not_known(rig: Rig) -> None:
     assert rig.answered().code == -errno.ENOTTY
 
 
-def test_forgotten_inodes_are_passed_on_in_messages_that_the_pair_carries_and_not_answered(rig: Rig) -> None:
+def test_forgotten_inodes_are_passed_on_in_bounded_messages(rig: Rig) -> None:
     one = [struct.pack("<QQ", inode, 1) for inode in range(10_000)]
     rig.ask(BATCH_FORGET, 8, struct.pack("<II", len(one), 0) + b"".join(one))
     seen: list[bytes] = []
@@ -296,14 +296,14 @@ def test_a_thread_that_gives_up_ends_it_all_and_says_why() -> None:
     rig = Rig()
     rig.ask(STATX, 4)
     assert select.select([rig.kernel], [], [], FILL_S)[0] == [rig.kernel]
-    rig.kernel.close()  # with an answer unread: the other end is told that the connection was reset
+    rig.kernel.close()  # with an answer unread: the other end gets ECONNRESET
     assert select.select([rig.fuse_server.ended_fd], [], [], FILL_S)[0] == [rig.fuse_server.ended_fd]
     with pytest.raises(ConnectionResetError):
         rig.fuse_server.stop()
     rig.python.close()
 
 
-def test_it_can_be_stopped_while_the_kernel_asks_nothing_and_python_does_not_listen() -> None:
+def test_it_can_be_stopped_while_kernel_and_python_are_silent() -> None:
     rig = Rig()
     for i in range(3000):
         rig.ask(LOOKUP, 2 * i + 2, b"n" * 200)
@@ -316,7 +316,7 @@ def test_it_can_be_stopped_while_the_kernel_asks_nothing_and_python_does_not_lis
 
 
 @pytest.mark.parametrize("options", [FuseServerOptions(threads=0), FuseServerOptions(request_bytes_max=5000)])
-def test_options_that_cannot_be_are_refused_and_the_descriptors_stay_the_callers(options: FuseServerOptions) -> None:
+def test_invalid_options_leave_the_descriptors_to_the_caller(options: FuseServerOptions) -> None:
     device, names = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with device, names, pytest.raises(OSError, match="Invalid argument"):
         FuseServer(device.fileno(), names.fileno(), options)

@@ -105,9 +105,7 @@ async def test_log_overflow_stops_cycles_until_a_resync_which_makes_it_whole(rig
     rig.check_point(cut.position)
 
 
-async def test_a_resync_that_is_ordered_before_the_agent_knows_why_it_is_due_leaves_none_due(
-    rig: Rig, autojump_clock: MockClock
-) -> None:
+async def test_an_early_resync_leaves_no_other_one_due(rig: Rig, autojump_clock: MockClock) -> None:
     async with rig.agent() as agent:
         await rig.protect(agent)
         await trio.sleep(1)
@@ -122,9 +120,7 @@ async def test_a_resync_that_is_ordered_before_the_agent_knows_why_it_is_due_lea
     rig.check_point(cut.position)
 
 
-async def test_a_disk_that_grows_is_replicated_without_a_resync_and_older_points_stay_small(
-    rig: Rig, autojump_clock: MockClock
-) -> None:
+async def test_growth_needs_no_resync_and_older_points_stay_small(rig: Rig, autojump_clock: MockClock) -> None:
     async with rig.agent() as agent:
         await rig.protect(agent)
         small = await rig.cycle(agent)
@@ -362,9 +358,7 @@ async def test_a_clock_that_is_set_moves_no_application_consistent_point(
 
 
 @pytest.mark.slow
-async def test_a_restart_of_the_host_with_another_time_delays_an_application_consistent_point_by_no_more_than_its_period(
-    rig: Rig, autojump_clock: MockClock
-) -> None:
+async def test_a_restart_delays_application_consistent_points_a_period_at_most(rig: Rig, autojump_clock: MockClock) -> None:
     cuts: list[float] = []
     rig.guests.mounted = ["/mnt/a"]
     rig.interceptor.before = lambda name: (
@@ -455,9 +449,7 @@ async def test_created_vm_has_formatted_disks_and_a_failed_one_leaves_nothing(ri
         assert [Path(path).name for path in rig.guests.shut_down] == ["os.img", "raw.img"]
 
 
-async def test_how_far_an_import_is_can_be_asked_and_the_same_vm_is_not_made_twice_at_once(
-    rig: Rig, autojump_clock: MockClock
-) -> None:
+async def test_an_import_reports_progress_and_its_vm_is_not_made_twice(rig: Rig, autojump_clock: MockClock) -> None:
     async with rig.agent() as agent, trio.open_nursery() as nursery:
         rig.guests.may_fill = trio.Event()
         disks = [DiskSpec(name="os", size_bytes=1 << 20, image="/images/os.vhdx"), DiskSpec(name="raw", size_bytes=1 << 20)]

@@ -111,7 +111,7 @@ async def test_unreachable_cache_account_is_waited_out(rig: Rig, autojump_clock:
     assert rig.host.disk(VM, "os").staging.read_bytes() == bytes(export.data)
 
 
-async def test_missing_or_corrupt_or_unfinished_parts_are_refused_and_nothing_is_deleted(
+async def test_bad_or_missing_parts_are_refused_and_nothing_is_deleted(
     rig: Rig, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     export = Export(rig, tmp_path / "a")

@@ -85,7 +85,7 @@ async def test_agent_killed_at_each_call_of_a_resync(tmp_path: Path, autojump_cl
             return
 
 
-async def test_host_killed_during_initial_replication_takes_a_new_snapshot_and_goes_on(
+async def test_host_killed_during_initial_replication_takes_a_new_snapshot(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     rig = Rig(tmp_path, sizes={"os": 1 << 20, "data": 1 << 20})

@@ -91,9 +91,7 @@ async def test_an_older_copy_needs_a_resync_whatever_was_written_since(
 
 
 @pytest.mark.slow
-async def test_an_older_copy_of_an_older_generation_is_resynchronized_past_the_newer_one(
-    rig: Restored, autojump_clock: MockClock
-) -> None:
+async def test_a_copy_of_an_older_generation_gets_a_newer_one_by_a_resync(rig: Restored, autojump_clock: MockClock) -> None:
     await protect(rig)
     rig.stop_host()
     rig.copy("site", "agent")

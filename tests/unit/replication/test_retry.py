@@ -90,7 +90,7 @@ async def test_72_hours_without_cache_account_are_retried_by_the_official_table(
     rig.host.close()
 
 
-async def test_failure_that_cannot_pass_is_critical_and_not_retried_until_an_administrator_acts(
+async def test_a_permanent_failure_is_critical_and_waits_for_an_administrator(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(tmp_path)
@@ -112,7 +112,7 @@ async def test_failure_that_cannot_pass_is_critical_and_not_retried_until_an_adm
     rig.host.close()
 
 
-async def test_initial_replication_fails_to_its_caller_if_it_cannot_pass_and_resumes_when_ordered_again(
+async def test_initial_replication_reports_failure_and_resumes_on_request(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(tmp_path)

@@ -50,9 +50,7 @@ async def test_spoilt_parts_of_a_copy_and_of_the_log_are_replaced(waiting: Rig, 
     rig.check_point(cut.position)
 
 
-async def test_a_part_that_is_lost_in_the_middle_of_a_copy_is_replaced_and_the_copy_goes_on(
-    waiting: Rig, autojump_clock: MockClock
-) -> None:
+async def test_a_part_lost_during_a_copy_is_replaced_and_the_copy_continues(waiting: Rig, autojump_clock: MockClock) -> None:
     rig = waiting
     async with rig.agent() as agent:
         await agent.create_relationship(vm=VM, interval_s=30, app_consistent_every_s=None)
@@ -201,9 +199,7 @@ async def test_a_foreign_file_in_the_spool_stops_nothing(waiting: Rig, autojump_
         assert rig.vault.errors == []
 
 
-async def test_a_vm_that_has_failed_over_sends_nothing_new_but_replaces_what_it_had_sent(
-    waiting: Rig, autojump_clock: MockClock
-) -> None:
+async def test_a_failed_over_vm_only_replaces_parts_that_it_had_sent(waiting: Rig, autojump_clock: MockClock) -> None:
     rig = waiting
     async with rig.agent() as agent:
         await rig.protect(agent)
@@ -244,9 +240,7 @@ async def test_the_bytes_that_wait_in_the_account_are_reported_with_each_point(
         assert sum(rig.vault.waiting.values()) <= sum(len(data) for data in rig.cache.blobs.values())
 
 
-async def test_a_failing_account_is_a_wait_of_the_vm_from_the_first_failure_to_the_first_success(
-    waiting: Rig, autojump_clock: MockClock
-) -> None:
+async def test_a_failing_account_is_a_wait_until_the_first_success(waiting: Rig, autojump_clock: MockClock) -> None:
     rig = waiting
     rig.recovery.running = True
     rig.retry_delays_s = (60.0,)

@@ -1,4 +1,4 @@
-"""What a benchmark run says of the targets."""
+"""Benchmarks report for each target whether it was met."""
 
 from __future__ import annotations
 

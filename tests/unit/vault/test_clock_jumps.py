@@ -67,7 +67,7 @@ async def test_no_point_goes_when_the_clock_is_set_and_set_again(tmp_path: Path,
         assert len(await jumps(vault)) == 2
 
 
-async def test_no_point_goes_when_the_rig_comes_up_again_in_the_same_boot_with_the_clock_two_days_ahead(
+async def test_no_point_is_pruned_after_a_restart_with_a_clock_two_days_ahead(
     tmp_path: Path,
 ) -> None:
     world = World()
@@ -128,7 +128,7 @@ async def test_time_that_passed_prunes_points_and_an_event_reports_it(tmp_path: 
         assert await jumps(vault) == []
 
 
-async def test_a_clock_that_is_set_while_time_passes_keeps_what_the_time_that_passed_keeps(tmp_path: Path) -> None:
+async def test_retention_counts_elapsed_time_when_the_clock_is_set(tmp_path: Path) -> None:
     """The rules go by the rig's clock: with the clock set every few hours, the number of points kept is the same."""
     left = []
     for name, step_h in (("steady", 0), ("jumping", 7)):

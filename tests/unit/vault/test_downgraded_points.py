@@ -26,9 +26,7 @@ async def test_a_point_tells_why_it_is_not_application_consistent_and_keeps_its_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("applied_first", [True, False])
-async def test_a_scheduled_one_does_whether_it_was_applied_before_or_after_the_agent_tells(
-    tmp_path: Path, applied_first: bool
-) -> None:
+async def test_a_scheduled_point_does_before_and_after_the_report(tmp_path: Path, applied_first: bool) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)

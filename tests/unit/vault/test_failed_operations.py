@@ -116,7 +116,7 @@ async def states_of(vault: Vault) -> tuple[str, str, str | None, str]:
     ROWS,
     ids=[f"{len(row[0])} steps, {row[1].value}: {row[3]}" for row in ROWS],
 )
-async def test_after_a_failure_the_operation_can_be_given_again_and_points_are_taken_if_replication_continues(
+async def test_a_failed_operation_can_be_repeated_and_points_continue(
     tmp_path: Path, *, before: tuple[Step, ...], operation: Operation, operate: Step, call: str, after: str | None
 ) -> None:
     world = World()

@@ -43,9 +43,7 @@ async def until_gone(vault: Vault, *left: str) -> None:
             await trio.sleep(0.005)
 
 
-async def test_it_goes_when_its_process_ends_and_what_is_lent_to_nobody_or_another_stays(
-    tmp_path: Path, borrower: Borrower
-) -> None:
+async def test_a_lease_ends_with_its_process_and_others_stay(tmp_path: Path, borrower: Borrower) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)

@@ -107,7 +107,7 @@ async def test_a_tag_in_the_source_logs_costs_the_same_after_any_number_of_recor
 
 
 @pytest.mark.slow
-def test_the_part_with_a_tag_costs_the_same_to_apply_after_any_number_of_records(tmp_path: Path) -> None:
+def test_applying_a_tag_costs_the_same_after_any_number_of_records(tmp_path: Path) -> None:
     found = {}
     (tmp_path / "site").mkdir()
     disk = SiteDisk(tmp_path / "site", random.Random(1))

@@ -86,7 +86,7 @@ async def refused_unmount(vault: Vault, name: str) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-async def test_a_time_is_one_mount_however_it_is_written_and_is_unmounted_as_it_was_given(tmp_path: Path) -> None:
+async def test_a_time_is_one_mount_in_any_spelling(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -195,7 +195,7 @@ def test_a_time_as_it_is_shown_means_the_point_it_is_shown_of() -> None:
 
 
 @pytest.mark.slow
-async def test_latest_first_applies_what_the_cache_holds_and_latest_processed_does_not(tmp_path: Path) -> None:
+async def test_latest_applies_cached_parts_and_latest_processed_does_not(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -230,7 +230,7 @@ async def test_a_mount_that_fails_leaves_nothing_and_one_that_was_there_stays(tm
 
 
 @pytest.mark.slow
-async def test_what_a_kill_left_half_mounted_is_shown_and_can_be_mounted_again_or_unmounted(tmp_path: Path) -> None:
+async def test_a_half_mounted_point_is_listed_and_can_be_repeated_or_removed(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)

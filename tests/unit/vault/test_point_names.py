@@ -134,9 +134,7 @@ async def test_an_id_is_understood_in_capitals(tmp_path: Path) -> None:
         ("", "allowed: 1 to 63 letters"),
     ],
 )
-async def test_a_vm_name_that_the_other_side_could_not_have_is_refused_before_anything_is_made(
-    tmp_path: Path, vm: str, why: str
-) -> None:
+async def test_a_vm_name_that_the_other_side_forbids_is_refused_first(tmp_path: Path, vm: str, why: str) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         with pytest.raises(RigError, match=why) as caught:

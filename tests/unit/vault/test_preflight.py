@@ -148,7 +148,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("before", "arrange", "operate", "code"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
-async def test_the_job_fails_before_anything_is_changed_and_succeeds_when_the_cause_is_gone(
+async def test_the_job_fails_before_any_change_and_succeeds_without_the_cause(
     tmp_path: Path,
     before: Callable[[Vault], Awaitable[None]],
     arrange: Callable[[World, Vault], Awaitable[None]],
@@ -212,9 +212,7 @@ async def test_disabling_is_refused_before_its_job_while_the_recovery_side_is_in
 
 
 @pytest.mark.parametrize("operate", [unplanned, planned])
-async def test_after_a_failure_behind_the_preflight_replication_continues_and_the_failover_can_be_given_again(
-    tmp_path: Path, operate: Operate
-) -> None:
+async def test_replication_continues_after_a_failure_past_the_preflight(tmp_path: Path, operate: Operate) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)

@@ -46,7 +46,7 @@ def test_of_an_hour_the_newest_application_consistent_point_is_kept() -> None:
     assert kept([*points, newest]) == ["p3", "p9"]
 
 
-def test_none_is_older_than_the_retention_but_the_newest_and_the_newest_application_consistent_one() -> None:
+def test_only_the_newest_points_of_each_kind_outlive_the_retention() -> None:
     points = [point(1, NOON_NS, app=True), point(2, NOON_NS + HOUR_NS, app=True), point(3, NOON_NS + 2 * HOUR_NS)]
     later = point(4, NOON_NS + 40 * HOUR_NS)
     assert kept([*points, later]) == ["p2", "p4"]

@@ -274,7 +274,7 @@ async def test_blobs_that_are_passed_over_are_a_warning_once_until_they_are_gone
         assert await it.events() == [("BlobsSkipped", "Warning"), ("BlobsSkipped", "OK")]
 
 
-async def test_parts_that_cannot_be_used_are_asked_of_the_site_and_a_refusal_is_a_wait(tmp_path: Path) -> None:
+async def test_unusable_parts_are_requested_and_a_refusal_is_a_wait(tmp_path: Path) -> None:
     async with watched(tmp_path) as it:
         disk_id = it.world.site["web01"]["os"].disk_id
         it.world.failing["site.send_again"] = RigError(Code.CacheForbidden, "403")
@@ -289,9 +289,7 @@ async def test_parts_that_cannot_be_used_are_asked_of_the_site_and_a_refusal_is_
         assert it.vault.context.waits.list() == []
 
 
-async def test_a_part_that_was_sent_again_to_no_avail_makes_a_resync_due_and_the_event_says_which(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_a_part_that_fails_again_makes_a_resync_due_and_is_named(tmp_path: Path, autojump_clock: MockClock) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -319,7 +317,7 @@ async def test_a_part_that_was_sent_again_to_no_avail_makes_a_resync_due_and_the
         assert (await vault.items())[0].resynchronizationRequired is None
 
 
-async def test_the_site_is_asked_to_look_when_what_it_sent_is_not_applied_though_nothing_is_listed(tmp_path: Path) -> None:
+async def test_the_site_checks_sent_parts_that_are_neither_listed_nor_applied(tmp_path: Path) -> None:
     async with watched(tmp_path) as it:
         await it.cycle(apply=False)
         await it.passes(ASK_AFTER_S + 1)

@@ -261,9 +261,7 @@ async def test_planned_failover_refuses_a_position_that_was_not_applied(tmp_path
 
 
 @pytest.mark.parametrize("code", ["PartNotFound", "PartUnreadable", "PartCorrupt"])
-async def test_failback_exports_a_disk_again_when_the_account_lost_a_part_but_not_for_ever(
-    tmp_path: Path, code: str
-) -> None:
+async def test_failback_repeats_an_export_after_a_lost_part_a_few_times(tmp_path: Path, code: str) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault, disks=("os",))

@@ -73,7 +73,7 @@ async def test_a_recoverable_error_warns_until_replication_recovers(tmp_path: Pa
         assert codes == ["ReplicationRecovered", "CacheUnreachable"]  # newest first, an attempt is no event of its own
 
 
-async def test_a_point_that_was_sent_ends_an_error_that_a_restarted_agent_does_not_know_of(tmp_path: Path) -> None:
+async def test_a_sent_point_ends_an_error_from_before_an_agent_restart(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
         await vault.reports.replication_error(

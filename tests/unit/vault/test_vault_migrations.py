@@ -110,7 +110,7 @@ def test_a_migration_keeps_every_row_and_value(tmp_path: Path) -> None:
             )
 
 
-def test_ages_of_points_of_version_4_are_those_of_their_times_but_an_hour_at_most_between_two(tmp_path: Path) -> None:
+def test_migrated_points_have_ages_with_gaps_of_an_hour_at_most(tmp_path: Path) -> None:
     path = of_version_4(tmp_path)
     opened(path)
     hour_s = 3600

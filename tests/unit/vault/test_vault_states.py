@@ -121,7 +121,7 @@ ALLOWED_ERRORS = {"InvalidState", "JobInProgress", "VmNotFound", "NoSuchPoint"}
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(steps=st.lists(st.tuples(st.integers(0, 99), st.sampled_from(FAULTS), st.booleans()), min_size=4, max_size=10))
-async def test_no_sequence_of_operations_faults_and_kills_ends_where_nothing_is_allowed(
+async def test_every_sequence_of_operations_faults_and_kills_allows_another(
     steps: list[tuple[int, str | None, bool]],
 ) -> None:
     """A step: which operation, what fails during it, and whether the vault is killed right after it was asked."""

@@ -68,7 +68,7 @@ async def test_a_missing_part_is_waited_for(rig: Rig, nursery: trio.Nursery, fas
     assert rig.vault.failed == []
 
 
-async def test_a_part_that_the_account_lists_and_has_not_got_is_asked_for_and_applied_when_it_comes(
+async def test_a_listed_part_without_data_is_requested_and_then_applied(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     parts = [*rig.disk.sync(), rig.log("one")]
@@ -479,7 +479,7 @@ async def test_a_repair_rebuilds_metadata_and_applying_continues(rig: Rig, capfd
     assert rig.state(rig.disk.position) == rig.disk.data
 
 
-async def test_where_nothing_could_be_applied_after_a_repair_the_store_is_left_as_it_is(rig: Rig) -> None:
+async def test_a_repair_that_would_not_help_leaves_the_store_unchanged(rig: Rig) -> None:
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
     await rig.service.process_latest(disk_ids=[DISK_ID])
     (journal_file,) = (rig.disks / DISK_ID / "journal").iterdir()

@@ -55,7 +55,7 @@ def test_one_failed_look_is_not_enough_to_ask_and_a_second_is() -> None:
     assert bad.to_request(part, listed, RETRY_S) == [log_part(number) for number in range(5, 6 + FOLLOWING_MAX)]
 
 
-def test_content_that_is_wrong_is_asked_for_at_once_then_less_and_less_often_and_looked_at_quickly_at_first() -> None:
+def test_wrong_content_is_requested_at_growing_intervals() -> None:
     bad, part = BadParts(), log_part(1)
     now, asked = 0.0, []
     while now < 1000:
@@ -103,7 +103,7 @@ async def test_a_part_that_cannot_be_used_is_asked_for_and_its_replacement_is_ap
     assert rig.waits.list() == []
 
 
-async def test_a_part_that_stays_bad_is_reported_with_the_remedy_for_a_changed_azurite(
+async def test_a_part_that_stays_bad_is_reported_with_the_remedy(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     parts = rig.disk.sync()
@@ -152,7 +152,7 @@ async def test_a_stray_blob_with_the_name_of_a_part_stops_nothing(
         await rig.vault.wait_position(rig.disk.position)
 
 
-async def test_a_stray_blob_that_begins_as_the_next_part_does_is_passed_over_for_the_right_one(
+async def test_a_stray_blob_that_looks_like_the_next_part_is_skipped(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     await nursery.start(rig.service.run)
@@ -221,7 +221,7 @@ async def test_the_bytes_that_wait_in_the_account_are_reported(
     assert rig.vault.seen[-1] == (0, [])
 
 
-async def test_a_part_that_is_missing_while_later_ones_are_there_is_a_wait_and_is_asked_for(
+async def test_a_missing_part_before_later_ones_is_a_wait_and_is_requested(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     rig.cache.hold(rig.disk.sync())

@@ -70,7 +70,7 @@ def test_positions_before_and_after_a_resync_read_as_the_disk_was(tmp_path: Path
         assert_same(whole(store.view(position)), disk.states[position], f"seed {seed}, position {position}")
 
 
-def test_a_position_inside_an_unfinished_resync_is_refused_with_the_valid_ranges(tmp_path: Path) -> None:
+def test_a_position_in_an_unfinished_resync_is_refused_with_valid_ranges(tmp_path: Path) -> None:
     disk, store = seeded(tmp_path)
     snapshot, old = store.debug_state().epochs[0].snapshot_position, disk.position
     disk.new_generation()
@@ -117,7 +117,7 @@ def test_an_initial_replication_begun_anew_starts_from_zeros(tmp_path: Path) -> 
     assert_same(whole(store.view(disk.position)), bytes(disk.data), "the second seed")
 
 
-def test_a_disk_that_grew_before_it_was_copied_is_as_large_and_one_that_shrank_is_refused(tmp_path: Path) -> None:
+def test_a_grown_disk_is_copied_whole_and_a_shrunk_one_is_refused(tmp_path: Path) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.scribble(10)
     apply(store, disk.sync()[:1])  # the copy was cut, and the disk has grown: the next generation begins anew

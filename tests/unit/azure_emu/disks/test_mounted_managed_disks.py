@@ -55,7 +55,7 @@ def read(host: DiskHost, name: str) -> bytes:
     return disks["os"].read(0, disks["os"].size_bytes)
 
 
-async def test_mounted_states_read_the_same_during_compaction_and_hold_their_positions(managed: Path) -> None:
+async def test_compaction_does_not_change_mounted_states(managed: Path) -> None:
     disk, store, ends = history(managed)
     source = MountedPointSource(name="os", disk_id=DISK_ID)
     host = host_over(managed)

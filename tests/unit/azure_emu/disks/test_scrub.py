@@ -84,7 +84,7 @@ def test_a_foreign_file_in_the_journal_stops_nothing_and_is_named(tmp_path: Path
 # --- much damage ------------------------------------------------------------------------------------------------
 
 
-def test_blocks_side_by_side_are_one_damage_and_whole_again_when_all_are_written_over(tmp_path: Path) -> None:
+def test_adjacent_bad_blocks_are_one_damage_until_all_are_overwritten(tmp_path: Path) -> None:
     disk, store = filled(tmp_path)
     flip(store.folder / "base.img", *range(8 * BLOCK, 20 * BLOCK, BLOCK))
     [damage] = found_in(store.folder)

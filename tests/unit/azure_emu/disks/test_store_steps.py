@@ -275,7 +275,7 @@ def test_the_oldest_position_never_passes_a_pin(tmp_path: Path) -> None:
     view.close()
 
 
-def test_a_position_below_an_announced_compaction_can_be_neither_pinned_nor_opened(tmp_path: Path) -> None:
+def test_a_position_below_a_planned_compaction_cannot_be_pinned_or_opened(tmp_path: Path) -> None:
     life = Life(tmp_path, 4)
     store = new_store(tmp_path)
     apply(store, life.parts)

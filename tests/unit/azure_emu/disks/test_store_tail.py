@@ -129,7 +129,7 @@ def test_a_last_frame_with_an_intact_segment_is_repaired_after_a_power_loss(tail
         store.close()
 
 
-def test_a_last_frame_that_a_kill_left_without_its_header_gets_it_and_is_no_damage(tail: Tail) -> None:
+def test_the_header_of_the_last_frame_is_repaired_after_a_kill(tail: Tail) -> None:
     for header, level in ((bytes(HEADER_BYTES), "info"), (b"x" * HEADER_BYTES, "warning")):
         start = tail.last.start
         tail.path.write_bytes(tail.good[:start] + header + tail.good[start + HEADER_BYTES :])

@@ -85,7 +85,7 @@ class Reports:
         raise NotImplementedError
 
 
-async def test_damage_that_a_reader_meets_is_reported_also_if_the_state_is_closed_at_once(
+async def test_damage_met_by_a_reader_is_reported_even_if_it_closes_at_once(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     disk, store = seeded(tmp_path)

@@ -102,7 +102,7 @@ def test_with_the_base_records_of_part_of_a_sector_are_widened(ops: list[Op]) ->
         assert sorted(path.name for path in folder.iterdir() if path.suffix != ".hrl") == ["base", "out"]
 
 
-def test_without_the_base_a_record_of_part_of_a_sector_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_record_of_part_of_a_sector_needs_the_base(tmp_path: Path) -> None:
     row = LogRow(tmp_path)
     row.write(0, bytes(SECTOR))
     row.write(513, b"abc")

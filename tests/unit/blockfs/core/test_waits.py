@@ -114,7 +114,7 @@ async def test_a_probe_that_fails_is_the_answer() -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_a_reason_with_a_byte_that_is_not_utf8_ends_no_role_and_hides_no_other_wait() -> None:
+async def test_a_reason_that_is_not_utf8_hides_no_other_wait() -> None:
     health = Health()
     health.waits.set("upload", "DiskFull", "/srv/\udcff: no room")
     health.waits.set("vault", "PeerUnreachable", "nobody answers")

@@ -104,7 +104,7 @@ def test_a_disk_that_was_changed_while_it_was_down_needs_a_resync(lives: Lives, 
     assert lives.life() is None
 
 
-def test_a_disk_that_was_made_longer_by_a_part_of_a_sector_can_be_opened_again_and_again(lives: Lives) -> None:
+def test_a_disk_file_that_grew_by_part_of_a_sector_can_be_opened(lives: Lives) -> None:
     if lives.file.suffix == ".top":
         return
     os.truncate(lives.file, SIZE + 1000)
@@ -309,7 +309,7 @@ def test_a_segment_that_was_replaced_by_an_older_copy_is_noticed(lives: Lives) -
 # ---- formats of before
 
 
-def test_a_state_and_a_dirty_file_of_before_are_read_and_say_nothing_of_the_files(lives: Lives) -> None:
+def test_state_and_dirty_files_of_older_formats_are_read(lives: Lives) -> None:
     path = lives.paths.file("disk")
     state = DiskState.load(path)
     body = state.model_dump(exclude={"closed", "opened", "managed_disk"})

@@ -161,7 +161,7 @@ def test_after_it_grew_a_cut_is_found_at_the_new_end(opened: Opened) -> None:
     assert opened.path.stat().st_size == SIZE + 4096
 
 
-def test_what_is_written_after_the_file_is_gone_is_refused_after_a_few_writes_and_by_any_flush(opened: Opened) -> None:
+def test_writes_and_flushes_fail_soon_after_the_file_is_gone(opened: Opened) -> None:
     opened.path.unlink()
     assert opened.refuses(lambda: [opened.disk.write(0, b"lost") for _ in range(lib.SR_WRITES_UNLOOKED_MAX + 1)])
     assert opened.refuses(opened.disk.flush_now)

@@ -104,7 +104,7 @@ async def test_a_disk_closed_in_order_goes_on_in_the_same_generation(disk: Disk,
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_kill_at_any_byte_of_the_last_record_loses_only_what_was_not_acknowledged(
+def test_a_kill_in_the_last_record_loses_unacknowledged_bytes_only(
     disk: Disk, positions: PositionCounter, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -290,7 +290,7 @@ def test_a_log_that_is_full_is_given_up_for_the_bitmap_if_the_policy_says_so(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_past_half_the_disk_in_unsent_log_the_log_is_given_up_and_no_dirty_chunk_is_lost(
+def test_a_log_of_half_the_disk_is_abandoned_without_losing_changes(
     disk: Disk, positions: PositionCounter, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -397,7 +397,7 @@ def test_a_snapshot_reads_as_the_disk_did_while_the_disk_changes(disk: Disk, see
         snapshot.pread(released, 1)
 
 
-def test_what_was_data_when_a_snapshot_began_is_in_its_ranges_even_if_it_is_a_hole_now(disk: Disk) -> None:
+def test_ranges_of_a_snapshot_include_data_that_became_a_hole(disk: Disk) -> None:
     disk.tracking.start(new_generation=False)
     disk.write(5 * CHUNK_BYTES, b"x" * CHUNK_BYTES)
     with pytest.MonkeyPatch.context() as patch:
@@ -564,7 +564,7 @@ def test_a_bad_state_file_is_named(disk: Disk, positions: PositionCounter) -> No
 
 
 @pytest.mark.parametrize("noted", [True, False])
-def test_a_kill_while_a_new_log_is_begun_never_hides_that_the_old_one_was_given_up(
+def test_a_kill_at_the_start_of_a_log_never_hides_an_abandoned_one(
     disk: Disk, positions: PositionCounter, noted: bool
 ) -> None:
     """The new log's dirty file is in place of the old one's; the state still tells of the old log."""

@@ -94,7 +94,7 @@ def test_a_write_of_nothing_at_the_end_is_no_error(opened: Opened) -> None:
     assert opened.disk.tracking.log.last_seq == 0
 
 
-def test_a_write_across_the_end_onto_a_full_host_disk_is_shortened_once_more_and_logged_as_such(opened: Opened) -> None:
+def test_a_write_across_the_end_on_a_full_host_disk_is_logged_as_shortened(opened: Opened) -> None:
     with failing(WRITE, ".img", errno.ENOSPC, after_bytes=100):
         assert opened.write(SIZE - 200, b"x" * 4096) == 100
     assert opened.contents() == bytes(SIZE - 200) + b"x" * 100 + bytes(100)
@@ -179,9 +179,7 @@ def test_a_range_without_end_is_too_large(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize(("file", "operation"), [(".img", RESIZE), (".hrl", WRITE)])
-def test_a_host_disk_without_room_refuses_the_growth_and_leaves_log_and_disk_as_they_were(
-    opened: Opened, file: str, operation: int
-) -> None:
+def test_growth_without_room_leaves_log_and_disk_unchanged(opened: Opened, file: str, operation: int) -> None:
     with failing(operation, file, errno.ENOSPC):
         assert opened.fallocate(0, 0, 2 * SIZE) == -errno.ENOSPC
     assert (opened.disk.size_bytes, opened.disk.tracking.log.last_seq) == (SIZE, 0)

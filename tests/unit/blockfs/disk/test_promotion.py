@@ -96,7 +96,7 @@ async def test_holes_below_stay_holes(host: DiskHost, tmp_path: Path) -> None:
     assert disk.stored_bytes < SIZE - HOLE[1] + (64 << 10)
 
 
-async def test_what_a_power_loss_left_in_the_file_where_there_is_a_hole_below_is_not_served(tmp_path: Path) -> None:
+async def test_bytes_left_by_a_power_loss_over_a_hole_are_not_served(tmp_path: Path) -> None:
     host = open_host(tmp_path)
     await open_disk(host, make_store(tmp_path / "store"))
     host.abandon()

@@ -216,7 +216,7 @@ async def test_a_thin_disk_that_comes_back_from_the_recovery_side_is_a_whole_one
     again.abandon()
 
 
-async def test_a_thin_disk_is_replicated_whole_and_a_broken_chain_is_an_error_that_waits_for_the_user(
+async def test_a_thin_disk_is_replicated_whole_and_a_broken_chain_is_an_error(
     tmp_path: Path, parent: Path, autojump_clock: MockClock
 ) -> None:
     rig = Rig(tmp_path / "rig", sizes={"os": SIZE})

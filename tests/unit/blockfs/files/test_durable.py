@@ -57,7 +57,7 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"state": b"old"}
 
 
-def test_a_replacement_removes_what_a_kill_left_of_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+def test_a_replacement_removes_only_leftovers_of_a_killed_one(tmp_path: Path) -> None:
     others = [".state.tmp", f".other.{'0' * 16}.tmp", f".state.{'0' * 15}.tmp", f"state.{'0' * 16}.tmp"]
     for name in [*others, temporary_name("state"), temporary_name("state")]:
         (tmp_path / name).write_bytes(b"")

@@ -58,7 +58,7 @@ async def test_a_thin_disk_that_is_to_be_kept_needs_room_for_its_flat_copy(
     host.abandon()
 
 
-async def test_disks_become_independent_only_where_there_is_room_for_all_they_lie_over(
+async def test_disks_become_independent_only_with_room_for_all_their_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = open_host(tmp_path)

@@ -84,9 +84,7 @@ def test_a_file_of_another_user_is_not_overwritten(theirs: Path, way: str) -> No
 
 @needs_root
 @pytest.mark.parametrize("way", ["written", "appended to", "mapped"])
-def test_a_hard_link_that_another_user_made_to_a_file_of_this_user_is_not_written_to(
-    theirs: Path, victim: Path, way: str
-) -> None:
+def test_another_users_hard_link_to_our_file_is_not_written_to(theirs: Path, victim: Path, way: str) -> None:
     os.link(victim, theirs / "name")  # as fs.protected_hardlinks=0 allows anybody
     with pytest.raises(RigError, match=r"has 2 names \(hard links\)"):
         WAYS[way](theirs / "name")
@@ -94,7 +92,7 @@ def test_a_hard_link_that_another_user_made_to_a_file_of_this_user_is_not_writte
 
 
 @needs_root
-def test_a_hard_link_to_another_users_file_is_not_opened_in_the_name_of_an_image(theirs: Path, victim: Path) -> None:
+def test_a_hard_link_to_another_users_file_is_not_opened_as_an_image(theirs: Path, victim: Path) -> None:
     os.link(victim, theirs / "disk.img")
     with pytest.raises(RigError, match=r"has 2 names \(hard links\)"):
         safe_files.open_named(theirs / "disk.img", os.O_RDWR)
@@ -120,7 +118,7 @@ def test_a_folder_that_anybody_may_write_to_is_no_better_than_another_users(tmp_
     assert victim.read_bytes() == b"precious" * 100
 
 
-def test_links_that_this_user_made_are_followed_to_folders_but_never_written_through(tmp_path: Path, victim: Path) -> None:
+def test_our_own_links_are_followed_to_folders_but_never_written_through(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "way").symlink_to("real")
     write_atomically(tmp_path / "way" / "name", b"new")

@@ -271,9 +271,7 @@ async def test_a_disk_made_again_under_the_same_name_is_another_file(mounted: Mo
 
 
 @pytest.mark.parametrize("orderly", [True, False], ids=["down", "kill"])
-async def test_a_file_keeps_its_inode_number_over_restarts_in_whatever_order_it_is_looked_for(
-    mounted: Mounted, orderly: bool
-) -> None:
+async def test_inode_numbers_survive_restarts_in_any_order_of_lookups(mounted: Mounted, orderly: bool) -> None:
     mounted.disk.tracking.start(new_generation=False)
     mounted.disk.write(0, b"x")  # a segment without records goes
     names = ["web01", "web01/os.img", "web01/os.vhd", "web01/os.stats", "web01/os.000001.hrl"]
@@ -474,7 +472,7 @@ async def test_an_image_without_a_log_that_is_mounted_again_is_the_same_file(ima
     assert (second.st_ino, now_shown(second)) == (first.st_ino, now_shown(first))
 
 
-async def test_a_time_that_a_program_has_set_is_the_images_after_a_mount_without_a_log(image: Path) -> None:
+async def test_a_time_set_in_a_mount_without_a_log_stays_on_the_image(image: Path) -> None:
     opened = await open_image(image, read_only=False)
     alone = open_disk(opened, "disk", tracked=False)
     looking = _Looking(DiskFileSystem(alone.tree))

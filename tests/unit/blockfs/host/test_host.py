@@ -225,7 +225,7 @@ class TestReplace:
             await host.commit_replace(vm="web01", keep=[])
 
     @pytest.mark.parametrize(("renames", "marked"), [(0, None), (1, "DiskReplaced")])
-    async def test_a_kill_half_way_keeps_the_old_bytes_and_never_the_new_ones_with_the_old_log(
+    async def test_a_kill_never_leaves_new_bytes_with_the_old_log(
         self, host: DiskHost, monkeypatch: pytest.MonkeyPatch, renames: int, marked: str | None
     ) -> None:
         await self.staged(host, b"n" * SIZE)

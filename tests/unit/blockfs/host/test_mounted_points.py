@@ -96,7 +96,7 @@ async def test_a_state_of_the_past_cannot_be_written_nor_grown(stores: Stores) -
     host.close()
 
 
-async def test_mounted_states_are_there_again_after_a_kill_and_gone_after_they_were_closed(stores: Stores) -> None:
+async def test_mounted_states_survive_a_kill_and_end_when_closed(stores: Stores) -> None:
     disk = stores.make("os", p1=b"one" + bytes(509), p2=bytes(512))
     host = host_over(stores)
     for position in (1, 2):

@@ -180,7 +180,7 @@ async def test_a_log_whose_dirty_file_was_deleted_is_said_to_lack_it(ours: Opene
     ours.release()
 
 
-async def test_an_error_while_the_log_is_tended_names_its_file_and_the_disk_stays_in_use(
+async def test_an_error_of_log_maintenance_names_its_file_and_spares_the_disk(
     ours: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = await ours.open()

@@ -173,7 +173,7 @@ async def test_a_whole_image_is_imported_whatever_its_name(tmp_path: Path, forma
 
 
 @pytest.mark.slow
-async def test_a_raw_disk_that_begins_like_a_qcow2_is_reported_and_can_be_taken_for_raw(tmp_path: Path) -> None:
+async def test_a_raw_disk_that_begins_like_a_qcow2_is_reported(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", tmp_path / "i.qcow2", 40 * MIB)
     disk = tmp_path / "disk.raw"
     disk.write_bytes((tmp_path / "i.qcow2").read_bytes()[:262144].ljust(SIZE, b"\0"))

@@ -121,7 +121,7 @@ async def test_qemu_img_itself_opens_no_file_that_an_image_refers_to(
 
 
 @needs_landlock
-async def test_a_helper_sees_the_files_that_it_is_given_and_no_secrets_in_its_environment(
+async def test_a_helper_sees_only_its_files_and_no_secrets(
     secret: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AZURE_STORAGE_KEY", "4711")

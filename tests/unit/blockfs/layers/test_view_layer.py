@@ -183,7 +183,7 @@ def test_a_payload_or_a_table_that_is_too_short_is_an_error_not_zeros(tmp_path: 
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_a_table_that_is_cut_under_an_open_view_is_an_error_and_no_end_of_the_process(tmp_path: Path, paired: bool) -> None:
+def test_a_table_truncated_under_an_open_view_is_a_read_error(tmp_path: Path, paired: bool) -> None:
     base = b"b" * DISK_BYTES
     view = view_of(tmp_path, Volume.of([(True, 0, DISK_BYTES)]), None) if not paired else view_of(tmp_path, Volume(), base)
     os.truncate(tmp_path / ("base.sums" if paired else "sums"), 0)
@@ -403,7 +403,7 @@ def test_readers_beside_folds_never_see_a_wrong_byte_nor_an_error(tmp_path: Path
 @pytest.mark.slow
 @some
 @given(changes, st.integers(0, 1000))
-def test_what_a_state_stores_is_its_data_and_a_disk_over_it_adds_what_it_has_of_its_own(
+def test_stored_bytes_of_a_disk_include_its_base_and_its_own_data(
     tmp_path_factory: pytest.TempPathFactory, made: list[Change], seed: int
 ) -> None:
     """Programs that copy sparsely, and those that sum up space, go by it."""

@@ -66,7 +66,7 @@ def test_records_that_the_name_does_not_have_end_it_early(tmp_path: Path) -> Non
     assert refused(shorter, data) == "holds more than the 2 records of its name"
 
 
-def test_a_header_with_valid_records_of_zeros_is_held_to_the_records_of_the_name(tmp_path: Path) -> None:
+def test_a_header_of_zero_records_must_match_the_name(tmp_path: Path) -> None:
     """The header is right, and so is the shape of each record: of 64 MiB each, and many more than one."""
     part, data = log_part(tmp_path, records=1)
     raw = zstandard.ZstdDecompressor().decompress(data)

@@ -91,7 +91,7 @@ def test_what_is_skipped_is_told_and_no_more_than_that(verdicts: list[CheckVerdi
 
 
 @given(changes=st.integers(2, 400), first=st.integers(0, 399), hole=st.tuples(st.integers(0, 399), st.integers(1, 60)))
-def test_a_stretch_that_cannot_be_tried_beside_the_first_bad_change_costs_few_trials(
+def test_an_untestable_range_near_the_first_bad_change_costs_few_trials(
     changes: int, first: int, hole: tuple[int, int]
 ) -> None:
     first %= changes

@@ -404,9 +404,7 @@ def test_the_commit_of_an_installed_package_is_what_pip_recorded(monkeypatch: py
 
 
 @pytest.mark.slow
-def test_a_drill_on_a_machine_that_lacks_something_ends_with_an_error_that_says_what(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_drill_names_the_requirement_that_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SITERIG_AZURITE", "/nonexistent/azurite-blob")
     result = CliRunner().invoke(program(["drill"]), ["drill", "--dir", str(tmp_path / "rig"), "--json"])
     output.set_json(False)

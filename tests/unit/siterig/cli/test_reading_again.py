@@ -89,7 +89,7 @@ async def test_a_disk_that_cannot_be_read_while_its_role_is_well_is_no_absence(t
     assert reader.calls == 1
 
 
-async def test_a_role_that_does_not_come_back_is_named_with_the_advice_to_give_the_command_again(tmp_path: Path) -> None:
+async def test_a_role_that_does_not_return_is_named_with_the_remedy(tmp_path: Path) -> None:
     supervisor = FakeSupervisor(tmp_path / "os.img", comes_back="failed")
     with pytest.raises(RigError, match=r"role azure failed .*give the command again when it is back$") as caught:
         await read(supervisor, Reader(9, supervisor))

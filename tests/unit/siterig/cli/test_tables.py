@@ -78,7 +78,7 @@ def test_words_of_the_last_column_are_wrapped_below_each_other() -> None:
     ]  # fmt: skip
 
 
-def test_what_has_no_room_is_named_below_its_row_and_a_column_without_values_is_left_out() -> None:
+def test_values_without_room_move_below_and_empty_columns_are_omitted() -> None:
     columns = ("disk", "side", "size", "tracked", "generation", "unsent log", "dirty", "needs resync", "promotion")
     full = ("web01/data", "site", "16 MiB", "no", 3, "1.5 MiB of 32 MiB", "33 MiB", "LogOverflow", "35 %")
     bare = ("web01/os", "site", "64 MiB", "yes", 1, "457 B of 32 MiB", "-", "-", "-")

@@ -1,4 +1,4 @@
-"""Values on the command line: what is understood, and what is said of what is not."""
+"""Values on the command line are parsed, and a wrong one is named with the allowed form."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def refused(layout: Layout) -> RigError:
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
-def test_everything_in_a_new_state_folder_is_for_its_owner_alone_whatever_the_umask_is(tmp_path: Path, umask: int) -> None:
+def test_a_new_state_folder_is_private_under_any_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         layout = Layout.of(tmp_path / "above" / "rig")
@@ -73,7 +73,7 @@ def test_a_state_folder_is_refused_if_another_user_owns_it_or_something_in_it(la
 
 
 @pytest.mark.parametrize("name", ["", "run", "keys", "keys/account.key", "state.json", "azure"])
-def test_a_state_folder_is_refused_if_another_user_can_write_to_it_or_to_something_in_it(layout: Layout, name: str) -> None:
+def test_a_state_folder_that_another_user_can_write_to_is_refused(layout: Layout, name: str) -> None:
     path = layout.root / name
     path.chmod(0o777)
     error = refused(layout)

@@ -149,7 +149,7 @@ AWAY = RigError(Code.RoleUnavailable, "the azurite does not answer", recoverable
 
 
 @pytest.mark.parametrize(("method", "calls"), [("look", 2), ("put", 1)])
-async def test_a_question_that_met_another_role_that_was_away_is_asked_again_and_an_operation_is_not(
+async def test_queries_are_repeated_after_an_absent_role_but_operations_are_not(
     sockets: Path, method: str, calls: int
 ) -> None:
     supervisor, keeper = FakeSupervisor("ready"), Keeper(AWAY)

@@ -68,7 +68,7 @@ async def test_what_may_take_long_has_no_deadline_and_who_did_not_ask_is_told_no
     assert capsys.readouterr().err == ""
 
 
-def test_every_service_has_calls_with_a_deadline_and_calls_that_may_take_long_have_none() -> None:
+def test_every_service_has_deadlines_but_long_calls_have_none() -> None:
     for service in directory.SERVICES:
         limits = [deadline_s(getattr(service.protocol, name)) for name in method_names(service.protocol)]
         assert any(limit_s < math.inf for limit_s in limits), service.protocol

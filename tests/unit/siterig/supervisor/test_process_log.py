@@ -157,7 +157,7 @@ def test_too_low_a_limit_of_open_files_that_cannot_be_raised_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_holds_keys_has_no_core_dumps_and_its_children_can_read_their_own_proc() -> None:
+def test_a_process_with_keys_dumps_no_core_and_its_children_read_proc() -> None:
     program = (
         "import ctypes, subprocess\nprocess_setup.forbid_core_dumps(holds_keys=True)\n"
         "print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0),\n"

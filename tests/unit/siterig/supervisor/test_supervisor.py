@@ -225,9 +225,7 @@ async def test_a_role_reports_its_waits(layout: Layout) -> None:
     )  # fmt: skip
 
 
-async def test_status_calls_a_stopped_role_hung_at_once_and_ready_when_it_answers_again(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_status_shows_a_stopped_role_as_hung_until_it_answers(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "STATUS_ANSWER_S", 0.2)
     async with running(layout, checked("a", ANSWER), checked("b", ANSWER)) as supervisor:
         before = await status(supervisor, "a")
