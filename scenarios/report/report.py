@@ -6,30 +6,24 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 
-from siterig.azure_emu.vault.model.api import Job
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import printable
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.json_text import json_text
 from siterig.blockfs.files.os_errors import reason
-from siterig.scenarios.contracts.results import Check, DrillResult, TimelineEvent
+from siterig.scenarios.contracts.results import Check, DrillResult
 from siterig.scenarios.contracts.rig import Screen
-from siterig.scenarios.report.report_charts import rpo_chart, timeline_chart
-from siterig.scenarios.report.report_style import STYLE
-
-
-def _html(text: str) -> str:
-    """Text from outside: no markup, and no character that hides or reorders what follows."""
-    return escape(printable(text))
-
+from siterig.scenarios.report.report_charts import chart_data, chart_scripts
 
 _FILES = ("report.json", "report.html")
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
-_MARKS = {True: ('<span class="good">&#10003;</span>', "held"), False: ('<span class="bad">&#10007;</span>', "failed")}
+_HERE = Path(__file__).parent
 
 
 def write_report(folder: Path, result: DrillResult) -> list[Path]:
@@ -116,44 +110,32 @@ def _seconds(value: float | None) -> str:
 
 
 def render_html(result: DrillResult) -> str:
-    """The page; everything that came from outside is escaped."""
-    state = "good" if result.ok else "bad"
-    tiles = "".join(
-        f'<div class="tile"><b>{_html(value)}</b><span>{_html(name)}</span></div>' for name, value in figures(result)
+    """Return the page.  Every text of the result is escaped, and hides or reorders nothing on the screen."""
+    page = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, finalize=_shown, trim_blocks=True, undefined=StrictUndefined
+    ).get_template("report.html.jinja")
+    return page.render(
+        result=result,
+        style=Markup((_HERE / "report.css").read_text()),  # noqa: S704 (our own)
+        verdict=verdict(result),
+        figures=figures(result),
+        steps=[(step, [check for check in result.checks if check.step == step]) for step in result.steps],
+        tested=tested(result),
+        charts=_shown_in(chart_data(result)),
+        libraries=chart_scripts(),
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Drill of {_html(result.vm)}: {"passed" if result.ok else "failed"}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header class="{state}">
-<h1>Site recovery drill of {_html(result.vm)}</h1>
-<p class="verdict">{_html(verdict(result))}</p>
-<p>{_html(result.started)}, replication interval {result.interval_s:g} s</p>
-</header>
-<main>
-<section class="tiles">{tiles}</section>
-<section><h2>Timeline</h2><figure>{timeline_chart(result)}</figure>
-<details><summary>{len(result.timeline)} events</summary>{_events(result.timeline)}</details></section>
-<section><h2>RPO over time</h2><figure>{rpo_chart(result)}</figure></section>
-<section><h2>Checks</h2>{"".join(_step_checks(step, result.checks) for step in result.steps)}</section>
-<section><h2>Jobs</h2>{_jobs(result.jobs)}</section>
-<section><h2>What was tested</h2>{_tested(result)}</section>
-</main>
-</body>
-</html>
-"""
 
 
-def _tested(result: DrillResult) -> str:
-    rows = "".join(
-        f'<tr><th>{_html(name)}</th><td class="evidence">{_html(value)}</td></tr>' for name, value in tested(result)
-    )
-    return f'<div class="wide"><table class="facts">{rows}</table></div>'
+def _shown(value: object) -> object:
+    """Text from outside without control characters; everything else, markup included, as it is."""
+    return printable(value) if type(value) is str else value
+
+
+def _shown_in(value: object) -> object:
+    """The same for every text in a JSON value."""
+    if isinstance(value, dict):
+        return {key: _shown_in(inner) for key, inner in value.items()}
+    return [_shown_in(inner) for inner in value] if isinstance(value, list) else _shown(value)
 
 
 def tested(result: DrillResult) -> list[tuple[str, str]]:
@@ -178,37 +160,3 @@ def tested(result: DrillResult) -> list[tuple[str, str]]:
 
 def _gib(size_bytes: int) -> str:
     return f"{size_bytes / (1 << 30):.3g} GiB"
-
-
-def _events(events: list[TimelineEvent]) -> str:
-    rows = "".join(
-        f'<tr class="{event.severity}"><td class="number">{event.at_s:.1f} s</td><td>{_html(event.step)}</td>'
-        f"<td>{_html(event.text)}</td></tr>"
-        for event in events
-    )
-    return f'<div class="wide"><table><tr><th>at</th><th>step</th><th>what happened</th></tr>{rows}</table></div>'
-
-
-def _step_checks(step: str, checks: list[Check]) -> str:
-    mine = [check for check in checks if check.step == step]
-    if not mine:
-        return f'<h3>{_html(step)}</h3><p class="none">No check in this step, or it was not reached.</p>'
-    rows = "".join(
-        f'<tr class="{"" if check.ok else "failed"}"><td title="{_MARKS[check.ok][1]}">{_MARKS[check.ok][0]}</td>'
-        f'<td>{_html(check.name)}</td><td class="evidence">{_html(check.evidence)}</td></tr>'
-        for check in mine
-    )
-    return f'<h3>{_html(step)}</h3><div class="wide"><table class="checks">{rows}</table></div>'
-
-
-def _jobs(jobs: list[Job]) -> str:
-    rows = "".join(
-        f"<tr><td>{_html(job.friendlyName)}</td><td>{_html(job.targetObjectName)}</td>"
-        f'<td class="{"bad" if job.state == "Failed" else ""}">{_html(job.state)}</td>'
-        f'<td class="number">{_html(job.startTime or "")}</td><td class="number">{_html(job.endTime or "")}</td>'
-        f"<td>{'<br>'.join(f'{_html(task.name)} {_html(task.state)}' for task in job.tasks)}"
-        f"{''.join(f'<br><b>{_html(error.code)}</b>: {_html(error.message)}' for error in job.errors)}</td></tr>"
-        for job in jobs
-    )
-    head = "<tr><th>job</th><th>of</th><th>state</th><th>start</th><th>end</th><th>tasks</th></tr>"
-    return f'<div class="wide"><table>{head}{rows}</table></div>'

@@ -1,0 +1,116 @@
+// The two charts of the report: the steps over time, and the RPO over time.  The data is in the page, as JSON.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("chart-data").textContent);
+  const charts = [];
+  const bars = ["#4f8fe0", "#7a6fe0", "#3aa6a6", "#b07fd0", "#e0526a", "#d99a3c", "#2aa36b"];
+
+  function colours() {
+    const style = getComputedStyle(document.documentElement);
+    const named = (name) => style.getPropertyValue(name).trim();
+    return {
+      text: named("--text"), soft: named("--soft"), line: named("--line"), card: named("--card"),
+      info: named("--accent"), good: named("--good"), bad: named("--bad"),
+    };
+  }
+
+  function options(colour, yAxis, tooltip) {
+    const zoom = { mode: "x", drag: { enabled: true }, wheel: { enabled: true, modifierKey: "ctrl" }, pinch: { enabled: true } };
+    return {
+      responsive: true, maintainAspectRatio: false, animation: false, color: colour.text,
+      interaction: { mode: "nearest", axis: "xy", intersect: false },
+      scales: {
+        x: {
+          type: "linear", min: 0, max: data.end_s, grid: { color: colour.line }, ticks: { color: colour.soft, maxRotation: 0 },
+          title: { display: true, text: "seconds since the drill began", color: colour.soft },
+        },
+        y: yAxis,
+      },
+      plugins: {
+        legend: { display: false },
+        tooltip: { callbacks: tooltip },
+        zoom: { zoom, limits: { x: { min: 0, max: data.end_s, minRange: 1 } } },
+      },
+    };
+  }
+
+  function timeline(colour) {
+    const steps = data.steps.map((step) => step.name);
+    const box = document.getElementById("timeline").parentElement;
+    box.style.height = `${4.5 + 2 * Math.max(steps.length, 1)}rem`;
+    const wrapped = (text) => text.match(/.{1,60}(\s|$)|.{1,60}/gu) || [];
+    return {
+      data: {
+        labels: steps,
+        datasets: [
+          {
+            type: "scatter", data: data.events.map((event) => ({ x: event.at_s, y: event.step, event })),
+            pointRadius: 4, pointHoverRadius: 7, pointBackgroundColor: data.events.map((event) => colour[event.severity]),
+            pointBorderWidth: 0,
+          },
+          {
+            type: "bar", data: data.steps.map((step) => [step.begin_s, step.end_s]),
+            backgroundColor: steps.map((_, row) => `${bars[row % bars.length]}66`), borderSkipped: false, barPercentage: 0.9,
+          },
+        ],
+      },
+      options: {
+        ...options(
+          colour,
+          { type: "category", labels: steps, offset: true, grid: { display: false }, ticks: { color: colour.text, autoSkip: false } },
+          {
+            title: (items) => (items[0].raw.event ? `${items[0].raw.event.step}, ${items[0].raw.x.toFixed(1)} s` : items[0].label),
+            label: (item) => item.raw.event
+              ? wrapped(item.raw.event.text)
+              : `${item.raw[0].toFixed(1)} s to ${item.raw[1].toFixed(1)} s: ${(item.raw[1] - item.raw[0]).toFixed(1)} s`,
+          },
+        ),
+        indexAxis: "y",
+      },
+    };
+  }
+
+  function rpo(colour) {
+    const line = (label, points, more) => ({ label, data: points, pointRadius: 0, pointHitRadius: 8, borderWidth: 1.8, ...more });
+    const highest = 1.25 * Math.max(data.interval_s, ...data.rpo.map((sample) => sample.rpo_s ?? 0));
+    const datasets = [
+      line("RPO", data.rpo.map((sample) => ({ x: sample.at_s, y: sample.rpo_s })), { borderColor: colour.info }),
+      line("replication interval", [{ x: 0, y: data.interval_s }, { x: data.end_s, y: data.interval_s }],
+        { borderColor: colour.good, borderDash: [2, 4] }),
+    ];
+    if (data.lost_at_s !== null) {
+      datasets.push(line("site lost", [{ x: data.lost_at_s, y: 0 }, { x: data.lost_at_s, y: highest }],
+        { borderColor: colour.bad, borderDash: [6, 4] }));
+    }
+    const chart = {
+      type: "line",
+      data: { datasets },
+      options: options(
+        colour,
+        {
+          min: 0, max: highest, grid: { color: colour.line }, ticks: { color: colour.soft },
+          title: { display: true, text: "RPO (s)", color: colour.soft },
+        },
+        {
+          title: (items) => `${items[0].parsed.x.toFixed(1)} s`,
+          label: (item) => (item.dataset.label === "site lost" ? "site lost" : `${item.dataset.label} ${item.parsed.y.toFixed(1)} s`),
+        },
+      ),
+    };
+    chart.options.plugins.legend = { display: true, position: "bottom", labels: { color: colour.text, boxHeight: 1 } };
+    return chart;
+  }
+
+  function draw() {
+    charts.splice(0).forEach((chart) => chart.destroy());
+    const colour = colours();
+    charts.push(new Chart(document.getElementById("timeline"), timeline(colour)));
+    charts.push(new Chart(document.getElementById("rpo"), rpo(colour)));
+  }
+
+  draw();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  document.querySelectorAll("figcaption button").forEach((button, index) => {
+    button.addEventListener("click", () => charts[index].resetZoom());
+  });
+})();
