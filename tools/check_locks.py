@@ -75,7 +75,9 @@ def main() -> int:
         with httpx.Client(timeout=TIMEOUT_S) as client:
             found = vulnerabilities(client, packages)
     except httpx.HTTPError as error:
-        print(f"check_locks: nothing was checked: {DATABASE} cannot be asked: {error or type(error).__name__}", file=sys.stderr)
+        print(
+            f"check_locks: nothing was checked: {DATABASE} cannot be asked: {error or type(error).__name__}", file=sys.stderr
+        )
         return 2
     for package, ids in found.items():
         print(f"{package.ecosystem} {package.name} {package.version}: {' '.join(PAGE + each for each in ids)}")

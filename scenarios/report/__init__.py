@@ -1,4 +1,4 @@
 """The report of a drill as one HTML page.
 
-Imports azure_emu.vault.model, blockfs.core, blockfs.files, scenarios.contracts.
+Imports blockfs.core, blockfs.files, scenarios.contracts.
 """

