@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from siterig.azure_emu.storage.azurite_files import find_node
 from siterig.azure_emu.vault.model.api import Job, JobError, Task
 from siterig.blockfs.core.errors import RigError
 from siterig.scenarios.contracts.results import Check, DrillResult, Host, Measures, RpoSample, Setup, TimelineEvent
 from siterig.scenarios.report import report_charts
 from siterig.scenarios.report.report import make_report_folder, print_summary, verdict, write_report
-from tests.support.needs import needs_program
 from tests.support.other_user import file_of_other_user, folder_of_other_user, link_of_other_user, needs_root
 from tests.support.screens import TextScreen
 
@@ -123,7 +123,7 @@ def test_the_charts_have_the_data_of_the_result(tmp_path: Path) -> None:
     assert [sample["rpo_s"] for sample in data["rpo"][:5]] == [None, None, None, 3.0, 4.0]
 
 
-@needs_program("node")
+@pytest.mark.slow
 def test_the_scripts_of_the_page_draw_both_charts(tmp_path: Path) -> None:
     """Runs report.js on the page's data, with a document and a Chart that only record."""
     text = page(tmp_path, result())
@@ -146,7 +146,7 @@ for (const set of timeline.data.datasets) for (const raw of set.data) labels.pus
 console.log(JSON.stringify({{ ids: drawn.map(([id]) => id), labels, lines: rpo.data.datasets.map((set) => set.label) }}));
 """
     )
-    done = subprocess.run(["node", tmp_path / "run.js"], capture_output=True, text=True, check=True)
+    done = subprocess.run([find_node(), tmp_path / "run.js"], capture_output=True, text=True, check=True)
     drawn = json.loads(done.stdout)
     assert drawn["ids"] == ["timeline", "rpo"]
     assert drawn["labels"][2:] == [["THE SITE IS LOST"], *(f"{at}.0 s to {at + 20}.0 s: 20.0 s" for at in (0, 20, 40))]
