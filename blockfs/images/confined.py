@@ -1,9 +1,9 @@
-"""Starts a program that reads hostile input: it gets the files that it was given open, and no others.
+"""Starts a program that reads hostile input: it can open the files that it was given, and no others.
 
-Run as a program by :mod:`siterig.blockfs.images.helper_process` (``confined.py SPEC PROGRAM ARGUMENT...``), with the
-standard library alone. Where the kernel has Landlock (Linux 5.13 and newer, if it is not turned off), the program can open
-the descriptors of ``SPEC`` (as ``/dev/fd/N``), its own libraries, and nothing else, and it can neither connect to nor
-listen on TCP ports.  Memory, CPU time, the size of files and core dumps are limited in any case.
+:mod:`siterig.blockfs.images.helper_process` runs it as a program (``confined.py SPEC PROGRAM ARGUMENT...``) with the
+standard library only.  If the kernel has Landlock (Linux 5.13 and newer, unless it is turned off), the program can open the
+descriptors of ``SPEC`` (as ``/dev/fd/N``) and its own libraries, and nothing else, and it can neither connect to nor listen
+on TCP ports.  Memory, CPU time, the size of files and core dumps are limited in any case.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _syscall(number: int, *arguments: int | bytes | None) -> int:
 
 
 def _rights(version: int) -> tuple[int, bytes]:
-    """All rights on files that this version of Landlock can restrict, and the attributes of a ruleset."""
+    """Return all rights on files that a version of Landlock can restrict, and the attributes of a ruleset."""
     rights = _FILE_RIGHTS_V1
     for since, right in ((2, _REFER), (3, _TRUNCATE), (5, _IOCTL_DEVICE)):
         rights |= right if version >= since else 0
@@ -46,7 +46,7 @@ def _rights(version: int) -> tuple[int, bytes]:
 
 
 def landlock_version() -> int:
-    """The version that this kernel has; 0: it has none, or it is turned off."""
+    """Return the version of Landlock in this kernel; 0 if it has none, or it is turned off."""
     try:
         return _syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)
     except OSError:
@@ -54,7 +54,7 @@ def landlock_version() -> int:
 
 
 def restrict(reads: Iterable[int], writes: Iterable[int], folders: Iterable[str]) -> bool:
-    """Allow this process the descriptors and folders alone; False: this kernel cannot."""
+    """Allow this process only these descriptors and folders; return False if the kernel has no Landlock."""
     version = landlock_version()
     if version == 0:
         return False
@@ -74,7 +74,7 @@ def restrict(reads: Iterable[int], writes: Iterable[int], folders: Iterable[str]
             try:
                 fd = os.open(name, os.O_PATH | os.O_CLOEXEC)
             except OSError:
-                continue  # a machine without it
+                continue  # this machine does not have it
             allow(fd, wanted)
             os.close(fd)
     _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -84,7 +84,7 @@ def restrict(reads: Iterable[int], writes: Iterable[int], folders: Iterable[str]
 
 
 def _limit(what: int, wanted: int) -> None:
-    """Never above a limit that holds already."""
+    """Lower a limit; a lower limit that exists stays."""
     soft, hard = resource.getrlimit(what)
     found = [each for each in (wanted, soft, hard) if each != resource.RLIM_INFINITY]
     resource.setrlimit(what, (min(found), min(found)))

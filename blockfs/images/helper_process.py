@@ -1,8 +1,9 @@
-"""Runs a helper program on files that may be hostile: confined to them (:mod:`siterig.blockfs.images.confined`), and
-bounded.
+"""Runs a helper program on files that may be hostile, confined to these files and with limits.
 
-Fault contract: the program ends with this process however that ends, when the call is cancelled, when it prints too much,
-and when it neither reads, writes nor computes for a while.  It is given descriptors, never names: a file that is swapped
+:mod:`siterig.blockfs.images.confined` confines it.
+
+Fault contract: the program ends when this process ends in any way, when the call is cancelled, when it prints too much, and
+when it neither reads, writes nor computes for a while.  It gets descriptors, never names, so a file that is swapped
 meanwhile is not read.
 """
 
@@ -38,7 +39,7 @@ class HelperLimits:
 
 @dataclass(slots=True)
 class HelperResult:
-    """How a run ended.  ``stopped``: None, or why the program was killed before its end."""
+    """The result of a run; ``stopped`` is None, or why the program was killed before its end."""
 
     status: int = 0
     out: bytes = b""
@@ -55,9 +56,15 @@ async def run(
     on_output: Callable[[bytes], None] | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> HelperResult:
-    """Run a program, given by its absolute path, to its end.  It opens ``reads`` and ``writes`` as ``/dev/fd/N``.
+    """Run a program to its end; if the call is cancelled, the program is killed.
 
-    ``on_output`` is called with each piece that it prints; without it all is in the result.  Cancelled, it is killed.
+    Args:
+        command: absolute path and arguments of the program.
+        limits: limits of the run.
+        reads: descriptors that the program may read, as ``/dev/fd/N``.
+        writes: descriptors that it may write, as ``/dev/fd/N``.
+        on_output: called with each piece of its output; without it, all output is in the result.
+        clock: the time for the limit of idle time.
     """
     result = HelperResult()
     started = _start(command, limits, reads, writes)
@@ -114,7 +121,7 @@ def _start(
 
 
 def _environment() -> dict[str, str]:
-    """No secrets of ours; one memory arena a thread would take address space that is limited."""
+    """Return an environment without secrets, and with few memory arenas, because the address space is limited."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "MALLOC_ARENA_MAX": "2"}
 
 
@@ -141,7 +148,7 @@ async def _read_err(stream: trio.lowlevel.FdStream, result: HelperResult) -> Non
 
 
 async def _watch(process: subprocess.Popen[bytes], pidfd: int, result: HelperResult, clock: Clock) -> None:
-    """Kill a program that hangs.  The kernel has no event for work that is not done: it is looked at now and then."""
+    """Kill a program that makes no progress.  The kernel has no event for that, so its work is checked at intervals."""
     seen, since = b"", clock.trio_time_s()
     while True:
         with clock.move_on_after(_LOOK_S):
@@ -156,11 +163,11 @@ async def _watch(process: subprocess.Popen[bytes], pidfd: int, result: HelperRes
 
 
 def _work_of(pid: int) -> bytes:
-    """Changes whenever the process reads, writes or computes."""
+    """Return bytes that change whenever the process reads, writes or computes."""
     found = b""
     for name in ("io", "schedstat"):
         try:
             found += Path(f"/proc/{pid}/{name}").read_bytes()
         except OSError:
-            continue  # not ours to look at, or ended
+            continue  # this process may not read it, or the program ended
     return found

@@ -1,8 +1,8 @@
-"""An image file by itself: what format it has, and that nobody else writes to it.
+"""One image file: its format, and its lock against other writers.
 
-Fault contract: holds no state but the lock, which goes with the process.  Two of us exclude each other unless both only
-read; QEMU, which locks single bytes of its images to tell what it does with them, is noticed and excluded by the same
-locks (``F_OFD_SETLK``).  Who locks nothing (a loop device) is looked for once.
+Fault contract: it has no state except the lock, which ends with the process.  Two processes of siterig exclude each other
+unless both only read.  QEMU locks single bytes of its images to show how it uses them; the same locks (``F_OFD_SETLK``)
+notice and exclude it.  Loop devices take no locks; they are looked for once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from siterig.blockfs.images.image_bytes import ImageBytes
 from siterig.blockfs.images.image_kind import WANTED, Contents
 
 LOCK_PATIENCE_S = 3.0
-"""An unmounted image is locked until its log is closed: who mounts it again at once waits so long."""
+"""Seconds to wait for a lock: an image that is being unmounted stays locked until its log is closed."""
 MountFormat = Literal["raw", "vhd"]
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length (0: all), pid
@@ -39,9 +39,12 @@ _QEMU_WRITES, _QEMU_BEARS_NO_WRITER = 101, 201  # bytes that QEMU read-locks whi
 
 @dataclass(frozen=True, slots=True)
 class LockedFile:
-    """An image's file, open and locked; of any format.  ``path`` is absolute and free of symbolic links.
+    """The file of an image of any format, open and locked.
 
-    ``size_bytes``: of the file or block device.  ``read_only``: as was asked for, or because its file system is.
+    Attributes:
+        path: absolute path without symbolic links.
+        size_bytes: size of the file or block device.
+        read_only: True if it was opened so, or its file system is read-only.
     """
 
     path: Path
@@ -51,15 +54,15 @@ class LockedFile:
     read_only: bool
 
     def contents(self) -> Contents:
-        """Its first and last bytes, read now."""
+        """Read the first and last bytes of the file."""
         return Contents.of(self.fd, self.size_bytes)
 
     def bytes(self) -> ImageBytes:
-        """For readers of headers."""
+        """Return a reader of the file's bytes, for headers."""
         return ImageBytes(self.path, self.fd, self.size_bytes)
 
     def close(self) -> None:
-        """Release the lock."""
+        """Close the file, which releases the lock."""
         os.close(self.fd)
 
 
@@ -67,8 +70,10 @@ class LockedFile:
 class Image:
     """An image that is open and locked, and can be exposed as a disk.
 
-    ``path`` is absolute and free of symbolic links.  ``size_bytes`` is the disk's; a VHD's footer lies behind it.
-    ``read_only``: as was asked for, or because its file system is.
+    Attributes:
+        path: absolute path without symbolic links.
+        size_bytes: size of the disk; in a VHD the footer follows it.
+        read_only: True if it was opened so, or its file system is read-only.
     """
 
     path: Path
@@ -79,15 +84,16 @@ class Image:
     is_device: bool = False
 
     def close(self) -> None:
-        """Release the lock."""
+        """Close the file, which releases the lock."""
         os.close(self.fd)
 
 
 async def open_image(path: Path, *, format_: MountFormat | None = None, read_only: bool = False) -> Image:
-    """Open and lock an image; its format follows from its name and contents unless given.
+    """Open and lock an image; its format is detected from its name and contents unless given.
 
-    ``ImageUnusable``, ``InvalidDiskSize``, ``VhdCorrupt``, ``VhdUnsupported``: it cannot be exposed as a disk.
-    ``ImageBusy``: somebody else has it.
+    Raises:
+        RigError: ``ImageUnusable``, ``InvalidDiskSize``, ``VhdCorrupt``, ``VhdUnsupported`` if it cannot be exposed as a
+            disk; ``ImageBusy`` if another program uses it.
     """
     file = await open_locked(path, read_only=read_only)
     try:
@@ -101,11 +107,11 @@ async def open_image(path: Path, *, format_: MountFormat | None = None, read_onl
 
 
 async def open_locked(path: Path, *, read_only: bool) -> LockedFile:
-    """Open and lock the file of an image of any format; ``ImageUnusable``, ``ImageBusy``.
+    """Open and lock the file of an image of any format (``ImageUnusable``, ``ImageBusy``).
 
-    Cancelled, it ends at once, also while the file system does not answer.
+    A cancelled call returns at once, also while the file system does not answer.
     """
-    # In threads: the path may lead into a file system that another process like this one serves.
+    # In threads: the path may be in a file system that another process of siterig serves.
     real = await trio.to_thread.run_sync(_resolved, path, abandon_on_cancel=True)
     if not read_only:
         await _refuse_mounted(real)
@@ -127,7 +133,7 @@ def _resolved(path: Path) -> Path:
 
 
 async def _opened(path: Path, read_only: bool) -> tuple[int, bool]:
-    """A descriptor, and whether it is read-only."""
+    """Return a descriptor, and True if it is read-only."""
     open_ = partial(user_files.open_file, path, code=Code.ImageUnusable, wanted=WANTED, devices=True)
     try:
         return await user_files.open_in_thread(partial(open_, os.O_RDONLY if read_only else os.O_RDWR)), read_only
@@ -141,9 +147,9 @@ async def _opened(path: Path, read_only: bool) -> tuple[int, bool]:
 
 
 async def _refuse_mounted(path: Path) -> None:
-    """``ImageBusy`` if the image is mounted by another process like this one.
+    """Raise ``ImageBusy`` if another process of siterig has the image mounted.
 
-    Asked before the image is opened for writing: to the process that has it mounted, that could be a change of its disk.
+    This is checked before the image is opened for writing, which that process could take for a change of its disk.
     """
     if (where := mounted_at(path)) is None:
         return
@@ -166,9 +172,13 @@ def _wanted_lock(*, shared: bool) -> bytes:
 
 
 def try_lock(path: Path, fd: int, *, shared: bool) -> bool:
-    """Lock an image without waiting; ``shared``: against writers only.  False: somebody else has it.
+    """Lock an image without waiting; ``shared`` excludes writers only.
 
-    ``ImageUnusable``: the file system has no locks.
+    Returns:
+        False if another program has a conflicting lock.
+
+    Raises:
+        RigError: ``ImageUnusable`` if the file system has no locks.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _wanted_lock(shared=shared))
@@ -208,23 +218,23 @@ async def _refuse_loops(path: Path, fd: int) -> None:
 
 
 def _would_block(fd: int, byte: int) -> bool:
-    """Whether somebody else has a lock on the byte."""
+    """Return True if another program has a lock on the byte."""
     found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
     return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
 
 def mount_source(path: Path) -> str:
-    """What the table of mounts shows for the image."""
+    """Return the source that the table of mounts shows for the image."""
     return f"siterig:{path}"
 
 
 def mounted_at(path: Path) -> str | None:
-    """Where the image is mounted already, as far as this process can see."""
+    """Return the mountpoint of the image in this process's mount namespace; None if it is not mounted there."""
     return next((point for _, source, point in hostmounts.mounts() if source == mount_source(path)), None)
 
 
 def _exposed_as(file: LockedFile, wanted: MountFormat | None) -> tuple[MountFormat, int]:
-    """The format, and the disk's size."""
+    """Return the format of the image and the size of its disk."""
     found = wanted or image_kind.guess(file.path, file.contents(), is_device=file.is_device)
     if found == "vhd":
         return "vhd", vhd.read_fixed(file.bytes())
@@ -235,7 +245,7 @@ def _exposed_as(file: LockedFile, wanted: MountFormat | None) -> tuple[MountForm
 
 
 def check_raw_size(file: LockedFile, sector_bytes: int = SECTOR_BYTES) -> None:
-    """``InvalidDiskSize`` unless the file has whole sectors."""
+    """Raise ``InvalidDiskSize`` unless the file has whole sectors."""
     if file.size_bytes == 0 or file.size_bytes % sector_bytes:
         raise RigError(
             Code.InvalidDiskSize,

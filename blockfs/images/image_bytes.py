@@ -1,4 +1,4 @@
-"""The bytes of an image file that is open, with errors that name the file."""
+"""Reads bytes of an open image file, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from siterig.blockfs.files.os_errors import reason
 
 
 class ImageBytes:
-    """Reads from a descriptor, which stays the caller's.  ``size_bytes``: of the file when it was opened."""
+    """Reads from a descriptor that the caller owns; ``size_bytes`` is the size of the file when it was opened."""
 
     def __init__(self, path: Path, fd: int, size_bytes: int) -> None:
         self.path, self.fd, self.size_bytes = path, fd, size_bytes
 
     def read(self, at: int, length: int) -> bytes:
-        """Exactly ``length`` bytes; ``ImageUnusable`` if the file ends before, or cannot be read."""
+        """Return exactly ``length`` bytes; raise ``ImageUnusable`` if the file ends before, or cannot be read."""
         try:
             data = os.pread(self.fd, length, at) if 0 <= at < 1 << 62 else b""
         except OSError as exc:
@@ -26,9 +26,9 @@ class ImageBytes:
         return data
 
     def error(self, why: str) -> RigError:
-        """``ImageUnusable``, with the file's name."""
+        """Return the error ``ImageUnusable`` with the name of the file."""
         return RigError(Code.ImageUnusable, f"{self.path}: {why}")
 
     def error_needs(self, other: str) -> RigError:
-        """``ImageUnusable``: it is only a part of what ``other`` and it make together."""
+        """Return the error ``ImageUnusable``: this file and ``other`` form one image only together."""
         return self.error(f"needs another file, {other}: qemu-img convert makes one image of both")

@@ -1,12 +1,12 @@
-"""Headers of disk containers: the disk's size and sector size, and why one cannot be read by itself.
+"""Headers of disk containers: the disk's size and sector size, and the reasons why an image cannot be read alone.
 
-qemu-img reads the contents; it reports one text for most causes, opens other files that an image names, and takes zeros
-for what a truncated image lacks.  The causes that a user can act on are found here first, from the descriptor that
-qemu-img then gets.
+qemu-img reads the contents.  But it reports one text for most causes, opens other files that an image names, and reads
+missing data of a truncated image as zeros.  So the causes that a user can act on are found here first, from the descriptor
+that qemu-img then gets.
 
-Sources: QEMU ``docs/interop/qcow2.txt``; Microsoft *VHD* 1.0 and *[MS-VHDX]*; VMware *Virtual Disk ImageFormat* 5.0.
+Sources: QEMU ``docs/interop/qcow2.txt``; Microsoft *VHD* 1.0 and *[MS-VHDX]*; VMware *Virtual Disk Format* 5.0.
 
-Fault contract: nothing is written; any bytes may be in a header, and give facts or a ``RigError``.
+Fault contract: nothing is written.  A header may have any bytes; they result in facts or in a ``RigError``.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _VDI_AT, _VDI_DIFFERENCING = 64, 4
 
 @dataclass(frozen=True, slots=True)
 class HeaderFacts:
-    """The declarations of a header: ``size_bytes`` is None where qemu-img is asked."""
+    """Sizes in a header; ``size_bytes`` is None if qemu-img determines it."""
 
     size_bytes: int | None = None
     sector_bytes: int = SECTOR_BYTES
 
 
 def read_header(file: ImageBytes, format_: ImageFormat) -> HeaderFacts:
-    """Facts of a container; ``ImageUnusable`` names the cause: encrypted, marked corrupt, needs another file, ..."""
+    """Return the facts of a container; ``ImageUnusable`` has the cause: encrypted, marked corrupt, needs another file."""
     return _READERS[format_](file) if format_ in _READERS else HeaderFacts()
 
 
 def not_exposed(file: ImageBytes, format_: ImageFormat) -> RigError:
-    """The error of a container where only the bytes of a disk can be used; it names what keeps it from being converted."""
+    """Return the error for a container where only a raw disk can be used, with the remedy or what prevents a conversion."""
     remedy = f"qemu-img convert -f {format_} -O raw makes a raw image of it"
     try:
         read_header(file, format_)
@@ -115,7 +115,7 @@ def _qcow(file: ImageBytes) -> HeaderFacts:
 
 
 def _qcow_is_whole(file: ImageBytes, top_at: int, tables: int, cluster_bits: int, table_bits: int) -> None:
-    """qemu-img check does not know this format, and convert takes zeros for clusters behind the end of the file."""
+    """Check that all clusters are in the file: qemu-img check does not know this format, and convert reads zeros."""
     for (at,) in struct.iter_unpack(">Q", file.read(top_at, tables * 8)):
         if not at:
             continue
@@ -147,7 +147,7 @@ def _name(file: ImageBytes, at: int, length: int) -> str:
 
 
 def _vhd(file: ImageBytes) -> HeaderFacts:
-    """A dynamic one: a fixed one has nothing at its beginning.  Its size depends on the program that made it."""
+    """Check a dynamic VHD, which has a footer at its beginning; the size depends on the program that made it."""
     vhd.check_dynamic(file)
     return HeaderFacts()
 

@@ -1,7 +1,7 @@
-"""An image of any format that we or qemu-img can read, as the first contents of a disk.
+"""Imports an image, of any format that siterig or qemu-img can read, as the first contents of a disk.
 
-Fault contract: an image is opened once, locked, and read through that descriptor: its header, the check and the copy see one
-file, whatever its name leads to meanwhile.  A file that was written to while it was copied is an error.
+Fault contract: an image is opened once, locked, and read through that descriptor.  Header, check and copy read one file,
+even if its name is given to another file meanwhile.  A file that is written to while it is copied is an error.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.images.qemu_img import OpenImage
 
 _QEMU_NAMES: dict[ImageFormat, str] = {"vhd": "vpc"}
-_CHECKED = ("qcow2", "vhdx", "vmdk", "vdi", "qed", "parallels")  # what qemu-img check knows
+_CHECKED = ("qcow2", "vhdx", "vmdk", "vdi", "qed", "parallels")  # the formats that qemu-img check knows
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
     """An image that can be imported.
 
-    ``size_bytes``: of the disk; a fixed VHD's footer is no part of it.  ``sector_bytes``: the logical sector size that
-    the image, or the block device, declares.  ``remark``: what the user should know of how it was taken, or None.
+    Attributes:
+        size_bytes: size of the disk, without the footer of a fixed VHD.
+        sector_bytes: logical sector size that the image, or the block device, declares.
+        remark: a remark for the user about the detected format, or None.
     """
 
     path: Path
@@ -46,7 +48,7 @@ class ImageSource:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """``copied_by``: ``bytes`` (they are the disk's), ``vhdx`` (with sectors of 4096 bytes), or ``qemu-img``."""
+    """An open image; ``copied_by`` is ``bytes`` (of a raw disk), ``vhdx`` (4096-byte sectors) or ``qemu-img``."""
 
     file: LockedFile
     source: ImageSource
@@ -61,9 +63,10 @@ def _qemu(file: LockedFile, format_: ImageFormat) -> OpenImage:
 
 
 async def look_at(path: Path, format_: ImageFormat | None = None) -> ImageSource:
-    """Find the image's format and size, ``format_`` overriding a guess.
+    """Return the format and size of an image; ``format_`` overrides the detected format.
 
-    ``ImageUnusable``, ``ImageBusy``, ``InvalidDiskSize``, ``VhdCorrupt``, ``ToolMissing``.
+    Raises:
+        RigError: ``ImageUnusable``, ``ImageBusy``, ``InvalidDiskSize``, ``VhdCorrupt``, ``ToolMissing``.
     """
     async with _opened(path, format_) as found:
         return found.source
@@ -71,7 +74,7 @@ async def look_at(path: Path, format_: ImageFormat | None = None) -> ImageSource
 
 @asynccontextmanager
 async def _opened(path: Path, format_: ImageFormat | None) -> AsyncIterator[_Opened]:
-    """An image that is open, locked and checked, for the time of the block."""
+    """Open, lock and check an image for the time of the block."""
     file = await image.open_locked(path, read_only=True)
     try:
         yield await _examined(file, format_)
@@ -103,7 +106,7 @@ async def _examined(file: LockedFile, wanted: ImageFormat | None) -> _Opened:
 
 
 async def _checked(file: LockedFile, format_: ImageFormat, header_bytes: int | None, copied_by: str) -> int:
-    """The size of the disk in a container, all of whose data are in the file."""
+    """Return the size of the disk in a container, after a check that all of its data are in the file."""
     if format_ == "vhdx":
         await trio.to_thread.run_sync(partial(_check_vhdx, file), abandon_on_cancel=True)
     if copied_by == "vhdx":
@@ -125,10 +128,11 @@ def _check_vhdx(file: LockedFile) -> None:
 
 
 async def fill(path: Path, disk: Path, *, advance: Advance, format_: ImageFormat | None = None) -> None:
-    """Write an image's disk to ``disk``, a file of zeros that is as large or larger; durable on return.
+    """Write the disk in an image to ``disk``, a file of zeros that is at least as large; it is durable on return.
 
-    Errors of :func:`look_at`, ``DiskTooSmall``, ``DiskFull``, ``InvalidDiskSize``, ``HostIoError``, ``ReadFailed``,
-    ``ConvertFailed``.
+    Raises:
+        RigError: the errors of :func:`look_at`; ``DiskTooSmall``, ``DiskFull``, ``InvalidDiskSize``, ``HostIoError``,
+            ``ReadFailed``, ``ConvertFailed``.
     """
     async with _opened(path, format_) as opened:
         source, before = opened.source, os.fstat(opened.file.fd)
@@ -154,7 +158,7 @@ async def _copy(opened: _Opened, disk: Path, fd: int, advance: Advance) -> None:
     elif opened.copied_by == "vhdx":
         await _copy_vhdx(opened.file, disk, fd, advance)
     else:
-        options = ("-n", "--target-is-zero")  # into the disk that is there
+        options = ("-n", "--target-is-zero")  # into the existing disk
         await qemu_img.convert(
             opened.qemu(),
             qemu_img.Target(disk, fd),

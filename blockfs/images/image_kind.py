@@ -1,4 +1,4 @@
-"""The type of an image file by its contents, in one place: raw disks, containers of disks, archives, encrypted disks."""
+"""Detects the type of an image file by its contents: raw disks, containers of disks, archives, encrypted disks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from siterig.blockfs.images.image_formats import ImageFormat
 
 HEAD_BYTES = 512
 WANTED = "an image is a file that holds the bytes of a disk, or a block device"
-"""Ends the message about a file of another type."""
+"""End of the message about a file of another type."""
 OVERRIDE = "--format raw takes every byte as the disk's"
-"""Ends a message about contents that could also be those of a raw disk."""
+"""End of a message about contents that a raw disk could have as well."""
 
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "vhd": (".vhd", ".vpc"),
@@ -45,7 +45,7 @@ _LUKS_DECRYPT = "qemu-img convert --object secret,id=key,file=KEYFILE --image-op
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    """Contents that hold a disk but are none.  ``command``: makes an image of it; ``{}`` is the file."""
+    """Contents that contain a disk but are none; ``command`` makes an image of the file ``{}``."""
 
     at: int
     magic: bytes
@@ -91,24 +91,27 @@ class Contents:
 
     @classmethod
     def of(cls, fd: int, size_bytes: int) -> Contents:
-        """Read them."""
+        """Read the contents through a descriptor."""
         head = os.pread(fd, HEAD_BYTES, 0)
         return cls(head, os.pread(fd, vhd.FOOTER_BYTES, max(size_bytes - vhd.FOOTER_BYTES, 0)), size_bytes)
 
     def container(self) -> ImageFormat | None:
-        """The format that the first bytes name; None: they may be a raw disk's, or a VHD's."""
+        """Return the format that the first bytes identify; None: the file may be a raw disk or a VHD."""
         return next((name for at, magic, name in _CONTAINERS if self.head[at:].startswith(magic)), None)
 
     def looks_like_vhd(self) -> bool:
-        """A VHD's footer is at either end."""
+        """Return True if a VHD footer is at the beginning or at the end."""
         return vhd.COOKIE in (self.head[:8], self.tail[:8], self.tail[1:9])
 
 
 def guess(path: Path, contents: Contents, *, is_device: bool = False) -> ImageFormat:
-    """The format by contents and, for a fixed VHD, by name.
+    """Return the format of an image by its contents and, for a fixed VHD, by its name.
 
-    ``ImageUnusable`` names an archive or an encrypted disk, with the command that unpacks or decrypts it, and contents that
-    may be of two formats.  ``VhdCorrupt``.  A block device is always raw: its contents are a guest's.
+    A block device is always raw, because a guest writes its contents.
+
+    Raises:
+        RigError: ``ImageUnusable`` for an archive or an encrypted disk, with the command that unpacks or decrypts it, and
+            for contents of two possible formats; ``VhdCorrupt``.
     """
     if is_device:
         return "raw"
@@ -125,7 +128,7 @@ def guess(path: Path, contents: Contents, *, is_device: bool = False) -> ImageFo
     if contents.head.startswith(vhd.COOKIE):
         return "vhd"
     if contents.looks_like_vhd() and not named:
-        # Not guessed: a guest can write such an end to its raw disk.
+        # Not detected as a VHD: a guest can write such bytes to the end of its raw disk.
         raise RigError(
             Code.ImageUnusable,
             f"{path}: ends with a VHD footer, but is not named as a VHD: give --format vhd, or --format raw if every byte "
@@ -152,7 +155,7 @@ def _refuse(path: Path, contents: Contents) -> None:
 
 
 def _is_tar(head: bytes) -> bool:
-    """By the checksum of the first header: the oldest of its forms (v7) has no magic bytes."""
+    """Return True if the checksum of a tar header is right: the oldest form (v7) has no magic bytes."""
     end = _TAR_CHECKSUM_AT + _TAR_CHECKSUM_BYTES
     try:
         wanted = int(head[_TAR_CHECKSUM_AT:end].rstrip(b"\0 "), 8)
@@ -162,7 +165,7 @@ def _is_tar(head: bytes) -> bool:
 
 
 def _is_lzma(head: bytes) -> bool:
-    """By its three fields, as xz does it: it has no magic bytes."""
+    """Return True if the three header fields are those of lzma; xz checks the same, as there are no magic bytes."""
     if len(head) < _LZMA.size:
         return False
     properties: int
@@ -181,7 +184,7 @@ def _not_a_disk(path: Path, title: str, command: str) -> RigError:
 
 
 def remark(path: Path, format_: ImageFormat, contents: Contents, disk_bytes: int) -> str | None:
-    """A note for the user about a guess that contents and name do not both bear out; None: there is no doubt."""
+    """Return a remark for the user if contents and name do not agree on the format; None if they do."""
     container = contents.container()
     if format_ == "raw":
         if container is None:

@@ -1,8 +1,8 @@
-"""``qemu-img``: images in formats that are not ours to read or write.
+"""Runs ``qemu-img`` for images in formats that siterig does not read or write itself.
 
-Fault contract: an image is given as a descriptor and a format, never as a name or a guess; files that it names itself (a
-backing file, extents, an external data file) are not opened (:mod:`siterig.blockfs.images.helper_process`, and ``backing``
-is null).
+Fault contract: an image is passed as a descriptor and a format, never as a name, and its format is not guessed.  Files that
+the image names (a backing file, extents, an external data file) are not opened
+(:mod:`siterig.blockfs.images.helper_process`, and ``backing`` is null).
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ _CHECK_LEAKS, _CHECK_UNSUPPORTED = 3, 63
 _EXTENT = re.compile(rb'"start": (\d+), "length": (\d+),.*"data": true, .*"offset": (\d+)')
 _READING = re.compile(r"error while reading at byte (\d+): (.*)")
 _WRITING = "error while writing at byte"
-_ROOM_BYTES = 1 << 20  # with less the target's file system is full
+_ROOM_BYTES = 1 << 20  # with fewer free bytes the target's file system is full
 _OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _WITH_BACKING = ("qcow2", "qcow", "qed", "vmdk")
-_CPU_S, _CPU_BYTES_PER_S = 300, 8 << 20  # a program that needs more for a disk than this computes for ever
+_CPU_S, _CPU_BYTES_PER_S = 300, 8 << 20  # a program that needs more than this for a disk is in an endless loop
 _LOOK_LIMITS = HelperLimits(cpu_s=_CPU_S, file_bytes=1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenImage:
-    """An image that is open for reading; ``path`` is for messages, ``format`` qemu-img's name of it."""
+    """An image that is open for reading; ``path`` is for messages, ``format`` is qemu-img's name of its format."""
 
     path: Path
     fd: int
     format: str
 
     def node(self) -> str:
-        """The file name by which qemu-img gets the descriptor and nothing else."""
+        """Return the file name with which qemu-img uses the descriptor only."""
         driver = "host_device" if block_device.is_block_device(self.fd) else "file"
         node: dict[str, object] = {
             "driver": self.format,
-            "file": {"driver": driver, "filename": f"/dev/fd/{self.fd}", "locking": "off"},  # it is locked by us
+            "file": {"driver": driver, "filename": f"/dev/fd/{self.fd}", "locking": "off"},  # this process has locked it
         }
         if self.format in _WITH_BACKING:
             node["backing"] = None
         return "json:" + json.dumps(node)
 
     def named(self, text: str) -> str:
-        """A message with the image's name in it."""
+        """Return a message with the name of the image in place of the descriptor."""
         return text.replace(self.node(), str(self.path)).replace(f"/dev/fd/{self.fd}", str(self.path))
 
 
@@ -69,7 +69,7 @@ class Target:
 
 
 def require(what: str) -> str:
-    """The program's path; ``ToolMissing`` names the Debian package that ``what`` needs."""
+    """Return the path of the program; ``ToolMissing`` names the Debian package that ``what`` needs."""
     found = shutil.which(PROGRAM)
     if found is None:
         raise RigError(
@@ -79,7 +79,7 @@ def require(what: str) -> str:
 
 
 async def disk_bytes(image: OpenImage) -> int:
-    """The size of the disk in an image; ``ImageUnusable``, ``ToolMissing``."""
+    """Return the size of the disk in an image (``ImageUnusable``, ``ToolMissing``)."""
     done = await _look(image, "info", "--output=json")
     if done.status != 0:
         raise RigError(Code.ImageUnusable, f"{image.path}: {_reason(image.named(_text(done)))}")
@@ -92,10 +92,10 @@ async def disk_bytes(image: OpenImage) -> int:
 
 
 async def check_whole(image: OpenImage, file_bytes: int) -> None:
-    """``ImageUnusable`` unless all data of the disk lies within the ``file_bytes`` of the image's file.
+    """Raise ``ImageUnusable`` unless all data of the disk are within the ``file_bytes`` of the image's file.
 
-    ``convert`` reads zeros beyond the end of a truncated file, and ``check`` notices only some of it.  Compressed data is
-    not looked at: reading it fails if it was cut.
+    ``convert`` reads zeros past the end of a truncated file, and ``check`` notices only some cases.  Compressed data are
+    not checked, because reading them fails if they are truncated.
     """
     rest = b""
     beyond: tuple[int, int] | None = None
@@ -121,7 +121,7 @@ async def check_whole(image: OpenImage, file_bytes: int) -> None:
 
 
 async def check(image: OpenImage) -> None:
-    """``ImageUnusable`` unless all that the image refers to is in it; space that it lost is no harm."""
+    """Raise ``ImageUnusable`` unless qemu-img check finds the image consistent; leaked space is accepted."""
     done = await _look(image, "check")
     if done.status not in (0, _CHECK_LEAKS, _CHECK_UNSUPPORTED):
         said = image.named(_text(done).strip() or done.out.decode(errors="replace").strip()).partition("\n")[0]
@@ -138,10 +138,19 @@ async def _look(image: OpenImage, command: str, *options: str) -> HelperResult:
 async def convert(
     source: OpenImage, target: Target, *, to: str, size_bytes: int, advance: Advance, options: Sequence[str] = ()
 ) -> None:
-    """Convert.  Cancelled, it ends, and what it had written stays: the owner of the target cleans up.
+    """Convert an image.  If the call is cancelled, the target keeps the bytes written so far, and the caller deletes it.
 
-    ``size_bytes``: of the disk.  ``ReadFailed`` names the source and the byte of its disk; ``DiskFull``,
-    ``InvalidDiskSize``, ``HostIoError`` the target; ``ConvertFailed``: anything else.
+    Args:
+        source: the image.
+        target: the file to write.
+        to: qemu-img's name of the target format.
+        size_bytes: size of the disk.
+        advance: called with the bytes that are done.
+        options: further options of ``qemu-img convert``.
+
+    Raises:
+        RigError: ``ReadFailed`` with the source and the byte of its disk; ``DiskFull``, ``InvalidDiskSize``,
+            ``HostIoError`` for the target; ``ConvertFailed`` for other errors.
     """
     program = require(f"format {to if to != 'raw' else source.format}")
     done = 0
@@ -171,11 +180,11 @@ def _why(source: OpenImage, target: Target, result: HelperResult) -> RigError:
     text = _text(result)
     found = min(((int(at), why) for at, why in _READING.findall(text)), default=None)
     if found is not None:
-        at, why = found  # where a piece of up to 2 MiB begins
+        at, why = found  # the beginning of a piece of up to 2 MiB
         exact = find_unreadable(source.path, source.fd, at) if source.format == "raw" else None
         return exact or unreadable(source.path, at, why)
     of_target = next((number for number in _OF_THE_TARGET if os.strerror(number) in text), None)
-    if of_target is None and _WRITING in text:  # of a VMDK some errors become "Invalid argument"
+    if of_target is None and _WRITING in text:  # for a VMDK some errors become "Invalid argument"
         room = os.fstatvfs(target.fd)
         of_target = errno.ENOSPC if room.f_bavail * room.f_frsize < _ROOM_BYTES else None
     if of_target is not None:
@@ -185,7 +194,7 @@ def _why(source: OpenImage, target: Target, result: HelperResult) -> RigError:
 
 
 def _percent(text: bytes) -> float | None:
-    """The last of the lines ``    (12.50/100%)``, which end with a carriage return."""
+    """Return the number in the last of the lines ``    (12.50/100%)``, which end with a carriage return."""
     for line in reversed(text.split(b"\r")):
         number, slash, _ = line.strip().lstrip(b"(").partition(b"/")
         if slash:

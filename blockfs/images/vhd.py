@@ -1,4 +1,4 @@
-"""Fixed VHD: a raw disk and a footer of 512 bytes behind it.
+"""Fixed VHD: a raw disk followed by a footer of 512 bytes.
 
 Source: Microsoft, *Virtual Hard Disk Image Format Specification* 1.0 (2006), "Hard Disk Footer Format".  All numbers
 are big endian.
@@ -17,15 +17,15 @@ from siterig.blockfs.images.image_bytes import ImageBytes
 FOOTER_BYTES = 512
 MIB = 1 << 20
 SIZE_BYTES_MAX = 2040 * (1 << 30)
-"""Largest fixed VHD that the service and Hyper-V take."""
+"""Size of the largest fixed VHD that the service and Hyper-V accept."""
 
 WHY_NOT = f"a fixed VHD has whole MiB, and at most {SIZE_BYTES_MAX >> 30} GiB"
 
 COOKIE = b"conectix"
-"""First bytes of a footer; a dynamic disk has a copy of it at its begin too."""
+"""First bytes of a footer; a dynamic disk also has a copy of the footer at its beginning."""
 
-_EPOCH_S = 946_684_800  # 2000-01-01T00:00:00Z, where the format's time begins
-_OLD_FOOTER_BYTES = 511  # of programs before Virtual PC 2004
+_EPOCH_S = 946_684_800  # 2000-01-01T00:00:00Z, the beginning of the format's time
+_OLD_FOOTER_BYTES = 511  # written by programs before Virtual PC 2004
 _FIXED, _DYNAMIC, _DIFFERENCING = 2, 3, 4
 _MAJOR_VERSION = 1
 _CONVERT = "qemu-img convert -f vpc -O raw makes a raw image of it"
@@ -41,12 +41,12 @@ _BLOCK_BYTES_MAX = 256 << 20
 
 
 def can_be_vhd(size_bytes: int) -> bool:
-    """Whole MiB, as the service demands of a disk, and not too large for the format."""
+    """Return True if the size is in whole MiB, as the service requires, and not too large for the format."""
     return size_bytes % MIB == 0 and 0 < size_bytes <= SIZE_BYTES_MAX
 
 
 def fixed_footer(size_bytes: int, disk_id: str, *, created_s: int = _EPOCH_S) -> bytes:
-    """The footer of a disk of ``size_bytes``; ``created_s`` in Unix time."""
+    """Return the footer of a disk; ``created_s`` is the time of creation in seconds since 1970."""
     cylinders, heads, sectors = geometry(size_bytes // 512)
     fields = (
         COOKIE,
@@ -69,20 +69,22 @@ def fixed_footer(size_bytes: int, disk_id: str, *, created_s: int = _EPOCH_S) ->
 
 
 def _checksum(footer: bytes) -> int:
-    """The complement of the sum of all bytes but those of the checksum."""
+    """Return the complement of the sum of all bytes except those of the checksum."""
     return ~(sum(footer) - sum(footer[_CHECKSUM_AT : _CHECKSUM_AT + 4])) & 0xFFFF_FFFF
 
 
 def read_footer(path: Path) -> int:
-    """:func:`read_fixed` of a file that is opened for it."""
+    """Open a fixed VHD and return the size of its disk, as :func:`read_fixed` does."""
     with path.open("rb") as file:
         return read_fixed(ImageBytes(path, file.fileno(), os.fstat(file.fileno()).st_size))
 
 
 def read_fixed(file: ImageBytes) -> int:
-    """Size in bytes of the disk in a fixed VHD: all of the file but the footer, which is checked.
+    """Return the size in bytes of the disk in a fixed VHD: the file without its footer, which is verified.
 
-    ``VhdCorrupt``: there is no footer, or it contradicts the file.  ``VhdUnsupported``: it is another kind of VHD.
+    Raises:
+        RigError: ``VhdCorrupt`` if there is no footer, or it contradicts the file; ``VhdUnsupported`` if it is another
+            kind of VHD.
     """
     path = file.path
     head = file.read(0, min(len(COOKIE), file.size_bytes))
@@ -114,7 +116,7 @@ def read_fixed(file: ImageBytes) -> int:
 
 
 def _checked(path: Path, footer: bytes) -> tuple[int, int]:
-    """The type of disk and its size."""
+    """Verify a footer, and return the type and size of the disk."""
     _, _, version, _, _, _, _, _, _, size, _, _, _, kind, checksum, _, _ = _FOOTER.unpack(footer)
     if checksum != _checksum(footer):
         raise RigError(
@@ -129,9 +131,11 @@ def _checked(path: Path, footer: bytes) -> tuple[int, int]:
 
 
 def check_dynamic(file: ImageBytes) -> None:
-    """Refuse a VHD with a footer at its beginning that cannot be read by itself.
+    """Check that a VHD with a footer at its beginning can be read alone.
 
-    ``ImageUnusable``: it is a differencing one (its parent is named), or does not hold a block whole.  ``VhdCorrupt``.
+    Raises:
+        RigError: ``ImageUnusable`` if it is a differencing VHD (the message names its parent), or a block is truncated;
+            ``VhdCorrupt``.
     """
     kind, _ = _checked(file.path, file.read(0, FOOTER_BYTES))
     at = int.from_bytes(file.read(16, 8), "big")
@@ -151,7 +155,7 @@ def check_dynamic(file: ImageBytes) -> None:
 
 
 def geometry(sectors: int) -> tuple[int, int, int]:
-    """Cylinders, heads, sectors a track of a disk of that many sectors (the specification's appendix)."""
+    """Return cylinders, heads and sectors per track for a number of sectors (appendix of the specification)."""
     sectors = min(sectors, 65535 * 16 * 255)
     if sectors >= 65535 * 16 * 63:
         per_track, heads = 255, 16

@@ -1,11 +1,11 @@
-"""VHDX: the header, the block allocation table, and where each block of the disk is in the file.
+"""VHDX: the header, the block allocation table, and the place of each block of the disk in the file.
 
 Source: Microsoft, *[MS-VHDX]: Virtual Hard Disk v2 (VHDX) File Format*.  All numbers are little endian.  qemu-img reads and
-writes images with sectors of 512 bytes only; those with 4096 are read here, and written by
+writes images with sectors of 512 bytes only.  Images with sectors of 4096 bytes are read here, and written by
 :mod:`siterig.blockfs.images.vhdx_writer`.
 
-Fault contract: any bytes may be in the file, and give facts or ``ImageUnusable``; a block that the file does not hold
-whole is an error, never zeros.
+Fault contract: the file may have any bytes; they result in facts or in ``ImageUnusable``.  A truncated block is an error,
+never zeros.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ METADATA, ITEM = struct.Struct("<8sHH20x"), struct.Struct("<16sIII4x")
 _LOCATOR, _LOCATOR_ENTRY = struct.Struct("<16sHH"), struct.Struct("<IIHH")
 SECTOR_SIZES = (512, 4096)
 CHUNK_SECTORS = 1 << 23
-"""So many sectors have one entry for a sector bitmap in the table, behind those of their blocks."""
+"""Number of sectors with one entry for a sector bitmap in the table, after the entries of their blocks."""
 SIZE_BYTES_MAX = 64 << 40
 _BLOCK_BYTES_MIN, _BLOCK_BYTES_MAX = MIB, 256 * MIB
 _REGIONS_MAX, _ITEMS_MAX, _LOCATOR_BYTES_MAX = 2047, 2047, 1 << 20
@@ -53,7 +53,12 @@ PARENT_LOCATOR = _guid("a8d35f2d-b30b-454d-abf7-d3d84834ab0c")
 
 @dataclass(frozen=True, slots=True)
 class VhdxHeader:
-    """An image's declarations.  ``parent``: of a differencing disk, its file.  ``has_log``: it was not closed in order."""
+    """The header of an image.
+
+    Attributes:
+        parent: the parent file of a differencing disk, or None.
+        has_log: True if the image was not closed cleanly.
+    """
 
     size_bytes: int
     sector_bytes: int
@@ -65,17 +70,17 @@ class VhdxHeader:
 
     @property
     def chunk_blocks(self) -> int:
-        """Blocks that share one entry for a sector bitmap."""
+        """Number of blocks that share one entry for a sector bitmap."""
         return CHUNK_SECTORS * self.sector_bytes // self.block_bytes
 
 
 def checksummed(data: bytes) -> bytes:
-    """A header or region table with its checksum (bytes 4 to 7)."""
+    """Return a header or region table with its checksum in bytes 4 to 7."""
     return data[:4] + struct.pack("<I", crc32c(data[:4] + bytes(4) + data[8:])) + data[8:]
 
 
 def read_header(file: ImageBytes) -> VhdxHeader:
-    """``ImageUnusable`` names what is wrong."""
+    """Return the header of an image; ``ImageUnusable`` has the reason why it cannot be used."""
     if file.read(0, len(SIGNATURE)) != SIGNATURE:
         raise file.error("is no VHDX: it does not begin with vhdxfile")
     log_guid = _newest_header(file)
@@ -96,7 +101,7 @@ def read_header(file: ImageBytes) -> VhdxHeader:
 
 
 def _newest_header(file: ImageBytes) -> bytes:
-    """The log's id in the valid header with the higher sequence number."""
+    """Return the id of the log from the valid header with the higher sequence number."""
     found: list[tuple[int, bytes, int]] = []
     for at in HEADERS_AT:
         raw = file.read(at, HEADER_BYTES)
@@ -140,7 +145,7 @@ def _item(file: ImageBytes, items: dict[bytes, tuple[int, int]], guid: bytes, le
 
 
 def _parent(file: ImageBytes, items: dict[bytes, tuple[int, int]]) -> str:
-    """The parent's name out of the locator, or a text that none is in it."""
+    """Return the name of the parent from the locator, or a text for the message that there is none."""
     at, length = items.get(PARENT_LOCATOR, (0, 0))
     raw = file.read(at, min(length, _LOCATOR_BYTES_MAX))
     found: dict[str, str] = {}
@@ -156,9 +161,10 @@ def _parent(file: ImageBytes, items: dict[bytes, tuple[int, int]]) -> str:
 
 
 def blocks(file: ImageBytes, header: VhdxHeader) -> Iterator[tuple[int, int, int]]:
-    """(offset on the disk, offset in the file, bytes) of each block that holds data, in order; all others are zeros.
+    """Yield (offset on the disk, offset in the file, bytes) of each block with data, in order; all others are zeros.
 
-    ``ImageUnusable``: the file does not hold a block whole, or the table has a state that is not allowed.
+    Raises:
+        RigError: ``ImageUnusable`` if a block is truncated, or the table has a state that is not allowed.
     """
     count = -(-header.size_bytes // header.block_bytes)
     entries = count + (count - 1) // header.chunk_blocks

@@ -1,9 +1,9 @@
-"""Writes a raw disk as a dynamic VHDX whose logical sectors have 4096 bytes, which qemu-img cannot make.
+"""Writes a raw disk as a dynamic VHDX with logical sectors of 4096 bytes, which qemu-img cannot write.
 
-Layout: the headers in the first MiB, a log of 1 MiB that is empty, the metadata, the block allocation table, the blocks.
-Blocks of zeros are left out.  Source and structures: :mod:`siterig.blockfs.images.vhdx`.
+Layout: the headers in the first MiB, an empty log of 1 MiB, the metadata, the block allocation table, the blocks.  Blocks of
+zeros are left out.  Source and structures: :mod:`siterig.blockfs.images.vhdx`.
 
-Fault contract: of the caller, who gives the file its name when it is whole.
+Fault contract: the caller gives the file its final name when it is complete.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ITEMS_AT = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class VhdxWriter:
-    """Writes to a new, empty file.  The descriptors stay the caller's; the paths are for messages."""
+    """Writes to a new, empty file.  The caller owns the descriptors; the paths are for messages."""
 
     source: Path
     source_fd: int
@@ -41,7 +41,7 @@ class VhdxWriter:
     sector_bytes: int
 
     async def run(self, advance: Advance) -> None:
-        """Write all of it.  ``ReadFailed``, ``DiskFull``, ``InvalidDiskSize``, ``HostIoError``."""
+        """Write the whole image (``ReadFailed``, ``DiskFull``, ``InvalidDiskSize``, ``HostIoError``)."""
         chunk_blocks = vhdx.CHUNK_SECTORS * self.sector_bytes // BLOCK_BYTES
         blocks = -(-self.size_bytes // BLOCK_BYTES)
         table = bytearray(8 * (blocks + (blocks - 1) // chunk_blocks))
@@ -58,7 +58,7 @@ class VhdxWriter:
         await trio.to_thread.run_sync(self._write_tables, bytes(table), bat_bytes)
 
     async def _copy(self, start: int, length: int, to: int) -> bool:
-        """Copy one block; False: it is all zeros, and nothing was written."""
+        """Copy one block; return False, and write nothing, if it is all zeros."""
         written = False
         at = start
         while at < start + length:

@@ -7,8 +7,6 @@ import pytest
 from tests.support import language
 
 PENDING: dict[str, set[str]] = {
-    "blockfs": {
-        "blockfs/images",
     },
     "tests": {
         "tests/crash",
