@@ -7,7 +7,6 @@ import pytest
 from tests.support import language
 
 PENDING: dict[str, set[str]] = {
-    },
     "tests": {
         "tests/crash",
         "tests/fuzz",
