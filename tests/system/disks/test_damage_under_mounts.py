@@ -17,6 +17,8 @@ from tests.support.stores.managed_disk import assert_same, seeded
 
 pytestmark = pytest.mark.system
 
+OTHER_ID = "0b6f3a52-63f4-4c2f-8f0e-6f8b1c9d0e1f"
+
 
 @pytest.fixture
 def server(tmp_path: Path, front_end: str) -> Iterator[DiskServer]:
@@ -28,8 +30,8 @@ def server(tmp_path: Path, front_end: str) -> Iterator[DiskServer]:
         server.clean_up()
 
 
-def mounted(server: DiskServer, store: ManagedDiskStore, position: int, name: str) -> Path:
-    source = {"name": "os", "disk_id": store.folder.name}
+def mounted(server: DiskServer, folder: Path, position: int, name: str) -> Path:
+    source = {"name": "os", "disk_id": folder.name}
     info = server.call("open_mounted_point", vm="web01", name=name, position=position, disks=[source])
     return Path(info["disks"][0]["path"])
 
@@ -52,14 +54,17 @@ def read(path: Path) -> bytes:
 
 @pytest.mark.parametrize("cut", ["base.sums", "base.img", "journal"])
 def test_a_file_that_is_cut_under_mounts_is_an_error_of_the_read(tmp_path: Path, server: DiskServer, cut: str) -> None:
-    managed = tmp_path / "managed"
-    (managed / "other").mkdir(parents=True)
+    managed, elsewhere = tmp_path / "managed", tmp_path / "elsewhere"
+    managed.mkdir()
+    elsewhere.mkdir()
     disk, store = seeded(managed)
-    other_disk, other = seeded(managed / "other")
+    other_disk, other_store = seeded(elsewhere)
+    other_store.close()
+    other = other_store.folder.rename(managed / OTHER_ID)  # the disk host finds a managed disk by the name of its folder
     unharmed = mounted(server, other, other_disk.position, "other")
-    harmed = [mounted(server, store, disk.position, "newest"), failed_over(server, store, disk.position)]
+    harmed = [mounted(server, store.folder, disk.position, "newest"), failed_over(server, store, disk.position)]
     if cut != "journal":
-        harmed.append(mounted(server, store, store.oldest_position, "oldest"))
+        harmed.append(mounted(server, store.folder, store.oldest_position, "oldest"))
     for path in harmed[:2]:
         assert_same(read(path), bytes(disk.data), str(path))
     whole = managed / store.folder.name / cut
@@ -71,7 +76,7 @@ def test_a_file_that_is_cut_under_mounts_is_an_error_of_the_read(tmp_path: Path,
         assert refused.value.errno == errno.EIO
     assert_same(read(unharmed), bytes(other_disk.data), "a state of another disk")
     if cut == "journal":
-        oldest = mounted(server, store, store.oldest_position, "oldest")
+        oldest = mounted(server, store.folder, store.oldest_position, "oldest")
         assert_same(read(oldest), disk.states[store.oldest_position], "a state that needs nothing of what was cut")
     assert {info["name"]: info["broken"] for info in server.call("list_mounted_points")} == dict.fromkeys(
         ["newest", "oldest", "other"]
