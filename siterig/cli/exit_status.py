@@ -51,9 +51,7 @@ def reporting() -> Iterator[None]:
 
 def _listen() -> None:
     """Let SIGTERM and a closed terminal (unless under nohup) clean up like Ctrl-C."""
-    if (
-        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    ):  # started with "&" in a script: SIGTERM would have no effect either
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started with "&" in a script: SIGTERM is ignored, too
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:

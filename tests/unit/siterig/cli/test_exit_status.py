@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 WAITING = """
 import signal, sys, trio, typer
 for number in map(int, sys.argv[1:]):
