@@ -44,7 +44,7 @@ def require_deletable(session: Session, vm: str, side: Side) -> None:
         )
     row = session.get(AzureVmRow, vm) if side == "azure" else None
     if row is not None and session.get(ItemRow, row.owner) is not None:
-        remedy = f"siterig cleanup {row.owner} removes it" if row.kind == "TestFailover" else "it goes with that VM"
+        remedy = f"siterig cleanup {row.owner} removes it" if row.kind == "TestFailover" else "it is removed with that VM"
         raise RigError(Code.InvalidState, f"VM {vm!r} cannot be deleted: it is the {row.kind} VM of {row.owner!r}; {remedy}")
 
 

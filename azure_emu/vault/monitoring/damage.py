@@ -121,13 +121,15 @@ def _describe(disk: DiskRow, rows: list[DamageRow]) -> DiskDamage:
     head = f"the managed disk of {disk.vm}/{disk.name} is damaged in {where} ({rows[0].example}): "
     if lasting:
         first = min(row.first_position or 0 for row in lasting)
-        rest = f"states from position {first} on are not whole; a resync sends it again, and a scrub sees that it is gone"
+        rest = (
+            f"states from position {first} on are damaged; a resync replaces the data, and the next scrub clears the damage"
+        )
     elif scrubbed:
         first = min(row.first_position or 0 for row in scrubbed)
         last = max(row.last_position or 0 for row in scrubbed)
-        rest = f"states between positions {first} and {last} are not whole; it goes when retention folds them"
+        rest = f"states between positions {first} and {last} are damaged; retention removes them in time"
     elif hurting:
-        rest = f"a read of position {hurting[0].first_position} met it; a scrub tells which states are not whole"
+        rest = f"a read of position {hurting[0].first_position} found it; a scrub finds all damaged states"
     else:
-        rest = "every state is whole; a repair makes it again"
+        rest = "every state is readable; a repair rebuilds the file"
     return DiskDamage(disk.name, head + rest, critical=bool(lasting))

@@ -217,5 +217,5 @@ class StandstillWatch:
         skipped, count = self._context.lag.skipped(disk_ids)
         if count:
             blobs = "one blob" if count == 1 else f"{count} blobs"
-            text = f"{blobs} in the cache account passed over: {ascii(skipped[0].name)[1:-1]} ({skipped[0].reason})"
+            text = f"{blobs} in the cache account skipped: {ascii(skipped[0].name)[1:-1]} ({skipped[0].reason})"
             yield Standstill("account", "BlobsSkipped", text)

@@ -235,7 +235,7 @@ async def test_a_change_of_point_reports_that_what_was_written_to_the_vm_is_gone
         await written_after_download(world, vault)
         job = await ended(vault, await unplanned(vault))
         assert (job.state, [error.code for error in job.errors]) == ("Succeeded", ["RecoveredVmReplaced"])
-        assert job.errors[0].message.endswith("is gone: disks os")
+        assert job.errors[0].message.endswith("are lost: disks os")
 
 
 async def test_a_failback_can_be_done_again_after_the_azure_vm_was_written_to(tmp_path: Path) -> None:

@@ -37,10 +37,10 @@ HEAD = "the managed disk of web01/os is damaged in one place (/m/d/base.img: byt
         (
             damage(5),
             "Critical",
-            "states from position 5 on are not whole; a resync sends it again, and a scrub sees that it is gone",
+            "states from position 5 on are damaged; a resync replaces the data, and the next scrub clears the damage",
         ),
-        (damage(5, 9), "Warning", "states between positions 5 and 9 are not whole; it goes when retention folds them"),
-        (damage(None), "Warning", "every state is whole; a repair makes it again"),
+        (damage(5, 9), "Warning", "states between positions 5 and 9 are damaged; retention removes them in time"),
+        (damage(None), "Warning", "every state is readable; a repair rebuilds the file"),
     ],
 )  # fmt: skip
 async def test_what_a_scrub_finds_is_in_the_health_until_a_scrub_finds_it_gone(
@@ -76,7 +76,7 @@ async def test_what_reads_meet_is_told_once_a_position_and_a_scrub_knows_better(
         assert item.replicationHealth == "Warning"
         assert item.healthErrors[0].summaryMessage == (
             "the managed disk of web01/os is damaged in 2 places (/m/d/base.img: byte 4096): a read of position "
-            "7 met it; a scrub tells which states are not whole"
+            "7 found it; a scrub finds all damaged states"
         )
         told = [event.description for event in await vault.events() if event.eventCode == "ManagedDiskDamaged"]
         assert told == [
