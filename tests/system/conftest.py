@@ -1,4 +1,4 @@
-"""What tests of real disks share: a server with each of its front ends."""
+"""Fixtures of tests of real disks: a server with each of its front ends."""
 
 from __future__ import annotations
 

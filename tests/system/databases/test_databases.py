@@ -106,12 +106,12 @@ def test_postgres_under_load_and_recovered_from_cuts(start_server: StartServer, 
 
 
 def committed(cluster: Cluster) -> int:
-    """How many of pgbench's transactions are there."""
+    """Return the number of pgbench's transactions in the database."""
     return int(cluster.sql("select count(*) from pgbench_history"))
 
 
 class SqliteWriter(threading.Thread):
-    """Commits one number after the other until it is told to end; ``acknowledged`` is the newest."""
+    """Commits one number after the other until it is stopped; ``acknowledged`` is the newest."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Files of a managed disk that are cut while states of it are mounted: the reader is told, and everybody else reads on."""
+"""Files of a managed disk are truncated while states of it are mounted: their reader gets an error, others read."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 
 
 def stats(server: DiskServer) -> DiskCounters:
-    """As ``cat`` sees it."""
+    """Read it as ``cat`` does."""
     return DiskCounters.model_validate_json(run("cat", server.mountpoint / VM / "os.stats"))
 
 

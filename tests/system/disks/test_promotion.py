@@ -65,7 +65,7 @@ class Guest:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Durably."""
+    """Write durably."""
     with path.open("r+b") as file:
         file.write(data)
         file.flush()
@@ -103,7 +103,7 @@ async def test_a_committed_disk_is_promoted_behind_its_guest_also_over_a_kill(
             assert info.promotion is not None
             assert (folder / "os.top").exists()
         assert (guest.wrong, guest.writes > 0) == ([], True)
-        # The host is killed in the midst of it, and goes on by itself.
+        # The host is killed during the promotion, and continues it without a command.
         await testbed.supervisor.kill_role(name="azure", hold=True)
         assert (folder / "os.top").exists()
         await testbed.supervisor.start_role(name="azure")

@@ -225,7 +225,7 @@ def test_two_mounts_serve_side_by_side(server: DiskServer, tmp_path: Path, front
 
 
 def served(mountpoint: Path, root: Path) -> str:
-    """What a server says that cannot start."""
+    """Return the error of a server that cannot start."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.disks.disk_server", str(root), str(mountpoint), str(DISK_BYTES), "server"],
         capture_output=True,

@@ -1,6 +1,6 @@
-"""What a disk does not hold takes no space: discards make holes, and the tools that copy sparsely see them.
+"""Discards make holes, which take no space, and tools that copy sparsely see them.
 
-The front end that cannot (pyfuse3 has no fallocate and no lseek) says so, and everything stays right.
+The front end that cannot (pyfuse3 has no fallocate and no lseek) reports that, and everything stays right.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.system
 DISK_BYTES = 128 << 20
 """So that its log stays below half of it."""
 AREA_BYTES = 1 << 20
-"""What is worked on: the disk's end, and what it grows by."""
+"""The range that operations use: the disk's end, and the bytes by which it grows."""
 BASE = DISK_BYTES - AREA_BYTES
 GROWN_MAX = 2 * AREA_BYTES
 EXAMPLES = examples(25)
@@ -52,7 +52,7 @@ class Mounted:
             case "discard" | "zero" if inside:
                 mode = (PUNCH_HOLE if call == "discard" else ZERO_RANGE) | KEEP_SIZE
                 error = fallocate(self.fd, mode, BASE + offset, inside)
-                if self.front_end == "pyfuse3":  # it cannot, and says so
+                if self.front_end == "pyfuse3":  # it cannot, and reports that
                     assert error in (errno.EOPNOTSUPP, errno.ENOSYS)
                 else:
                     assert error == 0

@@ -55,7 +55,7 @@ def test_every_dependency_is_imported() -> None:
     assert [name for name in declared() if name not in NOT_IMPORTED and IMPORT_NAMES.get(name, name) not in imported] == []
 
 
-def test_the_lock_of_the_product_has_no_test_tool_and_the_other_lock_nothing_twice() -> None:
+def test_the_product_lock_has_no_test_tool_and_the_locks_do_not_overlap() -> None:
     product, tests = locked("requirements.lock"), locked("requirements-test.lock")
     assert product & tests == set()
     assert {"pytest", "mypy", "ruff", "hypothesis"} <= tests

@@ -41,7 +41,7 @@ def failures(result: LedgerCheck) -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """As a cut at position 208 leaves it: 20 is on the os disk, and of it nothing yet on the data disk."""
+    """Make the state at position 208: entry 20 is on the os disk, and no part of it is on the data disk yet."""
     make(tmp_path / "os.db", 20)
     make(tmp_path / "data.db", 19)
     return tmp_path

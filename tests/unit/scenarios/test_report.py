@@ -153,9 +153,7 @@ console.log(JSON.stringify({{ ids: drawn.map(([id]) => id), labels, lines: rpo.d
     assert drawn["lines"] == ["RPO", "replication interval", "site lost"]
 
 
-def test_a_page_that_was_written_without_the_npm_packages_has_the_figures_as_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_without_the_npm_packages_has_tables_of_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(report_charts.chart_scripts()) == 4
     monkeypatch.setattr("siterig.scenarios.report.report.chart_scripts", lambda: report_charts.chart_scripts(tmp_path))
     text = page(tmp_path, result())

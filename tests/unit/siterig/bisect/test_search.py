@@ -70,7 +70,7 @@ def test_the_first_bad_change_is_found_in_log2_trials(changes: int, first: int, 
     check = Verdicts(monotone(first, changes - first), limit=limit)
     edge = check.search()
     assert edge == Edge(GOOD + 7 * first, ChangeGroup(GOOD + 7 * (first + 1), 0), ())
-    # Of a group only the end can be tried: three of them are cut at a third.
+    # Only the end of a group can be tried: three groups are divided at a third.
     worst = trials_left(changes) if limit > 1000 else math.ceil(math.log(changes) / math.log(1.5))
     assert len(check.tried) <= worst
 

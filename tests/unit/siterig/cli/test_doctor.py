@@ -1,4 +1,4 @@
-"""What the doctor says of a machine, good or lacking."""
+"""The doctor reports each requirement of a machine, and whether it is met."""
 
 from __future__ import annotations
 

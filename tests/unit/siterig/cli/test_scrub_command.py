@@ -52,7 +52,7 @@ def damage_payload(store: Path) -> tuple[Path, int]:
 
 
 class Vault:
-    """What is asked of the vault, and what it is told."""
+    """A vault that keeps the calls of the command."""
 
     def __init__(self, position: int) -> None:
         self.position = position

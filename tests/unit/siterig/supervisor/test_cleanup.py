@@ -1,4 +1,4 @@
-"""What is left of a rig's processes is found among all others, whatever those are called."""
+"""Leftover processes of a rig are found among all others, whatever names those have."""
 
 from __future__ import annotations
 
