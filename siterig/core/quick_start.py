@@ -23,8 +23,11 @@ def load(module: str) -> ModuleType:
     gc.disable()
     try:
         _load_structlog_without_rich()
+        sys.modules.setdefault("click", None)  # type: ignore[arg-type] # with it, which mkdocs brings, httpx loads its own program and rich
         return importlib.import_module(module)
     finally:
+        if sys.modules.get("click", "") is None:
+            del sys.modules["click"]
         gc.freeze()  # what is loaded now is not looked at again
         gc.enable()
 
