@@ -1,4 +1,4 @@
-"""The clocks of a host: what counts as elapsed, within a boot and between boots, and what is reported as a jump."""
+"""The clocks of a host: elapsed time within a boot and between boots, and the jumps that are reported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_within_a_boot_the_wall_clock_is_ignored(wall_step_ns: int) -> None:
         (-1000 * HOUR_NS, 0),
     ],
 )
-def test_between_boots_an_hour_counts_at_most_and_a_larger_step_counts_as_zero(step_ns: int, counted_ns: int) -> None:
+def test_between_boots_a_step_of_more_than_an_hour_counts_as_zero(step_ns: int, counted_ns: int) -> None:
     before, after = at(5 * HOUR_NS, 10**18), at(SECOND_NS, 10**18 + step_ns, str(uuid.uuid4()))
     assert before.elapsed_ns(after) == counted_ns
     assert before.jump_ns(after) == (0 if counted_ns == step_ns or abs(step_ns) < SECOND_NS else step_ns - counted_ns)
@@ -49,7 +49,7 @@ def test_between_boots_an_hour_counts_at_most_and_a_larger_step_counts_as_zero(s
     ("elapsed_s", "wall_s", "jump_s"),
     [(100, 100, 0), (100, 104, 0), (100, 110, 10), (100, 90, -10), (100_000, 100_099, 0), (100_000, 100_200, 200)],
 )
-def test_a_jump_is_what_no_drift_of_a_clock_explains(elapsed_s: int, wall_s: int, jump_s: int) -> None:
+def test_a_jump_is_a_step_that_clock_drift_cannot_explain(elapsed_s: int, wall_s: int, jump_s: int) -> None:
     before = at(0, 10**18)
     assert before.jump_ns(at(elapsed_s * SECOND_NS, 10**18 + wall_s * SECOND_NS)) == jump_s * SECOND_NS
 
@@ -65,11 +65,11 @@ def test_the_hosts_own_clock_reads_boottime() -> None:
     ("time_ns", "placed_ns"),
     [(1_000_000 + 30, 130), (1_000_000 + 10**18, 150), (1_000_000 - 10**18, 100), (1_000_000, 100)],
 )
-def test_a_wall_time_only_places_a_point_between_the_one_before_and_now(time_ns: int, placed_ns: int) -> None:
+def test_a_wall_time_places_a_point_between_the_previous_one_and_now(time_ns: int, placed_ns: int) -> None:
     assert place((100, 1_000_000), time_ns, upto_ns=150) == placed_ns
 
 
-def test_a_point_without_one_before_it_is_of_now() -> None:
+def test_the_first_point_has_the_present_time() -> None:
     assert place(None, 10**18, upto_ns=150) == 150
 
 
@@ -95,7 +95,7 @@ def test_the_system_clock_counts_in_threads_too() -> None:
     assert abs(clock.wall_ns() - time.time_ns()) < 60 * SECOND_NS
 
 
-def test_a_settable_clock_tells_elapsed_time_steps_and_boots_apart() -> None:
+def test_a_settable_clock_separates_elapsed_time_steps_and_boots() -> None:
     clock = SettableClock()
     first = clock.read()
     clock.advance_ns(5 * SECOND_NS)
@@ -105,7 +105,7 @@ def test_a_settable_clock_tells_elapsed_time_steps_and_boots_apart() -> None:
     assert clock.read().boot_id != first.boot_id
 
 
-async def test_a_fake_clock_ends_sleeps_and_deadlines_only_when_it_is_advanced(nursery: trio.Nursery) -> None:
+async def test_a_fake_clock_ends_sleeps_and_deadlines_only_when_advanced(nursery: trio.Nursery) -> None:
     clock, ended = FakeClock(), list[tuple[str, float]]()
 
     async def sleeps(name: str, seconds: float) -> None:
@@ -137,7 +137,7 @@ async def test_a_fake_clock_ends_sleeps_and_deadlines_only_when_it_is_advanced(n
     assert clock.trio_time_s() == 31
 
 
-async def test_a_deadline_of_a_fake_clock_raises_only_if_it_ended_the_block(nursery: trio.Nursery) -> None:
+async def test_a_fake_deadline_raises_only_if_it_ended_the_block(nursery: trio.Nursery) -> None:
     clock, raised = FakeClock(), list[bool]()
 
     async def waits(seconds: float) -> None:

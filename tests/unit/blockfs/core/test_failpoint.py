@@ -1,4 +1,4 @@
-"""Failpoints: defined once, armed by name for a block, and nothing when they are not armed."""
+"""Failpoints: each is defined once, is armed by name for a block, and does nothing when it is not armed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from siterig.blockfs.core.failpoint import Failpoint
 
 @pytest.fixture(autouse=True)
 def own_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without the failpoints of the product; what a test defines is forgotten."""
+    """Hide the failpoints of the product, and remove those that a test defines."""
     monkeypatch.setattr(failpoint, "_defined", {})
     yield
 
@@ -29,7 +29,7 @@ def test_a_failpoint_acts_only_within_the_block_that_arms_it() -> None:
     assert reached == ["store.written"] * 2
 
 
-def test_the_inner_block_counts_and_the_outer_one_is_restored_after_an_error() -> None:
+def test_the_inner_block_wins_and_the_outer_one_returns_after_an_error() -> None:
     point, reached = Failpoint("store.written"), list[str]()
     with failpoint.armed("store.written", reached.append):
         with pytest.raises(KeyError), failpoint.armed("store.written", failpoint.raises(KeyError("here"))):
@@ -54,7 +54,7 @@ def test_a_malformed_name_is_refused(name: str) -> None:
         Failpoint(name)
 
 
-def test_a_name_is_defined_once() -> None:
+def test_a_name_can_be_defined_only_once() -> None:
     Failpoint("store.written")
     with pytest.raises(ValueError, match=r"'store.written' is defined twice"):
         Failpoint("store.written")
@@ -73,7 +73,7 @@ def test_all_failpoints_of_a_component_are_armed_together() -> None:
 
 
 @pytest.mark.slow
-def test_kills_ends_the_process_with_sigkill() -> None:
+def test_the_action_kills_ends_the_process_with_sigkill() -> None:
     point = Failpoint("store.written")
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""The beginning of an id stands for it, as long as no other id begins so."""
+"""The beginning of an id identifies it, if no other id begins in the same way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FIRST, SECOND = "0d2c7d1e-9f1b-4f3a-8a41-0f6f4c8f2b11", "0d2c7d1e-1111-4f3a-8a41
 
 
 @pytest.mark.parametrize("text", [FIRST, "0d2c7d1e-9", "0D2C7D1E-9", FIRST[:-1]])
-def test_the_beginning_of_one_id_is_that_id(text: str) -> None:
+def test_the_beginning_of_exactly_one_id_is_that_id(text: str) -> None:
     assert short_ids.find("point", text, [FIRST, SECOND]) == FIRST
 
 
@@ -24,5 +24,5 @@ def test_the_beginning_of_several_ids_is_an_error_that_lists_them() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0d2", "0d2c7d1f", "scheduled", "@12", FIRST + "1"])
-def test_anything_else_is_no_id(text: str) -> None:
+def test_any_other_text_is_no_id(text: str) -> None:
     assert short_ids.find("point", text, [FIRST, SECOND, "@12"]) is None

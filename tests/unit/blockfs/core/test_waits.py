@@ -32,7 +32,7 @@ def test_a_wait_keeps_its_first_start_time_across_retries_and_reasons() -> None:
     ]
 
 
-def test_a_wait_that_was_cleared_begins_anew() -> None:
+def test_a_cleared_wait_starts_with_a_new_time() -> None:
     clock = SettableClock(wall_ns=100)
     waits = Waits(clock)
     waits.set("upload", "CacheUnreachable", "refused")
@@ -44,7 +44,7 @@ def test_a_wait_that_was_cleared_begins_anew() -> None:
     assert [w.since_ns for w in waits.list()] == [300]
 
 
-def test_a_block_of_attempts_is_one_wait_and_ends_with_the_block() -> None:
+def test_all_attempts_in_a_block_are_one_wait_that_ends_with_it() -> None:
     clock = SettableClock(wall_ns=100)
     waits = Waits(clock)
 
@@ -62,7 +62,7 @@ def test_a_block_of_attempts_is_one_wait_and_ends_with_the_block() -> None:
     assert waits.list() == []
 
 
-def test_of_very_many_waits_the_oldest_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_oldest_of_very_many_waits_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waits_module, "LISTED_MAX", 2)
     clock = SettableClock(wall_ns=100)
     waits = Waits(clock)
@@ -97,7 +97,7 @@ async def test_a_role_answers_health_checks_without_a_free_file_descriptor() -> 
     assert [wait["code"] for wait in second["waits"]] == ["CacheUnreachable"]
 
 
-async def test_a_probe_that_fails_is_the_answer() -> None:
+async def test_the_error_of_a_failed_probe_is_the_answer() -> None:
     ours, theirs = socket.socketpair()
     health = Health()
 
@@ -114,7 +114,7 @@ async def test_a_probe_that_fails_is_the_answer() -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_a_reason_that_is_not_utf8_hides_no_other_wait() -> None:
+async def test_a_reason_that_is_not_utf8_does_not_hide_other_waits() -> None:
     health = Health()
     health.waits.set("upload", "DiskFull", "/srv/\udcff: no room")
     health.waits.set("vault", "PeerUnreachable", "nobody answers")

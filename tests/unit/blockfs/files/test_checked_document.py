@@ -1,4 +1,4 @@
-"""Checked documents: the bytes on disk do not change, each changed byte is found, and other versions are refused by name."""
+"""Checked documents: their bytes on disk are fixed, each changed byte is found, and other versions are refused by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLAT = CheckedDocument(2)
 BODY: dict[str, Any] = {"name": "os", "size": 512, "parent": None}
 
 
-def test_the_bytes_of_both_layouts_are_those_of_the_format_pages() -> None:
+def test_both_layouts_have_the_bytes_that_the_format_pages_show() -> None:
     assert NESTED.encode(BODY) == (
         b'{"format": 3, "crc32c": 3101228647, "disk": {"name": "os", "size": 512, "parent": null}}'
     )
@@ -24,7 +24,7 @@ def test_the_bytes_of_both_layouts_are_those_of_the_format_pages() -> None:
 
 
 @pytest.mark.parametrize("document", [NESTED, FLAT])
-def test_what_was_encoded_is_decoded(document: CheckedDocument) -> None:
+def test_an_encoded_document_decodes_to_the_same_document(document: CheckedDocument) -> None:
     assert document.decode(document.encode(BODY)) == (document.newest_format, BODY)
 
 
@@ -61,7 +61,7 @@ def test_an_additional_key_is_damage() -> None:
         NESTED.decode(json.dumps(fields).encode())
 
 
-def test_old_formats_are_read_and_others_are_named() -> None:
+def test_old_formats_are_read_and_unknown_formats_are_named() -> None:
     fields = json.loads(NESTED.encode(BODY))
     assert NESTED.decode(json.dumps(fields | {"format": 1}).encode()) == (1, BODY)
     for version, shown in ((4, "4"), (0, "0"), ("3", "'3'"), (True, "True"), (3.0, "3.0")):

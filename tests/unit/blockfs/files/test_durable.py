@@ -1,4 +1,4 @@
-"""What is written is durable, in the right order: bytes, then the name."""
+"""Written files become durable in the right order: first the bytes, then the name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.process_kills import without_token
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """fsyncs (by the name that the descriptor has at that moment) and renames, in order."""
+    """Record fsyncs (by the name that the descriptor has at that moment) and renames, by time."""
     done: list[str] = []
     fsync, rename = os.fsync, os.rename
 
@@ -31,7 +31,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def test_a_replaced_file_is_durable_before_it_has_its_name_and_so_is_the_name(tmp_path: Path, steps: list[str]) -> None:
+def test_a_replacement_is_durable_before_it_gets_its_durable_name(tmp_path: Path, steps: list[str]) -> None:
     (tmp_path / "state").write_bytes(b"old")
     write_atomically(tmp_path / "state", b"new")
     assert steps == ["fsync .state.tmp", "rename .state.tmp state", f"fsync {tmp_path.name}"]
@@ -57,7 +57,7 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"state": b"old"}
 
 
-def test_a_replacement_removes_only_leftovers_of_a_killed_one(tmp_path: Path) -> None:
+def test_a_replacement_removes_only_leftovers_of_killed_processes(tmp_path: Path) -> None:
     others = [".state.tmp", f".other.{'0' * 16}.tmp", f".state.{'0' * 15}.tmp", f"state.{'0' * 16}.tmp"]
     for name in [*others, temporary_name("state"), temporary_name("state")]:
         (tmp_path / name).write_bytes(b"")
@@ -65,12 +65,12 @@ def test_a_replacement_removes_only_leftovers_of_a_killed_one(tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {"state", *others}
 
 
-def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sync_folder(tmp_path / "gone")
 
 
-def test_a_new_name_takes_nobody_elses(tmp_path: Path) -> None:
+def test_a_file_under_a_new_name_never_replaces_another_file(tmp_path: Path) -> None:
     (tmp_path / "hidden").write_bytes(b"new")
     (tmp_path / "taken").write_bytes(b"old")
     with pytest.raises(FileExistsError, match="taken"):

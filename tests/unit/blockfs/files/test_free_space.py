@@ -1,4 +1,4 @@
-"""Room on the host's disks is asked for before an operation needs it: how much, how much there is, and where."""
+"""Free space on the host is checked before an operation uses it; errors name the needed bytes, the free bytes and the folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def limit_room(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
     monkeypatch.setattr(os, "statvfs", lambda _path: small)
 
 
-def test_needs_on_one_file_system_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_needed_bytes_on_one_file_system_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()
     second.mkdir()
@@ -38,9 +38,7 @@ def test_needs_on_one_file_system_are_added_up(tmp_path: Path, monkeypatch: pyte
     assert caught.value.message == f"VM 'x': {2 * MIB} bytes are free at {second}; its disks need {2 * MIB + 1}"
 
 
-async def test_a_thin_disk_that_is_to_be_kept_needs_room_for_its_flat_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_keeping_a_thin_disk_needs_room_for_its_flat_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parent = tmp_path / "parent.img"
     parent.write_bytes(b"\1" * (2 * MIB))
     host = DiskHost(tmp_path / "disks", tmp_path / "mnt")
@@ -78,7 +76,7 @@ async def test_disks_become_independent_only_with_room_for_all_their_data(
     host.abandon()
 
 
-async def test_a_vm_is_not_made_of_images_that_do_not_fit_and_leaves_nothing(
+async def test_a_vm_whose_images_do_not_fit_is_refused_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = Rig(tmp_path / "rig")

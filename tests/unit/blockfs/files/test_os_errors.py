@@ -1,4 +1,4 @@
-"""Errors of the operating system name their files, whatever call they come from."""
+"""Errors of the operating system name their files, whichever call raised them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_text_names_both_files_of_a_rename(tmp_path: Path) -> None:
     assert reason(failed.value) == f"No such file or directory ({tmp_path}/os.spare to {tmp_path}/os.000002.hrl)"
 
 
-def test_the_text_does_not_repeat_a_file_that_is_named_already() -> None:
+def test_the_text_names_a_file_only_once() -> None:
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/srv/os.img")
     assert reason(error, "/srv/os.img: cannot be written") == "No space left on device"
     assert reason(error, Path("/srv/os.img")) == "No space left on device"
@@ -30,7 +30,7 @@ def test_the_text_does_not_repeat_a_file_that_is_named_already() -> None:
     assert reason(OSError()) == "OSError"
 
 
-def test_an_error_of_a_descriptor_gets_its_files_name(tmp_path: Path) -> None:
+def test_an_error_of_a_descriptor_names_its_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"")
     fd = os.open(path, os.O_RDONLY)
@@ -42,7 +42,7 @@ def test_an_error_of_a_descriptor_gets_its_files_name(tmp_path: Path) -> None:
     assert reason(failed.value) == f"Bad file descriptor ({path})"
 
 
-def test_a_name_below_a_descriptor_becomes_a_path_and_a_whole_path_stays() -> None:
+def test_a_name_relative_to_a_descriptor_becomes_a_whole_path() -> None:
     for given, shown in (("os.img", "/srv/os.img"), ("/proc/self/fd/7", "/srv/os.img"), ("/etc/x", "/etc/x")):
         with pytest.raises(OSError, match="denied") as failed, naming(Path("/srv/os.img")):
             raise PermissionError(errno.EACCES, "denied", given)
@@ -59,7 +59,7 @@ CALLS: dict[str, tuple[int, Callable[[RawLayer], object]]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_an_error_of_the_engine_in_c_names_the_file_that_failed(tmp_path: Path, call: str) -> None:
+def test_an_error_of_the_c_engine_names_the_file_that_failed(tmp_path: Path, call: str) -> None:
     path = tmp_path / "os.img"
     path.write_bytes(bytes(1 << 20))
     layer = RawLayer(path, writable=True)

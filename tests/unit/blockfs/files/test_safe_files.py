@@ -21,13 +21,13 @@ from tests.support.other_user import UID, file_of_other_user, folder_of_other_us
 
 @pytest.fixture
 def theirs(tmp_path: Path) -> Path:
-    """Another user's folder."""
+    """Return a folder that belongs to another user."""
     return folder_of_other_user(tmp_path / "theirs")
 
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A file of this user, which the other one would like to have overwritten."""
+    """Return a file of this user, which the other user tries to have overwritten."""
     path = tmp_path / "victim"
     path.write_bytes(b"precious" * 100)
     return path
@@ -84,8 +84,8 @@ def test_a_file_of_another_user_is_not_overwritten(theirs: Path, way: str) -> No
 
 @needs_root
 @pytest.mark.parametrize("way", ["written", "appended to", "mapped"])
-def test_another_users_hard_link_to_our_file_is_not_written_to(theirs: Path, victim: Path, way: str) -> None:
-    os.link(victim, theirs / "name")  # as fs.protected_hardlinks=0 allows anybody
+def test_another_users_hard_link_to_our_file_is_not_written_through(theirs: Path, victim: Path, way: str) -> None:
+    os.link(victim, theirs / "name")  # fs.protected_hardlinks=0 allows this to every user
     with pytest.raises(RigError, match=r"has 2 names \(hard links\)"):
         WAYS[way](theirs / "name")
     assert victim.read_bytes() == b"precious" * 100
@@ -101,14 +101,14 @@ def test_a_hard_link_to_another_users_file_is_not_opened_as_an_image(theirs: Pat
 
 
 @needs_root
-def test_a_file_that_this_user_made_in_another_users_folder_can_be_used(theirs: Path) -> None:
+def test_a_file_of_this_user_in_another_users_folder_can_be_used(theirs: Path) -> None:
     for content in (b"first", b"second"):
         write_atomically(theirs / "name", content)
         assert (theirs / "name").read_bytes() == content
     assert [path.name for path in theirs.iterdir()] == ["name"]
 
 
-def test_a_folder_that_anybody_may_write_to_is_no_better_than_another_users(tmp_path: Path, victim: Path) -> None:
+def test_a_folder_that_all_users_may_write_to_is_not_trusted(tmp_path: Path, victim: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -118,7 +118,7 @@ def test_a_folder_that_anybody_may_write_to_is_no_better_than_another_users(tmp_
     assert victim.read_bytes() == b"precious" * 100
 
 
-def test_our_own_links_are_followed_to_folders_but_never_written_through(tmp_path: Path, victim: Path) -> None:
+def test_our_links_to_folders_are_followed_but_not_written_through(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "way").symlink_to("real")
     write_atomically(tmp_path / "way" / "name", b"new")
@@ -158,16 +158,16 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path, umask: int) -> None:
     assert modes == {"b": 0o700, "public": 0o644} | dict.fromkeys(("replaced", "written", "created", "position"), 0o600)
 
 
-def test_a_named_pipe_is_neither_waited_for_nor_taken_for_a_file(tmp_path: Path) -> None:
+def test_a_named_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "name")
     with pytest.raises(RigError, match="is no regular file"):
         safe_files.open_file(tmp_path / "name", os.O_RDONLY)
 
 
-# --- a folder that must be this user's own ---------------------------------------------------------------------------
+# --- a folder that must be private to this user ---------------------------------------------------------------------------
 
 
-def test_a_folder_that_others_can_write_to_is_not_this_users_own(tmp_path: Path) -> None:
+def test_a_folder_that_others_can_write_to_is_not_private(tmp_path: Path) -> None:
     root = tmp_path / "rig"
     (root / "keys").mkdir(parents=True, mode=0o700)
     check_own(root, "a rig")
@@ -185,7 +185,7 @@ def test_a_folder_that_others_can_write_to_is_not_this_users_own(tmp_path: Path)
     check_own_below(root, "a rig", but=[root / "keys"])
 
 
-def test_a_folder_above_that_lets_others_swap_it_is_refused_unless_it_is_sticky(tmp_path: Path) -> None:
+def test_a_parent_that_others_can_write_to_must_be_sticky(tmp_path: Path) -> None:
     above, root = tmp_path / "above", tmp_path / "above" / "rig"
     root.mkdir(parents=True)
     above.chmod(0o777)
@@ -197,7 +197,7 @@ def test_a_folder_above_that_lets_others_swap_it_is_refused_unless_it_is_sticky(
 
 
 @needs_root
-def test_what_another_user_owns_is_not_this_users_own(tmp_path: Path) -> None:
+def test_a_folder_of_another_user_is_not_private(tmp_path: Path) -> None:
     root = tmp_path / "rig"
     (root / "keys").mkdir(parents=True)
     (root / "keys" / "account.key").write_text("")
@@ -221,7 +221,7 @@ def test_a_link_of_this_user_to_another_users_folder_is_refused(tmp_path: Path, 
         check_own_below(root, "a rig")
 
 
-# --- what commands write in another user's folder ----------------------------------------------------------------------
+# --- files that commands write in another user's folder --------------------------------------------------------------
 
 
 @needs_root

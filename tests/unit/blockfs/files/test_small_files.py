@@ -1,4 +1,4 @@
-"""A state file that something has blown up is refused by its name and the limit, and never read as a whole."""
+"""A state file that is too large is refused with its name and the limit, and is never read as a whole."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def book(folder: Path) -> tuple[Path, Callable[[], object]]:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )  # fmt: skip
-def test_a_state_file_without_an_end_is_refused_by_its_name_and_the_limit(
+def test_a_state_file_that_is_too_large_is_refused_with_the_limit(
     tmp_path: Path, kind: Callable[[Path], tuple[Path, Callable[[], object]]], code: str, mib: int
 ) -> None:
     path, read = kind(tmp_path)
     with path.open("wb") as file:
-        file.truncate(1 << 40)  # no memory would hold it
+        file.truncate(1 << 40)  # larger than any memory
     with pytest.raises(RigError) as refused:
         read()
     assert refused.value.code == code
@@ -62,7 +62,7 @@ def test_a_state_file_without_an_end_is_refused_by_its_name_and_the_limit(
     assert f"has more than {mib * MIB} bytes; a file of its kind has at most that many" in refused.value.message
 
 
-def test_a_file_of_just_the_limit_is_read(tmp_path: Path) -> None:
+def test_a_file_exactly_as_large_as_the_limit_is_read(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * SMALL_FILE_BYTES_MAX)
     assert len(read_small_file(path)) == SMALL_FILE_BYTES_MAX

@@ -1,4 +1,4 @@
-"""Files that a user names are opened only after their type is known, and never waited for."""
+"""Files that a user names are opened only after their type is known, and opening them never waits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sock(path: Path) -> None:
 
 
 def character_device(path: Path) -> None:
-    """A descriptor number with no open file behind it."""
+    """Create a character device that no driver serves."""
     try:
         os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(60, 200))  # "local/experimental use"
     except PermissionError:
@@ -86,7 +86,7 @@ def as_dm_log(path: Path) -> None:
     ],
 )
 @KINDS
-def test_what_is_neither_a_file_nor_a_block_device_is_refused_by_its_type(
+def test_only_files_and_block_devices_are_opened_others_are_named(
     tmp_path: Path, make: Callable[[Path], None], kind: str, open_: Callable[[Path], None], code: str
 ) -> None:
     path = tmp_path / "named"
@@ -100,10 +100,8 @@ def test_what_is_neither_a_file_nor_a_block_device_is_refused_by_its_type(
         assert f"is no regular file, but {kind}; " in failed.value.message
 
 
-def test_the_file_that_is_opened_is_the_one_whose_type_was_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Swapped for a FIFO after the look, the file is still opened, and nothing waits."""
+def test_the_opened_file_is_the_one_whose_type_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is still opened, without waiting, if its name leads to a FIFO after the check."""
     path = tmp_path / "disk.img"
     path.write_bytes(b"the disk")
     look = os.fstat
@@ -172,8 +170,8 @@ async def test_a_descriptor_that_is_opened_after_the_call_was_cancelled_is_close
     os.close(reader)
 
 
-def test_a_pipe_that_a_descriptor_leads_to_is_named_as_a_fifo() -> None:
-    """A pipe as a shell passes it for ``<(command)``: it has no name in a folder."""
+def test_a_pipe_behind_a_descriptor_is_refused_as_a_fifo() -> None:
+    """A shell passes such a pipe for ``<(command)``; it has no name in a folder."""
     ends = os.pipe()
     try:
         for path in (

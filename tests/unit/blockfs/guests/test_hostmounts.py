@@ -1,4 +1,4 @@
-"""What hostmounts reads from the kernel, and what it refuses before asking it."""
+"""``hostmounts`` reads the mounts from the kernel, and refuses wrong requests before it uses the kernel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_an_xfs_below_300_mib_is_refused_with_both_sizes(tmp_path: Path) -
     assert caught.value.message == f"{disk} has {299 * MIB} bytes: an xfs needs at least {300 * MIB} (300 MiB)"
 
 
-async def test_an_unknown_file_system_is_named_with_what_is_allowed() -> None:
+async def test_an_unknown_file_system_is_named_with_the_allowed_ones() -> None:
     with pytest.raises(RigError) as caught:
         await hostmounts.mkfs("/dev/null", "ntfs", "data")
     assert caught.value.message == "file system 'ntfs' is not supported: ext4 or xfs"
@@ -51,12 +51,12 @@ async def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPat
     assert caught.value.message == "program mkfs.ext4 is not installed; on Debian: apt-get install e2fsprogs"
 
 
-async def test_a_disk_that_nobody_uses_has_no_uses(tmp_path: Path) -> None:
+async def test_an_unused_disk_has_no_uses(tmp_path: Path) -> None:
     disk = tmp_path / "idle.img"
     disk.touch()
     assert await hostmounts.uses(disk) == []
 
 
-def test_any_name_can_be_in_mountinfo() -> None:
+def test_mountinfo_with_any_name_can_be_read() -> None:
     text = os.fsdecode(b"29 1 0:5 / /mnt/\xff\xc2\x85\x0c rw - fuse.siterig siterig:/a,b\\134c rw\n")
     assert hostmounts.parse_mountinfo(text) == [("0:5", "siterig:/a,b\\c", os.fsdecode(b"/mnt/\xff\xc2\x85\x0c"))]

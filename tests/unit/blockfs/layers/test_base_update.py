@@ -233,7 +233,7 @@ def test_an_error_of_a_sync_beside_the_copying_is_raised(tmp_path: Path, monkeyp
 
 
 def copied_around(folder: Path, gap: int, content: bytes, error: int = 0) -> list[tuple[int, int]]:
-    """What is written when the blocks before and behind a gap are copied; reads from there fail with ``error``."""
+    """Copy the blocks around a gap, and return (block, blocks) of each write; reads of the base fail with ``error``."""
     base = bytearray(b"b" * DISK_BYTES)
     base[BLOCK_BYTES : (1 + gap) * BLOCK_BYTES] = content
     volume = Volume.of([(True, 0, BLOCK_BYTES), (True, (1 + gap) * BLOCK_BYTES, BLOCK_BYTES)], bytes(base))

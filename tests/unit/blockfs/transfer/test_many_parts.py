@@ -1,4 +1,4 @@
-"""What must not cost more than its share when thousands of parts, tags or segments are there."""
+"""With thousands of parts, tags or segments, the cost for each of them stays small."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rig(tmp_path: Path) -> Rig:
     return Rig(tmp_path)
 
 
-async def test_a_part_is_looked_at_a_few_times_however_many_there_are(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_of_many_parts_is_classified_at_most_a_few_times(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: Counter[PartName] = Counter()
     classify = ManagedDiskStore.classify
 

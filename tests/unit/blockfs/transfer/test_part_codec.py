@@ -1,4 +1,4 @@
-"""A part is unpacked no further than its bytes can be the part of its name."""
+"""Unpacking a part stops as soon as its bytes cannot be the part that its name describes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def log_part(tmp_path: Path, records: int = 3) -> tuple[PartName, bytes]:
 
 
 @pytest.mark.slow
-def test_a_small_blob_that_holds_a_gigabyte_is_refused_in_a_few_megabytes() -> None:
-    """33 KB of zstd are a gigabyte of zeros; the process may take 200 MB of address space more than it has."""
+def test_a_small_blob_of_a_gigabyte_is_refused_with_little_memory() -> None:
+    """33 KB of zstd hold a gigabyte of zeros; the memory of the process grows by less than 32 MiB."""
     program = f"""
 import resource, zstandard
 from siterig.blockfs.core.errors import RigError
@@ -60,14 +60,14 @@ except RigError as error:
     assert done.stdout.split() == ["PartCorrupt", "True"]
 
 
-def test_records_that_the_name_does_not_have_end_it_early(tmp_path: Path) -> None:
+def test_unpacking_stops_at_more_records_than_the_name_allows(tmp_path: Path) -> None:
     part, data = log_part(tmp_path, records=3)
     shorter = PartName(DISK_ID, 1, "log", part.first, part.last - 1)
     assert refused(shorter, data) == "holds more than the 2 records of its name"
 
 
-def test_a_header_of_zero_records_must_match_the_name(tmp_path: Path) -> None:
-    """The header is right, and so is the shape of each record: of 64 MiB each, and many more than one."""
+def test_zero_records_beyond_the_name_are_refused_with_little_memory(tmp_path: Path) -> None:
+    """The header and the form of each record are right, but there are many more records than the one of the name."""
     part, data = log_part(tmp_path, records=1)
     raw = zstandard.ZstdDecompressor().decompress(data)
     head = bytearray(raw[HEADER_BYTES : HEADER_BYTES + RECORD_HEADER_BYTES])
@@ -103,7 +103,7 @@ def test_a_sync_part_does_not_hold_more_bytes_than_its_disk(tmp_path: Path) -> N
         (lambda _data: zstandard.ZstdCompressor(write_content_size=False).compress(b"x" * 500), "says that it holds"),
     ],
 )  # fmt: skip
-def test_what_is_no_single_whole_frame_is_refused(tmp_path: Path, change: object, why: str) -> None:
+def test_data_that_is_not_exactly_one_whole_zstd_frame_is_refused(tmp_path: Path, change: object, why: str) -> None:
     part, data = log_part(tmp_path)
     assert callable(change)
     assert why in refused(part, change(data))
