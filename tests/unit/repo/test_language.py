@@ -19,7 +19,6 @@ PENDING: dict[str, set[str]] = {
         "tests/unit/blockfs/changelog",
         "tests/unit/blockfs/disk",
         "tests/unit/blockfs/host",
-        "tests/unit/blockfs/layers",
         "tests/unit/siterig/images",
         "tests/unit/vault",
     },

@@ -1,4 +1,4 @@
-"""Free space on the host is checked before an operation uses it; errors name the needed bytes, the free bytes and the folder."""
+"""Free space on the host is checked before an operation uses it; errors name the needed and free bytes, and the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of a managed disk is changed right, whoever copies, and reads and writes no more than it must."""
+"""Updates of a managed disk's base are right with any number of threads, and read and write no more than necessary."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHOLE = [(0, BLOCKS * BLOCK_BYTES)]
 
 @contextmanager
 def noted(operation: int, suffix: str) -> Iterator[list[tuple[int, int]]]:
-    """(offset, bytes) of what the engine does to a file."""
+    """Yield a list that collects (offset, bytes) of each operation of one kind that the engine does on a file."""
     found: list[tuple[int, int]] = []
 
     def verdict(asked: int, path: str, offset: int, size: int) -> int:
@@ -49,16 +49,16 @@ def pairs_of(folder: Path) -> list[tuple[int, int]]:
     [
         ((True, 0, BLOCK_BYTES), 0),
         ((True, BLOCK_BYTES, 5 * BLOCK_BYTES), 0),
-        ((True, 100, 3 * BLOCK_BYTES), 2),  # two blocks in the midst are pieces of their own
+        ((True, 100, 3 * BLOCK_BYTES), 2),  # the two blocks in the middle are whole pieces
         ((True, 0, BLOCK_BYTES - 1), 1),
         ((True, 1, BLOCK_BYTES - 1), 1),
         ((True, (BLOCKS - 1) * BLOCK_BYTES, DISK_BYTES % BLOCK_BYTES), 1),  # the last block is short
         ((False, 0, 5 * BLOCK_BYTES), 0),
-        ((False, 1, BLOCK_BYTES), 0),  # what is left of the blocks is of the base
+        ((False, 1, BLOCK_BYTES), 0),  # the rest of both blocks comes from the base
     ],
 )
 @pytest.mark.parametrize("has_base", [True, False])
-def test_what_a_block_becomes_is_read_only_where_no_piece_is_the_block(
+def test_only_new_blocks_that_are_not_one_whole_piece_are_read(
     tmp_path: Path, change: Change, reads: int, has_base: bool
 ) -> None:
     base = b"b" * DISK_BYTES
@@ -77,12 +77,12 @@ def test_what_a_block_becomes_is_read_only_where_no_piece_is_the_block(
     }
     assert pairs_of(tmp_path) == [
         (right[i], became[i] if i in touched else right[i]) for i in range(BLOCKS)
-    ]  # and nothing else was changed
+    ]  # nothing else was changed
     os.close(sums_fd)
     layer.close()
 
 
-def test_a_piece_that_is_covered_in_part_is_not_taken_for_the_block(tmp_path: Path) -> None:
+def test_the_checksum_of_a_partly_covered_piece_is_not_the_blocks(tmp_path: Path) -> None:
     made = [(True, 0, 4 * BLOCK_BYTES), (True, 10, 20), (False, 2 * BLOCK_BYTES - 1, 1), (False, 3 * BLOCK_BYTES, 1)]
     volume = Volume.of(made)
     layer = view_of(tmp_path, volume)
@@ -94,7 +94,7 @@ def test_a_piece_that_is_covered_in_part_is_not_taken_for_the_block(tmp_path: Pa
     layer.close()
 
 
-def test_a_block_of_the_base_is_read_for_either_of_its_checksums_may_be_right(tmp_path: Path) -> None:
+def test_blocks_of_the_base_are_read_as_either_checksum_may_match(tmp_path: Path) -> None:
     base = start_bytes(1)
     layer = view_of(tmp_path, Volume(), base)
     want = [crc32c(block) for block in blocks_of(base)]
@@ -107,7 +107,7 @@ def test_a_block_of_the_base_is_read_for_either_of_its_checksums_may_be_right(tm
     os.close(sums_fd)
 
 
-def test_a_rotten_piece_that_is_a_block_is_met_when_it_is_copied(tmp_path: Path) -> None:
+def test_a_corrupt_piece_of_one_block_is_found_when_it_is_copied(tmp_path: Path) -> None:
     base = start_bytes(1)
     volume = Volume.of([(True, BLOCK_BYTES, 4 * BLOCK_BYTES)], base)
     layer = view_of(tmp_path, volume, base)
@@ -129,7 +129,7 @@ def test_a_rotten_piece_that_is_a_block_is_met_when_it_is_copied(tmp_path: Path)
 
 
 @pytest.mark.parametrize("left", [0, 4])
-def test_a_table_that_is_cut_is_no_checksum_of_a_block(tmp_path: Path, left: int) -> None:
+def test_a_truncated_checksum_table_is_an_error_and_gives_no_checksum(tmp_path: Path, left: int) -> None:
     volume = Volume.of([(True, 0, 3 * BLOCK_BYTES)])
     if left:
         del volume.sums[1:]
@@ -144,7 +144,7 @@ def test_a_table_that_is_cut_is_no_checksum_of_a_block(tmp_path: Path, left: int
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_sums_of_many_blocks_are_changed_where_they_should_be_and_nowhere_else(tmp_path: Path, seed: int) -> None:
+def test_only_the_checksums_of_the_changed_blocks_change(tmp_path: Path, seed: int) -> None:
     print(f"replay with seed {seed}")
     rng = random.Random(seed)
     blocks = 1700
@@ -154,7 +154,7 @@ def test_sums_of_many_blocks_are_changed_where_they_should_be_and_nowhere_else(t
             new.write(rng.randbytes(BLOCK_BYTES))
         new.truncate(blocks * BLOCK_BYTES)
     content = blocks_of((tmp_path / "new").read_bytes())
-    before = [(rng.getrandbits(32), rng.getrandbits(32)) for _ in range(blocks - 30)]  # the file of sums may be short
+    before = [(rng.getrandbits(32), rng.getrandbits(32)) for _ in range(blocks - 30)]  # the checksum file may be short
     (tmp_path / "base.sums").write_bytes(b"".join(struct.pack("<II", *pair) for pair in before))
     before += [(0, 0)] * 30
     ranges, at = [], rng.randrange(300)
@@ -180,7 +180,7 @@ def test_sums_of_many_blocks_are_changed_where_they_should_be_and_nowhere_else(t
 
 @pytest.mark.parametrize("part_blocks", [1, 2, 5])
 @pytest.mark.parametrize("seed", range(3))
-def test_what_several_threads_copy_is_the_same(
+def test_a_copy_by_several_threads_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_blocks: int, seed: int
 ) -> None:
     print(f"replay with seed {seed}")
@@ -221,7 +221,7 @@ def test_an_error_of_any_thread_is_raised(tmp_path: Path, monkeypatch: pytest.Mo
         copy_of_all(tmp_path)
 
 
-def test_an_error_of_a_sync_beside_the_copying_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_a_sync_during_the_copy_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base_update, "PART_BYTES", 4 * BLOCK_BYTES)
 
     def fdatasync(_fd: int) -> None:
@@ -256,23 +256,23 @@ def copied_around(folder: Path, gap: int, content: bytes, error: int = 0) -> lis
 
 
 @pytest.mark.parametrize(("gap", "is_written"), [(1, True), (2, True), (3, False)])
-def test_a_block_or_two_between_others_are_written_again_as_they_are(tmp_path: Path, gap: int, is_written: bool) -> None:
+def test_one_or_two_blocks_between_copied_ones_are_rewritten_unchanged(tmp_path: Path, gap: int, is_written: bool) -> None:
     between = [(1, gap)] if is_written else []
     assert copied_around(tmp_path, gap, b"x" * gap * BLOCK_BYTES) == [(0, 1), *between, (1 + gap, 1)]
 
 
 @pytest.mark.parametrize("zero", [0, 1])
-def test_zeros_between_blocks_that_are_written_stay_a_hole(tmp_path: Path, zero: int) -> None:
+def test_zeros_between_written_blocks_stay_a_hole(tmp_path: Path, zero: int) -> None:
     content = bytearray(b"x" * 2 * BLOCK_BYTES)
     content[zero * BLOCK_BYTES : (zero + 1) * BLOCK_BYTES] = bytes(BLOCK_BYTES)
     assert copied_around(tmp_path, 2, bytes(content)) == [(0, 1), (3, 1)]
 
 
-def test_what_lies_between_is_left_alone_where_the_host_would_have_to_read_it(tmp_path: Path) -> None:
+def test_blocks_between_are_not_rewritten_if_reading_them_would_wait(tmp_path: Path) -> None:
     assert copied_around(tmp_path, 1, b"x" * BLOCK_BYTES, error=errno.EAGAIN) == [(0, 1), (2, 1)]
 
 
-def test_what_is_wrong_between_blocks_that_are_written_stays_wrong(tmp_path: Path) -> None:
+def test_a_corrupt_block_between_written_blocks_is_still_found(tmp_path: Path) -> None:
     base = b"b" * DISK_BYTES
     volume = Volume.of([(True, 0, BLOCK_BYTES), (True, 2 * BLOCK_BYTES, BLOCK_BYTES)], base)
     layer = view_of(tmp_path, volume, base)

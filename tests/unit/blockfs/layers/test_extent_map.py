@@ -1,4 +1,4 @@
-"""The extent map against a model that remembers for each byte who wrote it last."""
+"""The extent map is compared with a model that knows, for each byte, the record that wrote it last."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.examples import examples
 from tests.support.stores.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, changes
 
 Owner = int | None
-"""Of a byte: the position of the record that wrote it last, 0 for the base, None for nobody."""
+"""The owner of a byte: the position of the record that wrote it last, 0 for the base, None if nothing wrote it."""
 
 many = settings(max_examples=examples(150), deadline=None)
 base_blocks = st.sets(st.integers(0, DISK_BYTES // BLOCK_BYTES - 1), max_size=6)
@@ -33,7 +33,7 @@ def owners(volume: Volume, base: set[int], after: int, upto: int) -> list[Owner]
 
 
 def expected_at(volume: Volume, owner: Owner, at: int) -> tuple[int, int, int, int, int] | None:
-    """Of a byte: source, offset in it, number of its piece, and where on the disk that piece begins and ends."""
+    """Return where a byte must be: source, offset in it, piece number, and the begin and end of that piece on the disk."""
     if owner is None:
         return None
     block = at - at % BLOCK_BYTES
@@ -47,7 +47,7 @@ def expected_at(volume: Volume, owner: Owner, at: int) -> tuple[int, int, int, i
 
 
 def assert_is(extents: ExtentMap, volume: Volume, want: list[Owner]) -> None:
-    """Each byte is found where it was written, in the right piece; edges tell how much of a piece lies outside."""
+    """Check that each byte is found in its source and piece, and how much of the piece lies outside the extent."""
     at = 0
     for row in extents.extents():
         assert at <= row.start < row.end
@@ -69,7 +69,7 @@ def assert_is(extents: ExtentMap, volume: Volume, want: list[Owner]) -> None:
             if edge == row.end - 1:
                 assert row.end + row.after == end
         kind = [0 if volume_kind(volume, owner) == ZEROS else owner for owner in want[row.start : row.end]]
-        assert len(set(kind)) == 1, "one extent, one owner"
+        assert len(set(kind)) == 1, "an extent has one owner"
     assert all(owner is None for owner in want[at:])
 
 
@@ -84,10 +84,10 @@ def base_ranges(blocks: set[int]) -> list[tuple[int, int]]:
 @pytest.mark.slow
 @many
 @given(changes, base_blocks, st.lists(st.integers(0, 14), max_size=3), st.integers(0, 5), st.integers(0, 14))
-def test_each_byte_is_where_it_was_written_last(
+def test_each_byte_is_found_where_it_was_written_last(
     made: list[Change], base: set[int], cuts: list[int], after: int, upto: int
 ) -> None:
-    """However the changes are cut into batches, and whenever the base comes."""
+    """It does not matter how the changes are split into batches."""
     volume = Volume.of(made)
     extents = ExtentMap()
     bounds = sorted({after, upto, *(cut for cut in cuts if after < cut < upto)}) if after < upto else []
@@ -103,7 +103,7 @@ def test_each_byte_is_where_it_was_written_last(
 @pytest.mark.slow
 @many
 @given(changes, base_blocks)
-def test_what_was_dumped_is_loaded_and_the_base_comes_anew(made: list[Change], base: set[int]) -> None:
+def test_a_dumped_map_is_loaded_and_the_base_is_added_again(made: list[Change], base: set[int]) -> None:
     volume = Volume.of(made)
     extents = ExtentMap()
     volume.add_to(extents)
@@ -121,7 +121,7 @@ def test_what_was_dumped_is_loaded_and_the_base_comes_anew(made: list[Change], b
 @pytest.mark.slow
 @many
 @given(changes)
-def test_a_checkpoint_and_what_came_behind_it_are_as_all_at_once(made: list[Change]) -> None:
+def test_a_checkpoint_and_later_changes_give_the_same_map(made: list[Change]) -> None:
     volume = Volume.of(made)
     half = len(made) // 2
     first, whole = ExtentMap(), ExtentMap()
@@ -138,7 +138,7 @@ def test_a_checkpoint_and_what_came_behind_it_are_as_all_at_once(made: list[Chan
 @pytest.mark.slow
 @many
 @given(changes, base_blocks)
-def test_ranges_and_touched_name_just_those_bytes(made: list[Change], base: set[int]) -> None:
+def test_ranges_and_touched_return_exactly_the_right_bytes(made: list[Change], base: set[int]) -> None:
     volume = Volume.of(made)
     extents = ExtentMap()
     volume.add_to(extents)
@@ -157,13 +157,13 @@ def assert_ranges(ranges: list[tuple[int, int]], flags: list[bool]) -> None:
     found = [False] * len(flags)
     end = -1
     for offset, length in ranges:
-        assert offset > end, "joined where they touch"
+        assert offset > end, "ranges that touch are joined"
         end = offset + length
         found[offset:end] = [True] * length
     assert found == flags
 
 
-def test_a_resize_changes_no_extent_and_tells_the_size() -> None:
+def test_a_resize_changes_no_extent_and_returns_the_size() -> None:
     volume = Volume.of([(True, 0, 100)])
     extents = ExtentMap()
     resize = struct.pack("<QQQQQII", 2, 0, 0, DISK_BYTES * 2, 0, 0, RecordType.RESIZE)
@@ -174,7 +174,7 @@ def test_a_resize_changes_no_extent_and_tells_the_size() -> None:
     assert extents.extents() == [Extent(0, 100, 64, 0, 1, 0, 0)]
 
 
-def test_places_count_from_where_the_segment_and_its_pieces_begin() -> None:
+def test_offsets_count_from_the_start_of_the_segment_and_its_pieces() -> None:
     volume = Volume.of([(True, 5000, 9000)])
     extents = ExtentMap()
     extents.add(3, volume.entries, segment_at=1000, piece_at=500)
@@ -191,7 +191,7 @@ def test_a_base_that_grew_within_a_block_is_one_extent() -> None:
         assert extents.extents() == [want]
 
 
-def test_sources_can_be_renumbered_and_left_out() -> None:
+def test_sources_can_be_renumbered_and_removed() -> None:
     extents = ExtentMap()
     for source in (1, 2, 3):
         extents.add(source, Volume.of([(True, source * 8192, 4096)]).entries, segment_at=0, piece_at=0)
@@ -205,7 +205,7 @@ def test_sources_can_be_renumbered_and_left_out() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 47, 49])
-def test_an_index_of_an_odd_length_is_refused(count: int) -> None:
+def test_an_index_that_is_not_a_whole_number_of_entries_is_refused(count: int) -> None:
     extents = ExtentMap()
     if count % 48 == 0:
         assert extents.add(1, b"", segment_at=0, piece_at=0) == 0
@@ -225,7 +225,7 @@ def test_an_index_of_an_odd_length_is_refused(count: int) -> None:
         (RecordType.TAG, 0, 1), (0, 0, 1), (7, 0, 1), (RecordType.RESIZE, 0, 1 << 63),
     ],
 )  # fmt: skip
-def test_an_entry_that_cannot_be_is_refused_and_adds_nothing(kind: int, offset: int, length: int) -> None:
+def test_an_impossible_entry_is_refused_and_nothing_is_added(kind: int, offset: int, length: int) -> None:
     volume = Volume.of([(True, 0, 4096)])
     extents = ExtentMap()
     bad = struct.pack("<QQQQQII", 2, 0, offset, length, 0, 0, kind)
@@ -237,13 +237,13 @@ def test_an_entry_that_cannot_be_is_refused_and_adds_nothing(kind: int, offset: 
 
 
 @pytest.mark.parametrize("source", [0, -1, -2])
-def test_changes_are_never_of_the_base(source: int) -> None:
+def test_a_change_cannot_have_the_base_as_its_source(source: int) -> None:
     with pytest.raises(RigError, match="an entry of an index is invalid"):
         ExtentMap().add(source, Volume.of([(True, 0, 1)]).entries, segment_at=0, piece_at=0)
 
 
 @pytest.mark.parametrize("given_", [(512, 4096), (0, 0), (1 << 62, 4096), (0, 1 << 63)])
-def test_a_range_of_the_base_that_cannot_be_is_refused(given_: tuple[int, int]) -> None:
+def test_an_impossible_range_of_the_base_is_refused(given_: tuple[int, int]) -> None:
     with pytest.raises(RigError, match="a range of the base is invalid"):
         ExtentMap().add_base([given_])
 
@@ -263,7 +263,7 @@ GOOD = [(0, 4096, 64, 0, 1, 0, 0), (4096, 5000, 0, 0, -1, 0, 0), (5000, 6000, 90
         (2, (5000, 6000, (1 << 63) - 999, 7, 2, 0, 0)), (2, (5000, 6000, 9000, 1 << 63, 2, 0, 0)),
     ],
 )  # fmt: skip
-def test_extents_that_cannot_be_are_refused_by_number(index: int, row: tuple[int, ...]) -> None:
+def test_an_impossible_extent_is_refused_with_its_number(index: int, row: tuple[int, ...]) -> None:
     rows: list[tuple[int, ...]] = [*GOOD]
     assert len(ExtentMap.load(b"".join(ROW.pack(*one) for one in rows), 3)) == 3
     rows[index] = row
@@ -274,12 +274,12 @@ def test_extents_that_cannot_be_are_refused_by_number(index: int, row: tuple[int
     assert caught.value.message == f"extent {bad} of 3 is invalid: {Extent(*rows[bad])}; allowed: sources 0 to 2, no overlap"
 
 
-def test_extents_cut_in_a_row_are_refused() -> None:
+def test_extents_that_end_within_a_row_are_refused() -> None:
     with pytest.raises(RigError, match="extents: 79 bytes; allowed: a multiple of 40"):
         ExtentMap.load(bytes(79), 2)
 
 
-def test_damaged_extents_never_do_more_than_be_refused() -> None:
+def test_damaged_extents_are_refused_or_give_a_map_that_works() -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"replay with seed {seed}")
     rng = random.Random(seed)
@@ -303,8 +303,8 @@ def test_damaged_extents_never_do_more_than_be_refused() -> None:
     assert taken
 
 
-def test_many_changes_at_once_are_as_one_by_one() -> None:
-    """Enough to be put into order in the midst of being added."""
+def test_many_changes_at_once_give_the_same_map_as_one_by_one() -> None:
+    """There are so many changes that they are sorted while they are added."""
     rng = random.Random(5)
     made = [(rng.random() < 0.9, rng.randrange(DISK_BYTES - 9000), rng.randrange(1, 9000)) for _ in range(400)]
     volume = Volume.of(made)

@@ -1,4 +1,4 @@
-"""Layers against a bytearray that does the same."""
+"""Layers behave like a bytearray on which the same operations are done."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import OverlayLayer, RawLayer, merge_ranges
 from tests.support.examples import examples
 
-SIZE = 40_000  # not a multiple of the block size on purpose
+SIZE = 40_000  # deliberately not a multiple of the block size
 spans = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 9000)).map(lambda s: (s[0], min(s[1], SIZE - s[0])))
 any_tmp = settings(max_examples=examples(120), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -24,7 +24,7 @@ def base_file(path: Path) -> bytes:
 
 
 def check_ranges(data: bytes, ranges: list[tuple[int, int]]) -> None:
-    """Sorted, disjoint, within the disk, and nothing but zeros outside."""
+    """Check that the ranges are sorted, disjoint and within the disk, and that all bytes outside them are zeros."""
     at = 0
     for offset, length in ranges:
         assert offset >= at
@@ -37,7 +37,7 @@ def check_ranges(data: bytes, ranges: list[tuple[int, int]]) -> None:
 @pytest.mark.slow
 @any_tmp
 @given(st.lists(st.tuples(spans, st.booleans(), st.integers(1, 255)), max_size=12), spans)
-def test_top_reads_as_a_byte_array_does(
+def test_an_overlay_reads_as_a_byte_array_does(
     tmp_path: Path, ops: list[tuple[tuple[int, int], bool, int]], probe: tuple[int, int]
 ) -> None:
     for name in ("top", "top.present", "top.durable"):
@@ -61,7 +61,7 @@ def test_top_reads_as_a_byte_array_does(
     assert (tmp_path / "base").read_bytes() == base_file(tmp_path / "base")
 
 
-def test_top_grows_with_zeros(tmp_path: Path) -> None:
+def test_an_overlay_grows_with_zeros(tmp_path: Path) -> None:
     data = base_file(tmp_path / "base")
     top = OverlayLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
     top.pwrite(10, b"abc")
@@ -71,14 +71,14 @@ def test_top_grows_with_zeros(tmp_path: Path) -> None:
     top.close()
 
 
-def test_a_top_smaller_than_what_it_lies_over_is_refused(tmp_path: Path) -> None:
+def test_an_overlay_smaller_than_its_backing_is_refused(tmp_path: Path) -> None:
     base_file(tmp_path / "base")
     (tmp_path / "top").write_bytes(bytes(10))
     with pytest.raises(RigError, match=f"the overlay has 10 bytes; allowed: at least the {SIZE} bytes"):
         OverlayLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
 
 
-def test_raw_zero_gives_space_back(tmp_path: Path) -> None:
+def test_zeroing_a_raw_file_frees_its_space(tmp_path: Path) -> None:
     (tmp_path / "raw").write_bytes(b"x" * (1 << 20))
     layer = RawLayer(tmp_path / "raw", writable=True)
     layer.zero(4096, (1 << 20) - 8192)

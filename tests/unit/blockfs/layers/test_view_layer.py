@@ -1,4 +1,4 @@
-"""A view reads as the disk was, checks every byte that it reads, and never serves a wrong one."""
+"""A view reads as the disk was at its position, checks every byte that it reads, and never returns a wrong byte."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WHOLE = [(0, len(blocks_of(bytes(DISK_BYTES))) * BLOCK_BYTES)]
 
 
 def refused(view: ViewLayer, offset: int, length: int) -> ViewFault:
-    """What is noted of a read that is an error."""
+    """Read a range, expect an I/O error, and return the fault that the view recorded."""
     before = view.faults.seen()[0]
     with pytest.raises(OSError, match="Input/output error") as caught:
         view.pread(offset, length)
@@ -72,7 +72,7 @@ def test_a_view_reads_as_the_disk_was_at_each_position(
     view.close()
 
 
-def test_data_ranges_are_those_of_the_map(tmp_path: Path) -> None:
+def test_data_ranges_come_from_the_extent_map(tmp_path: Path) -> None:
     volume = Volume.of([(True, 4096, 9000), (False, 8192, 4096), (True, 20_000, 10)])
     view = view_of(tmp_path, volume)
     assert view.data_ranges() == [(4096, 4096), (12_288, 808), (20_000, 10)]
@@ -84,8 +84,8 @@ def test_data_ranges_are_those_of_the_map(tmp_path: Path) -> None:
 
 @some
 @given(changes, st.integers(0, DISK_BYTES - 1))
-def test_a_disk_over_a_view_tells_of_data_and_holes_in_whole_blocks(tmp_path: Path, made: list[Change], probe: int) -> None:
-    """Programs that count in sectors, as qemu-img does, would take one that begins with a hole for a hole."""
+def test_a_disk_over_a_view_reports_data_and_holes_in_whole_blocks(tmp_path: Path, made: list[Change], probe: int) -> None:
+    """Programs that count in sectors, as qemu-img does, would take a sector that begins with a hole for a hole."""
     view = view_of(tmp_path, Volume.of(made))
     blocks = {at // BLOCK_BYTES for start, length in view.data_ranges() for at in range(start, start + length)}
     positions = PositionCounter(tmp_path / "position")
@@ -123,7 +123,7 @@ def test_a_disk_over_a_view_tells_of_data_and_holes_in_whole_blocks(tmp_path: Pa
 
 @pytest.mark.parametrize("length", [9000, 4096, 100])
 def test_every_wrong_bit_of_a_payload_is_an_error_that_names_its_piece(tmp_path: Path, length: int) -> None:
-    """Also where the bit itself is not asked for, and where a later write hides it."""
+    """It is an error also if the bit itself is not read, or if a later write hides it."""
     volume = Volume.of([(True, 5000, length), (True, 5000 + length // 3, length // 3)])
     view = view_of(tmp_path, volume)
     raw = bytes(volume.raw)
@@ -154,7 +154,7 @@ def test_every_wrong_bit_of_a_payload_is_an_error_that_names_its_piece(tmp_path:
     view.close()
 
 
-def test_wrong_sums_are_errors_and_the_rest_is_served(tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_an_error_and_other_blocks_are_read(tmp_path: Path) -> None:
     volume = Volume.of([(True, 0, 3 * BLOCK_BYTES)])
     volume.sums[1] ^= 0x100
     view = view_of(tmp_path, volume)
@@ -165,7 +165,7 @@ def test_wrong_sums_are_errors_and_the_rest_is_served(tmp_path: Path) -> None:
     view.close()
 
 
-def test_a_payload_or_a_table_that_is_too_short_is_an_error_not_zeros(tmp_path: Path) -> None:
+def test_a_short_payload_or_checksum_table_is_an_error_not_zeros(tmp_path: Path) -> None:
     volume = Volume.of([(True, 0, 3 * BLOCK_BYTES)])
     del volume.sums[2:]
     view = view_of(tmp_path, volume)
@@ -183,7 +183,7 @@ def test_a_payload_or_a_table_that_is_too_short_is_an_error_not_zeros(tmp_path: 
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_a_table_truncated_under_an_open_view_is_a_read_error(tmp_path: Path, paired: bool) -> None:
+def test_a_table_truncated_while_a_view_is_open_is_a_read_error(tmp_path: Path, paired: bool) -> None:
     base = b"b" * DISK_BYTES
     view = view_of(tmp_path, Volume.of([(True, 0, DISK_BYTES)]), None) if not paired else view_of(tmp_path, Volume(), base)
     os.truncate(tmp_path / ("base.sums" if paired else "sums"), 0)
@@ -212,7 +212,7 @@ def test_a_wrong_bit_of_the_base_is_an_error_that_names_the_block(tmp_path: Path
     view.close()
 
 
-def test_either_sum_of_a_block_of_the_base_will_do(tmp_path: Path) -> None:
+def test_a_block_of_the_base_is_good_if_either_checksum_matches(tmp_path: Path) -> None:
     base = b"b" * DISK_BYTES
     view = view_of(tmp_path, Volume(), base)
     with (tmp_path / "base.sums").open("r+b") as sums:
@@ -221,7 +221,7 @@ def test_either_sum_of_a_block_of_the_base_will_do(tmp_path: Path) -> None:
     view.close()
 
 
-def test_faults_are_counted_and_the_last_are_kept_also_of_a_view_below_a_top(tmp_path: Path) -> None:
+def test_faults_of_a_view_below_an_overlay_are_counted_and_kept(tmp_path: Path) -> None:
     volume = Volume.of([(True, 0, DISK_BYTES)])
     volume.sums = [sum_ ^ 1 for sum_ in volume.sums]
     view = view_of(tmp_path, volume)
@@ -244,7 +244,7 @@ def test_a_view_is_read_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sources", [0, 1])
-def test_a_map_with_an_extent_of_no_source_makes_no_view_and_leaks_nothing(tmp_path: Path, sources: int) -> None:
+def test_a_map_with_an_unknown_source_makes_no_view_and_leaks_nothing(tmp_path: Path, sources: int) -> None:
     volume = Volume.of([(True, 0, 10)])
     extents = ExtentMap()
     volume.add_to(extents)
@@ -256,7 +256,7 @@ def test_a_map_with_an_extent_of_no_source_makes_no_view_and_leaks_nothing(tmp_p
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_view_keeps_its_map_while_the_map_goes_on(tmp_path: Path) -> None:
+def test_a_view_keeps_its_extents_when_the_map_changes_later(tmp_path: Path) -> None:
     volume = Volume.of([(True, 100, 5000)])
     extents = ExtentMap()
     volume.add_to(extents)
@@ -276,7 +276,7 @@ def test_a_view_keeps_its_map_while_the_map_goes_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 @some
 @given(changes, st.integers(0, 14))
-def test_views_read_the_same_at_each_step_of_a_fold_below_them(tmp_path: Path, made: list[Change], upto: int) -> None:
+def test_views_read_the_same_at_each_step_of_a_compaction(tmp_path: Path, made: list[Change], upto: int) -> None:
     base = start_bytes(len(made))
     volume = Volume.of(made, base)
     upto = min(upto, len(made))
@@ -305,7 +305,7 @@ def test_views_read_the_same_at_each_step_of_a_fold_below_them(tmp_path: Path, m
     os.close(sums_fd)
 
 
-def test_a_block_of_zeros_becomes_a_hole_and_nothing_is_written_past_the_end(tmp_path: Path) -> None:
+def test_a_block_of_zeros_becomes_a_hole_and_the_size_stays(tmp_path: Path) -> None:
     size = 1 << 20
     (tmp_path / "base").write_bytes(b"x" * size)
     volume = Volume.of([(True, DISK_BYTES - 100, 100)])
@@ -320,8 +320,8 @@ def test_a_block_of_zeros_becomes_a_hole_and_nothing_is_written_past_the_end(tmp
     view.close()
 
 
-def test_a_base_that_grew_is_right_for_views_of_both_sizes(tmp_path: Path) -> None:
-    """A block counts as whole, so its sum does not change when the file ends further on."""
+def test_a_view_of_the_old_size_reads_a_base_that_grew(tmp_path: Path) -> None:
+    """The checksum is of the whole block, padded with zeros, so it stays the same when the file grows."""
     base = b"b" * DISK_BYTES
     view = view_of(tmp_path, Volume(), base)
     os.truncate(tmp_path / "base", DISK_BYTES + 8192)
@@ -329,7 +329,7 @@ def test_a_base_that_grew_is_right_for_views_of_both_sizes(tmp_path: Path) -> No
     view.close()
 
 
-def test_bad_blocks_are_found_with_what_they_should_be(tmp_path: Path) -> None:
+def test_bad_blocks_are_found_with_their_expected_checksums(tmp_path: Path) -> None:
     base = start_bytes(1)
     source = base_source(tmp_path, base)
     assert base_update.bad_blocks(source.fd, source.sums_fd, WHOLE) == []
@@ -349,15 +349,15 @@ def test_bad_blocks_are_found_with_what_they_should_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ranges", [[(512, 4096)], [(0, 512)]])
-def test_ranges_that_are_not_of_blocks_are_refused(tmp_path: Path, ranges: list[tuple[int, int]]) -> None:
+def test_ranges_of_partial_blocks_are_refused(tmp_path: Path, ranges: list[tuple[int, int]]) -> None:
     source = base_source(tmp_path, start_bytes(1))
     with pytest.raises(OSError, match="Invalid argument"):
         base_update.bad_blocks(source.fd, source.sums_fd, ranges)
 
 
 @pytest.mark.slow
-def test_readers_beside_folds_never_see_a_wrong_byte_nor_an_error(tmp_path: Path) -> None:
-    """Blocks are hidden in half by later writes: what is read of them comes from the base, which changes underneath."""
+def test_readers_during_compactions_see_no_wrong_byte_and_no_error(tmp_path: Path) -> None:
+    """Later writes hide half of each block; the other half is read from the base, which compactions change meanwhile."""
     base = b"b" * DISK_BYTES
     halves = [(True, at, BLOCK_BYTES // 2) for at in range(0, DISK_BYTES - BLOCK_BYTES, BLOCK_BYTES)]
     hiding = Volume.of(halves, base)
@@ -406,7 +406,7 @@ def test_readers_beside_folds_never_see_a_wrong_byte_nor_an_error(tmp_path: Path
 def test_stored_bytes_of_a_disk_include_its_base_and_its_own_data(
     tmp_path_factory: pytest.TempPathFactory, made: list[Change], seed: int
 ) -> None:
-    """Programs that copy sparsely, and those that sum up space, go by it."""
+    """Programs that copy sparse files or add up used space depend on this number."""
     folder = tmp_path_factory.mktemp("stored")
     view = view_of(folder, Volume.of(made, start_bytes(seed)), start_bytes(seed))
     data_bytes = sum(length for _, length in view.data_ranges())
@@ -420,7 +420,7 @@ def test_stored_bytes_of_a_disk_include_its_base_and_its_own_data(
     disk = Disk(DiskPaths(folder, "web01", "os"), state=state, layer=top, options=DiskOptions(positions))
     assert disk.stored_bytes <= DISK_BYTES
     if lib.sr_disk_seek(disk.c, 0, os.SEEK_HOLE) < DISK_BYTES:
-        assert disk.stored_bytes < DISK_BYTES, "else nobody looks for the hole"
+        assert disk.stored_bytes < DISK_BYTES, "with more, programs would not look for the hole"
     disk.write(0, b"x" * BLOCK_BYTES)
     assert os.fstat(top.fileno()).st_blocks * 512 >= BLOCK_BYTES
     assert disk.stored_bytes >= min(BLOCK_BYTES, DISK_BYTES - 512)
