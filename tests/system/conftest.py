@@ -1,4 +1,4 @@
-"""Fixtures of tests of real disks: a server with each of its front ends."""
+"""Fixtures that the tests of real disks share: a disk server with each of its front ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.disks.disk_server_process import DiskServer, StartServer, ski
 
 @pytest.fixture(params=FRONT_ENDS)
 def front_end(request: pytest.FixtureRequest) -> str:
-    """Every way in which a disk server answers the kernel."""
+    """Return each front end with which a disk server answers the kernel, one after the other."""
     assert isinstance(request.param, str)
     skip_unless_possible(request.param)
     return request.param
@@ -22,7 +22,10 @@ def front_end(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def start_server(front_end: str, tmp_path: Path) -> Iterator[StartServer]:
-    """Starts a disk server whose disks have so many bytes; its folder, which may take much space, goes with the test."""
+    """Return a function that starts a disk server with disks of a given size.
+
+    The server's folder, which may take much space, is removed after the test.
+    """
     folder = tmp_path / "server"
     servers: list[DiskServer] = []
 

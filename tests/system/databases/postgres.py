@@ -1,4 +1,4 @@
-"""A PostgreSQL of its own: a cluster in a given folder, reached by a socket in it, with Debian's programs."""
+"""A separate PostgreSQL for tests: a cluster in a given folder, reached by a socket, with Debian's programs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ INVARIANTS = """
 
 
 class Cluster:
-    """A cluster in ``folder`` with its socket in ``sockets``; its user must be able to reach both.
+    """A cluster in ``folder`` with its socket in ``sockets``; the user ``postgres`` must be able to reach both.
 
-    Nothing of the machine's own PostgreSQL is touched.
+    It changes nothing of the machine's own PostgreSQL.
     """
 
     def __init__(self, folder: Path, sockets: Path) -> None:
@@ -31,14 +31,14 @@ class Cluster:
         self._environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "PGHOST": str(sockets), "PGUSER": USER}
 
     def run(self, program: str, *arguments: str) -> str:
-        """Run one of PostgreSQL's programs as its user; what it printed."""
+        """Run one of PostgreSQL's programs as its user, and return its output."""
         done = self.start(program, *arguments)
         output, _ = done.communicate(timeout=600)
         assert done.returncode == 0, f"{program}: exit status {done.returncode}: {output}\n{self._log_tail()}"
         return output
 
     def start(self, program: str, *arguments: str) -> subprocess.Popen[str]:
-        """The same, without waiting for it."""
+        """Start one of PostgreSQL's programs as its user, without waiting for its end."""
         initdb = ThisMachine().program("initdb")
         assert initdb is not None
         return subprocess.Popen(
@@ -59,16 +59,16 @@ class Cluster:
         return log.read_text()[-3000:] if log.exists() else ""
 
     def create(self) -> None:
-        """A new cluster, with checksums; not yet on stable storage."""
+        """Create a cluster with page checksums; it is not on stable storage yet."""
         for folder in (self.folder, self._sockets):
             shutil.chown(folder, USER, USER)
         self.run("initdb", "--pgdata", str(self._data), "--data-checksums", "--auth=trust", "--no-instructions", "--no-sync")
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """For the time of the block it is up, and has recovered if there was anything to recover."""
+        """Run the server during the block; it recovers the cluster first if that is necessary."""
         options = f"-c listen_addresses= -c unix_socket_directories={self._sockets} -c jit=off"
-        (self._data / "postmaster.pid").unlink(missing_ok=True)  # of the machine that the disk was taken from
+        (self._data / "postmaster.pid").unlink(missing_ok=True)  # the file is from the machine that the disk was copied from
         self.run("pg_ctl", "start", "--wait", "--pgdata", str(self._data), "--log", str(self.folder / "log"), "-o", options)
         try:
             yield
@@ -78,15 +78,15 @@ class Cluster:
         self.run("pg_ctl", "stop", "--wait", "--mode=fast", "--pgdata", str(self._data))
 
     def sql(self, statement: str) -> str:
-        """Committed when this returns; rows as lines, columns divided by ``|``."""
+        """Run a statement, which is committed on return; rows come back as lines, with columns separated by ``|``."""
         return self.run("psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-c", statement).strip()
 
     def check(self) -> None:
-        """Every relation and index is sound, and pgbench's sums agree."""
+        """Check that every relation and index is sound, and that pgbench's sums agree."""
         self.run("pg_amcheck", "--all", "--install-missing", "--heapallindexed")
         sums = self.sql(INVARIANTS).split("|")
         assert len(set(sums)) == 1, f"sums over accounts, branches, tellers and history differ: {sums}"
 
     def check_at_rest(self) -> None:
-        """Every page's checksum is right; the cluster is down."""
+        """Check the checksum of every page, while the server does not run."""
         self.run("pg_checksums", "--check", "--pgdata", str(self._data))

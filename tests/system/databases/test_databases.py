@@ -1,7 +1,7 @@
-"""Databases on a file system on a disk, under load: the log replays to the disk, and a cut under load can be recovered from.
+"""Tests of databases under load: the log replays to the disk, and a database recovers from a cut under load.
 
-``SITERIG_TRANSACTIONS`` (default 400) of pgbench, at scale ``SITERIG_PGBENCH_SCALE`` (default 2), and ``SITERIG_CUTS``
-(default 2) cuts meanwhile.
+Environment: ``SITERIG_TRANSACTIONS`` transactions of pgbench (default 400), at scale ``SITERIG_PGBENCH_SCALE``
+(default 2), with ``SITERIG_CUTS`` cuts meanwhile (default 2).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DATABASE = "postgres"
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A folder that any user can reach, as those of pytest are not."""
+    """Return a folder that any user can reach; other users cannot reach pytest's folders."""
     with tempfile.TemporaryDirectory(prefix="siterig-guest-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -43,7 +43,7 @@ def reachable() -> Iterator[Path]:
 
 @pytest.fixture
 def guest(reachable: Path) -> Path:
-    """Where the guest mounts its disk."""
+    """Return the folder where the guest mounts its disk."""
     folder = reachable / "guest"
     folder.mkdir()
     return folder
@@ -51,7 +51,7 @@ def guest(reachable: Path) -> Path:
 
 @pytest.fixture
 def sockets(reachable: Path) -> Path:
-    """The guest's /run: not on its disk."""
+    """Return a folder for sockets, like the guest's /run; it is not on the guest's disk."""
     folder = reachable / "run"
     folder.mkdir()
     return folder
@@ -59,7 +59,7 @@ def sockets(reachable: Path) -> Path:
 
 @contextlib.contextmanager
 def recovered(server: DiskServer, disk: ShadowedDisk, position: int, guest: Path) -> Iterator[Path]:
-    """The file system of a disk as it was at a position, mounted."""
+    """Mount the file system of a disk as it was at a position."""
     image = Model(server.folder / f"at-{position}", server.disk_bytes)
     image.replay([Path(segment.path) for segment in disk.closed()], upto=position)
     with loop_device(image.path, direct_io=False) as device:
@@ -70,7 +70,7 @@ def recovered(server: DiskServer, disk: ShadowedDisk, position: int, guest: Path
 
 
 @needs_program("initdb")
-def test_postgres_under_load_and_recovered_from_cuts(start_server: StartServer, guest: Path, sockets: Path) -> None:
+def test_postgres_recovers_from_cuts_under_load(start_server: StartServer, guest: Path, sockets: Path) -> None:
     server = start_server(DISK_BYTES)
     disk = ShadowedDisk(server, "os")
     cuts = []
@@ -106,12 +106,12 @@ def test_postgres_under_load_and_recovered_from_cuts(start_server: StartServer, 
 
 
 def committed(cluster: Cluster) -> int:
-    """Return the number of pgbench's transactions in the database."""
+    """Return the number of pgbench's committed transactions."""
     return int(cluster.sql("select count(*) from pgbench_history"))
 
 
 class SqliteWriter(threading.Thread):
-    """Commits one number after the other until it is stopped; ``acknowledged`` is the newest."""
+    """A thread that commits one number after the other until ``ended`` is set; ``acknowledged`` is the newest."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class SqliteWriter(threading.Thread):
                 self.acknowledged = self.begun
 
 
-def test_sqlite_recovered_from_cuts_under_load(start_server: StartServer, guest: Path) -> None:
+def test_sqlite_recovers_from_cuts_under_load(start_server: StartServer, guest: Path) -> None:
     server = start_server(DISK_BYTES)
     disk = ShadowedDisk(server, "os")
     cuts = []

@@ -1,9 +1,10 @@
-"""Any position is a consistent cut over disks: writers put each number on one disk and, once acknowledged, on the other.
+"""Tests that every position is a consistent cut over two disks.
 
-So at every position the second disk is never ahead of the first, and at most one number behind, for each writer; and at a
-tag taken meanwhile, what was acknowledged before it is there and nothing that was begun after it.
+Each writer writes a number to the first disk and, once that is acknowledged, to the second disk.  So at every
+position, and for each writer, the second disk is never ahead of the first, and at most one number behind it.  A
+tag that is taken meanwhile contains all writes that were acknowledged before it, and none that were begun after it.
 
-``SITERIG_POSITIONS`` (default 6000): so many writes in all; ``SITERIG_SEED`` replays a run.
+``SITERIG_POSITIONS`` (default 6000) is the total number of writes; ``SITERIG_SEED`` repeats a run.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ FIRST, SECOND = "os", "data"
 
 
 class Writer(threading.Thread):
-    """Writes 1, 2, 3, ... into its slot of the first disk, then of the second; past the page cache if it is even.
+    """A thread that writes 1, 2, 3, ... to its slot of the first disk, and each number then to the second disk.
 
-    ``begun`` and ``done``: the number whose first write was begun, whose second was acknowledged.
+    Writers with an even number write past the page cache.  ``begun`` is the newest number whose first write has begun;
+    ``done`` is the newest number whose second write was acknowledged.
     """
 
     def __init__(self, server: DiskServer, number: int, last: int) -> None:
@@ -62,13 +64,13 @@ class Writer(threading.Thread):
 
 
 def numbers_in(image: Path) -> list[int]:
-    """Each writer's number on a disk."""
+    """Return each writer's number on a disk."""
     with image.open("rb") as file:
         return [int.from_bytes(file.read(SLOT_BYTES)[:8], "little") for _ in range(WRITERS)]
 
 
 def written(paths: list[Path]) -> Iterator[tuple[int, int, int]]:
-    """(position, writer, number) of every write of a log."""
+    """Yield (position, writer, number) of every write in a log."""
     for path in paths:
         for record in records(path):
             if record.kind == WRITE:
@@ -76,7 +78,7 @@ def written(paths: list[Path]) -> Iterator[tuple[int, int, int]]:
 
 
 def tag_positions(paths: list[Path]) -> dict[str, int]:
-    """The position that each tag of a log names."""
+    """Return the position that each tag of a log names."""
     found = {}
     for path in paths:
         for record in records(path):
@@ -117,14 +119,14 @@ def test_no_position_shows_the_second_write_without_the_first(start_server: Star
         first, second = (numbers_at(server, logs[name], position) for name in (FIRST, SECOND))
         assert all(b <= a <= b + 1 for a, b in zip(first, second, strict=True)), (position, first, second)
         if before:
-            assert all(done <= b for done, b in zip(before, second, strict=True)), "what was acknowledged is in it"
-            assert all(a <= last for a, last in zip(first, begun, strict=True)), "what was begun afterwards is not"
+            assert all(done <= b for done, b in zip(before, second, strict=True)), "an acknowledged write is missing"
+            assert all(a <= last for a, last in zip(first, begun, strict=True)), "a write that was begun later is in the cut"
 
 
 def check_every_position(first: list[tuple[int, int, int]], second: list[tuple[int, int, int]]) -> int:
-    """Merge two logs by position, and look at both disks' state after each record; how many there were."""
+    """Merge two logs by position, check both disks after each record, and return the number of records."""
     rows = sorted([(*row, 0) for row in first] + [(*row, 1) for row in second])
-    assert len({position for position, *_ in rows}) == len(rows), "no position is drawn twice"
+    assert len({position for position, *_ in rows}) == len(rows), "a position is used twice"
     state = [[0, 0] for _ in range(WRITERS)]
     for position, writer, number, disk in rows:
         assert state[writer][disk] == number - 1, (position, writer, number)
@@ -135,7 +137,7 @@ def check_every_position(first: list[tuple[int, int, int]], second: list[tuple[i
 
 
 def numbers_at(server: DiskServer, segments: list[Path], position: int) -> list[int]:
-    """Each writer's number on a disk, replayed up to a position."""
+    """Return each writer's number on a disk that was replayed up to a position."""
     image = Model(server.folder / "image", server.disk_bytes)
     image.replay(segments, upto=position)
     found = numbers_in(image.path)

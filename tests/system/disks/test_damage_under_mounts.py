@@ -1,4 +1,4 @@
-"""Files of a managed disk are truncated while states of it are mounted: their reader gets an error, others read."""
+"""Tests of files of a managed disk that are truncated under mounts: only reads that need them report errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def failed_over(server: DiskServer, store: ManagedDiskStore, position: int) -> P
 
 
 def read(path: Path) -> bytes:
-    """All of it, past the page cache."""
+    """Read a whole disk past the page cache."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     try:
         memory = mmap.mmap(-1, SIZE_BYTES)
@@ -53,7 +53,7 @@ def read(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("cut", ["base.sums", "base.img", "journal"])
-def test_a_file_that_is_cut_under_mounts_is_an_error_of_the_read(tmp_path: Path, server: DiskServer, cut: str) -> None:
+def test_a_truncated_file_under_mounts_is_an_error_of_the_read(tmp_path: Path, server: DiskServer, cut: str) -> None:
     managed, elsewhere = tmp_path / "managed", tmp_path / "elsewhere"
     managed.mkdir()
     elsewhere.mkdir()
@@ -77,7 +77,7 @@ def test_a_file_that_is_cut_under_mounts_is_an_error_of_the_read(tmp_path: Path,
     assert_same(read(unharmed), bytes(other_disk.data), "a state of another disk")
     if cut == "journal":
         oldest = mounted(server, store.folder, store.oldest_position, "oldest")
-        assert_same(read(oldest), disk.states[store.oldest_position], "a state that needs nothing of what was cut")
+        assert_same(read(oldest), disk.states[store.oldest_position], "a state that does not need the truncated file")
     assert {info["name"]: info["broken"] for info in server.call("list_mounted_points")} == dict.fromkeys(
         ["newest", "oldest", "other"]
     )

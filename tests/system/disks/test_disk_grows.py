@@ -1,4 +1,4 @@
-"""Disks on real mounts that are watched while they are written to, and grow while they are in use and replicated."""
+"""Tests of mounted disks whose counters are read under load, and which grow while they are used and replicated."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 
 
 def stats(server: DiskServer) -> DiskCounters:
-    """Read it as ``cat`` does."""
+    """Return the counters that ``cat`` reads from the mount."""
     return DiskCounters.model_validate_json(run("cat", server.mountpoint / VM / "os.stats"))
 
 
@@ -62,7 +62,7 @@ def test_the_counters_can_be_read_while_the_disk_is_written_to(start_server: Sta
         writer.join()
     ops = [found.requests["write"].ops for found in seen]
     assert ops == sorted(ops)
-    assert ops[0] < ops[-1] <= written, "each reading is of the moment when the file was opened"
+    assert ops[0] < ops[-1] <= written, "a reading does not show the moment when the file was opened"
     last = stats(server)
     found = last.requests["write"]
     assert (found.ops, found.bytes, found.errors, sum(found.latency_log2_us)) == (written, written * 4096, 0, written)
@@ -81,15 +81,15 @@ def by_truncate(server: DiskServer, size_bytes: int) -> None:
 
 def by_control(server: DiskServer, size_bytes: int) -> None:
     vhd = server.os_disk.with_suffix(".vhd")
-    sizes = [file.stat().st_size for file in (server.os_disk, vhd)]  # in the kernel's cache now
+    sizes = [file.stat().st_size for file in (server.os_disk, vhd)]  # now they are in the kernel's cache
     server.call("resize_disk", vm=VM, disk="os", size_bytes=size_bytes)
     assert sizes[1] == sizes[0] + FOOTER_BYTES < size_bytes
-    until(lambda: server.os_disk.stat().st_size == size_bytes)  # the word to the kernel goes another way than the answer
+    until(lambda: server.os_disk.stat().st_size == size_bytes)  # the kernel may learn the size after the answer
     until(lambda: vhd.stat().st_size == size_bytes + FOOTER_BYTES)
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """The condition, or the test fails."""
+    """Wait until the condition is true, or fail the test."""
     end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end
@@ -98,7 +98,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @needs_file_system("ext4")
 @pytest.mark.parametrize("grow", [by_truncate, by_control])
-def test_a_disk_with_a_mounted_file_system_grows_and_the_log_replays_to_it(
+def test_a_disk_with_a_mounted_file_system_grows_and_its_log_replays(
     start_server: StartServer, tmp_path: Path, grow: Any
 ) -> None:
     print(f"SITERIG_SEED={SEED}")
@@ -118,12 +118,12 @@ def test_a_disk_with_a_mounted_file_system_grows_and_the_log_replays_to_it(
             run("losetup", "--set-capacity", device)
             assert int(run("blockdev", "--getsize64", device)) == 256 * MIB
             (guest / "small").write_bytes(b"after")
-        run("e2fsck", "-fp", device)  # growing a mounted one takes a right that containers lack (CAP_SYS_RESOURCE)
+        run("e2fsck", "-fp", device)  # growing a mounted one needs a right that containers lack (CAP_SYS_RESOURCE)
         run("resize2fs", device)
         with mounted(device, guest):
             run("cp", "-r", tmp_path / "source", guest / "tree")
             with (guest / "filler").open("wb") as filler:
-                filler.write(rng.randbytes(70 * MIB))  # more than there was room for before
+                filler.write(rng.randbytes(70 * MIB))  # more than the smaller disk had room for
             run("sync", "--file-system", guest)
             assert tree(guest / "tree") == tree(tmp_path / "source")
             assert (guest / "small").read_bytes() == b"after"
@@ -133,7 +133,7 @@ def test_a_disk_with_a_mounted_file_system_grows_and_the_log_replays_to_it(
     assert (disk.model.size_bytes, disk.model.counts["RESIZE"]) == (256 * MIB, 1)
 
 
-def test_an_open_file_sees_the_new_end_and_a_kill_keeps_it(start_server: StartServer) -> None:
+def test_an_open_file_sees_the_new_end_which_survives_a_kill(start_server: StartServer) -> None:
     server = start_server(16 * MIB)
     assert server.call("remember") == "done"
     with server.os_disk.open("r+b", buffering=0) as disk:
@@ -157,7 +157,7 @@ def test_an_open_file_sees_the_new_end_and_a_kill_keeps_it(start_server: StartSe
 
 
 def disk_of(job: Job) -> Path:
-    """The only disk of the VM that a failover made."""
+    """Return the path of the only disk of the VM that a failover made."""
     assert job.result is not None
     return Path(job.result.disks[0].path)
 
@@ -165,7 +165,7 @@ def disk_of(job: Job) -> Path:
 async def test_a_protected_disk_grows_and_keeps_its_size_through_failover(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    # A folder of a short name: below it is a socket, and the kernel allows 107 bytes for its path.
+    # The folder has a short name: a socket is below it, and the kernel allows 107 bytes for the socket's path.
     async with Testbed.up(tmp_path_factory.mktemp("g")) as testbed:
         vault, site = testbed.vault, testbed.site
         vm = await vault.create_vm(vm=VM, disks=[DiskSpec(name="os", size_bytes=8 * MIB)])
@@ -187,7 +187,7 @@ async def test_a_protected_disk_grows_and_keeps_its_size_through_failover(
         await ended(testbed, await vault.resync(vm=VM))
         assert [disk.generation for disk in await site.list_disks(vm=VM)] == [2]
 
-        # The site is lost; a point from before the disk grew is taken: the VM is smaller than what the site has.
+        # The site is lost.  The recovery point is older than the growth: the new VM is smaller than the VM of the site.
         job = await ended(testbed, await vault.unplanned_failover(vm=VM, point=small.id))
         assert disk_of(job).read_bytes() == small_bytes
         await ended(testbed, await vault.commit_failover(vm=VM))
@@ -195,9 +195,9 @@ async def test_a_protected_disk_grows_and_keeps_its_size_through_failover(
         expected = b"recovered" + small_bytes[9:] + bytes(8 * MIB)
         for step in (vault.failback, vault.commit_failover, vault.reprotect):
             await ended(testbed, await step(vm=VM))
-        assert image.read_bytes() == expected, "a disk is never shrunk"
+        assert image.read_bytes() == expected, "the disk was made smaller"
 
-        # And again, but over there it grows beyond what the site has.
+        # Once more, but now the recovered VM grows beyond the size of the site's disk.
         job = await ended(testbed, await vault.planned_failover(vm=VM))
         assert disk_of(job).read_bytes() == expected
         await ended(testbed, await vault.commit_failover(vm=VM))

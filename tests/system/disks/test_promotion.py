@@ -1,4 +1,4 @@
-"""A committed failover in a real rig: its disk becomes independent of the managed disk while a guest writes to it."""
+"""Tests of a committed failover in a real rig: hydration makes its disk independent while a guest writes to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 
 
 class Guest:
-    """Writes blocks here and there through the mount, and knows what it must read as."""
+    """A thread that writes random blocks through the mount, and compares what it reads with a model."""
 
     def __init__(self, disk: Path, model: bytearray) -> None:
         self._disk, self._model = disk, model
@@ -65,7 +65,7 @@ class Guest:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write durably."""
+    """Write data to the start of a file, and make it durable."""
     with path.open("r+b") as file:
         file.write(data)
         file.flush()
@@ -81,7 +81,7 @@ async def disk_when(testbed: Testbed, wanted: Callable[[DiskInfo], bool]) -> Dis
             await trio.sleep(0.02)
 
 
-async def test_a_committed_disk_is_promoted_behind_its_guest_also_over_a_kill(
+async def test_a_committed_disk_is_hydrated_under_load_and_despite_a_kill(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     print(f"SITERIG_SEED={SEED}")
@@ -103,7 +103,7 @@ async def test_a_committed_disk_is_promoted_behind_its_guest_also_over_a_kill(
             assert info.promotion is not None
             assert (folder / "os.top").exists()
         assert (guest.wrong, guest.writes > 0) == ([], True)
-        # The host is killed during the promotion, and continues it without a command.
+        # The host is killed during hydration, which continues without a command.
         await testbed.supervisor.kill_role(name="azure", hold=True)
         assert (folder / "os.top").exists()
         await testbed.supervisor.start_role(name="azure")
@@ -112,12 +112,12 @@ async def test_a_committed_disk_is_promoted_behind_its_guest_also_over_a_kill(
         assert (guest.wrong, guest.writes > 0) == ([], True)
         assert (info.tracked, info.needs_resync) == (True, None)
         assert disk.read_bytes() == model
-        assert (folder / "os.img").read_bytes() == model, "the raw file alone is the disk"
+        assert (folder / "os.img").read_bytes() == model, "the raw file alone is not the disk"
         assert not list(folder.glob("os.top*"))
-        assert (folder / "os.img").stat().st_blocks * 512 < DISK_BYTES, "what was a hole below is one"
+        assert (folder / "os.img").stat().st_blocks * 512 < DISK_BYTES, "a hole of the managed disk is not a hole here"
         (replica,) = [item for item in (testbed.layout.managed_disks).iterdir() if (item / "disk.json").exists()]
-        assert pins(replica) == [], "nothing of the managed disk is held any more"
-        # The way back is as it was.
+        assert pins(replica) == [], "a position of the managed disk is still pinned"
+        # The failback works as before.
         for step in (vault.failback, vault.commit_failover, vault.reprotect):
             await ended(testbed, await step(vm=VM))
         assert image.read_bytes() == model
