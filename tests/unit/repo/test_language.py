@@ -17,7 +17,6 @@ PENDING: dict[str, set[str]] = {
         "tests/system/points",
         "tests/system/rig",
         "tests/unit/blockfs/changelog",
-        "tests/unit/blockfs/disk",
         "tests/unit/blockfs/host",
         "tests/unit/siterig/images",
         "tests/unit/vault",

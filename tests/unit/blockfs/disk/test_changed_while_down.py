@@ -1,4 +1,4 @@
-"""A tracked disk whose files another program changed between two openings needs a resync; one that is the same does not."""
+"""A tracked disk needs a resync only if another program changed its files while it was not open."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OTHER_BOOT = "00000000-0000-4000-8000-000000000000"
 
 
 class Lives:
-    """One disk in a folder of its own, opened again and again."""
+    """A disk in its own folder, which is opened several times."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         folder.mkdir()
@@ -54,7 +54,7 @@ class Lives:
         return Disk.open(self.paths, options, FileViews(self.below)), positions
 
     def life(self, work: Callable[[Disk], object] = lambda _disk: None, *, killed: bool = False) -> str | None:
-        """``needs_resync`` after the opening."""
+        """Open the disk, run ``work``, close or kill it, and return its ``needs_resync`` after the opening."""
         disk, positions = self.open()
         found = disk.state.needs_resync
         work(disk)
@@ -113,7 +113,7 @@ def test_a_disk_file_that_grew_by_part_of_a_sector_can_be_opened(lives: Lives) -
 
 
 @pytest.mark.parametrize("suffix", ["top.present", "top.durable"])
-def test_a_map_that_was_changed_while_the_disk_was_down_is_not_passed_over(tmp_path: Path, suffix: str) -> None:
+def test_a_map_that_was_changed_while_the_disk_was_down_is_noticed(tmp_path: Path, suffix: str) -> None:
     lives = Lives(tmp_path / "web01", "top")
     path = lives.paths.file(suffix)
     data = bytearray(path.read_bytes())
@@ -127,7 +127,7 @@ def test_a_map_that_was_changed_while_the_disk_was_down_is_not_passed_over(tmp_p
 
 @pytest.mark.parametrize("suffix", ["top", "top.present", "top.durable"])
 @pytest.mark.parametrize("deed", [Path.unlink, lambda path: os.truncate(path, 0)], ids=["unlink", "empty"])
-def test_a_file_of_a_top_that_is_gone_is_not_made_new_and_empty(
+def test_a_missing_file_of_an_overlay_is_not_replaced_by_an_empty_one(
     tmp_path: Path, suffix: str, deed: Callable[[Path], None]
 ) -> None:
     lives = Lives(tmp_path / "web01", "top")
@@ -138,7 +138,7 @@ def test_a_file_of_a_top_that_is_gone_is_not_made_new_and_empty(
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_promoted_disk_that_was_changed_while_it_was_down_needs_a_resync(tmp_path: Path, killed: bool) -> None:
+def test_a_hydrated_disk_that_was_changed_while_down_needs_a_resync(tmp_path: Path, killed: bool) -> None:
     lives = Lives(tmp_path / "web01", "top")
 
     def promote(disk: Disk) -> None:
@@ -193,7 +193,7 @@ def test_a_disk_whose_bytes_are_the_same_continues_its_log(
 
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("keep_times", [False, True])
-def test_a_whole_folder_that_was_copied_is_the_same(lives: Lives, keep_times: bool, killed: bool) -> None:
+def test_a_disk_in_a_copied_folder_continues_its_log(lives: Lives, keep_times: bool, killed: bool) -> None:
     lives.life(lambda disk: disk.write(0, b"x"), killed=killed)
     copy = shutil.copytree(
         lives.root, lives.root.with_name("copy"), copy_function=shutil.copy2 if keep_times else shutil.copy
@@ -203,12 +203,12 @@ def test_a_whole_folder_that_was_copied_is_the_same(lives: Lives, keep_times: bo
     assert lives.life() is None
 
 
-def test_a_folder_that_was_moved_is_the_same(lives: Lives) -> None:
+def test_a_disk_in_a_moved_folder_continues_its_log(lives: Lives) -> None:
     lives.paths = DiskPaths(lives.root.rename(lives.root.with_name("moved")), "", "os")
     assert lives.life() is None
 
 
-def test_a_disk_without_a_log_may_be_changed_by_anybody(lives: Lives) -> None:
+def test_a_disk_without_a_log_may_be_changed_by_other_programs(lives: Lives) -> None:
     lives.life(lambda disk: disk.tracking.stop())
     edit(lives.file)
     assert lives.life() is None
@@ -241,17 +241,17 @@ def test_a_disk_that_was_replaced_after_a_kill_needs_a_resync(lives: Lives) -> N
     assert lives.life() == "ImageChanged"
 
 
-def test_a_clock_that_was_set_back_before_a_kill_is_no_change(lives: Lives) -> None:
+def test_a_clock_that_was_set_back_before_a_kill_needs_no_resync(lives: Lives) -> None:
     def flush_then(disk: Disk) -> None:
         disk.write(0, b"x")
-        make_younger(lives.file, 3600)  # as if the clock had been an hour ahead when this was written
+        make_younger(lives.file, 3600)  # as if the clock had been an hour ahead at this write
         disk.flush_now()
 
     lives.life(flush_then, killed=True)
     assert lives.life() is None
 
 
-def test_a_promotion_that_goes_on_longer_than_the_guest_writes_is_no_change(tmp_path: Path) -> None:
+def test_hydration_long_after_the_last_guest_write_needs_no_resync(tmp_path: Path) -> None:
     lives = Lives(tmp_path / "web01", "top")
 
     def some(disk: Disk) -> None:
@@ -281,7 +281,7 @@ def segments(lives: Lives) -> list[Path]:
 
 
 def tagged(disk: Disk) -> None:
-    """Some segments."""
+    """Write three tagged segments."""
     for number in range(3):
         disk.write(number * 4096, b"w" * 4096)
         disk.tracking.maintain()
@@ -290,10 +290,10 @@ def tagged(disk: Disk) -> None:
 
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("which", [0, 1, -1])
-def test_a_segment_that_was_deleted_while_the_disk_was_down_is_missed(lives: Lives, which: int, killed: bool) -> None:
+def test_a_segment_that_was_deleted_while_the_disk_was_down_is_noticed(lives: Lives, which: int, killed: bool) -> None:
     lives.life(tagged, killed=killed)
     if killed and which == 0:
-        return  # nothing tells how far the log had been applied; the agent knows what it needs (LogGap)
+        return  # the disk does not know how far its log was applied; the agent reports LogGap
     segments(lives)[which].unlink()
     assert lives.life() == "LogCorrupt"
 
@@ -302,11 +302,11 @@ def test_a_segment_that_was_replaced_by_an_older_copy_is_noticed(lives: Lives) -
     newest = segments(lives)[-1]
     older = newest.read_bytes()
     with newest.open("r+b") as file:
-        file.truncate(len(older) - 64)  # as it was before the mark of the orderly end
+        file.truncate(len(older) - 64)  # as it was before the mark of the clean end
     assert lives.life() == "LogCorrupt"
 
 
-# ---- formats of before
+# ---- older formats
 
 
 def test_state_and_dirty_files_of_older_formats_are_read(lives: Lives) -> None:
@@ -340,7 +340,7 @@ async def test_a_host_lists_a_disk_that_was_changed_while_it_was_down(tmp_path: 
     host.close()
 
 
-async def test_a_disk_that_cannot_be_closed_in_order_does_not_keep_others_from_it(tmp_path: Path) -> None:
+async def test_a_disk_that_cannot_be_closed_cleanly_does_not_stop_others(tmp_path: Path) -> None:
     host = DiskHost(tmp_path / "disks", tmp_path / "mnt")
     for name in ("a", "b"):
         await host.create_disk(vm="web01", name=name, size_bytes=SIZE)

@@ -1,4 +1,4 @@
-"""Changes of an open disk's file by other programs: they are noticed at once, and no lost byte is read as zero."""
+"""Changes of an open disk's file by other programs are noticed at once, and no lost byte is read as zero."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Opened:
         self.look()
 
     def look(self) -> None:
-        """At all that the kernel has reported."""
+        """Look at all events that the kernel has reported."""
         self.watch.look()
 
     def refuses(self, work: Callable[[], object]) -> bool:
@@ -64,7 +64,7 @@ class Opened:
 
 @pytest.fixture(scope="module", autouse=True)
 def inotify() -> None:
-    """Other programs of this user may have taken all instances."""
+    """Skip the tests if other programs of this user have taken all inotify instances."""
     watch = FileWatch()
     with Path(__file__).open("rb") as file:
         watch.add(file.fileno(), __file__, Idle())
@@ -75,7 +75,7 @@ def inotify() -> None:
 
 
 class Idle:
-    """A disk that is never changed."""
+    """A disk that must never be reported as changed."""
 
     changes = 0
 
@@ -101,16 +101,16 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
     opened.positions.close()
 
 
-# ---- bytes that are lost
+# ---- lost bytes
 
 
-def test_bytes_that_were_cut_off_are_never_read_as_zeros(opened: Opened) -> None:
+def test_truncated_bytes_are_never_read_as_zeros(opened: Opened) -> None:
     whole = opened.disk.read(0, SIZE)
     os.truncate(opened.path, SIZE // 2)
     assert opened.refuses(lambda: opened.disk.read(SIZE // 2, 512))
-    assert opened.refuses(lambda: opened.disk.read(SIZE // 2 - 512, 1024)), "the end of the file is in its middle"
+    assert opened.refuses(lambda: opened.disk.read(SIZE // 2 - 512, 1024)), "the end of the file is within the range"
     assert opened.disk.read(0, SIZE // 2) == whole[: SIZE // 2]
-    assert opened.refuses(lambda: lib_seek(opened.disk, SIZE // 2, os.SEEK_DATA)), "a copy would skip it as a hole"
+    assert opened.refuses(lambda: lib_seek(opened.disk, SIZE // 2, os.SEEK_DATA)), "a copy would skip this range as a hole"
     assert opened.refuses(lambda: lib_seek(opened.disk, 0, os.SEEK_HOLE))
 
 
@@ -121,7 +121,7 @@ def lib_seek(disk: Disk, offset: int, whence: int) -> int:
     return found
 
 
-def test_no_write_behind_a_cut_makes_a_hole_of_what_was_lost(opened: Opened) -> None:
+def test_no_write_after_a_truncation_makes_lost_bytes_a_hole(opened: Opened) -> None:
     os.truncate(opened.path, SIZE // 4)
     assert opened.refuses(lambda: opened.disk.write(SIZE - 512, b"x" * 512))
     assert opened.refuses(lambda: opened.disk.zero(SIZE - 8192, 8192))
@@ -130,7 +130,7 @@ def test_no_write_behind_a_cut_makes_a_hole_of_what_was_lost(opened: Opened) -> 
     assert opened.refuses(opened.disk.flush_now)
 
 
-def test_a_snapshot_does_not_tell_zeros_for_what_was_cut_off(opened: Opened) -> None:
+def test_a_snapshot_does_not_return_zeros_for_truncated_bytes(opened: Opened) -> None:
     opened.disk.tracking.maintain()
     snapshot = opened.disk.begin_snapshot()
     os.truncate(opened.path, SIZE // 2)
@@ -139,21 +139,21 @@ def test_a_snapshot_does_not_tell_zeros_for_what_was_cut_off(opened: Opened) -> 
 
 
 @pytest.mark.parametrize("offset", [0, SIZE // 2, SIZE - 8192, SIZE - 4097])
-def test_the_first_write_behind_a_cut_is_refused_wherever_it_is(opened: Opened, offset: int) -> None:
+def test_the_first_write_after_a_truncation_is_refused_at_any_offset(opened: Opened, offset: int) -> None:
     opened.disk.write(0, b"now the file is known to be whole")
     os.truncate(opened.path, 0)
     assert opened.refuses(lambda: opened.disk.write(offset, b"x"))
     assert opened.path.stat().st_size == 0
 
 
-def test_a_cut_within_the_last_page_is_found_by_a_write_to_it(opened: Opened) -> None:
+def test_a_truncation_within_the_last_page_is_found_by_a_write_to_it(opened: Opened) -> None:
     opened.disk.write(0, b"now the file is known to be whole")
     os.truncate(opened.path, SIZE - 1024)
     assert opened.refuses(lambda: opened.disk.write(SIZE - 512, b"x"))
     assert opened.path.stat().st_size == SIZE - 1024
 
 
-def test_after_it_grew_a_cut_is_found_at_the_new_end(opened: Opened) -> None:
+def test_a_truncation_after_growth_is_found_at_the_new_end(opened: Opened) -> None:
     opened.disk.resize(2 * SIZE)
     opened.disk.write(0, b"now the file is known to be whole")
     os.truncate(opened.path, SIZE + 4096)
@@ -161,15 +161,15 @@ def test_after_it_grew_a_cut_is_found_at_the_new_end(opened: Opened) -> None:
     assert opened.path.stat().st_size == SIZE + 4096
 
 
-def test_writes_and_flushes_fail_soon_after_the_file_is_gone(opened: Opened) -> None:
+def test_writes_and_flushes_fail_soon_after_the_file_is_deleted(opened: Opened) -> None:
     opened.path.unlink()
     assert opened.refuses(lambda: [opened.disk.write(0, b"lost") for _ in range(lib.SR_WRITES_UNLOOKED_MAX + 1)])
     assert opened.refuses(opened.disk.flush_now)
-    assert len(opened.disk.read(0, SIZE)) == SIZE, "the bytes that are left can still be read"
+    assert len(opened.disk.read(0, SIZE)) == SIZE, "the bytes of the deleted file can still be read"
 
 
 @pytest.mark.parametrize("deed", ["cut", "unlink"])
-def test_the_first_request_that_meets_it_ends_the_log(opened: Opened, deed: str) -> None:
+def test_the_first_request_that_finds_lost_bytes_ends_the_log(opened: Opened, deed: str) -> None:
     if deed == "cut":
         os.truncate(opened.path, 0)
         assert opened.refuses(lambda: opened.disk.read(0, 512))
@@ -178,10 +178,10 @@ def test_the_first_request_that_meets_it_ends_the_log(opened: Opened, deed: str)
         assert opened.refuses(opened.disk.flush_now)
     opened.disk.note_events()
     assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "ImageChanged")
-    assert opened.disk.tracking.dirty_bytes == SIZE, "it may be everything"
+    assert opened.disk.tracking.dirty_bytes == SIZE, "all bytes may have changed"
 
 
-# ---- noticed at once
+# ---- changes that are noticed at once
 
 
 def replace(path: Path) -> None:
@@ -189,7 +189,7 @@ def replace(path: Path) -> None:
     path.with_name("copy").rename(path)
 
 
-def unlink_and_make_anew(path: Path) -> None:
+def unlink_and_create_again(path: Path) -> None:
     path.unlink()
     path.write_bytes(bytes(SIZE))
 
@@ -206,7 +206,7 @@ def grow(path: Path) -> None:
     os.truncate(path, 2 * SIZE)
 
 
-def cut_and_make_long_again(path: Path) -> None:
+def truncate_and_lengthen_again(path: Path) -> None:
     os.truncate(path, 0)
     os.truncate(path, SIZE)
 
@@ -234,11 +234,11 @@ def unlink_a_hard_link(path: Path) -> None:
 DEEDS: dict[Callable[[Path], None], str] = {
     Path.unlink: "was deleted, or renamed, while its disk was open: what was written since is lost",
     replace: "was replaced by another file while its disk was open: what was written since is lost",
-    unlink_and_make_anew: "was replaced by another file while its disk was open: what was written since is lost",
+    unlink_and_create_again: "was replaced by another file while its disk was open: what was written since is lost",
     cut: "was truncated by another program: the last 1048064 bytes of its disk are lost",
     empty: "was truncated by another program: the last 1048576 bytes of its disk are lost",
     grow: "was made longer by another program, by 1048576 bytes",
-    cut_and_make_long_again: "was written to by another program",
+    truncate_and_lengthen_again: "was written to by another program",
     write: "by another program",
     write_unseen: "by another program",
     rename: "elsewhere",
@@ -247,7 +247,7 @@ DEEDS: dict[Callable[[Path], None], str] = {
 
 
 @pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
-def test_what_another_program_does_to_the_file_is_noticed_at_once(opened: Opened, deed: Callable[[Path], None]) -> None:
+def test_a_change_by_another_program_is_noticed_at_once(opened: Opened, deed: Callable[[Path], None]) -> None:
     deed(opened.path)
     opened.look()
     assert DEEDS[deed] in opened.told[0]
@@ -256,7 +256,7 @@ def test_what_another_program_does_to_the_file_is_noticed_at_once(opened: Opened
 
 
 @pytest.mark.parametrize("suffix", ["top.present", "top.durable"])
-def test_a_map_that_is_replaced_is_noticed_at_the_end(opened: Opened, suffix: str) -> None:
+def test_a_replaced_map_is_noticed_at_the_end(opened: Opened, suffix: str) -> None:
     path = opened.paths.file(suffix)
     if not path.exists():
         return
@@ -283,7 +283,7 @@ def link(path: Path) -> None:
 
 
 def open_to_write(path: Path) -> None:
-    os.close(os.open(path, os.O_RDWR))  # as a program does that finds it locked
+    os.close(os.open(path, os.O_RDWR))  # like a program that then finds the file locked
 
 
 def touch_and_open_to_write(path: Path) -> None:
@@ -295,7 +295,7 @@ def touch_and_open_to_write(path: Path) -> None:
 @pytest.mark.parametrize(
     "deed", [read_it, change_rights, touch, link, open_to_write, touch_and_open_to_write], ids=lambda deed: deed.__name__
 )
-def test_what_changes_no_byte_is_no_change(opened: Opened, deed: Callable[[Path], None]) -> None:
+def test_an_operation_that_changes_no_byte_is_not_reported(opened: Opened, deed: Callable[[Path], None]) -> None:
     deed(opened.path)
     opened.look()
     opened.disk.write(0, b"more")
@@ -313,7 +313,7 @@ def test_a_change_through_a_memory_map_is_noticed_at_the_next_event(opened: Open
     assert opened.told == [f"{opened.path} was written to by another program"]
 
 
-def test_the_disks_own_changes_are_not_taken_for_anothers(opened: Opened) -> None:
+def test_the_disks_own_changes_are_not_reported(opened: Opened) -> None:
     for number in range(50):
         opened.disk.write(number * 700, b"x" * 600)
         opened.disk.zero(number * 900, 100, discard=True)
@@ -328,7 +328,7 @@ def test_the_disks_own_changes_are_not_taken_for_anothers(opened: Opened) -> Non
     assert (opened.told, opened.disk.state.needs_resync) == ([], None)
 
 
-def test_a_folder_that_is_renamed_changes_nothing(tmp_path: Path) -> None:
+def test_renaming_the_folder_is_not_reported_as_a_change(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     opened = Opened(tmp_path / "a", "raw")
     (tmp_path / "a").rename(tmp_path / "b")
@@ -340,7 +340,7 @@ def test_a_folder_that_is_renamed_changes_nothing(tmp_path: Path) -> None:
     opened.positions.close()
 
 
-def test_a_promotion_is_no_change(tmp_path: Path) -> None:
+def test_hydration_is_not_reported_as_a_change(tmp_path: Path) -> None:
     opened = Opened(tmp_path, "top")
     opened.disk.hydration.begin()
     while not opened.disk.hydration.hydrate(1 << 16):
@@ -357,7 +357,7 @@ def test_a_promotion_is_no_change(tmp_path: Path) -> None:
     opened.positions.close()
 
 
-# ---- an image by itself
+# ---- a stand-alone disk
 
 
 class Mounted:
@@ -365,7 +365,7 @@ class Mounted:
         self.image, self.alone, self.told = image, alone, told
 
     async def end(self) -> str | None:
-        """The problem that the end of the disk reports; None: no problem."""
+        """Close the disk, and return the problem that this reports, or None."""
         try:
             await self.alone.look_at_the_end()
             self.alone.close()
@@ -393,7 +393,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("tracked", [False, True])
 @pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
-async def test_the_end_of_a_mount_says_what_was_done_to_its_image(
+async def test_the_end_of_a_mount_reports_the_change_of_its_image(
     image: Path, deed: Callable[[Path], None], tracked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_watch, "LOOK_S", 0.01)
@@ -417,19 +417,19 @@ async def test_the_end_of_a_mount_says_what_was_done_to_its_image(
 
 
 @pytest.mark.parametrize("tracked", [False, True])
-@pytest.mark.parametrize("deed", [write, cut_and_make_long_again], ids=lambda deed: deed.__name__)
-async def test_what_is_done_just_before_the_end_of_a_mount_is_reported(
+@pytest.mark.parametrize("deed", [write, truncate_and_lengthen_again], ids=lambda deed: deed.__name__)
+async def test_a_change_just_before_the_end_of_a_mount_is_reported(
     image: Path, deed: Callable[[Path], None], tracked: bool
 ) -> None:
     mounted = await mount(image, tracked=tracked)
     mounted.alone._watch.look()
-    deed(image)  # nothing looks at what the kernel reports of it
+    deed(image)  # the events that the kernel reports are not read before the end
     said = await mounted.end()
     assert said is not None
     assert "by another program" in said
 
 
-def test_after_a_new_log_began_the_next_change_is_noticed_too(opened: Opened) -> None:
+def test_a_change_after_the_start_of_a_new_log_is_noticed_too(opened: Opened) -> None:
     write(opened.path)
     opened.look()
     opened.disk.tracking.start(new_generation=True)
@@ -443,7 +443,7 @@ def test_after_a_new_log_began_the_next_change_is_noticed_too(opened: Opened) ->
     assert len(opened.told) == 2
 
 
-def test_what_is_reported_only_after_a_new_log_began_was_done_before(opened: Opened) -> None:
+def test_a_change_from_before_a_new_log_does_not_end_that_log(opened: Opened) -> None:
     write(opened.path)
     opened.disk.tracking.start(new_generation=True)
     opened.look()
@@ -451,7 +451,7 @@ def test_what_is_reported_only_after_a_new_log_began_was_done_before(opened: Ope
 
 
 @pytest.mark.parametrize("deed", [Path.unlink, replace, cut], ids=lambda deed: deed.__name__)
-def test_no_new_log_begins_on_a_file_that_is_lost(opened: Opened, deed: Callable[[Path], None]) -> None:
+def test_no_new_log_begins_on_a_lost_file(opened: Opened, deed: Callable[[Path], None]) -> None:
     deed(opened.path)
     opened.look()
     with pytest.raises(RigError, match="restore the whole file") as refused:
@@ -460,15 +460,15 @@ def test_no_new_log_begins_on_a_file_that_is_lost(opened: Opened, deed: Callable
     assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "ImageChanged")
 
 
-def test_what_is_done_to_a_rig_s_disk_just_before_it_is_closed_is_noted(opened: Opened) -> None:
-    cut_and_make_long_again(opened.path)
+def test_a_change_just_before_a_rigs_disk_is_closed_is_recorded(opened: Opened) -> None:
+    truncate_and_lengthen_again(opened.path)
     opened.disk.close()
     assert opened.disk.state.needs_resync == "ImageChanged"
     assert len(opened.told) == 1
 
 
 @pytest.mark.parametrize("tracked", [False, True])
-async def test_without_inotify_the_end_finds_another_file(
+async def test_without_inotify_a_replaced_file_is_found_at_the_end(
     image: Path, tracked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none_left(_flags: int) -> int:
@@ -482,7 +482,7 @@ async def test_without_inotify_the_end_finds_another_file(
     assert "was replaced by another file" in said
 
 
-async def test_an_image_whose_folder_was_renamed_is_said_to_be_elsewhere_and_no_more(image: Path) -> None:
+async def test_an_image_in_a_renamed_folder_is_reported_as_moved_only(image: Path) -> None:
     mounted = await mount(image, tracked=False)
     mounted.alone.disk.write(0, b"guest")
     image.parent.rename(image.parent.with_name("moved"))
@@ -492,7 +492,7 @@ async def test_an_image_whose_folder_was_renamed_is_said_to_be_elsewhere_and_no_
     assert moved.read_bytes()[:5] == b"guest"
 
 
-async def test_what_an_image_went_through_does_not_end_the_log_of_the_next_mount(image: Path) -> None:
+async def test_a_reported_change_does_not_end_the_log_of_the_next_mount(image: Path) -> None:
     mounted = await mount(image, tracked=True)
     write(image)
     mounted.alone._watch.look()

@@ -1,4 +1,4 @@
-"""A disk's counters: what they say of requests, how percentiles are estimated, and that reading them is no request."""
+"""A disk's counters: how requests are counted, how percentiles are estimated, and that reading them is no request."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def counters(host: DiskHost) -> DiskCounters:
 
 
 def histogram(times_us: list[float]) -> list[int]:
-    """As the engine counts: bucket b has what took less than 2**b microseconds and not less than half."""
+    """Return the counts of the engine: bucket b has the requests from 2**(b-1) to less than 2**b microseconds."""
     counts = [0] * LATENCY_BUCKETS
     for time_us in times_us:
         counts[min(int(time_us).bit_length(), LATENCY_BUCKETS - 1)] += 1
@@ -64,14 +64,14 @@ def test_a_percentile_is_within_a_factor_of_two_of_the_true_one(seed: int) -> No
             assert max(true, 1) / 2 <= max(found, 1) <= max(true, 1) * 2
 
 
-def test_no_request_has_no_percentile_and_none_lies_beyond_the_longest() -> None:
+def test_a_percentile_needs_a_request_and_is_at_most_the_longest() -> None:
     assert percentile_us([0] * LATENCY_BUCKETS, 0.5, 0) is None
     assert percentile_us(histogram([1000.0]), 0.99, 1000.0) == 1000.0
     assert percentile_us(histogram([0.5]), 0.5, 0.5) == 0.5
     assert percentile_us(histogram([3e7, 3e7]), 0.99, 3e7) == 3e7
 
 
-# --- what is counted ----------------------------------------------------------------------------------------------
+# --- requests and the log ----------------------------------------------------------------------------------------------
 
 
 async def test_requests_are_counted_by_kind_with_their_bytes_errors_and_times(host: DiskHost) -> None:
@@ -98,7 +98,7 @@ async def test_requests_are_counted_by_kind_with_their_bytes_errors_and_times(ho
         assert sum(request.latency_log2_us) == request.ops
         assert None not in (request.p50_us, request.p99_us, request.longest_us)
         assert 0 < (request.p50_us or 0) <= (request.p99_us or 0) <= (request.longest_us or 0)
-    assert found.log.written_records == 12, "ten writes, a flush, a discard"
+    assert found.log.written_records == 12, "these are ten writes, a flush and a discard"
     assert found.log.written_bytes == 12 * 64 + 40960
     assert found.log.kept_bytes == found.log.written_bytes + 128
     assert (found.log.kept_bytes_max, found.dirty_bytes, found.snapshot_bytes_max) == (SIZE // 2, 0, None)
@@ -114,10 +114,10 @@ async def test_switches_and_tags_are_counted_with_the_longest_stall(host: DiskHo
         await host.cut(vm="web01", kind=CUT, name="n")
     after = (await counters(host)).log
     assert after.segments_switched == 3
-    assert 0 < after.longest_switch_us <= after.longest_append_us, "a cut is a tag and a switch"
+    assert 0 < after.longest_switch_us <= after.longest_append_us, "a cut writes a tag and switches segments"
 
 
-async def test_a_disk_that_is_not_logged_has_counters_too(host: DiskHost) -> None:
+async def test_an_untracked_disk_has_counters_too(host: DiskHost) -> None:
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
     files = DiskFileSystem(host)
     handle = (await files.open(await inode_of(files, "web01", "os.img"), os.O_RDWR, NOBODY)).fh
@@ -128,7 +128,7 @@ async def test_a_disk_that_is_not_logged_has_counters_too(host: DiskHost) -> Non
     assert found.requests["read"].longest_us is None
 
 
-async def test_what_is_read_of_logs_snapshots_and_counters_is_no_request_on_the_disk(host: DiskHost) -> None:
+async def test_reading_logs_snapshots_or_counters_is_no_disk_request(host: DiskHost) -> None:
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
     await host.start_tracking(vm="web01")
     await host.begin_snapshot(vm="web01")
@@ -145,7 +145,7 @@ async def test_what_is_read_of_logs_snapshots_and_counters_is_no_request_on_the_
     assert (await counters(host)).requests["read"].ops == 1
 
 
-async def test_counters_of_an_unknown_disk_say_what_there_is(host: DiskHost) -> None:
+async def test_counters_of_an_unknown_disk_are_refused_with_the_known_ones(host: DiskHost) -> None:
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
     with pytest.raises(RigError, match="has no disk 'data'; it has: os"):
         await host.counters(vm="web01", disk="data")
@@ -154,13 +154,13 @@ async def test_counters_of_an_unknown_disk_say_what_there_is(host: DiskHost) -> 
 # --- NAME.stats ---------------------------------------------------------------------------------------------------
 
 
-async def test_the_file_holds_the_counters_as_they_were_when_it_was_opened(host: DiskHost) -> None:
+async def test_the_stats_file_has_the_counters_of_the_moment_of_opening(host: DiskHost) -> None:
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
     files = DiskFileSystem(host)
     disk = (await files.open(await inode_of(files, "web01", "os.img"), os.O_RDWR, NOBODY)).fh
     await files.write(disk, 0, b"x")
     info = await files.open(await inode_of(files, "web01", "os.stats"), os.O_RDONLY, NOBODY)
-    assert info.direct_io, "no page of an older text is shown"
+    assert info.direct_io, "a cached page would show an older text"
     await files.write(disk, 0, b"x")
     text = b""
     while piece := await files.read(info.fh, len(text), 100):
@@ -170,7 +170,7 @@ async def test_the_file_holds_the_counters_as_they_were_when_it_was_opened(host:
     assert (await counters(host)).requests["write"].ops == 2
 
 
-async def test_who_looks_at_the_counters_does_not_use_the_disk(host: DiskHost) -> None:
+async def test_an_open_stats_file_does_not_keep_the_disk_in_use(host: DiskHost) -> None:
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
     files = DiskFileSystem(host)
     inode = await inode_of(files, "web01", "os.stats")
@@ -186,7 +186,7 @@ async def test_who_looks_at_the_counters_does_not_use_the_disk(host: DiskHost) -
     assert failed.value.errno == errno.ENOENT
 
 
-async def test_a_host_without_descriptors_refuses_the_file_and_goes_on(
+async def test_a_host_without_free_descriptors_refuses_the_stats_file(
     host: DiskHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
@@ -205,9 +205,7 @@ async def test_a_host_without_descriptors_refuses_the_file_and_goes_on(
 # --- growing, and limits ------------------------------------------------------------------------------------------
 
 
-async def test_a_disk_grown_by_control_is_as_large_everywhere_and_the_kernel_is_told(
-    host: DiskHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_resize_by_command_reaches_log_state_and_the_kernel(host: DiskHost, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, bool]] = []
     monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda inode, *, attr_only: told.append((inode, attr_only)))
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
@@ -216,7 +214,7 @@ async def test_a_disk_grown_by_control_is_as_large_everywhere_and_the_kernel_is_
     image = await inode_of(files, "web01", "os.img")
     info = await host.resize_disk(vm="web01", disk="os", size_bytes=2 * SIZE)
     assert (info.size_bytes, info.tracked, info.log_bytes_max) == (2 * SIZE, True, SIZE)
-    assert told == [(image, True)], "of the VHD form the kernel has never heard"
+    assert told == [(image, True)], "the kernel does not know the VHD form"
     assert (await files.getattr(image, NOBODY)).st_size == 2 * SIZE
     assert host.disk("web01", "os").state.size_bytes == 2 * SIZE
     await host.resize_disk(vm="web01", disk="os", size_bytes=2 * SIZE)
@@ -227,7 +225,9 @@ async def test_a_disk_grown_by_control_is_as_large_everywhere_and_the_kernel_is_
     assert refused.value.code == "InvalidDiskSize"
 
 
-async def test_a_kernel_that_has_forgotten_the_file_is_no_error(host: DiskHost, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_resize_succeeds_if_the_kernel_no_longer_knows_the_file(
+    host: DiskHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unknown(inode: int, *, attr_only: bool) -> None:
         raise OSError(errno.ENOENT, "fuse_lowlevel_notify_inval_inode returned: No such file or directory")
 
@@ -238,7 +238,7 @@ async def test_a_kernel_that_has_forgotten_the_file_is_no_error(host: DiskHost, 
     assert (await host.resize_disk(vm="web01", disk="os", size_bytes=2 * SIZE)).size_bytes == 2 * SIZE
 
 
-async def test_a_full_host_refuses_to_grow_a_disk_and_leaves_it_as_it_was(host: DiskHost) -> None:
+async def test_a_full_host_refuses_to_grow_a_disk_which_stays_unchanged(host: DiskHost) -> None:
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
     await host.start_tracking(vm="web01")
     with failing(WRITE, ".hrl", errno.ENOSPC), pytest.raises(RigError) as refused:
@@ -255,14 +255,14 @@ async def test_a_grown_disk_may_have_a_longer_log(host: DiskHost) -> None:
     await host.resize_disk(vm="web01", disk="os", size_bytes=4 * SIZE)
     for at in range(0, 3 * SIZE // 2, 65536):
         disk.write(at, b"x" * 65536)
-    assert disk.tracking.active, "that is more than half of what the disk was"
+    assert disk.tracking.active, "the log is longer than half of the old size"
     for at in range(0, SIZE, 65536):
         disk.write(at, b"y" * 65536)
     assert not disk.tracking.active
     assert disk.state.needs_resync == "LogOverflow"
 
 
-async def test_limits_are_the_hosts(tmp_path: Path) -> None:
+async def test_a_disk_has_the_limits_of_its_host(tmp_path: Path) -> None:
     host = DiskHost(tmp_path / "d", tmp_path / "m", policy=LogPolicy(kept_share_max=0.25), snapshot_share_max=0.125)
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
     await host.start_tracking(vm="web01")
@@ -276,5 +276,7 @@ async def test_limits_are_the_hosts(tmp_path: Path) -> None:
     host.abandon()
 
 
-def test_the_engine_counts_what_the_model_tells() -> None:
-    assert ffi.sizeof("struct sr_counters") == 8 * (5 * (3 + LATENCY_BUCKETS + 1) + 5), "a counter that nobody shows"
+def test_the_engine_and_the_model_have_the_same_counters() -> None:
+    assert ffi.sizeof("struct sr_counters") == 8 * (5 * (3 + LATENCY_BUCKETS + 1) + 5), (
+        "the engine has a counter that the model lacks"
+    )

@@ -1,4 +1,4 @@
-"""A tracked disk: the log precedes the bytes, kills lose nothing, power loss is told."""
+"""A tracked disk: the log precedes the bytes, kills lose nothing, and a power loss is reported."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def contents(disk: Disk) -> bytes:
 
 
 def end_of_log(disk: Disk) -> int:
-    """How much of the current segment is written."""
+    """Return the bytes of the current segment that are written."""
     number, path = find_segments(disk.paths.folder, "os")[-1]
     return disk.tracking.segment_bytes(number, path)
 
@@ -59,7 +59,7 @@ def scribble(disk: Disk, rng: random.Random, count: int) -> None:
         disk.write(offset, rng.randbytes(rng.randrange(1, min(9000, SIZE - offset) + 1)))
 
 
-def test_size_must_be_a_multiple_of_a_sector_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_size_that_is_no_multiple_of_a_sector_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RigError, match="disk os: size is 1000 bytes; it must be a positive multiple of 512"):
         make_raw(DiskPaths(tmp_path, "web01", "os"), 1000)
     assert list(tmp_path.iterdir()) == []
@@ -75,7 +75,7 @@ def test_a_write_past_the_end_is_refused_and_changes_nothing(disk: Disk) -> None
     assert contents(disk) == bytes(SIZE)
 
 
-def test_a_write_across_the_end_is_done_and_logged_as_far_as_it_fits(disk: Disk) -> None:
+def test_a_write_across_the_end_writes_and_logs_the_part_that_fits(disk: Disk) -> None:
     disk.tracking.start(new_generation=False)
     assert disk.write(SIZE - 3, b"four") == 3
     assert contents(disk) == bytes(SIZE - 3) + b"fou"
@@ -93,7 +93,7 @@ def test_replaying_the_log_gives_the_disk(disk: Disk, seed: int) -> None:
     assert replay(start, disk) == contents(disk)
 
 
-async def test_a_disk_closed_in_order_goes_on_in_the_same_generation(disk: Disk, positions: PositionCounter) -> None:
+async def test_a_cleanly_closed_disk_continues_the_same_generation(disk: Disk, positions: PositionCounter) -> None:
     disk.tracking.start(new_generation=False)
     disk.write(0, b"before")
     disk.close()
@@ -104,7 +104,7 @@ async def test_a_disk_closed_in_order_goes_on_in_the_same_generation(disk: Disk,
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_kill_in_the_last_record_loses_unacknowledged_bytes_only(
+def test_a_kill_in_the_last_record_loses_only_unacknowledged_bytes(
     disk: Disk, positions: PositionCounter, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -132,7 +132,7 @@ def test_a_kill_in_the_last_record_loses_unacknowledged_bytes_only(
             assert contents(disk) == acknowledged
 
 
-def test_kills_in_a_row_keep_the_sequence_without_a_gap(disk: Disk, positions: PositionCounter) -> None:
+def test_repeated_kills_leave_no_gap_in_the_sequence(disk: Disk, positions: PositionCounter) -> None:
     disk.tracking.start(new_generation=False)
     rng = random.Random(1)
     for _ in range(8):
@@ -148,7 +148,7 @@ def test_kills_in_a_row_keep_the_sequence_without_a_gap(disk: Disk, positions: P
     assert seqs == list(range(1, 25))
 
 
-def test_positions_never_come_again_after_a_kill(disk: Disk, tmp_path: Path) -> None:
+def test_positions_are_never_reused_after_a_kill(disk: Disk, tmp_path: Path) -> None:
     counter = PositionCounter(tmp_path / "position")
     disk.tracking.start(new_generation=False)
     disk.write(0, b"x")
@@ -160,7 +160,7 @@ def test_positions_never_come_again_after_a_kill(disk: Disk, tmp_path: Path) -> 
     assert fresh.draw() > newest
 
 
-def test_a_kill_while_a_segment_was_made_is_no_harm(disk: Disk, positions: PositionCounter) -> None:
+def test_a_kill_while_a_segment_is_created_does_no_harm(disk: Disk, positions: PositionCounter) -> None:
     disk.tracking.start(new_generation=False)
     disk.write(0, b"x")
     disk_log.segment_path(disk.paths.folder, "os", 2).write_bytes(b"SRIG")
@@ -168,7 +168,7 @@ def test_a_kill_while_a_segment_was_made_is_no_harm(disk: Disk, positions: Posit
     assert disk.tracking.log.next_seq == 2
 
 
-def test_power_loss_is_told_and_never_taken_for_clean(
+def test_a_power_loss_is_reported_and_needs_a_resync(
     disk: Disk, positions: PositionCounter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk.tracking.start(new_generation=False)
@@ -179,7 +179,7 @@ def test_power_loss_is_told_and_never_taken_for_clean(
     disk = reopen(disk, positions)
     assert disk.state.needs_resync == "PowerLoss"
     counter = PositionCounter(tmp_path / "position")
-    assert counter.value > before + (1 << 39), "the file may be old"
+    assert counter.value > before + (1 << 39), "the position file may be old"
     counter.close()
     with pytest.raises(RigError, match=r"disk web01/os is not tracked \(PowerLoss: it needs a resync\)"):
         _ = disk.tracking.log
@@ -193,7 +193,7 @@ def test_power_loss_is_told_and_never_taken_for_clean(
     positions.close()
 
 
-async def test_a_reboot_after_an_orderly_close_is_clean(
+async def test_a_reboot_after_a_clean_close_needs_no_resync(
     disk: Disk, positions: PositionCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk.tracking.start(new_generation=False)
@@ -204,7 +204,7 @@ async def test_a_reboot_after_an_orderly_close_is_clean(
     assert (again.state.needs_resync, again.state.generation) == (None, 1)
 
 
-def test_rot_in_the_log_is_told(disk: Disk, positions: PositionCounter) -> None:
+def test_a_corrupt_log_is_reported(disk: Disk, positions: PositionCounter) -> None:
     disk.tracking.start(new_generation=False)
     disk.write(0, b"first")
     disk.write(0, b"second")
@@ -214,7 +214,7 @@ def test_rot_in_the_log_is_told(disk: Disk, positions: PositionCounter) -> None:
     assert reopen(disk, positions).state.needs_resync == "LogCorrupt"
 
 
-def test_a_missing_segment_is_told(disk: Disk, positions: PositionCounter) -> None:
+def test_a_missing_segment_is_reported(disk: Disk, positions: PositionCounter) -> None:
     disk.tracking.start(new_generation=False)
     for text in (b"a", b"b", b"c"):
         disk.write(0, text)
@@ -254,9 +254,7 @@ def test_an_append_that_fails_half_way_leaves_no_torn_record(
 
 
 @pytest.mark.parametrize("done", [1, 511, 4096, 5000])
-def test_a_write_that_the_disk_takes_only_in_part_is_logged_as_just_that(
-    disk: Disk, positions: PositionCounter, done: int
-) -> None:
+def test_a_partial_write_is_logged_with_the_written_length(disk: Disk, positions: PositionCounter, done: int) -> None:
     disk.tracking.start(new_generation=False)
     with failing(WRITE, ".img", errno.ENOSPC, after_bytes=done):
         assert disk.write(100, b"x" * 6000) == done
@@ -268,9 +266,7 @@ def test_a_write_that_the_disk_takes_only_in_part_is_logged_as_just_that(
     assert replay(bytes(SIZE), disk) == contents(disk)
 
 
-def test_a_log_that_is_full_is_given_up_for_the_bitmap_if_the_policy_says_so(
-    tmp_path: Path, positions: PositionCounter
-) -> None:
+def test_a_full_log_is_replaced_by_the_bitmap_if_the_policy_allows(tmp_path: Path, positions: PositionCounter) -> None:
     paths = DiskPaths(tmp_path, "web01", "os")
     make_raw(paths, SIZE)
     options = DiskOptions(positions, policy=LogPolicy(when_full="bitmap"))
@@ -324,7 +320,7 @@ def test_a_log_of_half_the_disk_is_abandoned_without_losing_changes(
         assert now[at : at + CHUNK_BYTES] == sent[at : at + CHUNK_BYTES]
 
 
-def test_zeroing_that_fails_ends_the_log_for_it_cannot_be_told_what_is_there(disk: Disk, positions: PositionCounter) -> None:
+def test_failed_zeroing_ends_the_log_because_the_bytes_are_unknown(disk: Disk, positions: PositionCounter) -> None:
     disk.tracking.start(new_generation=False)
     disk.write(0, b"x" * 5000)
     with failing(PUNCH, ".img", errno.EIO), pytest.raises(OSError, match="Input/output error"):
@@ -335,9 +331,7 @@ def test_zeroing_that_fails_ends_the_log_for_it_cannot_be_told_what_is_there(dis
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_zeros_discards_and_growing_are_logged_and_come_again_after_a_kill(
-    disk: Disk, positions: PositionCounter, seed: int
-) -> None:
+def test_zeros_discards_and_growth_are_logged_and_survive_kills(disk: Disk, positions: PositionCounter, seed: int) -> None:
     rng = random.Random(seed)
     disk.tracking.start(new_generation=False)
     for _ in range(6):
@@ -356,7 +350,7 @@ def test_a_disk_is_never_shrunk(disk: Disk) -> None:
             disk.resize(size)
 
 
-def test_a_kill_between_growing_and_the_note_of_it_is_no_harm(disk: Disk, positions: PositionCounter) -> None:
+def test_a_kill_before_growth_is_saved_in_the_state_does_no_harm(disk: Disk, positions: PositionCounter) -> None:
     state = disk.paths.file("disk").read_bytes()
     disk.tracking.start(new_generation=False)
     tracked = disk.paths.file("disk").read_bytes()
@@ -370,7 +364,7 @@ def test_a_kill_between_growing_and_the_note_of_it_is_no_harm(disk: Disk, positi
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_snapshot_reads_as_the_disk_did_while_the_disk_changes(disk: Disk, seed: int) -> None:
+def test_a_snapshot_keeps_its_bytes_while_the_disk_changes(disk: Disk, seed: int) -> None:
     rng = random.Random(seed)
     disk.tracking.start(new_generation=False)
     scribble(disk, rng, 15)
@@ -386,7 +380,7 @@ def test_a_snapshot_reads_as_the_disk_did_while_the_disk_changes(disk: Disk, see
     snapshot.release(released)
     kept = snapshot.store_bytes
     disk.write(0, b"y" * 1000)
-    assert snapshot.store_bytes == kept, "what is released is not preserved any more"
+    assert snapshot.store_bytes == kept, "old bytes of a released range are no longer kept"
     assert snapshot.pread(released, SIZE - released) == before[released:]
     with pytest.raises(RigError, match="byte 0 was released"):
         snapshot.pread(0, 1)
@@ -422,7 +416,7 @@ def test_a_snapshot_without_space_fails_and_the_disk_does_not(disk: Disk) -> Non
         snapshot.pread(0, 1)
 
 
-def test_a_snapshot_takes_no_more_than_its_share_of_space(disk: Disk) -> None:
+def test_a_snapshot_takes_at_most_its_share_of_space(disk: Disk) -> None:
     disk.tracking.start(new_generation=False)
     snapshot = disk.begin_snapshot()
     for at in range(0, SIZE, CHUNK_BYTES):
@@ -433,7 +427,7 @@ def test_a_snapshot_takes_no_more_than_its_share_of_space(disk: Disk) -> None:
         snapshot.pread(0, 1)
 
 
-def test_a_segment_that_nobody_reads_any_more_is_used_again(disk: Disk, positions: PositionCounter) -> None:
+def test_a_segment_that_is_no_longer_read_becomes_the_spare(disk: Disk, positions: PositionCounter) -> None:
     disk.tracking.start(new_generation=False)
     disk.write(0, b"a" * 3000)
     disk.tracking.log.rotate()
@@ -451,10 +445,10 @@ def test_a_segment_that_nobody_reads_any_more_is_used_again(disk: Disk, position
     now = contents(disk)
     disk = reopen(disk, positions)
     assert contents(disk) == now
-    assert disk.tracking.log.next_seq == 5, "nothing of its former life counts"
+    assert disk.tracking.log.next_seq == 5, "records of its earlier use do not count"
 
 
-def test_what_the_log_knows_of_its_segments_is_its_own(disk: Disk, positions: PositionCounter) -> None:
+def test_a_log_lists_only_its_own_segments(disk: Disk, positions: PositionCounter) -> None:
     paths = DiskPaths(disk.paths.folder, "web01", "data")
     make_raw(paths, SIZE)
     other = Disk.open(paths, DiskOptions(positions), None)
@@ -468,18 +462,18 @@ def test_what_the_log_knows_of_its_segments_is_its_own(disk: Disk, positions: Po
     assert [(segment.number, segment.end, segment.closed) for segment in found] == [(1, HEADER_BYTES, False)]
 
 
-async def test_a_tag_closes_its_segment_even_if_that_was_full_already(disk: Disk) -> None:
+async def test_a_tag_closes_its_segment_even_if_the_segment_is_over_full(disk: Disk) -> None:
     disk.tracking.start(new_generation=False)
-    for at in range(0, 400 << 10, 4096):  # past the segment's length: there was no spare
+    for at in range(0, 400 << 10, 4096):  # longer than a segment, because there was no spare
         disk.write(at, b"x" * 4096)
     disk.tracking.log.provide_spare()
     disk.tracking.tag(TagSeen(tag_id="t", kind="CrashConsistent", name="n", position=1000, time_ns=1))
     await disk.flush()
-    assert [(s.number, s.last_seq) for s in disk.tracking.segments()] == [(1, 101)], "100 writes and the tag"
+    assert [(s.number, s.last_seq) for s in disk.tracking.segments()] == [(1, 101)], "these are 100 writes and the tag"
 
 
 @pytest.mark.parametrize("recycled", [False, True])
-def test_a_switch_while_a_spare_is_being_made_loses_no_segment(
+def test_a_switch_while_a_spare_is_created_loses_no_segment(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, recycled: bool
 ) -> None:
     disk.tracking.start(new_generation=False)
@@ -497,7 +491,7 @@ def test_a_switch_while_a_spare_is_being_made_loses_no_segment(
     def reconcile_and_be_overtaken() -> None:
         reconcile_segments()
         monkeypatch.setattr(disk.tracking.log, "reconcile_segments", reconcile_segments)
-        assert lib.sr_log_rotate(disk.c) == 0, "the writer needs nobody for that"
+        assert lib.sr_log_rotate(disk.c) == 0, "the writer switches without help"
         disk.write(0, b"c" * 2000)
 
     monkeypatch.setattr(disk.tracking.log, "reconcile_segments", reconcile_and_be_overtaken)
@@ -509,7 +503,7 @@ def test_a_switch_while_a_spare_is_being_made_loses_no_segment(
     assert replay(start, disk) == contents(disk)
 
 
-def test_a_segment_that_somebody_still_reads_is_not_written_over(disk: Disk) -> None:
+def test_a_segment_that_is_still_open_for_reading_is_not_reused(disk: Disk) -> None:
     disk.tracking.start(new_generation=False)
     disk.write(0, b"a" * 3000)
     disk.tracking.log.rotate()
@@ -523,10 +517,10 @@ def test_a_segment_that_somebody_still_reads_is_not_written_over(disk: Disk) -> 
         assert reader.read() == before
 
 
-def test_a_kill_right_after_the_writer_has_switched_segments_loses_nothing(disk: Disk, positions: PositionCounter) -> None:
+def test_a_kill_right_after_a_switch_of_segments_loses_nothing(disk: Disk, positions: PositionCounter) -> None:
     disk.tracking.start(new_generation=False)
     disk.tracking.log.provide_spare()
-    for at in range(0, 300 << 10, 4096):  # past the segment's length, with nobody to maintain the log
+    for at in range(0, 300 << 10, 4096):  # longer than a segment, while maintenance does not run
         disk.write(at, b"x" * 4096)
     assert disk.paths.file("spare").exists()
     now, next_seq = contents(disk), 76
@@ -535,7 +529,7 @@ def test_a_kill_right_after_the_writer_has_switched_segments_loses_nothing(disk:
     assert contents(disk) == now == replay(bytes(SIZE), disk)
 
 
-def test_without_a_spare_the_current_segment_goes_on_growing(disk: Disk) -> None:
+def test_without_a_spare_the_current_segment_continues_to_grow(disk: Disk) -> None:
     disk.tracking.start(new_generation=False)
     for at in range(0, 400 << 10, 4096):
         disk.write(at, b"x" * 4096)
@@ -545,12 +539,12 @@ def test_without_a_spare_the_current_segment_goes_on_growing(disk: Disk) -> None
 
 
 @pytest.mark.slow
-def test_a_bad_state_file_is_named(disk: Disk, positions: PositionCounter) -> None:
+def test_a_bad_state_file_is_an_error_that_names_it(disk: Disk, positions: PositionCounter) -> None:
     path = disk.paths.file("disk")
     good = path.read_bytes()
     codes = set()
     for at in range(len(good)):
-        for bit in (0x01, 0x04):  # either of them makes another version of the format's number
+        for bit in (0x01, 0x04):  # each of them gives another version of the format
             bad = bytearray(good)
             bad[at] ^= bit
             path.write_bytes(bad)
@@ -567,7 +561,7 @@ def test_a_bad_state_file_is_named(disk: Disk, positions: PositionCounter) -> No
 def test_a_kill_at_the_start_of_a_log_never_hides_an_abandoned_one(
     disk: Disk, positions: PositionCounter, noted: bool
 ) -> None:
-    """The new log's dirty file is in place of the old one's; the state still tells of the old log."""
+    """The new log's dirty file has replaced the old one, while the state still describes the old log."""
     disk.tracking.start(new_generation=False)
     disk.write(0, bytes(SIZE // 2 + 1))
     if noted:

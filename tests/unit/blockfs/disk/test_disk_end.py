@@ -1,4 +1,4 @@
-"""Requests at the end of a disk: writes across it, and fallocate, which grows the disk by the rules of truncate."""
+"""Requests at the end of a disk: writes across the end, and fallocate, which grows the disk by the rules of truncate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE, UNSHARE_RANGE =
 
 
 class Opened:
-    """A tracked disk, and a handle on it as the mount has one."""
+    """A tracked disk with a handle, as in a mount."""
 
     def __init__(self, folder: Path, *, can_grow: bool = True) -> None:
         self.positions = PositionCounter(folder / "position")
@@ -94,7 +94,7 @@ def test_a_write_of_nothing_at_the_end_is_no_error(opened: Opened) -> None:
     assert opened.disk.tracking.log.last_seq == 0
 
 
-def test_a_write_across_the_end_on_a_full_host_disk_is_logged_as_shortened(opened: Opened) -> None:
+def test_a_write_across_the_end_on_a_full_host_logs_the_written_part(opened: Opened) -> None:
     with failing(WRITE, ".img", errno.ENOSPC, after_bytes=100):
         assert opened.write(SIZE - 200, b"x" * 4096) == 100
     assert opened.contents() == bytes(SIZE - 200) + b"x" * 100 + bytes(100)
@@ -112,7 +112,7 @@ def test_allocating_within_the_disk_changes_nothing(opened: Opened, mode: int, o
 
 
 @pytest.mark.parametrize("mode", [KEEP_SIZE, KEEP_SIZE | ZERO_RANGE, KEEP_SIZE | PUNCH_HOLE])
-def test_what_keeps_the_size_never_grows_the_disk(opened: Opened, mode: int) -> None:
+def test_fallocate_that_keeps_the_size_never_grows_the_disk(opened: Opened, mode: int) -> None:
     opened.write(SIZE - 3, b"end")
     assert opened.fallocate(mode, SIZE - 2, SIZE) == 0
     assert opened.disk.size_bytes == SIZE
@@ -128,13 +128,13 @@ def test_allocating_past_the_end_grows_the_disk_as_truncate_does(opened: Opened,
     assert opened.disk.size_bytes == 2 * SIZE
     assert opened.contents() == bytes(SIZE - 3) + (b"end" if mode == 0 else b"en\0") + bytes(SIZE)
     assert replay(bytes(SIZE), opened.disk) == opened.contents()
-    assert opened.event_raised, "else the disk's state would keep the old size"
+    assert opened.event_raised, "without the event the state would keep the old size"
     opened.disk.note_events()
     assert opened.disk.state.size_bytes == 2 * SIZE
     assert opened.write(2 * SIZE - 1, b"end") == 1
 
 
-def test_a_kill_before_the_state_has_the_new_size_is_no_harm(opened: Opened) -> None:
+def test_a_kill_before_the_state_has_the_new_size_does_no_harm(opened: Opened) -> None:
     assert opened.fallocate(0, 0, 2 * SIZE) == 0
     opened.write(2 * SIZE - 3, b"end")
     assert opened.disk.state.size_bytes == SIZE
@@ -143,13 +143,13 @@ def test_a_kill_before_the_state_has_the_new_size_is_no_harm(opened: Opened) -> 
     assert replay(bytes(SIZE), opened.disk) == opened.contents() == bytes(2 * SIZE - 3) + b"end"
 
 
-def test_an_orderly_end_notes_the_new_size(opened: Opened) -> None:
+def test_a_clean_end_saves_the_new_size(opened: Opened) -> None:
     assert opened.fallocate(0, 0, 2 * SIZE) == 0
     opened.disk.close()
     assert opened.disk.state.load(opened.disk.paths.file("disk")).size_bytes == 2 * SIZE
 
 
-def test_a_disk_that_a_request_made_grow_has_the_larger_limit_for_its_log(opened: Opened) -> None:
+def test_growth_by_a_request_raises_the_limit_of_the_log(opened: Opened) -> None:
     before = opened.disk.tracking.log_bytes_max
     assert opened.fallocate(0, 0, 4 * SIZE) == 0
     opened.disk.note_events()
@@ -174,12 +174,12 @@ def test_a_size_that_truncate_refuses_is_refused_and_changes_nothing(
     assert opened.contents()[:5] == b"bytes"
 
 
-def test_a_range_without_end_is_too_large(opened: Opened) -> None:
+def test_a_range_beyond_64_bits_is_too_large(opened: Opened) -> None:
     assert opened.fallocate(0, 2**64 - 1, 4096) == -errno.EFBIG
 
 
 @pytest.mark.parametrize(("file", "operation"), [(".img", RESIZE), (".hrl", WRITE)])
-def test_growth_without_room_leaves_log_and_disk_unchanged(opened: Opened, file: str, operation: int) -> None:
+def test_growth_without_space_leaves_log_and_disk_unchanged(opened: Opened, file: str, operation: int) -> None:
     with failing(operation, file, errno.ENOSPC):
         assert opened.fallocate(0, 0, 2 * SIZE) == -errno.ENOSPC
     assert (opened.disk.size_bytes, opened.disk.tracking.log.last_seq) == (SIZE, 0)
@@ -187,7 +187,7 @@ def test_growth_without_room_leaves_log_and_disk_unchanged(opened: Opened, file:
     assert replay(bytes(SIZE), opened.disk) == opened.contents()
 
 
-def test_a_disk_that_cannot_grow_says_so_and_allocates_within(tmp_path: Path) -> None:
+def test_a_disk_that_cannot_grow_refuses_growth_and_allocates_within(tmp_path: Path) -> None:
     opened = Opened(tmp_path, can_grow=False)
     try:
         assert opened.fallocate(0, 0, SIZE) == 0
@@ -201,13 +201,13 @@ def test_a_disk_that_cannot_grow_says_so_and_allocates_within(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("mode", [COLLAPSE_RANGE, INSERT_RANGE, UNSHARE_RANGE, PUNCH_HOLE, PUNCH_HOLE | ZERO_RANGE])
-def test_what_no_disk_can_do_is_not_supported(opened: Opened, mode: int) -> None:
+def test_other_fallocate_modes_are_not_supported(opened: Opened, mode: int) -> None:
     assert opened.fallocate(mode, 0, 4096) == -errno.EOPNOTSUPP
     assert opened.disk.tracking.log.last_seq == 0
 
 
 @pytest.mark.parametrize("mode", [0, KEEP_SIZE, ZERO_RANGE, PUNCH_HOLE | KEEP_SIZE])
-def test_one_who_may_only_read_allocates_nothing(opened: Opened, mode: int) -> None:
+def test_a_read_only_handle_cannot_allocate(opened: Opened, mode: int) -> None:
     reader = int(lib.sr_handle_open(opened.disk.c, lib.SR_HANDLE_DISK, 0, b"", -1, 0))
     assert lib.sr_handle_fallocate(reader, mode, 0, 2 * SIZE) == -errno.EBADF
     vhd = int(lib.sr_handle_open(opened.disk.c, lib.SR_HANDLE_VHD, 0, bytes(512), -1, 0))
@@ -215,7 +215,7 @@ def test_one_who_may_only_read_allocates_nothing(opened: Opened, mode: int) -> N
     assert opened.disk.size_bytes == SIZE
 
 
-async def test_the_new_size_is_noted_as_soon_as_the_disk_is_served(opened: Opened) -> None:
+async def test_the_new_size_is_saved_while_the_disk_is_served(opened: Opened) -> None:
     tree = SingleDisk(opened.disk, opened.event_fd)
     async with trio.open_nursery() as tasks:
         tasks.start_soon(tree.run_maintenance)

@@ -1,4 +1,4 @@
-"""The files of a new disk: all of them are made, or none is left behind."""
+"""The files of a new disk: either all of them are created, or none is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tracked disk: what a flush makes durable, and segments handed out only once they are."""
+"""A flush makes log and disk durable, and segments are handed out only after they are durable."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def disk(tmp_path: Path, positions: PositionCounter) -> Disk:
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Files and folders in the order in which they were made durable."""
+    """Record the files and folders in the order in which they became durable."""
     import os
 
     names: list[str] = []
@@ -71,10 +71,10 @@ async def test_a_flush_makes_all_segments_durable_then_the_disk(disk: Disk, sync
     assert synced == [str(path) for path in (logs(disk)[-1], disk.paths.file("img"))]
     synced.clear()
     await disk.flush()
-    assert synced == [], "nothing was written since"
+    assert synced == [], "nothing was written after the last flush"
 
 
-async def test_the_first_flush_of_a_process_syncs_what_an_earlier_one_wrote(disk: Disk, synced: list[str]) -> None:
+async def test_the_first_flush_of_a_process_syncs_earlier_writes_too(disk: Disk, synced: list[str]) -> None:
     await disk.flush()
     assert synced == [str(disk.paths.file("img"))]
 
@@ -87,7 +87,7 @@ async def test_segments_have_durable_names_before_they_take_records(disk: Disk, 
     assert synced == [str(disk.paths.folder)]
 
 
-async def test_a_flush_is_written_down_once_for_what_came_before_it(disk: Disk) -> None:
+async def test_flushes_without_writes_between_them_are_one_record(disk: Disk) -> None:
     disk.tracking.start(new_generation=False)
     disk.write(0, b"x")
     await disk.flush()
@@ -98,7 +98,7 @@ async def test_a_flush_is_written_down_once_for_what_came_before_it(disk: Disk) 
 
 
 @pytest.mark.parametrize("broken", [".img", ".hrl"])
-async def test_after_a_failed_fsync_no_flush_succeeds_until_the_disk_is_opened_again(
+async def test_after_a_failed_fsync_flushes_fail_until_the_disk_is_reopened(
     disk: Disk, positions: PositionCounter, broken: str
 ) -> None:
     disk.tracking.start(new_generation=False)
@@ -109,13 +109,13 @@ async def test_after_a_failed_fsync_no_flush_succeeds_until_the_disk_is_opened_a
     with pytest.raises(OSError, match="Input/output error"):
         await disk.flush()
     assert describe(disk, Path()).needs_resync == "SyncFailed"
-    assert disk.tracking.dirty_ranges() == [(0, SIZE)], "the kernel does not say which pages were lost"
+    assert disk.tracking.dirty_ranges() == [(0, SIZE)], "the kernel does not report which pages were lost"
     disk = reopen(disk, positions)
     assert disk.state.needs_resync == "SyncFailed"
     await disk.flush()
 
 
-async def test_segments_are_handed_out_only_after_a_sync_and_deleted_when_applied(disk: Disk) -> None:
+async def test_segments_are_handed_out_after_a_sync_deleted_when_applied(disk: Disk) -> None:
     disk.tracking.start(new_generation=False)
     disk.write(0, b"a")
     disk.tracking.tag(
@@ -133,7 +133,7 @@ async def test_segments_are_handed_out_only_after_a_sync_and_deleted_when_applie
     assert not Path(segment.path).exists()
 
 
-def test_what_is_closed_is_handed_out_even_if_the_guest_never_asks_for_a_sync(disk: Disk, synced: list[str]) -> None:
+def test_closed_segments_are_handed_out_even_if_the_guest_never_syncs(disk: Disk, synced: list[str]) -> None:
     disk.tracking.start(new_generation=False)
     disk.tracking.log.provide_spare()
     for at in range(0, 300 << 10, 4096):
@@ -145,7 +145,7 @@ def test_what_is_closed_is_handed_out_even_if_the_guest_never_asks_for_a_sync(di
     assert segment.path in synced
 
 
-async def test_word_of_another_generation_deletes_nothing_of_this_one(disk: Disk) -> None:
+async def test_a_report_about_another_generation_deletes_no_segment(disk: Disk) -> None:
     disk.tracking.start(new_generation=False)
     disk.tracking.start(new_generation=True)
     disk.write(0, b"not applied anywhere")

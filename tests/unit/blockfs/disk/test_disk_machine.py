@@ -1,4 +1,4 @@
-"""Any sequence of operations on a disk beside a byte array that has the same done to it (hypothesis finds the sequence)."""
+"""Hypothesis runs sequences of operations on a disk and on a byte array, and compares them after each operation."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from tests.support.stores.volume import Volume, base_source
 pytestmark = pytest.mark.slow
 
 SIZE = 300 * 1024 + 512
-"""Not a whole number of blocks, of snapshot chunks, nor of bits in a byte of a map."""
+"""This size is not a multiple of a block, of a snapshot chunk, or of the blocks that one byte of a map describes."""
 GROWN_MAX = 2 * SIZE
 OFFSETS = st.integers(0, GROWN_MAX) | st.integers(0, GROWN_MAX // 4096).map(lambda block: block * 4096)
 LENGTHS = st.integers(0, 9000) | st.sampled_from([512, 4096, 65536, 100_000])
 
 
 class DiskMachine(RuleBasedStateMachine):
-    """``model`` is what the disk must read as, ``start`` what it was when the present generation of its log began."""
+    """``model`` has the bytes that the disk must have, ``start`` those at the beginning of the log's present generation."""
 
     @initialize(over_a_view=st.booleans())
     def make(self, over_a_view: bool) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="siterig-machine-"))
         self.positions = PositionCounter(self.folder / "position")
-        # Kept whole: a log that is given up is not what this is about.
+        # The log is never abandoned: this test is not about abandoned logs.
         self.of_host = DiskOptions(self.positions, policy=LogPolicy(kept_share_max=None), snapshot_share_max=10.0)
         self.paths = DiskPaths(self.folder, "web01", "os")
         self.fresh = itertools.count(1)
@@ -65,7 +65,7 @@ class DiskMachine(RuleBasedStateMachine):
         self.snapshot: tuple[Snapshot, bytes, int] | None = None
 
     def open(self, _managed_disk: str, _position: int, _holder: str) -> Layer:
-        """As :class:`siterig.blockfs.disk.views.Views`."""
+        """Open the view; this class stands for :class:`siterig.blockfs.disk.views.Views`."""
         extents = ExtentMap()
         extents.add_base([(0, len(self.base))])
         self.volume.add_to(extents)
@@ -87,7 +87,7 @@ class DiskMachine(RuleBasedStateMachine):
             self.positions.close()
             shutil.rmtree(self.folder)
 
-    # --- what changes the disk ----------------------------------------------------------------------------------
+    # --- operations that change the disk ----------------------------------------------------------------------------------
 
     @rule(offset=OFFSETS, length=LENGTHS)
     def write(self, offset: int, length: int) -> None:
@@ -123,7 +123,7 @@ class DiskMachine(RuleBasedStateMachine):
         self.disk.note_events()
         assert self.disk.state.size_bytes == len(self.model)
 
-    # --- what does not ------------------------------------------------------------------------------------------
+    # --- operations that do not change it -----------------------------------------------------------------------
 
     @rule()
     def flush(self) -> None:
@@ -142,7 +142,7 @@ class DiskMachine(RuleBasedStateMachine):
 
     @rule()
     def apply_all(self) -> None:
-        """The recovery side has taken what is closed: the log begins behind it."""
+        """Trim the log as after the recovery side applied all closed segments."""
         segments = self.disk.tracking.segments()
         if segments:
             self.start = replay(self.start, self.disk, upto=segments[-1].complete_position)
@@ -186,12 +186,12 @@ class DiskMachine(RuleBasedStateMachine):
     @rule()
     def begin_a_new_generation(self) -> None:
         self.disk.tracking.start(new_generation=True)
-        self.disk.tracking.trim(self.disk.state.generation, 0)  # of the old one nothing is needed any more
+        self.disk.tracking.trim(self.disk.state.generation, 0)  # the old generation is no longer needed
         self.start = bytes(self.model)
 
     @rule()
     def hydrate_a_step(self) -> None:
-        """Promotion: no byte of the disk changes, and the log has nothing of it."""
+        """Hydrate one step, which changes no byte of the disk and logs nothing."""
         next_seq = self.disk.tracking.log.next_seq
         self.disk.hydration.begin()
         self.disk.hydration.hydrate(1)
@@ -206,7 +206,7 @@ class DiskMachine(RuleBasedStateMachine):
             if self.disk.state.promoting and self.disk.hydration.convert_to_raw():
                 self.disk.hydration.detach_backing()
 
-    # --- what holds always --------------------------------------------------------------------------------------
+    # --- invariants --------------------------------------------------------------------------------------
 
     @invariant()
     def the_disk_reads_as_the_model(self) -> None:
@@ -220,7 +220,7 @@ class DiskMachine(RuleBasedStateMachine):
             assert replay(self.start, self.disk) == self.model
 
     @invariant()
-    def what_is_told_to_be_a_hole_is_zeros(self) -> None:
+    def reported_holes_are_zeros(self) -> None:
         if hasattr(self, "disk"):
             at = 0
             for offset, length in self.disk.layer.data_ranges():

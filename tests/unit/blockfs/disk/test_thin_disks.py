@@ -1,4 +1,4 @@
-"""Thin disks over a parent image: the image is read in place, never written to, and must stay as it is."""
+"""Thin disks over a parent image: the image is read in place, is never written to, and must not change."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ async def thin(host: DiskHost, parent: Path, size_bytes: int = SIZE) -> DiskInfo
     return await host.create_disk(vm="web01", name="os", size_bytes=size_bytes, backing=backing)
 
 
-def restart(host: DiskHost, *, in_order: bool = False) -> DiskHost:
-    host.close() if in_order else host.abandon()
+def restart(host: DiskHost, *, cleanly: bool = False) -> DiskHost:
+    host.close() if cleanly else host.abandon()
     return DiskHost(host.root, host.mountpoint)
 
 
@@ -61,7 +61,7 @@ async def test_a_thin_disk_reads_as_its_parent_and_never_writes_to_it(host: Disk
     expected = bytearray(BYTES + bytes(MIB))
     expected[5000:5007], expected[MIB : MIB + 4096] = b"changed", bytes(4096)
     assert disk.read(0, SIZE + MIB) == expected
-    again = restart(host, in_order=True)
+    again = restart(host, cleanly=True)
     assert again.disk("web01", "os").read(0, SIZE + MIB) == expected
     assert (parent.read_bytes(), parent.stat().st_mtime_ns) == (BYTES, before.st_mtime_ns)
     assert sum(path.stat().st_blocks for path in (host.root / "web01").glob("os.top*")) * 512 < MIB
@@ -147,10 +147,10 @@ async def test_a_parent_that_changes_while_the_disk_is_in_use_fails_the_next_cut
     assert (failed.value.code, failed.value.recoverable) == ("BrokenVhdChain", False)
     (info,) = await host.list_disks()
     assert info.broken_chain is not None
-    await host.stop_tracking(vm="web01")  # unprotect is possible all the same
+    await host.stop_tracking(vm="web01")  # replication can still be disabled
 
 
-async def test_a_copy_that_keeps_the_time_of_the_last_write_is_the_same_parent(host: DiskHost, parent: Path) -> None:
+async def test_a_copy_with_the_same_time_is_accepted_as_the_parent(host: DiskHost, parent: Path) -> None:
     await thin(host, parent)
     host.abandon()
     copy, found = parent.with_name("copy"), parent.stat()
@@ -162,7 +162,7 @@ async def test_a_copy_that_keeps_the_time_of_the_last_write_is_the_same_parent(h
     again.abandon()
 
 
-async def test_a_parent_cannot_be_mounted_for_writing_while_a_disk_lies_over_it(host: DiskHost, parent: Path) -> None:
+async def test_a_parent_in_use_cannot_be_mounted_for_writing(host: DiskHost, parent: Path) -> None:
     await thin(host, parent)
     with pytest.raises(RigError) as failed:
         await open_image(parent)
@@ -180,7 +180,7 @@ async def test_a_parent_cannot_be_mounted_for_writing_while_a_disk_lies_over_it(
         (lambda _path: None, SIZE, "ImageUnusable"),
     ],
 )
-async def test_what_cannot_be_a_parent_is_refused_and_leaves_nothing(
+async def test_an_unusable_parent_is_refused_and_nothing_is_left(
     tmp_path: Path, host: DiskHost, make: object, size_bytes: int, code: str
 ) -> None:
     assert callable(make)
@@ -191,7 +191,7 @@ async def test_what_cannot_be_a_parent_is_refused_and_leaves_nothing(
     assert [path.name for path in host.root.iterdir() if path.is_dir()] == []
 
 
-async def test_a_thin_disk_that_is_replaced_is_kept_with_the_bytes_of_its_parent(host: DiskHost, parent: Path) -> None:
+async def test_a_replaced_thin_disk_is_kept_with_the_bytes_of_its_parent(host: DiskHost, parent: Path) -> None:
     await thin(host, parent)
     host.disk("web01", "os").write(0, b"own")
     before = host.disk("web01", "os").read(0, SIZE)
@@ -203,7 +203,7 @@ async def test_a_thin_disk_that_is_replaced_is_kept_with_the_bytes_of_its_parent
     host.abandon()
 
 
-async def test_a_thin_disk_that_comes_back_from_the_recovery_side_is_a_whole_one(host: DiskHost, parent: Path) -> None:
+async def test_a_thin_disk_that_returns_by_failback_has_no_parent(host: DiskHost, parent: Path) -> None:
     await thin(host, parent)
     staging = await host.begin_replace(vm="web01", disk="os", size_bytes=SIZE)
     Path(staging.path).write_bytes(b"\5" * SIZE)
@@ -216,7 +216,7 @@ async def test_a_thin_disk_that_comes_back_from_the_recovery_side_is_a_whole_one
     again.abandon()
 
 
-async def test_a_thin_disk_is_replicated_whole_and_a_broken_chain_is_an_error(
+async def test_a_thin_disk_replicates_with_its_parent_a_broken_chain_fails(
     tmp_path: Path, parent: Path, autojump_clock: MockClock
 ) -> None:
     rig = Rig(tmp_path / "rig", sizes={"os": SIZE})
@@ -237,7 +237,7 @@ async def test_a_thin_disk_is_replicated_whole_and_a_broken_chain_is_an_error(
         assert (code, next_try_s) == ("BrokenVhdChain", None)
 
 
-async def test_the_space_for_a_snapshot_counts_what_the_parent_has(
+async def test_the_space_for_a_snapshot_includes_the_parents_data(
     host: DiskHost, parent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = await thin(host, parent)

@@ -57,7 +57,7 @@ async def test_fsync_returns_only_after_log_and_disk_were_synced(host: DiskHost)
         assert synced == ["os.000001.hrl", "os.img"]
 
 
-async def test_an_fsync_that_fails_is_the_guests_error(host: DiskHost) -> None:
+async def test_a_failed_fsync_is_an_error_for_the_guest(host: DiskHost) -> None:
     files, handle = await opened(host, "os.img", os.O_RDWR)
     with failing(SYNC, ".img", errno.EIO), pytest.raises(pyfuse3.FUSEError) as failed:
         await files.fsync(handle, datasync=True)
@@ -89,7 +89,7 @@ async def test_a_disk_is_grown_through_its_file_and_never_shrunk(host: DiskHost)
         assert failed.value.errno == error
 
 
-async def test_a_disk_opened_for_reading_takes_no_write(host: DiskHost) -> None:
+async def test_a_disk_opened_for_reading_refuses_writes(host: DiskHost) -> None:
     files, handle = await opened(host, "os.img", os.O_RDONLY)
     with pytest.raises(pyfuse3.FUSEError) as failed:
         await files.write(handle, 0, b"x")
@@ -105,20 +105,20 @@ async def test_open_handles_are_counted_until_they_are_released(host: DiskHost) 
     assert host.disk("web01", "os").handles == 0
 
 
-async def test_pages_of_a_former_disk_of_the_same_name_are_not_kept(host: DiskHost) -> None:
+async def test_cached_pages_of_an_earlier_disk_of_the_same_name_are_dropped(host: DiskHost) -> None:
     files, _ = await opened(host, "os.img", os.O_RDWR)
     info = await files.open(await inode_of(files, "web01", "os.img"), os.O_RDWR, NOBODY)
     assert info.keep_cache is False
 
 
 @pytest.mark.parametrize("name", ["os.000001.hrl", "os.vhd"])
-async def test_what_is_not_the_disk_is_not_opened_for_writing(host: DiskHost, name: str) -> None:
+async def test_files_other_than_the_disk_cannot_be_opened_for_writing(host: DiskHost, name: str) -> None:
     with pytest.raises(pyfuse3.FUSEError) as failed:
         await opened(host, name, os.O_RDWR)
     assert failed.value.errno == errno.EACCES
 
 
-async def test_a_log_that_is_deleted_while_it_is_looked_at_is_not_there(
+async def test_a_segment_that_is_deleted_during_a_lookup_is_not_found(
     host: DiskHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, _ = await opened(host, "os.img", os.O_RDWR)
@@ -132,14 +132,14 @@ async def test_a_log_that_is_deleted_while_it_is_looked_at_is_not_there(
     assert failed.value.errno == errno.ENOENT
 
 
-async def test_all_who_have_a_disk_open_have_it_open_in_the_first_ones_way(host: DiskHost) -> None:
-    """Or a direct write could leave old bytes in the cache of one who reads through it."""
+async def test_all_opens_of_a_disk_use_the_caching_mode_of_the_first_one(host: DiskHost) -> None:
+    """With different modes, a direct write could leave old bytes in the cache of a buffered reader."""
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
     files = DiskFileSystem(host)
     disk, vhd = await inode_of(files, "web01", "os.img"), await inode_of(files, "web01", "os.vhd")
     direct, buffered = os.O_RDWR | os.O_DIRECT, os.O_RDWR
     for first, second, uncached in ((direct, buffered, True), (buffered, direct, False), (direct, direct, True)):
-        beside = await files.open(vhd, os.O_RDONLY, NOBODY)  # has pages of its own, so it decides nothing
+        beside = await files.open(vhd, os.O_RDONLY, NOBODY)  # has its own cached pages, so its mode does not matter
         infos = [await files.open(disk, flags, NOBODY) for flags in (first, second)]
         assert [info.direct_io for info in infos] == [uncached, uncached]
         for info in (*infos, beside):

@@ -1,4 +1,4 @@
-"""Promotion: a disk over a view becomes a raw one behind its guests, through kills, power loss, full disks and growth."""
+"""Hydration: a disk over a view becomes a raw disk while it is in use, despite kills, power loss, full disks and growth."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ async def open_disk(host: DiskHost, store: Path) -> Disk:
 
 
 async def promote(host: DiskHost, until: Callable[[DiskInfo], bool] = lambda disk: disk.promotion is None) -> DiskInfo:
-    """Tend the host until the disk is so."""
+    """Run the hydrator until the condition holds for the disk, and return the disk's information."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(host.run_maintenance)
         with trio.fail_after(60):
-            while not until((await host.list_disks())[0]):  # noqa: ASYNC110 (it is C that goes on)
+            while not until((await host.list_disks())[0]):  # noqa: ASYNC110 (C does the work)
                 await trio.sleep(0.001)
         nursery.cancel_scope.cancel()
     return (await host.list_disks())[0]
@@ -61,7 +61,7 @@ def whole(disk: Disk) -> bytes:
     return disk.read(0, disk.size_bytes)
 
 
-async def test_a_promoted_disk_is_raw_and_needs_nothing_of_the_managed_disk(host: DiskHost, tmp_path: Path) -> None:
+async def test_a_hydrated_disk_is_raw_and_needs_no_managed_disk(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     disk.write(10_000, b"guest" * 1000)
     disk.zero(2 << 20, 9000)
@@ -77,7 +77,7 @@ async def test_a_promoted_disk_is_raw_and_needs_nothing_of_the_managed_disk(host
     shutil.rmtree(tmp_path / "store")
     assert not [path for path in Path("/proc/self/fd").iterdir() if str(tmp_path / "store") in os.path.realpath(path)]
     assert whole(disk) == expected
-    assert lib.sr_handle_write(handle, b"after", 5, 4096) == 5  # a handle that was open before goes on
+    assert lib.sr_handle_write(handle, b"after", 5, 4096) == 5  # a handle that was open before still works
     lib.sr_handle_close(handle)
     expected = expected[:4096] + b"after" + expected[4101:]
     disk.close()
@@ -87,7 +87,7 @@ async def test_a_promoted_disk_is_raw_and_needs_nothing_of_the_managed_disk(host
     again.abandon()
 
 
-async def test_holes_below_stay_holes(host: DiskHost, tmp_path: Path) -> None:
+async def test_holes_of_the_backing_stay_holes(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     ranges = disk.layer.data_ranges()
     await host.promote_vm(vm="web01")
@@ -110,7 +110,7 @@ async def test_bytes_left_by_a_power_loss_over_a_hole_are_not_served(tmp_path: P
     again.abandon()
 
 
-async def test_of_a_raw_disk_there_is_nothing_to_promote(host: DiskHost) -> None:
+async def test_a_raw_disk_has_nothing_to_hydrate(host: DiskHost) -> None:
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE - 512)
     [info] = await host.promote_vm(vm="web01")
     assert info.promotion is None
@@ -118,7 +118,7 @@ async def test_of_a_raw_disk_there_is_nothing_to_promote(host: DiskHost) -> None
         await host.promote_vm(vm="web02")
 
 
-async def test_progress_is_told(host: DiskHost, tmp_path: Path) -> None:
+async def test_progress_is_reported(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     assert (await host.list_disks())[0].promotion is None
     await host.promote_vm(vm="web01")
@@ -133,13 +133,13 @@ async def test_progress_is_told(host: DiskHost, tmp_path: Path) -> None:
     assert (told[0], told[-1]) == (65536, SIZE)
 
 
-# --- beside guests ------------------------------------------------------------------------------------------------
+# --- while guests write ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-async def test_writers_readers_and_growth_meanwhile(host: DiskHost, tmp_path: Path, seed: int) -> None:
-    """Each writer has blocks of its own, so that a model knows them; all that nobody wrote is as it was below."""
+async def test_hydration_is_right_with_concurrent_writes_reads_and_growth(host: DiskHost, tmp_path: Path, seed: int) -> None:
+    """Each writer has its own blocks, so that a model knows them; all other bytes stay those of the backing."""
     store = make_store(tmp_path / "store")
     disk = await open_disk(host, store)
     start = bytearray(whole(disk))
@@ -196,7 +196,9 @@ async def test_writers_readers_and_growth_meanwhile(host: DiskHost, tmp_path: Pa
     assert (host.root / "web01" / "os.img").read_bytes() == model
 
 
-async def test_a_busy_disk_gets_pauses(host: DiskHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hydration_of_a_busy_disk_pauses_between_steps(
+    host: DiskHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     monkeypatch.setattr(hydration, "BUSY_STEP_BYTES", 65536)
     paused: list[float] = []
@@ -204,7 +206,7 @@ async def test_a_busy_disk_gets_pauses(host: DiskHost, tmp_path: Path, monkeypat
     handle = int(lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, b"", -1, 0))
     hydrate = disk.hydration.hydrate
 
-    def hydrate_beside_a_guest(bytes_max: int) -> bool:
+    def hydrate_while_a_guest_writes(bytes_max: int) -> bool:
         steps.append(bytes_max)
         lib.sr_handle_write(handle, b"x", 1, 0)
         return hydrate(65536)
@@ -212,18 +214,18 @@ async def test_a_busy_disk_gets_pauses(host: DiskHost, tmp_path: Path, monkeypat
     async def sleep(seconds: float) -> None:
         paused.append(seconds)
 
-    disk.hydration.hydrate = hydrate_beside_a_guest  # type: ignore[method-assign]
+    disk.hydration.hydrate = hydrate_while_a_guest_writes  # type: ignore[method-assign]
     monkeypatch.setattr(trio, "sleep", sleep)
     await host.promote_vm(vm="web01")
     await host._hydrator._attempt(disk)
-    assert steps[0] == hydration.STEP_BYTES  # nobody had asked for anything before
+    assert steps[0] == hydration.STEP_BYTES  # there was no request before
     assert set(steps[1:]) == {65536}
-    assert len(paused) == len(steps) - 2  # but for the first, and the last
+    assert len(paused) == len(steps) - 2  # all steps but the first and the last
     assert min(paused) >= hydration.PAUSE_S_MIN
     lib.sr_handle_close(handle)
 
 
-async def test_the_vm_may_be_removed_meanwhile(host: DiskHost, tmp_path: Path) -> None:
+async def test_the_vm_can_be_removed_during_hydration(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     await host.promote_vm(vm="web01")
     disk.hydration.hydrate(65536)
@@ -233,10 +235,10 @@ async def test_the_vm_may_be_removed_meanwhile(host: DiskHost, tmp_path: Path) -
     assert list(host.root.glob("web*")) == []
 
 
-# --- what stops it ------------------------------------------------------------------------------------------------
+# --- interruptions ------------------------------------------------------------------------------------------------
 
 
-async def test_a_disk_in_the_place_of_one_that_is_released_keeps_what_it_lies_on(host: DiskHost, tmp_path: Path) -> None:
+async def test_a_new_disk_of_a_released_disks_name_keeps_its_backing(host: DiskHost, tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     await open_disk(host, store)
     releasing, opened = threading.Event(), threading.Event()
@@ -249,7 +251,7 @@ async def test_a_disk_in_the_place_of_one_that_is_released_keeps_what_it_lies_on
 
         def release(self, managed_disk: str, holder: str) -> None:
             releasing.set()
-            opened.wait(0.3)  # it does not come to that
+            opened.wait(0.3)  # it is not opened within this time
             super().release(managed_disk, holder)
 
     host.registry.views = Slow(tmp_path)
@@ -263,7 +265,7 @@ async def test_a_disk_in_the_place_of_one_that_is_released_keeps_what_it_lies_on
     assert (store / "holder").read_text() == disk.paths.holder
 
 
-async def test_a_full_disk_stops_it_and_it_goes_on_when_there_is_room(
+async def test_hydration_stops_on_a_full_disk_and_continues_with_room(
     host: DiskHost, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
@@ -290,7 +292,9 @@ async def test_a_full_disk_stops_it_and_it_goes_on_when_there_is_room(
     assert (disk.state.kind, whole(disk)) == ("raw", expected)
 
 
-async def test_the_last_room_is_left_to_the_guests(host: DiskHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hydration_leaves_the_last_free_space_to_the_guests(
+    host: DiskHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     monkeypatch.setattr(hydration, "FREE_BYTES_MIN", 1 << 60)
     await host.promote_vm(vm="web01")
@@ -303,7 +307,7 @@ async def test_the_last_room_is_left_to_the_guests(host: DiskHost, tmp_path: Pat
     assert disk.hydration.done_bytes == 0
 
 
-async def test_a_managed_disk_that_cannot_be_read_stops_it_and_serves_what_it_can(host: DiskHost, tmp_path: Path) -> None:
+async def test_an_unreadable_managed_disk_stops_hydration_until_it_is_readable(host: DiskHost, tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     disk = await open_disk(host, store)
     await host.promote_vm(vm="web01")
@@ -323,8 +327,8 @@ async def test_a_managed_disk_that_cannot_be_read_stops_it_and_serves_what_it_ca
     assert whole(disk) == content()
 
 
-async def test_a_sync_that_failed_is_the_guests_matter_too(host: DiskHost, tmp_path: Path) -> None:
-    """The kernel tells of it once: if promotion swallowed that, the guest's next flush would succeed, and lie."""
+async def test_a_failed_sync_of_the_hydrator_fails_the_guests_flush_too(host: DiskHost, tmp_path: Path) -> None:
+    """The kernel reports the error once: if the hydrator hid it, the guest's next flush would wrongly succeed."""
     disk = await open_disk(host, make_store(tmp_path / "store"))
     disk.write(0, b"x")
     await host.promote_vm(vm="web01")
@@ -339,7 +343,7 @@ async def test_a_sync_that_failed_is_the_guests_matter_too(host: DiskHost, tmp_p
 
 
 class Steps:
-    """Counts what is done to files and to the disk in C; the process is killed before step ``kill_at``."""
+    """Counts operations on files and on the disk in C, and kills the process before step ``kill_at``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, kill_at: int | None) -> None:
         self.kill_at = kill_at
@@ -372,7 +376,7 @@ KILLED = 9
 
 
 def promote_counting(folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int | None) -> list[str]:
-    """Promote until the end, or the kill; the steps."""
+    """Hydrate to the end or to the kill, and return the steps."""
     host = open_host(folder)
     with monkeypatch.context() as patch:
         patch.setattr(hydration, "SYNC_BYTES", 65536)
@@ -388,7 +392,7 @@ def promote_counting(folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 
 
 def killed_at(folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int) -> None:
-    """The same in a process of its own."""
+    """Do the same in a child process, and check that it was killed."""
     child = os.fork()
     if child == 0:
         try:
@@ -404,7 +408,7 @@ def check_and_finish(folder: Path, expected: bytes, *, power_loss: bool) -> None
     disk = host.disk("web01", "os")
     assert whole(disk) == expected
     assert (disk.tracking.active, disk.state.needs_resync) == ((False, "PowerLoss") if power_loss else (True, None))
-    disk.hydration.begin()  # the kill may have come before it was noted
+    disk.hydration.begin()  # the kill may have been before this was saved
     if disk.state.promoting:
         trio.run(host._hydrator._attempt, disk)
     assert (disk.state.kind, disk.state.promoting) == ("raw", False)
@@ -413,15 +417,17 @@ def check_and_finish(folder: Path, expected: bytes, *, power_loss: bool) -> None
     host.abandon()
     again = open_host(folder)
     assert isinstance(again.registry.views, Bases)
-    assert again.registry.views.kept == set(), "what a kill left held is let go at the next start"
+    assert again.registry.views.kept == set(), "the next start releases the holders that a kill left"
     assert (again.broken, whole(again.disk("web01", "os"))) == ({}, expected)
     again.abandon()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("power_loss", [False, True])
-def test_a_kill_before_each_step_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power_loss: bool) -> None:
-    """Power loss: what the maps have not durably is forgotten; that the file's bytes may be gone, test_power_loss does."""
+def test_a_kill_before_any_step_of_hydration_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power_loss: bool
+) -> None:
+    """After a power loss, only the durable maps count.  ``test_power_loss`` covers the loss of the file's bytes."""
     host = open_host(tmp_path / "start")
     disk = trio.run(open_disk, host, make_store(tmp_path / "start" / "store"))
     disk.write(5000, b"guest" * 3000)
@@ -451,7 +457,7 @@ def test_a_kill_before_each_step_loses_nothing(tmp_path: Path, monkeypatch: pyte
         shutil.rmtree(folder)
 
 
-async def test_promotion_goes_on_after_a_start(host: DiskHost, tmp_path: Path) -> None:
+async def test_hydration_continues_after_a_restart(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     await host.promote_vm(vm="web01")
     disk.hydration.hydrate(1 << 20)

@@ -1,6 +1,6 @@
-"""A file that is mapped is cut while its disk is open: the process lives, what cannot be noted fails, nothing wrong is read.
+"""Mapped files are truncated while their disk is open: the process lives, some writes fail, and no wrong byte is read.
 
-Each case is a process of its own: a SIGBUS that nobody handles would end it.
+Each case runs in its own process, which an unhandled SIGBUS would end.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tests.crash.crash_workload import FileViews
 pytestmark = pytest.mark.slow
 
 SIZE = 256 << 20
-"""So large that the map of blocks has two pages."""
+"""With this size the overlay map has two pages."""
 ROOT = Path(__file__).parents[4]
 
 
 class Opened:
-    """A tracked disk, the first half of which is written and synced, and what was told of it."""
+    """A tracked disk with 5000 synced bytes, and the changes that were reported for it in ``told``."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.told: list[str] = []
@@ -79,7 +79,7 @@ class Opened:
 def a_present_map(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "top")
     os.truncate(opened.paths.file("top.present"), cut_to)
-    assert opened.disk.read(0, 5000) == b"guest" * 1000, "what lies below must not show through"
+    assert opened.disk.read(0, 5000) == b"guest" * 1000, "bytes of the backing must not be visible"
     assert opened.refuses(lambda: [opened.disk.write(n << 20, b"more") for n in range(1, 20)])
     assert opened.refuses(lambda: opened.disk.zero(SIZE - 8192, 4096))
     assert opened.refuses(opened.disk.flush_now)
@@ -93,7 +93,7 @@ def a_present_map(folder: Path, cut_to: int) -> None:
     except RigError as error:
         assert error.code == "DiskCorrupt"
     else:
-        raise AssertionError("opened, with blocks of below in place of its own")
+        raise AssertionError("the disk was opened with blocks of the backing instead of its own")
 
 
 def a_present_map_before_any_sync(folder: Path, cut_to: int) -> None:
@@ -107,7 +107,7 @@ def a_present_map_before_any_sync(folder: Path, cut_to: int) -> None:
     except RigError as error:
         assert error.code == "DiskCorrupt"
     else:
-        raise AssertionError("opened, with blocks of below in place of its own")
+        raise AssertionError("the disk was opened with blocks of the backing instead of its own")
 
 
 def a_durable_map(folder: Path, cut_to: int) -> None:
@@ -115,7 +115,9 @@ def a_durable_map(folder: Path, cut_to: int) -> None:
     os.truncate(opened.paths.file("top.durable"), cut_to)
     opened.disk.write(1 << 20, b"more")
     assert opened.refuses(opened.disk.flush_now)
-    assert opened.paths.file("top.durable").stat().st_size == cut_to, "written behind the cut, it would be a map with a hole"
+    assert opened.paths.file("top.durable").stat().st_size == cut_to, (
+        "a write after the truncation would make a map with a hole"
+    )
     opened.close()
     assert "os.top.durable was truncated by another program" in opened.told[0]
 
@@ -123,13 +125,13 @@ def a_durable_map(folder: Path, cut_to: int) -> None:
 def a_dirty_file(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "raw")
     os.truncate(opened.paths.file("dirty"), cut_to)
-    assert opened.refuses(opened.disk.flush_now), "why the log ends could not be noted any more"
+    assert opened.refuses(opened.disk.flush_now), "the reason for the end of the log could not be recorded"
     assert opened.refuses(lambda: opened.disk.write(0, b"more"))
     assert opened.refuses(lambda: opened.disk.zero(0, 4096))
     assert opened.refuses(lambda: opened.disk.resize(2 * SIZE))
     assert opened.disk.read(0, 5000) == b"guest" * 1000
     opened.disk.note_events()
-    assert opened.disk.tracking.dirty_bytes == SIZE, "it may be everything"
+    assert opened.disk.tracking.dirty_bytes == SIZE, "all bytes may have changed"
     assert DiskState.load(opened.paths.file("disk")).needs_resync == "ImageChanged"
     opened.close()
     assert "os.dirty was truncated by another program" in opened.told[0]
@@ -139,7 +141,7 @@ def a_dirty_file(folder: Path, cut_to: int) -> None:
 
 
 def a_dirty_file_that_fills(folder: Path, cut_to: int) -> None:
-    """The log was given up before, so each write is noted in the file first."""
+    """The log was abandoned before, so each write is first recorded in the dirty file."""
     opened = Opened(folder, "raw")
     lib.sr_log_limit(opened.disk.c, 1)
     opened.disk.write(0, b"the log is too long")
@@ -147,7 +149,7 @@ def a_dirty_file_that_fills(folder: Path, cut_to: int) -> None:
     assert opened.disk.state.needs_resync == "LogOverflow"
     os.truncate(opened.paths.file("dirty"), cut_to)
     assert opened.refuses(lambda: opened.disk.write(SIZE - 4096, b"more"))
-    assert opened.disk.read(SIZE - 4096, 4) == bytes(4), "what cannot be noted is not written"
+    assert opened.disk.read(SIZE - 4096, 4) == bytes(4), "a write that cannot be recorded is not done"
     opened.close()
 
 
@@ -164,7 +166,7 @@ def a_dirty_file_and_a_new_log(folder: Path, cut_to: int) -> None:
     assert dirty_bitmap.read(opened.paths.file("dirty")).reason is None
 
 
-def a_dirty_file_that_nobody_touches(folder: Path, cut_to: int) -> None:
+def a_dirty_file_that_is_not_used(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "raw")
     os.truncate(opened.paths.file("dirty"), cut_to)
     opened.close()
@@ -189,7 +191,7 @@ def a_position_file(folder: Path, cut_to: int) -> None:
 
 
 def many_disks(folder: Path, cut_to: int) -> None:
-    """The others are not concerned."""
+    """Truncate a file of one disk; the other disks continue to work."""
     disks = []
     for number in range(4):
         (folder / str(number)).mkdir()
@@ -210,7 +212,7 @@ def a_signal_that_is_sent(folder: Path, _cut_to: int) -> None:
     os.kill(os.getpid(), signal.SIGBUS)
 
 
-def a_map_of_somebody_else(folder: Path, cut_to: int) -> None:
+def a_map_that_is_no_disks_map(folder: Path, cut_to: int) -> None:
     assert PositionCounter(folder / "position").draw() == 1
     with (folder / "other").open("w+b") as file:
         file.truncate(4096)
@@ -242,17 +244,19 @@ def ended(case: Callable[[Path, int], None], folder: Path, cut_to: int) -> int:
         (a_dirty_file, 4097),
         (a_dirty_file_that_fills, 0),
         (a_dirty_file_and_a_new_log, 0),
-        (a_dirty_file_that_nobody_touches, 0),
-        (a_dirty_file_that_nobody_touches, 4097),
+        (a_dirty_file_that_is_not_used, 0),
+        (a_dirty_file_that_is_not_used, 4097),
         (a_position_file, 0),
         (a_position_file, 3),
         (many_disks, 0),
     ],
 )
-def test_a_map_that_is_cut_is_an_error_of_its_disk(case: Callable[[Path, int], None], cut_to: int, tmp_path: Path) -> None:
+def test_a_truncated_map_is_an_error_of_its_disk_only(
+    case: Callable[[Path, int], None], cut_to: int, tmp_path: Path
+) -> None:
     assert ended(case, tmp_path, cut_to) == 0
 
 
-@pytest.mark.parametrize("case", [a_signal_that_is_sent, a_map_of_somebody_else])
-def test_a_signal_that_is_about_no_map_of_a_disk_ends_the_process(case: Callable[[Path, int], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", [a_signal_that_is_sent, a_map_that_is_no_disks_map])
+def test_a_sigbus_from_any_other_cause_ends_the_process(case: Callable[[Path, int], None], tmp_path: Path) -> None:
     assert ended(case, tmp_path, 0) == -signal.SIGBUS
