@@ -1,4 +1,4 @@
-"""The C core's checksums against published values and plain Python."""
+"""The checksums of the C core are compared with published values and with plain Python."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_crc32c_matches_rfc3720_vectors() -> None:
 
 
 @given(st.binary(), st.binary())
-def test_crc32c_continues(a: bytes, b: bytes) -> None:
+def test_a_crc32c_can_be_continued(a: bytes, b: bytes) -> None:
     assert crc32c(b, crc32c(a)) == crc32c(a + b)
 
 
 def bitwise(data: bytes, crc: int = 0) -> int:
-    """CRC32C as RFC 3720 has it, a bit at a time."""
+    """Return the CRC32C of RFC 3720, computed bit by bit."""
     crc ^= 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -39,14 +39,14 @@ def bitwise(data: bytes, crc: int = 0) -> int:
 
 
 @pytest.mark.parametrize("length", [4031, 4032, 4033, 4096, 8064, 8071, 12_103])
-def test_crc32c_of_long_data_is_the_same_in_lanes_as_bit_by_bit(length: int) -> None:
+def test_crc32c_of_long_data_in_lanes_equals_the_one_bit_by_bit(length: int) -> None:
     data = random.Random(length).randbytes(length + 3)
-    for start in (0, 3):  # aligned and not
+    for start in (0, 3):  # aligned and not aligned
         assert crc32c(data[start : start + length], 0x1234_5678) == bitwise(data[start : start + length], 0x1234_5678)
 
 
 @given(st.integers(0, 70), st.integers(0, 69), st.integers(1, 255))
-def test_is_zero_sees_any_byte(length: int, at: int, value: int) -> None:
+def test_is_zero_finds_any_byte_that_is_not_zero(length: int, at: int, value: int) -> None:
     assert is_zero(bytes(length))
     if at < length:
         data = bytearray(length)

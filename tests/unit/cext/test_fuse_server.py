@@ -1,4 +1,4 @@
-"""The fuse_server, with a socket in the kernel's place: what it answers, what it passes on to Python, and how it ends."""
+"""The FUSE server with a socket in place of the kernel: its answers, its upcalls to Python, and its end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from siterig.cext.fuse_server import FuseServer, FuseServerOptions
 from tests.support.io_faults import SYNC, io_verdict
 
 KERNELS = 1 << 51
-"""The bits of ``unique`` below this one are the kernel's; those above name the thread that took the request, any one."""
+"""The bits of ``unique`` below this one are the kernel's; those above identify the thread that took the request."""
 LOOKUP, FORGET, GETATTR, READ, WRITE, FSYNC, FLUSH, INIT, READDIR, INTERRUPT = 1, 2, 3, 15, 16, 20, 25, 26, 28, 36
 IOCTL, POLL, BATCH_FORGET, FALLOCATE, READDIRPLUS, LSEEK, COPY_FILE_RANGE, STATX = 39, 40, 42, 43, 44, 46, 47, 52
 GETXATTR, MKNOD, OPEN = 22, 8, 14
@@ -33,12 +33,12 @@ NO_HANDLE = (1 << 62) | 0xFFFFFFF
 ASYNC_READ, AUTO_INVAL_DATA, READDIRPLUS_FLAG, ASYNC_DIO, WRITEBACK_CACHE = 1 << 0, 1 << 12, 1 << 13, 1 << 15, 1 << 16
 PARALLEL_DIROPS, MAX_PAGES = 1 << 18, 1 << 22
 FILL_S = 10.0
-"""How long a message that must come is waited for."""
+"""The longest wait for an expected message, in seconds."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A request (``code`` is its opcode) or an answer (its error)."""
+    """A request (``code`` is its opcode) or an answer (``code`` is its error)."""
 
     code: int
     unique: int
@@ -46,10 +46,10 @@ class Message:
 
 
 class Rig:
-    """The FUSE server between two sockets: ``kernel`` speaks as /dev/fuse would, ``python`` as libfuse."""
+    """The FUSE server between two sockets: ``kernel`` stands for /dev/fuse, ``python`` for libfuse."""
 
     def __init__(self, *, minor: int = 45, offered: int = 0xFFFFFFFF) -> None:
-        """INIT is asked and answered: see ``init``."""
+        """Start the server, and do the INIT handshake; ``init`` has the answer."""
         self.kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.python, names = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.kernel, self.python):
@@ -92,7 +92,7 @@ class Rig:
         self.python.send(struct.pack("<IiQ", 16 + len(body), error, unique) + body)
 
     def close(self) -> None:
-        """The mount is gone."""
+        """Close the kernel's end, which ends the mount, and stop the server."""
         self.kernel.close()
         self.fuse_server.stop()
         self.python.close()
@@ -105,7 +105,7 @@ def rig() -> Iterator[Rig]:
     rig.close()
 
 
-def test_init_is_answered_here_and_libfuse_gets_one_that_keeps_it_from_splicing(rig: Rig) -> None:
+def test_c_answers_init_and_libfuse_gets_an_init_without_splicing(rig: Rig) -> None:
     assert (rig.init.code, rig.init.unique, len(rig.init.body)) == (0, 2, 64)
     found = struct.unpack_from("<IIIIHHIIHHI", rig.init.body)
     major, _, _, flags, background, congested, max_write, _, max_pages, _, flags2 = found
@@ -113,14 +113,14 @@ def test_init_is_answered_here_and_libfuse_gets_one_that_keeps_it_from_splicing(
     wanted = ASYNC_READ | READDIRPLUS_FLAG | ASYNC_DIO | PARALLEL_DIROPS | MAX_PAGES
     assert flags & wanted == wanted
     assert flags & (AUTO_INVAL_DATA | WRITEBACK_CACHE) == 0
-    assert flags2 == 0, "io_uring among them"
+    assert flags2 == 0, "no flag of the second word is wanted, such as io_uring"
     assert 0 < congested <= background
     assert (rig.told.code, struct.unpack_from("<II", rig.told.body)) == (INIT, (7, 13))
     rig.ask(STATX, 4)
-    assert rig.answered().unique == 4, "the answer to the doctored INIT went nowhere"
+    assert rig.answered().unique == 4, "libfuse's answer to the changed INIT must not reach the kernel"
 
 
-def test_init_asks_for_nothing_that_the_kernel_does_not_offer() -> None:
+def test_init_requests_only_features_that_the_kernel_offers() -> None:
     rig = Rig(minor=31, offered=MAX_PAGES | ASYNC_READ)
     assert struct.unpack_from("<IIII", rig.init.body)[3] == MAX_PAGES | ASYNC_READ
     rig.close()
@@ -131,7 +131,7 @@ def test_a_kernel_too_old_for_large_requests_is_refused() -> None:
         Rig(minor=27, offered=ASYNC_READ)
 
 
-def test_names_go_to_python_and_the_answers_back_as_they_are(rig: Rig) -> None:
+def test_requests_about_names_go_to_python_and_answers_return_unchanged(rig: Rig) -> None:
     rig.ask(LOOKUP, 4, b"web01\0")
     rig.ask(GETATTR, 6, bytes(16))
     first, second = rig.asked(), rig.asked()
@@ -147,7 +147,7 @@ def test_names_go_to_python_and_the_answers_back_as_they_are(rig: Rig) -> None:
     ("opcode", "error", "uncached", "parallel"),
     [(OPEN, 0, True, True), (OPEN, 0, False, False), (OPEN, -errno.EACCES, True, False), (GETATTR, 0, True, False)],
 )
-def test_only_who_has_a_disk_open_uncached_writes_side_by_side(
+def test_only_successful_uncached_opens_allow_parallel_writes(
     rig: Rig, opcode: int, error: int, uncached: bool, parallel: bool
 ) -> None:
     flags = FOPEN_DIRECT_IO if uncached else 0
@@ -168,7 +168,7 @@ def test_only_who_has_a_disk_open_uncached_writes_side_by_side(
     ],
     ids=["read", "write", "fsync", "fallocate", "lseek"],
 )
-def test_bytes_of_a_handle_that_is_none_are_refused_here(rig: Rig, opcode: int, body: bytes) -> None:
+def test_data_requests_with_an_unknown_handle_are_refused_in_c(rig: Rig, opcode: int, body: bytes) -> None:
     rig.ask(opcode, 8, body)
     assert rig.answered() == Message(-errno.EBADF, 8, b"")
     assert rig.fuse_server.counters() == {"answered": 1, "forwarded": 0}
@@ -182,23 +182,23 @@ def test_bytes_of_a_handle_that_is_none_are_refused_here(rig: Rig, opcode: int, 
     ],
     ids=["read", "write"],
 )
-def test_sizes_that_cannot_be_are_refused(rig: Rig, opcode: int, body: bytes) -> None:
+def test_impossible_sizes_are_refused(rig: Rig, opcode: int, body: bytes) -> None:
     rig.ask(opcode, 8, body)
     assert rig.answered().code == -errno.EINVAL
 
 
-def test_a_close_is_no_barrier(rig: Rig) -> None:
+def test_a_close_is_answered_without_a_sync(rig: Rig) -> None:
     rig.ask(FLUSH, 8, struct.pack("<QIIQ", NO_HANDLE, 0, 0, 0))
     assert rig.answered() == Message(0, 8, b"")
 
 
 @pytest.mark.parametrize("opcode", [GETXATTR, INTERRUPT, POLL, COPY_FILE_RANGE, STATX])
-def test_what_is_never_done_is_turned_off_for_good(rig: Rig, opcode: int) -> None:
+def test_unsupported_requests_are_refused_with_enosys(rig: Rig, opcode: int) -> None:
     rig.ask(opcode, 8, bytes(48))
     assert rig.answered().code == -errno.ENOSYS
 
 
-def test_controls_of_files_are_not_known(rig: Rig) -> None:
+def test_ioctls_on_files_are_refused(rig: Rig) -> None:
     rig.ask(IOCTL, 8, bytes(32))
     assert rig.answered().code == -errno.ENOTTY
 
@@ -217,45 +217,45 @@ def test_forgotten_inodes_are_passed_on_in_bounded_messages(rig: Rig) -> None:
     rig.ask(FORGET, 10, struct.pack("<Q", 1))
     assert rig.asked().code == FORGET
     rig.ask(STATX, 12)
-    assert rig.answered().unique == 12, "nothing was answered before"
+    assert rig.answered().unique == 12, "there was no answer before this one"
 
 
 @pytest.mark.parametrize("opcode", [READDIR, READDIRPLUS])
-def test_a_listing_is_asked_for_in_pieces(rig: Rig, opcode: int) -> None:
+def test_a_large_listing_is_requested_in_pieces(rig: Rig, opcode: int) -> None:
     rig.ask(opcode, 8, struct.pack("<QQIIQII", 5, 7, 1 << 20, 0, 0, 0, 0))
     handle, offset, size = struct.unpack_from("<QQI", rig.asked().body)
     assert (handle, offset, size) == (5, 7, 64 << 10)
 
 
-def test_what_the_pair_does_not_carry_is_refused_and_does_not_hang(rig: Rig) -> None:
+def test_a_request_too_large_for_the_upcall_socket_is_refused(rig: Rig) -> None:
     rig.ask(MKNOD, 8, bytes(150_000))
     assert rig.answered().code == -errno.E2BIG
 
 
-def test_notifications_pass_too(rig: Rig) -> None:
+def test_notifications_reach_the_kernel(rig: Rig) -> None:
     rig.answer(0, bytes(24), error=2)
     assert rig.answered() == Message(2, 0, bytes(24))
 
 
-def test_an_answer_to_nobody_is_dropped(rig: Rig) -> None:
+def test_an_answer_without_a_request_is_dropped(rig: Rig) -> None:
     for mark in (9, 64, 4095):
         rig.answer((mark << 52) | 4, b"")
     rig.ask(STATX, 6)
     assert rig.answered().unique == 6
 
 
-def test_a_stalled_python_stops_nothing_but_names(rig: Rig) -> None:
-    names = 5000  # far more than the pair's buffer holds
+def test_a_stalled_python_delays_only_requests_about_names(rig: Rig) -> None:
+    names = 5000  # far more than the buffer of the sockets can hold
     for i in range(names):
         rig.ask(LOOKUP, 2 * i + 2, b"n" * 200)
     rig.ask(READ, 1 << 20, struct.pack("<QQIIQII", NO_HANDLE, 0, 4096, 0, 0, 0, 0))
     assert rig.answered() == Message(-errno.EBADF, 1 << 20, b"")
     asked = [rig.asked().unique % KERNELS for _ in range(names)]
-    assert asked == [2 * i + 2 for i in range(names)], "none lost, in their order"
+    assert asked == [2 * i + 2 for i in range(names)], "all requests arrive in their order"
 
 
-def test_who_waits_for_a_barrier_keeps_nobody_else_waiting(rig: Rig, tmp_path: Path) -> None:
-    """More barriers than there are threads, and each disk has its own."""
+def test_a_sync_of_one_disk_delays_no_other_request(rig: Rig, tmp_path: Path) -> None:
+    """Each disk has its own sync, and there are more syncs than threads."""
     positions = PositionCounter(tmp_path / "position")
     disks = []
     for name in ("a", "b", "c"):
@@ -275,7 +275,7 @@ def test_who_waits_for_a_barrier_keeps_nobody_else_waiting(rig: Rig, tmp_path: P
         for i, handle in enumerate(handles):
             rig.ask(FSYNC, 2 * i + 4, struct.pack("<QII", handle, 0, 0))
         for _ in handles:
-            assert arrived.acquire(timeout=FILL_S), "a barrier waits for another disk's"
+            assert arrived.acquire(timeout=FILL_S), "the sync waits for the sync of another disk"
         rig.ask(WRITE, 100, struct.pack("<QQIIQII", handles[0], 0, 4, 0, 0, 0, 0) + b"data")
         assert rig.answered() == Message(0, 100, struct.pack("<II", 4, 0))
         go_on.set()
@@ -286,24 +286,24 @@ def test_who_waits_for_a_barrier_keeps_nobody_else_waiting(rig: Rig, tmp_path: P
     positions.close()
 
 
-def test_the_end_of_the_mount_is_told(rig: Rig) -> None:
+def test_the_end_of_the_mount_is_signalled(rig: Rig) -> None:
     assert select.select([rig.fuse_server.ended_fd], [], [], 0)[0] == []
     rig.kernel.close()
     assert select.select([rig.fuse_server.ended_fd], [], [], FILL_S)[0] == [rig.fuse_server.ended_fd]
 
 
-def test_a_thread_that_gives_up_ends_it_all_and_says_why() -> None:
+def test_a_failed_thread_ends_the_server_and_stop_raises_its_error() -> None:
     rig = Rig()
     rig.ask(STATX, 4)
     assert select.select([rig.kernel], [], [], FILL_S)[0] == [rig.kernel]
-    rig.kernel.close()  # with an answer unread: the other end gets ECONNRESET
+    rig.kernel.close()  # an answer is unread, so the other end gets ECONNRESET
     assert select.select([rig.fuse_server.ended_fd], [], [], FILL_S)[0] == [rig.fuse_server.ended_fd]
     with pytest.raises(ConnectionResetError):
         rig.fuse_server.stop()
     rig.python.close()
 
 
-def test_it_can_be_stopped_while_kernel_and_python_are_silent() -> None:
+def test_the_server_can_be_stopped_while_kernel_and_python_are_silent() -> None:
     rig = Rig()
     for i in range(3000):
         rig.ask(LOOKUP, 2 * i + 2, b"n" * 200)

@@ -16,8 +16,6 @@ PENDING: dict[str, set[str]] = {
         "tests/support/rigs",
         "tests/system/points",
         "tests/system/rig",
-        "tests/unit/blockfs/changelog",
-        "tests/unit/blockfs/host",
         "tests/unit/siterig/images",
         "tests/unit/vault",
     },

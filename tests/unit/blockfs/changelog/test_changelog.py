@@ -1,4 +1,4 @@
-"""Segments: what is written is read, and no bad byte is ever taken for a good record."""
+"""Segments: written records are read back, and no bad byte is ever accepted as part of a good record."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def header(*, first_seq: int = 5, disk_id: str = DISK) -> SegmentHeader:
 
 
 def write_segment(path: Path, payloads: list[bytes], *, first_seq: int = 5) -> list[int]:
-    """Returns the file offsets where records begin, and the end."""
+    """Write a segment, and return the file offsets at which records begin, and the end."""
     writer = SegmentWriter.create(path, header(first_seq=first_seq))
     edges = [writer.end]
     for i, payload in enumerate(payloads):
@@ -57,7 +57,7 @@ def read_all(path: Path) -> list[bytes]:
         return [reader.payload(record) for record in reader.records()]
 
 
-def test_records_come_back_as_written(tmp_path: Path) -> None:
+def test_records_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "a.hrl"
     write_segment(path, [b"one", b"", b"three" * 1000])
     with SegmentReader(path) as reader:
@@ -106,7 +106,7 @@ def test_scan_keeps_everything_before_a_torn_tail(tmp_path: Path) -> None:
         assert (len(scan.records), scan.end, scan.torn_bytes) == (whole, edges[whole], size - edges[whole])
 
 
-def test_scan_tells_rot_in_the_middle_from_a_torn_tail(tmp_path: Path) -> None:
+def test_a_scan_distinguishes_a_corrupt_record_from_a_torn_tail(tmp_path: Path) -> None:
     path = tmp_path / "a.hrl"
     edges = write_segment(path, [b"x" * 50, b"y" * 50, b"z" * 50])
     raw = bytearray(path.read_bytes())
@@ -116,7 +116,7 @@ def test_scan_tells_rot_in_the_middle_from_a_torn_tail(tmp_path: Path) -> None:
         scan_tail(reader)
 
 
-def test_a_record_of_another_segment_is_not_taken(tmp_path: Path) -> None:
+def test_a_record_of_another_segment_is_refused(tmp_path: Path) -> None:
     a, b = tmp_path / "a.hrl", tmp_path / "b.hrl"
     write_segment(a, [b"old"])
     writer = SegmentWriter.create(b, header(disk_id=str(uuid.uuid4())))
@@ -147,8 +147,8 @@ def test_an_older_or_newer_format_names_both_versions(tmp_path: Path) -> None:
     assert failed.value.code == "LogVersion"
 
 
-def test_a_segment_that_is_cut_while_it_is_read_ends_there(tmp_path: Path) -> None:
-    """As the writer does it with what it had preallocated.  Nor does a search for what lies behind the end fail."""
+def test_a_segment_that_is_truncated_while_it_is_read_ends_there(tmp_path: Path) -> None:
+    """The writer truncates the preallocated end in this way.  A scan for records after the end does not fail either."""
     path = tmp_path / "a.hrl"
     edges = write_segment(path, [b"x" * 1_000_000] * 12)
     with SegmentReader(path) as reader:
@@ -175,7 +175,7 @@ def test_garbage_is_an_error_never_a_crash(tmp_path: Path, garbage: bytes, keep:
     assert found in ([], [b"abc" * 20], [b"abc" * 20, b"def" * 20])
 
 
-def test_a_tag_comes_back_and_garbage_does_not() -> None:
+def test_a_tag_is_decoded_and_garbage_is_refused() -> None:
     tag = TagSeen(tag_id="t", kind="ApplicationConsistent", name="é", position=9, time_ns=8)
     assert decode_tag(encode_tag(tag)) == tag
     with pytest.raises(RigError, match="TAG record: "):
@@ -188,7 +188,7 @@ class TestPart:
         write_segment(path, [b"one" * 500, b"two" * 500])
         return PartName(DISK, 3, "log", 5, 6), pack(path), path
 
-    def test_unpacks_to_the_same_bytes(self, tmp_path: Path) -> None:
+    def test_a_part_is_unpacked_to_the_same_bytes(self, tmp_path: Path) -> None:
         name, data, path = self.packed(tmp_path)
         assert unpack(name, data, tmp_path / "b.hrl") == header()
         assert (tmp_path / "b.hrl").read_bytes() == path.read_bytes()
@@ -213,7 +213,7 @@ class TestPart:
         with pytest.raises(RigError, match=f"holds {DISK}/00000003/log/{5:020d}-{6:020d}"):
             unpack(wrong, data, tmp_path / "b.hrl")
 
-    def test_names_parse_back_and_foreign_ones_are_refused(self) -> None:
+    def test_names_of_parts_are_parsed_and_other_names_are_refused(self) -> None:
         name = PartName(DISK, 3, "sync", 1, 1)
         assert PartName.parse(name.blob()) == name
         with pytest.raises(RigError, match="is not a replication part"):

@@ -1,4 +1,4 @@
-"""dm-log-writes: there and back without loss, refused where it cannot be told, and no flipped bit is a crash."""
+"""dm-log-writes: export and import lose nothing, refuse unsupported records, and survive each flipped bit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECTOR = 512
 
 
 def played(log: Path, start: bytes, *, to_mark: bytes | None = None) -> bytes:
-    """What ``replay-log`` makes of a log."""
+    """Return the bytes that ``replay-log`` makes of a log."""
     data = bytearray(start)
     with DmLogReader(log) as reader:
         for entry in reader.entries():
@@ -59,7 +59,7 @@ def row_of(folder: Path, ops: list[Op]) -> LogRow:
 @pytest.mark.slow
 @settings(max_examples=examples(40), deadline=None)
 @given(operations(SECTOR))
-def test_there_and_back_gives_the_same_disk_at_the_end_and_at_each_mark(ops: list[Op]) -> None:
+def test_export_and_import_give_the_same_disk_at_the_end_and_each_mark(ops: list[Op]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         row = row_of(folder, ops)
@@ -87,7 +87,7 @@ def entries(log: Path) -> list[tuple[int, int, int, bytes, bytes]]:
 @pytest.mark.slow
 @settings(max_examples=examples(40), deadline=None)
 @given(operations(1))
-def test_with_the_base_records_of_part_of_a_sector_are_widened(ops: list[Op]) -> None:
+def test_with_a_base_records_of_partial_sectors_become_whole_sectors(ops: list[Op]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         row = row_of(folder, ops)
@@ -102,7 +102,7 @@ def test_with_the_base_records_of_part_of_a_sector_are_widened(ops: list[Op]) ->
         assert sorted(path.name for path in folder.iterdir() if path.suffix != ".hrl") == ["base", "out"]
 
 
-def test_a_record_of_part_of_a_sector_needs_the_base(tmp_path: Path) -> None:
+def test_a_record_of_a_partial_sector_needs_a_base(tmp_path: Path) -> None:
     row = LogRow(tmp_path)
     row.write(0, bytes(SECTOR))
     row.write(513, b"abc")
@@ -117,7 +117,7 @@ def test_a_record_of_part_of_a_sector_needs_the_base(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == row.paths
 
 
-def test_a_written_log_has_the_kernels_layout(tmp_path: Path) -> None:
+def test_an_exported_log_has_the_layout_of_the_kernel(tmp_path: Path) -> None:
     row = LogRow(tmp_path)
     row.write(1024, b"\xaa" * 1024)
     row.do((RecordType.FLUSH, 0, 0, 0))
@@ -136,7 +136,7 @@ def test_a_written_log_has_the_kernels_layout(tmp_path: Path) -> None:
     assert raw[3104:] == b"mymark".ljust(480, b"\0")
 
 
-def test_a_discard_is_cut_where_replay_log_would_pass_over_it(tmp_path: Path) -> None:
+def test_long_discards_and_zeros_are_split_as_replay_log_needs_it(tmp_path: Path) -> None:
     writer = DmLogWriter(tmp_path / "out")
     writer.discard(512, 2 * DISCARD_BYTES_MAX + 512)
     writer.zero(0, (16 << 20) + 512)
@@ -151,7 +151,7 @@ def test_a_discard_is_cut_where_replay_log_would_pass_over_it(tmp_path: Path) ->
 
 
 def dm_log(folder: Path) -> Path:
-    """A log with larger sectors, an entry with FLUSH, FUA and METADATA, and more behind what the super block counts."""
+    """Write a log with large sectors, an entry with FLUSH, FUA and METADATA, and an entry after those that are counted."""
     size = 1024
     pieces = [struct.pack("<QQQI", 0x6A736677736872, 1, 4, size)]
     pieces.append(struct.pack("<QQQQ", 3, 2, EntryFlag.FLUSH | EntryFlag.FUA | EntryFlag.METADATA, 0))
@@ -166,7 +166,7 @@ def dm_log(folder: Path) -> Path:
     return log
 
 
-def test_flags_and_sector_sizes_of_others_are_understood(tmp_path: Path) -> None:
+def test_flags_and_other_sector_sizes_are_imported(tmp_path: Path) -> None:
     made = import_log(dm_log(tmp_path), tmp_path, "os")
     assert (made.entries, made.records, made.fua, made.disk_size_bytes) == (4, 5, 1, 5 * 1024)
     with SegmentReader(made.paths[0]) as reader:
@@ -180,7 +180,7 @@ def test_flags_and_sector_sizes_of_others_are_understood(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_every_flipped_bit_gives_an_error_or_a_sound_log(tmp_path: Path) -> None:
+def test_each_flipped_bit_gives_an_error_or_a_valid_log(tmp_path: Path) -> None:
     log = dm_log(tmp_path)
     good = log.read_bytes()
     untouched = entries(log)
@@ -197,7 +197,7 @@ def test_every_flipped_bit_gives_an_error_or_a_sound_log(tmp_path: Path) -> None
                 assert error.code in ("DmLogCorrupt", "LogVersion")
                 refused += 1
                 continue
-            assert at >= 16, "magic and version are always seen"
+            assert at >= 16, "a wrong magic number or version is always found"
             assert len(found) <= 6
             folder = tmp_path / "made"
             folder.mkdir()
@@ -211,7 +211,7 @@ def test_every_flipped_bit_gives_an_error_or_a_sound_log(tmp_path: Path) -> None
     assert refused > 500
 
 
-def test_every_truncation_is_refused_until_all_counted_entries_are_there(tmp_path: Path) -> None:
+def test_a_log_without_all_counted_entries_is_refused(tmp_path: Path) -> None:
     log = dm_log(tmp_path)
     good = log.read_bytes()
     whole = 8 * 1024
@@ -236,7 +236,7 @@ def test_every_truncation_is_refused_until_all_counted_entries_are_there(tmp_pat
         (4096 + 32, 1, "entry 1 at byte 4096: is not followed by zeros"),
     ],
 )
-def test_what_makes_no_sense_is_named(tmp_path: Path, at: int, value: int, message: str) -> None:
+def test_impossible_values_are_refused_with_entry_and_offset(tmp_path: Path, at: int, value: int, message: str) -> None:
     log = dm_log(tmp_path)
     raw = bytearray(log.read_bytes())
     struct.pack_into("<Q", raw, at, value)
@@ -246,7 +246,7 @@ def test_what_makes_no_sense_is_named(tmp_path: Path, at: int, value: int, messa
     assert failed.value.message == f"{log}: dm-log-writes log is corrupt: {message}"
 
 
-def test_a_tag_without_a_name_is_marked_by_its_id_and_one_too_long_is_refused(tmp_path: Path) -> None:
+def test_an_unnamed_tag_is_marked_by_its_id_a_long_name_is_refused(tmp_path: Path) -> None:
     row = LogRow(tmp_path)
     row.tag("")
     row.tag("ä" * 239 + "b")
@@ -262,7 +262,7 @@ def test_a_tag_without_a_name_is_marked_by_its_id_and_one_too_long_is_refused(tm
         export_log(check(row.paths), tmp_path / "more")
 
 
-def test_an_import_is_cut_into_segments_that_follow_one_another(
+def test_an_import_is_split_into_consecutive_segments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     monkeypatch.setattr("siterig.blockfs.changelog.exchange.SEGMENT_BYTES_MAX", 4096)
@@ -277,7 +277,7 @@ def test_an_import_is_cut_into_segments_that_follow_one_another(
     assert replayed(tmp_path, made.paths, START) == bytes(row.data)
 
 
-def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
+def test_existing_files_are_kept_and_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
     row = LogRow(tmp_path)
     row.write(0, b"x" * 512)
     row.close()
@@ -290,7 +290,7 @@ def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "os.000001.hrl"]
 
 
-def test_a_log_gets_its_name_when_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exported_log_gets_its_name_only_when_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     fsync = os.fsync
 
@@ -306,7 +306,7 @@ def test_a_log_gets_its_name_when_it_is_durable(tmp_path: Path, monkeypatch: pyt
     assert synced == [3 * 512]
 
 
-def test_an_import_that_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_that_fails_at_the_end_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = dm_log(tmp_path)
 
     def full(_folder: Path) -> None:

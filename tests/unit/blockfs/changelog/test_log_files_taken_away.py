@@ -1,4 +1,4 @@
-"""A file of a change log that another program takes away while the log is written: noticed at once, and the log ends."""
+"""If another program removes or replaces a file of an open change log, this is noticed at once and the log ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILES = ["os.000001.hrl", "os.000002.hrl", "os.spare", "os.disk", "os.dirty", ".
 
 
 class Opened:
-    """A disk of a rig with two segments and a spare one, and all that was reported of it."""
+    """A disk of a rig with two segments and a spare, and the reports about it in ``told`` and ``lost``."""
 
     def __init__(self, root: Path) -> None:
         self.told: list[str] = []
@@ -50,7 +50,7 @@ class Opened:
         self.disk = Disk.open(self.paths, options, None)
 
     def fill(self, segments: int) -> None:
-        """Write until so many more segments have begun, and one stands ready."""
+        """Write until ``segments`` more segments have begun and a spare is ready."""
         self.disk.tracking.maintain()
         for _ in range(segments):
             for at in range(0, 320 << 10, 64 << 10):
@@ -88,10 +88,12 @@ DEEDS: dict[Callable[[Path], None], str] = {
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
-def test_it_is_noticed_at_once_and_the_log_ends(opened: Opened, file: str, deed: Callable[[Path], None]) -> None:
+def test_a_removed_or_replaced_log_file_is_noticed_and_ends_the_log(
+    opened: Opened, file: str, deed: Callable[[Path], None]
+) -> None:
     path = (opened.paths.folder / file).resolve()
     if (path.suffix, deed) == (".disk", replace):
-        return  # each change of the state replaces it
+        return  # each change of the state replaces this file
     deed(path)
     opened.watch.look()
     assert opened.lost == [f"{path} {DEEDS[deed]} while the log was written to"]
@@ -105,14 +107,14 @@ def test_it_is_noticed_at_once_and_the_log_ends(opened: Opened, file: str, deed:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_what_nobody_has_looked_at_is_noticed_at_the_end(opened: Opened, file: str) -> None:
+def test_a_removed_file_is_noticed_at_the_end_if_not_before(opened: Opened, file: str) -> None:
     (opened.paths.folder / file).unlink()
     opened.disk.close()
     assert len(opened.lost) == 1
     assert DiskState.load(opened.paths.file("disk")).needs_resync == "LogCorrupt"
 
 
-def test_after_a_kill_the_log_does_not_go_on(opened: Opened) -> None:
+def test_after_a_kill_the_log_does_not_continue(opened: Opened) -> None:
     opened.paths.file("000001.hrl").unlink()
     opened.watch.look()
     opened.disk.abandon()
@@ -120,7 +122,7 @@ def test_after_a_kill_the_log_does_not_go_on(opened: Opened) -> None:
     assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "LogCorrupt")
 
 
-def test_a_new_log_begins_and_its_files_are_watched(opened: Opened) -> None:
+def test_a_new_log_can_begin_and_its_files_are_watched(opened: Opened) -> None:
     opened.paths.file("000002.hrl").unlink()
     opened.watch.look()
     opened.disk.tracking.start(new_generation=True)
@@ -131,7 +133,7 @@ def test_a_new_log_begins_and_its_files_are_watched(opened: Opened) -> None:
     assert (opened.disk.tracking.active, len(opened.lost)) == (False, 2)
 
 
-def test_no_new_log_begins_while_positions_go_to_a_file_without_a_name(opened: Opened) -> None:
+def test_no_new_log_begins_while_the_position_file_is_deleted(opened: Opened) -> None:
     (opened.paths.folder.parent / "position").unlink()
     opened.watch.look()
     with pytest.raises(RigError, match="role restart") as refused:
@@ -140,7 +142,7 @@ def test_no_new_log_begins_while_positions_go_to_a_file_without_a_name(opened: O
 
 
 @pytest.mark.slow
-def test_the_writers_own_work_is_no_trouble(opened: Opened) -> None:
+def test_operations_of_the_writer_are_not_reported(opened: Opened) -> None:
     for _ in range(8):
         opened.fill(3)
         opened.watch.look()
@@ -170,14 +172,16 @@ def test_a_segment_of_an_earlier_process_is_watched_too(opened: Opened) -> None:
     assert len(opened.lost) == 1
 
 
-def test_a_folder_without_the_log_is_noticed(opened: Opened) -> None:
+def test_renaming_the_logs_folder_is_noticed(opened: Opened) -> None:
     opened.paths.folder.rename(opened.paths.folder.with_name("moved"))
     opened.watch.look()
     assert opened.lost == [f"{opened.paths.file('disk')} was deleted, or renamed, while the log was written to"]
 
 
 @pytest.mark.parametrize("suffix", ["000001.hrl", "disk", "position", "dirty"])
-async def test_a_mounts_note_and_its_end_name_the_file(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_report_and_the_end_of_a_mount_name_the_file(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(file_watch, "LOOK_S", 0.01)
     told: list[str] = []
     path = tmp_path / "os.img"

@@ -1,4 +1,4 @@
-"""What a part's segment is taken for: everything of it, or one clear error."""
+"""The index of a part covers the whole segment, or there is one clear error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def index(packed: Packed, size_bytes: int = SIZE_BYTES) -> PartIndex:
 
 
 def by_the_reader(raw: bytes, path: Path) -> tuple[list[SegmentEntry], bytes]:
-    """Entries and pieces as the other reader's records give them."""
+    """Return the entries and pieces that follow from the records of the other reader."""
     path.write_bytes(raw)
     entries, sums = [], b""
     with SegmentReader(path) as reader:
@@ -55,7 +55,7 @@ def by_the_reader(raw: bytes, path: Path) -> tuple[list[SegmentEntry], bytes]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_an_index_has_each_change_its_pieces_and_what_the_part_adds(tmp_path: Path, seed: int) -> None:
+def test_an_index_has_each_change_its_pieces_and_the_parts_totals(tmp_path: Path, seed: int) -> None:
     disk = site(tmp_path, seed)
     disk.scribble(3)
     first_position = min(disk.states, default=disk.position)
@@ -78,7 +78,7 @@ def test_an_index_has_each_change_its_pieces_and_what_the_part_adds(tmp_path: Pa
     assert (ENTRY_BYTES, PIECE_BYTES) == (48, 4096)
 
 
-def test_a_sync_part_tells_where_the_log_goes_on_and_brings_its_size(tmp_path: Path) -> None:
+def test_the_last_sync_part_has_the_next_sequence_number_and_the_size(tmp_path: Path) -> None:
     disk = site(tmp_path)
     disk.scribble(20)
     disk.close_log()
@@ -127,7 +127,7 @@ def test_the_first_record_that_does_not_fit_the_disk_is_named(
     assert (error.code, error.message) == ("PartRefused", f"part {packed[0].blob()}: {why}")
 
 
-def test_a_resize_counts_from_its_record_on(tmp_path: Path) -> None:
+def test_a_resize_counts_for_all_records_after_it(tmp_path: Path) -> None:
     disk = site(tmp_path)
     disk.resize(SIZE_BYTES * 2)
     disk.write(SIZE_BYTES * 2 - 1, b"!")
@@ -153,7 +153,7 @@ def test_a_part_under_another_name_is_corrupt(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_bad_byte_anywhere_is_corrupt_and_named_as_the_other_reader_names_it(tmp_path: Path) -> None:
+def test_each_bad_byte_is_corrupt_with_the_message_of_the_other_reader(tmp_path: Path) -> None:
     disk = site(tmp_path)
     disk.write(0, b"x" * 5000)
     disk.tag("tag")
@@ -177,7 +177,7 @@ def test_a_bad_byte_anywhere_is_corrupt_and_named_as_the_other_reader_names_it(t
     ("seq", "position", "why"),
     [(3, 7, "sequence number 3; 2 comes next"), (1, 7, "sequence number 1; 2 comes next"), (2, 6, "position 6 after 7")],
 )
-def test_a_sealed_record_that_does_not_come_next_is_corrupt(seq: int, position: int, why: str) -> None:
+def test_a_record_out_of_sequence_with_a_good_checksum_is_corrupt(seq: int, position: int, why: str) -> None:
     head = log.make_header(disk_id=DISK_ID, first_seq=1, disk_size_bytes=4096, boot_id=DISK_ID)
     seed: int = struct.unpack_from("<I", head, 124)[0]
     raw = head + log.make_record(seed, log.FLUSH, seq=1, position=7)
@@ -201,7 +201,7 @@ def test_a_time_that_no_frame_can_hold_is_corrupt() -> None:
     assert f"time {late + 1}, range 0+0: beyond any disk" in caught.value.message
 
 
-def test_a_segment_cut_at_any_byte_is_corrupt(tmp_path: Path) -> None:
+def test_a_segment_truncated_at_any_byte_is_corrupt(tmp_path: Path) -> None:
     disk = site(tmp_path)
     disk.write(0, b"x" * 100)
     disk.tag("tag")
@@ -213,7 +213,7 @@ def test_a_segment_cut_at_any_byte_is_corrupt(tmp_path: Path) -> None:
         assert caught.value.code == "PartCorrupt"
 
 
-def test_a_tag_that_says_nothing_is_corrupt_before_what_lies_behind_it(tmp_path: Path) -> None:
+def test_an_invalid_tag_is_reported_before_later_records(tmp_path: Path) -> None:
     disk = site(tmp_path)
     disk.note(RecordType.TAG, payload=b'{"tag_id": 1}')
     disk.note(RecordType.ZERO, 0, SIZE_BYTES * 2)
@@ -223,7 +223,7 @@ def test_a_tag_that_says_nothing_is_corrupt_before_what_lies_behind_it(tmp_path:
     assert error.message.startswith(f"part {packed[0].blob()}: change log is corrupt at byte 128: TAG record: ")
 
 
-def test_what_is_not_sound_comes_before_what_does_not_fit(tmp_path: Path) -> None:
+def test_corruption_is_reported_before_records_that_do_not_fit(tmp_path: Path) -> None:
     disk = site(tmp_path)
     disk.note(RecordType.ZERO, 0, SIZE_BYTES * 2)
     disk.write(0, b"x")
@@ -234,7 +234,7 @@ def test_what_is_not_sound_comes_before_what_does_not_fit(tmp_path: Path) -> Non
     assert caught.value.code == "PartCorrupt"
 
 
-def test_a_change_of_no_bytes_is_none() -> None:
+def test_a_change_of_zero_bytes_is_not_in_the_index() -> None:
     head = log.make_header(disk_id=DISK_ID, first_seq=1, disk_size_bytes=4096, boot_id=DISK_ID)
     seed: int = struct.unpack_from("<I", head, 124)[0]
     raw = head + log.make_record(seed, log.WRITE, seq=1, position=5, offset=4096)
@@ -243,7 +243,7 @@ def test_a_change_of_no_bytes_is_none() -> None:
     assert (found.entries, found.pieces, found.records) == (b"", b"", 2)
 
 
-def test_a_segment_may_lie_at_any_address(tmp_path: Path) -> None:
+def test_a_segment_can_be_at_any_address_in_memory(tmp_path: Path) -> None:
     disk = site(tmp_path)
     disk.scribble(10)
     part, data = disk.close_log()

@@ -1,4 +1,4 @@
-"""A row of segments: put in order, checked, replayed; nothing wrong is taken, nothing is half done unsaid."""
+"""Segments are sorted, checked and replayed; wrong ones are refused, and an incomplete replay is reported."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_replay_gives_the_disk_at_every_position(ops: list[tuple[RecordType, i
             assert replayed(folder, paths, upto=position + 1) == state
 
 
-def test_files_are_put_in_the_order_of_their_records_whatever_their_names(tmp_path: Path) -> None:
+def test_files_are_sorted_by_their_records_not_by_their_names(tmp_path: Path) -> None:
     row = row_of_three(tmp_path)
     a, b, c = row.paths
     renamed = [b.rename(tmp_path / "z"), c.rename(tmp_path / "a"), a.rename(tmp_path / "m")]
@@ -76,7 +76,7 @@ def test_files_are_put_in_the_order_of_their_records_whatever_their_names(tmp_pa
     assert replayed(tmp_path, renamed) == bytes(row.data)
 
 
-def test_an_empty_segment_comes_before_the_one_that_begins_with_the_same_record(tmp_path: Path) -> None:
+def test_an_empty_segment_comes_before_its_successor(tmp_path: Path) -> None:
     row = LogRow(tmp_path)
     row.write(0, b"x")
     row.rotate()
@@ -89,7 +89,7 @@ def test_an_empty_segment_comes_before_the_one_that_begins_with_the_same_record(
     assert replayed(tmp_path, row.paths) == bytes(row.data)
 
 
-def test_growth_is_replayed_and_a_larger_image_stays_as_large(tmp_path: Path) -> None:
+def test_growth_is_replayed_and_a_larger_image_keeps_its_size(tmp_path: Path) -> None:
     row = LogRow(tmp_path)
     row.do((RecordType.RESIZE, 0, 8192, 0))
     row.write(DISK_BYTES + 8000, b"end" * 64)
@@ -100,7 +100,7 @@ def test_growth_is_replayed_and_a_larger_image_stays_as_large(tmp_path: Path) ->
     assert replayed(tmp_path, row.paths, start=larger) == bytes(row.data).ljust(len(larger), b"\0")
 
 
-def test_a_replay_that_is_done_again_changes_nothing(tmp_path: Path) -> None:
+def test_a_repeated_replay_changes_nothing(tmp_path: Path) -> None:
     row = row_of_three(tmp_path)
     once = replayed(tmp_path, row.paths)
     assert replayed(tmp_path, row.paths, start=once) == once
@@ -144,7 +144,7 @@ def test_two_generations_are_not_one_log(tmp_path: Path) -> None:
     assert faults(later.paths + row.paths) == [None, None, None, "LogMismatch"]
 
 
-def test_a_torn_tail_is_left_out_at_the_end_and_refused_before(tmp_path: Path) -> None:
+def test_a_torn_tail_is_skipped_in_the_last_segment_only(tmp_path: Path) -> None:
     row = row_of_three(tmp_path)
     before = row.states[row.position - 3]
     last = row.paths[2]
@@ -159,7 +159,7 @@ def test_a_torn_tail_is_left_out_at_the_end_and_refused_before(tmp_path: Path) -
         check(row.paths)
 
 
-def test_a_header_that_was_never_whole_is_a_torn_tail_but_no_log_by_itself(tmp_path: Path) -> None:
+def test_an_incomplete_header_is_a_torn_tail_but_no_log_by_itself(tmp_path: Path) -> None:
     row = row_of_three(tmp_path)
     stub = tmp_path / "os.000004.hrl"
     stub.write_bytes(row.paths[0].read_bytes()[: HEADER_BYTES - 1])
@@ -170,17 +170,17 @@ def test_a_header_that_was_never_whole_is_a_torn_tail_but_no_log_by_itself(tmp_p
         check([stub])
 
 
-def test_rot_in_one_segment_does_not_hide_the_others(tmp_path: Path) -> None:
+def test_a_corrupt_segment_does_not_hide_the_others(tmp_path: Path) -> None:
     row = row_of_three(tmp_path)
     raw = bytearray(row.paths[1].read_bytes())
     raw[HEADER_BYTES + 80] ^= 1
     row.paths[1].write_bytes(raw)
     assert faults(row.paths) == [None, "LogCorrupt", None]
     row.paths[1].write_bytes(bytes(raw[: HEADER_BYTES - 1]) + b"\xff" + bytes(raw[HEADER_BYTES:]))
-    assert sorted(faults(row.paths), key=str) == ["LogCorrupt", "LogGap", None]  # no header: nothing fills the gap
+    assert sorted(faults(row.paths), key=str) == ["LogCorrupt", "LogGap", None]  # without a header no segment fills the gap
 
 
-def test_nothing_is_applied_where_the_end_of_the_log_is_bad(tmp_path: Path) -> None:
+def test_a_bad_end_of_the_log_is_refused_unless_the_replay_ends_before(tmp_path: Path) -> None:
     row = row_of_three(tmp_path)
     row.rotate()
     row.write(0, b"first")
@@ -192,11 +192,11 @@ def test_nothing_is_applied_where_the_end_of_the_log_is_bad(tmp_path: Path) -> N
     row.paths[3].write_bytes(raw)
     with pytest.raises(RigError, match="but good records follow"):
         check(row.paths)
-    upto = row.position - 9  # one record behind it is looked at, and no more
+    upto = row.position - 9  # only one record after this position is read
     assert replayed(tmp_path, row.paths, upto=upto) == row.states[upto]
 
 
-def test_records_beyond_the_disk_or_a_shrink_are_refused(tmp_path: Path) -> None:
+def test_records_beyond_the_end_of_the_disk_and_shrinks_are_refused(tmp_path: Path) -> None:
     row = LogRow(tmp_path)
     row.write(DISK_BYTES - 1, b"xy")
     row.close()
@@ -213,7 +213,7 @@ def test_records_beyond_the_disk_or_a_shrink_are_refused(tmp_path: Path) -> None
         check(shrunk.paths)
 
 
-def test_an_image_that_is_too_small_or_no_file_is_refused(tmp_path: Path) -> None:
+def test_an_image_that_is_too_small_or_not_a_file_is_refused(tmp_path: Path) -> None:
     log = check(row_of_three(tmp_path).paths)
     image = tmp_path / "image"
     with pytest.raises(RigError, match="image: does not exist"):
@@ -226,7 +226,7 @@ def test_an_image_that_is_too_small_or_no_file_is_refused(tmp_path: Path) -> Non
     assert failed.value.message == f"{image}: has {DISK_BYTES - 1} bytes; the log is of a disk of {DISK_BYTES} bytes"
 
 
-def test_a_position_that_goes_back_from_one_segment_to_the_next_is_refused(tmp_path: Path) -> None:
+def test_a_lower_position_in_the_next_segment_is_refused(tmp_path: Path) -> None:
     row = LogRow(tmp_path)
     row.write(0, b"x")
     row.rotate()
@@ -237,7 +237,7 @@ def test_a_position_that_goes_back_from_one_segment_to_the_next_is_refused(tmp_p
         check(row.paths)
 
 
-def test_a_record_that_became_whole_while_the_log_was_read_is_not_lost(tmp_path: Path) -> None:
+def test_a_record_that_is_completed_during_the_reading_is_not_lost(tmp_path: Path) -> None:
     row = row_of_three(tmp_path)
     whole = row.paths[0].read_bytes()
     row.paths[0].write_bytes(whole[:-20])
@@ -250,7 +250,7 @@ def test_a_record_that_became_whole_while_the_log_was_read_is_not_lost(tmp_path:
         assert tail.torn_bytes == 0
 
 
-def test_the_parts_of_a_sync_stream_are_a_row_too(tmp_path: Path) -> None:
+def test_the_parts_of_a_sync_stream_can_be_replayed_too(tmp_path: Path) -> None:
     folder = tmp_path / "sync"
     folder.mkdir()
     stream = SyncStream(
@@ -275,7 +275,7 @@ def test_the_parts_of_a_sync_stream_are_a_row_too(tmp_path: Path) -> None:
     assert faults([*parts, row.paths[0]])[-1] == "LogMismatch"
 
 
-def test_the_log_of_a_tracked_disk_gives_the_disk_also_after_a_kill(tmp_path: Path) -> None:
+def test_replaying_a_disks_log_gives_the_disk_even_after_a_kill(tmp_path: Path) -> None:
     positions = PositionCounter(tmp_path / "position")
     folder = tmp_path / "web01"
     folder.mkdir()
@@ -320,7 +320,7 @@ def test_a_replay_ends_with_a_sync(tmp_path: Path) -> None:
 
 
 class FullLayer(RawLayer):
-    """Takes two writes."""
+    """A layer that accepts two writes, and then reports that the disk is full."""
 
     left = 2
 
@@ -331,7 +331,7 @@ class FullLayer(RawLayer):
         super().pwrite(offset, data)
 
 
-def test_a_replay_that_is_cut_short_says_how_far_it_came(tmp_path: Path) -> None:
+def test_an_interrupted_replay_reports_its_last_record(tmp_path: Path) -> None:
     row = row_of_three(tmp_path)
     image = tmp_path / "image"
     image.write_bytes(START)
@@ -344,7 +344,7 @@ def test_a_replay_that_is_cut_short_says_how_far_it_came(tmp_path: Path) -> None
     assert (replay.last.seq, image.read_bytes()) == (2, row.states[replay.last.position])
 
 
-def test_a_pass_tells_how_many_bytes_it_has_read(tmp_path: Path) -> None:
+def test_a_check_reports_how_many_bytes_it_has_read(tmp_path: Path) -> None:
     row = LogRow(tmp_path)
     for _ in range(3):
         row.write(0, bytes(60_000))
@@ -357,7 +357,7 @@ def test_a_pass_tells_how_many_bytes_it_has_read(tmp_path: Path) -> None:
     assert log.files[0].written_bytes == 180_000
 
 
-def test_what_cannot_be_read_is_told_with_its_name(tmp_path: Path) -> None:
+def test_an_unreadable_log_file_is_reported_with_its_name(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 256)
     found = dict(verify([tmp_path / "none", tmp_path, long]))
     messages = {str(fault) for fault in found.values() if not isinstance(fault, FileSummary)}

@@ -1,4 +1,4 @@
-"""Attributes of a disk's file in a mount: backup programs decide by them whether they read the disk at all."""
+"""Attributes of a disk's file in a mount: backup programs use them to decide whether they read the disk."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ NOBODY: Any = None
 
 
 def now_shown(entry: EntryAttributes) -> tuple[int, int]:
-    """Modified, changed."""
+    """Return the times of the last modification and of the last change, in nanoseconds."""
     return entry.st_mtime_ns, entry.st_ctime_ns
 
 
 class Mounted:
-    """A host with disk ``web01/os``, and the file system over it, as after each start."""
+    """A host with disk ``web01/os`` and its file system, as they are after each start."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +61,7 @@ class Mounted:
         return await self.files.getattr(await self.inode(name), NOBODY)
 
     async def set(self, name: str = "web01/os.img", **wanted: int) -> EntryAttributes:
-        """``mode``, ``uid``, ``gid``, ``size``, ``atime_ns``, ``mtime_ns``."""
+        """Set attributes: ``mode``, ``uid``, ``gid``, ``size``, ``atime_ns`` or ``mtime_ns``."""
         names = ("mode", "uid", "gid", "size", "atime", "mtime", "ctime")
         asked = {key.removesuffix("_ns") for key in wanted}
         fields = SimpleNamespace(**{f"update_{each}": each in asked for each in names})
@@ -73,7 +73,7 @@ class Mounted:
         )
 
     def again(self, *, orderly: bool) -> None:
-        """The host ends and starts again."""
+        """End the host and start it again."""
         if orderly:
             self.host.close()
         else:
@@ -91,7 +91,7 @@ async def mounted(tmp_path: Path) -> Any:
 
 
 def tick_slowly(disk: Disk) -> None:
-    """On a host with a coarse clock the file's time may be the same before and after a change."""
+    """Set the file's time back, like a coarse clock, which gives one time before and after a change."""
     found = os.fstat(disk.layer.fileno())
     os.utime(disk.layer.fileno(), ns=(found.st_atime_ns, LONG_AGO_NS))
 
@@ -134,11 +134,11 @@ async def test_each_change_moves_both_times_of_the_disk_and_of_its_vhd(
     for orderly in (True, False):
         mounted.again(orderly=orderly)
         again = await mounted.stat()
-        assert again.st_mtime_ns >= after.st_mtime_ns, "they never go back"
+        assert again.st_mtime_ns >= after.st_mtime_ns, "the times never go back"
         assert again.st_ctime_ns >= after.st_ctime_ns
 
 
-async def test_without_a_change_the_times_stay_over_orderly_ends(mounted: Mounted) -> None:
+async def test_without_a_change_the_times_stay_the_same_after_clean_ends(mounted: Mounted) -> None:
     mounted.disk.tracking.start(new_generation=False)
     mounted.disk.write(0, b"x")
     before = await mounted.stat()
@@ -150,7 +150,7 @@ async def test_without_a_change_the_times_stay_over_orderly_ends(mounted: Mounte
     assert now_shown(await mounted.stat()) == now_shown(before)
 
 
-async def test_many_changes_in_one_tick_of_a_slow_clock_are_all_told_apart(mounted: Mounted) -> None:
+async def test_each_change_within_one_tick_of_a_slow_clock_has_its_own_time(mounted: Mounted) -> None:
     seen = []
     for number in range(50):
         mounted.disk.write(number, b"x")
@@ -159,10 +159,10 @@ async def test_many_changes_in_one_tick_of_a_slow_clock_are_all_told_apart(mount
     assert len(set(seen)) == 50
     assert seen == sorted(seen)
     mounted.again(orderly=False)
-    assert (await mounted.stat()).st_mtime_ns >= seen[-1], "a kill does not make it go back"
+    assert (await mounted.stat()).st_mtime_ns >= seen[-1], "the time does not go back after a kill"
 
 
-async def test_a_write_that_changed_nothing_moves_nothing(mounted: Mounted) -> None:
+async def test_a_write_that_changes_no_byte_leaves_the_times(mounted: Mounted) -> None:
     mounted.disk.tracking.start(new_generation=False)
     before = await mounted.stat()
     with failing(WRITE, ".img", errno.ENOSPC), pytest.raises(OSError, match="No space"):
@@ -172,7 +172,7 @@ async def test_a_write_that_changed_nothing_moves_nothing(mounted: Mounted) -> N
     assert now_shown(await mounted.stat()) == now_shown(before)
 
 
-async def test_a_write_that_was_done_in_part_moves_the_times(mounted: Mounted) -> None:
+async def test_a_partial_write_moves_the_times(mounted: Mounted) -> None:
     before = await mounted.stat()
     with failing(WRITE, ".img", errno.ENOSPC, after_bytes=10):
         assert mounted.disk.write(0, b"x" * 100) == 10
@@ -180,7 +180,7 @@ async def test_a_write_that_was_done_in_part_moves_the_times(mounted: Mounted) -
 
 
 async def test_a_tracked_disk_that_lost_power_is_shown_as_changed(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power loss may lose the file's times, and keep the bytes that were written."""
+    """A power loss may lose the file's times but not the written bytes."""
     mounted.disk.tracking.start(new_generation=False)
     mounted.disk.write(0, b"x")
     tick_slowly(mounted.disk)
@@ -203,7 +203,7 @@ async def test_the_log_has_the_time_of_its_last_record(mounted: Mounted) -> None
     assert after.st_size > before.st_size
 
 
-async def test_the_counters_have_a_new_time_only_when_they_differ(mounted: Mounted) -> None:
+async def test_the_counters_have_a_new_time_only_when_they_change(mounted: Mounted) -> None:
     before = await mounted.stat("web01/os.stats")
     assert now_shown(await mounted.stat("web01/os.stats")) == now_shown(before)
     handle = (await mounted.files.open(await mounted.inode("web01/os.img"), os.O_RDONLY, NOBODY)).fh
@@ -222,7 +222,7 @@ async def test_a_snapshot_has_the_time_when_it_was_taken(mounted: Mounted) -> No
     assert now_shown(await mounted.stat("web01/os.snapshot")) == now_shown(before)
 
 
-async def test_a_folder_has_the_time_when_a_name_in_it_came_or_went(mounted: Mounted) -> None:
+async def test_a_folder_has_the_time_of_the_last_change_of_its_names(mounted: Mounted) -> None:
     root, folder = await mounted.stat("."), await mounted.stat("web01")
     os.utime(mounted.host.root, ns=(0, LONG_AGO_NS))
     os.utime(mounted.host.root / "web01", ns=(0, LONG_AGO_NS))
@@ -233,7 +233,7 @@ async def test_a_folder_has_the_time_when_a_name_in_it_came_or_went(mounted: Mou
     assert (await mounted.stat(".")).st_mtime_ns >= root.st_mtime_ns
 
 
-async def test_space_that_is_shown_is_what_the_disk_takes_on_the_host(mounted: Mounted) -> None:
+async def test_the_shown_space_is_the_space_that_the_disk_uses_on_the_host(mounted: Mounted) -> None:
     assert ((await mounted.stat()).st_blocks, (await mounted.stat("web01/os.vhd")).st_blocks) == (0, 1)
     mounted.disk.write(SIZE // 2, b"x" * 65536)
     stored = mounted.backing.stat().st_blocks
@@ -241,7 +241,7 @@ async def test_space_that_is_shown_is_what_the_disk_takes_on_the_host(mounted: M
     assert ((await mounted.stat()).st_blocks, (await mounted.stat("web01/os.vhd")).st_blocks) == (stored, stored + 1)
 
 
-async def test_the_kernel_keeps_no_attributes_that_can_change_without_it(mounted: Mounted) -> None:
+async def test_the_kernel_does_not_cache_attributes_that_can_change(mounted: Mounted) -> None:
     mounted.disk.tracking.start(new_generation=False)
     for name in ("os.img", "os.vhd", "os.stats", "os.000001.hrl"):
         assert (await mounted.stat(f"web01/{name}")).attr_timeout == 0
@@ -250,7 +250,7 @@ async def test_the_kernel_keeps_no_attributes_that_can_change_without_it(mounted
 # --- another disk of the same name ----------------------------------------------------------------------------------
 
 
-async def test_a_disk_that_was_put_in_the_place_of_another_is_another_file(mounted: Mounted) -> None:
+async def test_a_disk_that_replaces_another_one_has_another_inode(mounted: Mounted) -> None:
     before = await mounted.stat()
     await mounted.host.begin_replace(vm="web01", disk="os", size_bytes=SIZE)
     await mounted.host.commit_replace(vm="web01", keep=[])
@@ -258,10 +258,10 @@ async def test_a_disk_that_was_put_in_the_place_of_another_is_another_file(mount
     assert after.st_ino != before.st_ino
     assert after.st_ctime_ns > before.st_ctime_ns
     old = await mounted.files.getattr(before.st_ino, NOBODY)
-    assert old.st_ino == after.st_ino, "who comes by the old number finds the new disk"
+    assert old.st_ino == after.st_ino, "the old inode number leads to the new disk"
 
 
-async def test_a_disk_made_again_under_the_same_name_is_another_file(mounted: Mounted) -> None:
+async def test_a_disk_created_again_with_the_same_name_has_another_inode(mounted: Mounted) -> None:
     before = await mounted.stat()
     await mounted.host.remove_vm(vm="web01")
     await mounted.host.create_disk(vm="web01", name="os", size_bytes=SIZE)
@@ -273,7 +273,7 @@ async def test_a_disk_made_again_under_the_same_name_is_another_file(mounted: Mo
 @pytest.mark.parametrize("orderly", [True, False], ids=["down", "kill"])
 async def test_inode_numbers_survive_restarts_in_any_order_of_lookups(mounted: Mounted, orderly: bool) -> None:
     mounted.disk.tracking.start(new_generation=False)
-    mounted.disk.write(0, b"x")  # a segment without records goes
+    mounted.disk.write(0, b"x")  # a segment without records is removed
     names = ["web01", "web01/os.img", "web01/os.vhd", "web01/os.stats", "web01/os.000001.hrl"]
     before = {name: (await mounted.stat(name)).st_ino for name in names}
     mounted.again(orderly=orderly)
@@ -281,7 +281,7 @@ async def test_inode_numbers_survive_restarts_in_any_order_of_lookups(mounted: M
     assert len(set(before.values())) == len(names)
 
 
-async def test_states_of_two_points_differ_in_time_and_inode_and_keep_both(tmp_path: Path) -> None:
+async def test_states_of_several_points_keep_different_times_and_inodes(tmp_path: Path) -> None:
     stores = Stores(tmp_path)
     host = DiskHost(tmp_path / "azure", tmp_path / "mnt", views=stores)
     mounted = SimpleNamespace(files=DiskFileSystem(host))
@@ -297,7 +297,7 @@ async def test_states_of_two_points_differ_in_time_and_inode_and_keep_both(tmp_p
     first = {name: await shown(name) for name in "abc"}
     assert first["a"][:2] == (LONG_AGO_NS, LONG_AGO_NS)
     assert first["b"][:2] == (LONG_AGO_NS + 1, LONG_AGO_NS + 1)
-    assert abs(first["c"][0] - time.time_ns()) < 60 * 10**9, "of a state without a time: when it was mounted"
+    assert abs(first["c"][0] - time.time_ns()) < 60 * 10**9, "a state without a time has the time of its mount"
     assert (await shown("a", "os.vhd"))[:2] == first["a"][:2]
     assert len({ino for _, _, ino in first.values()}) == 3
     host.close()
@@ -308,7 +308,7 @@ async def test_states_of_two_points_differ_in_time_and_inode_and_keep_both(tmp_p
 
 
 class _Looking:
-    """Enough of :class:`Mounted` to look up a path."""
+    """The part of :class:`Mounted` that looks up a path."""
 
     def __init__(self, files: DiskFileSystem) -> None:
         self.files = files
@@ -326,7 +326,7 @@ async def test_times_that_a_program_sets_stay_until_the_disk_changes(mounted: Mo
     before = await mounted.stat()
     set_to = await mounted.set(mtime_ns=LONG_AGO_NS, atime_ns=5)
     assert (set_to.st_mtime_ns, set_to.st_atime_ns) == (LONG_AGO_NS, 5)
-    assert set_to.st_ctime_ns > before.st_ctime_ns, "that it was set is a change too"
+    assert set_to.st_ctime_ns > before.st_ctime_ns, "setting the time is a change too"
     mounted.again(orderly=orderly)
     again = await mounted.stat()
     assert (again.st_mtime_ns, again.st_atime_ns, again.st_ctime_ns) == (LONG_AGO_NS, 5, set_to.st_ctime_ns)
@@ -336,7 +336,7 @@ async def test_times_that_a_program_sets_stay_until_the_disk_changes(mounted: Mo
     assert after.st_ctime_ns > set_to.st_ctime_ns
 
 
-async def test_a_time_in_the_future_ends_with_the_next_write(mounted: Mounted) -> None:
+async def test_a_time_in_the_future_is_replaced_at_the_next_write(mounted: Mounted) -> None:
     future_ns = time.time_ns() + 10**18
     await mounted.set(mtime_ns=future_ns)
     tick_slowly(mounted.disk)
@@ -362,7 +362,7 @@ async def test_mode_and_owner_that_a_program_sets_stay(mounted: Mounted, orderly
     after = await mounted.stat()
     assert (after.st_mode & 0o7777, after.st_uid, after.st_gid) == (0o660, 4321, 1234)
     assert after.st_ctime_ns > before.st_ctime_ns
-    assert mounted.backing.stat().st_mode & 0o777 == 0o600, "the file on the host stays its owner's alone"
+    assert mounted.backing.stat().st_mode & 0o777 == 0o600, "only its owner can still access the file on the host"
     assert (mounted.backing.stat().st_uid, mounted.backing.stat().st_gid) == (os.getuid(), os.getgid())
     await mounted.host.begin_replace(vm="web01", disk="os", size_bytes=SIZE)
     await mounted.host.commit_replace(vm="web01", keep=[])
@@ -377,13 +377,13 @@ async def refused(mounted: Mounted, name: str, **wanted: int) -> int:
 
 
 @pytest.mark.parametrize("mode", [0o4600, 0o2600, 0o1600])
-async def test_a_disk_is_no_program_of_somebody_else(mounted: Mounted, mode: int) -> None:
+async def test_setuid_setgid_and_sticky_bits_are_refused(mounted: Mounted, mode: int) -> None:
     assert await refused(mounted, "web01/os.img", mode=mode) == errno.EPERM
 
 
 @pytest.mark.parametrize("name", ["web01", "web01/os.vhd", "web01/os.stats", "web01/os.000001.hrl", "web01/os.snapshot"])
 @pytest.mark.parametrize("wanted", [{"mode": 0o666}, {"uid": 7}, {"gid": 7}, {"mtime_ns": 5}, {"atime_ns": 5}, {"size": 0}])
-async def test_attributes_of_what_is_made_of_a_disk_cannot_be_set(
+async def test_attributes_of_folders_and_derived_files_cannot_be_set(
     mounted: Mounted, name: str, wanted: dict[str, int]
 ) -> None:
     mounted.disk.tracking.start(new_generation=False)
@@ -394,7 +394,7 @@ async def test_attributes_of_what_is_made_of_a_disk_cannot_be_set(
 
 
 @pytest.mark.parametrize("wanted", [{"mode": 0o666}, {"uid": 7}, {"mtime_ns": 5}, {"size": 0}])
-async def test_attributes_of_a_state_of_the_past_cannot_be_set(tmp_path: Path, wanted: dict[str, int]) -> None:
+async def test_attributes_of_a_mounted_point_cannot_be_set(tmp_path: Path, wanted: dict[str, int]) -> None:
     stores = Stores(tmp_path)
     host = DiskHost(tmp_path / "azure", tmp_path / "mnt", views=stores)
     await host.open_mounted_point(vm="web01", name="a", position=1, disks=[stores.make("os", p1=bytes(SIZE))])
@@ -412,7 +412,7 @@ async def test_a_state_file_without_shown_attributes_is_read_as_before(mounted: 
     assert DiskState.load(path).shown.mode == 0o640
 
 
-async def test_attributes_that_cannot_be_kept_are_not_shown(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_attributes_that_cannot_be_saved_are_not_shown(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_state: DiskState, _path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -424,7 +424,7 @@ async def test_attributes_that_cannot_be_kept_are_not_shown(mounted: Mounted, mo
     assert (after.st_mode, now_shown(after)) == (before.st_mode, now_shown(before))
 
 
-# --- one image by itself --------------------------------------------------------------------------------------------
+# --- a stand-alone disk --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -438,7 +438,7 @@ def image(tmp_path: Path) -> Iterator[Path]:
 async def shown_of(
     image: Path, use: Callable[[Disk], object], *, tracked: bool, kill: bool = False
 ) -> list[EntryAttributes]:
-    """Mount, look, use, look, end."""
+    """Mount the image, use the disk and end; return the attributes from before and after the use."""
     opened = await open_image(image, read_only=False)
     alone = open_disk(opened, "disk", tracked=tracked)
     looking = _Looking(DiskFileSystem(alone.tree))
@@ -466,7 +466,7 @@ async def test_a_disk_has_the_times_of_its_image_and_the_image_keeps_them(image:
     assert image.stat().st_mtime_ns == again.st_mtime_ns
 
 
-async def test_an_image_without_a_log_that_is_mounted_again_is_the_same_file(image: Path) -> None:
+async def test_an_image_without_a_log_has_the_same_inode_in_the_next_mount(image: Path) -> None:
     first, _ = await shown_of(image, lambda _: None, tracked=False)
     second, _ = await shown_of(image, lambda _: None, tracked=False)
     assert (second.st_ino, now_shown(second)) == (first.st_ino, now_shown(first))

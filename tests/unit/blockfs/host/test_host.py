@@ -1,4 +1,4 @@
-"""A disk host: cuts over several disks, creation and deletion whole or not at all."""
+"""A disk host cuts over several disks, and creates or deletes a VM completely or not at all."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_a_disk_keeps_the_sector_size_that_it_declares(host: DiskHost) -> 
     again.abandon()
 
 
-def test_a_state_file_of_format_1_is_of_a_disk_with_sectors_of_512_bytes(tmp_path: Path) -> None:
+def test_a_state_file_of_format_1_means_sectors_of_512_bytes(tmp_path: Path) -> None:
     body = {
         "disk_id": "5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42", "size_bytes": 4096, "kind": "raw", "generation": 0,
         "tracked": False, "needs_resync": None,
@@ -76,14 +76,14 @@ def test_a_state_file_of_format_1_is_of_a_disk_with_sectors_of_512_bytes(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["", "../x", ".hidden", "a/b", "-x", "a" * 64, "a.b"])
-async def test_names_that_are_not_names_are_refused(host: DiskHost, name: str) -> None:
+async def test_invalid_names_are_refused(host: DiskHost, name: str) -> None:
     with pytest.raises(RigError, match="allowed: 1 to 63 letters") as failed:
         await host.create_disk(vm=name, name="os", size_bytes=SIZE)
     assert failed.value.code == "InvalidName"
     assert host.vms == {}
 
 
-async def test_unknown_names_say_what_there_is(host: DiskHost) -> None:
+async def test_unknown_names_are_refused_with_the_known_ones(host: DiskHost) -> None:
     await two_disks(host)
     with pytest.raises(RigError, match="there is no VM 'web02' here; there are: web01"):
         await host.list_disks(vm="web02")
@@ -102,7 +102,7 @@ async def test_a_failed_creation_leaves_nothing(host: DiskHost) -> None:
     assert [p.name for p in host.root.iterdir()] == ["position"]
 
 
-async def test_half_made_and_half_deleted_folders_are_swept_away(host: DiskHost) -> None:
+async def test_partly_made_or_deleted_folders_are_removed_at_the_start(host: DiskHost) -> None:
     await two_disks(host)
     (host.root / ".new-web02").mkdir()
     (host.root / ".gone-1").mkdir()
@@ -123,7 +123,7 @@ async def test_one_broken_disk_does_not_hide_the_others(host: DiskHost) -> None:
 
 @pytest.mark.slow
 async def test_a_cut_is_one_position_over_all_disks(host: DiskHost) -> None:
-    """Writers put a number on disk a, then on disk b: at every cut, b is at a's number or one behind."""
+    """Each number is written to disk a, then to disk b: at every cut, b has the number of a or the one before."""
     await two_disks(host)
     a, b = host.disk("web01", "a"), host.disk("web01", "b")
     rng, cuts = random.Random(7), []
@@ -147,7 +147,7 @@ async def test_a_cut_of_an_untracked_vm_tags_nothing(host: DiskHost) -> None:
         await host.cut(vm="web01", kind="CrashConsistent", name="")
 
 
-async def test_a_cut_after_the_guests_may_have_thawed_tags_nothing(host: DiskHost) -> None:
+async def test_a_cut_after_the_freeze_expired_tags_nothing(host: DiskHost) -> None:
     await two_disks(host)
     with pytest.raises(RigError, match="the file-system freeze expired"):
         await host.cut(vm="web01", kind="ApplicationConsistent", name="", not_after_ns=time.monotonic_ns() - 1)
@@ -156,7 +156,7 @@ async def test_a_cut_after_the_guests_may_have_thawed_tags_nothing(host: DiskHos
     assert [disk.tracking.log.last_seq for disk in host.registry.disks("web01")] == [1, 1]
 
 
-async def test_the_position_file_tells_other_processes_where_the_host_is(host: DiskHost) -> None:
+async def test_the_position_file_shows_the_position_to_other_processes(host: DiskHost) -> None:
     await two_disks(host)
     host.disk("web01", "a").write(0, b"x")
     assert read_position(host.root / "position") == await host.position() > 0
@@ -190,14 +190,14 @@ class TestReplace:
             staging = await host.begin_replace(vm="web01", disk=name, size_bytes=SIZE)
             Path(staging.path).write_bytes(data)
 
-    async def test_what_came_back_takes_the_place_of_the_old_disk(self, host: DiskHost) -> None:
+    async def test_a_returned_disk_replaces_the_old_disk(self, host: DiskHost) -> None:
         await self.staged(host, b"new" * (SIZE // 3) + b"!")
         infos = await host.commit_replace(vm="web01", keep=[])
         assert {(d.tracked, d.needs_resync) for d in infos} == {(False, "DiskReplaced")}
         assert host.disk("web01", "a").read(0, 3) == b"new"
         assert restart(host).disk("web01", "a").read(0, 3) == b"new"
 
-    async def test_a_disk_that_has_grown_over_there_comes_back_as_large(self, host: DiskHost) -> None:
+    async def test_a_disk_that_grew_at_the_recovery_side_returns_with_that_size(self, host: DiskHost) -> None:
         await two_disks(host)
         staging = await host.begin_replace(vm="web01", disk="a", size_bytes=2 * SIZE)
         Path(staging.path).write_bytes(b"new" + bytes(2 * SIZE - 6) + b"end")
@@ -206,7 +206,7 @@ class TestReplace:
         disk = restart(host).disk("web01", "a")
         assert (disk.state.size_bytes, disk.read(2 * SIZE - 3, 9)) == (2 * SIZE, b"end")
 
-    async def test_a_disk_that_has_grown_meanwhile_stays_as_large(self, host: DiskHost) -> None:
+    async def test_a_disk_that_grew_at_the_site_keeps_that_size(self, host: DiskHost) -> None:
         await two_disks(host)
         await host.resize_disk(vm="web01", disk="a", size_bytes=2 * SIZE)
         staging = await host.begin_replace(vm="web01", disk="a", size_bytes=SIZE)
@@ -214,11 +214,11 @@ class TestReplace:
         infos = await host.commit_replace(vm="web01", keep=[])
         assert infos[0].size_bytes == 2 * SIZE
 
-    async def test_a_staged_disk_that_was_cut_short_is_refused(self, host: DiskHost) -> None:
+    async def test_a_staged_disk_that_is_too_short_is_refused(self, host: DiskHost) -> None:
         await two_disks(host)
-        await self.cut_short(host)
+        await self.staged_too_short(host)
 
-    async def cut_short(self, host: DiskHost) -> None:
+    async def staged_too_short(self, host: DiskHost) -> None:
         staging = await host.begin_replace(vm="web01", disk="a", size_bytes=SIZE)
         Path(staging.path).write_bytes(b"short")
         with pytest.raises(RigError, match=f"has 5 bytes; the disk has {SIZE}"):
@@ -248,7 +248,7 @@ class TestReplace:
 
 
 class HeldViews:
-    """Plain files in ``folder`` in place of managed disks; what holds which."""
+    """Plain files in ``folder`` in place of managed disks; ``held`` has the pairs of managed disk and holder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -267,7 +267,7 @@ class HeldViews:
 
 
 class TestOpenPoint:
-    async def test_what_a_vm_lies_on_is_held_as_long_as_its_disks_exist(self, tmp_path: Path) -> None:
+    async def test_the_backing_of_a_disk_is_held_as_long_as_the_disk_exists(self, tmp_path: Path) -> None:
         (tmp_path / "base").write_bytes(bytes(SIZE))
         views = HeldViews(tmp_path)
         views.held |= {("base", "vm killed/os"), ("base", "export 1")}
@@ -284,7 +284,7 @@ class TestOpenPoint:
         assert views.held == both - {("base", "vm web01/os")}
         host.abandon()
 
-    async def test_a_point_becomes_a_writable_tracked_disk_that_survives_a_kill(self, tmp_path: Path) -> None:
+    async def test_a_disk_from_a_point_is_writable_tracked_and_survives_a_kill(self, tmp_path: Path) -> None:
         (tmp_path / "base").write_bytes(b"point" + bytes(SIZE - 5))
         views = HeldViews(tmp_path)
         host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
@@ -298,7 +298,7 @@ class TestOpenPoint:
         again.abandon()
 
     @pytest.mark.parametrize("failing", ["save", "OverlayLayer", "start"])
-    async def test_what_fails_half_way_leaves_nothing(
+    async def test_a_creation_from_a_point_that_fails_leaves_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
     ) -> None:
         (tmp_path / "base").write_bytes(bytes(SIZE))
@@ -318,6 +318,6 @@ class TestOpenPoint:
         await host.create_disk_from_point(vm="web01", name="os", managed_disk="base", position=42)
         host.abandon()
 
-    async def test_a_site_cannot_open_one(self, host: DiskHost) -> None:
+    async def test_a_site_cannot_create_a_disk_from_a_point(self, host: DiskHost) -> None:
         with pytest.raises(RigError, match="this host serves a site"):
             await host.create_disk_from_point(vm="v", name="os", managed_disk="base", position=42)

@@ -1,4 +1,4 @@
-"""Mounted points at a recovery host: names, read-only files, restarts, and what is held for them."""
+"""Mounted points of a disk host: names, read-only files, restarts, and the holders of managed disks."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def host_over(stores: Stores) -> DiskHost:
     return DiskHost(stores.folder.parent / "vms", stores.folder.parent / "mnt", views=stores)
 
 
-async def test_several_states_of_one_disk_are_files_in_folders_of_their_own(
-    stores: Stores, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_each_mounted_state_of_a_disk_has_its_own_folder(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     os_disk = stores.make("os", p1=b"one" + bytes(MIB - 3), p2=b"two" + bytes(MIB - 3))
     odd = stores.make("odd", p1=bytes(512), p2=bytes(512))
     host = host_over(stores)
@@ -76,7 +74,7 @@ async def test_several_states_of_one_disk_are_files_in_folders_of_their_own(
     host.close()
 
 
-async def test_a_state_of_the_past_cannot_be_written_nor_grown(stores: Stores) -> None:
+async def test_a_mounted_state_cannot_be_written_or_grown(stores: Stores) -> None:
     host = host_over(stores)
     await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[stores.make("os", p1=bytes(MIB))])
     files = DiskFileSystem(host)
@@ -106,7 +104,7 @@ async def test_mounted_states_survive_a_kill_and_end_when_closed(stores: Stores)
     host = host_over(stores)
     assert await host.list_mounted_points() == before
     await host.close_mounted_point(vm="web01", name="@1")
-    await host.close_mounted_point(vm="web01", name="@1")  # again is no error
+    await host.close_mounted_point(vm="web01", name="@1")  # to close it again is no error
     host.abandon()
     host = host_over(stores)
     assert [info.name for info in await host.list_mounted_points(vm="web01")] == ["@2"]
@@ -117,7 +115,7 @@ async def test_mounted_states_survive_a_kill_and_end_when_closed(stores: Stores)
     host.close()
 
 
-async def test_what_cannot_be_opened_again_says_why_and_can_only_be_closed(stores: Stores) -> None:
+async def test_a_state_that_cannot_be_reopened_has_a_reason_and_can_be_closed(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512))
     host = host_over(stores)
     await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk])
@@ -135,7 +133,7 @@ async def test_what_cannot_be_opened_again_says_why_and_can_only_be_closed(store
     host.close()
 
 
-async def test_a_file_that_is_rotten_is_one_broken_state_and_holds_stay(stores: Stores) -> None:
+async def test_a_corrupt_record_is_one_broken_state_and_its_holders_stay(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512), p2=bytes(512))
     host = host_over(stores)
     for position in (1, 2):
@@ -143,7 +141,7 @@ async def test_a_file_that_is_rotten_is_one_broken_state_and_holds_stay(stores: 
     host.abandon()
     path = host.root / "recovery" / "web01" / "@1.json"
     good = path.read_bytes()
-    for at in range(0, len(good) - 1, 7):  # one byte anywhere; never another state under that name
+    for at in range(0, len(good) - 1, 7):  # a changed byte never gives another state with this name
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
         host = host_over(stores)
         assert [i.name for i in await host.list_mounted_points() if i.broken is None] == ["@2"], at
@@ -154,7 +152,7 @@ async def test_a_file_that_is_rotten_is_one_broken_state_and_holds_stay(stores: 
     assert infos["@2"].broken is None
     assert infos["@1"].broken is not None
     assert str(path) in infos["@1"].broken
-    assert len(stores.held) == 2  # whose the other is cannot be read
+    assert len(stores.held) == 2  # the corrupt record does not show which holder is its own
     host.close()
 
 
@@ -185,7 +183,7 @@ async def test_a_state_in_use_is_not_closed(stores: Stores, monkeypatch: pytest.
     host.close()
 
 
-async def test_the_folders_of_a_note_are_durable_even_if_a_kill_had_made_them(
+async def test_folders_of_a_record_become_durable_even_if_they_existed(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = stores.make("os", p1=bytes(512))
@@ -204,7 +202,7 @@ async def test_the_folders_of_a_note_are_durable_even_if_a_kill_had_made_them(
     host.close()
 
 
-async def test_a_name_is_opened_again_only_when_all_that_was_held_by_it_is_released(stores: Stores) -> None:
+async def test_a_name_is_reopened_only_after_all_its_holders_are_released(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512), p2=bytes(512))
     host = host_over(stores)
     await host.open_mounted_point(vm="web01", name="@", position=1, disks=[disk])
@@ -214,7 +212,7 @@ async def test_a_name_is_opened_again_only_when_all_that_was_held_by_it_is_relea
         nursery.start_soon(lambda: host.close_mounted_point(vm="web01", name="@"))
         await trio.to_thread.run_sync(stores.begun.wait)
         nursery.start_soon(lambda: host.open_mounted_point(vm="web01", name="@", position=2, disks=[disk]))
-        await trio.to_thread.run_sync(stores.opened.wait, 0.2)  # it does not come to that
+        await trio.to_thread.run_sync(stores.opened.wait, 0.2)  # it is not opened within this time
         stores.go_on.set()
     assert stores.held == {("os", 2, "recovery web01/@")}
     host.abandon()
@@ -223,7 +221,7 @@ async def test_a_name_is_opened_again_only_when_all_that_was_held_by_it_is_relea
     host.close()
 
 
-async def test_what_is_being_opened_is_closed_when_it_is_open(stores: Stores) -> None:
+async def test_closing_a_state_waits_until_it_is_opened_completely(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512))
     host = host_over(stores)
     stores.slow_at = "open"
@@ -239,7 +237,7 @@ async def test_what_is_being_opened_is_closed_when_it_is_open(stores: Stores) ->
     host.close()
 
 
-async def test_what_cannot_be_released_stays_in_the_list_until_it_is(stores: Stores) -> None:
+async def test_a_state_stays_listed_until_it_is_released_completely(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512))
     host = host_over(stores)
     await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk])
@@ -252,7 +250,7 @@ async def test_what_cannot_be_released_stays_in_the_list_until_it_is(stores: Sto
     assert (await host.list_mounted_points(), stores.held, list(host.root.glob("recovery/*/*"))) == ([], set(), [])
     bad = stores.make("bad")
     stores.failing = [OSError(errno.EIO, "Input/output error")]
-    with pytest.raises(RigError, match="Input/output error"):  # neither opened nor given up
+    with pytest.raises(RigError, match="Input/output error"):  # it can neither be opened nor released
         await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk, bad])
     assert [(info.name, info.broken) for info in await host.list_mounted_points()] == [("@1", "it is not open completely")]
     await host.close_mounted_point(vm="web01", name="@1")
@@ -260,7 +258,7 @@ async def test_what_cannot_be_released_stays_in_the_list_until_it_is(stores: Sto
     host.close()
 
 
-async def test_names_that_are_taken_or_no_names_are_refused(stores: Stores) -> None:
+async def test_names_in_use_and_invalid_names_are_refused(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512), p2=bytes(512))
     host = host_over(stores)
     await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk])

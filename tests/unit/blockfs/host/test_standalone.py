@@ -1,4 +1,4 @@
-"""A disk by itself: when its log goes on, when a new generation begins, and that nothing of somebody else's is touched."""
+"""A stand-alone disk: when its log continues or a new generation begins, and that other files are never changed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OTHER_BOOT = "00000000-0000-4000-8000-000000000000"
 
 
 class Mounts:
-    """Opens an image again and again, as one mount after the other does."""
+    """Open an image several times, as consecutive mounts do."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,7 +53,7 @@ class Mounts:
         self.alone = None
 
     def kill(self) -> None:
-        """As after kill -9."""
+        """Leave the files in the state that kill -9 leaves."""
         assert self.alone is not None
         assert self.image is not None
         self.alone.abandon()
@@ -61,7 +61,7 @@ class Mounts:
         self.alone = None
 
     async def written(self, data: bytes, at: int = 0, *, tracked: bool = True) -> StandAlone:
-        """A whole mount, closed in order, with one write."""
+        """Mount the image, write once, close it cleanly, and return the disk."""
         alone = await self.open(tracked=tracked)
         alone.disk.write(at, data)
         self.close()
@@ -91,10 +91,10 @@ async def refused(mounts: Mounts, code: str, says: str) -> None:
     assert {path: path.read_bytes() for path in mounts.path.parent.iterdir() if path.is_file()} == before
 
 
-# ---- the log goes on
+# ---- the log continues
 
 
-async def test_an_orderly_end_and_a_new_start_are_one_log(mounts: Mounts) -> None:
+async def test_a_clean_end_and_a_new_start_continue_one_log(mounts: Mounts) -> None:
     first = await mounts.written(b"one")
     second = await mounts.written(b"two", at=512)
     assert (first.ended_generation, second.ended_generation) == (None, None)
@@ -104,7 +104,7 @@ async def test_an_orderly_end_and_a_new_start_are_one_log(mounts: Mounts) -> Non
 
 
 @pytest.mark.parametrize("kills", [1, 3])
-async def test_after_kills_the_generation_goes_on(mounts: Mounts, kills: int) -> None:
+async def test_after_kills_the_generation_continues(mounts: Mounts, kills: int) -> None:
     await mounts.written(b"first")
     for number in range(kills):
         alone = await mounts.open()
@@ -116,26 +116,26 @@ async def test_after_kills_the_generation_goes_on(mounts: Mounts, kills: int) ->
     assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
 
 
-async def test_a_record_that_did_not_reach_the_image_reaches_it_after_the_kill(mounts: Mounts) -> None:
+async def test_a_record_missing_in_the_image_is_applied_after_a_kill(mounts: Mounts) -> None:
     alone = await mounts.open()
     alone.disk.write(0, b"logged")
     mounts.kill()
     stat = mounts.path.stat()
-    mounts.path.write_bytes(bytes(SIZE))  # as if the write had not come so far
+    mounts.path.write_bytes(bytes(SIZE))  # as if the write had not reached the image
     os.utime(mounts.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     await mounts.open()
     mounts.close()
     assert mounts.path.read_bytes()[:6] == b"logged"
 
 
-async def test_an_orderly_end_before_a_reboot_is_enough(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_log_continues_after_a_clean_end_and_a_reboot(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
     await mounts.written(b"one")
     monkeypatch.setattr(boot, "current_boot_id", lambda: OTHER_BOOT)
     alone = await mounts.written(b"two")
     assert (alone.ended_generation, alone.disk.state.generation) == (None, 1)
 
 
-async def test_positions_go_on_from_mount_to_mount(mounts: Mounts) -> None:
+async def test_positions_continue_from_mount_to_mount(mounts: Mounts) -> None:
     alone = await mounts.open()
     alone.disk.write(0, b"one")
     position = alone.disk.tracking.log.last_position
@@ -146,12 +146,12 @@ async def test_positions_go_on_from_mount_to_mount(mounts: Mounts) -> None:
     mounts.close()
 
 
-async def test_a_raw_image_grows_and_a_kill_in_between_is_no_change(mounts: Mounts) -> None:
+async def test_a_kill_during_growth_of_a_raw_image_is_not_taken_for_a_change(mounts: Mounts) -> None:
     alone = await mounts.open()
     state = alone.disk.state
     alone.disk.resize(2 * SIZE)
     mounts.kill()
-    state.save(mounts.path.with_suffix(".disk"))  # as if the kill had come before the new size was noted
+    state.save(mounts.path.with_suffix(".disk"))  # as if the kill had been before the new size was saved
     alone = await mounts.written(b"end", at=2 * SIZE - 3)
     assert (alone.ended_generation, mounts.state.size_bytes) == (None, 2 * SIZE)
     assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
@@ -166,7 +166,7 @@ def write_to(path: Path) -> None:
 
 
 def replace(path: Path) -> None:
-    """By a copy with the same size and times."""
+    """Replace the file by a copy with the same size and times."""
     shutil.copy2(path, path.with_name("copy"))
     path.with_name("copy").rename(path)
 
@@ -206,7 +206,7 @@ def link(path: Path) -> None:
 
 
 def copy_anew(path: Path) -> None:
-    """With the time of the copy."""
+    """Replace the file by a copy with a new time."""
     shutil.copy(path, path.with_name("copy"))
     path.with_name("copy").rename(path)
 
@@ -218,9 +218,7 @@ def write_the_same(path: Path) -> None:
 @pytest.mark.parametrize(
     "deed", [touch, change_rights, link, replace, copy_anew, write_the_same], ids=lambda deed: deed.__name__
 )
-async def test_what_leaves_the_bytes_of_an_image_alone_does_not_end_its_log(
-    mounts: Mounts, deed: Callable[[Path], None]
-) -> None:
+async def test_an_operation_that_changes_no_byte_does_not_end_the_log(mounts: Mounts, deed: Callable[[Path], None]) -> None:
     await mounts.written(b"one")
     deed(mounts.path)
     alone = await mounts.written(b"two", at=1000)
@@ -228,13 +226,13 @@ async def test_what_leaves_the_bytes_of_an_image_alone_does_not_end_its_log(
     assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
 
 
-async def test_an_image_with_too_much_data_for_a_digest_is_known_by_its_times(
+async def test_an_image_too_large_for_a_digest_is_compared_by_its_times(
     mounts: Mounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_stamps, "DIGEST_BYTES_MAX", 4096)
     mounts.path.write_bytes(os.urandom(SIZE))
     await mounts.written(b"one")
-    replace(mounts.path)  # a copy that kept the time of the last write
+    replace(mounts.path)  # a copy with the time of the last write
     assert (await mounts.written(b"two")).ended_generation is None
     change_rights(mounts.path)
     alone = await mounts.written(b"three")
@@ -247,9 +245,7 @@ async def test_an_image_with_too_much_data_for_a_digest_is_known_by_its_times(
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-async def test_an_image_that_was_changed_between_two_mounts_begins_a_new_generation(
-    mounts: Mounts, change: Callable[[Path], None]
-) -> None:
+async def test_a_change_between_two_mounts_begins_a_new_generation(mounts: Mounts, change: Callable[[Path], None]) -> None:
     old = await mounts.written(b"one")
     kept = {path: path.read_bytes() for path in old.segments()}
     change(mounts.path)
@@ -264,7 +260,7 @@ async def test_an_image_that_was_changed_between_two_mounts_begins_a_new_generat
     assert (third.ended_generation, third.disk.state.generation) == (None, 2)
 
 
-async def test_an_image_written_to_long_after_a_kill_is_not_written_over(mounts: Mounts) -> None:
+async def test_a_write_by_others_long_after_a_kill_is_not_overwritten(mounts: Mounts) -> None:
     alone = await mounts.open()
     alone.disk.write(0, b"logged")
     mounts.kill()
@@ -292,7 +288,7 @@ async def test_after_power_loss_the_log_is_not_continued(mounts: Mounts, monkeyp
     mounts.close()
 
 
-async def test_a_log_that_was_deleted_begins_anew(mounts: Mounts) -> None:
+async def test_after_deletion_of_the_log_a_new_generation_begins(mounts: Mounts) -> None:
     alone = await mounts.written(b"one")
     for path in alone.segments():
         path.unlink()
@@ -302,7 +298,9 @@ async def test_a_log_that_was_deleted_begins_anew(mounts: Mounts) -> None:
 
 
 @pytest.mark.parametrize("delete", [False, True])
-async def test_a_log_that_was_given_up_begins_anew(mounts: Mounts, monkeypatch: pytest.MonkeyPatch, delete: bool) -> None:
+async def test_after_an_abandoned_log_a_new_generation_begins(
+    mounts: Mounts, monkeypatch: pytest.MonkeyPatch, delete: bool
+) -> None:
     alone = await mounts.open()
     alone.disk.write(0, b"one")
     with failing(SYNC, ".hrl", errno.EIO), pytest.raises(OSError, match="Input/output error"):
@@ -320,7 +318,7 @@ async def test_a_log_that_was_given_up_begins_anew(mounts: Mounts, monkeypatch: 
     assert replay_files(start, alone.segments()) == mounts.path.read_bytes()
 
 
-async def test_an_end_that_fails_is_said_lets_go_and_notes_nothing(mounts: Mounts) -> None:
+async def test_a_failed_end_is_an_error_and_is_not_recorded_as_clean(mounts: Mounts) -> None:
     alone = await mounts.open()
     alone.disk.write(0, b"one")
     assert mounts.image is not None
@@ -340,7 +338,7 @@ async def test_a_mount_without_a_log_ends_the_log(mounts: Mounts) -> None:
     assert alone.ended_generation is not None
     assert alone.ended_generation.generation == 1
     alone = await mounts.open(tracked=False)
-    assert alone.ended_generation is None, "it is said once"
+    assert alone.ended_generation is None, "this is reported once"
     mounts.kill()
     alone = await mounts.written(b"three")
     assert alone.ended_generation is not None
@@ -358,7 +356,7 @@ async def test_a_read_only_mount_leaves_the_log_as_it_is(mounts: Mounts) -> None
     assert (await mounts.written(b"two")).ended_generation is None
 
 
-async def test_no_size_of_the_log_ends_it(mounts: Mounts) -> None:
+async def test_the_log_may_have_any_size(mounts: Mounts) -> None:
     alone = await mounts.open()
     for _ in range(3):
         alone.disk.write(0, os.urandom(SIZE))
@@ -367,7 +365,7 @@ async def test_no_size_of_the_log_ends_it(mounts: Mounts) -> None:
     assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
 
 
-async def test_a_long_log_is_cut_into_segments_while_it_is_served(mounts: Mounts) -> None:
+async def test_a_long_log_is_split_into_segments_while_it_is_served(mounts: Mounts) -> None:
     alone = await mounts.open()
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -380,7 +378,7 @@ async def test_a_long_log_is_cut_into_segments_while_it_is_served(mounts: Mounts
     assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
 
 
-# ---- what lies beside the image
+# ---- files beside the image
 
 
 async def test_an_untracked_image_has_nothing_beside_it(mounts: Mounts) -> None:
@@ -399,7 +397,7 @@ async def test_a_tracked_image_has_its_state_and_log_beside_it(mounts: Mounts) -
 
 
 @pytest.mark.parametrize("suffix", ["spare", "recycled", "dirty", "position", "000007.hrl"])
-async def test_files_that_are_not_ours_are_not_written_over(mounts: Mounts, suffix: str) -> None:
+async def test_files_of_other_programs_are_not_overwritten(mounts: Mounts, suffix: str) -> None:
     mounts.path.with_suffix(f".{suffix}").write_bytes(b"precious")
     await refused(mounts, "LogExists", f"disk.{suffix}: is there, but no disk.disk that names its disk")
     mounts.path.with_suffix(f".{suffix}").unlink()
@@ -407,7 +405,7 @@ async def test_files_that_are_not_ours_are_not_written_over(mounts: Mounts, suff
 
 
 @pytest.mark.parametrize("foreign", [b"precious", bytes(1 << 17), b"{}"])
-async def test_a_foreign_state_file_refuses_a_log_and_nothing_else(mounts: Mounts, foreign: bytes) -> None:
+async def test_with_a_foreign_state_file_the_image_is_served_without_a_log(mounts: Mounts, foreign: bytes) -> None:
     mounts.path.with_suffix(".disk").write_bytes(foreign)
     await refused(mounts, "DiskStateCorrupt", "disk.disk: is not a disk state file")
     await mounts.written(b"one", tracked=False)
@@ -422,7 +420,7 @@ async def test_two_images_of_the_same_name_do_not_share_a_log(mounts: Mounts) ->
 
 
 @pytest.mark.parametrize("name", ["disk.disk", "disk.position", "disk.spare", "disk.dirty", "disk.recycled"])
-async def test_an_image_with_the_name_of_one_of_its_own_files_is_refused(tmp_path: Path, name: str) -> None:
+async def test_an_image_named_like_a_file_of_its_own_log_is_refused(tmp_path: Path, name: str) -> None:
     mounts = Mounts(tmp_path / name)
     mounts.path.write_bytes(bytes(SIZE))
     await refused(mounts, "ImageUnusable", "has the name of a file of disk 'disk'")
@@ -439,12 +437,12 @@ async def test_a_disk_of_a_rig_can_only_be_read(mounts: Mounts) -> None:
     mounts.close()
 
 
-async def test_what_can_only_be_read_cannot_be_logged(mounts: Mounts) -> None:
+async def test_a_read_only_image_cannot_have_a_log(mounts: Mounts) -> None:
     with pytest.raises(RigError, match="there is nothing to log"):
         await mounts.open(read_only=True)
 
 
-async def test_a_start_that_fails_half_way_lets_go_of_everything(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_start_releases_everything(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -466,7 +464,7 @@ async def test_a_vhd_keeps_its_footer_and_its_size(tmp_path: Path) -> None:
     alone = await mounts.open()
     assert alone.disk.size_bytes == SIZE
     alone.disk.write(SIZE - 3, b"end")
-    assert alone.disk.write(SIZE - 3, b"endless") == 3, "the footer is no part of the disk"
+    assert alone.disk.write(SIZE - 3, b"endless") == 3, "the footer is not part of the disk"
     with pytest.raises(OSError, match="past the end"):
         alone.disk.write(SIZE, b"over")
     with pytest.raises(RigError, match="cannot grow"):
@@ -480,7 +478,7 @@ async def test_a_vhd_keeps_its_footer_and_its_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "name"), [("disk.raw", "disk"), ("disk", "disk"), ("disk.img", "other"), ("a.b.img", "a.b")]
 )
-async def test_an_image_may_have_any_name_beside_its_disks(tmp_path: Path, file: str, name: str, tracked: bool) -> None:
+async def test_an_image_can_have_another_name_than_its_disk(tmp_path: Path, file: str, name: str, tracked: bool) -> None:
     mounts = Mounts(tmp_path / file)
     mounts.path.write_bytes(bytes(SIZE))
     alone = await mounts.open(tracked=tracked, name=name)

@@ -1,4 +1,4 @@
-"""The files beside an image: never through another user's link, named in errors, and gone again after a failed mount."""
+"""Files beside an image: never written through other users' links, named in errors, and removed after a failed mount."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HELPERS = ("d.disk", "d.spare", "d.dirty", "d.position", "d.recycled", "d.000001
 
 
 class Opened:
-    """An image in a folder, opened as a tracked disk."""
+    """An image in a folder, which is opened as a tracked disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -95,7 +95,7 @@ async def test_a_log_in_another_users_folder_is_not_written_through_a_link(
 
 @needs_root
 @pytest.mark.parametrize("helper", HELPERS)
-async def test_a_link_that_comes_while_the_disk_is_in_use_is_not_written_through(
+async def test_a_link_made_while_the_disk_is_in_use_is_not_written_through(
     theirs: Opened, tmp_path: Path, helper: str
 ) -> None:
     victim = tmp_path / "victim"
@@ -119,7 +119,7 @@ async def test_a_link_that_comes_while_the_disk_is_in_use_is_not_written_through
 
 
 @needs_root
-async def test_files_that_another_user_left_beside_the_image_are_not_overwritten(theirs: Opened) -> None:
+async def test_another_users_files_beside_the_image_are_not_overwritten(theirs: Opened) -> None:
     await whole_mount(theirs)
     before = theirs.found()
     for name in before:
@@ -133,7 +133,7 @@ async def test_files_that_another_user_left_beside_the_image_are_not_overwritten
 
 
 @needs_root
-async def test_an_image_is_not_reached_through_another_users_link(theirs: Opened, tmp_path: Path) -> None:
+async def test_an_image_is_not_opened_through_another_users_link(theirs: Opened, tmp_path: Path) -> None:
     link_of_other_user(theirs.folder / "link.img", tmp_path / "victim")
     (tmp_path / "victim").write_bytes(bytes(SIZE))
     with pytest.raises(RigError, match=r"link\.img: is a symbolic link of user nobody"):
@@ -143,7 +143,7 @@ async def test_an_image_is_not_reached_through_another_users_link(theirs: Opened
 # --- errors ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_log_whose_files_were_deleted_under_it_is_named_at_the_end(ours: Opened) -> None:
+async def test_the_end_names_a_log_file_that_was_deleted_during_the_mount(ours: Opened) -> None:
     alone = await ours.open()
     alone.disk.tracking.maintain()
     for path in ours.folder.glob("d.*"):
@@ -157,7 +157,7 @@ async def test_a_log_whose_files_were_deleted_under_it_is_named_at_the_end(ours:
     assert alone.log_trouble == f"{ours.folder}/d.000001.hrl was deleted, or renamed, while the log was written to"
 
 
-async def test_a_log_whose_segments_were_deleted_between_two_mounts_is_named_once(ours: Opened) -> None:
+async def test_segments_deleted_between_two_mounts_are_reported_once(ours: Opened) -> None:
     await whole_mount(ours)
     for path in ours.folder.glob("*.hrl"):
         path.unlink()
@@ -170,7 +170,7 @@ async def test_a_log_whose_segments_were_deleted_between_two_mounts_is_named_onc
     ours.release()
 
 
-async def test_a_log_whose_dirty_file_was_deleted_is_said_to_lack_it(ours: Opened) -> None:
+async def test_a_deleted_dirty_file_is_reported_at_the_next_mount(ours: Opened) -> None:
     await whole_mount(ours)
     (ours.folder / "d.dirty").unlink()
     alone = await ours.open()
@@ -180,9 +180,7 @@ async def test_a_log_whose_dirty_file_was_deleted_is_said_to_lack_it(ours: Opene
     ours.release()
 
 
-async def test_an_error_of_log_maintenance_names_its_file_and_spares_the_disk(
-    ours: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_error_of_log_maintenance_is_logged_with_its_file(ours: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = await ours.open()
 
     def full(_log: DiskLog) -> None:
@@ -209,10 +207,10 @@ async def test_a_sync_that_fails_at_the_end_names_the_image(ours: Opened) -> Non
     assert failed.value.code == "HostIoError"
 
 
-# --- a mount that fails --------------------------------------------------------------------------------------------------
+# --- failed mounts --------------------------------------------------------------------------------------------------
 
 
-async def test_a_failed_mount_removes_what_it_made_and_only_that(ours: Opened) -> None:
+async def test_a_failed_mount_removes_only_the_files_that_it_made(ours: Opened) -> None:
     (ours.folder / "d.txt").write_bytes(b"theirs")
     before = ours.found()
     alone = await ours.open()
@@ -223,7 +221,7 @@ async def test_a_failed_mount_removes_what_it_made_and_only_that(ours: Opened) -
 
 
 @pytest.mark.parametrize("step", ["d.position", ".d.dirty", "rename"])
-async def test_an_opening_that_fails_half_way_leaves_nothing(
+async def test_an_open_that_fails_at_any_step_leaves_nothing(
     ours: Opened, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     before, open_ = ours.found(), safe_files.open_file
@@ -242,7 +240,7 @@ async def test_an_opening_that_fails_half_way_leaves_nothing(
     assert ours.found() == before
 
 
-async def test_a_failed_mount_continues_the_log_that_was_there(ours: Opened) -> None:
+async def test_the_log_continues_after_a_failed_mount(ours: Opened) -> None:
     await whole_mount(ours)
     alone = await ours.open()
     assert alone.ended_generation is None
@@ -254,7 +252,7 @@ async def test_a_failed_mount_continues_the_log_that_was_there(ours: Opened) -> 
     ours.release()
 
 
-async def test_a_failed_mount_without_a_log_does_not_end_the_log_that_was_there(ours: Opened) -> None:
+async def test_a_failed_mount_without_a_log_does_not_end_the_existing_log(ours: Opened) -> None:
     await whole_mount(ours)
     before = ours.found()
     alone = await ours.open(tracked=False)

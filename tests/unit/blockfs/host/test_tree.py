@@ -1,4 +1,4 @@
-"""What is where in a mount: folders of VMs, or one disk in the mount's own folder."""
+"""The names in a mount: a folder for each VM, or one disk in the mount's own folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = 1 << 20
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """A disk whose name has dots in it, as images' names have, tracked."""
+    """Yield a tracked disk whose name contains a dot, like names of images."""
     paths = DiskPaths(tmp_path, "", "debian-12.5")
     make_raw(paths, SIZE)
     positions = PositionCounter(tmp_path / "position")
@@ -43,7 +43,7 @@ async def test_a_single_disk_is_in_the_mounts_own_folder(disk: Disk, monkeypatch
         assert (entry.st_ino, entry.st_mode & 0o200) == (inode, 0o200 if name.endswith(".img") else 0)
 
 
-async def test_a_file_is_no_folder_and_unknown_names_are_not_there(disk: Disk) -> None:
+async def test_a_file_is_no_folder_and_unknown_names_are_not_found(disk: Disk) -> None:
     files = DiskFileSystem(SingleDisk(disk, -1))
     image = (await files.lookup(pyfuse3.ROOT_INODE, b"debian-12.5.img", NOBODY)).st_ino
     with pytest.raises(pyfuse3.FUSEError) as failed:
@@ -55,7 +55,7 @@ async def test_a_file_is_no_folder_and_unknown_names_are_not_there(disk: Disk) -
         assert failed.value.errno == errno.ENOENT
 
 
-async def test_names_that_are_not_there_take_no_memory(disk: Disk) -> None:
+async def test_lookups_of_unknown_names_use_no_memory(disk: Disk) -> None:
     files = DiskFileSystem(SingleDisk(disk, -1))
     before = len(files._nodes)
     for number in range(100):
@@ -64,7 +64,9 @@ async def test_names_that_are_not_there_take_no_memory(disk: Disk) -> None:
     assert len(files._nodes) == before
 
 
-async def test_a_host_has_a_folder_a_vm_and_no_disk_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_has_one_folder_for_each_vm_and_no_disk_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host = DiskHost(tmp_path / "disks", tmp_path / "mnt")
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
     assert host.disks_in(ROOT) == {}
