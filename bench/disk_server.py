@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.blockfs.fuse.serving import serve
+from siterig.blockfs.fuse.server import serve
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext.fuse_server import FuseServerOptions
 

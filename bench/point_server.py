@@ -18,7 +18,7 @@ import trio
 
 from siterig.azure_emu.disks.view_provider import ManagedDiskViews
 from siterig.blockfs.contracts.control import MountedPointSource
-from siterig.blockfs.fuse.serving import serve
+from siterig.blockfs.fuse.server import serve
 from siterig.blockfs.host.disk_host import DiskHost
 
 VM = "bench"

@@ -31,7 +31,7 @@ from rich.table import Table
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.changelog.tags import TagSeen, encode_tag
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.fuse.serving import serve
+from siterig.blockfs.fuse.server import serve
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext._core import ffi, lib
 

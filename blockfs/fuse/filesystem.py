@@ -1,9 +1,9 @@
 """The FUSE file system: disks as files, and read-only: their fixed VHDs, change logs, snapshots and counters.
 
-Fault contract: it has no state except open handles.  :mod:`siterig.blockfs.fuse.serving` mounts and serves it.
+Fault contract: it has no state except open handles.  :mod:`siterig.blockfs.fuse.server` mounts and serves it.
 
 This module answers requests about names and attributes.  The disk in C reads and writes the bytes: for the FUSE server
-(:mod:`siterig.blockfs.fuse.serving`), or through the methods below if there is no FUSE server.
+(:mod:`siterig.blockfs.fuse.server`), or through the methods below if there is no FUSE server.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.fuse import serving
+from siterig.blockfs.fuse import server
 from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.host import standalone
 from siterig.blockfs.host.standalone import EndedGeneration, StandAlone
@@ -167,7 +167,7 @@ async def _serve(
         async with trio.open_nursery() as nursery:
 
             async def serve_files(*, task_status: trio.TaskStatus[None]) -> None:
-                await serving.serve(
+                await server.serve(
                     mounted.alone.tree,
                     where,
                     source=mount_source(image.path),

@@ -8,7 +8,7 @@ import structlog
 import trio
 
 from siterig.blockfs.contracts.control import DiskHostControl
-from siterig.blockfs.fuse import serving
+from siterig.blockfs.fuse.server import serve
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.core.fuse_options import FuseOptions
 from siterig.rpc import server
@@ -23,7 +23,7 @@ async def host_disks(
         async with trio.open_nursery() as nursery:
 
             async def serve_files(*, task_status: trio.TaskStatus[None]) -> None:
-                await serving.serve(host, mount, fuse_server=fuse_options.fuse_server, task_status=task_status)
+                await serve(host, mount, fuse_server=fuse_options.fuse_server, task_status=task_status)
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve_files)

@@ -24,7 +24,7 @@ from pydantic_core import to_json
 from siterig.azure_emu.disks.view_provider import ManagedDiskViews
 from siterig.blockfs.contracts.control import MountedPointSource
 from siterig.blockfs.fuse import filesystem
-from siterig.blockfs.fuse.serving import serve
+from siterig.blockfs.fuse.server import serve
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext.fuse_server import FuseServerOptions
 

@@ -26,7 +26,7 @@ from siterig.cext.fuse_server import FuseServer, FuseServerOptions
 from siterig.cext.linux import set_io_flusher
 
 FUSE_SERVER = FuseServerOptions()
-_log = structlog.get_logger("siterig.blockfs.fuse.serving")
+_log = structlog.get_logger("siterig.blockfs.fuse.server")
 
 
 async def serve(
