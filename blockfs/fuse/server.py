@@ -19,8 +19,8 @@ import trio
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
-from siterig.blockfs.fuse import mounting
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
+from siterig.blockfs.fuse.mount import Mount, MountOptions, clear_stale_mount, mount_filesystem, tune, unmount
 from siterig.blockfs.host.tree import DiskTree
 from siterig.cext.fuse_server import FuseServer, FuseServerOptions
 from siterig.cext.linux import set_io_flusher
@@ -53,7 +53,7 @@ async def serve(
     Raises:
         RigError: ``MountFailed``; ``MountLost`` if requests could not be read from the kernel.
     """
-    mounting.clear_stale_mount(mountpoint)
+    clear_stale_mount(mountpoint)
     try:
         mountpoint.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -66,7 +66,7 @@ async def serve(
         set_io_flusher()  # before any thread is started, because threads inherit it
     except OSError as exc:  # only root may set it; other users cannot attach a loop device to the mount either
         _log.info("not_an_io_flusher", reason=reason(exc))
-    mount_options = mounting.MountOptions(source, read_only=read_only)
+    mount_options = MountOptions(source, read_only=read_only)
     if fuse_server is None:
         await _serve_by_pyfuse3(tree, mountpoint, mount_options, task_status)
     else:
@@ -74,7 +74,7 @@ async def serve(
 
 
 async def _serve_by_pyfuse3(
-    tree: DiskTree, mountpoint: Path, mount_options: mounting.MountOptions, task_status: trio.TaskStatus[None]
+    tree: DiskTree, mountpoint: Path, mount_options: MountOptions, task_status: trio.TaskStatus[None]
 ) -> None:
     try:
         pyfuse3.init(DiskFileSystem(tree), str(mountpoint), set(mount_options.as_list()))
@@ -92,16 +92,16 @@ async def _serve_by_pyfuse3(
 async def _serve_by_fuse_server(
     tree: DiskTree,
     mountpoint: Path,
-    mount_options: mounting.MountOptions,
+    mount_options: MountOptions,
     options: FuseServerOptions,
     task_status: trio.TaskStatus[None],
 ) -> None:
-    mount = await trio.to_thread.run_sync(mounting.mount, mountpoint, mount_options)
+    mount = await trio.to_thread.run_sync(mount_filesystem, mountpoint, mount_options)
     try:
         fuse_server = _start_fuse_server(tree, mount, options)
     except BaseException:
         os.close(mount.device_fd)  # no request can be answered any more
-        mounting.unmount(mount)
+        unmount(mount)
         raise
     try:
         async with trio.open_nursery() as nursery:
@@ -109,14 +109,14 @@ async def _serve_by_fuse_server(
             names = trio.CancelScope(shield=True)
             nursery.start_soon(_answer_names, names, nursery.cancel_scope)
             try:
-                mounting.tune(mount)
+                tune(mount)
                 _log_way(fuse_server, mount)
                 task_status.started()
                 await trio.lowlevel.wait_readable(fuse_server.ended_fd)
             finally:
                 try:
                     with trio.CancelScope(shield=True):  # meanwhile the kernel may send writes and upcalls
-                        await trio.to_thread.run_sync(mounting.unmount, mount)
+                        await trio.to_thread.run_sync(unmount, mount)
                 finally:
                     names.cancel()
     finally:
@@ -125,7 +125,7 @@ async def _serve_by_fuse_server(
             await trio.to_thread.run_sync(_stop, fuse_server, mount)
 
 
-def _start_fuse_server(tree: DiskTree, mount: mounting.Mount, options: FuseServerOptions) -> FuseServer:
+def _start_fuse_server(tree: DiskTree, mount: Mount, options: FuseServerOptions) -> FuseServer:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         try:
@@ -143,7 +143,7 @@ def _start_fuse_server(tree: DiskTree, mount: mounting.Mount, options: FuseServe
     return fuse_server
 
 
-def _log_way(fuse_server: FuseServer, mount: mounting.Mount) -> None:
+def _log_way(fuse_server: FuseServer, mount: Mount) -> None:
     try:
         way = "io_uring" if fuse_server.over_io_uring() else "/dev/fuse"
     except OSError as exc:
@@ -152,7 +152,7 @@ def _log_way(fuse_server: FuseServer, mount: mounting.Mount) -> None:
     _log.info("mounted", mountpoint=str(mount.path), requests_over=way)
 
 
-def _stop(fuse_server: FuseServer, mount: mounting.Mount) -> None:
+def _stop(fuse_server: FuseServer, mount: Mount) -> None:
     try:
         fuse_server.stop()
     except OSError as exc:

@@ -122,7 +122,7 @@ int64_t sr_request_init(const struct fuse_init_in *in, uint32_t request_bytes_ma
 	memset(out, 0, sizeof(*out));
 	out->major = FUSE_KERNEL_VERSION;
 	out->minor = FUSE_KERNEL_MINOR_VERSION;
-	out->max_readahead = UINT32_MAX; /* the mount's bdi alone limits it (blockfs/fuse/mounting.py) */
+	out->max_readahead = UINT32_MAX; /* the mount's bdi alone limits it (blockfs/fuse/mount.py) */
 	out->flags = (uint32_t)(wanted & offered);
 	out->flags2 = (uint32_t)((wanted & offered) >> 32);
 	out->max_background = queue;

@@ -25,7 +25,7 @@ _DEAD = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.EIO}
 _SUBTYPE = "siterig"
 _READ_AHEAD_KIB = 1024
 _MAX_RATIO_PERCENT = 100
-_log = structlog.get_logger("siterig.blockfs.fuse.mounting")
+_log = structlog.get_logger("siterig.blockfs.fuse.mount")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def clear_stale_mount(mountpoint: Path) -> bool:
     return True
 
 
-def mount(mountpoint: Path, options: MountOptions) -> Mount:
+def mount_filesystem(mountpoint: Path, options: MountOptions) -> Mount:
     """Mount at a folder, for this user alone.  A program that touches the mount hangs until ``device_fd`` is read.
 
     Raises:
