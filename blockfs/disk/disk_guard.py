@@ -19,7 +19,7 @@ from siterig.blockfs.changelog.disk_log import DiskLog
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.disk.disk_options import DiskOptions
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.watch import own_file
 from siterig.blockfs.watch.file_watch import Watched
 from siterig.blockfs.watch.own_file import OwnFiles
@@ -153,17 +153,17 @@ class DiskGuard(Watched):
     async def check_no_loops(self) -> None:
         """Raise ``DiskInUse`` if a writable loop device is attached to the file itself: no log would have its writes."""
         for loop in await self._loops():
-            raise RigError(Code.DiskInUse, f"disk {self._paths}: {hostmounts.loop_text(loop, self.files.path)}")
+            raise RigError(Code.DiskInUse, f"disk {self._paths}: {loop_devices.loop_text(loop, self.files.path)}")
 
     async def look_for_loops(self) -> None:
         """Record a writable loop device that is attached to the file itself."""
         for loop in await self._loops():
-            self.changed_by_another(hostmounts.loop_text(loop, self.files.path))
+            self.changed_by_another(loop_devices.loop_text(loop, self.files.path))
 
     async def _loops(self) -> list[str]:
         if self._disk is None:  # closed meanwhile
             return []
-        return await hostmounts.loops_on(self.files.identity, str(self.files.path))
+        return await loop_devices.loops_on(self.files.identity, str(self.files.path))
 
     def look_at_the_end(self) -> str | None:
         """Process the events that the kernel has reported, then check the files, as :meth:`check_files` does."""

@@ -8,7 +8,7 @@ import stat
 import struct
 from pathlib import Path
 
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 
 _BLKSSZGET = 0x1268  # linux/fs.h
 _INT = struct.Struct("i")
@@ -43,7 +43,7 @@ def holders(device: int) -> list[str]:
     sys_folder = Path("/sys/dev/block", f"{os.major(device)}:{os.minor(device)}")
     folders = [sys_folder, *sorted(path.parent for path in sys_folder.glob("*/partition"))]
     numbers = {_text(folder / "dev") for folder in folders}
-    found = [f"mounted at {point}" for number, _, point in hostmounts.mounts() if number in numbers]
+    found = [f"mounted at {point}" for number, _, point in loop_devices.mounts() if number in numbers]
     swap = {line.split(" ")[0] for line in _text(Path("/proc/swaps")).splitlines()[1:]}
     for folder in folders:
         name = folder.resolve().name

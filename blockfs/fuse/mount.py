@@ -18,7 +18,7 @@ import structlog
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.cext import linux
 
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.EIO}
@@ -143,7 +143,7 @@ def _mount_by_helper(path: Path, options: MountOptions) -> int:
 
 def _device_at(path: Path) -> str | None:
     """Return ``MAJ:MIN`` of the topmost mount at ``path``, without a request to its server."""
-    devices = [device for device, _, point in hostmounts.mounts() if point == str(path)]
+    devices = [device for device, _, point in loop_devices.mounts() if point == str(path)]
     return devices[-1] if devices else None
 
 

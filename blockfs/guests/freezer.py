@@ -1,4 +1,4 @@
-"""Freezes file systems for the time of a pipe: the child process of ``hostmounts.frozen``.
+"""Freezes file systems for the time of a pipe: the child process of ``loop_devices.frozen``.
 
 Usage: ``python -m siterig.blockfs.guests.freezer TIMEOUT_S MOUNTPOINT...``.  It freezes the file systems in the order
 given, writes the line ``frozen``, and waits for a line or the end of its standard input, for SIGTERM, or for the time limit;

@@ -24,7 +24,7 @@ from siterig.blockfs.files import block_device, safe_files, user_files
 from siterig.blockfs.files.file_limit import check_file_limit
 from siterig.blockfs.files.lock_holders import lock_holders
 from siterig.blockfs.files.os_errors import reason
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.images import image_headers, image_kind, vhd
 from siterig.blockfs.images.image_bytes import ImageBytes
 from siterig.blockfs.images.image_kind import WANTED, Contents
@@ -204,16 +204,16 @@ async def _lock(path: Path, fd: int, *, shared: bool) -> None:
 
 async def _busy(path: Path, fd: int, where: str | None) -> RigError:
     holders = await trio.to_thread.run_sync(lock_holders, path, fd)
-    holders = holders or [name for use in await hostmounts.uses(path) for name in use.processes]
+    holders = holders or [name for use in await loop_devices.uses(path) for name in use.processes]
     at = f" (mounted at {where})" if where else ""
     return RigError(Code.ImageBusy, f"{path}: is in use by {', '.join(holders) or 'another process'}{at}")
 
 
 async def _refuse_loops(path: Path, fd: int) -> None:
-    for use in await hostmounts.loops(path):
+    for use in await loop_devices.loops(path):
         raise RigError(Code.ImageBusy, f"{path}: is in use by {', '.join(filter(None, (use.loop, *use.mountpoints)))}")
     found = os.fstat(fd)
-    for loop in await hostmounts.loops_on((found.st_dev, found.st_ino), str(path)):
+    for loop in await loop_devices.loops_on((found.st_dev, found.st_ino), str(path)):
         raise RigError(Code.ImageBusy, f"{path}: is in use by {loop}, under another name")
 
 
@@ -230,7 +230,7 @@ def mount_source(path: Path) -> str:
 
 def mounted_at(path: Path) -> str | None:
     """Return the mountpoint of the image in this process's mount namespace; None if it is not mounted there."""
-    return next((point for _, source, point in hostmounts.mounts() if source == mount_source(path)), None)
+    return next((point for _, source, point in loop_devices.mounts() if source == mount_source(path)), None)
 
 
 def _exposed_as(file: LockedFile, wanted: MountFormat | None) -> tuple[MountFormat, int]:

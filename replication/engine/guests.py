@@ -11,7 +11,7 @@ import trio
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import Advance
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.images import image_import
 from siterig.blockfs.images.image_formats import ImageFormat
 
@@ -58,25 +58,25 @@ class HostGuests(Guests):
         """Return one mount point of each file system, because freezing one twice is an error."""
         by_device: dict[int, str] = {}
         for disk in disks:
-            for use in await hostmounts.uses(disk):
+            for use in await loop_devices.uses(disk):
                 for where in use.mountpoints:
                     device = (await trio.to_thread.run_sync(os.stat, where)).st_dev
                     by_device.setdefault(device, where)
         return list(by_device.values())
 
     def frozen(self, mountpoints: list[str], *, timeout_s: float) -> AbstractAsyncContextManager[None]:
-        return hostmounts.frozen(mountpoints, timeout_s=timeout_s)
+        return loop_devices.frozen(mountpoints, timeout_s=timeout_s)
 
     async def check_shutdown(self, disks: list[Path]) -> None:
-        await hostmounts.check_shutdown(disks)
+        await loop_devices.check_shutdown(disks)
 
     async def shutdown(self, disks: list[Path]) -> None:
-        await hostmounts.shutdown(disks)
+        await loop_devices.shutdown(disks)
 
     async def format(self, disk: Path, filesystem: str, label: str, *, sector_bytes: int = 512) -> None:
-        loop = await hostmounts.attach(disk, sector_bytes=sector_bytes)
+        loop = await loop_devices.attach(disk, sector_bytes=sector_bytes)
         try:
-            await hostmounts.mkfs(loop, filesystem, label)
+            await loop_devices.mkfs(loop, filesystem, label)
         except RigError as error:
             room = await trio.to_thread.run_sync(os.statvfs, disk)
             if error.code == Code.MkfsFailed and room.f_bavail * room.f_frsize < _ROOM_BYTES:
@@ -89,7 +89,7 @@ class HostGuests(Guests):
             raise RigError(error.code, error.message.replace(loop, str(disk))) from error
         finally:
             with trio.CancelScope(shield=True):
-                await hostmounts.detach(loop)
+                await loop_devices.detach(loop)
 
     async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: ImageFormat | None = None) -> None:
         await image_import.fill(image, disk, advance=advance, format_=format_)

@@ -10,7 +10,7 @@ import trio
 
 from siterig.azure_emu.vault.model.api import Vm
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.scenarios.contracts.finding import CheckFinding
 
 
@@ -38,7 +38,7 @@ class Guest:
         guest = cls(vm.name, [])
         try:
             for disk in vm.disks:
-                loop = await hostmounts.attach(Path(disk.path))
+                loop = await loop_devices.attach(Path(disk.path))
                 guest.disks.append(GuestDisk(disk.name, Path(disk.path), filesystems[disk.name], loop, folder / disk.name))
         except BaseException:
             await guest.release()
@@ -52,12 +52,12 @@ class Guest:
     async def mount(self) -> None:
         """Mount every disk; the file systems' journals recover if they need to."""
         for disk in self.disks:
-            await hostmounts.mount(disk.loop, disk.where, disk.filesystem)
+            await loop_devices.mount(disk.loop, disk.where, disk.filesystem)
 
     async def unmount(self) -> None:
         """Unmount every disk; raise ``VmBusy`` if one is in use."""
         for disk in self.disks:
-            await hostmounts.unmount(disk.where)
+            await loop_devices.unmount(disk.where)
 
     async def recover(self) -> list[CheckFinding]:
         """Recover like a machine after a crash, and check the result: mount, unmount, fsck, mount again."""
@@ -78,7 +78,7 @@ class Guest:
         done: list[str] = []
         with trio.CancelScope(shield=True):
             for disk in self.disks:
-                done += await hostmounts.release_below(disk.path.parent)
+                done += await loop_devices.release_below(disk.path.parent)
         return done
 
 

@@ -14,7 +14,7 @@ from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.core.parsing import parse_point
 
 
@@ -198,7 +198,7 @@ CHANGES_MAX = 100
 async def check_released(images: dict[str, Path]) -> None:
     """Raise ``LeftBehind`` if loop devices use the images."""
     for image in images.values():
-        if await hostmounts.loops(image):
+        if await loop_devices.loops(image):
             raise await resources_in_use(images, RigError(Code.LeftBehind, f"CMD left a loop device on {image}"))
 
 
@@ -206,7 +206,7 @@ async def resources_in_use(images: dict[str, Path], error: RigError) -> RigError
     """Return ``LeftBehind`` with the users of the images, or ``error`` if there are none."""
     found = []
     for image in images.values():
-        for use in await hostmounts.uses(image):
+        for use in await loop_devices.uses(image):
             if use.loop is not None:
                 found.append(use.loop + "".join(f", mounted at {where}" for where in use.mountpoints) + f", over {image}")
             found += [f"process {name}, with {image} open" for name in use.processes]

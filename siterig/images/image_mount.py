@@ -16,7 +16,7 @@ import trio
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.fuse import server
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.host import standalone
 from siterig.blockfs.host.standalone import EndedGeneration, StandAlone
 from siterig.blockfs.images.image import Image, MountFormat, mount_source, open_image
@@ -161,7 +161,7 @@ async def _serve(
     mounted: Mounted, fuse_options: FuseOptions, end: _End, ready: Callable[[Mounted], None], note: Callable[[str], None]
 ) -> None:
     image, where = mounted.image, mounted.disk.parent
-    for use in await hostmounts.loops(mounted.disk):
+    for use in await loop_devices.loops(mounted.disk):
         note(f"{use.loop} lies on {mounted.disk} of an earlier mount, which is dead; detach it: losetup -d {use.loop}")
     with end.serving:
         async with trio.open_nursery() as nursery:

@@ -13,7 +13,7 @@ import trio
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import reason
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 
 SOURCE_PREFIX = "siterig:"
 """The beginning of the source of all siterig mounts in the table of mounts."""
@@ -120,7 +120,7 @@ def _unusable(path: Path, reason: str | None) -> RigError:
 
 def _mounted(path: Path) -> str | None:
     """Return the source of the topmost mount at a folder, or None."""
-    return next((source for _, source, point in reversed(hostmounts.mounts()) if point == str(path)), None)
+    return next((source for _, source, point in reversed(loop_devices.mounts()) if point == str(path)), None)
 
 
 async def unmount(mountpoint: Path) -> str | None:
@@ -140,7 +140,7 @@ async def unmount(mountpoint: Path) -> str | None:
 async def users(disk: Path) -> list[str]:
     """List the users of a mounted disk: loop devices with their mount points, and processes that use it or its folder."""
     found = []
-    for use in await hostmounts.loops(disk):
+    for use in await loop_devices.loops(disk):
         at = f" (mounted at {', '.join(use.mountpoints)})" if use.mountpoints else ""
         found.append(f"{use.loop}{at}")
-    return found + await hostmounts.processes_at(disk.parent)
+    return found + await loop_devices.processes_at(disk.parent)

@@ -7,7 +7,7 @@ import trio
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.core.paths import Layout
 from siterig.replication.contracts.ports import VaultLink
 from siterig.roles.entry import Health, run_role
@@ -21,8 +21,8 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
         provider=directory.provider(layout),
         recovery=directory.recovery_side(layout),
         azure_host=directory.azure(layout),
-        shut_down=hostmounts.shutdown,
-        check_shut_down=hostmounts.check_shutdown,
+        shut_down=loop_devices.shutdown,
+        check_shut_down=loop_devices.check_shutdown,
         waits=health.waits,
     )
     faces = {

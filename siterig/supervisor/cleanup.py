@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.core.paths import Layout
 
 _KILL_TIMEOUT_S = 10.0
@@ -20,7 +20,7 @@ _KILL_TIMEOUT_S = 10.0
 
 def mounts_below(prefix: Path) -> list[Path]:
     """Return the mount points at or below ``prefix``, the newest first."""
-    found = [Path(point) for _, _, point in hostmounts.mounts()]
+    found = [Path(point) for _, _, point in loop_devices.mounts()]
     return [point for point in reversed(found) if point.is_relative_to(prefix)]
 
 
@@ -32,7 +32,7 @@ async def release_guests(prefix: Path) -> list[str]:
     Raises:
         RigError: ``VmBusy`` names the process that holds a disk.
     """
-    return await hostmounts.release_below(prefix)
+    return await loop_devices.release_below(prefix)
 
 
 async def unmount_stale(prefix: Path) -> list[str]:

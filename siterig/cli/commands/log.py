@@ -29,7 +29,7 @@ from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.blockfs.files.file_limit import too_large
 from siterig.blockfs.files.os_errors import reason
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.cli import exit_status, output
 from siterig.cli.commands.options import Json, JsonLines, example
 from siterig.core.parsing import check_file_name, format_size, parse_size
@@ -289,7 +289,7 @@ def replay_log(
 
 
 async def _refuse_in_use(image: Path) -> None:
-    for use in await hostmounts.uses(image) if image.exists() else []:
+    for use in await loop_devices.uses(image) if image.exists() else []:
         holders = (use.loop, *use.mountpoints, *use.processes)
         raise RigError(Code.ImageBusy, f"{image}: is in use by {', '.join(holder for holder in holders if holder)}")
 

@@ -26,7 +26,7 @@ from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core import failpoint
 from siterig.blockfs.core.clock import SystemClock
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.transfer.part_name import Listing, PartName
 from siterig.core.paths import Layout
 from siterig.replication.contracts.ports import VaultLink
@@ -147,7 +147,7 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
         provider=directory.provider(layout),
         recovery=directory.recovery_side(layout),
         azure_host=directory.azure(layout),
-        shut_down=hostmounts.shutdown,
+        shut_down=loop_devices.shutdown,
         clock=FileClock(clock_of(layout)),
         waits=health.waits,
     )

@@ -26,7 +26,7 @@ import trio
 
 from siterig.azure_emu.vault.db.migrations import OLDEST_VERSION
 from siterig.azure_emu.vault.db.schema import FORMAT_VERSION
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.core import paths
 from siterig.core.paths import Layout
 from siterig.supervisor import cleanup, launch
@@ -72,7 +72,7 @@ class Rig:
         """Whatever a test left: processes, mounts, loop devices."""
 
         async def end() -> None:
-            await hostmounts.release_below(self.layout.root)
+            await loop_devices.release_below(self.layout.root)
             await launch.down(self.layout)
 
         trio.run(end)
@@ -135,13 +135,13 @@ def mounted(disk: str, where: Path) -> Iterator[Path]:
     """An ext4 disk, mounted as a user would."""
 
     async def begin() -> str:
-        loop = await hostmounts.attach(Path(disk))
-        await hostmounts.mount(loop, where, "ext4")
+        loop = await loop_devices.attach(Path(disk))
+        await loop_devices.mount(loop, where, "ext4")
         return loop
 
     async def end(loop: str) -> None:
-        await hostmounts.unmount(where)
-        await hostmounts.detach(loop)
+        await loop_devices.unmount(where)
+        await loop_devices.detach(loop)
 
     loop = trio.run(begin)
     try:

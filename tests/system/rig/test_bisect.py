@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from siterig.blockfs.contracts.disk_spec import DiskSpec
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.testing.testbed import Testbed
 from tests.support.disks.guest import FSCK, MKFS, loop_device, make_tree, mounted, run, write_durably
 from tests.support.needs import needs_file_system
@@ -158,7 +158,7 @@ async def test_an_interrupted_or_killed_search_leaves_nothing(folder: Path) -> N
             process.send_signal(number)
             status = await process.wait()
             if number == signal.SIGKILL:
-                (use,) = await hostmounts.uses(Path(copies[0].path))
+                (use,) = await loop_devices.uses(Path(copies[0].path))
                 (sleeper,) = use.processes  # it is in a session of its own
                 os.kill(int(sleeper.split("(")[1].rstrip(")")), signal.SIGKILL)
                 assert len(left) == 2

@@ -20,7 +20,7 @@ import trio
 from siterig.azure_emu.vault.model.api import Job, ProtectedItem, RecoveryPoint, Vm, VmDisk
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.scenarios.contracts.results import DrillResult
 from siterig.scenarios.drill.drill import run_drill
 from siterig.scenarios.drill.drill_run import DrillSettings
@@ -78,7 +78,7 @@ class PlainRig:
         (self.root / folder).mkdir()
         for name in ["os", "data"] if self.mixed else [""]:
             mounts = [mount for mount in self._mounts() if mount.endswith(name)]
-            async with hostmounts.frozen(mounts, timeout_s=30):
+            async with loop_devices.frozen(mounts, timeout_s=30):
                 position = self._count()
                 for disk in self.vms["web01"].disks:
                     if name in disk.name:
@@ -103,9 +103,9 @@ class PlainRig:
             path = self.root / vm / f"{disk.name}.img"
             path.touch()
             os.truncate(path, disk.size_bytes)
-            loop = await hostmounts.attach(path)
-            await hostmounts.mkfs(loop, disk.filesystem, disk.name)
-            await hostmounts.detach(loop)
+            loop = await loop_devices.attach(path)
+            await loop_devices.mkfs(loop, disk.filesystem, disk.name)
+            await loop_devices.detach(loop)
             (self.root / vm / f"{disk.name}.000001.hrl").symlink_to("/proc/version")
         return self._vm(vm, "site", vm)
 
@@ -204,12 +204,12 @@ class PlainRig:
 async def rig(tmp_path: Path) -> AsyncIterator[PlainRig]:
     yield PlainRig(tmp_path)
     with trio.CancelScope(shield=True):
-        await hostmounts.release_below(tmp_path)
+        await loop_devices.release_below(tmp_path)
 
 
 async def drill(rig: PlainRig) -> DrillResult:
     result = await run_drill(rig, SETTINGS, Narrator(TextScreen()))
-    assert [use.loop for use in hostmounts._loop_uses() if use.disk.startswith(str(rig.root))] == []
+    assert [use.loop for use in loop_devices._loop_uses() if use.disk.startswith(str(rig.root))] == []
     return result
 
 
@@ -271,4 +271,4 @@ async def test_cancelling_in_mid_load_leaves_nothing(rig: PlainRig) -> None:
     with trio.move_on_after(3) as scope:
         await run_drill(rig, SETTINGS, Narrator(TextScreen()))
     assert scope.cancelled_caught
-    assert [use.loop for use in hostmounts._loop_uses() if use.disk.startswith(str(rig.root))] == []
+    assert [use.loop for use in loop_devices._loop_uses() if use.disk.startswith(str(rig.root))] == []

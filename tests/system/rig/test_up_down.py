@@ -18,7 +18,7 @@ import trio
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 from siterig.core.paths import Layout
 from siterig.rpc import directory
 from siterig.supervisor import cleanup, launch
@@ -74,8 +74,8 @@ def traces(layout: Layout) -> list[str]:
 async def guest(testbed: Testbed, where: Path) -> Path:
     """A mounted disk of a source VM, as a user would make it."""
     vm = await testbed.vault.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=32 * MIB, filesystem="ext4")])
-    loop = await hostmounts.attach(Path(vm.disks[0].path))
-    await hostmounts.mount(loop, where, "ext4")
+    loop = await loop_devices.attach(Path(vm.disks[0].path))
+    await loop_devices.mount(loop, where, "ext4")
     return where
 
 

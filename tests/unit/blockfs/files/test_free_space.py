@@ -106,7 +106,7 @@ async def test_a_loop_device_on_an_image_is_found_by_the_prerequisites_check(
     async def loops_on(_identity: tuple[int, int], path: str) -> list[str]:
         return ["/dev/loop7"] if path.endswith("data.img") else []
 
-    monkeypatch.setattr("siterig.blockfs.guests.hostmounts.loops_on", loops_on)
+    monkeypatch.setattr("siterig.blockfs.guests.loop_devices.loops_on", loops_on)
     await rig.make_vm()
     async with rig.agent() as agent:
         with pytest.raises(RigError, match=r"loop device /dev/loop7 is attached to .*data.img") as caught:

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.guests import freezer, hostmounts
+from siterig.blockfs.guests import freezer, loop_devices
 from siterig.blockfs.host.disk_host import DiskHost
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
@@ -32,15 +32,15 @@ def sparse(path: Path, size_bytes: int) -> Path:
 async def host(tmp_path: Path) -> AsyncIterator[Path]:
     yield tmp_path
     with trio.CancelScope(shield=True):
-        await hostmounts.release_below(tmp_path)
+        await loop_devices.release_below(tmp_path)
 
 
 async def mounted(host: Path, name: str, filesystem: str = "ext4", size_bytes: int = 64 * MIB) -> tuple[Path, Path]:
     disk = sparse(host / f"{name}.img", size_bytes)
-    loop = await hostmounts.attach(disk)
-    await hostmounts.mkfs(loop, filesystem, name)
+    loop = await loop_devices.attach(disk)
+    await loop_devices.mkfs(loop, filesystem, name)
     where = host / "mnt" / name
-    await hostmounts.mount(loop, where, filesystem)
+    await loop_devices.mount(loop, where, filesystem)
     return disk, where
 
 
@@ -49,19 +49,19 @@ def test_a_mount_point_whose_name_is_no_utf_8_hides_no_other(tmp_path: Path) -> 
     where.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", where], check=True)
     try:
-        assert str(where) in [point for _, _, point in hostmounts.mounts()]
+        assert str(where) in [point for _, _, point in loop_devices.mounts()]
     finally:
         subprocess.run(["umount", where], check=True)
 
 
 async def test_uses_shows_loop_device_and_mount_and_shutdown_ends_both(host: Path) -> None:
     disk, where = await mounted(host, "os")
-    (use,) = await hostmounts.uses(disk)
+    (use,) = await loop_devices.uses(disk)
     assert use.disk == str(disk)
     assert use.loop is not None
     assert use.mountpoints == (str(where),)
-    await hostmounts.shutdown([disk])
-    assert await hostmounts.uses(disk) == []
+    await loop_devices.shutdown([disk])
+    assert await loop_devices.uses(disk) == []
     assert not where.is_mount()
 
 
@@ -70,7 +70,7 @@ async def test_shutdown_names_mount_point_and_the_process_that_holds_it(host: Pa
     with (where / "held").open("w"), subprocess.Popen(["sleep", "60"], cwd=where) as holder:
         try:
             with pytest.raises(RigError) as caught:
-                await hostmounts.shutdown([disk])
+                await loop_devices.shutdown([disk])
         finally:
             holder.kill()
     assert caught.value.code == "VmBusy"
@@ -83,7 +83,7 @@ async def test_shutdown_names_a_process_that_has_the_disk_file_open(host: Path) 
     with disk.open("rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as holder:
         try:
             with pytest.raises(RigError) as caught:
-                await hostmounts.shutdown([disk])
+                await loop_devices.shutdown([disk])
         finally:
             holder.kill()
     assert caught.value.message == f"disk {disk} is open in sleep ({holder.pid})"
@@ -93,26 +93,26 @@ async def test_release_below_says_what_it_did_and_leaves_other_folders_alone(hos
     (host / "a").mkdir()
     (host / "ab").mkdir()
     disk, where = await mounted(host / "a", "os")
-    other = await hostmounts.attach(sparse(host / "ab" / "x.img", MIB))
-    (use,) = await hostmounts.uses(disk)
-    assert await hostmounts.release_below(host / "a") == [f"unmounted {where}", f"detached {use.loop} from {disk}"]
-    assert [use.loop for use in await hostmounts.uses(host / "ab" / "x.img")] == [other]
+    other = await loop_devices.attach(sparse(host / "ab" / "x.img", MIB))
+    (use,) = await loop_devices.uses(disk)
+    assert await loop_devices.release_below(host / "a") == [f"unmounted {where}", f"detached {use.loop} from {disk}"]
+    assert [use.loop for use in await loop_devices.uses(host / "ab" / "x.img")] == [other]
 
 
 async def test_a_copy_of_a_mounted_xfs_mounts_beside_it(host: Path) -> None:
     disk, where = await mounted(host, "data", "xfs", 300 * MIB)
     (where / "file").write_text("x")
-    async with hostmounts.frozen([str(where)], timeout_s=30):
+    async with loop_devices.frozen([str(where)], timeout_s=30):
         await trio.run_process(["cp", "--sparse=always", str(disk), str(host / "copy.img")])
-    loop = await hostmounts.attach(host / "copy.img")
-    await hostmounts.mount(loop, host / "mnt" / "copy", "xfs")
+    loop = await loop_devices.attach(host / "copy.img")
+    await loop_devices.mount(loop, host / "mnt" / "copy", "xfs")
     assert (host / "mnt" / "copy" / "file").read_text() == "x"
 
 
 async def test_frozen_file_systems_take_no_write_until_the_block_ends(host: Path) -> None:
     _, one = await mounted(host, "one")
     _, two = await mounted(host, "two")
-    async with hostmounts.frozen([str(one), str(two)], timeout_s=30):
+    async with loop_devices.frozen([str(one), str(two)], timeout_s=30):
         writers = [subprocess.Popen(["touch", str(where / "file")]) for where in (one, two)]
         for writer in writers:
             with pytest.raises(subprocess.TimeoutExpired):
@@ -125,7 +125,7 @@ async def test_frozen_file_systems_take_no_write_until_the_block_ends(host: Path
 async def test_a_block_that_outlasts_the_time_is_told_and_the_file_systems_are_thawed(host: Path) -> None:
     _, where = await mounted(host, "os")
     with pytest.raises(RigError) as caught:
-        async with hostmounts.frozen([str(where)], timeout_s=0.2):
+        async with loop_devices.frozen([str(where)], timeout_s=0.2):
             await trio.run_process(["touch", str(where / "file")])  # ends only when it is thawed
     assert caught.value.code == "FreezeTimedOut"
     assert caught.value.message == f"{where} had to be thawed after 0.2 s, before the recovery point was taken"
@@ -134,7 +134,7 @@ async def test_a_block_that_outlasts_the_time_is_told_and_the_file_systems_are_t
 async def test_when_the_second_refuses_the_first_is_thawed(host: Path) -> None:
     _, one = await mounted(host, "one")
     with pytest.raises(RigError) as caught:
-        async with hostmounts.frozen([str(one), "/proc"], timeout_s=30):
+        async with loop_devices.frozen([str(one), "/proc"], timeout_s=30):
             pytest.fail("was frozen")
     assert caught.value.code == "FreezeFailed"
     assert caught.value.message == "cannot freeze /proc: Operation not supported"
@@ -144,7 +144,7 @@ async def test_when_the_second_refuses_the_first_is_thawed(host: Path) -> None:
 async def test_an_error_in_the_block_thaws_and_comes_out_unchanged(host: Path) -> None:
     _, one = await mounted(host, "one")
     with pytest.raises(ZeroDivisionError):
-        async with hostmounts.frozen([str(one)], timeout_s=30):
+        async with loop_devices.frozen([str(one)], timeout_s=30):
             _ = 1 // 0
     (one / "file").touch()
 
@@ -176,7 +176,7 @@ async def test_a_loop_device_on_a_disk_file_prevents_the_start_of_a_log(host: Pa
     await disks.create_disk(vm="web01", name="os", size_bytes=MIB)
     await disks.start_tracking(vm="web01")
     disks.close()
-    loop = await hostmounts.attach(host / "disks/web01/os.img")
+    loop = await loop_devices.attach(host / "disks/web01/os.img")
     disks = DiskHost(host / "disks", host / "mnt")
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
@@ -187,7 +187,7 @@ async def test_a_loop_device_on_a_disk_file_prevents_the_start_of_a_log(host: Pa
     with pytest.raises(RigError, match=f"losetup -d {loop}") as refused:
         await disks.start_tracking(vm="web01", new_generation=True)
     assert refused.value.code == "DiskInUse"
-    await hostmounts.detach(loop)
+    await loop_devices.detach(loop)
     (info,) = await disks.start_tracking(vm="web01", new_generation=True)
     assert info.needs_resync is None
     disks.close()

@@ -1,4 +1,4 @@
-"""``hostmounts`` reads the mounts from the kernel, and refuses wrong requests before it uses the kernel."""
+"""``loop_devices`` reads the mounts from the kernel, and refuses wrong requests before it uses the kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.guests import loop_devices
 
 MIB = 1024 * 1024
 
@@ -19,7 +19,7 @@ def test_mountinfo_gives_device_source_and_unescaped_mount_point() -> None:
         "88 29 7:3 / /mnt/with\\040space rw - xfs /dev/loop3 rw,attr2\n"
         "90 29 0:52 /sub /mnt/b rw master:3 shared:9 - btrfs /dev/loop12p1 rw\n"
     )
-    assert hostmounts.parse_mountinfo(text) == [
+    assert loop_devices.parse_mountinfo(text) == [
         ("254:0", "/dev/vda", "/"),
         ("7:3", "/dev/loop3", "/mnt/with space"),
         ("0:52", "/dev/loop12p1", "/mnt/b"),
@@ -32,21 +32,21 @@ async def test_an_xfs_below_300_mib_is_refused_with_both_sizes(tmp_path: Path) -
     with disk.open("r+b") as file:
         file.truncate(299 * MIB)
     with pytest.raises(RigError) as caught:
-        await hostmounts.mkfs(str(disk), "xfs", "data")
+        await loop_devices.mkfs(str(disk), "xfs", "data")
     assert caught.value.code == "DiskTooSmall"
     assert caught.value.message == f"{disk} has {299 * MIB} bytes: an xfs needs at least {300 * MIB} (300 MiB)"
 
 
 async def test_an_unknown_file_system_is_named_with_the_allowed_ones() -> None:
     with pytest.raises(RigError) as caught:
-        await hostmounts.mkfs("/dev/null", "ntfs", "data")
+        await loop_devices.mkfs("/dev/null", "ntfs", "data")
     assert caught.value.message == "file system 'ntfs' is not supported: ext4 or xfs"
 
 
 async def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(RigError) as caught:
-        await hostmounts.mkfs("/dev/null", "ext4", "os")
+        await loop_devices.mkfs("/dev/null", "ext4", "os")
     assert caught.value.code == "ToolMissing"
     assert caught.value.message == "program mkfs.ext4 is not installed; on Debian: apt-get install e2fsprogs"
 
@@ -54,9 +54,9 @@ async def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPat
 async def test_an_unused_disk_has_no_uses(tmp_path: Path) -> None:
     disk = tmp_path / "idle.img"
     disk.touch()
-    assert await hostmounts.uses(disk) == []
+    assert await loop_devices.uses(disk) == []
 
 
 def test_mountinfo_with_any_name_can_be_read() -> None:
     text = os.fsdecode(b"29 1 0:5 / /mnt/\xff\xc2\x85\x0c rw - fuse.siterig siterig:/a,b\\134c rw\n")
-    assert hostmounts.parse_mountinfo(text) == [("0:5", "siterig:/a,b\\c", os.fsdecode(b"/mnt/\xff\xc2\x85\x0c"))]
+    assert loop_devices.parse_mountinfo(text) == [("0:5", "siterig:/a,b\\c", os.fsdecode(b"/mnt/\xff\xc2\x85\x0c"))]
