@@ -17,7 +17,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.disk.disk_state import DiskState, ParentNote
 from siterig.blockfs.files import user_files
-from siterig.blockfs.images import image, vhd
+from siterig.blockfs.images import image_file, vhd
 from siterig.blockfs.images.image_bytes import ImageBytes
 from siterig.blockfs.images.image_kind import WANTED
 from siterig.blockfs.layers.layer import Layer, OverlayLayer, RawLayer
@@ -102,7 +102,7 @@ def _opened(path: Path) -> int:
     """Open an image read-only, locked against writers as long as it is open."""
     fd = user_files.open_file(path, os.O_RDONLY, code=Code.ImageUnusable, wanted=WANTED)
     try:
-        locked = image.try_lock(path, fd, shared=True)
+        locked = image_file.try_lock(path, fd, shared=True)
     except BaseException:
         os.close(fd)
         raise

@@ -42,7 +42,7 @@ from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import ClosedNote, DiskState
 from siterig.blockfs.files.os_errors import FULL, reason
 from siterig.blockfs.host.tree import SingleDisk
-from siterig.blockfs.images.image import Image
+from siterig.blockfs.images.image_file import Image
 from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.watch.file_watch import FileWatch
 

@@ -20,8 +20,8 @@ from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import block_device
 from siterig.blockfs.files.sparse_copy import STEP_BYTES, SparseCopy, write_data
-from siterig.blockfs.images import image, image_headers, image_kind, qemu_img, vhd, vhdx
-from siterig.blockfs.images.image import LockedFile
+from siterig.blockfs.images import image_file, image_headers, image_kind, qemu_img, vhd, vhdx
+from siterig.blockfs.images.image_file import LockedFile
 from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.images.qemu_img import OpenImage
 
@@ -75,7 +75,7 @@ async def look_at(path: Path, format_: ImageFormat | None = None) -> ImageSource
 @asynccontextmanager
 async def _opened(path: Path, format_: ImageFormat | None) -> AsyncIterator[_Opened]:
     """Open, lock and check an image for the time of the block."""
-    file = await image.open_locked(path, read_only=True)
+    file = await image_file.open_locked(path, read_only=True)
     try:
         yield await _examined(file, format_)
     finally:
@@ -91,7 +91,7 @@ async def _examined(file: LockedFile, wanted: ImageFormat | None) -> _Opened:
         if format_ == "vhd":
             size_bytes = vhd.read_fixed(file.bytes())
         else:
-            image.check_raw_size(file)
+            image_file.check_raw_size(file)
             size_bytes = file.size_bytes
             sector_bytes = block_device.logical_sector_bytes(file.fd) if file.is_device else SECTOR_BYTES
     else:

@@ -19,7 +19,7 @@ from siterig.blockfs.fuse import server
 from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.host import standalone
 from siterig.blockfs.host.standalone import EndedGeneration, StandAlone
-from siterig.blockfs.images.image import Image, MountFormat, mount_source, open_image
+from siterig.blockfs.images.image_file import Image, MountFormat, mount_source, open_image
 from siterig.core.fuse_options import FuseOptions
 from siterig.images import mountpoint
 

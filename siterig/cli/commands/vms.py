@@ -131,7 +131,7 @@ async def _disks(disks: list[str], formats: list[str], *, backing: bool) -> list
 async def _thin(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
     from siterig.blockfs.contracts.control import BackingImage
     from siterig.blockfs.contracts.disk_spec import DiskSpec
-    from siterig.blockfs.images.image import open_image
+    from siterig.blockfs.images.image_file import open_image
 
     name, path, size_bytes = parse_import(text)
     wanted = format_of.get(name)

@@ -17,7 +17,7 @@ from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
 from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.host.standalone import open_disk
-from siterig.blockfs.images.image import open_image
+from siterig.blockfs.images.image_file import open_image
 from siterig.blockfs.watch import file_watch
 from siterig.blockfs.watch.file_watch import FileWatch
 

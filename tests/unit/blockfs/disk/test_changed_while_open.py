@@ -20,7 +20,7 @@ from siterig.blockfs.disk.disk_files import DiskPaths, make_over_managed_disk, m
 from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.host.standalone import StandAlone, open_disk
-from siterig.blockfs.images.image import Image, open_image
+from siterig.blockfs.images.image_file import Image, open_image
 from siterig.blockfs.watch import file_watch
 from siterig.blockfs.watch.file_watch import FileWatch
 from siterig.cext._core import lib

@@ -16,7 +16,7 @@ from siterig.blockfs.contracts.control import BackingImage, DiskInfo
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.images import vhd
-from siterig.blockfs.images.image import open_image
+from siterig.blockfs.images.image_file import open_image
 from siterig.replication.engine.prerequisites import check_space
 from tests.support.rigs.agent_rig import VM, ManagedDisk, Rig
 

@@ -23,7 +23,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.user_files import open_file, open_in_thread
 from siterig.blockfs.images import image_import
-from siterig.blockfs.images.image import open_image
+from siterig.blockfs.images.image_file import open_image
 
 BOUND_S = 30
 

@@ -20,7 +20,7 @@ from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.host.standalone import open_disk
-from siterig.blockfs.images.image import open_image
+from siterig.blockfs.images.image_file import open_image
 from siterig.cext._core import lib
 from tests.support.io_faults import WRITE, failing
 from tests.support.stores.plain_stores import Stores

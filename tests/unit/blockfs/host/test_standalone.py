@@ -17,7 +17,7 @@ from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.host.standalone import StandAlone, open_disk
-from siterig.blockfs.images.image import Image, open_image
+from siterig.blockfs.images.image_file import Image, open_image
 from siterig.blockfs.images.vhd import fixed_footer
 from siterig.blockfs.watch import file_stamps
 from siterig.blockfs.watch.file_stamps import KILL_GRACE_S

@@ -16,7 +16,7 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import naming
 from siterig.blockfs.host import tree
 from siterig.blockfs.host.standalone import StandAlone, open_disk
-from siterig.blockfs.images.image import Image, open_image
+from siterig.blockfs.images.image_file import Image, open_image
 from tests.support.io_faults import SYNC, failing
 from tests.support.other_user import UID, file_of_other_user, folder_of_other_user, link_of_other_user, needs_root
 

@@ -13,7 +13,7 @@ from siterig.blockfs.changelog.replay import CheckedLog
 from siterig.blockfs.changelog.replay import open_image as open_replay_target
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.images import image_import
-from siterig.blockfs.images.image import open_image
+from siterig.blockfs.images.image_file import open_image
 from siterig.images import image_export
 
 MIB = 1 << 20

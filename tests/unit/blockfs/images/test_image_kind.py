@@ -15,7 +15,7 @@ import zstandard
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.images import image_import, vhd
-from siterig.blockfs.images.image import open_image
+from siterig.blockfs.images.image_file import open_image
 from siterig.core.parsing import parse_import, parse_of_disks
 
 MIB = 1 << 20

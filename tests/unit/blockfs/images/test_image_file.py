@@ -16,8 +16,8 @@ import trio
 import trio.testing
 
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.images import image as image_module
-from siterig.blockfs.images.image import MountFormat, open_image
+from siterig.blockfs.images import image_file
+from siterig.blockfs.images.image_file import MountFormat, open_image
 from siterig.blockfs.images.vhd import fixed_footer
 
 SIZE = 1 << 20
@@ -28,7 +28,7 @@ needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="ne
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_module, "LOCK_PATIENCE_S", 0.01)
+    monkeypatch.setattr(image_file, "LOCK_PATIENCE_S", 0.01)
 
 
 async def refused(path: Path, format_: MountFormat | None = None, *, read_only: bool = False) -> tuple[str, str]:
@@ -204,7 +204,7 @@ async def test_two_may_read(path: Path) -> None:
 
 
 async def test_an_image_that_is_about_to_be_given_back_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_module, "LOCK_PATIENCE_S", 60)
+    monkeypatch.setattr(image_file, "LOCK_PATIENCE_S", 60)
     first = await open_image(path)
     opened = False
     async with trio.open_nursery() as nursery:
@@ -238,7 +238,7 @@ async def test_locks_as_qemu_takes_them_are_seen(path: Path, byte: int, read_onl
 HOLDS = """
 import sys, trio
 from pathlib import Path
-from siterig.blockfs.images.image import open_image
+from siterig.blockfs.images.image_file import open_image
 
 async def hold():
     await open_image(Path(sys.argv[1]))
