@@ -12,7 +12,7 @@ import trio
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.guests import loop_devices
-from siterig.blockfs.images import image_import
+from siterig.blockfs.images import importer
 from siterig.blockfs.images.image_formats import ImageFormat
 
 _ROOM_BYTES = 4 * 1024 * 1024
@@ -92,4 +92,4 @@ class HostGuests(Guests):
                 await loop_devices.detach(loop)
 
     async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: ImageFormat | None = None) -> None:
-        await image_import.fill(image, disk, advance=advance, format_=format_)
+        await importer.fill(image, disk, advance=advance, format_=format_)

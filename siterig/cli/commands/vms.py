@@ -150,10 +150,10 @@ async def _thin(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
 
 async def _imported(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
     from siterig.blockfs.contracts.disk_spec import DiskSpec
-    from siterig.blockfs.images import image_import
+    from siterig.blockfs.images import importer
 
     name, path, size_bytes = parse_import(text)
-    source = await image_import.look_at(Path(path), format_of.get(name))
+    source = await importer.look_at(Path(path), format_of.get(name))
     if size_bytes is not None and size_bytes < source.size_bytes:
         raise RigError(
             Code.DiskTooSmall, f"disk {name}: its size is {size_bytes} bytes; the disk in {path} has {source.size_bytes}"

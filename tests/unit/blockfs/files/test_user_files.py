@@ -22,7 +22,7 @@ from siterig.blockfs.changelog.segment import SegmentReader
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.user_files import open_file, open_in_thread
-from siterig.blockfs.images import image_import
+from siterig.blockfs.images import importer
 from siterig.blockfs.images.image_file import open_image
 
 BOUND_S = 30
@@ -55,11 +55,11 @@ def as_image(path: Path) -> None:
 
 
 def as_import(path: Path) -> None:
-    trio.run(image_import.look_at, path)
+    trio.run(importer.look_at, path)
 
 
 def as_import_of_a_given_format(path: Path) -> None:
-    trio.run(image_import.look_at, path, "qcow2")
+    trio.run(importer.look_at, path, "qcow2")
 
 
 def as_replay_target(path: Path) -> None:

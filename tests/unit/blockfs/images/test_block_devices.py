@@ -12,7 +12,7 @@ import pytest
 from siterig.blockfs.changelog.replay import CheckedLog
 from siterig.blockfs.changelog.replay import open_image as open_replay_target
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.images import image_import
+from siterig.blockfs.images import importer
 from siterig.blockfs.images.image_file import open_image
 from siterig.images import image_export
 
@@ -61,20 +61,20 @@ def ignore(_done: int) -> None:
 
 
 async def test_a_device_is_imported_as_a_raw_disk_with_the_sectors_that_it_declares(tmp_path: Path, device: Path) -> None:
-    looked = await image_import.look_at(device)
+    looked = await importer.look_at(device)
     assert (looked.format, looked.size_bytes, looked.remark) == ("raw", SIZE + MIB, None)
     assert looked.sector_bytes == 512
     target = tmp_path / "target"
     with target.open("wb") as file:
         file.truncate(SIZE + MIB)
-    await image_import.fill(device, target, advance=ignore)
+    await importer.fill(device, target, advance=ignore)
     assert target.read_bytes() == b"\1" * (SIZE + MIB)
 
 
 async def test_a_device_that_begins_like_an_image_is_raw_and_reported(device: Path) -> None:
     with device.open("r+b") as file:
         file.write(b"QFI\xfb\0\0\0\3")
-    looked = await image_import.look_at(device)
+    looked = await importer.look_at(device)
     assert looked.format == "raw"
     assert looked.remark is not None
     assert "is a block device, taken for raw although it begins like a qcow2 image; --format overrides" in looked.remark
@@ -115,7 +115,7 @@ async def test_a_device_that_something_holds_is_refused(disk: Path, device: Path
     uses = [
         lambda: open_image(device),
         lambda: open_image(device, read_only=True),
-        lambda: image_import.look_at(device),
+        lambda: importer.look_at(device),
         lambda: image_export.export(disk, device, "raw", force=True, advance=ignore),
         check,
         replay,
@@ -131,7 +131,7 @@ async def test_the_sectors_that_a_device_declares_are_those_of_the_disk(tmp_path
     (tmp_path / "backing").write_bytes(bytes(SIZE))
     loop = losetup("--find", "--show", "--sector-size", 4096, tmp_path / "backing")
     try:
-        assert (await image_import.look_at(Path(loop))).sector_bytes == 4096
+        assert (await importer.look_at(Path(loop))).sector_bytes == 4096
     finally:
         losetup("--detach", loop)
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.images import image_import, vhd
+from siterig.blockfs.images import importer, vhd
 from tests.support.needs import needs_program
 
 MIB = 1 << 20
@@ -62,17 +62,17 @@ def cut(path: Path) -> None:
 )
 async def test_an_image_that_was_cut_off_is_refused(tmp_path: Path, disk: Path, name: str, options: list[str]) -> None:
     image = converted(disk, tmp_path / name, *options)
-    assert (await image_import.look_at(image)).size_bytes == SIZE
+    assert (await importer.look_at(image)).size_bytes == SIZE
     cut(image)
     with pytest.raises(RigError, match=rf"{name}: .*(cut off|truncated|Could not open)") as failed:
-        await image_import.look_at(image)
+        await importer.look_at(image)
     assert failed.value.code == "ImageUnusable"
     assert "\n" not in failed.value.message
     target = tmp_path / "target.img"
     with target.open("wb") as file:
         file.truncate(SIZE)
     with pytest.raises(RigError, match=name):  # cut off after it was looked at
-        await image_import.fill(image, target, advance=lambda _done: None)
+        await importer.fill(image, target, advance=lambda _done: None)
     assert target.stat().st_blocks == 0
 
 
@@ -85,7 +85,7 @@ async def test_an_image_that_lacks_only_its_last_bytes_is_truncated(
     image = converted(disk, tmp_path / f"x.{format_}", "-O", format_)
     os.truncate(image, image.stat().st_size - lost)
     with pytest.raises(RigError, match=rf"x\.{format_}: is truncated: ") as failed:
-        await image_import.look_at(image)
+        await importer.look_at(image)
     assert failed.value.code == "ImageUnusable"
 
 
@@ -93,16 +93,16 @@ async def test_clusters_without_data_may_lie_anywhere(tmp_path: Path) -> None:
     image = tmp_path / "x.qcow2"
     create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(image), str(SIZE + 512)]
     await trio.run_process(create)
-    assert (await image_import.look_at(image)).size_bytes == SIZE + 512
+    assert (await importer.look_at(image)).size_bytes == SIZE + 512
 
 
 async def test_raw_images_and_fixed_vhds_that_were_cut_off_are_refused(disk: Path) -> None:
     fixed = fixed_vhd(disk)
     for image, code in ((fixed, "VhdCorrupt"), (disk, "InvalidDiskSize")):
-        assert (await image_import.look_at(image)).size_bytes == SIZE
+        assert (await importer.look_at(image)).size_bytes == SIZE
         cut(image)
         with pytest.raises(RigError) as failed:
-            await image_import.look_at(image)
+            await importer.look_at(image)
         assert failed.value.code == code
 
 
@@ -119,7 +119,7 @@ async def test_space_that_a_qcow2_lost_is_no_harm(tmp_path: Path, disk: Path) ->
         file.write((1).to_bytes(2, "big"))
     said = await trio.run_process(["qemu-img", "check", str(image)], capture_stdout=True, capture_stderr=True, check=False)
     assert said.returncode == 3, said
-    assert (await image_import.look_at(image)).size_bytes == SIZE
+    assert (await importer.look_at(image)).size_bytes == SIZE
 
 
 @pytest.mark.parametrize("subformat", ["monolithicFlat", "twoGbMaxExtentSparse"])
@@ -128,5 +128,5 @@ async def test_a_vmdk_of_several_files_is_refused_as_one_that_needs_another(
 ) -> None:
     image = converted(disk, tmp_path / "x.vmdk", "-O", "vmdk", "-o", f"subformat={subformat}")
     with pytest.raises(RigError, match=r"x\.vmdk: needs another file, .*x-.*\.vmdk: qemu-img convert makes one") as failed:
-        await image_import.look_at(image)
+        await importer.look_at(image)
     assert failed.value.code == "ImageUnusable"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.images import image_import
+from siterig.blockfs.images import importer
 from siterig.blockfs.images.image_formats import ImageFormat
 from tests.support.needs import needs_program
 
@@ -149,7 +149,7 @@ def differencing_vdi(folder: Path) -> Path:
 async def test_each_cause_has_its_own_message(tmp_path: Path, make: Callable[[Path], Path], says: str) -> None:
     image = make(tmp_path)
     with pytest.raises(RigError) as failed:
-        await image_import.look_at(image)
+        await importer.look_at(image)
     assert failed.value.code == "ImageUnusable"
     assert failed.value.message.startswith(f"{image}: {says.format(folder=tmp_path)}"), failed.value.message
 
@@ -161,14 +161,14 @@ async def test_a_whole_image_is_imported_whatever_its_name(tmp_path: Path, forma
     disk = disk_file(tmp_path)
     image = tmp_path / (f"x.{format_}" if name == "as it is named" else name)
     qemu_img("convert", "-f", "raw", "-O", format_, disk, image)
-    looked = await image_import.look_at(image)
+    looked = await importer.look_at(image)
     assert (looked.format, looked.size_bytes, looked.sector_bytes) == (format_, SIZE, 512)
     if format_ != "parallels":
         assert (looked.remark is None) == (name == "as it is named")
     target = tmp_path / "target"
     with target.open("wb") as file:
         file.truncate(SIZE)
-    await image_import.fill(image, target, advance=lambda _done: None, format_=format_)
+    await importer.fill(image, target, advance=lambda _done: None, format_=format_)
     assert target.read_bytes() == disk.read_bytes()
 
 
@@ -177,12 +177,12 @@ async def test_a_raw_disk_that_begins_like_a_qcow2_is_reported(tmp_path: Path) -
     qemu_img("create", "-f", "qcow2", tmp_path / "i.qcow2", 40 * MIB)
     disk = tmp_path / "disk.raw"
     disk.write_bytes((tmp_path / "i.qcow2").read_bytes()[:262144].ljust(SIZE, b"\0"))
-    looked = await image_import.look_at(disk)
+    looked = await importer.look_at(disk)
     assert looked.remark == (
         f"{disk}: taken for qcow2 by its contents: a disk of {40 * MIB} bytes in a file of {SIZE}; "
         "if it is a raw image, --format raw takes every byte as the disk's"
     )
-    looked = await image_import.look_at(disk, "raw")
+    looked = await importer.look_at(disk, "raw")
     assert (looked.size_bytes, looked.remark) == (SIZE, None)
 
 
@@ -195,5 +195,5 @@ async def test_an_image_that_is_written_to_while_it_is_read_is_an_error(tmp_path
         patched(disk, 0, b"meanwhile")
 
     with pytest.raises(RigError, match="was written to while it was read") as failed:
-        await image_import.fill(disk, target, advance=write)
+        await importer.fill(disk, target, advance=write)
     assert failed.value.code == "ImageBusy"

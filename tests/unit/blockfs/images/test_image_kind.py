@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.images import image_import, vhd
+from siterig.blockfs.images import importer, vhd
 from siterig.blockfs.images.image_file import open_image
 from siterig.core.parsing import parse_import, parse_of_disks
 
@@ -74,14 +74,14 @@ async def test_an_archive_or_an_encrypted_disk_is_refused_by_name_with_its_comma
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content + bytes(-len(content) % 512) if "DMG" not in title else content)  # whole sectors, as a raw disk
-    for read in (image_import.look_at, open_image):
+    for read in (importer.look_at, open_image):
         with pytest.raises(RigError) as failed:
             await read(path)
         assert failed.value.code == "ImageUnusable"
         assert failed.value.message.startswith(f"{path}: is {title}, not a disk: ")
         assert command in failed.value.message
         assert "--format raw" in failed.value.message
-    looked = await image_import.look_at(path, "raw")
+    looked = await importer.look_at(path, "raw")
     assert (looked.format, looked.size_bytes, looked.remark) == ("raw", path.stat().st_size, None)
 
 
@@ -96,23 +96,23 @@ async def test_what_only_looks_like_an_archive_is_a_disk(tmp_path: Path) -> None
     ):
         path = tmp_path / "disk.img"
         path.write_bytes(content.ljust(MIB, b"\0"))
-        assert (await image_import.look_at(path)).format == "raw"
+        assert (await importer.look_at(path)).format == "raw"
 
 
 async def test_a_format_that_is_given_overrides_what_name_and_contents_say(tmp_path: Path) -> None:
     path = tmp_path / "disk.vhd"
     path.write_bytes(bytes(MIB))
     with pytest.raises(RigError, match=r"is named as a VHD, .* give --format raw"):
-        await image_import.look_at(path)
-    assert (await image_import.look_at(path, "raw")).size_bytes == MIB
+        await importer.look_at(path)
+    assert (await importer.look_at(path, "raw")).size_bytes == MIB
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(MIB) + FOOTER)
     with pytest.raises(RigError, match="give --format vhd, or --format raw"):
-        await image_import.look_at(path)
-    assert (await image_import.look_at(path, "raw")).size_bytes == MIB + 512
-    assert (await image_import.look_at(path, "vhd")).size_bytes == MIB
+        await importer.look_at(path)
+    assert (await importer.look_at(path, "raw")).size_bytes == MIB + 512
+    assert (await importer.look_at(path, "vhd")).size_bytes == MIB
     with pytest.raises(RigError, match="is no qcow2 image"):
-        await image_import.look_at(path, "qcow2")
+        await importer.look_at(path, "qcow2")
 
 
 def test_a_file_whose_name_ends_like_a_size_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

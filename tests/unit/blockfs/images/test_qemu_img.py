@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.images import confined, helper_process, image_import, qemu_img
+from siterig.blockfs.images import confined, helper_process, importer, qemu_img
 from siterig.blockfs.images.helper_process import HelperLimits
 from siterig.blockfs.images.qemu_img import OpenImage, Target
 from tests.support.needs import needs_program
@@ -61,7 +61,7 @@ async def test_an_image_that_is_swapped_between_any_two_steps_brings_in_no_other
         return await real(*arguments, **options)
 
     monkeypatch.setattr(qemu_img, step, swap_first)
-    await image_import.fill(image, target, advance=lambda _done: None)
+    await importer.fill(image, target, advance=lambda _done: None)
     assert swapped
     assert target.read_bytes() == bytes(MIB)
 

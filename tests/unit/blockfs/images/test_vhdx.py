@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.images import image_import, vhdx
+from siterig.blockfs.images import importer, vhdx
 from siterig.blockfs.images.image_bytes import ImageBytes
 from siterig.blockfs.images.vhdx_writer import BLOCK_BYTES, VhdxWriter
 from siterig.images import image_export
@@ -113,11 +113,11 @@ async def test_a_disk_with_sectors_of_4096_bytes_is_exported_and_imported_with_t
     image = tmp_path / "x.vhdx"
     await image_export.export(disk, image, "vhdx", force=False, advance=ignore, sector_bytes=4096)
     assert read(image) == disk.read_bytes()
-    looked = await image_import.look_at(image)
+    looked = await importer.look_at(image)
     assert (looked.format, looked.size_bytes, looked.sector_bytes) == ("vhdx", size_bytes, 4096)
     back = sparse(tmp_path / "back", size_bytes)
     told: list[int] = []
-    await image_import.fill(image, back, advance=told.append)
+    await importer.fill(image, back, advance=told.append)
     assert back.read_bytes() == disk.read_bytes()
     assert sum(told) == size_bytes
     assert back.stat().st_blocks * 512 <= 3 * (64 << 10) + 4096, "zeros are holes"
@@ -127,7 +127,7 @@ async def test_an_image_with_sectors_of_4096_bytes_that_was_cut_off_is_refused(t
     image = await write(disk_file(tmp_path / "disk", 8 * MIB), tmp_path / "x.vhdx", 4096)
     os.truncate(image, image.stat().st_size - BLOCK_BYTES + MIB)
     with pytest.raises(RigError, match="is truncated: the block at byte 0 of the disk is at byte") as failed:
-        await image_import.look_at(image)
+        await importer.look_at(image)
     assert failed.value.code == "ImageUnusable"
 
 
@@ -138,4 +138,4 @@ async def test_other_sector_sizes_are_refused(tmp_path: Path) -> None:
     assert raw[at : at + 4] == struct.pack("<I", 4096)
     image.write_bytes(raw[:at] + struct.pack("<I", 2048) + raw[at + 4 :])
     with pytest.raises(RigError, match="has logical sectors of 2048 bytes; 512 and 4096 are supported"):
-        await image_import.look_at(image)
+        await importer.look_at(image)

@@ -16,7 +16,7 @@ import trio
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.sparse_copy import SparseCopy
-from siterig.blockfs.images import image_import, vhd
+from siterig.blockfs.images import importer, vhd
 from siterig.blockfs.images import qemu_img as qemu_img_of_ours
 from siterig.core.parsing import is_import, parse_import
 from siterig.images import image_export
@@ -75,12 +75,12 @@ async def test_export_then_import_gives_the_same_bytes_and_qemu_agrees(tmp_path:
     if format_ == "raw":
         assert to.stat().st_blocks < disk.stat().st_blocks + 64  # and what the host keeps of its own
 
-    looked = await image_import.look_at(to)
+    looked = await importer.look_at(to)
     assert (looked.format, looked.size_bytes) == (format_, SIZE)
     back = tmp_path / "back.img"
     with back.open("wb") as file:
         file.truncate(SIZE + MIB)  # a larger disk
-    await image_import.fill(to, back, advance=lambda _done: None)
+    await importer.fill(to, back, advance=lambda _done: None)
     assert back.read_bytes() == disk.read_bytes() + bytes(MIB), f"seed {seed}"
     assert back.stat().st_blocks * 512 < SIZE / 2, "what is a hole stays one"
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.name.startswith(".")) == []
@@ -91,11 +91,11 @@ async def test_export_then_import_gives_the_same_bytes_and_qemu_agrees(tmp_path:
 async def test_a_dynamic_vhd_is_imported(tmp_path: Path) -> None:
     disk, dynamic, back = disk_bytes(tmp_path / "os.img", 1), tmp_path / "dynamic.vhd", tmp_path / "back.img"
     qemu_img("convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", disk, dynamic)
-    looked = await image_import.look_at(dynamic)
+    looked = await importer.look_at(dynamic)
     assert (looked.format, looked.size_bytes) == ("vhd", SIZE)
     with back.open("wb") as file:
         file.truncate(SIZE)
-    await image_import.fill(dynamic, back, advance=lambda _done: None)
+    await importer.fill(dynamic, back, advance=lambda _done: None)
     assert back.read_bytes() == disk.read_bytes()
 
 
@@ -108,7 +108,7 @@ async def test_an_image_that_needs_another_file_is_refused(tmp_path: Path) -> No
     with pytest.raises(
         RigError, match=r"top\.qcow2: needs another file, .*base\.qcow2: qemu-img convert makes one"
     ) as failed:
-        await image_import.look_at(top)
+        await importer.look_at(top)
     assert failed.value.code == "ImageUnusable"
 
 
@@ -130,7 +130,7 @@ async def test_what_is_no_image_is_refused_in_one_line(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RigError) as failed:
-        await image_import.look_at(tmp_path / name)
+        await importer.look_at(tmp_path / name)
     assert failed.value.code == code
     assert words in failed.value.message
     assert "\n" not in failed.value.message
@@ -143,11 +143,11 @@ async def test_what_is_said_of_an_image_that_may_be_a_vhd_helps(tmp_path: Path) 
     image.write_bytes(bytes(MIB) + FOOTER)
     as_vhd_.symlink_to("x")
     with pytest.raises(RigError, match=r"x: ends with a VHD footer"):  # links are no names
-        await image_import.look_at(as_vhd_)
+        await importer.look_at(as_vhd_)
     qemu_img("convert", "-f", "raw", "-O", "qcow2", image, as_qcow2)
-    assert (await image_import.look_at(as_qcow2)).size_bytes == MIB + 512
+    assert (await importer.look_at(as_qcow2)).size_bytes == MIB + 512
     image.rename(as_vhd_)
-    assert (await image_import.look_at(as_vhd_)).size_bytes == MIB
+    assert (await importer.look_at(as_vhd_)).size_bytes == MIB
 
 
 async def test_an_image_larger_than_the_disk_is_refused_and_the_disk_untouched(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ async def test_an_image_larger_than_the_disk_is_refused_and_the_disk_untouched(t
     image.write_bytes(b"x" * 1024)
     disk.write_bytes(bytes(512))
     with pytest.raises(RigError, match=r"has 512 bytes; the disk in .*image\.img has 1024"):
-        await image_import.fill(image, disk, advance=lambda _done: None)
+        await importer.fill(image, disk, advance=lambda _done: None)
     assert disk.read_bytes() == bytes(512)
 
 
