@@ -15,7 +15,7 @@ from pathlib import Path
 from siterig.blockfs.changelog.segment import RecordType, SegmentHeader, SegmentWriter
 from siterig.blockfs.changelog.tags import TagSeen, encode_tag
 from siterig.blockfs.core.boot import current_boot_id
-from siterig.blockfs.transfer.part_codec import pack
+from siterig.blockfs.transfer.codec import pack
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream
 

@@ -33,7 +33,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.transfer.cache_account import CacheAccount
-from siterig.blockfs.transfer.part_codec import decompress
+from siterig.blockfs.transfer.codec import decompress
 from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
 
 RETRY_REFUSED_S = 30.0

@@ -20,7 +20,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.transfer.cache_account import CacheAccount
-from siterig.blockfs.transfer.part_codec import pack
+from siterig.blockfs.transfer.codec import pack
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream
 from siterig.cext.checksums import is_zero

@@ -71,7 +71,7 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Layer, Source, ViewLayer
-from siterig.blockfs.transfer.part_codec import decompress
+from siterig.blockfs.transfer.codec import decompress
 from siterig.blockfs.transfer.part_index import PartIndex, index_segment
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.cext.checksums import TAG_BYTES, chunk_tag

@@ -33,7 +33,7 @@ from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.cache_account import CacheAccount
-from siterig.blockfs.transfer.part_codec import BLOB_BYTES_MAX
+from siterig.blockfs.transfer.codec import BLOB_BYTES_MAX
 from siterig.blockfs.transfer.part_name import Listing, PartName
 
 CONTAINER = "asr-cache"

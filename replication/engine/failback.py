@@ -24,7 +24,7 @@ from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.layers.layer import RawLayer
-from siterig.blockfs.transfer.part_codec import unpack
+from siterig.blockfs.transfer.codec import unpack
 from siterig.blockfs.transfer.part_name import SYNC_END, PartName
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.progress_tracker import ProgressTracker

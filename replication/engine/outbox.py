@@ -22,7 +22,7 @@ import trio
 
 from siterig.blockfs.contracts.control import SegmentInfo
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.transfer.part_codec import pack, verify
+from siterig.blockfs.transfer.codec import pack, verify
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.replication.engine import openings
 from siterig.replication.engine.context import AgentContext

@@ -19,7 +19,7 @@ from siterig.blockfs.changelog.replay import CheckedLog, FileSummary, Replay, ch
 from siterig.blockfs.changelog.segment import Record, SegmentReader, scan_tail
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import RawLayer
-from siterig.blockfs.transfer.part_codec import unpack
+from siterig.blockfs.transfer.codec import unpack
 from siterig.blockfs.transfer.part_index import SegmentEntry, decode_entries, index_segment
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.cext.checksums import crc32c
@@ -304,7 +304,7 @@ def _assert_pieces(entry: SegmentEntry, raw: bytes, pieces: bytes) -> None:
 
 
 def part(name: PartName, data: bytes, folder: Path) -> str:
-    """``part_codec.unpack`` of a blob."""
+    """``codec.unpack`` of a blob."""
     into = folder / "incoming"
     want = _strict_part(name, data)
     try:

@@ -20,7 +20,7 @@ import pytest
 
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.disks.view import open_view
-from siterig.blockfs.transfer.part_codec import pack
+from siterig.blockfs.transfer.codec import pack
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream
 from tests.support.disks.disk_server_process import VM, DiskServer

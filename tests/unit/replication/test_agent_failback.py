@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.transfer.part_codec import pack
+from siterig.blockfs.transfer.codec import pack
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream
 from tests.support.rigs.agent_rig import VM, Rig, without_threads

@@ -22,7 +22,7 @@ from siterig.blockfs.changelog.segment import (
 from siterig.blockfs.changelog.tags import TagSeen, decode_tag, encode_tag
 from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.transfer.part_codec import pack, unpack
+from siterig.blockfs.transfer.codec import pack, unpack
 from siterig.blockfs.transfer.part_name import PartName
 from tests.support.examples import examples
 

@@ -10,7 +10,7 @@ import pytest
 
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.transfer.part_codec import decompress
+from siterig.blockfs.transfer.codec import decompress
 from siterig.blockfs.transfer.part_index import (
     ENTRY_BYTES,
     PIECE_BYTES,

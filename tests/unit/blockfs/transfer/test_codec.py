@@ -14,7 +14,7 @@ import zstandard
 
 from siterig.blockfs.changelog.segment import HEADER_BYTES, RECORD_HEADER_BYTES
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.transfer.part_codec import decompress
+from siterig.blockfs.transfer.codec import decompress
 from siterig.blockfs.transfer.part_name import PartName
 from tests.support.disks.disk_history import DISK_ID, SiteDisk
 
@@ -46,7 +46,7 @@ def test_a_small_blob_of_a_gigabyte_is_refused_with_little_memory() -> None:
 import resource, zstandard
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import PartName
-from siterig.blockfs.transfer.part_codec import decompress
+from siterig.blockfs.transfer.codec import decompress
 chunks = zstandard.ZstdCompressor(level=3, write_checksum=True).compressobj(size={GIB})
 data = b"".join(chunks.compress(bytes(1 << 20)) for _ in range(1024)) + chunks.flush()
 assert len(data) < 40_000, len(data)
