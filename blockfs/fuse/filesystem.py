@@ -32,7 +32,7 @@ from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.file_attributes import READ_ONLY_MODE, FileTimes, WantedAttributes
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import reason
-from siterig.blockfs.host.tree import ROOT, DiskTree
+from siterig.blockfs.host.disk_tree import ROOT, DiskTree
 from siterig.blockfs.images import vhd
 from siterig.cext._core import ffi, lib
 

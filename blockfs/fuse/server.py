@@ -21,7 +21,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.fuse.mount import Mount, MountOptions, clear_stale_mount, mount_filesystem, tune, unmount
-from siterig.blockfs.host.tree import DiskTree
+from siterig.blockfs.host.disk_tree import DiskTree
 from siterig.cext.fuse_server import FuseServer, FuseServerOptions
 from siterig.cext.linux import set_io_flusher
 

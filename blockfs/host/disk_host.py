@@ -47,9 +47,9 @@ from siterig.blockfs.disk.replacing import check_idle
 from siterig.blockfs.disk.views import OpenedView, Views, open_counted
 from siterig.blockfs.files.host_errors import host_error, os_errors_as
 from siterig.blockfs.host.disk_registry import DiskRegistry
+from siterig.blockfs.host.disk_tree import ROOT, DiskTree, run_maintenance
 from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, check_name
 from siterig.blockfs.host.mounted_points import MountedPoints
-from siterig.blockfs.host.tree import ROOT, DiskTree, run_maintenance
 from siterig.blockfs.layers.layer import Layer
 
 

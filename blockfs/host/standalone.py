@@ -41,7 +41,7 @@ from siterig.blockfs.disk.disk_identity import identify
 from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import ClosedNote, DiskState
 from siterig.blockfs.files.os_errors import FULL, reason
-from siterig.blockfs.host.tree import SingleDisk
+from siterig.blockfs.host.disk_tree import SingleDisk
 from siterig.blockfs.images.image_file import Image
 from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.watch.file_watch import FileWatch

@@ -15,7 +15,7 @@ from siterig.blockfs.core.sizes import DISK_BYTES_MAX
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
 from siterig.blockfs.disk.disk_options import DiskOptions
-from siterig.blockfs.host.tree import SingleDisk
+from siterig.blockfs.host.disk_tree import SingleDisk
 from siterig.cext._core import ffi, lib
 from tests.support.disks.disk_model import replay
 from tests.support.io_faults import RESIZE, WRITE, failing

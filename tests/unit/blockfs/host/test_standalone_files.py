@@ -14,7 +14,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import naming
-from siterig.blockfs.host import tree
+from siterig.blockfs.host import disk_tree
 from siterig.blockfs.host.standalone import StandAlone, open_disk
 from siterig.blockfs.images.image_file import Image, open_image
 from tests.support.io_faults import SYNC, failing
@@ -189,7 +189,7 @@ async def test_an_error_of_log_maintenance_is_logged_with_its_file(ours: Opened,
 
     monkeypatch.setattr(DiskLog, "maintain", full)
     with structlog.testing.capture_logs() as logs:
-        await tree.maintain_once([alone.disk])
+        await disk_tree.maintain_once([alone.disk])
     assert [(entry["event"], entry["error"]) for entry in logs] == [
         ("log_maintenance_failed", f"No space left on device ({ours.folder}/d.spare)")
     ]

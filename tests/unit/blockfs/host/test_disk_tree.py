@@ -15,7 +15,7 @@ from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
 from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.disk_host import DiskHost
-from siterig.blockfs.host.tree import ROOT, SingleDisk
+from siterig.blockfs.host.disk_tree import ROOT, SingleDisk
 from tests.support.disks.fuse_calls import NOBODY, listed
 
 SIZE = 1 << 20

@@ -18,7 +18,7 @@ from siterig.blockfs.watch.file_watch import FileWatch
 ROOT = ""
 """Path of the root folder of the mount."""
 
-_log = structlog.get_logger("siterig.blockfs.host.tree")
+_log = structlog.get_logger("siterig.blockfs.host.disk_tree")
 
 
 class DiskTree(Protocol):
