@@ -19,7 +19,7 @@ from siterig.blockfs.files.json_text import json_text
 from siterig.blockfs.files.os_errors import reason
 from siterig.scenarios.contracts.results import Check, DrillResult
 from siterig.scenarios.contracts.rig import Screen
-from siterig.scenarios.report.report_charts import chart_data, chart_scripts
+from siterig.scenarios.report.charts import chart_data, chart_scripts
 
 _FILES = ("report.json", "report.html")
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755

@@ -15,7 +15,7 @@ from siterig.azure_emu.storage.azurite_files import find_node
 from siterig.azure_emu.vault.model.api import Job, JobError, Task
 from siterig.blockfs.core.errors import RigError
 from siterig.scenarios.contracts.results import Check, DrillResult, Host, Measures, RpoSample, Setup, TimelineEvent
-from siterig.scenarios.report import report_charts
+from siterig.scenarios.report import charts
 from siterig.scenarios.report.report import make_report_folder, print_summary, verdict, write_report
 from tests.support.other_user import file_of_other_user, folder_of_other_user, link_of_other_user, needs_root
 from tests.support.screens import TextScreen
@@ -127,7 +127,7 @@ def test_the_charts_have_the_data_of_the_result(tmp_path: Path) -> None:
 def test_the_scripts_of_the_page_draw_both_charts(tmp_path: Path) -> None:
     """Runs report.js on the page's data, with a document and a Chart that only record."""
     text = page(tmp_path, result())
-    own = (Path(report_charts.__file__).parent / "report.js").read_text()
+    own = (Path(charts.__file__).parent / "report.js").read_text()
     assert own in text
     (tmp_path / "run.js").write_text(
         f"""
@@ -154,8 +154,8 @@ console.log(JSON.stringify({{ ids: drawn.map(([id]) => id), labels, lines: rpo.d
 
 
 def test_a_page_without_the_npm_packages_has_tables_of_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(report_charts.chart_scripts()) == 4
-    monkeypatch.setattr("siterig.scenarios.report.report.chart_scripts", lambda: report_charts.chart_scripts(tmp_path))
+    assert len(charts.chart_scripts()) == 4
+    monkeypatch.setattr("siterig.scenarios.report.report.chart_scripts", lambda: charts.chart_scripts(tmp_path))
     text = page(tmp_path, result())
     assert "<script" not in text
     assert text.count("No chart: ") == 2
