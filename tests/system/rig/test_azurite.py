@@ -1,4 +1,4 @@
-"""Azurite as a child: account, port, start, stop, death."""
+"""Tests of Azurite as a child process: account, port, start, stop and unexpected end."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-async def test_cache_account_puts_once_lists_gets_and_deletes(tmp_path: Path) -> None:
+async def test_the_cache_account_puts_once_lists_gets_and_deletes(tmp_path: Path) -> None:
     async with running(tmp_path) as started, cache_of(started) as cache:
         await cache.ensure_container()
         await cache.ensure_container()
@@ -75,7 +75,7 @@ async def test_cache_account_puts_once_lists_gets_and_deletes(tmp_path: Path) ->
         assert caught.value.code == "PartNotFound"
 
 
-async def test_container_that_azurite_forgot_is_made_again(tmp_path: Path) -> None:
+async def test_a_container_that_azurite_lost_is_created_again(tmp_path: Path) -> None:
     async with running(tmp_path) as started, cache_of(started) as cache:
         assert (await cache.list(PART.disk_id)).parts == []
         await cache.delete_container()
@@ -83,7 +83,7 @@ async def test_container_that_azurite_forgot_is_made_again(tmp_path: Path) -> No
         assert await cache.get(PART) == b"data"
 
 
-async def test_blobs_port_and_account_outlive_a_restart(tmp_path: Path) -> None:
+async def test_blobs_port_and_account_survive_a_restart(tmp_path: Path) -> None:
     async with running(tmp_path) as first, cache_of(first) as cache:
         await cache.put(PART, b"kept")
     async with running(tmp_path) as second:
@@ -94,7 +94,7 @@ async def test_blobs_port_and_account_outlive_a_restart(tmp_path: Path) -> None:
             assert await cache.get(PART) == b"kept"
 
 
-async def test_wrong_key_is_an_authentication_error_and_shows_no_key(tmp_path: Path) -> None:
+async def test_a_wrong_key_is_an_authentication_error_without_the_key(tmp_path: Path) -> None:
     async with running(tmp_path) as started:
         wrong = StorageAccount(started.account.name, "A" * 86 + "==")
         async with cache_of(wrong.connection_string(started.port)) as cache:
@@ -105,7 +105,7 @@ async def test_wrong_key_is_an_authentication_error_and_shows_no_key(tmp_path: P
     assert wrong.key not in caught.value.message
 
 
-async def test_stopped_azurite_is_a_recoverable_error(tmp_path: Path) -> None:
+async def test_a_stopped_azurite_is_a_recoverable_error(tmp_path: Path) -> None:
     async with running(tmp_path) as started:
         pass
     async with cache_of(started) as cache:
@@ -118,7 +118,7 @@ async def test_stopped_azurite_is_a_recoverable_error(tmp_path: Path) -> None:
     )
 
 
-async def test_key_is_in_no_argument_and_its_file_is_private(tmp_path: Path) -> None:
+async def test_the_key_is_in_no_argument_and_its_file_is_private(tmp_path: Path) -> None:
     async with running(tmp_path) as started:
         arguments = Path(f"/proc/{started.pid}/cmdline").read_bytes()
         assert b"--disableTelemetry" in arguments
@@ -127,7 +127,7 @@ async def test_key_is_in_no_argument_and_its_file_is_private(tmp_path: Path) -> 
         assert stat.S_IMODE((tmp_path / "keys" / "account.key").stat().st_mode) == 0o600
 
 
-async def test_taken_port_is_named(tmp_path: Path) -> None:
+async def test_an_error_names_a_port_that_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(RigError) as caught:
@@ -136,7 +136,7 @@ async def test_taken_port_is_named(tmp_path: Path) -> None:
     assert caught.value.message == f"port {port} on 127.0.0.1 is taken by another program: stop it (ss -ltnp shows it)"
 
 
-async def test_stored_port_that_was_taken_meanwhile_is_an_error_not_another_port(tmp_path: Path) -> None:
+async def test_a_stored_port_that_is_taken_is_an_error_and_not_replaced(tmp_path: Path) -> None:
     async with running(tmp_path) as started:
         pass
     with (
@@ -147,7 +147,7 @@ async def test_stored_port_that_was_taken_meanwhile_is_an_error_not_another_port
     assert caught.value.code == "PortTaken"
 
 
-async def test_role_raises_when_azurite_is_killed(tmp_path: Path) -> None:
+async def test_the_role_raises_when_azurite_is_killed(tmp_path: Path) -> None:
     with pytest.RaisesGroup(RigError) as caught:
         async with trio.open_nursery() as nursery:
             started = await nursery.start(azurite.run_azurite, tmp_path / "azurite", tmp_path / "keys", 0)
@@ -158,21 +158,21 @@ async def test_role_raises_when_azurite_is_killed(tmp_path: Path) -> None:
     assert f"(process {started.pid}) was ended by SIGKILL" in error.message
 
 
-async def test_role_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
+async def test_a_cancelled_role_leaves_no_process(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         started = await nursery.start(azurite.run_azurite, tmp_path / "azurite", tmp_path / "keys", 0)
         nursery.cancel_scope.cancel()
     assert not is_alive(started.pid)
 
 
-async def test_azurite_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+async def test_an_azurite_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     async with running(tmp_path) as started:
         os.kill(started.pid, signal.SIGSTOP)  # a stopped process does not act on SIGTERM
         await started.stop(timeout_s=0.2)
         assert not is_alive(started.pid)
 
 
-async def test_azurite_that_fails_to_start_shows_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_azurite_that_fails_to_start_shows_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "azurite-blob"
     script.write_text("console.error('no such luck'); process.exit(3)")
     monkeypatch.setenv("SITERIG_AZURITE", str(script))
@@ -181,9 +181,7 @@ async def test_azurite_that_fails_to_start_shows_its_output(tmp_path: Path, monk
     assert caught.value.message == "Azurite exited with status 3 while starting; its last output: no such luck"
 
 
-async def test_azurite_that_never_gets_ready_is_given_up_and_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_azurite_that_never_gets_ready_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "azurite-blob"
     script.write_text("console.log('thinking', process.pid); setInterval(() => {}, 1000)")
     monkeypatch.setenv("SITERIG_AZURITE", str(script))
@@ -195,7 +193,7 @@ async def test_azurite_that_never_gets_ready_is_given_up_and_stopped(
     assert not is_alive(int(pid))
 
 
-async def test_parent_that_is_killed_takes_azurite_along(tmp_path: Path) -> None:
+async def test_azurite_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys, trio, pathlib\n"
         "from siterig.azure_emu.storage.azurite import start_azurite\n"
@@ -224,7 +222,7 @@ async def test_parent_that_is_killed_takes_azurite_along(tmp_path: Path) -> None
         parent.wait()
 
 
-async def test_damaged_key_file_is_named_and_kept(tmp_path: Path) -> None:
+async def test_a_damaged_key_file_is_named_and_kept(tmp_path: Path) -> None:
     (tmp_path / "account.key").write_text("garbage")
     with pytest.raises(RigError, match="does not hold NAME:KEY") as caught:
         load_or_create_account(tmp_path)
@@ -232,7 +230,7 @@ async def test_damaged_key_file_is_named_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "account.key").read_text() == "garbage"
 
 
-async def test_missing_azurite_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_azurite_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SITERIG_AZURITE", "/nonexistent/azurite-blob")
     with pytest.raises(RigError) as caught:
         azurite.find_azurite()

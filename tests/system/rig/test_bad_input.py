@@ -1,7 +1,6 @@
-"""What the rig says to bad input and to a machine that refuses: one line, a documented exit status, nothing lost.
+"""Tests of the rig's answers to bad input and to machine faults: one line, a documented exit status, nothing lost.
 
-All goes through the real command line.  The shared rig lies on a small file system of its own, so that the host's disk can
-be full.
+All tests use the real command line.  The shared rig lies on a small file system, so that a test can fill it.
 """
 
 from __future__ import annotations
@@ -41,35 +40,35 @@ FULL = re.compile(r"siterig: error: .*the host's disk is full \(/[^)]*\) \(DiskF
 
 
 class Rig:
-    """A rig's folder, and the command line on it."""
+    """A rig's folder, and commands that run on it."""
 
     def __init__(self, root: Path) -> None:
         self.layout = Layout.of(root)
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """``siterig ARGUMENTS``."""
+        """Run ``siterig ARGUMENTS`` on this rig."""
         command = [sys.executable, "-m", "siterig", *arguments, "--dir", str(self.layout.root)]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
 
     def good(self, *arguments: str) -> str:
-        """The output of a command that must work."""
+        """Run a command that must succeed, and return its output."""
         result = self.run(*arguments)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
     def refused(self, *arguments: str) -> tuple[int, str]:
-        """Exit status and stderr of a command that must not work; it prints no result."""
+        """Run a command that must fail and print no result, and return its exit status and stderr."""
         result = self.run(*arguments)
         assert result.stdout == ""
         return result.returncode, result.stderr
 
     def item(self, vm: str) -> dict[str, Any]:
-        """A protected item, as ``status --json`` gives it."""
+        """Return a protected item, as ``status --json`` shows it."""
         items = json.loads(self.good("status", "--json"))["items"]
         return next(item for item in items if item["vm"] == vm)
 
     def end(self) -> None:
-        """Whatever a test left: processes, mounts, loop devices."""
+        """End all processes, mounts and loop devices that a test left."""
 
         async def end() -> None:
             await loop_devices.release_below(self.layout.root)
@@ -80,7 +79,7 @@ class Rig:
 
 @contextlib.contextmanager
 def small_host(folder: Path) -> Iterator[Path]:
-    """A file system of ``HOST_BYTES``."""
+    """Mount a file system of ``HOST_BYTES`` during the block."""
     image, where = folder / "host.ext4", folder / "host"
     image.touch()
     os.truncate(image, HOST_BYTES)
@@ -95,7 +94,7 @@ def small_host(folder: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """One rig for all tests that need one that is up; each makes VMs of its own."""
+    """Start a rig for all tests that need a running one; each test makes its own VMs."""
     with small_host(tmp_path_factory.mktemp("small")) as host:
         rig = Rig(host / "rig")
         try:
@@ -107,7 +106,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.fixture
 def down(tmp_path: Path) -> Iterator[Rig]:
-    """A rig that was never up."""
+    """Create a rig that never ran."""
     rig = Rig(tmp_path / "rig")
     paths.create(rig.layout)
     yield rig
@@ -116,7 +115,7 @@ def down(tmp_path: Path) -> Iterator[Rig]:
 
 @pytest.fixture
 def full(rig: Rig) -> Iterator[Callable[[], None]]:
-    """Fills the rig's disk to the last block; call it again where something may have let go of blocks."""
+    """Return a function that fills the rig's disk completely; call it again when blocks may have become free."""
     filler = rig.layout.root.parent / "filler"
 
     def fill() -> None:
@@ -132,7 +131,7 @@ def full(rig: Rig) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def mounted(disk: str, where: Path) -> Iterator[Path]:
-    """An ext4 disk, mounted as a user would."""
+    """Mount a disk with ext4 as a user would."""
 
     async def begin() -> str:
         loop = await loop_devices.attach(Path(disk))
@@ -151,7 +150,7 @@ def mounted(disk: str, where: Path) -> Iterator[Path]:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    """Look again until it holds."""
+    """Wait until the condition is true, or fail the test."""
     end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end, f"waited in vain for: {what}"
@@ -159,7 +158,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """As a database would."""
+    """Write a file durably, as a database would."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -171,11 +170,11 @@ def path_of(vm: str, made: dict[str, Any]) -> str:
     return str(made["disks"][0]["path"])
 
 
-# ---- words that make no sense
+# ---- arguments that make no sense
 
 
 @pytest.mark.parametrize("command", ["points", "failover planned", "resync"])
-def test_an_unknown_vm_is_named_with_those_there_are(rig: Rig, command: str) -> None:
+def test_an_unknown_vm_is_reported_with_the_known_vms(rig: Rig, command: str) -> None:
     assert rig.refused(*command.split(), "nosuch") == (
         2, "siterig: error: VM 'nosuch' is not protected; protected VMs: none (VmNotFound)\n",
     )  # fmt: skip
@@ -203,7 +202,7 @@ def test_an_unknown_vm_cannot_be_protected(rig: Rig) -> None:
         ),
     ],
 )
-def test_a_disk_that_cannot_be_leaves_no_vm(rig: Rig, disk: str, line: str) -> None:
+def test_an_impossible_disk_leaves_no_vm(rig: Rig, disk: str, line: str) -> None:
     assert rig.refused("vm", "create", "odd", "--disk", "good:1MiB", "--disk", disk) == (2, f"siterig: error: {line}\n")
     assert "odd" not in {vm["vm"] for vm in json.loads(rig.good("vm", "list", "--json"))}
 
@@ -220,7 +219,7 @@ def test_a_disk_that_cannot_be_leaves_no_vm(rig: Rig, disk: str, line: str) -> N
         ("x.vmdk", ["-O", "vmdk"], "ImageUnusable"),
     ],
 )
-def test_an_image_that_was_cut_off_leaves_no_vm(rig: Rig, tmp_path: Path, name: str, options: list[str], code: str) -> None:
+def test_a_truncated_image_leaves_no_vm(rig: Rig, tmp_path: Path, name: str, options: list[str], code: str) -> None:
     disk, image = tmp_path / "disk.img", tmp_path / name
     disk.write_bytes(os.urandom(4 * MIB))
     subprocess.run(["qemu-img", "convert", "-f", "raw", *options, disk, image], check=True)
@@ -232,7 +231,7 @@ def test_an_image_that_was_cut_off_leaves_no_vm(rig: Rig, tmp_path: Path, name: 
     assert not (rig.layout.site_disks / "cut").exists()
 
 
-def test_a_disk_too_small_for_its_file_system_is_named_by_its_file(rig: Rig) -> None:
+def test_the_error_for_a_disk_too_small_for_its_file_system_names_its_file(rig: Rig) -> None:
     path = rig.layout.site_mount / "tiny" / "a.img"
     assert rig.refused("vm", "create", "tiny", "--disk", "a:1MiB:xfs") == (
         2, f"siterig: error: {path} has 1048576 bytes: an xfs needs at least 314572800 (300 MiB) (DiskTooSmall)\n",
@@ -242,7 +241,7 @@ def test_a_disk_too_small_for_its_file_system_is_named_by_its_file(rig: Rig) -> 
 
 @pytest.mark.parametrize("option", ["--interval", "--app-consistent-every"])
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_an_interval_that_is_no_number_is_refused(rig: Rig, option: str, value: str) -> None:
+def test_an_interval_that_is_not_finite_is_refused(rig: Rig, option: str, value: str) -> None:
     assert rig.refused("protect", "nosuch", option, value) == (
         2, f"siterig: error: {option}: {value} is not allowed; allowed: a finite number of seconds (InvalidPolicy)\n",
     )  # fmt: skip
@@ -251,7 +250,7 @@ def test_an_interval_that_is_no_number_is_refused(rig: Rig, option: str, value: 
 # ---- the folder
 
 
-def test_a_second_up_on_the_same_state_is_refused_and_disturbs_nothing(rig: Rig) -> None:
+def test_a_second_up_on_the_same_state_is_refused_and_changes_nothing(rig: Rig) -> None:
     before = json.loads(rig.good("status", "--json"))
     assert rig.refused("up") == (
         1,
@@ -262,7 +261,7 @@ def test_a_second_up_on_the_same_state_is_refused_and_disturbs_nothing(rig: Rig)
 
 
 @pytest.mark.parametrize("command", ["up", "down", "status"])
-def test_state_of_another_version_is_refused_and_kept(down: Rig, command: str) -> None:
+def test_the_state_of_another_version_is_refused_and_kept(down: Rig, command: str) -> None:
     down.layout.state.write_text('{"format": 99}')
     line = f"{down.layout.root} has state format 99, this siterig understands 1: use the siterig that created it"
     assert down.refused(command) == (2, f"siterig: error: {line} (StateVersion)\n")
@@ -270,7 +269,7 @@ def test_state_of_another_version_is_refused_and_kept(down: Rig, command: str) -
     down.layout.state.write_text('{"format": 1}')
 
 
-def test_a_vault_of_another_version_ends_up(down: Rig) -> None:
+def test_a_vault_of_another_version_stops_the_start(down: Rig) -> None:
     with contextlib.closing(sqlite3.connect(down.layout.vault_db)) as database, database:
         database.execute("create table format (version integer primary key)")
         database.execute("insert into format values (99)")
@@ -284,7 +283,7 @@ def test_a_vault_of_another_version_ends_up(down: Rig) -> None:
     assert down.run("status").returncode == 3
 
 
-def test_a_folder_that_cannot_be_made_is_one_line() -> None:
+def test_a_folder_that_cannot_be_created_is_reported_in_one_line() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "siterig", "up", "--dir", "/dev/null/rig"], capture_output=True, text=True, check=False
     )
@@ -309,7 +308,7 @@ def test_a_file_system_without_room_for_a_rig_is_refused_at_once() -> None:
 # ---- the machine
 
 
-def test_a_port_taken_by_somebody_else_is_named(down: Rig) -> None:
+def test_a_port_that_another_program_uses_is_named(down: Rig) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         (down.layout.azurite / "port").write_text(f"{port}\n")
@@ -322,7 +321,7 @@ def test_a_port_taken_by_somebody_else_is_named(down: Rig) -> None:
     assert not cleanup.mounts_below(down.layout.root)
 
 
-def test_an_azurite_that_is_not_there_is_named(down: Rig) -> None:
+def test_a_missing_azurite_is_named(down: Rig) -> None:
     result = down.run("up", SITERIG_AZURITE="/nonexistent/azurite-blob")
     assert result.returncode == 4
     assert result.stderr.splitlines()[-1] == (
@@ -336,7 +335,7 @@ def test_an_azurite_that_is_not_there_is_named(down: Rig) -> None:
 # ---- the host's disk is full
 
 
-def test_on_a_full_disk_a_vm_is_not_half_made(rig: Rig, full: Callable[[], None]) -> None:
+def test_on_a_full_disk_no_half_created_vm_stays(rig: Rig, full: Callable[[], None]) -> None:
     full()
     status, stderr = rig.refused("vm", "create", "full", "--disk", "a:64MiB:ext4", "--disk", "b:64MiB:ext4")
     assert status == 1
@@ -345,7 +344,9 @@ def test_on_a_full_disk_a_vm_is_not_half_made(rig: Rig, full: Callable[[], None]
     assert not (rig.layout.site_disks / "full").exists()
 
 
-def test_on_a_full_disk_a_vm_is_not_protected_and_can_be_later(rig: Rig, full: Callable[[], None], tmp_path: Path) -> None:
+def test_a_vm_that_a_full_disk_kept_from_protection_is_protected_later(
+    rig: Rig, full: Callable[[], None], tmp_path: Path
+) -> None:
     made = json.loads(rig.good("vm", "create", "late", "--disk", "a:32MiB:ext4", "--json"))
     with mounted(path_of("late", made), tmp_path / "guest") as guest:
         write_durably(guest / "file", os.urandom(8 * MIB))
@@ -371,27 +372,27 @@ def test_a_host_disk_that_fills_up_under_load_loses_nothing(rig: Rig, full: Call
         with pytest.raises(OSError, match=r"No space left on device|Input/output error") as caught:
             write_durably(guest / "during", during)
         assert caught.value.errno in (errno.ENOSPC, errno.EIO)
-        full()  # what had been replicated meanwhile was deleted at the site
+        full()  # data that was replicated meanwhile was deleted at the site, which freed blocks
 
-        # Whenever something more is deleted there is room again, and what was refused comes through: one look tells both.
-        def is_told() -> bool:
+        # Each deletion frees blocks, so that a refused write can succeed.  Health and its error come from one status.
+        def is_reported() -> bool:
             item = rig.item("busy")
-            told = "DiskFull" in {error["errorCode"] for error in item["healthErrors"]}
-            assert not told or item["replicationHealth"] in ("Warning", "Critical")
-            return told
+            reported = "DiskFull" in {error["errorCode"] for error in item["healthErrors"]}
+            assert not reported or item["replicationHealth"] in ("Warning", "Critical")
+            return reported
 
         def is_refused() -> bool:
             full()
             return rig.run("take-point", "busy").returncode == 1
 
-        until(is_told, "DiskFull in the health")
+        until(is_reported, "DiskFull in the health")
         until(is_refused, "a point that is refused while the disk is full")
         status = json.loads(rig.good("status", "--json"))
         assert all(role["state"] == "ready" and role["restarts"] == 0 for role in status["roles"])
         assert (guest / "before").read_bytes() == before
     (rig.layout.root.parent / "filler").unlink()
 
-    # The guest's ext4 may have met the error in its journal and turned read-only: as any machine, it is started again.
+    # The guest's ext4 may have met the error in its journal and become read-only, so it is mounted again.
     with mounted(path_of("busy", made), tmp_path / "guest") as guest:
         assert (guest / "before").read_bytes() == before
         write_durably(guest / "after", after)
@@ -408,7 +409,7 @@ def test_a_host_disk_that_fills_up_under_load_loses_nothing(rig: Rig, full: Call
     rig.good("unprotect", "busy")
 
 
-def test_up_clears_stale_mounts_of_a_killed_rig_and_its_disks_are_unchanged(down: Rig, tmp_path: Path) -> None:
+def test_up_clears_mounts_of_a_killed_rig_and_keeps_its_disks(down: Rig, tmp_path: Path) -> None:
     rig = down
     rig.good("up", "--quick-retries")
     made = json.loads(rig.good("vm", "create", "kept", "--disk", "a:16MiB:ext4", "--json"))

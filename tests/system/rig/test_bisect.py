@@ -1,4 +1,4 @@
-"""``siterig bisect`` on a real rig: a file system is broken by one known write among many, and that write is named."""
+"""Tests of ``siterig bisect`` on a real rig: it names the one write among many that broke a file system."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ MIB = 1 << 20
 VM = "web01"
 SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 REPAIR = "e2fsck -fp {os}; test $? -lt 4"
-"""Replays the journal, and mends what a crash may leave; what it does not dare to mend is broken."""
+"""Replays the journal, and repairs all damage that a crash may leave; any other damage counts as broken."""
 
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of a short name: below it is a socket, and the kernel allows 107 bytes for its path."""
+    """Return a folder with a short name: it contains a socket, and the kernel allows 107 bytes for the socket's path."""
     folder = tmp_path_factory.mktemp("b")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -52,14 +52,14 @@ def siterig(testbed: Testbed, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 def inode_table(image: Path) -> int:
-    """Offset of the block with the root directory's inode."""
+    """Return the offset of the block with the root directory's inode."""
     found = re.search(r"located at block (\d+)", run("debugfs", "-R", "imap <2>", image))
     assert found is not None
     return int(found[1]) * 4096
 
 
 def use(image: Path, folder: Path, rng: random.Random) -> None:
-    """As a guest does: files are made, overwritten and removed, some of it synced."""
+    """Use a file system as a guest does: files are created, overwritten and removed, and some of that is synced."""
     with loop_device(image, direct_io=True) as device, mounted(device, folder / "guest") as guest:
         make_tree(guest, rng, files=60)
         os.sync()
@@ -91,7 +91,7 @@ async def test_the_write_that_broke_a_file_system_is_named(folder: Path) -> None
         await trio.to_thread.run_sync(use, paths["os"], folder, rng)
         clean = await vault.create_point(vm=VM, kind="CrashConsistent", name="clean")
 
-        # Nothing but the one write in the middle concerns the file system.
+        # Only one write in the middle concerns the file system.
         where = inode_table(paths["os"])
         old = bytearray(64 * MIB)
         old[:] = paths["os"].read_bytes()
@@ -101,7 +101,7 @@ async def test_the_write_that_broke_a_file_system_is_named(folder: Path) -> None
                 write_durably(paths["os"], where, bytes(range(256)) * 16)
         last = await vault.create_point(vm=VM, kind="CrashConsistent", name="last")
 
-        # Read-only, between two points at which the file system was not mounted.
+        # The read-only search, between two recovery points at which the file system was not mounted.
         found = await edge(testbed, "--good", clean.id, "--bad", last.id, "--", *FSCK["ext4"], "{os}")
         (change,) = found["changes"]
         assert (change["disk"], change["kind"], change["offset"], change["length"]) == ("os", "WRITE", where, 4096)
@@ -114,17 +114,17 @@ async def test_the_write_that_broke_a_file_system_is_named(folder: Path) -> None
         assert (found["point_before"]["name"], found["point_after"]["name"]) == ("clean", "last")
         assert len(found["trials"]) <= 2 + 6
 
-        # On copies, from a point before a guest used it: at each position before this one it can be mended.
+        # The search on copies, from a point before the guest's use: fsck can repair each position before the bad write.
         again = await edge(testbed, "--good", first.id, "--bad", "latest-processed", "--writable", "--", "sh", "-c", REPAIR)
         assert again["changes"] == found["changes"]
         assert again["point_before"]["name"] == "clean"
 
-        # Nothing is left behind.
+        # Nothing is left.
         assert await vault.mounted_points(vm=VM) == []
         assert await testbed.azure.list_mounted_points() == []
         assert await testbed.azure.list_disks() == []
 
-        # For people; and the two states stay if they are asked for.
+        # The output for people; and the two states stay mounted if the user asks for that.
         done = siterig(testbed, "bisect", VM, "--good", clean.id, "--keep", "--", *FSCK["ext4"], "{os}")
         assert done.returncode == 0, done.stderr
         assert f"WRITE on disk os: 4096 bytes at {where} ({where:#x})" in done.stdout
@@ -159,7 +159,7 @@ async def test_an_interrupted_or_killed_search_leaves_nothing(folder: Path) -> N
             status = await process.wait()
             if number == signal.SIGKILL:
                 (use,) = await loop_devices.uses(Path(copies[0].path))
-                (sleeper,) = use.processes  # it is in a session of its own
+                (sleeper,) = use.processes  # it has its own session
                 os.kill(int(sleeper.split("(")[1].rstrip(")")), signal.SIGKILL)
                 assert len(left) == 2
                 with trio.fail_after(60):
@@ -171,7 +171,7 @@ async def test_an_interrupted_or_killed_search_leaves_nothing(folder: Path) -> N
         assert await vault.mounted_points(vm=VM) == []
 
 
-async def test_what_the_command_leaves_on_a_state_is_named(folder: Path) -> None:
+async def test_resources_that_the_command_leaves_on_a_state_are_named(folder: Path) -> None:
     async with Testbed.up(folder / "rig") as testbed:
         vault = testbed.vault
         vm = await vault.create_vm(vm=VM, disks=[DiskSpec(name="os", size_bytes=8 * MIB)])

