@@ -1,4 +1,4 @@
-"""One disk, opened by some past the page cache and by others through it: nobody reads what is no longer there."""
+"""Tests of one disk that is opened past the page cache and through it: no reader gets data that was replaced."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def server(start_server: StartServer) -> DiskServer:
 
 
 def page(number: int) -> mmap.mmap:
-    """A block of memory, aligned, that holds a number."""
+    """Return an aligned block of memory that is filled with a number."""
     memory = mmap.mmap(-1, BLOCK)
     memory[:] = number.to_bytes(8, "little") * (BLOCK // 8)
     return memory
 
 
 def read_page(fd: int, memory: mmap.mmap, index: int) -> int:
-    """The number that a block begins with; one that is being written may end with the one before."""
+    """Return the number at the start of a block; a block that is being written may end with the previous number."""
     assert os.preadv(fd, [memory], index * BLOCK) == BLOCK
     return int.from_bytes(memory[:8], "little")
 
 
 @pytest.mark.parametrize("first", MODES)
-def test_what_was_acknowledged_is_read_whoever_was_there_first(server: DiskServer, first: str) -> None:
+def test_acknowledged_writes_are_read_however_the_disk_was_opened_first(server: DiskServer, first: str) -> None:
     order = sorted(MODES, key=lambda mode: mode != first)
     fds = {mode: os.open(server.os_disk, MODES[mode]) for mode in order}
     acknowledged = [0] * BLOCKS
@@ -73,7 +73,7 @@ def test_what_was_acknowledged_is_read_whoever_was_there_first(server: DiskServe
         os.close(fd)
 
 
-def test_whoever_opens_it_alone_without_o_direct_may_map_it(server: DiskServer) -> None:
+def test_a_disk_that_is_only_open_without_o_direct_can_be_mapped(server: DiskServer) -> None:
     with server.os_disk.open("r+b", buffering=0) as disk, mmap.mmap(disk.fileno(), BLOCK) as mapped:
         mapped[:5] = b"words"
         mapped.flush()

@@ -1,4 +1,4 @@
-"""The end of a mounted disk, each front end: programs fill, wipe and grow it as they do a block device or an image."""
+"""Tests of the end of a mounted disk: programs fill, wipe and grow it like a block device or an image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.system
 
 MIB = 1 << 20
 DISK_BYTES = 33 * MIB // 2
-"""Not a whole number of MiB, nor of the kernel's largest requests."""
+"""A size that is no multiple of 1 MiB, nor of the kernel's largest request."""
 
 
 def written(write: Callable[..., int], *arguments: object) -> int:
-    """Bytes that a system call wrote, or -errno."""
+    """Return the number of bytes that a system call wrote, or -errno."""
     try:
         return write(*arguments)
     except OSError as exc:
@@ -32,7 +32,7 @@ def written(write: Callable[..., int], *arguments: object) -> int:
 @pytest.mark.parametrize(
     "flags", [os.O_RDWR, os.O_RDWR | os.O_DIRECT, os.O_RDWR | os.O_SYNC], ids=["buffered", "direct", "sync"]
 )
-def test_a_write_across_the_end_takes_what_fits_however_large_it_is(start_server: StartServer, flags: int) -> None:
+def test_a_write_across_the_end_writes_the_bytes_that_fit(start_server: StartServer, flags: int) -> None:
     server = start_server(DISK_BYTES)
     disk = ShadowedDisk(server, "os")
     expected = bytearray(DISK_BYTES)
@@ -59,7 +59,7 @@ def test_a_write_across_the_end_takes_what_fits_however_large_it_is(start_server
     disk.check()
 
 
-def test_programs_that_fill_a_disk_fill_all_of_it_and_are_told_that_it_is_full(
+def test_programs_can_fill_a_disk_completely_and_then_get_an_error(
     start_server: StartServer,
 ) -> None:
     server = start_server(DISK_BYTES)
@@ -90,7 +90,7 @@ def test_programs_that_fill_a_disk_fill_all_of_it_and_are_told_that_it_is_full(
     disk.check()
 
 
-def test_space_is_allocated_within_the_disk_and_past_its_end_it_grows(start_server: StartServer) -> None:
+def test_fallocate_reserves_within_the_disk_and_grows_it_past_its_end(start_server: StartServer) -> None:
     server = start_server(DISK_BYTES)
     disk = ShadowedDisk(server, "os")
     can = server.front_end in CAN_MAKE_HOLES

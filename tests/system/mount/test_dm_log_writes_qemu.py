@@ -1,4 +1,4 @@
-"""A log that QEMU's ``blklogwrites`` driver wrote is imported, and its replay is the disk that QEMU left."""
+"""Tests of the import of logs from QEMU's ``blklogwrites`` driver: their replay gives the disk that QEMU wrote."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def commands(rng: random.Random, sector_bytes: int) -> list[str]:
 
 
 @pytest.mark.parametrize("sector_bytes", [512, 4096])
-def test_the_replay_of_a_log_of_qemu_is_the_disk_of_qemu(tmp_path: Path, sector_bytes: int) -> None:
+def test_the_replay_of_a_log_of_qemu_gives_the_disk_of_qemu(tmp_path: Path, sector_bytes: int) -> None:
     rng = random.Random(SEED + sector_bytes)
     disk, log, image = tmp_path / "disk", tmp_path / "log", tmp_path / "image"
     start = rng.randbytes(DISK_BYTES)

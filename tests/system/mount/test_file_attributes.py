@@ -1,4 +1,4 @@
-"""Times, owner and mode of mounted disks, each front end: programs decide by them whether to read a disk."""
+"""Tests of times, owner and mode of mounted disks: backup programs decide by them whether to read a disk."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ CHANGES: list[Callable[[Path], None]] = [
 ]
 
 
-def test_a_look_after_a_change_shows_it_however_it_was_made(start_server: StartServer) -> None:
+def test_every_kind_of_change_is_visible_in_the_times(start_server: StartServer) -> None:
     server = start_server(16 * MIB)
     vhd = server.os_disk.with_suffix(".vhd")
     changes = [*CHANGES, punch] if server.front_end in CAN_MAKE_HOLES else CHANGES
@@ -72,7 +72,7 @@ def test_a_look_after_a_change_shows_it_however_it_was_made(start_server: StartS
         assert after.st_mtime_ns > before.st_mtime_ns, number
         assert after.st_ctime_ns > before.st_ctime_ns, number
         assert vhd.stat().st_mtime_ns == after.st_mtime_ns
-        assert server.data_disk.stat().st_mtime_ns == other.st_mtime_ns, "the other disk was not changed"
+        assert server.data_disk.stat().st_mtime_ns == other.st_mtime_ns, "the other disk changed"
     assert server.os_disk.stat().st_mtime_ns == after.st_mtime_ns
     for end in (server.stop, server.kill):
         before = server.os_disk.stat()
@@ -85,7 +85,7 @@ def test_a_look_after_a_change_shows_it_however_it_was_made(start_server: StartS
             assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
 
 
-def test_one_open_descriptor_sees_what_another_has_written(start_server: StartServer) -> None:
+def test_an_open_descriptor_sees_the_time_of_another_ones_writes(start_server: StartServer) -> None:
     server = start_server(16 * MIB)
     with server.os_disk.open("rb", buffering=0) as reader, server.os_disk.open("r+b", buffering=0) as writer:
         seen = []
@@ -93,10 +93,10 @@ def test_one_open_descriptor_sees_what_another_has_written(start_server: StartSe
             writer.seek(number * 512)
             writer.write(b"x" * 512)
             seen.append(os.fstat(reader.fileno()).st_mtime_ns)
-    assert seen == sorted(set(seen)), "each write has a later time than the one before"
+    assert seen == sorted(set(seen)), "a write has no later time than the write before it"
 
 
-def test_programs_set_times_owner_and_mode_of_a_disk_and_of_nothing_else(start_server: StartServer) -> None:
+def test_programs_can_set_times_owner_and_mode_of_disks_only(start_server: StartServer) -> None:
     server = start_server(16 * MIB)
     run("touch", "-d", "2001-02-03T04:05:06.789Z", server.os_disk)
     run("chmod", "0640", server.os_disk)
@@ -122,8 +122,8 @@ def refusals(server: DiskServer) -> list[tuple[str | Path, ...]]:
     return [(*command, path) for path in made for command in (("touch",), ("chmod", "0666"), ("chown", "6:6"))] + [setuid]
 
 
-def test_a_second_backup_takes_what_was_written_since_the_first(start_server: StartServer, tmp_path: Path) -> None:
-    """By size and time, as ``rsync``, ``restic`` and ``borg`` decide; here without any of them."""
+def test_a_second_backup_copies_the_writes_since_the_first(start_server: StartServer, tmp_path: Path) -> None:
+    """Decide by size and times, as ``rsync``, ``restic`` and ``borg`` do, but without these programs."""
     server = start_server(MIB)
     known: dict[Path, tuple[int, int, int, int]] = {}
     for _ in range(3):

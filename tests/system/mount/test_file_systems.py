@@ -1,6 +1,6 @@
-"""File systems on loop devices on a disk: made, filled, half emptied, trimmed, checked; the log replays to the disk.
+"""Tests of file systems on a disk: created, filled, half emptied, trimmed and checked; the log replays to the disk.
 
-``SITERIG_FILES`` (default 150) files are copied; ``SITERIG_SEED`` replays a run.
+``SITERIG_FILES`` files (default 150) are copied; ``SITERIG_SEED`` repeats a run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DISK_BYTES = 1 << 30
         pytest.param("btrfs", marks=[needs_file_system("btrfs"), needs_program("mkfs.btrfs")]),
     ],
 )
-def test_file_system_is_whole_after_use_and_the_log_replays_to_the_disk(
+def test_a_file_system_is_sound_after_use_and_the_log_replays(
     start_server: StartServer, tmp_path: Path, kind: str, direct_io: bool
 ) -> None:
     print(f"SITERIG_FILES={FILES} SITERIG_SEED={SEED}")
@@ -63,11 +63,11 @@ def test_file_system_is_whole_after_use_and_the_log_replays_to_the_disk(
     assert trimmed == (server.front_end in CAN_MAKE_HOLES)
     if trimmed:
         assert disk.model.counts["DISCARD"] > 0
-        assert disk.file.stat().st_blocks * 512 < full_bytes - (FILES << 12), "what was deleted takes no space any more"
+        assert disk.file.stat().st_blocks * 512 < full_bytes - (FILES << 12), "deleted files still take space"
 
 
 def trim(guest: Path) -> bool:
-    """Discard what a file system does not use; False if the disk says that it cannot."""
+    """Discard the free space of a file system, and return False if the disk does not support that."""
     done = subprocess.run(["fstrim", guest], capture_output=True, text=True, check=False)
     assert (done.returncode == 0) != ("the discard operation is not supported" in done.stderr), done.stderr
     return done.returncode == 0

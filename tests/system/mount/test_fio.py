@@ -1,11 +1,12 @@
-"""fio writes at random, in mixed sizes, over one another, through the page cache and past it; then every byte is checked.
+"""Tests with fio, which writes at random, in mixed and overlapping sizes, through the page cache and past it.
 
-fio reads back what it wrote last where (``verify=crc32c``, each job in an area of its own); that overlapping writes *in
-flight* came to the disk in the order in which they came to the log is for the replay to show: at the end of the second test
-every place still shows which of the writes that met there was the last.
+In the first test fio reads back its newest writes (``verify=crc32c``, each job in its own area).  The second test
+shows that overlapping writes *in flight* reach the disk in the order in which they reach the log: at its end every
+place still shows which of its overlapping writes was the last, and the replay of the log must agree.
 
-``SITERIG_FIO_BYTES`` (default 256 MiB) is written in all, in slices of which each is replayed, compared and forgotten before
-the next; overlapping writes meet at ``SITERIG_SPOTS`` (default 4000) places; ``SITERIG_SEED`` replays a run.
+``SITERIG_FIO_BYTES`` (default 256 MiB) is the total size of all writes.  They are made in slices; each slice is
+replayed, compared and forgotten before the next.  ``SITERIG_SPOTS`` (default 4000) is the number of places where
+writes overlap; ``SITERIG_SEED`` repeats a run.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SPOTS = int(os.environ.get("SITERIG_SPOTS", "4000"))
 SLICE_BYTES_MAX = 2 << 30
 SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 DISK_BYTES = 64 << 30
-"""Sparse; so large that the log of a slice stays below half of it."""
+"""A sparse size, so large that the log of a slice stays below half of it."""
 SPOT_BYTES = 16 << 10
 WRITES_A_SPOT = 5
 KINDS_OF_JOB = {
@@ -41,9 +42,9 @@ KINDS_OF_JOB = {
 
 
 def job_file(disk: Path, *, seed: int, area_bytes: int, verify: bool) -> str:
-    """Four jobs, two of them direct; each writes as many bytes as its area has.
+    """Return four jobs for fio, two of them direct; each writes as many bytes as its area has.
 
-    Without ``verify`` all have one area, and their writes overlap as they will.
+    Without ``verify`` all jobs share one area, and their writes overlap at random.
     """
     common = f"""
         [global]
@@ -66,7 +67,7 @@ def job_file(disk: Path, *, seed: int, area_bytes: int, verify: bool) -> str:
 
 
 def run_fio(folder: Path, jobs: list[str]) -> list[tuple[int, int]]:
-    """Run fio on all at the same time; how many bytes each wrote and verified."""
+    """Run all jobs concurrently, and return the bytes that each wrote and verified."""
     running = []
     for number, text in enumerate(jobs):
         file = folder / f"{number}.fio"
@@ -83,7 +84,7 @@ def run_fio(folder: Path, jobs: list[str]) -> list[tuple[int, int]]:
     return found
 
 
-def test_what_fio_wrote_is_read_back_and_the_log_replays_to_the_disk(start_server: StartServer, tmp_path: Path) -> None:
+def test_fio_reads_back_its_writes_and_the_log_replays_to_the_disk(start_server: StartServer, tmp_path: Path) -> None:
     print(f"SITERIG_FIO_BYTES={TOTAL_BYTES} SITERIG_SEED={SEED}")
     server = start_server(DISK_BYTES)
     checked, contested = (ShadowedDisk(server, name) for name in ("os", "data"))
@@ -95,7 +96,7 @@ def test_what_fio_wrote_is_read_back_and_the_log_replays_to_the_disk(start_serve
             job_file(server.data_disk, seed=seed, area_bytes=area_bytes, verify=False),
         ]
         (verified_slice, read_back), (contested_slice, _) = run_fio(tmp_path, jobs)
-        assert read_back > verified_slice // 10, "fio read back what was not overwritten"
+        assert read_back > verified_slice // 10, "fio did not read back its writes"
         for disk in (checked, contested):
             disk.check()
             disk.forget()
@@ -105,7 +106,7 @@ def test_what_fio_wrote_is_read_back_and_the_log_replays_to_the_disk(start_serve
 
 
 def meetings(disk: Path, rng: random.Random) -> str:
-    """For fio to replay: at one place after the other a few writes that overlap, next to one another in the queue."""
+    """Return an I/O log for fio to replay: a few overlapping writes at each place, next to one another in the queue."""
     lines = ["fio version 2 iolog", f"{disk} add", f"{disk} open"]
     for spot in range(SPOTS):
         begin = spot * SPOT_BYTES
@@ -115,9 +116,7 @@ def meetings(disk: Path, rng: random.Random) -> str:
     return "\n".join([*lines, f"{disk} close", ""])
 
 
-def test_overlapping_writes_in_flight_come_to_the_log_as_they_come_to_the_disk(
-    start_server: StartServer, tmp_path: Path
-) -> None:
+def test_overlapping_writes_have_the_same_order_in_the_log_and_on_disk(start_server: StartServer, tmp_path: Path) -> None:
     print(f"SITERIG_SPOTS={SPOTS} SITERIG_SEED={SEED}")
     server = start_server(DISK_BYTES)
     disk = ShadowedDisk(server, "os")

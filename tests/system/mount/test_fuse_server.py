@@ -1,4 +1,4 @@
-"""The FUSE server under the kernel: how large requests arrive, what does not wait for what, and how a mount ends."""
+"""Tests of the FUSE server under the kernel: the size of requests, their independence, and the end of a mount."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.system
 
 MIB = 1 << 20
 NOBODY = 65534
-DEAD = "not connected|Software caused connection abort|Operation canceled"  # the last over io_uring
+DEAD = "not connected|Software caused connection abort|Operation canceled"  # the last one over io_uring
 
 
 @pytest.fixture(params=["server", "io_uring"])
@@ -48,15 +48,15 @@ def server(tmp_path: Path, front_end: str) -> Iterator[DiskServer]:
 
 @pytest.fixture
 def disk(server: DiskServer) -> Iterator[int]:
-    """The os disk, open past the page cache."""
+    """Open the os disk past the page cache."""
     fd = os.open(server.os_disk, os.O_RDWR | os.O_DIRECT)
     yield fd
-    with contextlib.suppress(OSError):  # its mount may be gone
+    with contextlib.suppress(OSError):  # the disk's mount may be gone
         os.close(fd)
 
 
 def aligned(data: bytes) -> mmap.mmap:
-    """Memory as O_DIRECT wants it."""
+    """Return aligned memory with data, for O_DIRECT."""
     memory = mmap.mmap(-1, len(data))
     memory[:] = data
     return memory
@@ -78,7 +78,7 @@ def start_of(path: Path, length: int) -> bytes:
         return disk.read(length)
 
 
-def test_requests_of_1_mib_arrive_whole(server: DiskServer, disk: int) -> None:
+def test_requests_of_1_mib_arrive_in_one_piece(server: DiskServer, disk: int) -> None:
     data = random.Random(1).randbytes(MIB)
     before = server.counters("os")
     assert os.pwrite(disk, aligned(data), 4 * MIB) == MIB
@@ -89,18 +89,18 @@ def test_requests_of_1_mib_arrive_whole(server: DiskServer, disk: int) -> None:
         assert after[kind]["bytes"] - before[kind]["bytes"] == MIB
 
 
-def test_buffered_writes_and_reads_of_1_mib_arrive_whole_too(server: DiskServer) -> None:
+def test_buffered_requests_of_1_mib_arrive_in_large_pieces(server: DiskServer) -> None:
     data = random.Random(2).randbytes(MIB)
     with server.os_disk.open("r+b", buffering=0) as disk:
         assert disk.write(data) == MIB
     assert server.counters("os")["write"] == {"ops": 1, "bytes": MIB}
-    with server.os_disk.open("rb", buffering=0) as disk:  # opened anew: nothing is cached
+    with server.os_disk.open("rb", buffering=0) as disk:  # opened again: nothing is cached
         os.posix_fadvise(disk.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         assert disk.read(MIB) == data
     assert server.counters("os")["read"]["ops"] <= 8
 
 
-def test_many_openers_at_once_see_what_each_wrote_and_the_log_has_it_all(server: DiskServer) -> None:
+def test_many_concurrent_writers_read_their_data_and_the_log_has_it_all(server: DiskServer) -> None:
     openers, blocks = 24, 40
     seed = random.randrange(1 << 32)
     print("seed", seed)
@@ -135,7 +135,7 @@ def test_many_openers_at_once_see_what_each_wrote_and_the_log_has_it_all(server:
 
 
 def test_a_stalled_python_does_not_stall_requests_on_open_disks(server: DiskServer, disk: int) -> None:
-    """Also behind more waiting look-ups than there are threads, or entries in a ring."""
+    """Open disks are served even if more look-ups wait than there are threads, or entries in a ring."""
     folder = server.mountpoint / "web01"
     server.stall()
     waiting = [threading.Thread(target=(folder / f"new{i}").exists) for i in range(80)]
@@ -148,15 +148,15 @@ def test_a_stalled_python_does_not_stall_requests_on_open_disks(server: DiskServ
     punch(disk, 0, 4096)
     assert read_direct(disk, 0, 4096) == bytes(4096)
     assert os.lseek(disk, 0, os.SEEK_DATA) >= 0
-    assert all(thread.is_alive() for thread in waiting), "Python was not asked at all"
+    assert all(thread.is_alive() for thread in waiting), "Python was not needed for a look-up"
     server.go_on()
     for thread in waiting:
         thread.join()
     assert server.counters("os")["flush"]["ops"] == 20
 
 
-def test_a_file_without_holes_does_not_turn_them_off_for_the_disks(server: DiskServer, disk: int) -> None:
-    """The kernel remembers for the whole mount that something is not implemented."""
+def test_a_file_without_holes_does_not_disable_them_for_the_disks(server: DiskServer, disk: int) -> None:
+    """The kernel remembers for the whole mount that an operation is not implemented."""
     with (server.mountpoint / "web01" / "os.000001.hrl").open("rb") as log:
         assert log.read(7) == b"SRIGHRL"
         with pytest.raises(OSError, match=r".") as failed:
@@ -170,19 +170,19 @@ def test_a_file_without_holes_does_not_turn_them_off_for_the_disks(server: DiskS
         os.lseek(disk, 0, os.SEEK_DATA)
 
 
-def test_bytes_can_be_copied_from_disk_to_disk_though_no_server_does_it(server: DiskServer) -> None:
+def test_bytes_are_copied_from_disk_to_disk_without_help_of_the_server(server: DiskServer) -> None:
     with server.os_disk.open("r+b", buffering=0) as source, server.data_disk.open("r+b", buffering=0) as target:
         source.write(b"copied" * 1000)
         assert os.copy_file_range(source.fileno(), target.fileno(), 6000, 0, 0) == 6000
         assert target.read(6000) == b"copied" * 1000
 
 
-def test_a_mount_that_is_taken_away_from_outside_ends_the_service(server: DiskServer) -> None:
+def test_an_unmount_by_another_program_ends_the_service(server: DiskServer) -> None:
     subprocess.run(["umount", server.mountpoint], check=True)
     assert server.wait() == 0
 
 
-def test_a_mount_that_is_taken_away_lazily_is_served_to_its_last_user(server: DiskServer) -> None:
+def test_after_a_lazy_unmount_the_last_user_is_still_served(server: DiskServer) -> None:
     with server.os_disk.open("r+b", buffering=0) as disk:
         subprocess.run(["umount", "--lazy", server.mountpoint], check=True)
         disk.write(b"still")
@@ -191,7 +191,7 @@ def test_a_mount_that_is_taken_away_lazily_is_served_to_its_last_user(server: Di
     assert (server.root / "web01" / "os.img").read_bytes()[:5] == b"still"
 
 
-def test_an_orderly_end_does_not_wait_for_open_files_and_they_are_told(server: DiskServer, disk: int) -> None:
+def test_a_stop_does_not_wait_for_open_files_which_then_report_errors(server: DiskServer, disk: int) -> None:
     server.stop()
     with pytest.raises(OSError, match=DEAD):
         os.pwrite(disk, aligned(b"x" * 4096), 0)
@@ -211,7 +211,7 @@ def test_kill_9_under_load_leaves_a_mount_that_the_next_start_clears(server: Dis
     assert start_of(server.os_disk, 4096) == b"x" * 4096
 
 
-def test_two_mounts_serve_side_by_side(server: DiskServer, tmp_path: Path, front_end: str) -> None:
+def test_two_mounts_serve_concurrently(server: DiskServer, tmp_path: Path, front_end: str) -> None:
     second = DiskServer(tmp_path / "second", front_end=front_end)
     try:
         second.start()
@@ -237,7 +237,7 @@ def served(mountpoint: Path, root: Path) -> str:
     return done.stderr
 
 
-def test_a_file_is_no_mount_point(tmp_path: Path) -> None:
+def test_a_file_is_refused_as_a_mount_point(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for mountpoint, why in (("file", "File exists"), ("file/mnt", "Not a directory")):
         said = served(tmp_path / mountpoint, tmp_path / "disks")
@@ -246,7 +246,7 @@ def test_a_file_is_no_mount_point(tmp_path: Path) -> None:
 
 @pytest.fixture
 def nobodys(front_end: str) -> Iterator[DiskServer]:
-    """The server as an ordinary user, in a folder of its own below ``/tmp``: pytest's are root's."""
+    """Return a server of an ordinary user, in a separate folder below ``/tmp``: pytest's folders belong to root."""
     if shutil.which("fusermount3") is None:
         pytest.skip("fusermount3 is not installed (Debian: fuse3)")
     folder = Path(tempfile.mkdtemp())
@@ -263,7 +263,7 @@ def nobodys(front_end: str) -> Iterator[DiskServer]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_an_ordinary_user_mounts_with_fusermount3_and_has_it_alone(nobodys: DiskServer) -> None:
+def test_an_ordinary_user_mounts_with_fusermount3_and_has_sole_access(nobodys: DiskServer) -> None:
     nobodys.start()
     as_nobody = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
     command = [*as_nobody, "dd", f"of={nobodys.os_disk}", "bs=1M", "count=1", "conv=notrunc,fsync", "iflag=fullblock"]

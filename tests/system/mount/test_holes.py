@@ -1,6 +1,6 @@
-"""Discards make holes, which take no space, and tools that copy sparsely see them.
+"""Tests of discards: they make holes, which take no space, and which tools for sparse copies see.
 
-The front end that cannot (pyfuse3 has no fallocate and no lseek) reports that, and everything stays right.
+One front end, pyfuse3, has no fallocate and no lseek.  It reports that, and the data stays correct.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def allocated_bytes(path: Path) -> int:
 
 
 @pytest.mark.parametrize(("mode", "record"), [(PUNCH_HOLE | KEEP_SIZE, "DISCARD"), (ZERO_RANGE | KEEP_SIZE, "ZERO")])
-def test_range_that_is_given_back_reads_as_zeros_and_is_a_hole_and_a_record(
+def test_a_discarded_range_reads_as_zeros_and_is_a_hole_and_a_record(
     start_server: StartServer, mode: int, record: str
 ) -> None:
     print(f"SITERIG_SEED={SEED}")
@@ -61,7 +61,7 @@ def test_range_that_is_given_back_reads_as_zeros_and_is_a_hole_and_a_record(
         assert allocated_bytes(disk.file) <= before - (4 << 20)
 
 
-def test_what_no_disk_can_do_is_refused_and_changes_nothing(start_server: StartServer) -> None:
+def test_operations_that_no_disk_supports_are_refused(start_server: StartServer) -> None:
     server = start_server(DISK_BYTES)
     disk = ShadowedDisk(server, "os")
     fd = os.open(server.os_disk, os.O_RDWR)
@@ -75,7 +75,7 @@ def test_what_no_disk_can_do_is_refused_and_changes_nothing(start_server: StartS
     assert (disk.model.counts["WRITE"], server.os_disk.stat().st_size) == (1, DISK_BYTES)
 
 
-def test_holes_are_where_the_disk_has_none_of_its_own_bytes(start_server: StartServer) -> None:
+def test_holes_are_where_the_disks_file_has_holes(start_server: StartServer) -> None:
     print(f"SITERIG_SEED={SEED}")
     rng = random.Random(SEED)
     server = start_server(DISK_BYTES)
@@ -87,7 +87,7 @@ def test_holes_are_where_the_disk_has_none_of_its_own_bytes(start_server: StartS
         for offset in (place for place in places if place < DISK_BYTES):
             for whence in (os.SEEK_DATA, os.SEEK_HOLE):
                 expected = seek(file, offset, whence)
-                if server.front_end not in CAN_MAKE_HOLES:  # as of a file that is all data: never wrong
+                if server.front_end not in CAN_MAKE_HOLES:  # like a file without holes, which is always correct
                     expected = offset if whence == os.SEEK_DATA else DISK_BYTES
                 assert seek(fd, offset, whence) == expected, offset
     finally:
@@ -107,7 +107,7 @@ FINDS_ZEROS_BY_ITSELF = set(COPIES) - {"cp --sparse=auto"}
 
 
 @pytest.mark.parametrize("tool", [pytest.param(t, marks=needs_program("qemu-img")) for t in COPIES])
-def test_sparse_copy_is_the_disk_and_takes_no_more_space(start_server: StartServer, tmp_path: Path, tool: str) -> None:
+def test_a_sparse_copy_equals_the_disk_and_takes_no_more_space(start_server: StartServer, tmp_path: Path, tool: str) -> None:
     print(f"SITERIG_SEED={SEED}")
     rng = random.Random(SEED)
     server = start_server(DISK_BYTES)
@@ -141,7 +141,7 @@ def test_sparse_copy_is_the_disk_and_takes_no_more_space(start_server: StartServ
 
 
 @needs_program("qemu-img")
-def test_disk_of_a_virtual_machine_without_a_host_cache(start_server: StartServer) -> None:
+def test_a_disk_used_by_qemu_without_a_host_cache_replays(start_server: StartServer) -> None:
     print(f"SITERIG_SEED={SEED}")
     rng = random.Random(SEED)
     server = start_server(256 << 20)

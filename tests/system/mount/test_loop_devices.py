@@ -1,6 +1,6 @@
-"""Loop devices, mounts and freezing on real files."""
+"""Tests of loop devices, mounts and freezing on real files."""
 
-# ruff: noqa: ASYNC220, ASYNC251 (what is tested here is that other processes block)
+# ruff: noqa: ASYNC220, ASYNC251 (the tests need other processes that block)
 from __future__ import annotations
 
 import os
@@ -44,7 +44,7 @@ async def mounted(host: Path, name: str, filesystem: str = "ext4", size_bytes: i
     return disk, where
 
 
-def test_a_mount_point_whose_name_is_no_utf_8_hides_no_other(tmp_path: Path) -> None:
+def test_a_mount_point_whose_name_is_not_utf_8_hides_no_other(tmp_path: Path) -> None:
     where = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     where.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", where], check=True)
@@ -65,7 +65,7 @@ async def test_uses_shows_loop_device_and_mount_and_shutdown_ends_both(host: Pat
     assert not where.is_mount()
 
 
-async def test_shutdown_names_mount_point_and_the_process_that_holds_it(host: Path) -> None:
+async def test_shutdown_names_mount_point_and_the_process_that_uses_it(host: Path) -> None:
     disk, where = await mounted(host, "os")
     with (where / "held").open("w"), subprocess.Popen(["sleep", "60"], cwd=where) as holder:
         try:
@@ -89,7 +89,7 @@ async def test_shutdown_names_a_process_that_has_the_disk_file_open(host: Path) 
     assert caught.value.message == f"disk {disk} is open in sleep ({holder.pid})"
 
 
-async def test_release_below_says_what_it_did_and_leaves_other_folders_alone(host: Path) -> None:
+async def test_release_below_reports_its_actions_and_keeps_other_folders(host: Path) -> None:
     (host / "a").mkdir()
     (host / "ab").mkdir()
     disk, where = await mounted(host / "a", "os")
@@ -99,7 +99,7 @@ async def test_release_below_says_what_it_did_and_leaves_other_folders_alone(hos
     assert [use.loop for use in await loop_devices.uses(host / "ab" / "x.img")] == [other]
 
 
-async def test_a_copy_of_a_mounted_xfs_mounts_beside_it(host: Path) -> None:
+async def test_a_copy_of_a_mounted_xfs_can_be_mounted_too(host: Path) -> None:
     disk, where = await mounted(host, "data", "xfs", 300 * MIB)
     (where / "file").write_text("x")
     async with loop_devices.frozen([str(where)], timeout_s=30):
@@ -122,16 +122,16 @@ async def test_frozen_file_systems_take_no_write_until_the_block_ends(host: Path
     assert (two / "file").exists()
 
 
-async def test_a_block_that_outlasts_the_time_is_told_and_the_file_systems_are_thawed(host: Path) -> None:
+async def test_a_block_that_exceeds_its_time_is_an_error_and_is_thawed(host: Path) -> None:
     _, where = await mounted(host, "os")
     with pytest.raises(RigError) as caught:
         async with loop_devices.frozen([str(where)], timeout_s=0.2):
-            await trio.run_process(["touch", str(where / "file")])  # ends only when it is thawed
+            await trio.run_process(["touch", str(where / "file")])  # it ends only after the thaw
     assert caught.value.code == "FreezeTimedOut"
     assert caught.value.message == f"{where} had to be thawed after 0.2 s, before the recovery point was taken"
 
 
-async def test_when_the_second_refuses_the_first_is_thawed(host: Path) -> None:
+async def test_if_the_second_cannot_be_frozen_the_first_is_thawed(host: Path) -> None:
     _, one = await mounted(host, "one")
     with pytest.raises(RigError) as caught:
         async with loop_devices.frozen([str(one), "/proc"], timeout_s=30):
@@ -141,7 +141,7 @@ async def test_when_the_second_refuses_the_first_is_thawed(host: Path) -> None:
     (one / "file").touch()
 
 
-async def test_an_error_in_the_block_thaws_and_comes_out_unchanged(host: Path) -> None:
+async def test_an_error_in_the_block_thaws_and_is_raised_unchanged(host: Path) -> None:
     _, one = await mounted(host, "one")
     with pytest.raises(ZeroDivisionError):
         async with loop_devices.frozen([str(one)], timeout_s=30):
@@ -150,7 +150,7 @@ async def test_an_error_in_the_block_thaws_and_comes_out_unchanged(host: Path) -
 
 
 @pytest.mark.parametrize("end", ["parent dies", "SIGTERM"])
-async def test_the_freezer_thaws_when_its_parent_dies_or_it_is_told_to_stop(host: Path, end: str) -> None:
+async def test_the_freezer_thaws_if_its_parent_dies_or_on_sigterm(host: Path, end: str) -> None:
     _, one = await mounted(host, "one")
     with subprocess.Popen(
         [sys.executable, "-m", "siterig.blockfs.guests.freezer", "60", str(one)],

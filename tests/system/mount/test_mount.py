@@ -1,4 +1,4 @@
-"""Real mounts: what the kernel, mkfs and a kill see."""
+"""Tests of real mounts: reads, writes, logs, VHDs, and a kill."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def write(path: Path, offset: int, data: bytes, *, sync: bool = False) -> None:
         os.close(fd)
 
 
-def test_the_mount_shows_disks_and_logs_and_refuses_what_they_are_not(server: DiskServer) -> None:
+def test_the_mount_shows_disks_and_logs_and_refuses_other_changes(server: DiskServer) -> None:
     folder = server.mountpoint / "web01"
     files = ("000001.hrl", "img", "stats", "vhd")
     assert names(folder) == [f"{disk}.{suffix}" for disk in ("data", "os") for suffix in files]
     assert server.os_disk.stat().st_size == DISK_BYTES
     shown = (folder / "os.000001.hrl").read_bytes()
-    assert len(shown) == HEADER_BYTES, "not what is preallocated behind the records"
+    assert len(shown) == HEADER_BYTES, "preallocated space is shown"
     assert shown == logs(server)[0].read_bytes()[:HEADER_BYTES]
     with pytest.raises(PermissionError):
         (folder / "os.000001.hrl").open("r+b")
@@ -67,7 +67,7 @@ def test_the_mount_shows_disks_and_logs_and_refuses_what_they_are_not(server: Di
         (folder / "new").write_bytes(b"")
 
 
-def test_bytes_come_back_and_replaying_the_log_gives_the_disk(server: DiskServer) -> None:
+def test_written_bytes_are_read_and_the_log_replays_to_the_disk(server: DiskServer) -> None:
     write(server.os_disk, 1000, b"hello" * 1000)
     write(server.os_disk, DISK_BYTES - 4, b"last")
     with server.os_disk.open("rb") as disk:
@@ -83,7 +83,7 @@ def test_bytes_come_back_and_replaying_the_log_gives_the_disk(server: DiskServer
     assert replay_files(bytes(DISK_BYTES), logs(server)) == (server.root / "web01" / "os.img").read_bytes()
 
 
-def test_ext4_on_a_loop_device_survives_and_its_log_replays(server: DiskServer, tmp_path: Path) -> None:
+def test_ext4_on_a_loop_device_is_sound_and_its_log_replays(server: DiskServer, tmp_path: Path) -> None:
     loop = subprocess.run(
         ["losetup", "--find", "--show", "--direct-io=on", server.os_disk], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -103,7 +103,7 @@ def test_ext4_on_a_loop_device_survives_and_its_log_replays(server: DiskServer, 
     assert replay_files(bytes(DISK_BYTES), logs(server)) == (server.root / "web01" / "os.img").read_bytes()
 
 
-def test_after_kill_9_the_stale_mount_is_cleared_and_everything_is_there(server: DiskServer) -> None:
+def test_after_kill_9_the_dead_mount_is_cleared_and_no_data_is_lost(server: DiskServer) -> None:
     write(server.os_disk, 0, b"one", sync=True)
     server.kill()
     with pytest.raises(OSError, match=r"not connected|connection abort"):
@@ -123,13 +123,13 @@ def test_the_vhd_is_the_disk_and_a_footer(server: DiskServer) -> None:
         assert (tail[:5], tail[5:13], len(tail)) == (b"bytes", b"conectix", 517)
         write(server.os_disk, DISK_BYTES - 5, b"other")
         vhd.seek(-512 - 5, os.SEEK_END)
-        assert vhd.read(5) == b"other", "what is written to the disk meanwhile is seen"
+        assert vhd.read(5) == b"other", "a later write to the disk is not seen"
     with pytest.raises(PermissionError):
         (server.mountpoint / "web01" / "os.vhd").open("r+b")
 
 
 @needs_program("qemu-img")
-def test_qemu_img_takes_the_vhd_for_the_same_disk(server: DiskServer) -> None:
+def test_qemu_img_reads_the_same_disk_from_the_vhd(server: DiskServer) -> None:
     write(server.os_disk, 12_345, b"somewhere" * 100)
     disk, vhd = server.os_disk, server.mountpoint / "web01" / "os.vhd"
     info = json.loads(
@@ -148,7 +148,7 @@ def test_a_cut_closes_a_segment_that_the_mount_shows(server: DiskServer) -> None
     assert "os.000003.hrl" in names(server.mountpoint / "web01")
 
 
-def test_an_orderly_end_unmounts(server: DiskServer) -> None:
+def test_a_stop_unmounts(server: DiskServer) -> None:
     server.stop()
     assert names(server.mountpoint) == []
     assert not server.mountpoint.is_mount()
@@ -166,7 +166,7 @@ def said_by_another_server(root: Path, mountpoint: Path) -> str:
     return done.stderr
 
 
-def test_a_second_server_of_the_same_disks_is_refused_and_touches_nothing(server: DiskServer) -> None:
+def test_a_second_server_of_the_same_disks_is_refused(server: DiskServer) -> None:
     write(server.os_disk, 0, b"x" * 5000)
     before = logs(server)[0].read_bytes()
     said = said_by_another_server(server.root, server.folder / "mnt2")

@@ -1,4 +1,4 @@
-"""``siterig mount`` by somebody who is not root."""
+"""Tests of ``siterig mount`` by a user who is not root."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.system
 MIB = 1 << 20
 NOBODY = 65534
 RIG = ROOT / "rig"
-"""Its Python may lie where only root gets in; the script finds another one."""
+"""The rig script: the checkout's Python may lie where only root can reach it, and the script finds another Python."""
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
 
 
@@ -30,7 +30,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A folder of an ordinary user's."""
+    """Create a folder that belongs to an ordinary user."""
     with tempfile.TemporaryDirectory(prefix="siterig-user-") as folder:
         os.chown(folder, NOBODY, NOBODY)
         probe = subprocess.run([*AS_NOBODY, RIG, "--version"], cwd="/", capture_output=True, text=True, check=False)
@@ -40,7 +40,7 @@ def home() -> Iterator[Path]:
             yield Path(folder)
 
 
-def test_an_ordinary_user_can_mount_write_and_go_on(home: Path, start: Start) -> None:
+def test_an_ordinary_user_can_mount_write_kill_and_mount_again(home: Path, start: Start) -> None:
     image, where = home / "disk.img", home / "mnt"
     image.write_bytes(bytes(MIB))
     os.chown(image, NOBODY, NOBODY)
@@ -54,7 +54,7 @@ def test_an_ordinary_user_can_mount_write_and_go_on(home: Path, start: Start) ->
 
     user("dd", "if=/dev/urandom", f"of={mount.disk}", "bs=64k", "count=4", "seek=3", "conv=notrunc,fsync")
     with pytest.raises(PermissionError):
-        names(where)  # nobody else gets in, not even root
+        names(where)  # no other user has access, not even root
     user("fusermount3", "-u", str(where))
     status, _, stderr = mount.ended()
     assert status == 0, stderr
@@ -69,7 +69,7 @@ def test_an_ordinary_user_can_mount_write_and_go_on(home: Path, start: Start) ->
     assert replayed(before, logs(image)) == image.read_bytes()
 
 
-def test_an_ordinary_user_is_told_what_is_not_theirs(home: Path) -> None:
+def test_an_ordinary_user_gets_an_error_for_the_files_of_others(home: Path) -> None:
     foreign, own = home / "foreign.img", home / "own.img"
     for path in (foreign, own):
         path.write_bytes(bytes(MIB))

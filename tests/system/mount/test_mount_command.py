@@ -1,4 +1,4 @@
-"""``siterig mount``: one image as a disk, as users and scripts mount, use, misuse and kill it."""
+"""Tests of ``siterig mount``: users and scripts mount one image as a disk, use it, misuse it and kill it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ DEAD = "Transport endpoint is not connected|Software caused connection abort|Ope
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts mounts as they are without options."""
+    """Return a function that starts mounts with default options."""
     with mounts() as start:
         yield start
 
 
 @pytest.fixture(params=["server", "one-thread", "pyfuse3"])
 def start_each(request: pytest.FixtureRequest) -> Iterator[Start]:
-    """Starts mounts with each way to take the kernel's requests."""
+    """Return a function that starts mounts, for each front end."""
     options = {"server": (), "one-thread": ("--fuse-threads=1", "--fuse-queue=1"), "pyfuse3": ("--portable-fuse",)}
     with mounts(*options[request.param]) as start:
         yield start
@@ -79,7 +79,7 @@ def loop_over(path: Path, *options: str) -> Iterator[str]:
 # ---- a session
 
 
-def test_a_file_system_on_a_tracked_image_survives_and_its_log_replays(
+def test_a_file_system_on_a_tracked_image_is_sound_and_its_log_replays(
     image: Path, where: Path, tmp_path: Path, start_each: Start
 ) -> None:
     before = copied(image)
@@ -110,7 +110,7 @@ def test_a_file_system_on_a_tracked_image_survives_and_its_log_replays(
     paths = logs(image)
     assert unmounted["log"]["segments"] == len(paths)
     assert (unmounted["log"]["first"], unmounted["log"]["last"]) == (str(paths[0]), str(paths[-1]))
-    assert not where.exists(), "the folder was made for the mount"
+    assert not where.exists(), "the folder that the mount created is still there"
     with loop_over(image) as loop:
         subprocess.run(["e2fsck", "-fn", loop], check=True, capture_output=True)
         subprocess.run(["mount", "-o", "ro", loop, guest], check=True)
@@ -121,7 +121,7 @@ def test_a_file_system_on_a_tracked_image_survives_and_its_log_replays(
     assert replayed(before, logs(image)) == image.read_bytes()
 
 
-def test_an_untracked_image_has_nothing_beside_it(image: Path, where: Path, start: Start) -> None:
+def test_an_untracked_image_has_no_files_next_to_it(image: Path, where: Path, start: Start) -> None:
     mount = start(image, where)
     assert mount.mounted["log"] is None
     write_durably(mount.disk, 1000, b"here")
@@ -131,7 +131,7 @@ def test_an_untracked_image_has_nothing_beside_it(image: Path, where: Path, star
     assert read(image, 1000, 4) == b"here"
 
 
-def test_text_for_people_says_where_the_disk_is_and_how_it_ends(image: Path, where: Path, start: Start) -> None:
+def test_the_text_for_people_shows_the_disk_and_how_to_end_the_mount(image: Path, where: Path, start: Start) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "siterig", "mount", str(image), "--mnt", str(where), "--log"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
@@ -158,7 +158,7 @@ def test_text_for_people_says_where_the_disk_is_and_how_it_ends(image: Path, whe
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_unmount_in_order(image: Path, where: Path, start: Start, number: signal.Signals) -> None:
+def test_signals_unmount_cleanly(image: Path, where: Path, start: Start, number: signal.Signals) -> None:
     where.mkdir()
     mount = start(image, where, "--log")
     write_durably(mount.disk, 0, b"last")
@@ -171,21 +171,19 @@ def test_signals_unmount_in_order(image: Path, where: Path, start: Start, number
     assert read(again.disk, 0, 4) == b"last"
 
 
-def test_a_signal_that_comes_again_and_again_to_the_very_end_is_no_interruption(
-    image: Path, where: Path, start: Start
-) -> None:
+def test_repeated_signals_do_not_interrupt_the_end_of_a_mount(image: Path, where: Path, start: Start) -> None:
     mount = start(image, where, "--log")
     write_durably(mount.disk, 0, b"last")
     while True:
         mount.signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
-            mount.process.wait(timeout=0.005)  # signals without any pause would leave Python no time for anything else
+            mount.process.wait(timeout=0.005)  # without a pause between signals Python could do nothing else
             break
     status, printed, stderr = mount.ended()
     assert (status, stderr, list(printed[0])) == (0, "", ["unmounted"])
 
 
-def test_no_name_can_be_made_removed_or_moved(image: Path, where: Path, start_each: Start) -> None:
+def test_no_name_can_be_created_removed_or_moved(image: Path, where: Path, start_each: Start) -> None:
     mount = start_each(image, where)
     new = where / "new"
     deeds: list[Callable[[], object]] = [
@@ -200,7 +198,7 @@ def test_no_name_can_be_made_removed_or_moved(image: Path, where: Path, start_ea
     assert names(where) == ["disk.img", "disk.stats", "disk.vhd"]
 
 
-def test_a_copy_onto_a_disk_writes_over_its_beginning(image: Path, where: Path, start_each: Start, tmp_path: Path) -> None:
+def test_a_copy_onto_a_disk_overwrites_its_beginning(image: Path, where: Path, start_each: Start, tmp_path: Path) -> None:
     mount = start_each(image, where)
     write_durably(mount.disk, 0, b"a" * 2000)
     (tmp_path / "small").write_bytes(b"b" * 1000)
@@ -210,7 +208,7 @@ def test_a_copy_onto_a_disk_writes_over_its_beginning(image: Path, where: Path, 
 
 
 @pytest.mark.parametrize("command", [["umount"], ["fusermount3", "-u"]], ids=lambda command: command[0])
-def test_an_unmount_ends_the_mount_cleanly_and_it_can_be_repeated_at_once(
+def test_an_unmount_ends_the_mount_cleanly_and_another_can_follow(
     image: Path, where: Path, start_each: Start, command: list[str]
 ) -> None:
     before = copied(image)
@@ -225,7 +223,7 @@ def test_an_unmount_ends_the_mount_cleanly_and_it_can_be_repeated_at_once(
     assert replayed(before, logs(image)) == image.read_bytes()
 
 
-def test_a_disk_in_use_is_not_torn_away_unless_asked_twice(image: Path, where: Path, start_each: Start) -> None:
+def test_a_disk_in_use_is_unmounted_only_on_the_second_signal(image: Path, where: Path, start_each: Start) -> None:
     mount = start_each(image, where, "--log")
     with loop_over(mount.disk) as loop:
         mount.signal(signal.SIGINT)
@@ -254,7 +252,7 @@ def test_a_disk_in_use_is_not_torn_away_unless_asked_twice(image: Path, where: P
 # ---- kills
 
 
-def test_after_kills_it_goes_on_and_the_log_gives_the_image(image: Path, where: Path, start_each: Start) -> None:
+def test_after_kills_the_generation_continues_and_the_log_replays(image: Path, where: Path, start_each: Start) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     dice = random.Random(seed)
@@ -276,7 +274,7 @@ def test_after_kills_it_goes_on_and_the_log_gives_the_image(image: Path, where: 
     assert replayed(before, logs(image)) == image.read_bytes()
 
 
-def test_a_loop_device_on_a_mount_that_was_killed_is_named(image: Path, where: Path, start: Start) -> None:
+def test_a_loop_device_on_a_killed_mount_is_named(image: Path, where: Path, start: Start) -> None:
     mount = start(image, where, "--log")
     with loop_over(mount.disk) as loop:
         mount.kill()
@@ -288,7 +286,7 @@ def test_a_loop_device_on_a_mount_that_was_killed_is_named(image: Path, where: P
         again.end()
 
 
-def test_a_dead_mount_of_ours_is_cleared_whatever_image_it_was(image: Path, where: Path, start: Start) -> None:
+def test_a_dead_mount_of_another_image_is_cleared(image: Path, where: Path, start: Start) -> None:
     mount = start(image, where)
     mount.kill()
     other = image.with_name("other.img")
@@ -298,11 +296,11 @@ def test_a_dead_mount_of_ours_is_cleared_whatever_image_it_was(image: Path, wher
     second.end()
 
 
-# ---- a host's disk that is full
+# ---- the host's disk is full
 
 
 @pytest.mark.parametrize("room_at_the_end", [True, False])
-def test_a_write_without_room_for_its_log_fails_and_disk_and_log_stay_alike(
+def test_a_write_without_room_for_its_log_fails_and_changes_nothing(
     tmp_path: Path, where: Path, start_each: Start, room_at_the_end: bool
 ) -> None:
     folder = tmp_path / "small"
@@ -326,7 +324,7 @@ def test_a_write_without_room_for_its_log_fails_and_disk_and_log_stay_alike(
                     pass
         subprocess.run(["umount", where], check=True)
         status, _, stderr = mount.ended()
-        assert status == 0, stderr  # the end of the log is cut first, which leaves room for the rest
+        assert status == 0, stderr  # the end of the log is truncated first, which leaves room for the rest
         assert image.read_bytes() == now
         subprocess.run(["mount", "-o", "remount,size=40M", folder], check=True)
         again = start_each(image, where, "--log")
@@ -339,9 +337,7 @@ def test_a_write_without_room_for_its_log_fails_and_disk_and_log_stay_alike(
         subprocess.run(["umount", folder], check=True)
 
 
-def test_who_gave_its_log_up_says_so_at_its_end_and_begins_a_new_generation(
-    tmp_path: Path, where: Path, start: Start
-) -> None:
+def test_a_mount_with_an_abandoned_log_reports_it_at_its_end(tmp_path: Path, where: Path, start: Start) -> None:
     folder, backing = tmp_path / "host", tmp_path / "host.ext4"
     folder.mkdir()
     with backing.open("wb") as file:
@@ -384,7 +380,7 @@ def test_who_gave_its_log_up_says_so_at_its_end_and_begins_a_new_generation(
 
 @pytest.mark.parametrize(("option", "most"), [("--fuse-threads", 58), ("--fuse-queue", 65535)], ids=["threads", "queue"])
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "", "65536", "9" * 5000])
-def test_threads_and_queue_have_their_limits(image: Path, where: Path, option: str, most: int, value: str) -> None:
+def test_threads_and_queue_have_limits(image: Path, where: Path, option: str, most: int, value: str) -> None:
     refused = siterig("mount", image, "--mnt", where, option, value)
     assert refused.returncode == 2
     assert refused.stderr == (
@@ -396,7 +392,7 @@ def test_threads_and_queue_have_their_limits(image: Path, where: Path, option: s
 # ---- names
 
 
-def test_any_name_can_be_an_images(tmp_path: Path, start: Start) -> None:
+def test_an_image_can_have_any_name(tmp_path: Path, start: Start) -> None:
     image, where = tmp_path / os.fsdecode(b"a,b \\c\xff.1.img"), tmp_path / os.fsdecode(b"m ,\\\xfe")
     image.write_bytes(bytes(MIB))
     environment = {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"}
@@ -406,7 +402,7 @@ def test_any_name_can_be_an_images(tmp_path: Path, start: Start) -> None:
         [sys.executable, "-m", "siterig", "mount", image, "--mnt", tmp_path / "second"],
         capture_output=True, check=False, cwd=ROOT,
     )  # fmt: skip
-    assert b"(mounted at " in second.stderr, "the table of mounts was understood"
+    assert b"(mounted at " in second.stderr, "the table of mounts was not understood"
     mount.end()
     process = subprocess.Popen(
         [sys.executable, "-m", "siterig", "mount", image, "--mnt", where],
@@ -422,10 +418,10 @@ def test_any_name_can_be_an_images(tmp_path: Path, start: Start) -> None:
         process.communicate()
 
 
-# ---- an image that others change, or have
+# ---- an image that other programs change or use
 
 
-def test_an_image_changed_in_between_begins_a_new_generation_and_both_replay(image: Path, where: Path, start: Start) -> None:
+def test_an_image_changed_between_mounts_begins_a_new_generation(image: Path, where: Path, start: Start) -> None:
     first_start = copied(image)
     mount = start(image, where, "--log")
     write_durably(mount.disk, 0, b"one")
@@ -446,7 +442,7 @@ def test_an_image_changed_in_between_begins_a_new_generation_and_both_replay(ima
     assert replayed(second_start, second_logs) == image.read_bytes()
 
 
-def test_one_image_is_mounted_once(image: Path, where: Path, tmp_path: Path, start: Start) -> None:
+def test_an_image_is_mounted_only_once(image: Path, where: Path, tmp_path: Path, start: Start) -> None:
     mount = start(image, where)
     for options in ([], ["--log"], ["--read-only"]):
         second = siterig("mount", image, "--mnt", tmp_path / "second", *options)
@@ -458,7 +454,7 @@ def test_one_image_is_mounted_once(image: Path, where: Path, tmp_path: Path, sta
     mount.end()
 
 
-def test_two_images_are_mounted_side_by_side(image: Path, where: Path, tmp_path: Path, start: Start) -> None:
+def test_two_images_are_mounted_concurrently(image: Path, where: Path, tmp_path: Path, start: Start) -> None:
     other = image.with_name("other.img")
     shutil.copy(image, other)
     first, second = start(image, where, "--log"), start(other, tmp_path / "second", "--log")
@@ -469,7 +465,7 @@ def test_two_images_are_mounted_side_by_side(image: Path, where: Path, tmp_path:
     assert (read(image, 0, 6), read(other, 0, 6)) == (b"first\0", b"second")
 
 
-def test_a_place_that_is_taken_is_refused(image: Path, where: Path, start: Start) -> None:
+def test_a_mount_point_that_is_in_use_is_refused(image: Path, where: Path, start: Start) -> None:
     other = image.with_name("other.img")
     shutil.copy(image, other)
     start(image, where)
@@ -485,10 +481,10 @@ def test_an_image_on_a_loop_device_is_refused(image: Path, where: Path) -> None:
     assert (refused.returncode, refused.stderr) == (1, f"siterig: error: {image}: is in use by {loop} (ImageBusy)\n")
 
 
-# ---- only reading
+# ---- reading only
 
 
-def test_a_read_only_disk_takes_no_write(image: Path, where: Path, start: Start) -> None:
+def test_a_read_only_disk_refuses_writes(image: Path, where: Path, start: Start) -> None:
     write_durably(image, 0, b"kept")
     mount = start(image, where, "--read-only")
     assert mount.mounted["read_only"] is True
@@ -520,7 +516,7 @@ def test_an_image_on_a_read_only_file_system_can_be_read(image: Path, where: Pat
     assert not where.exists()
 
 
-# ---- VHDs, and growing
+# ---- VHDs, and growth
 
 
 @pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed (Debian: qemu-utils)")

@@ -1,4 +1,4 @@
-"""``siterig mount --log``: another program cuts a file that the mount has mapped."""
+"""Tests of ``siterig mount --log`` when another program truncates a file that the mount has mapped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_dirty_file_that_is_cut_refuses_writes_and_the_end_says_so(image: Path, tmp_path: Path, start: Start) -> None:
+def test_after_truncation_of_its_dirty_file_a_disk_refuses_writes(image: Path, tmp_path: Path, start: Start) -> None:
     mount = start(image, tmp_path / "mnt", "--log")
     write_durably(mount.disk, 4096, b"before")
     os.truncate(image.with_suffix(".dirty"), 0)
@@ -48,11 +48,11 @@ def test_a_dirty_file_that_is_cut_refuses_writes_and_the_end_says_so(image: Path
     assert status == 1, stderr
     assert f"{image.with_suffix('.dirty')} was truncated by another program" in stderr
     again = start(image, tmp_path / "mnt", "--log")
-    assert again.mounted["log"]["generation"] == 2, "the log before does not go on"
+    assert again.mounted["log"]["generation"] == 2, "the previous log continues"
     again.end()
 
 
-def test_a_position_file_that_is_cut_repeats_no_position(image: Path, tmp_path: Path, start: Start) -> None:
+def test_no_position_is_repeated_after_truncation_of_its_file(image: Path, tmp_path: Path, start: Start) -> None:
     mount = start(image, tmp_path / "mnt", "--log")
     write_durably(mount.disk, 4096, b"before")
     newest = read_position(image.with_suffix(".position"))
@@ -62,5 +62,5 @@ def test_a_position_file_that_is_cut_repeats_no_position(image: Path, tmp_path: 
     status, _, stderr = mount.ended()
     assert status == 1, stderr
     assert f"{image.with_suffix('.position')} was truncated by another program" in stderr
-    assert read_position(image.with_suffix(".position")) > newest, "it is written anew"
+    assert read_position(image.with_suffix(".position")) > newest, "the file was not rebuilt"
     assert image.read_bytes()[8192:8197] == b"after"

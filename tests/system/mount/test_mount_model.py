@@ -1,4 +1,4 @@
-"""Any sequence of system calls on a mounted disk beside a byte array (hypothesis finds the sequence), each front end."""
+"""Tests of random sequences of system calls (hypothesis) on a mounted disk and on a byte array, for each front end."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.support.examples import examples
 pytestmark = pytest.mark.system
 
 DISK_BYTES = 128 << 20
-"""So that its log stays below half of it."""
+"""A size so large that the log stays below half of it."""
 AREA_BYTES = 1 << 20
-"""The range that operations use: the disk's end, and the bytes by which it grows."""
+"""The size of the range that operations use: the disk's end, and the bytes by which it grows."""
 BASE = DISK_BYTES - AREA_BYTES
 GROWN_MAX = 2 * AREA_BYTES
 EXAMPLES = examples(25)
@@ -31,7 +31,7 @@ STEPS = st.lists(st.tuples(CALLS, OFFSETS, LENGTHS, st.integers(1, 255)), min_si
 
 
 class Mounted:
-    """An open disk and what it must read as from ``BASE`` on."""
+    """An open disk, and the bytes that it must have from ``BASE`` on."""
 
     def __init__(self, path: Path, front_end: str) -> None:
         self.path = path
@@ -40,7 +40,7 @@ class Mounted:
         self.fd = os.open(path, os.O_RDWR)
 
     def do(self, call: str, offset: int, length: int, value: int) -> None:
-        """One system call, and the same to the model."""
+        """Make one system call, and change the model in the same way."""
         inside = max(min(length, len(self.bytes) - offset), 0)
         match call:
             case "write" if inside:
@@ -52,7 +52,7 @@ class Mounted:
             case "discard" | "zero" if inside:
                 mode = (PUNCH_HOLE if call == "discard" else ZERO_RANGE) | KEEP_SIZE
                 error = fallocate(self.fd, mode, BASE + offset, inside)
-                if self.front_end == "pyfuse3":  # it cannot, and reports that
+                if self.front_end == "pyfuse3":  # it does not support this, and reports that
                     assert error in (errno.EOPNOTSUPP, errno.ENOSYS)
                 else:
                     assert error == 0
@@ -70,10 +70,10 @@ class Mounted:
                 os.close(self.fd)
                 self.fd = os.open(self.path, os.O_RDWR)
             case _:
-                pass  # past the end
+                pass  # beyond the end
 
     def check(self) -> None:
-        """Size, bytes and holes."""
+        """Compare size, bytes and holes with the model."""
         end = BASE + len(self.bytes)
         assert os.fstat(self.fd).st_size == end
         assert os.pread(self.fd, GROWN_MAX, BASE) == self.bytes
@@ -86,7 +86,7 @@ class Mounted:
         assert not any(self.bytes[max(at - BASE, 0) :])
 
 
-def test_system_calls_do_to_a_disk_what_they_do_to_a_byte_array(
+def test_system_calls_change_a_disk_as_they_change_a_byte_array(
     start_server: StartServer, front_end: str, tmp_path: Path
 ) -> None:
     server = start_server(DISK_BYTES)
