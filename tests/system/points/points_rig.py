@@ -1,4 +1,4 @@
-"""The recovery side of a rig whose every process a test may kill: vault, applier and disk host, with a real mount."""
+"""The recovery side of a rig for tests that kill its processes: vault, applier and disk host, with a real mount."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UNEXPECTED = (
     "Traceback", "call_crashed", "job_crashed", "apply_failed", "compaction_failed", "damage_not_served",
     "mounted_point_not_opened", "disk_not_opened", "pins_not_reconciled", "base_map_rebuilt", "damaged_store_set_aside",
 )  # fmt: skip
-"""What no role's log may say, however it was killed."""
+"""Words that no role's log may contain, however its process was killed."""
 _HOST_OPTIONS = [*FuseOptions().words(), *Limits(log_share_max=1.0, when_log_full="bitmap").words()]
 _COMMANDS = {
     "azure": ["-m", "siterig.roles.azure"],
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class Rig:
-    """``source`` is the site; all else runs in processes."""
+    """A recovery side whose roles are processes; ``source`` stands for the site."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.layout = Layout.of(folder)
@@ -58,13 +58,13 @@ class Rig:
         self.set_clock()
 
     def set_clock(self) -> None:
-        """The vault's time is the source's."""
+        """Set the vault's clock to the source's time."""
         fresh = self.layout.root / "clock.new"
         fresh.write_text(str(self.source.position * NS))
         fresh.rename(clock_of(self.layout))
 
     async def start(self, *roles: str) -> None:
-        """All at once; returns when each answers."""
+        """Start roles concurrently, and return when all of them answer."""
         async with trio.open_nursery() as nursery:
             for role in roles:
                 words = [str(self.layout.root), *(_HOST_OPTIONS if role == "azure" else [role])]
@@ -73,7 +73,7 @@ class Rig:
                 nursery.start_soon(child.ready)
 
     async def kill(self, *roles: str) -> None:
-        """kill -9, in this order."""
+        """Kill roles with SIGKILL, in this order."""
         for role in roles:
             child = self._children.pop(role)
             await child.kill()
@@ -81,7 +81,7 @@ class Rig:
 
     @asynccontextmanager
     async def armed(self, steps: int) -> AsyncIterator[None]:
-        """The applier is killed after so many steps, if the block takes as many, and started again at once."""
+        """Kill the applier after so many steps, if the block takes that many, and start it again at once."""
         await self._fuse.arm(steps=steps)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._start_when_it_ends)
@@ -89,7 +89,7 @@ class Rig:
             nursery.cancel_scope.cancel()
         try:
             await self._fuse.arm(steps=-1)
-        except RigError:  # it ran out of them only now
+        except RigError:  # the applier was killed only now
             await self._start_when_it_ends()
 
     async def _start_when_it_ends(self) -> None:
@@ -99,12 +99,12 @@ class Rig:
             await self.start("applier")
 
     async def policies(self) -> None:
-        """A round of the vault's policies, now."""
+        """Run the vault's policies once, now."""
         self.set_clock()
         await self._policies.round()
 
     async def ended(self, job: Job) -> Job:
-        """Its end, whatever is killed meanwhile."""
+        """Wait for the end of a job, even if processes are killed meanwhile."""
         with trio.fail_after(PATIENCE_S):
             while job.endTime is None:
                 await trio.sleep(0.02)
@@ -112,7 +112,7 @@ class Rig:
         return job
 
     async def there(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """The answer; who does not answer is waited for."""
+        """Return the answer of a role, and repeat the call while the role does not answer."""
         with trio.fail_after(PATIENCE_S):
             while True:
                 try:
@@ -123,7 +123,7 @@ class Rig:
                 await trio.sleep(0.02)
 
     async def settled(self) -> None:
-        """All that has come and can be applied is, and the vault knows it."""
+        """Wait until all delivered parts that can be applied are applied, and the vault knows it."""
         expected = {disk.site.disk_id: disk.mark for disk in self.source.disks.values()}
         found: dict[str, tuple[int, int, bool, int]] = {}
         with trio.move_on_after(PATIENCE_S):
@@ -133,10 +133,10 @@ class Rig:
                 await trio.sleep(0.01)
         assert found == expected, f"applied is {found}, not {expected}"
 
-    async def folded(self, upto: int) -> list[ManagedDiskState]:
-        """Each disk's state when the journal is folded up to a position, as far as a fold may go.
+    async def compacted(self, upto: int) -> list[ManagedDiskState]:
+        """Wait until each journal is compacted up to a position, as far as that is possible, and return the disks' states.
 
-        An applier that was killed has forgotten what it was told: the policies are looked after again, as time goes by.
+        A killed applier has forgotten its orders, so the policies run again and again.
         """
         found = []
         for disk in self.source.disks.values():
@@ -153,7 +153,7 @@ class Rig:
         return found
 
     async def protect(self, hours: int) -> None:
-        """Until there is the first point."""
+        """Protect the VM, and wait for its first point."""
         await self.vault.create_vm(vm=VM, disks=[])
         await self.ended(await self.vault.enable_protection(vm=VM, interval_s=30, history_hours=hours))
         with trio.fail_after(PATIENCE_S):
@@ -161,7 +161,7 @@ class Rig:
                 await trio.sleep(0.02)
 
     def unexpected(self) -> list[str]:
-        """Lines of the roles' logs that must not be there, with what follows them."""
+        """Return the unexpected lines of the roles' logs, with the lines around them."""
         found = []
         for role in ROLES:
             lines = self.layout.log(role).read_text().splitlines()
@@ -173,7 +173,7 @@ class Rig:
 
 @asynccontextmanager
 async def recovery_side(folder: Path, rng: random.Random) -> AsyncIterator[Rig]:
-    """A rig in ``folder``, up; leaves no process and no mount."""
+    """Run a rig in ``folder`` during the block; it leaves no process and no mount."""
     rig = Rig(folder, rng)
     faces = {"Provider": (Provider, rig.source)}
     try:

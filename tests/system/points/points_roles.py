@@ -1,8 +1,8 @@
-"""The vault and the applier of a rig for :mod:`tests.system.points.test_points_model`, each as a process that can be killed.
+"""The vault and the applier for :mod:`tests.system.points.test_points_model`, as processes that can be killed.
 
-``python -m tests.system.points.points_roles ROOT ROLE READY_FD PARENT_PID``.  They are the real ones, but: the cache
-account is a folder; the vault's clock is in a file, and it looks after its policies when it is asked to; the applier
-waits for nothing long, makes small journal files and folds, and ends at a step of its work that it was told.
+``python -m tests.system.points.points_roles ROOT ROLE READY_FD PARENT_PID`` starts one.  They are the real roles, with
+these differences: the cache account is a folder.  The vault's clock is a file, and its policies run only on request.
+The applier's waits are short, its journal files and compaction slices are small, and it ends at a chosen step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from siterig.rpc import directory, server
 
 
 class FolderCache:
-    """Parts as files: a :class:`siterig.blockfs.transfer.cache_account.CacheAccount`."""
+    """A :class:`siterig.blockfs.transfer.cache_account.CacheAccount` that keeps parts as files."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -63,12 +63,12 @@ class FolderCache:
 
 
 def cache_of(layout: Layout) -> FolderCache:
-    """Where the source puts parts, and the applier finds them."""
+    """Return the cache account that the source fills and the applier reads."""
     return FolderCache(layout.root / "cache")
 
 
 class FileClock(SystemClock):
-    """A clock whose wall and boot times stand in a file, in nanoseconds."""
+    """A clock that reads its wall and boot times, in nanoseconds, from a file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -82,23 +82,23 @@ class FileClock(SystemClock):
 
 
 def clock_of(layout: Layout) -> Path:
-    """The vault's time in nanoseconds, as text; replaced as a whole."""
+    """Return the file with the vault's time in nanoseconds, as text; it is replaced atomically."""
     return layout.root / "clock"
 
 
 class Policies(Protocol):
-    """A face of the vault's process."""
+    """A service of the vault's process: rounds of its policies."""
 
     async def round(self) -> bool:
-        """Keep to the policies once; whether the recovery side was told everything."""
+        """Apply the policies once, and return True if the recovery side received all results."""
         ...
 
 
 class Fuse(Protocol):
-    """A face of the applier's process."""
+    """A service of the applier's process that ends it at a chosen step."""
 
     async def arm(self, *, steps: int) -> None:
-        """Be killed when so many more steps of applying, folding and the like are done."""
+        """Kill the process after so many further steps of applying, compaction and similar work; -1 disarms it."""
         ...
 
 
@@ -120,7 +120,7 @@ _FUSE = _Fuse()
 
 
 def _small() -> None:
-    """A short walk meets many journal files, slices of folds, and checkpoints."""
+    """Make limits small, so that a short walk meets many journal files, compaction slices and checkpoints."""
     applier.COMPACT_EVERY_S, applier.RETRY_REFUSED_S, applier.RETRY_RECOVERABLE_S = 0.05, 0.2, 0.2
     journal.JOURNAL_FILE_BYTES = 60_000
     history.SLICE_BYTES = 80_000
@@ -128,7 +128,7 @@ def _small() -> None:
 
 
 async def run_applier(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
-    """As :func:`siterig.roles.applier.run`."""
+    """Run the applier like :func:`siterig.roles.applier.run`, with the differences that the module names."""
     _small()
     cache = cache_of(layout)
     work = RecoveryService(applier.Applier(layout.managed_disks, cache, directory.applier_reports(layout)), cache)
@@ -141,7 +141,7 @@ async def run_applier(layout: Layout, *, health: Health, task_status: trio.TaskS
 
 
 async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
-    """As :func:`siterig.roles.vault.run`."""
+    """Run the vault like :func:`siterig.roles.vault.run`, with the differences that the module names."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
         provider=directory.provider(layout),
@@ -160,7 +160,7 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(vault.run)
-            # The first thing that a vault's look after its policies does; the walk asks for the rest of it itself.
+            # A vault's care for its policies begins with this step.  The walk requests all other steps itself.
             await vault.context.database.transact(lambda session: rig_clock.advance(session, vault.context.clock))
             await nursery.start(server.serve, faces, layout.socket("vault"))
             task_status.started()

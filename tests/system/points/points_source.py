@@ -1,6 +1,6 @@
-"""A protected VM of two disks as byte arrays: what it sends, what of it has come, and what must be read at which position.
+"""A protected VM of two disks as byte arrays: its parts, which of them have come, and the contents at each position.
 
-One clock for all: a position is ten nanoseconds, of its records and of the vault.
+All share one clock: a position lasts ten nanoseconds, in records and in the vault.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VM = "web01"
 SIZES = {"data": 200 * 1024 + 512, "os": 256 * 1024}
 GROWN_MAX = 400 * 1024
 NS = 10
-"""Nanoseconds of a position."""
+"""Nanoseconds per position."""
 START = 1_800_000_000_000_000_000 // NS
 HOUR = HOUR_NS // NS
 Range = tuple[int, int]
@@ -35,7 +35,7 @@ Images = dict[str, bytes]
 
 @dataclass
 class SourceDisk:
-    """A disk and its parts of the present generation, in order; ``come``: which of them were put into the cache account."""
+    """A disk and the parts of its current generation, in order; ``come``: indexes of the parts in the cache account."""
 
     site: SiteDisk
     parts: list[Packed] = field(default_factory=list)
@@ -47,48 +47,48 @@ class SourceDisk:
     sync_count: int = 0
 
     def add(self, packed: list[Packed]) -> None:
-        """Parts that end at the present position."""
+        """Add parts that end at the current position."""
         self.parts += packed
         self.ends += [self.site.position] * len(packed)
 
     @property
     def applied(self) -> int:
-        """How many parts can have been applied: the rest waits for one that has not come."""
+        """The number of parts that can have been applied: the others wait for a part that has not come."""
         return next((i for i in range(len(self.parts)) if i not in self.come), len(self.parts))
 
     @property
     def mark(self) -> tuple[int, int, bool, int]:
-        """What the watermark says when all that can be was applied: generation, sync parts, complete, log number."""
+        """The watermark when all possible parts are applied: generation, sync parts, complete, log number."""
         done = [part for part, _ in self.parts[: self.applied]]
         sync = sum(part.stream == "sync" for part in done)
         log = [part.last for part in done if part.stream == "log"]
         return self.site.generation, sync, 0 < self.sync_count <= len(done), log[-1] if log else 0
 
     def valid(self) -> list[Range]:
-        """Positions that can be read then, if nothing was folded."""
+        """Return the ranges of positions that can then be read, if nothing was compacted."""
         done = self.applied
         if not self.sync_count or done < self.sync_count:
             return list(self.past_ranges)
         return [*self.past_ranges, (self.ends[self.sync_count - 1], self.ends[done - 1])]
 
     def floors(self) -> list[int]:
-        """Positions up to which a fold may go."""
+        """Return the positions up to which compaction may go."""
         done = self.applied
         return [*self.past_ends, *(self.ends[self.sync_count - 1 : done] if self.sync_count else [])]
 
     def begin_generation(self) -> None:
-        """What has not come never will."""
+        """Begin a new generation; parts that have not come are lost."""
         self.past_ranges, self.past_ends = self.valid(), self.floors()
         self.past_parts += [self.parts[i] for i in sorted(self.come)]
         self.parts, self.ends, self.come, self.sync_count = [], [], set(), 0
         self.site.new_generation()
 
     def at(self, position: int) -> bytes:
-        """What the disk reads as."""
+        """Return the disk's contents at a position."""
         return self.site.states[max(known for known in self.site.states if known <= position)]
 
     def forget_before(self, position: int) -> None:
-        """States that cannot be asked for any more."""
+        """Remove states that cannot be read any more."""
         first = max(known for known in self.site.states if known <= position)
         for known in [known for known in self.site.states if known < first]:
             del self.site.states[known]
@@ -96,7 +96,7 @@ class SourceDisk:
 
 @dataclass(frozen=True)
 class Point:
-    """A tag on both disks."""
+    """A tag that both disks have."""
 
     tag_id: str
     position: int
@@ -104,8 +104,9 @@ class Point:
 
 
 class Source:
-    """Implements :class:`siterig.azure_emu.contracts.provider.Provider` as far as needed: the test works in place of the
-    site's agents.
+    """A :class:`siterig.azure_emu.contracts.provider.Provider` with all that the test needs.
+
+    The test does the work of the site's agents.
     """
 
     def __init__(
@@ -128,11 +129,11 @@ class Source:
 
     @property
     def position(self) -> int:
-        """The newest of both disks."""
+        """The newest position of both disks."""
         return max(disk.site.position for disk in self.disks.values())
 
     def advance(self, positions: int) -> None:
-        """Time passes, for both disks."""
+        """Let time pass for both disks."""
         now = self.position + positions
         for disk in self.disks.values():
             disk.site.position = now
@@ -149,13 +150,13 @@ class Source:
         self.advance(0)
 
     def close_log(self, name: str) -> None:
-        """A part that ends with no tag."""
+        """Close a part without a tag at its end."""
         disk = self.disks[name]
         if disk.site._notes:
             disk.add([disk.site.close_log()])
 
     def tag(self, kind: TagKind) -> Point:
-        """Both disks at one position; their logs are closed behind it."""
+        """Tag both disks at one position, and close their logs after the tag."""
         self.advance(1)
         tag_id = str(uuid.UUID(int=self.rng.getrandbits(128)))
         for disk in self.disks.values():
@@ -165,24 +166,24 @@ class Source:
         return self.tags[-1]
 
     def images(self, position: int) -> Images:
-        """Both disks."""
+        """Return the contents of both disks at a position."""
         return {name: disk.at(position) for name, disk in self.disks.items()}
 
     def valid(self) -> list[Range]:
-        """Positions at which both disks can be read when all that has come is applied, if nothing was folded."""
+        """Return the ranges that both disks can read when all delivered parts are applied, if nothing was compacted."""
         ranges = [disk.valid() for disk in self.disks.values()]
         both = [(max(a, c), min(b, d)) for a, b in ranges[0] for c, d in ranges[1]]
         return sorted((first, last) for first, last in both if first <= last)
 
     def points(self) -> list[Point]:
-        """Tags that both disks have, at positions that can be read."""
+        """Return the tags that both disks have, at positions that can be read."""
         ranges = self.valid()
         return [tag for tag in self.tags if any(first <= tag.position <= last for first, last in ranges)]
 
-    # --- the way ------------------------------------------------------------------------------------------------
+    # --- delivery -----------------------------------------------------------------------------------------------
 
     async def deliver(self, name: str, most: int, *, mixed: bool = True) -> None:
-        """Put some parts, in any order, into the cache account, and some that had come before, again."""
+        """Put some parts into the cache account; if ``mixed``, in any order, and some earlier parts again."""
         disk = self.disks[name]
         waiting = [i for i in range(len(disk.parts)) if i not in disk.come][:most]
         if mixed:
@@ -237,7 +238,7 @@ class Source:
         await self.deliver_all()
 
     def _snapshot(self, against: dict[str, bytes | None]) -> None:
-        """A sync of both disks at one position."""
+        """Sync both disks at one position."""
         self.advance(0)
         for name, disk in self.disks.items():
             parts = disk.site.sync(against[name])
@@ -245,7 +246,7 @@ class Source:
             disk.sync_count = len(parts)
 
     async def resync(self, *, vm: str) -> None:
-        """New generation, and what differs; now and then a first try is cut."""
+        """Begin a new generation and sync the differences; sometimes a first attempt is interrupted."""
         del vm
         self.resyncs += 1
         for cut in (True, False) if self.rng.random() < 0.4 else (False,):
@@ -263,7 +264,7 @@ class Source:
         await self.deliver_all()
 
     async def _other_side(self, disk: SourceDisk) -> bytes:
-        """As much of the disk as the recovery side has like that; what it has not differs."""
+        """Return bytes that equal the disk where the recovery side has the same chunks, and that differ elsewhere."""
         data, key = bytes(disk.site.data), secrets.token_bytes(KEY_BYTES)
         count = -(-len(data) // CHUNK_BYTES)
         theirs = await self._recovery.checksums(
@@ -305,7 +306,7 @@ class Source:
 
 
 def kept(points: list[Point], now: int, hours: int, in_use: set[str]) -> list[Point]:
-    """What retention leaves of points, in the words of docs/how-to/points.md."""
+    """Return the points that retention keeps according to docs/how-to/points.md."""
     newest = max(points, key=lambda point: point.position)
     newest_app = max((point for point in points if point.app), key=lambda point: point.position, default=None)
     as_of = min(now, newest.position)
@@ -321,7 +322,7 @@ def kept(points: list[Point], now: int, hours: int, in_use: set[str]) -> list[Po
 
 
 def same(found: bytes, want: bytes, what: str) -> None:
-    """Byte by byte; names the first that differs."""
+    """Compare two byte strings, and name the first byte that differs."""
     assert len(found) == len(want), f"{what}: {len(found)} bytes, not {len(want)}"
     if found != want:
         at = next(i for i, (a, b) in enumerate(zip(found, want, strict=True)) if a != b)

@@ -1,4 +1,4 @@
-"""A random walk through operations on a VM's recovery points, checked against byte arrays, for ``test_points_model``."""
+"""A random walk through operations on a VM's recovery points, compared with byte arrays, for ``test_points_model``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass
 class Mounted:
-    """A state that is mounted read-only, and what it must read as."""
+    """A state that is mounted read-only, and its expected contents."""
 
     name: str
     position: int
@@ -37,7 +37,7 @@ class Mounted:
 
 @dataclass
 class Written:
-    """A writable disk over a point: what is durable, and what was written since."""
+    """A writable disk over a point: its durable contents, and later writes."""
 
     path: Path
     synced: bytearray
@@ -45,7 +45,7 @@ class Written:
 
     @property
     def now(self) -> bytes:
-        """What is read while nothing is killed."""
+        """The contents that are read while no process is killed."""
         data = bytearray(self.synced)
         for at, piece in self.unsynced:
             data[at : at + len(piece)] = piece
@@ -69,7 +69,7 @@ class Written:
         same(self.path.read_bytes(), self.now, what)
 
     def after_kill(self, what: str) -> None:
-        """What was synced is there; of the rest each byte is old or new, and stays so."""
+        """Check that synced writes survived; each other byte is old or new, and counts as durable from now on."""
         found = self.path.read_bytes()
         assert len(found) == len(self.synced), what
         allowed = bytearray(self.synced)
@@ -91,7 +91,7 @@ class Machine:
 
 
 class Walk:
-    """One VM's life; every choice is from the source's generator."""
+    """A VM and all operations on it; every choice comes from the source's generator."""
 
     def __init__(self, rig: Rig, seed: int, say: Callable[[str], None]) -> None:
         self._rig, self._source, self._rng, self._say = rig, rig.source, rig.source.rng, say
@@ -101,17 +101,17 @@ class Walk:
         self._machines: dict[str, Machine] = {}
         self._pruned: set[str] = set()
         self._retain = 0
-        """Below this nothing has to be there, if nothing holds it."""
+        """Positions below this need not be readable, unless something holds them."""
         self._names = 0
         self._failed_over = False
 
-    # --- what must be there -------------------------------------------------------------------------------------
+    # --- expected contents ---------------------------------------------------------------------------------------
 
     def _points(self) -> list[Point]:
         return [point for point in self._source.points() if point.tag_id not in self._pruned]
 
     def _held(self) -> list[int]:
-        """Positions that something is open at, lowest first."""
+        """Return the positions at which something is open, lowest first."""
         return sorted(
             [*(each.position for each in self._mounted.values()), *(vm.position for vm in self._machines.values())]
         )
@@ -120,7 +120,7 @@ class Walk:
         return min(self._held(), default=1 << 62)
 
     def _floor(self) -> int:
-        """Nothing is folded beyond this."""
+        """Return the position that compaction must not pass."""
         return min(self._retain, self._lowest_held())
 
     def _readable(self) -> list[tuple[int, int]]:
@@ -134,9 +134,9 @@ class Walk:
         ]
 
     async def _check_floors(self) -> None:
-        """What was given up is folded in the end, and nothing else."""
+        """Check that positions that nothing needs are compacted in the end, and no others."""
         self._say(f"retain {self._retain}, held {self._lowest_held()}")
-        states = await self._rig.folded(max(self._floor(), *(disk.floors()[0] for disk in self._source.disks.values())))
+        states = await self._rig.compacted(max(self._floor(), *(disk.floors()[0] for disk in self._source.disks.values())))
         for disk, state in zip(self._source.disks.values(), states, strict=True):
             assert sorted(pin.position for pin in state.pins) == self._held()
             disk.forget_before(state.floor)
@@ -156,34 +156,34 @@ class Walk:
         return self._rng.choice(sorted(self._source.disks))
 
     async def write(self) -> None:
-        """Writes, zeros and discards at the source."""
+        """Write, zero and discard at the source."""
         self._source.write(self._disk(), self._rng.randrange(1, 9))
 
     async def grow(self) -> None:
-        """A disk grows."""
+        """Grow a disk."""
         self._source.grow(self._disk(), self._rng.randrange(1, 60))
 
     async def close_log(self) -> None:
-        """A part without a tag."""
+        """Close a part without a tag."""
         self._source.close_log(self._disk())
 
     async def tag(self) -> None:
-        """A point, as far as the source can make one."""
+        """Make a point, as far as the source can."""
         kind: TagKind = self._rng.choice(("CrashConsistent", "CrashConsistent", "ApplicationConsistent"))
         self._source.tag(kind)
 
     async def deliver(self) -> None:
-        """Some parts come, in any order, some twice."""
+        """Deliver some parts in any order, and some of them twice."""
         await self._source.deliver(self._disk(), self._rng.randrange(1, 6))
 
     async def deliver_all(self) -> None:
-        """Everything that was sent has come, is applied, and its points are there."""
+        """Deliver all parts, wait until they are applied, and check the points."""
         await self._source.deliver_all()
         await self._rig.settled()
         await self._check_points()
 
     async def create_point(self) -> None:
-        """Through the vault."""
+        """Create a point through the vault."""
         if self._failed_over:
             return
         kind: TagKind = self._rng.choice(("CrashConsistent", "ApplicationConsistent"))
@@ -192,7 +192,7 @@ class Walk:
         assert (point.id, point.position) == (self._source.tags[-1].tag_id, self._source.tags[-1].position)
 
     async def resync(self) -> None:
-        """A new generation with the differences; what was not sent of the old one is lost."""
+        """Begin a new generation with the differences; unsent parts of the old one are lost."""
         if self._failed_over:
             return
         await self._rig.settled()
@@ -201,10 +201,10 @@ class Walk:
         await self._rig.settled()
         await self._check_points()
 
-    # --- looking at the past ------------------------------------------------------------------------------------
+    # --- states of the past -------------------------------------------------------------------------------------
 
     def _position(self) -> int:
-        """One that can be read: where something changed, near it, or anywhere."""
+        """Return a readable position: where something changed, near it, or anywhere."""
         first, last = self._rng.choice(self._readable())
         states = sorted(at for disk in self._source.disks.values() for at in disk.site.states)
         edges = [at + by for at in states for by in (-1, 0, 1) if first <= at + by <= last] or [last]
@@ -212,7 +212,7 @@ class Walk:
         return self._rng.choice((self._rng.choice(edges), self._rng.choice(edges), self._rng.choice(tags), first, last))
 
     def _choice(self) -> tuple[str, int]:
-        """A point, a position or a time, as a user says it; the position that it means."""
+        """Return a point, a position or a time as a user writes it, and the position that it means."""
         position = self._position()
         points = self._points()
         match self._rng.randrange(8):
@@ -221,7 +221,7 @@ class Walk:
             case 3 if any(point.app for point in points):
                 return "LatestApplicationConsistent", max(point.position for point in points if point.app)
             case 1 | 2:
-                point = min(self._rng.choices(points, k=2), key=lambda point: point.position)  # old ones go first
+                point = min(self._rng.choices(points, k=2), key=lambda point: point.position)  # old ones are removed first
                 return point.tag_id, point.position
             case 4 | 5:
                 seconds, rest = divmod(position * NS, 1_000_000_000)
@@ -230,7 +230,7 @@ class Walk:
                 return f"@{position}", position
 
     def _unreadable(self) -> int:
-        """A position that is refused: of the future, or between two generations."""
+        """Return a position that is refused: in the future, or between two generations."""
         gaps = [(a[1] + 1, b[0] - 1) for a, b in zip(self._source.valid(), self._source.valid()[1:], strict=False)]
         gaps = [(max(a, self._floor()), b) for a, b in gaps if b >= max(a, self._floor())]
         if gaps and self._rng.random() < 0.7:
@@ -239,7 +239,7 @@ class Walk:
         return max(last for _, last in self._source.valid()) + 1 + self._rng.randrange(1000)
 
     async def mount(self) -> None:
-        """Read-only, while more parts come."""
+        """Mount a state read-only, while more parts come."""
         await self._rig.settled()
         choice, position = self._choice()
         images = self._source.images(position)
@@ -265,12 +265,12 @@ class Walk:
         self._mounted[found.name] = Mounted(found.name, found.position, images, point, paths)
 
     async def _more_comes(self, choice: str) -> None:
-        """Meanwhile; but not what would change what is chosen."""
+        """Deliver more parts, unless they would change the choice."""
         if not choice.startswith("Latest"):
             await self._source.deliver(self._disk(), 3)
 
     async def mount_refused(self) -> None:
-        """What cannot be read is refused, and leaves nothing."""
+        """Check that a position that cannot be read is refused."""
         await self._rig.settled()
         position = self._unreadable()
         with trio.fail_after(PATIENCE_S):
@@ -282,7 +282,7 @@ class Walk:
                 raise AssertionError(f"position {position} was mounted; valid are {self._source.valid()}")
 
     async def unmount(self) -> None:
-        """One of them."""
+        """Unmount one of the mounted states."""
         if self._mounted:
             name = self._rng.choice(sorted(self._mounted))
             await self._rig.vault.unmount_point(vm=VM, name=name)
@@ -290,7 +290,7 @@ class Walk:
             assert not any(path.exists() for path in gone.paths.values())
 
     async def scrub(self) -> None:
-        """Every byte of the stores is as it was written."""
+        """Scrub the managed disks, which must find no damage."""
         for disk in self._source.disks.values():
             assert await self._rig.recovery.scrub(disk_id=disk.site.disk_id) == []
 
@@ -305,7 +305,7 @@ class Walk:
         return Machine(job.recovery_point.position, job.recovery_point.id, disks)
 
     async def test_failover(self) -> None:
-        """A VM over a point, a position or a time; parts go on coming."""
+        """Fail over a test VM to a point, a position or a time, while more parts come."""
         if TEST_VM in self._machines:
             return
         await self._rig.settled()
@@ -318,21 +318,21 @@ class Walk:
         await self._check_open()
 
     async def use(self) -> None:
-        """The VM writes, with and without a sync, and reads."""
+        """Write in each VM, with and without a sync, and read."""
         for vm, machine in self._machines.items():
             written = machine.disks[self._disk()]
             await _reading(partial(written.write, self._rng, durable=self._rng.random() < 0.5))
             await _reading(partial(written.check, f"{vm} over position {machine.position}, written to"))
 
     async def clean_up(self) -> None:
-        """The test VM goes."""
+        """Remove the test VM."""
         if TEST_VM in self._machines:
             job = await self._rig.ended(await self._rig.vault.cleanup_test_failover(vm=VM))
             assert job.state == "Succeeded", job
             del self._machines[TEST_VM]
 
     async def fail_over(self) -> None:
-        """The VM itself, at another point each time: nothing of a former one is left."""
+        """Fail over the VM itself, to another point each time: nothing of an earlier failover is left."""
         await self._rig.settled()
         choice, position = self._choice()
         images = self._source.images(position)
@@ -344,7 +344,7 @@ class Walk:
         await self._check_open()
 
     async def commit(self) -> None:
-        """The VM's disks become its own; it holds nothing of the managed disks then."""
+        """Commit the failover: the VM's disks become independent, and hold nothing of the managed disks."""
         await self.clean_up()
         await self.use()
         job = await self._rig.ended(await self._rig.vault.commit_failover(vm=VM))
@@ -364,7 +364,7 @@ class Walk:
     # --- policies and kills -------------------------------------------------------------------------------------
 
     async def age(self) -> None:
-        """Time passes, with a point now and then, and the vault keeps to its policy."""
+        """Let time pass, with a point now and then, and apply the vault's policies."""
         await self._apply_all()
         for _ in range(self._rng.randrange(1, 4)):
             self._source.advance(self._rng.randrange(HOUR // 12, HOUR + HOUR // 2))
@@ -374,13 +374,13 @@ class Walk:
         await self.retain()
 
     async def _apply_all(self) -> None:
-        """The age of a point whose sending is not reported counts from when it is applied, and the oracle's from its tag."""
+        """Apply all parts: an unreported point's age counts from its applying, and the oracle's from its tag."""
         self._rig.set_clock()
         await self._source.deliver_all()
         await self._rig.settled()
 
     async def retain(self) -> None:
-        """A round of the policies: what must go is gone, all else is there."""
+        """Apply the policies once: expired points are removed, and all other points stay."""
         await self._source.deliver_all()
         await self._rig.settled()
         await self._check_points()
@@ -393,7 +393,7 @@ class Walk:
         self._retain = max(self._retain, min(point.position for point in left))
         self._say(f"{len(gone)} of {len(points)} points pruned")
         await self._check_points()
-        if self._rng.random() < 0.5:  # or else the fold goes on behind what comes next
+        if self._rng.random() < 0.5:  # otherwise the compaction continues during the next step
             await self._check_floors()
         await self._check_open()
 
@@ -410,7 +410,7 @@ class Walk:
                     await _reading(partial(written.after_kill, f"{vm} after a kill: {name}"))
 
     async def _check_all(self) -> None:
-        """What was promised is there, and nothing else."""
+        """Check that all promised states are there, and nothing else."""
         found = await self._rig.there(lambda: self._rig.vault.mounted_points(vm=VM))
         assert {each.name: (each.position, each.broken) for each in found} == {
             each.name: (each.position, None) for each in self._mounted.values()
@@ -423,12 +423,12 @@ class Walk:
             assert sorted(pin.position for pin in state.pins) == self._held()
 
     async def kill(self) -> None:
-        """Some of the processes, and everything is there again."""
+        """Kill some of the processes, and check that everything is there again."""
         await self._kill(self._some_roles())
         await self._check_all()
 
-    async def _cut(self, call: Callable[[], Awaitable[T]]) -> T | None:
-        """Some of the processes are killed while they do something; what came of it, if it can be known."""
+    async def _interrupted(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Kill some of the processes during a call, and return its result if it is known."""
         result: T | None = None
 
         async def attempt() -> None:
@@ -436,7 +436,7 @@ class Walk:
             try:
                 result = await call()
             except RigError as error:
-                self._say(f"cut: {error}")
+                self._say(f"interrupted: {error}")
                 if not error.recoverable:
                     raise
 
@@ -449,7 +449,7 @@ class Walk:
         return result
 
     async def _again(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Until it is done: whatever was cut can be done again."""
+        """Repeat a call until it succeeds: each interrupted call can be repeated."""
         with trio.fail_after(PATIENCE_S):
             while True:
                 try:
@@ -459,8 +459,8 @@ class Walk:
                         raise
                 await trio.sleep(0.02)
 
-    async def mount_cut(self) -> None:
-        """Mounted again, it is there; taken away again, it is gone."""
+    async def mount_interrupted(self) -> None:
+        """Interrupt a mount and its unmount; repeated, the state is mounted, and then unmounted."""
         await self._rig.settled()
         position = self._position()
         images = self._source.images(position)
@@ -468,10 +468,10 @@ class Walk:
         def mount() -> Awaitable[MountedPoint]:
             return self._rig.vault.mount_point(vm=VM, position=position, name="cut")
 
-        await self._cut(mount)
+        await self._interrupted(mount)
         self._take(await self._again(mount), images)
         await self._check_all()
-        await self._cut(lambda: self._rig.vault.unmount_point(vm=VM, name="cut"))
+        await self._interrupted(lambda: self._rig.vault.unmount_point(vm=VM, name="cut"))
         del self._mounted["cut"]
         try:
             await self._again(lambda: self._rig.vault.unmount_point(vm=VM, name="cut"))
@@ -479,14 +479,14 @@ class Walk:
             assert error.code == "NotMounted"
         await self._check_all()
 
-    async def test_failover_cut(self) -> None:
-        """It is there as a whole, or failed and can be cleaned up; the cleanup comes to its end whatever is killed."""
+    async def test_failover_interrupted(self) -> None:
+        """Interrupt a test failover: it is complete, or failed and can be cleaned up; the cleanup ends after any kill."""
         if TEST_VM in self._machines:
             return
         await self._rig.settled()
         position = self._position()
         images = self._source.images(position)
-        await self._cut(lambda: self._rig.vault.test_failover(vm=VM, point=f"@{position}"))
+        await self._interrupted(lambda: self._rig.vault.test_failover(vm=VM, point=f"@{position}"))
         job = await self._last_job("TestFailover")
         if job is not None and job.state == "Succeeded":
             self._machines[TEST_VM] = self._made(job, images)
@@ -494,32 +494,32 @@ class Walk:
         (item,) = await self._rig.vault.items()
         self._machines.pop(TEST_VM, None)
         if item.testFailoverState != "None":
-            await self._cut(lambda: self._rig.vault.cleanup_test_failover(vm=VM))
+            await self._interrupted(lambda: self._rig.vault.cleanup_test_failover(vm=VM))
             job = await self._last_job("TestFailoverCleanup")
             (item,) = await self._rig.vault.items()
-            if item.testFailoverState != "None":  # it was not asked for in time
+            if item.testFailoverState != "None":  # the request came too late
                 job = await self._rig.ended(await self._rig.vault.cleanup_test_failover(vm=VM))
             assert job is not None
             assert job.state == "Succeeded", job
         await self._check_all()
 
     async def _last_job(self, scenario: str) -> Job | None:
-        """The end of the newest job, if it is one of these."""
+        """Wait for the end of the newest job; return None if it belongs to another scenario."""
         newest = (await self._rig.vault.jobs())[0]
         return await self._rig.ended(newest) if newest.scenarioName == scenario else None
 
-    async def resync_cut(self) -> None:
-        """It comes to its end."""
+    async def resync_interrupted(self) -> None:
+        """Interrupt a resync, which must succeed nevertheless."""
         if self._failed_over:
             return
         await self._rig.settled()
-        await self._cut(lambda: self._rig.vault.resync(vm=VM))
+        await self._interrupted(lambda: self._rig.vault.resync(vm=VM))
         job = await self._last_job("RepairVMReplication")
         assert job is None or job.state == "Succeeded", job
         await self._check_all()
 
     async def in_use(self) -> None:
-        """What is open is not taken away."""
+        """Check that states and VMs in use are not removed."""
         for name, each in list(self._mounted.items())[:1]:
             with each.paths["os"].open("rb"):
                 with pytest.raises(RigError) as caught:
@@ -531,8 +531,8 @@ class Walk:
                 assert [error.code for error in job.errors] == ["DiskInUse"]
         await self._check_open()
 
-    async def kill_in_the_midst(self) -> None:
-        """The applier, at some step of applying or folding."""
+    async def kill_during_work(self) -> None:
+        """Kill the applier at some step of applying or compaction."""
         act: Callable[[], Awaitable[None]] = self._rng.choice((self.age, self.deliver_all, self.retain))
         steps = self._rng.randrange(60)
         self._say(f"kill after {steps} steps of {act.__name__}")
@@ -548,21 +548,21 @@ class Walk:
         await self._check_points()
 
     async def step(self, number: int) -> None:
-        """Any of them; the choice does not hang on how an earlier one went."""
+        """Take a random step; the choice does not depend on the results of earlier steps."""
         self._rng.seed(f"{self._seed} {number}")
         often = (self.write, self.close_log, self.tag, self.deliver, self.deliver, self.mount, self.mount, self.use)
         seldom = (
             self.grow, self.deliver_all, self.create_point, self.resync, self.mount_refused, self.unmount, self.unmount,
             self.scrub, self.test_failover, self.test_failover, self.clean_up, self.kill,
-            self.age, self.age, self.age, self.age, self.kill_in_the_midst, self.mount_cut, self.test_failover_cut,
-            self.resync_cut, self.in_use,
+            self.age, self.age, self.age, self.age, self.kill_during_work, self.mount_interrupted,
+            self.test_failover_interrupted, self.resync_interrupted, self.in_use,
         )  # fmt: skip
         act = self._rng.choice((*often, *often, *often, *seldom))
         self._say(act.__name__)
         await act()
 
     async def end(self) -> None:
-        """All that is held is let go, and the rest is folded; or the VM moves over for good."""
+        """Release all states and compact the rest; or fail over the VM finally."""
         await self.retain()
         if self._rng.random() < 0.5:
             for _ in range(self._rng.randrange(1, 3)):
@@ -580,7 +580,7 @@ class Walk:
 
 
 async def _reading(call: Callable[[], object]) -> bytes:
-    """In a thread, for a limited time: a mount that hangs must not hang the test."""
+    """Run a call in a thread with a time limit, so that a mount that hangs does not hang the test."""
     with trio.fail_after(PATIENCE_S):
         found = await trio.to_thread.run_sync(call, abandon_on_cancel=True)
     return found if isinstance(found, bytes) else b""

@@ -1,8 +1,8 @@
-"""Points that are taken while a rig's VM is written to, and a disk of it grows: each, mounted, is what was written by then.
+"""Tests of points that are taken while a VM is written to and a disk grows: a mounted point shows all earlier writes.
 
-Each writer has an area of its own, and counts its changes there, after each of them.  So what a point has to show of it
-follows from the count in the point: all changes up to that, and of the next one a part, if any.  ``SITERIG_POINTS``
-(default 5) are taken, ``SITERIG_SEED`` replays the writers' choices.
+Each writer has its own area, and after each change it stores the number of its changes there.  So the number in a
+point says what the point must show: all changes up to that number, and at most a part of the next one.
+``SITERIG_POINTS`` is the number of points (default 5); ``SITERIG_SEED`` repeats the writers' choices.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ COUNT_BYTES = 8
 PACE_S = 0.005
 
 Change = tuple[int, bytes, bool]
-"""Offset in the area, what it is then, whether by a discard."""
+"""Offset in the area, the new contents, and whether it is a discard."""
 
 
 def changes(seed: float) -> Iterator[Change]:
-    """Writes of all sizes, and discards, that meet; the area's first block is for the count."""
+    """Yield writes of all sizes, and discards, which overlap; the area's first block is for the number."""
     rng = random.Random(seed)
     while True:
         length = rng.choice((512, 4096, 4096, 4096, 65536, rng.randrange(1, 200_000)))
@@ -53,7 +53,7 @@ def changes(seed: float) -> Iterator[Change]:
 
 
 class Writer(threading.Thread):
-    """Makes the changes of an area, and counts them there, until it is told to stop."""
+    """A thread that changes its area, and counts the changes there, until ``stop`` is set."""
 
     def __init__(self, disk: Path, start: int, seed: float, stop: threading.Event) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Writer(threading.Thread):
 
 @dataclass
 class Area:
-    """What a writer's area is after ``count`` changes; ``blocks``: those that may hold data."""
+    """The expected contents of a writer's area after ``count`` changes; ``blocks`` are those that may hold data."""
 
     writer: Writer
     count: int = 0
@@ -96,7 +96,7 @@ class Area:
         self._following = next(self._changes)
 
     def check(self, found: bytes, what: str) -> set[int]:
-        """What a point has of it; the blocks that may hold data there."""
+        """Check an area as a point shows it, and return the blocks that may hold data there."""
         self._advance(int.from_bytes(found[:COUNT_BYTES], "little"))
         offset, data, _ = self._following
         expected = bytes(self.data)
@@ -130,7 +130,7 @@ def _touched(start: int, stop: int) -> set[int]:
 
 @dataclass
 class Taken:
-    """A point; how many changes of each writer were done before it was asked for, and begun when it was there."""
+    """A point, the changes of each writer that were done before its request, and those begun before its answer."""
 
     point: RecoveryPoint
     done: dict[Writer, int]
@@ -139,7 +139,7 @@ class Taken:
 
 
 def check(taken: Taken, mounted: MountedPoint, areas: list[Area]) -> None:
-    """Everything that was ever written, and nothing else."""
+    """Check that a mounted point shows all writes, and nothing else."""
     for disk in mounted.disks:
         path = Path(disk.path)
         assert path.parts[-4:] == ("recovery", "web01", mounted.name, f"{disk.name}.img")
@@ -159,7 +159,7 @@ def check(taken: Taken, mounted: MountedPoint, areas: list[Area]) -> None:
             os.close(fd)
 
 
-async def test_every_point_is_mounted_as_what_was_written_by_then(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_every_mounted_point_shows_the_writes_before_it(tmp_path_factory: pytest.TempPathFactory) -> None:
     print(f"SITERIG_SEED={SEED}")
     rng, stop = random.Random(SEED), threading.Event()
     writers: list[Writer] = []
@@ -169,7 +169,7 @@ async def test_every_point_is_mounted_as_what_was_written_by_then(tmp_path_facto
         writers.append(Writer(disk, start, rng.random(), stop))
         writers[-1].start()
 
-    # A folder of a short name: below it is a socket, and the kernel allows 107 bytes for its path.
+    # The folder has a short name: a socket is below it, and the kernel allows 107 bytes for the socket's path.
     async with Testbed.up(tmp_path_factory.mktemp("l")) as testbed:
         vault = testbed.vault
         specs = [DiskSpec(name=name, size_bytes=size) for name, size in sizes.items()]
@@ -184,7 +184,7 @@ async def test_every_point_is_mounted_as_what_was_written_by_then(tmp_path_facto
             for number in range(POINTS):
                 if number == POINTS // 2:
                     sizes["os"] = (await testbed.site.resize_disk(vm="web01", disk="os", size_bytes=GROWN_BYTES)).size_bytes
-                    begin(images["os"], DISK_BYTES - 2 * MIB)  # over the old end
+                    begin(images["os"], DISK_BYTES - 2 * MIB)  # across the old end
                 done = {writer: writer.done for writer in writers}
                 point = await vault.create_point(vm="web01", kind="CrashConsistent", name=f"point {number}")
                 begun = {writer: writer.begun for writer in writers}

@@ -1,4 +1,4 @@
-"""Recovery points as files in a real mount: compared with copies of the disks taken at the tags."""
+"""Tests of recovery points as files in a real mount: they equal copies of the disks that were made at the tags."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from tests.support.rigs.protected_vm import MIB, SITERIG, SIZES, Images, floors,
 pytestmark = pytest.mark.system
 
 QEMU_NAMES = {"raw": "raw", "vhd": "vpc", "qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk"}
-"""Formats of an export, and what they are called by ``qemu-img``."""
+"""The formats of an export, with their names in ``qemu-img``."""
 
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of a short name: below it is a socket, and the kernel allows 107 bytes for its path."""
+    """Return a folder with a short name: it contains a socket, and the kernel allows 107 bytes for the socket's path."""
     folder = tmp_path_factory.mktemp("p")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @needs_program("qemu-img")
-async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_kill(folder: Path) -> None:
+async def test_points_and_positions_of_a_vm_are_mounted_and_survive_a_kill(folder: Path) -> None:
     async with protected(folder) as (testbed, source):
         vault = testbed.vault
         states: list[tuple[Images, MountedPoint]] = []
@@ -53,12 +53,12 @@ async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_
         states.append((later, await vault.mount_point(vm="web01", point="LatestProcessed", name="newest")))
         assert states[2][1].recovery_point == second_point
         assert states[4][1].position >= last.position
-        await source.write()  # what goes on at the site changes nothing of them
+        await source.write()  # later writes at the site change none of them
         for copy, mounted in states:
             await same(copy, mounted)
 
         images = {disk.name: disk for disk in states[1][1].disks}
-        assert images["odd"].vhd is None  # not whole MiB
+        assert images["odd"].vhd is None  # its size is no multiple of 1 MiB
         vhd = images["os"].vhd
         assert "Images are identical." in await run("qemu-img", "compare", "-f", "raw", "-F", "vpc", between["os"], vhd)
         for refused in (lambda: os.open(images["os"].path, os.O_RDWR), lambda: os.truncate(images["os"].path, 4096)):
@@ -79,7 +79,7 @@ async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_
         await retain(testbed, second_point.position)
         for copy, mounted in states:
             await same(copy, mounted)
-        assert max(await floors(testbed)) <= first_point.position  # never past what is mounted
+        assert max(await floors(testbed)) <= first_point.position  # a mounted position is not compacted
         assert len(json.loads(await siterig(testbed, "point", "list", "web01", "--json"))["mounted"]) == len(states)
         for _, mounted in states:
             await siterig(testbed, "point", "unmount", "web01", mounted.name)
@@ -95,7 +95,7 @@ async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_
 
 
 @needs_program("qemu-img")
-async def test_a_position_is_exported_in_every_format_and_becomes_another_vms_disks(folder: Path) -> None:
+async def test_a_position_is_exported_in_every_format_and_imported_again(folder: Path) -> None:
     async with protected(folder) as (testbed, source):
         copy, position = await source.position("between")
         await testbed.vault.create_point(vm="web01", kind="CrashConsistent", name="last")
@@ -118,20 +118,20 @@ async def test_a_position_is_exported_in_every_format_and_becomes_another_vms_di
 
 
 def child_names(pid: int) -> list[str]:
-    """The names of the programs that the children of a process run."""
+    """Return the names of the programs that a process's children run."""
     names = []
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the child has ended
             names.append(Path(f"/proc/{child}/comm").read_text().strip())
     return names
 
 
-async def test_an_export_that_is_killed_leaves_nothing_mounted_and_no_file(folder: Path) -> None:
+async def test_a_killed_export_leaves_nothing_mounted_and_no_file(folder: Path) -> None:
     async with protected(folder) as (testbed, _source):
         target, programs = folder / "images", folder / "programs"
         target.mkdir()
         programs.mkdir()
-        fake = programs / "qemu-img"  # it was started with its input open, and never ends
+        fake = programs / "qemu-img"  # it is started with its input open, and never ends
         fake.write_text("#!/bin/bash\nexec sleep 1000\n")
         fake.chmod(0o755)
         environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
@@ -153,7 +153,7 @@ async def test_an_export_that_is_killed_leaves_nothing_mounted_and_no_file(folde
 
 
 def spoil(folder: Path, piece: bytes) -> None:
-    """Change a byte of that piece, wherever it is stored."""
+    """Change one byte of a piece of data in the file that contains it."""
     for path in (path for path in folder.rglob("*") if path.is_file()):
         with path.open("r+b") as file:
             found = file.read().find(piece)
@@ -161,12 +161,12 @@ def spoil(folder: Path, piece: bytes) -> None:
                 file.seek(found + len(piece) // 2)
                 file.write(bytes([piece[len(piece) // 2] ^ 0xFF]))
                 return
-    raise AssertionError("it is nowhere")
+    raise AssertionError("the data is in no file")
 
 
 @pytest.fixture
 def full(folder: Path) -> Iterator[Path]:
-    """A folder on a file system of its own with a room of 256 KiB."""
+    """Return a folder on a separate file system with space for 256 KiB."""
     path = folder / "full"
     path.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "siterig-test", path], check=True)
@@ -175,7 +175,7 @@ def full(folder: Path) -> Iterator[Path]:
 
 
 @needs_program("qemu-img")
-async def test_an_export_fails_in_the_same_way_whatever_the_format(folder: Path, full: Path) -> None:
+async def test_an_export_fails_in_the_same_way_in_every_format(folder: Path, full: Path) -> None:
     async with protected(folder) as (testbed, source):
         copy, point = await source.point("last")
         disk = await trio.Path(copy["os"]).read_bytes()
@@ -199,7 +199,7 @@ async def test_an_export_fails_in_the_same_way_whatever_the_format(folder: Path,
         for format_ in ("raw", "vhd", "qcow2", "vhdx", "vmdk"):
             to = folder / "out" / f"x.{format_}"
             said = await refused(format_, to)
-            said = said[said.index("siterig: error: ") :]  # behind the remark that the state is known to be damaged
+            said = said[said.index("siterig: error: ") :]  # after the note about the known damage
             assert said.startswith(f"siterig: error: {to}: was not created: "), format_
             assert said.endswith(": Input/output error (ReadFailed)\n"), format_
             found[format_] = int(said.partition("at byte ")[2].partition(":")[0])
@@ -207,7 +207,7 @@ async def test_an_export_fails_in_the_same_way_whatever_the_format(folder: Path,
         assert at - 65536 < found["raw"] <= at
 
 
-async def test_an_export_restarts_when_the_role_that_serves_the_point_has_ended(folder: Path) -> None:
+async def test_an_export_restarts_when_the_disk_host_was_killed(folder: Path) -> None:
     async with protected(folder) as (testbed, source):
         copy, point = await source.point("last")
         await testbed.vault.mount_point(vm="web01", point=point.id, name="exported")

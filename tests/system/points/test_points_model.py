@@ -1,7 +1,8 @@
-"""The whole way through the past, beside byte arrays: parts, points, mounts, failovers, retention, resyncs and kills.
+"""Tests of random walks over the recovery side: parts, points, mounts, failovers, retention, resyncs and kills.
 
-Vault, applier and disk host are processes of their own over real managed disks and a real mount; the walk is a random one,
-of ``SITERIG_STEPS`` steps (default 25) in each of ``SITERIG_WALKS`` (default 2); ``SITERIG_SEED`` begins with the same.
+Vault, applier and disk host are separate processes over real managed disks and a real mount; byte arrays are the
+model.  There are ``SITERIG_WALKS`` walks (default 2) of ``SITERIG_STEPS`` steps (default 25); ``SITERIG_SEED`` is the
+seed of the first walk.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ SEED = int(os.environ.get("SITERIG_SEED", "20261122"))
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Of a short name, for there are sockets in it; what it holds goes with the test."""
+    """Return a folder with a short name, because it contains sockets; it is removed after the test."""
     folder = tmp_path_factory.mktemp("m")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + WALKS))
-async def test_every_state_that_is_promised_is_there_and_reads_as_the_disk_was(folder: Path, seed: int) -> None:
+async def test_every_promised_state_is_there_and_equals_the_model(folder: Path, seed: int) -> None:
     print(f"SITERIG_SEED={seed} SITERIG_WALKS=1 SITERIG_STEPS={STEPS}")
     async with recovery_side(folder / "rig", random.Random(seed)) as rig:
         walk = Walk(rig, seed, print)

@@ -1,4 +1,4 @@
-"""Retention while failover VMs lie on positions between points: vault, applier and disk host as processes, a real mount."""
+"""Tests of retention while failover VMs lie on positions between points, with real processes and a real mount."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from tests.system.points.points_source import HOUR, VM, Images, kept, same
 pytestmark = pytest.mark.system
 
 HOURS = 2
-"""The policy's."""
+"""Hours of history in the policy."""
 DAY = 8
-"""Hours that pass while a VM is there."""
+"""Hours that pass while the VM exists."""
 
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Of a short name, for there are sockets in it."""
+    """Return a folder with a short name, because it contains sockets."""
     folder = tmp_path_factory.mktemp("r")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def between(rig: Rig) -> tuple[int, Images]:
-    """Writes on both disks that no point follows at once; the position of the last, and what the disks are there."""
+    """Write to both disks without a point at once, and return a position in between and the disks' contents there."""
     for name in rig.source.disks:
         rig.source.write(name, 4)
     position = rig.source.position
@@ -39,7 +39,7 @@ def between(rig: Rig) -> tuple[int, Images]:
 
 
 async def an_hour(rig: Rig) -> None:
-    """Three points, as applied, and a round of the policies."""
+    """Let an hour pass: apply three points, and run the policies."""
     for _ in range(3):
         rig.source.advance(HOUR // 3)
         for name in rig.source.disks:
@@ -51,14 +51,14 @@ async def an_hour(rig: Rig) -> None:
 
 
 async def failed_over(rig: Rig, position: int) -> dict[str, Path]:
-    """The disks of a test failover's VM over a position."""
+    """Return the disks of a test failover's VM at a position."""
     job = await rig.ended(await rig.vault.test_failover(vm=VM, point=f"@{position}"))
     assert (job.state, job.recovery_point and job.recovery_point.position) == ("Succeeded", position)
     assert job.result is not None
     return {disk.name: Path(disk.path) for disk in job.result.disks}
 
 
-async def test_retention_goes_on_around_vms_between_points_and_the_space_comes_back(folder: Path) -> None:
+async def test_retention_continues_around_vms_and_their_space_is_freed(folder: Path) -> None:
     async with recovery_side(folder / "rig", random.Random(20261122)) as rig:
         await rig.protect(HOURS)
         await an_hour(rig)
@@ -80,21 +80,21 @@ async def test_retention_goes_on_around_vms_between_points_and_the_space_comes_b
                 await rig.kill("applier", "vault", "azure")
                 await rig.start("azure", "applier", "vault")
 
-        # Points went as if there were no VM; of the journal nothing went that the VM lies on.
+        # Points were removed as if there were no VM.  The part of the journal that the VM needs was kept.
         source = rig.source
         left = [point.tag_id for point in kept(source.points(), source.position, HOURS, set())]
         points = await rig.vault.points(vm=VM)
         assert sorted(point.id for point in points) == sorted(left)
         oldest = points[-1].position
         assert oldest > position + (DAY - HOURS - 1) * HOUR
-        held = await rig.folded(position)
+        held = await rig.compacted(position)
         assert [[pin.position for pin in state.pins] for state in held] == [[position]] * 2
         assert [state.retain for state in held] == [oldest] * 2
 
-        # Behind the VM it goes, and its space with it.
+        # After the VM's end that part is compacted, and its space is free.
         job = await rig.ended(await rig.vault.cleanup_test_failover(vm=VM))
         assert job.state == "Succeeded"
-        after = await rig.folded(oldest)
+        after = await rig.compacted(oldest)
         for before, state in zip(held, after, strict=True):
             assert state.pins == []
             assert state.journal_bytes < before.journal_bytes / 2

@@ -1,8 +1,9 @@
-"""Points that are taken while a disk is written to: what a managed disk gives of each is what a copy of the source was then.
+"""Tests of points taken while disks are written to: a managed disk's state equals a copy of the source at that time.
 
-The copy is read from a snapshot of both disks at one position, while the writers go on and one disk grows; the managed disks
-get what the logs hold.  Points by their tags, in a rig and through its mount, test_mounted_under_load.py has.
-``SITERIG_POINTS`` (default 6) are taken, ``SITERIG_SEED`` replays the writers' choices.
+The copy is read from a snapshot of both disks at one position, while the writers continue and one disk grows; the
+managed disks receive the contents of the logs.  test_mounted_under_load.py tests points by their tags, in a rig and
+through its mount.  ``SITERIG_POINTS`` is the number of points (default 6); ``SITERIG_SEED`` repeats the writers'
+choices.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ pytestmark = pytest.mark.system
 POINTS = int(os.environ.get("SITERIG_POINTS", "6"))
 SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 DISK_BYTES = 4 << 30
-"""Sparse; so large that the log of the time between two points stays below half of it."""
+"""A sparse size, so large that the log between two points stays below half of it."""
 AREA_BYTES = 24 << 20
-"""Written to again and again, so that writes meet; nothing else is, but"""
+"""The size of the range at the start of each disk that is written to again and again, so that writes overlap."""
 GROWN_BYTES = DISK_BYTES + (16 << 20)
 GROWN_AREA = (DISK_BYTES - (4 << 20), 12 << 20)
-"""of ``os``, when it has grown (offset, length)."""
+"""The range of ``os`` that is written to after it has grown (offset, length); other ranges are never written."""
 NAMES = ("os", "data")
 STEP_BYTES = 1 << 20
 
 
 def areas_of(size_bytes: int) -> list[tuple[int, int]]:
-    """What is written to of a disk of that size."""
+    """Return the ranges that are written to on a disk of a size."""
     return [(0, AREA_BYTES), *([GROWN_AREA] if size_bytes > DISK_BYTES else [])]
 
 
@@ -51,7 +52,7 @@ def steps(size_bytes: int) -> list[int]:
 
 
 class Writer(threading.Thread):
-    """Writes of all sizes at any byte, some discards, until told to stop."""
+    """A thread that writes pieces of all sizes at any byte, with some discards, until ``stop`` is set."""
 
     def __init__(self, disk: Path, area: tuple[int, int], rng: random.Random, stop: threading.Event) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class Replica:
     """The managed disk of one of the server's disks."""
 
     def __init__(self, server: DiskServer, name: str, folder: Path, snapshot: dict[str, Any]) -> None:
-        """``snapshot``: of the disks while they are empty."""
+        """Create the managed disk from a snapshot of the empty disks."""
         self._server, self.name = server, name
         self._disk_id = next(d["disk_id"] for d in server.call("list_disks") if d["name"] == name)
         self.folder = folder / self._disk_id
@@ -96,7 +97,7 @@ class Replica:
         self.store.apply_part(part, pack(path))
 
     def apply_sent(self) -> None:
-        """All closed segments; the site forgets them then."""
+        """Apply all closed segments, which the site then forgets."""
         for found in self._server.call("segments", vm=VM):
             if found["disk_id"] != self._disk_id:
                 continue
@@ -105,7 +106,7 @@ class Replica:
             self._server.call("applied", disk_id=self._disk_id, generation=found["generation"], last_seq=found["last_seq"])
 
     def compare(self, position: int, copy: Path) -> None:
-        """The state at ``position`` with a copy, byte for byte; outside of what was written there is nothing."""
+        """Compare the state at ``position`` with a copy; outside of the written ranges there is no data."""
         view = open_view(self.folder, position)
         try:
             assert view.size_bytes == copy.stat().st_size
@@ -137,7 +138,7 @@ def server(tmp_path: Path) -> Iterator[DiskServer]:
 
 
 def copy_source(server: DiskServer, name: str, target: Path) -> None:
-    """What is written to, of the size that the disk has in the snapshot."""
+    """Copy the written ranges of a snapshot to a file of the snapshot's size."""
     with (server.mountpoint / VM / f"{name}.snapshot").open("rb") as source, target.open("xb") as file:
         size = os.fstat(source.fileno()).st_size
         file.truncate(size)
@@ -145,7 +146,7 @@ def copy_source(server: DiskServer, name: str, target: Path) -> None:
             os.pwrite(file.fileno(), os.pread(source.fileno(), STEP_BYTES, offset), offset)
 
 
-def test_every_point_is_what_the_source_was(server: DiskServer, tmp_path: Path) -> None:
+def test_every_point_equals_the_source_at_that_time(server: DiskServer, tmp_path: Path) -> None:
     print(f"SITERIG_SEED={SEED}")
     rng, stop = random.Random(SEED), threading.Event()
     stores = tmp_path / "stores"

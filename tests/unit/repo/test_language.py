@@ -14,7 +14,6 @@ PENDING: dict[str, set[str]] = {
         "tests/fuzz",
         "tests/sanitizers",
         "tests/support/rigs",
-        "tests/system/points",
         "tests/unit/siterig/images",
         "tests/unit/vault",
     },
