@@ -1,9 +1,9 @@
-"""The same properties under a coverage-guided fuzzer, by hand; needs the package ``atheris``, which nothing else does.
+"""Run the same properties by hand under a coverage-guided fuzzer; only this module needs the package ``atheris``.
 
 ``python -m tests.fuzz.by_coverage TARGET [CORPUS_FOLDER] [-max_total_time=S] [-seed=N]``: other options are libFuzzer's.
-Targets: see ``TARGETS`` (what is mutated are the choices of what to damage, see
-``damage.Choices``), and with ``-raw`` behind the name the bytes of the file themselves, checksums made right in half of
-the cases.  It stops at the first finding, whose input is printed.
+``TARGETS`` lists the targets.  For them the fuzzer mutates the choices of the damage (``damage.Choices``).  With ``-raw``
+after the name it mutates the bytes of the file, and in half of the cases the checksums are corrected afterwards.  The
+fuzzer stops at the first finding and prints its input.
 """
 
 from __future__ import annotations

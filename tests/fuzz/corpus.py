@@ -1,9 +1,12 @@
-"""Inputs that once were, or nearly were, misread; every run reads them again.
+"""Inputs that were once misread, or nearly misread; every run reads them again.
 
-``corpus/TARGET/NAME`` is the file itself; for rows of segments, and for a disk, a folder of them (what is not there of a
-disk is made: zeros, and good files beside them); for a part its blob's name in a first line; for a journal a folder of
-its files, perhaps with a ``progress``; for one of a managed disk's small files its kind before a comma.  Segments of a
-disk were begun in a boot that is over, and are closed in order, unless it is about just that.
+``corpus/TARGET/NAME`` is usually the input file.  These targets differ:
+
+- ``row`` and ``disk``: a folder of files.  Missing files of a disk are added: an image of zeros, and good other files.
+  Segments of a disk are from an earlier boot and were closed cleanly, unless the case is about exactly this.
+- ``part``: the first line of the file is the name of the blob.
+- ``journal``: a folder of journal files, perhaps with a ``progress``.
+- ``meta``: the name of the file begins with the kind and a comma.
 """
 
 from __future__ import annotations
@@ -59,7 +62,7 @@ def _file(target: Callable[[bytes, Path], str]) -> Callable[[Path, Path], str]:
 
 
 def _segment(case: Path, folder: Path) -> str:
-    """Read by all that reads one; the result is that of the log's reader."""
+    """Read a segment with both readers, and return the result of the log's reader."""
     log_targets.index(case.read_bytes(), folder)
     return log_targets.segment(case.read_bytes(), folder)
 

@@ -1,8 +1,8 @@
-"""What the fuzzers feed the readers: valid logs, damaged in ways that know where the fields are.
+"""Inputs of the fuzzers: valid logs, with damage that takes the positions of the fields into account.
 
-Damage is done to lists of pieces (header, records), then to the joined bytes; half of the time the checksums are made
-right again afterwards, so that it reaches what lies behind them.  All choices are taken from a string of bytes
-(:class:`Choices`), which hypothesis draws at random and shrinks, and a coverage-guided fuzzer mutates.
+Damage is done to lists of pieces (header, records), then to the joined bytes.  In half of the cases the checksums are
+corrected afterwards, so that the damage reaches the code after the checksum test.  All choices are taken from a string of
+bytes (:class:`Choices`), which hypothesis draws at random and shrinks, and a coverage-guided fuzzer mutates.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ KINDS = [log.WRITE, log.WRITE, log.ZERO, log.DISCARD, log.FLUSH, log.TAG, log.RE
 
 T = TypeVar("T")
 Pieces = list[bytes]
-"""A segment: its header, then its records."""
+"""The pieces of a segment: its header, then its records."""
 
 
 class Choices:
-    """Reads choices from bytes; when they are used up, every choice is the first."""
+    """Reads choices from bytes; after the last byte, every choice is the first option."""
 
     def __init__(self, raw: bytes) -> None:
         self._raw, self._at = raw, 0
@@ -45,7 +45,7 @@ class Choices:
         return taken.ljust(count, b"\0")
 
     def below(self, end: int) -> int:
-        """A number from 0 up to ``end``, without it; ``end`` is at most 65536."""
+        """Return a number from 0 to ``end - 1``; ``end`` is at most 65536."""
         return int.from_bytes(self.bytes(1 if end <= 256 else 2), "little") % end
 
     def of(self, items: Sequence[T]) -> T:
@@ -61,7 +61,7 @@ def tag_payload(name: str, position: int) -> bytes:
 
 
 class RowMaker:
-    """Makes good segments that follow one another."""
+    """Makes good consecutive segments."""
 
     def __init__(self, boot_id: str, *, stream: int = 0, first_seq: int = 1) -> None:
         self.boot_id, self.stream = boot_id, stream
@@ -112,7 +112,7 @@ def good_row(pick: Choices, boot_id: str, *, segments_max: int = 4, stream: int 
 
 
 def poke(raw: bytes, fields: dict[str, tuple[int, str]], pick: Choices) -> bytes:
-    """Sets a field to something else, most often to something at the edge of what it may be."""
+    """Set a field to another value, most often to a value at the limit of the allowed ones."""
     at, form = fields[pick.of(sorted(fields))]
     size = struct.calcsize("<" + form)
     if size > 8:
@@ -123,7 +123,7 @@ def poke(raw: bytes, fields: dict[str, tuple[int, str]], pick: Choices) -> bytes
 
 
 def _damage_pieces(segments: list[Pieces], pick: Choices) -> None:
-    """One change to the pieces, in place."""
+    """Make one change to the pieces, in place."""
     pieces, other = pick.of(segments), pick.of(segments)
     which = pick.below(len(pieces))
     where = 1 + pick.below(len(pieces))
@@ -145,20 +145,20 @@ def _damage_pieces(segments: list[Pieces], pick: Choices) -> None:
 
 
 def damage_bytes(raw: bytes, pick: Choices) -> bytes:
-    """One change that knows nothing of fields."""
+    """Make one change that does not depend on fields."""
     at = pick.below(len(raw) + 1)
     match pick.of(["flip", "cut", "zeros", "junk", "remove", "again"]):
         case "flip" if at < len(raw):
             raw = raw[:at] + bytes([raw[at] ^ 1 << pick.below(8)]) + raw[at + 1 :]
         case "cut":
             raw = raw[:at]
-        case "zeros":  # what lies behind the end of a segment that was preallocated
+        case "zeros":  # the end of a preallocated segment
             raw += bytes(pick.of([1, 63, 64, 500]))
         case "junk":
             raw = raw[:at] + pick.bytes(1 + pick.below(80)) + raw[at:]
         case "remove":
             raw = raw[:at] + raw[at + 1 + pick.below(80) :]
-        case "again":  # a recycled file: an older, longer segment behind the new one
+        case "again":  # a recycled file: the end of an older, longer segment after the new one
             raw += raw[at:]
         case _:
             pass
@@ -166,7 +166,7 @@ def damage_bytes(raw: bytes, pick: Choices) -> bytes:
 
 
 def damage_row(segments: list[Pieces], pick: Choices) -> list[bytes]:
-    """Mostly with one to three things wrong."""
+    """Join the pieces of each segment, mostly with one to three kinds of damage."""
     for _ in range(pick.of([0, 1, 1, 2])):
         _damage_pieces(segments, pick)
     done = [b"".join(pieces) for pieces in segments]
@@ -181,12 +181,12 @@ def damage_row(segments: list[Pieces], pick: Choices) -> list[bytes]:
 
 
 def segment(pick: Choices, boot_id: str) -> bytes:
-    """The last of one or two segments."""
+    """Return the last of one or two segments, mostly damaged."""
     return damage_row(good_row(pick, boot_id, segments_max=2, stream=pick.of([0, 0, 1])), pick)[-1]
 
 
 def row(pick: Choices, boot_id: str) -> list[bytes]:
-    """Up to five segments, which may be out of order, or not all there, or there twice."""
+    """Return up to five segments, which may be unsorted, incomplete or duplicated."""
     files = damage_row(good_row(pick, boot_id, stream=pick.of([0, 0, 0, 1])), pick)
     match pick.below(8):
         case 1 if len(files) > 1:
@@ -203,7 +203,7 @@ def row(pick: Choices, boot_id: str) -> list[bytes]:
 
 
 def part(pick: Choices, boot_id: str) -> tuple[PartName, bytes]:
-    """A packed segment, and the name that it has."""
+    """Return the name of a part, and a packed segment."""
     stream = pick.below(2)
     raw = b"".join(good_row(pick, boot_id, segments_max=2, stream=stream)[-1])
     found = log.read_segment(raw)

@@ -1,4 +1,4 @@
-"""The folder of a tracked disk, as a kill may leave it and as it never could be."""
+"""The folder of a tracked disk, in states that a kill may leave and in impossible ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.fuzz.damage import Choices
 
 
 def state_of(size_bytes: int) -> bytes:
-    """The ``NAME.disk`` of a disk that is tracked."""
+    """Return the ``NAME.disk`` of a tracked disk."""
     return small_damage.seal_state(
         {
             "disk_id": damage.DISK_ID, "size_bytes": size_bytes, "kind": "raw", "generation": damage.GENERATION,
@@ -18,7 +18,7 @@ def state_of(size_bytes: int) -> bytes:
 
 
 def folder(pick: Choices, boot_id: str) -> dict[str, bytes]:
-    """The files of a tracked disk ``os`` after a kill, mostly damaged; its image has the size that its log tells."""
+    """Return the files of a tracked disk ``os`` after a kill, mostly damaged; the image has the log's disk size."""
     begun_in = damage.OTHER_ID if pick.once_in(6) else boot_id
     made = damage.good_row(pick, begun_in)
     sizes = [
@@ -29,7 +29,7 @@ def folder(pick: Choices, boot_id: str) -> dict[str, bytes]:
     numbers = list(range(3, 3 + len(rows)))
     match pick.below(12):
         case 1:
-            rows.append(pick.of([b"", bytes(4096), rows[-1][:127]]))  # being made
+            rows.append(pick.of([b"", bytes(4096), rows[-1][:127]]))  # a segment that was just created
             numbers.append(numbers[-1] + 1)
         case 2 if len(rows) > 1:
             del rows[(gone := pick.below(len(rows)))], numbers[gone]

@@ -22,12 +22,12 @@ from tests.fuzz.small_targets import strict_dirty
 
 DISK_BYTES_MAX = 64 << 40
 OPENED_BYTES_MAX = 16 << 20
-"""Larger disks are not compared byte by byte."""
+"""The largest disk that is compared byte by byte."""
 
 
 @dataclass
 class Expected:
-    """What opening the folder has to give: the log goes on (``needs_resync`` is None), or does not."""
+    """The expected result of an open: if ``needs_resync`` is None, the log continues."""
 
     needs_resync: str | None
     records: list[log.Record]
@@ -36,7 +36,7 @@ class Expected:
 
 
 def _named(files: dict[str, bytes]) -> list[bytes]:
-    """The segments by number, with the spare that became one."""
+    """Return the segments by number, and the spare if it has become a segment."""
     numbered = sorted(
         (int(found[1]), raw) for name, raw in files.items() if (found := re.fullmatch(r"os\.(\d{6})\.hrl", name))
     )
@@ -55,7 +55,7 @@ def _named(files: dict[str, bytes]) -> list[bytes]:
 
 
 def _segments(rows: list[bytes], disk_bytes: int) -> tuple[list[log.Segment], int]:
-    """The row of good segments of the generation, and the disk's size after it; ``BadLogError``."""
+    """Return the generation's good segments and the disk's size after them; raise ``BadLogError`` if they are bad."""
     found: list[log.Segment] = []
     position = 0
     for raw in rows:
@@ -83,7 +83,7 @@ def _segments(rows: list[bytes], disk_bytes: int) -> tuple[list[log.Segment], in
 
 
 def expected(files: dict[str, bytes]) -> Expected:
-    """``BadLogError`` if the disk is not to be opened at all."""
+    """Return the expected result, or raise ``BadLogError`` if the disk must not be opened."""
     dirty = strict_dirty(files.get("os.dirty", b""))
     if dirty is None:
         return Expected("LogCorrupt", [])
@@ -107,7 +107,7 @@ def expected(files: dict[str, bytes]) -> Expected:
 
 
 def disk(files: dict[str, bytes], folder: Path) -> str:
-    """``Disk.open``."""
+    """Compare ``Disk.open`` with the strict reader."""
     for name, raw in files.items():
         (folder / name).write_bytes(raw)
     positions = PositionCounter(None)
@@ -127,7 +127,7 @@ def disk(files: dict[str, bytes], folder: Path) -> str:
             assert_clear(error, {code}, folder)
             return error.code
         try:
-            assert not code, "opened all the same"
+            assert not code, "the disk was opened, although it is bad"
             return _compare(opened, want, files, positions)
         finally:
             opened.abandon()
@@ -139,7 +139,7 @@ def _compare(opened: Disk, want: Expected, files: dict[str, bytes], positions: P
     folder = opened.paths.folder
     assert (opened.state.needs_resync, opened.state.tracked) == (want.needs_resync, want.needs_resync is None)
     if want.needs_resync is not None:
-        for name, raw in files.items():  # kept until the resync that takes their place
+        for name, raw in files.items():  # kept until a resync replaces them
             if name.endswith(".hrl") and any(raw[: log.HEADER_BYTES]) and len(raw) >= log.HEADER_BYTES:
                 assert (folder / name).read_bytes() == raw
         return want.needs_resync

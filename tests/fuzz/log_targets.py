@@ -1,7 +1,7 @@
-"""Each reader of change logs beside the strict one: what one takes the other must take, record by record.
+"""Each reader of change logs is compared with the strict one: both must accept the same records.
 
-Every function gets bytes and an empty folder, and returns what became of them, for the statistics.  It raises
-AssertionError where the two readers differ; what a reader raises beside ``RigError`` goes on as it is.
+Every function gets bytes and an empty folder, and returns the outcome for the statistics.  It raises AssertionError if
+the two readers differ.  Exceptions of a reader other than ``RigError`` are not caught.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tests.fuzz.damage import DISK_BYTES, DISK_ID, GENERATION
 
 LOG_CODES = {"LogCorrupt", "LogVersion", "LogGap", "LogMismatch"}
 IMAGE_BYTES_MAX = 1 << 20
-"""Images that a damaged size makes larger are not replayed."""
+"""The largest image that is replayed; a damaged size may make an image larger."""
 
 
 def plain(record: Record, payload: bytes) -> tuple[object, ...]:
-    """A record as both readers tell it."""
+    """Return a record in the form in which both readers are compared."""
     return (
         int(record.type), record.flags, record.seq, record.position, record.time_ns, record.offset, record.length, payload,
         record.end,
@@ -47,7 +47,7 @@ def strict_plain(record: log.Record) -> tuple[object, ...]:
 
 
 def assert_clear(error: RigError, codes: set[str], *names: Path) -> None:
-    """The message has the right code, names a file, and is one that fits a line."""
+    """Check that the error has one of the codes, and that its message names a file and fits on a line."""
     assert error.code in codes, (error.code, error.message)
     assert not names or any(str(name) in error.message for name in names), error.message
     assert len(error.message) < 1000, error.message
@@ -56,7 +56,7 @@ def assert_clear(error: RigError, codes: set[str], *names: Path) -> None:
 
 @contextmanager
 def bounded_work(size_bytes: int) -> Iterator[None]:
-    """The reader's checksums go over no more bytes than a small multiple of what there is to read."""
+    """Check that checksums are computed over at most a small multiple of the bytes of the file."""
     done = 0
 
     def counted(data: bytes | memoryview, crc: int = 0) -> int:
@@ -73,7 +73,7 @@ def bounded_work(size_bytes: int) -> Iterator[None]:
 
 
 def segment(raw: bytes, folder: Path) -> str:
-    """``SegmentReader`` and ``scan_tail`` of a file."""
+    """Compare ``SegmentReader`` and ``scan_tail`` of a file with the strict reader."""
     path = folder / "os.000001.hrl"
     path.write_bytes(raw)
     try:
@@ -133,7 +133,7 @@ def _read_strictly(reader: SegmentReader) -> tuple[list[tuple[object, ...]], Rig
 
 
 def _ordered(files: list[bytes]) -> list[log.Segment | log.BadLogError]:
-    """As ``replay.in_order``: by generation and first record; a stub, as a kill leaves it, last."""
+    """Sort like ``replay.in_order``: by generation and first record; an incomplete header, as a kill leaves it, is last."""
     read: list[tuple[tuple[object, ...], log.Segment | log.BadLogError]] = []
     for number, raw in enumerate(files):
         try:
@@ -148,7 +148,7 @@ def _ordered(files: list[bytes]) -> list[log.Segment | log.BadLogError]:
 
 
 def _strict_row(files: list[bytes]) -> list[log.Record] | None:
-    """The records of a good row; None if it is none."""
+    """Return the records of good consecutive segments, or None if they are bad."""
     segments = _ordered(files)
     stubs = sum(len(raw) < log.HEADER_BYTES or not any(raw[: log.HEADER_BYTES]) for raw in files)
     bad = sum(isinstance(one, log.BadLogError) for one in segments)
@@ -164,7 +164,7 @@ def _strict_row(files: list[bytes]) -> list[log.Record] | None:
 
 
 def row(files: list[bytes], folder: Path) -> str:
-    """``replay.check``, ``verify`` and ``Replay`` of segments that are given by name."""
+    """Compare ``replay.check``, ``verify`` and ``Replay`` of segments with the strict reader."""
     paths = [folder / f"os.{number:06d}.hrl" for number in range(1, len(files) + 1)]
     for path, raw in zip(paths, files, strict=True):
         path.write_bytes(raw)
@@ -182,7 +182,7 @@ def row(files: list[bytes], folder: Path) -> str:
         assert_clear(error, LOG_CODES, *paths)
         assert any(isinstance(result, RigError) for result in results)
         return error.code
-    assert want is not None, "taken for a good log"
+    assert want is not None, "the reader accepted a bad log"
     assert all(isinstance(result, FileSummary) for result in results)
     got = [plain(record, reader.payload(record)) for reader, record in checked.records()]
     assert got == [strict_plain(record) for record in want]
@@ -201,16 +201,16 @@ def _replayed(checked: CheckedLog, records: list[log.Record], folder: Path) -> s
     finally:
         onto.close()
     grown = max((r.offset + r.length for r in records if r.type in (log.WRITE, log.ZERO, log.DISCARD)), default=0)
-    start = start.ljust(grown, b"\0")  # a later segment's header may tell of a larger disk
+    start = start.ljust(grown, b"\0")  # the header of a later segment may have a larger disk size
     assert image.read_bytes().ljust(grown, b"\0") == log.replay(start, records)
     return "good"
 
 
-# --- a part on its way through the cache account --------------------------------------------------------------------
+# --- parts --------------------------------------------------------------------
 
 
 def _strict_part(part: PartName, data: bytes) -> bytes | None:
-    """The segment in a part: one whole zstd frame that tells its size, with the segment that the part is named after."""
+    """Return the segment of a part; None if it is not one whole zstd frame with its size, or has another name."""
     if data[:4] != b"\x28\xb5\x2f\xfd":
         return None
     frame = zstandard.ZstdDecompressor(max_window_size=8 << 20).decompressobj()
@@ -234,7 +234,7 @@ def _strict_part(part: PartName, data: bytes) -> bytes | None:
 
 
 def index(raw: bytes, _folder: Path) -> str:
-    """``index_segment`` of a segment under the name that it should have, for a disk of ``DISK_BYTES``."""
+    """Compare ``index_segment``, for the segment's right name and a disk of ``DISK_BYTES``, with the strict reader."""
     try:
         want = log.read_segment(raw)
     except log.BadLogError:
@@ -273,11 +273,11 @@ def _refused_index(raw: bytes, name: PartName, codes: set[str], says: str | None
         assert_clear(error, codes, Path(name.blob()))
         assert says is None or says in error.message, error.message
         return error.code
-    raise AssertionError("taken for a good part")
+    raise AssertionError("the reader accepted a bad part")
 
 
 def _size_behind(segment: log.Segment) -> int | None:
-    """The disk's size behind it, None if it does not fit one of ``DISK_BYTES``."""
+    """Return the disk's size after the segment, or None if the segment does not fit a disk of ``DISK_BYTES``."""
     size = segment.header.disk_size_bytes if segment.header.stream else DISK_BYTES
     if size < DISK_BYTES or not segment.records:
         return None
@@ -304,7 +304,7 @@ def _assert_pieces(entry: SegmentEntry, raw: bytes, pieces: bytes) -> None:
 
 
 def part(name: PartName, data: bytes, folder: Path) -> str:
-    """``codec.unpack`` of a blob."""
+    """Compare ``codec.unpack`` of a blob with the strict reader."""
     into = folder / "incoming"
     want = _strict_part(name, data)
     try:
@@ -315,6 +315,6 @@ def part(name: PartName, data: bytes, folder: Path) -> str:
         assert_clear(error, {"PartCorrupt"}, Path(name.blob()))
         assert not into.exists()
         return error.code
-    assert want is not None, "taken for a good part"
+    assert want is not None, "the reader accepted a bad part"
     assert into.read_bytes() == want
     return "good"

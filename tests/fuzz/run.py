@@ -1,6 +1,6 @@
 """Runs a property for a share of a budget of seconds, and prints the seed that replays it.
 
-``SITERIG_FUZZ_S``: the budget of all fuzzers together (16).  ``SITERIG_SEED``: of the first round.
+``SITERIG_FUZZ_S``: the budget of all fuzzers together (16).  ``SITERIG_SEED``: the seed of the first round.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ T = TypeVar("T")
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder in memory, if there is such a thing: the readers sync what they keep."""
-    memory = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
+    """Return a temporary folder, in memory if possible, because the readers sync the files that they write."""
+    memory = Path("/dev/shm")  # noqa: S108 - a private folder is created in it
     return tempfile.TemporaryDirectory(prefix="siterig-fuzz-", dir=memory if memory.is_dir() else None)
 
 
 def fuzz(make: Callable[[Choices], T], target: Callable[[T, Path], str], *, share: float) -> Counter[str]:
-    """Rounds of examples, each round with the next seed, until ``share`` of the budget is used; at least one round.
+    """Run rounds of examples, each with the next seed, until ``share`` of the budget is used; at least one round.
 
-    Returns how often which outcome was seen.
+    Returns:
+        The number of examples for each outcome.
     """
     outcomes: Counter[str] = Counter()
     end = time.monotonic() + BUDGET_S * share
     number = FIRST_SEED
     while True:
-        print(f"seed of this round: SITERIG_SEED={number}")  # shown where the round fails
+        print(f"seed of this round: SITERIG_SEED={number}")  # shown if the round fails
 
         @seed(number)
         @settings(

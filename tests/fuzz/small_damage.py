@@ -20,7 +20,7 @@ DM_ENTRY_FIELDS = {
 
 
 def dm_log(pick: Choices) -> bytes:
-    """A dm-log-writes log of up to five entries."""
+    """Return a dm-log-writes log of up to five entries, mostly damaged."""
     entries = []
     for _ in range(pick.below(6)):
         sector, sectors = pick.below(128), pick.below(3)
@@ -48,13 +48,13 @@ VALUES: list[object] = [
 
 
 def seal_state(body: object, *, version: object = 1) -> bytes:
-    """A state file with the right checksum."""
+    """Return a state file with the right checksum."""
     crc = crc32c(json.dumps(body, sort_keys=True).encode())
     return json.dumps({"format": version, "crc32c": crc, "disk": body}).encode()
 
 
 def disk_state(pick: Choices) -> bytes:
-    """A ``NAME.disk``."""
+    """Return a ``NAME.disk``, mostly damaged."""
     top = pick.once_in(2)
     body: dict[str, Any] = {
         "disk_id": DISK_ID, "size_bytes": 65536, "kind": "top" if top else "raw", "generation": 3,
@@ -110,19 +110,19 @@ DIRTY_FIELDS = {
 
 
 def seal_dirty(raw: bytes) -> bytes:
-    """The same with the right checksum."""
+    """Return the same bytes with the right checksum."""
     return raw[:60] + struct.pack("<I", crc32c(raw[:60])) + raw[64:]
 
 
 def make_dirty(disk_id: str, generation: int, *, version: int = 2, state: int = 0, bits: bytes = b"") -> bytes:
-    """A ``NAME.dirty``."""
+    """Return a ``NAME.dirty``."""
     head = struct.pack("<8sHHI16sQ28xI", b"SRIGDRTY", version, 4096, 65536, uuid.UUID(disk_id).bytes, generation, state)
     head = head[:60] + bytes(4) + struct.pack("<I", state)
     return seal_dirty(head.ljust(4096, b"\0") + bits)
 
 
 def dirty_file(pick: Choices) -> bytes:
-    """A ``NAME.dirty``, mostly damaged."""
+    """Return a ``NAME.dirty``, mostly damaged."""
     version = pick.of([1, 2])
     raw = make_dirty(DISK_ID, 3, version=version, state=pick.of([0, 1, 2, 3, 4, 5, 6]), bits=pick.bytes(pick.below(4)))
     if pick.once_in(2):
@@ -139,13 +139,13 @@ DURABLE_FIELDS = {
 
 
 def make_durable(boot_id: str, bits: bytes) -> bytes:
-    """A ``NAME.top.durable``."""
+    """Return a ``NAME.top.durable``."""
     head = struct.pack("<8sHHI16s", b"SRIGTOPM", 1, 4096, 4096, uuid.UUID(boot_id).bytes)
     return seal_dirty(head.ljust(4096, b"\0") + bits)
 
 
 def top_maps(pick: Choices, boot_id: str) -> dict[str, bytes]:
-    """The maps of a top, mostly damaged."""
+    """Return the maps of an overlay, mostly damaged."""
     bits = pick.bytes(4)
     more = bytes(a | b for a, b in zip(bits, pick.bytes(4), strict=True))
     durable = make_durable(pick.of([boot_id, DISK_ID]), bits)
@@ -168,7 +168,7 @@ VHD_FIELDS = {
 
 
 def seal_vhd(raw: bytes) -> bytes:
-    """The same with the right checksum in its last 512 bytes."""
+    """Return the same bytes with the right checksum in the last 512 bytes."""
     if len(raw) < FOOTER_BYTES:
         return raw
     footer = raw[-FOOTER_BYTES:]
@@ -177,11 +177,11 @@ def seal_vhd(raw: bytes) -> bytes:
 
 
 def vhd(pick: Choices) -> bytes:
-    """A fixed VHD, mostly damaged."""
+    """Return a fixed VHD, mostly damaged."""
     size = pick.of([512, 1024, 4096])
     footer = fixed_footer(size, DISK_ID)
     if pick.once_in(2):
-        # poke() is little endian; of these fields it is the edges that matter, from either end
+        # poke() is little endian and the footer big endian; the edge values matter in either byte order
         footer = poke(footer, VHD_FIELDS, pick)
     raw = pick.of([bytes(size), footer.ljust(size, b"\0")[:size]]) + footer
     if pick.once_in(2):

@@ -1,4 +1,4 @@
-"""Readers of the files beside the change log, each beside a strict one that is written from the page of its format."""
+"""Each reader of a file beside the change log is compared with a strict one, written from the page of the format."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DmEntry:
 
 
 def _dm_entry(raw: bytes, at: int, sector_bytes: int) -> DmEntry | None:
-    """The entry in the sector at a byte, with its data; None if it makes no sense."""
+    """Return the entry in the sector at a byte with its data, or None if it is invalid."""
     if at + sector_bytes > len(raw):
         return None
     sector, sectors, flags, data_len = struct.unpack_from("<QQQQ", raw, at)
@@ -82,7 +82,7 @@ def _dm_entries(raw: bytes) -> list[DmEntry] | None:
 
 
 def dm_log(raw: bytes, folder: Path) -> str:
-    """``DmLogReader``, and ``import_log`` as far as a replay of what it makes."""
+    """Compare ``DmLogReader``, and a replay of the segments from ``import_log``, with the strict reader."""
     source = folder / "log"
     source.write_bytes(raw)
     want = _dm_entries(raw)
@@ -96,7 +96,7 @@ def dm_log(raw: bytes, folder: Path) -> str:
         assert want is None, error.message
         assert_clear(error, {"DmLogCorrupt", "LogVersion"}, source)
         return error.code
-    assert got == want, "taken for a good log"
+    assert got == want, "the reader accepted a bad log"
     made = import_log(source, folder, "back")
     checked = check(made.paths)
     if made.disk_size_bytes > IMAGE_BYTES_MAX:
@@ -130,7 +130,7 @@ class StrictDirty:
 
 
 def strict_dirty(raw: bytes) -> StrictDirty | None:
-    """What a dirty file says; None if it is none."""
+    """Return the contents of a dirty file, or None if it is invalid."""
     if len(raw) < 4096 or raw[:8] != b"SRIGDRTY":
         return None
     version, header_bytes, chunk_bytes = struct.unpack_from("<HHI", raw, 8)
@@ -155,7 +155,7 @@ def strict_dirty(raw: bytes) -> StrictDirty | None:
 
 
 def dirty_file(raw: bytes, folder: Path) -> str:
-    """``dirty_bitmap.read``."""
+    """Compare ``dirty_bitmap.read`` with the strict reader."""
     path = folder / "os.dirty"
     path.write_bytes(raw)
     want = strict_dirty(raw)
@@ -168,7 +168,7 @@ def dirty_file(raw: bytes, folder: Path) -> str:
             raw[:8] == b"SRIGDRTY" and len(raw) >= 4096 and raw[8:10] not in (b"\1\0", b"\2\0")
         )
         return error.code
-    assert want is not None, "taken for a good dirty file"
+    assert want is not None, "the reader accepted a bad dirty file"
     assert (got.disk_id, got.generation, got.boot_id) == (want.disk_id, want.generation, want.boot_id)
     assert (got.reason, got.newest_segment, got.mtime_ns) == (want.reason, want.newest_segment, want.mtime_ns)
     assert {chunk for at, length in got.ranges for chunk in range(at // 65536, (at + length) // 65536)} == want.chunks
@@ -185,7 +185,7 @@ def durable_header(boot_id: str) -> bytes:
 
 
 def top_maps(files: dict[str, bytes], folder: Path) -> str:
-    """``overlay_map.open_maps``; the files are ``os.top.present`` and ``os.top.durable``."""
+    """Compare ``overlay_map.open_maps`` of ``os.top.present`` and ``os.top.durable`` with the strict reader."""
     for name, raw in files.items():
         (folder / name).write_bytes(raw)
     present, durable = files.get("os.top.present", b""), files.get("os.top.durable")
@@ -196,7 +196,7 @@ def top_maps(files: dict[str, bytes], folder: Path) -> str:
         want = None
     else:
         want = durable[4096:]
-        if durable[:4096] == durable_header(now):  # then the first has all that the second has
+        if durable[:4096] == durable_header(now):  # then the first map has all blocks of the second
             kept = all(b & ~a == 0 for a, b in zip_longest(present, durable[4096:], fillvalue=0))
             want = present if kept else None
     try:
@@ -208,7 +208,7 @@ def top_maps(files: dict[str, bytes], folder: Path) -> str:
         return error.code
     for fd in fds:
         os.close(fd)
-    assert want is not None, "taken for good maps"
+    assert want is not None, "the reader accepted bad maps"
     assert (folder / "os.top.present").read_bytes() == want
     assert (folder / "os.top.durable").read_bytes()[:4096] == durable_header(now)
     return "of this boot" if want is present else "of another boot"
@@ -218,7 +218,7 @@ def top_maps(files: dict[str, bytes], folder: Path) -> str:
 
 
 def vhd(raw: bytes, folder: Path) -> str:
-    """``vhd.read_footer``."""
+    """Compare ``vhd.read_footer`` with the strict reader."""
     path = folder / "os.vhd"
     path.write_bytes(raw)
     footer = raw[-512:]
@@ -238,7 +238,7 @@ def vhd(raw: bytes, folder: Path) -> str:
         assert not good, error.message
         assert_clear(error, {"VhdCorrupt", "VhdUnsupported"}, path)
         return error.code
-    assert good, "taken for a good VHD"
+    assert good, "the reader accepted a bad VHD"
     assert got == len(raw) - 512
     return "good"
 
@@ -269,7 +269,7 @@ def _number(value: object) -> bool:
 
 
 def _shown(shown: object) -> dict[str, object] | None:
-    """With null for what is absent; None: it is none."""
+    """Return the attributes, with null for absent ones; None if they are invalid."""
     absent: dict[str, object] = {"mode": None, "uid": None, "gid": None, "touched": None}
     if not isinstance(shown, dict) or not shown.keys() <= absent.keys():
         return None
@@ -350,7 +350,7 @@ def _format_3(body: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _body(raw: bytes) -> dict[str, Any] | None:
-    """The description of the disk, in format 3, if the checksum is right."""
+    """Return the description of the disk in format 3, or None if the document is invalid."""
     try:
         document = json.loads(raw, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
@@ -368,7 +368,7 @@ def _body(raw: bytes) -> dict[str, Any] | None:
 
 
 def _is_parent(parent: object) -> bool:
-    """The image that a thin disk lies over."""
+    """Return True for a valid description of a thin disk's parent image."""
     if not isinstance(parent, dict) or parent.keys() != {"path", "size_bytes", "file_bytes", "mtime_ns", "digest"}:
         return False
     size, mtime, digest = parent["size_bytes"], parent["mtime_ns"], parent["digest"]
@@ -446,7 +446,7 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
 
 
 def disk_state(raw: bytes, folder: Path) -> str:
-    """``DiskState.load``."""
+    """Compare ``DiskState.load`` with the strict reader."""
     path = folder / "os.disk"
     path.write_bytes(raw)
     want = _strict_state(raw)
@@ -456,7 +456,7 @@ def disk_state(raw: bytes, folder: Path) -> str:
         assert want is None, error.message
         assert_clear(error, {"DiskStateCorrupt", "StateVersion"}, path)
         return error.code
-    assert want is not None, "taken for a good state"
+    assert want is not None, "the reader accepted a bad state"
     assert state.model_dump() == want
     state.save(path)
     assert DiskState.load(path) == state

@@ -1,4 +1,4 @@
-"""Damaged files of a managed disk's folder, and the note of a mounted recovery."""
+"""Damaged files of a managed disk's folder, and damaged records of mounted points."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def _changed(body: dict[str, Any], pick: Choices) -> dict[str, Any]:
 
 
 def seal_meta(body: dict[str, Any]) -> bytes:
-    """With the right checksum."""
+    """Return the document with the right checksum."""
     crc = f"{crc32c(json.dumps(body, sort_keys=True).encode()):08x}"
     return json.dumps({**body, "crc32c": crc}, sort_keys=True, indent=1).encode() + b"\n"
 
 
 def meta(pick: Choices) -> tuple[str, bytes]:
-    """A kind and a file of it."""
+    """Return a kind of document and such a document, mostly damaged."""
     kind = pick.of(["disk.json", "progress", "pin"])
     body: dict[str, Any]
     match kind:
@@ -85,13 +85,13 @@ def meta(pick: Choices) -> tuple[str, bytes]:
 
 
 def seal_note(body: object, *, version: object = 1) -> bytes:
-    """With the right checksum."""
+    """Return the record with the right checksum."""
     crc = crc32c(json.dumps(body, sort_keys=True).encode())
     return json.dumps({"format": version, "crc32c": crc, "recovery": body}).encode()
 
 
 def note(pick: Choices) -> bytes:
-    """The note of the mounted state ``web01/now``."""
+    """Return the record of the mounted point ``web01/now``, mostly damaged."""
     version = pick.of([1, 2, 3])
     store = {"store": "/disks/a"} if version < 3 else {}
     sources = [
@@ -116,7 +116,7 @@ MAP_FIELDS = {
 
 
 def seal_map(raw: bytes) -> bytes:
-    """A ``base.map`` or ``intent`` with the right checksum."""
+    """Return a ``base.map`` or ``intent`` with the right checksum."""
     if len(raw) < 48:
         return raw
     start = crc32c(raw[24:48]) if raw[:8] == b"SRIGINT\0" else struct.unpack_from("<Q", raw, 16)[0] & 0xFFFFFFFF
@@ -132,7 +132,7 @@ def _damage_map(raw: bytes, pick: Choices) -> bytes:
 
 
 def base_map(pick: Choices) -> bytes:
-    """A ``base.map``."""
+    """Return a ``base.map``, mostly damaged."""
     rows, at = b"", 0
     count = pick.below(4)
     for _ in range(count):
@@ -144,19 +144,19 @@ def base_map(pick: Choices) -> bytes:
 
 
 def intent(pick: Choices) -> bytes:
-    """An ``intent`` for the fold up to frame 3 (or some other), of a base of 8 blocks less 512 bytes."""
+    """Return an ``intent`` for the compaction up to frame 3 (or another one), of a base of 8 blocks less 512 bytes."""
     count = pick.below(4)
     whose = pick.of([(3, 0, 0), (3, 0, 0), (4, 0, 0), (0, 1, 2)])
     rows = b"".join(struct.pack("<Q", 4096 * (2 * at + 1)) + bytes([at + 1]) * 4096 for at in range(count))
     return _damage_map(seal_map(struct.pack("<8sIIQQQQ", b"SRIGINT\0", 2, 0, count, *whose) + rows), pick)
 
 
-# --- a store, its journal files, its checkpoints --------------------------------------------------------------------------
+# --- a managed disk, its journal files, its checkpoints -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Good:
-    """A store's files by name, and whose it is."""
+    """The files of a good managed disk by name, and the id of the disk."""
 
     files: dict[str, bytes] = field(repr=False)
     disk_id: str
@@ -167,7 +167,7 @@ STORES = 3
 
 @cache
 def good_store(seed: int) -> Good:
-    """A store of a few frames in two or three journal files, with two checkpoints."""
+    """Return a managed disk with a few frames in two or three journal files, and two checkpoints."""
     with tempfile.TemporaryDirectory() as name, mock.patch("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 9000):
         disk = SiteDisk(Path(name), random.Random(seed), data=bytearray(SIZE_BYTES))
         for at in range(0, SIZE_BYTES, 9000):
@@ -196,7 +196,7 @@ def good_store(seed: int) -> Good:
 
 
 def journal_files_of(files: dict[str, bytes]) -> dict[int, bytes]:
-    """The journal files by number."""
+    """Return the journal files by number."""
     return {int(name[8:20]): raw for name, raw in files.items() if name.endswith(".journal")}
 
 
@@ -220,7 +220,7 @@ def _seal_header(raw: bytes, magic: bytes) -> bytes:
 
 
 Pieces = list[bytes]
-"""A frame: header, segment, its padding, entries, checksums of pieces, tags, their padding, header once more."""
+"""The pieces of a frame: header, segment, padding, entries, checksums of pieces, tags, padding, copy of the header."""
 
 
 def _pieces_of(frame: Frame, journal_file: bytes) -> Pieces:
@@ -232,7 +232,7 @@ def _pieces_of(frame: Frame, journal_file: bytes) -> Pieces:
 
 
 def _seal_frame(pieces: Pieces) -> None:
-    """Checksums are those of what is there; the copy is the header's."""
+    """Set the checksums to those of the present bytes, and make the copy of the header equal to it."""
     crcs = struct.pack("<III", crc32c(pieces[1]), crc32c(pieces[3] + pieces[4]), crc32c(pieces[5]))
     head = pieces[0][:144] + crcs + pieces[0][156:]
     pieces[0], pieces[7] = _seal_header(head, FRONT), _seal_header(head, BACK)
@@ -270,7 +270,7 @@ def _damage_frame(pieces: Pieces, pick: Choices) -> None:
 
 
 def store(pick: Choices) -> tuple[Good, dict[str, bytes]]:
-    """A good store, and the same with its journal damaged (and without checkpoints)."""
+    """Return a good managed disk, and its files with a damaged journal and without checkpoints."""
     good = good_store(pick.below(STORES))
     files = {name: raw for name, raw in good.files.items() if not name.startswith("checkpoints/")}
     journal_files = journal_files_of(files)
@@ -325,7 +325,7 @@ EXTENT_FIELDS = {
 
 
 def seal_checkpoint(raw: bytes) -> bytes:
-    """With the right checksums."""
+    """Return the checkpoint with the right checksums."""
     if len(raw) < 72:
         return raw
     raw = raw[:64] + struct.pack("<I", crc32c(raw[72:])) + raw[68:]
@@ -333,7 +333,7 @@ def seal_checkpoint(raw: bytes) -> bytes:
 
 
 def checkpoint(pick: Choices) -> tuple[Good, dict[str, bytes]]:
-    """A good store, and the same with one of its checkpoints damaged."""
+    """Return a good managed disk, and its files with one damaged checkpoint."""
     good = good_store(pick.below(STORES))
     files = dict(good.files)
     name = pick.of(sorted(name for name in files if name.startswith("checkpoints/")))

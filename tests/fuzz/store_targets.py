@@ -1,4 +1,4 @@
-"""Readers of a managed disk's files, and of the note of a mounted recovery, each beside the strict one of its page."""
+"""Readers of a managed disk's files and of mounted points' records, each compared with the strict one of its format page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.fuzz.strict_log import RESIZE
 from tests.fuzz.strict_store import BLOCK, ENTRY, BadStoreError, Frame, Picture, crc32c, need
 
 VIEW_BYTES_MAX = 1 << 20
-"""Larger disks are not compared byte by byte."""
+"""The largest disk that is compared byte by byte."""
 REFUSED = {"StoreCorrupt", "InvalidPosition"}
 
 # --- disk.json, progress, pins --------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ KINDS: dict[str, type[WireModel]] = {"disk.json": DiskMeta, "progress": Progress
 
 
 def meta(kind: str, raw: bytes, folder: Path) -> str:
-    """``read_meta``."""
+    """Compare ``read_meta`` with the strict reader."""
     path = folder / kind
     path.write_bytes(raw)
     try:
@@ -57,7 +57,7 @@ def meta(kind: str, raw: bytes, folder: Path) -> str:
         assert want is None, error.message
         assert_clear(error, {"StoreCorrupt", "StoreVersion"}, path)
         return error.code
-    assert want is not None, "taken for good"
+    assert want is not None, "the reader accepted a bad file"
     assert got.model_dump() == want
     return f"good {kind}"
 
@@ -97,7 +97,7 @@ def _strict_note(raw: bytes) -> list[dict[str, str]]:
 
 
 class _Views:
-    """Managed disk ``DISK_ID``; all others are looked for as a recovery side does it."""
+    """The managed disk ``DISK_ID``; for all others the folder is searched as on a recovery side."""
 
     def __init__(self, folder: Path) -> None:
         self.held: Collection[str] | None = None
@@ -139,10 +139,10 @@ def note(raw: bytes, folder: Path) -> str:
     assert (info.vm, info.name) == ("web01", "now")
     assert info.broken is None or info.broken.isprintable(), info.broken
     if want is None:
-        assert info.broken is not None, "taken for good"
+        assert info.broken is not None, "the reader accepted a bad file"
         assert str(path) in info.broken, info.broken
         assert len(info.broken) < 1000
-        assert views.held is None, "what it held would be let go"
+        assert views.held is None, "the pins of the broken state would be released"
         return "not read"
     if all(disk["disk_id"] == DISK_ID for disk in want) and len({disk["name"] for disk in want}) == len(want):
         assert info.broken is None, info.broken
@@ -155,7 +155,7 @@ def note(raw: bytes, folder: Path) -> str:
 
 
 def base_map(raw: bytes, folder: Path) -> str:
-    """``read_map``."""
+    """Compare ``read_map`` with the strict reader."""
     path = folder / "base.map"
     path.write_bytes(raw)
     try:
@@ -168,13 +168,13 @@ def base_map(raw: bytes, folder: Path) -> str:
         assert want is None, error.message
         assert_clear(error, {"StoreCorrupt"}, path)
         return error.code
-    assert want is not None, "taken for good"
+    assert want is not None, "the reader accepted a bad file"
     assert got == want
     return "good"
 
 
 def intent(raw: bytes, folder: Path) -> str:
-    """``redo_intent`` of the fold up to frame 3."""
+    """Compare ``redo_intent`` of the compaction up to frame 3 with the strict reader."""
     path, before = folder / "intent", bytes(range(256)) * 128
     before = before[:-512]
     (folder / "base.img").write_bytes(before)
@@ -192,7 +192,7 @@ def intent(raw: bytes, folder: Path) -> str:
         assert_clear(error, {"StoreCorrupt"}, path)
         assert (folder / "base.img").read_bytes() == before
         return error.code
-    assert whose is not None, "taken for good"
+    assert whose is not None, "the reader accepted a bad file"
     if whose != (3, 0, 0):
         want = {}
     expected = bytearray(before)
@@ -218,7 +218,7 @@ def _write(files: dict[str, bytes], folder: Path) -> Path:
 
 
 class _Expected:
-    """Frames in order of application, and their indexes: None if one cannot be made again."""
+    """The expected frames in the order of application, and their indexes."""
 
     def __init__(self, good: Good, files: dict[str, bytes]) -> None:
         self.files, self.journal_files, self.good = files, journal_files_of(files), good
@@ -235,7 +235,7 @@ class _Expected:
         seq, position = int(str(self.progress["first_seq"])), 0
         for frame in self.journal.frames:
             if frame.generation > 1 and frame.stream == 1 and frame.seqs == (1, 1):
-                self.another_generation = True  # what follows is of a resync: not compared
+                self.another_generation = True  # the next frames belong to a resync and are not compared
                 return
             first, last = frame.positions
             in_order = frame.seqs[0] == seq <= frame.seqs[1] and position <= first <= last
@@ -246,7 +246,7 @@ class _Expected:
             self.frames.append(frame)
 
     def index(self, frame: Frame) -> bytes | None:
-        """Entries (the checksums are read where they lie); None: it has to be refused."""
+        """Return the entries of the index, or None if the index must be refused."""
         raw = self.journal_files[frame.journal_file]
         index = raw[slice(*frame.index)]
         if crc32c(index) == frame.crcs[1]:
@@ -263,7 +263,7 @@ class _Expected:
 
     @property
     def says_otherwise(self) -> bool:
-        """Whether a header tells of its part what its segment may not: then the index is not made again from that."""
+        """Return True if a header differs from the original: then it may contradict its segment, and no index is rebuilt."""
         return any(
             frame.number not in self._was or frame.raw[48:120] != self._was[frame.number].raw[48:120]
             for frame in self.frames
@@ -282,7 +282,7 @@ class _Expected:
 
 
 def _picture(want: _Expected, position: int) -> tuple[Picture | None, bool]:
-    """The disk at a position (None: it has to be refused); whether it may be refused, for an entry makes no sense."""
+    """Return the disk at a position (None: it must be refused), and whether it may be refused for an invalid entry."""
     size, odd = int(str(want.progress["size_bytes"])), False
     rows: list[tuple[Frame, bytes, tuple[int, ...]]] = []
     for frame in want.frames:
@@ -317,9 +317,10 @@ def _picture(want: _Expected, position: int) -> tuple[Picture | None, bool]:
 
 
 def _compare(view: Layer, picture: Picture, *, may_fail: bool = False) -> None:
-    """Every block is as it has to be, or fails just where a visible piece is not what its checksum says.
+    """Check that each block is right, or fails exactly if a visible piece of it does not match its checksum.
 
-    ``may_fail``: headers or indexes contradict their segments, under right checksums: then more may fail.
+    Args:
+        may_fail: headers or indexes contradict their segments with right checksums, so that more blocks may fail.
     """
     assert view.size_bytes == len(picture.data)
     for at in range(0, len(picture.data), BLOCK):
@@ -334,7 +335,7 @@ def _compare(view: Layer, picture: Picture, *, may_fail: bool = False) -> None:
 
 
 def _views(store: Path, want: _Expected) -> bool:
-    """All positions at frames' ends and one within each; whether one of them was refused."""
+    """Compare views at the end of each frame and at one position within it; return True if a view was refused."""
     refused = False
     asked = {want.valid[0]}
     for frame in want.frames:
@@ -359,7 +360,7 @@ def _views(store: Path, want: _Expected) -> bool:
 
 
 def store(good: Good, files: dict[str, bytes], folder: Path) -> str:
-    """``load_history``, ``open_view`` at all positions, ``ManagedDiskStore.open``, and all positions once more."""
+    """Compare ``load_history``, ``open_view`` at all positions, ``ManagedDiskStore.open``, and all positions again."""
     path, want = _write(files, folder), _Expected(good, files)
     with capture_logs():
         loaded = load_history(path)
@@ -396,7 +397,7 @@ def store(good: Good, files: dict[str, bytes], folder: Path) -> str:
 
 
 def _tags_sound(want: _Expected, frame: Frame) -> bool:
-    """As they were written; others may have to be made again, which may not be possible."""
+    """Return True if the tags are unchanged; others may have to be rebuilt, which may not be possible."""
     return want.journal_files[frame.journal_file][slice(*frame.tags)] == want.tags_before(frame) and not want.says_otherwise
 
 
@@ -429,7 +430,7 @@ def _lay(picture: Picture, journal_files: dict[int, bytes], named: list[int], ro
             continue
         journal_file = journal_files.get(named[source - 1])
         if journal_file is None:
-            continue  # it was folded: the base shows
+            continue  # the file was compacted, so the base is visible
         at, number = start, piece
         while at < min(stop, len(picture.data)):
             end = min(at - at % BLOCK + BLOCK, stop)
@@ -441,7 +442,7 @@ def _lay(picture: Picture, journal_files: dict[int, bytes], named: list[int], ro
 
 
 def checkpoint(good: Good, files: dict[str, bytes], folder: Path) -> str:
-    """``checkpoints.load`` of each, and views behind them: one that is bad is as if it were not there."""
+    """Compare ``checkpoints.load`` and views that use checkpoints; a bad checkpoint must be ignored."""
     path, want = _write(files, folder), _Expected(good, files)
     outcome = set()
     sound: dict[int, tuple[list[int], list[tuple[int, ...]]]] = {}
@@ -460,7 +461,7 @@ def checkpoint(good: Good, files: dict[str, bytes], folder: Path) -> str:
                 assert str(bad).isprintable()
                 outcome.add("passed over")
             else:
-                assert strictly is not None, "taken for good"
+                assert strictly is not None, "the reader accepted a bad file"
                 sound[number] = strictly
                 outcome.add("good")
         for frame in want.frames:

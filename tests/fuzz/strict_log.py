@@ -1,7 +1,7 @@
 """A second reader of change logs, written from docs/reference/formats/hrl.md alone: slow, simple, whole file in memory.
 
-It shares no code with :mod:`siterig.blockfs.changelog.segment`, so that what one of them gets wrong the other sees.  It
-writes, too: valid segments for the fuzzers to damage, and right checksums for damaged ones (:func:`reseal`).
+It shares no code with :mod:`siterig.blockfs.changelog.segment`, so that each of them shows errors of the other.  It also
+writes: valid segments that the fuzzers damage, and right checksums for damaged ones (:func:`reseal`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TABLE = _table()
 
 
 def crc32c(data: bytes, crc: int = 0) -> int:
-    """RFC 3720, B.4."""
+    """Return the CRC32C of RFC 3720, appendix B.4."""
     crc ^= 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 0xFF]
@@ -54,7 +54,10 @@ def crc32c(data: bytes, crc: int = 0) -> int:
 
 
 class BadLogError(Exception):
-    """``code``: what siterig is to say of it; ``at``: the byte where it is, None if that is not a place in a file."""
+    """A bad log.
+
+    ``code`` is the error code that siterig must report, ``at`` the byte of the error, or None if there is no such byte.
+    """
 
     def __init__(self, code: str, why: str, at: int | None = None) -> None:
         super().__init__(why)
@@ -139,7 +142,7 @@ def is_tag(payload: bytes) -> bool:
         return False
     try:
         "".join(str(tag[name]) for name in ("tag_id", "kind", "name")).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # one half of a surrogate pair
         return False
     return (
         tag["kind"] in ("CrashConsistent", "ApplicationConsistent")
@@ -159,7 +162,7 @@ def _makes_sense(kind: int, flags: int, length: int, payload: bytes) -> bool:
 
 
 def sealed_record(raw: bytes, at: int, seed: int) -> dict[str, int] | None:
-    """The fields of the record that begins at a byte, if one does and its checksum is right."""
+    """Return the fields of the record at a byte, or None if there is no record with a right checksum."""
     if at + RECORD_BYTES > len(raw):
         return None
     values = {name: field(raw, RECORD_FIELDS, name, at) for name in RECORD_FIELDS}
@@ -171,7 +174,7 @@ def sealed_record(raw: bytes, at: int, seed: int) -> dict[str, int] | None:
 
 
 def read_record(raw: bytes, at: int, seed: int) -> Record | None:
-    """The good record that begins at a byte, if one does."""
+    """Return the good record at a byte, or None if there is none."""
     values = sealed_record(raw, at, seed)
     if values is None:
         return None
@@ -196,7 +199,10 @@ def read_record(raw: bytes, at: int, seed: int) -> Record | None:
 
 @dataclass(frozen=True)
 class Segment:
-    """``end``: where the good records end; ``rot``: what lies behind them is not just a record that was being written."""
+    """A segment.
+
+    ``end`` is the end of the good records.  ``rot`` is True if the bytes after it are more than a torn record.
+    """
 
     header: Header
     records: list[Record]
@@ -204,7 +210,7 @@ class Segment:
     bytes: int
     rot: bool
     torn: bool
-    """Behind the good records lies more than preallocated zeros."""
+    """True if there is more than preallocated zeros after the good records."""
 
     @property
     def torn_bytes(self) -> int:
@@ -223,7 +229,7 @@ def read_segment(raw: bytes) -> Segment:
 
 
 def _later_record(raw: bytes, at: int, seq: int, seed: int) -> bool:
-    """A good record behind a byte, with a number that only a record that came later can have."""
+    """Return True if there is a good record after a byte, with a number that only a later record can have."""
     magic = struct.pack("<I", RECORD_MAGIC)
     where = at
     while (where := raw.find(magic, where + 1)) >= 0:
@@ -234,7 +240,7 @@ def _later_record(raw: bytes, at: int, seq: int, seed: int) -> bool:
 
 
 def read_row(segments: list[Segment]) -> list[Record]:
-    """All records of segments that follow one another; ``BadLogError`` if they do not, or make no sense."""
+    """Return all records of consecutive segments; raise ``BadLogError`` if they are not consecutive or not valid."""
     first = segments[0].header
     size = 0
     seq, position = first.first_seq, 0
@@ -314,7 +320,7 @@ def make_record(
 
 
 def reseal(raw: bytes) -> bytes:
-    """The same bytes with the right checksums, as far as header and records can be followed."""
+    """Return the same bytes with the right checksums, as far as header and records can be followed."""
     if len(raw) < HEADER_BYTES:
         return raw
     out = bytearray(raw)

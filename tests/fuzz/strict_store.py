@@ -2,7 +2,7 @@
 
 It is slow and reads whole files into memory.
 
-It shares no code with ``azure_emu``.  :class:`BadStoreError`: what the page does not allow.
+It shares no code with ``azure_emu``, and raises :class:`BadStoreError` for everything that the page does not allow.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ ENTRY = struct.Struct("<QQQQQII")
 BLOCK = 4096
 NUMBER_MAX = (1 << 63) - 1
 crc32c = lru_cache(maxsize=4096)(strict_log.crc32c)
-"""Most pieces are as they were in the example before."""
+"""The checksum is cached, because most pieces are the same as in the example before."""
 FRONT, BACK = b"SRIGFRM\0", b"SRIGFRE\0"
 
 
 class BadStoreError(Exception):
-    """The text says why."""
+    """A file is not what the page of its format allows; the text has the reason."""
 
 
 def need(good: object, why: str) -> None:
-    """``BadStoreError`` if that is not so."""
+    """Raise ``BadStoreError`` if ``good`` is false."""
     if not good:
         raise BadStoreError(why)
 
@@ -57,7 +57,7 @@ def is_uuid(value: object) -> bool:
 
 
 def meta(raw: bytes, kind: str) -> dict[str, object]:
-    """The keys of a ``disk.json``, ``progress`` or ``pin`` without ``format`` and ``crc32c``."""
+    """Return the keys of a ``disk.json``, ``progress`` or ``pin`` without ``format`` and ``crc32c``."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
@@ -133,7 +133,7 @@ class Frame:
     journal_file: int
     start: int
     raw: bytes
-    """Its header; the magic is that of the front."""
+    """The header of the frame, with the magic of the front header."""
 
     def _at(self, at: int, form: str) -> int:
         (number,) = struct.unpack_from("<" + form, self.raw, at)
@@ -165,7 +165,7 @@ class Frame:
 
     @property
     def segment(self) -> tuple[int, int]:
-        """First byte and the one behind."""
+        """Return the first byte of the segment, and the first one after it."""
         return self.start + HEADER_BYTES, self.start + HEADER_BYTES + self._at(120, "Q")
 
     @property
@@ -191,7 +191,7 @@ class Frame:
 
 
 def header(raw: bytes, disk: bytes, magic: bytes = FRONT) -> bytes | None:
-    """A frame header with the magic of the front; None if it is none of that disk."""
+    """Return a frame header with the magic of the front header, or None if it is not a header of that disk."""
     if len(raw) != HEADER_BYTES or raw[:8] != magic or crc32c(raw[:172]) != struct.unpack_from("<I", raw, 172)[0]:
         return None
     good = (
@@ -207,7 +207,7 @@ def header(raw: bytes, disk: bytes, magic: bytes = FRONT) -> bytes | None:
 
 @dataclass
 class Journal:
-    """Frames that count; ``stop``: ``end``, ``torn`` or ``broken``, and where."""
+    """The valid frames; ``stop`` is ``end``, ``torn`` or ``broken``, and ``at`` is the journal file and byte of the stop."""
 
     frames: list[Frame] = field(default_factory=list)
     stop: str = "end"
@@ -215,7 +215,7 @@ class Journal:
 
 
 def _frame_at(journal_file: int, raw: bytes, at: int, number: int, disk: bytes) -> Frame | None:
-    """By its header, or else the copy behind it."""
+    """Return the frame at a byte, found by its header or else by the copy at its end."""
     found = header(raw[at : at + HEADER_BYTES], disk)
     if found is not None:
         frame = Frame(journal_file, at, found)
@@ -240,7 +240,7 @@ def _later_frame(raw: bytes, at: int, disk: bytes) -> bool:
 
 
 def _stop(raw: bytes, at: int, disk: bytes, *, power_lost: bool) -> str:
-    """What no frame begins with, at the end of the newest journal file."""
+    """Return the kind of a stop in the newest journal file, at a byte where no frame begins."""
     if len(raw) - at < HEADER_BYTES:
         return "torn"
     lost = not any(raw[at : at + HEADER_BYTES]) or power_lost
@@ -248,7 +248,7 @@ def _stop(raw: bytes, at: int, disk: bytes, *, power_lost: bool) -> str:
 
 
 def journal(journal_files: dict[int, bytes], disk_id: str, *, counted: int = 0, power_lost: bool = False) -> Journal:
-    """All frames from number 1 on, without their order of application; up to ``counted`` they are there."""
+    """Return all frames from number 1 on, sorted by number; the journal is broken if there are fewer than ``counted``."""
     found = _journal(journal_files, disk_id, counted, power_lost=power_lost)
     if len(found.frames) < counted:
         found.stop = "broken"
@@ -282,7 +282,7 @@ def _journal(journal_files: dict[int, bytes], disk_id: str, counted: int, *, pow
 
 
 def made_index(journal_file: bytes, frame: Frame) -> bytes | None:
-    """The index of a frame, made from its segment alone; None if that is bad, or not what the frame's header is about."""
+    """Return the index of a frame, built from its segment alone; None if the segment is bad or does not match the header."""
     raw = journal_file[slice(*frame.segment)]
     if crc32c(raw) != frame.crcs[0]:
         return None
@@ -311,11 +311,11 @@ def made_index(journal_file: bytes, frame: Frame) -> bytes | None:
     return index if (len(entries), len(sums)) == lengths and crc32c(index) == frame.crcs[1] else None
 
 
-# --- what a position reads as ---------------------------------------------------------------------------------------
+# --- the disk at a position ---------------------------------------------------------------------------------------
 
 
 class Picture:
-    """A disk's bytes, and which of them cannot be read, for their piece is not what its checksum says."""
+    """A disk's bytes, and in ``bad`` those that cannot be read because their piece does not match its checksum."""
 
     def __init__(self, size: int) -> None:
         self.data, self.bad = bytearray(size), bytearray(size)
@@ -350,7 +350,7 @@ class Picture:
 
 
 def odd(row: tuple[int, ...], frame: Frame) -> bool:
-    """An entry that no record makes."""
+    """Return True for an entry that no record can have."""
     position, _, offset, length, payload_at, _, kind = row
     return (
         kind not in (WRITE, ZERO, DISCARD, RESIZE)

@@ -1,4 +1,4 @@
-"""The corpus, and what does not fit into a file of it."""
+"""The inputs of the corpus are read as expected, and so are inputs that do not fit into a file of the corpus."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CASES = sorted(case for target in TARGETS for case in (CORPUS / target).iterdir(
 
 @pytest.fixture(params=["this boot", "another boot"])
 def any_boot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """The verdict on a file of the corpus must be the same on every machine."""
+    """Replace the boot id, so that the result for a file of the corpus is the same on every machine."""
     store_damage.good_store.cache_clear()
     if request.param == "another boot":
         source = tmp_path / "boot_id"
@@ -36,20 +36,20 @@ def any_boot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
 
 @pytest.mark.usefixtures("any_boot")
 @pytest.mark.parametrize("case", CASES, ids=[str(case.relative_to(CORPUS)) for case in CASES])
-def test_corpus(case: Path, tmp_path: Path) -> None:
+def test_each_input_of_the_corpus_is_read_as_the_strict_reader_reads_it(case: Path, tmp_path: Path) -> None:
     folder = tmp_path / "case"
     folder.mkdir()
     outcome = TARGETS[case.parent.name](case, folder)
-    if "good" in case.name:  # else a change of a format would make all of them the same kind of bad
+    if "good" in case.name:  # otherwise a new format could make all files bad for one reason
         assert outcome == "end, opened" or outcome.startswith("good")
 
 
-def test_the_corpus_is_whole() -> None:
+def test_the_corpus_has_inputs_for_every_target() -> None:
     assert {case.name for case in CORPUS.iterdir()} == TARGETS.keys()
 
 
-def test_guest_bytes_that_look_like_records_are_searched_in_bounded_time(tmp_path: Path) -> None:
-    """Each claims all that follows for its payload, and a number that a later record may have."""
+def test_guest_bytes_that_look_like_records_take_bounded_time(tmp_path: Path) -> None:
+    """Each such record claims all bytes after it as its payload, and has a number that a later record may have."""
     path = tmp_path / "os.000001.hrl"
     head = log.make_header(disk_id=damage.DISK_ID, first_seq=1, disk_size_bytes=damage.DISK_BYTES, boot_id=current_boot_id())
     count = 400
@@ -65,7 +65,7 @@ def test_guest_bytes_that_look_like_records_are_searched_in_bounded_time(tmp_pat
     assert "too much behind it looks like records" in failed.value.message
 
 
-def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_opening_a_named_pipe_does_not_wait(tmp_path: Path) -> None:
     path = tmp_path / "os.000001.hrl"
     os.mkfifo(path)
     for read in (SegmentReader, DmLogReader):

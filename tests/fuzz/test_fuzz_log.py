@@ -1,4 +1,4 @@
-"""Damaged change logs: one clear error or exactly the records that are good, in bounded work."""
+"""Damaged change logs give one clear error or exactly the good records, in bounded time."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ def test_the_two_ways_to_write_a_segment_give_the_same_bytes(tmp_path: Path) -> 
     assert path.read_bytes() == ours == log.reseal(ours)
 
 
-def test_segments() -> None:
+def test_damaged_segments_are_read_as_the_strict_reader_reads_them() -> None:
     seen = fuzz(lambda pick: damage.segment(pick, current_boot_id()), log_targets.segment, share=0.2)
     assert {"good", "torn", "rot", "LogCorrupt"} <= seen.keys()
 
 
-def test_indexes_of_segments() -> None:
+def test_indexes_of_damaged_segments_match_the_strict_reader() -> None:
     seen = fuzz(lambda pick: damage.segment(pick, current_boot_id()), log_targets.index, share=0.1)
     assert {"good", "PartCorrupt", "PartRefused"} <= seen.keys()
 
 
-def test_rows_of_segments() -> None:
+def test_damaged_consecutive_segments_match_the_strict_reader() -> None:
     seen = fuzz(lambda pick: damage.row(pick, current_boot_id()), log_targets.row, share=0.2)
     assert {"good", "LogCorrupt", "LogGap"} <= seen.keys()
 
 
-def test_parts() -> None:
+def test_damaged_parts_match_the_strict_reader() -> None:
     seen = fuzz(
         lambda pick: damage.part(pick, current_boot_id()), lambda part, folder: log_targets.part(*part, folder), share=0.1
     )
     assert {"good", "PartCorrupt"} <= seen.keys()
 
 
-def test_folders_of_a_disk() -> None:
+def test_damaged_folders_of_a_disk_match_the_strict_reader() -> None:
     seen = fuzz(lambda pick: disk_damage.folder(pick, current_boot_id()), disk_targets.disk, share=0.2)
     assert {"good", "LogCorrupt", "PowerLoss", "LogOverflow"} <= seen.keys()

@@ -1,4 +1,4 @@
-"""Damaged files beside the change log: one clear error, or exactly what the format's page says."""
+"""Damaged files beside the change log give one clear error, or exactly the contents that the format page describes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from tests.fuzz import small_damage, small_targets
 from tests.fuzz.run import fuzz
 
 
-def test_dm_log_writes() -> None:
+def test_damaged_dm_logs_match_the_strict_reader() -> None:
     seen = fuzz(small_damage.dm_log, small_targets.dm_log, share=0.08)
     assert {"good", "DmLogCorrupt"} <= seen.keys()
 
 
-def test_disk_state() -> None:
+def test_damaged_disk_states_match_the_strict_reader() -> None:
     seen = fuzz(small_damage.disk_state, small_targets.disk_state, share=0.08)
     assert {"good", "DiskStateCorrupt", "StateVersion"} <= seen.keys()
 
 
-def test_dirty_file() -> None:
+def test_damaged_dirty_files_match_the_strict_reader() -> None:
     seen = fuzz(small_damage.dirty_file, small_targets.dirty_file, share=0.05)
     assert {"good, None", "good, LogOverflow", "DirtyCorrupt"} <= seen.keys()
 
 
-def test_vhd_footer() -> None:
+def test_damaged_vhd_footers_match_the_strict_reader() -> None:
     seen = fuzz(small_damage.vhd, small_targets.vhd, share=0.05)
     assert {"good", "VhdCorrupt", "VhdUnsupported"} <= seen.keys()
 
 
-def test_maps_of_a_top() -> None:
+def test_damaged_overlay_maps_match_the_strict_reader() -> None:
     boot_id = current_boot_id()
     seen = fuzz(lambda pick: small_damage.top_maps(pick, boot_id), small_targets.top_maps, share=0.05)
     assert {"of this boot", "of another boot", "DiskCorrupt"} <= seen.keys()
