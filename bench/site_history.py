@@ -96,9 +96,14 @@ class SiteHistory:
         self.seq += 1
         self.position += 1
         writer.append(
-            kind, seq=self.seq, position=self.position, time_ns=self.position * 1000, offset=offset, length=length,
+            kind,
+            seq=self.seq,
+            position=self.position,
+            time_ns=self.position * 1000,
+            offset=offset,
+            length=length,
             payload=payload,
-        )  # fmt: skip
+        )
 
     def _tag(self, name: str) -> bytes:
         position = self.position + 1

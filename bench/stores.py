@@ -227,9 +227,13 @@ def _print(console: Console, found: StoreResults) -> None:
         ratio = statistics.median(ratios)
         holds = "holds" if ratio >= 0.7 else "[bold]does not hold[/bold]"
         table.add_row(
-            f"{COLUMNS[name].title}, a point", f"{ours:,.0f} IOPS", f"{plain:,.0f} IOPS",
-            f"{ratio:.2f}x ({min(ratios):.2f} to {max(ratios):.2f})", "0.7x", holds,
-        )  # fmt: skip
+            f"{COLUMNS[name].title}, a point",
+            f"{ours:,.0f} IOPS",
+            f"{plain:,.0f} IOPS",
+            f"{ratio:.2f}x ({min(ratios):.2f} to {max(ratios):.2f})",
+            "0.7x",
+            holds,
+        )
     row("fold, beside writing in order", found.fold_mb_s, found.fold_peer_mb_s, 0.5)
     for what, times in (("mount, newest", found.mount_newest_ms), ("mount, at random", found.mount_random_ms)):
         holds = "holds" if max(times) < 100 else "[bold]does not hold[/bold]"

@@ -211,12 +211,18 @@ def decode_header(raw: bytes, *, journal_file: int, disk: DiskUuid, back: bool =
     if sync_end and not has_sync_end:
         raise BadFrameError("frame header has the sequence number of a sync-end tag, but no such tag")
     return Frame(
-        journal_file, start, number,
+        journal_file,
+        start,
+        number,
         PartName(disk.disk_id, generation, _STREAMS[stream], first, last),
-        first_position, position, first_time, time_ns, size,
+        first_position,
+        position,
+        first_time,
+        time_ns,
+        size,
         sync_end if has_sync_end else None,
         *numbers[11:],
-    )  # fmt: skip
+    )
 
 
 BACK_MAGIC = _BACK

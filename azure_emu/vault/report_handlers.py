@@ -169,9 +169,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports):
                 return None
             text = f"disk {disk!r} of VM {vm!r} on the recovery side: {what}"
             source = health.vm_disk_source(vm, disk)
-            if health.set_error(
-                session, vm=row.owner, code=VM_DISK_CHANGED, message=text, recoverable=True, source=source
-            ):  # fmt: skip
+            if health.set_error(session, vm=row.owner, code=VM_DISK_CHANGED, message=text, recoverable=True, source=source):
                 self._event(session, row.owner, VM_DISK_CHANGED, "Warning", text)
             return row.owner
 
@@ -337,4 +335,4 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports):
     def _event(self, session: Session, vm: str, code: str, severity: events.Severity, text: str) -> None:
         events.record(
             session, vm=vm, code=code, kind="VmHealth", severity=severity, text=text, now_ns=self._context.clock.wall_ns()
-        )  # fmt: skip
+        )

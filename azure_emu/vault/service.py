@@ -182,9 +182,7 @@ class Vault(VaultApi):
         made = await self.context.retry_while_away(
             "create VM", vm, lambda: self.context.site.create_vm(vm=vm, disks=disks), repeatable=False
         )
-        made_vm = Vm(
-            name=vm, side="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(disk) for disk in made]
-        )  # fmt: skip
+        made_vm = Vm(name=vm, side="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(disk) for disk in made])
         try:
             await self.context.database.transact(lambda session: inventory.cache_vm(session, made_vm))
         except RigError as error:
@@ -248,9 +246,13 @@ class Vault(VaultApi):
             item = session.get(ItemRow, vm)
             if item is None:
                 item = ItemRow(
-                    vm=vm, test_failover_state=TEST_NONE, active_location=PRIMARY, resync_marks=0, sent_position=0,
+                    vm=vm,
+                    test_failover_state=TEST_NONE,
+                    active_location=PRIMARY,
+                    resync_marks=0,
+                    sent_position=0,
                     points_after_position=0,
-                )  # fmt: skip
+                )
                 session.add(item)
             else:
                 require(item, Operation.ENABLE)
@@ -264,13 +266,13 @@ class Vault(VaultApi):
                 text = f"interval_s {interval_s:g} of VM {vm!r} is rig-only: the service has 30, 300 and 900"
                 events.record(
                     session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
-                )  # fmt: skip
+                )
             retention = history_remark(history_hours)
             if retention is not None:
                 text = f"VM {vm!r}: {retention}"
                 events.record(
                     session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
-                )  # fmt: skip
+                )
             for remark in disk_limits.remarks(vm, disks):
                 events.record(
                     session, vm=vm, code="DiskSize", kind="VmReplication", severity="Warning", text=remark, now_ns=now_ns

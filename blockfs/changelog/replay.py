@@ -125,9 +125,7 @@ def in_order(paths: list[Path]) -> list[SegmentFile]:
             return (True, 0, "", 0, False, str(file.path))
         # If two begin with the same number, the empty one comes first: nothing was written to it.
         stream = "0" if file.header.stream == "sync" else "1"
-        return (
-            False, file.header.generation, stream, file.header.first_seq, file.size_bytes > HEADER_BYTES, str(file.path)
-        )  # fmt: skip
+        return (False, file.header.generation, stream, file.header.first_seq, file.size_bytes > HEADER_BYTES, str(file.path))
 
     files = sorted((_log_file(path) for path in paths), key=key)
     if len(files) == 1 and files[0].header is None and files[0].fault is None:
@@ -205,7 +203,7 @@ class _LogSequence:
             why = f"{what} {self._next} comes next"
             if header.first_seq > self._next:
                 why = f"the segment with {what} {self._next} is missing"
-            raise RigError(Code.LogGap, f"{file.path}: begins with {what} {header.first_seq}; {why}")  # fmt: skip
+            raise RigError(Code.LogGap, f"{file.path}: begins with {what} {header.first_seq}; {why}")
         self._next = header.first_seq if header.stream == "log" else header.first_seq + 1
         self.size_bytes = max(self.size_bytes, header.disk_size_bytes)
 

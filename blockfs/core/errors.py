@@ -30,8 +30,11 @@ class ExitStatus(IntEnum):
 
 
 _FAILED, _BAD_INPUT, _NOT_UP, _ENVIRONMENT = (
-    ExitStatus.FAILED, ExitStatus.BAD_INPUT, ExitStatus.NOT_UP, ExitStatus.ENVIRONMENT,
-)  # fmt: skip
+    ExitStatus.FAILED,
+    ExitStatus.BAD_INPUT,
+    ExitStatus.NOT_UP,
+    ExitStatus.ENVIRONMENT,
+)
 
 
 class Code(StrEnum):

@@ -93,11 +93,16 @@ class DiskTracking:
             return True
         try:
             found = recover_log(
-                core.paths.folder, core.paths.name, disk_id=core.state.disk_id, generation=core.state.generation,
-                first_segment=core.state.first_segment, disk_size_bytes=core.size_bytes,
-                positions=core.options.positions, closed=closed,
+                core.paths.folder,
+                core.paths.name,
+                disk_id=core.state.disk_id,
+                generation=core.state.generation,
+                first_segment=core.state.first_segment,
+                disk_size_bytes=core.size_bytes,
+                positions=core.options.positions,
+                closed=closed,
                 newest_segment=disk_identity.newest_segment(core.paths),
-            )  # fmt: skip
+            )
         except RigError as exc:
             if exc.code not in (Code.PowerLoss, Code.LogCorrupt):
                 raise
@@ -148,10 +153,18 @@ class DiskTracking:
     def _make_log(self, found: RecoveredLog) -> DiskLog:
         core = self._core
         return DiskLog(
-            core.c, core.paths.folder, core.paths.name, disk_id=core.state.disk_id, generation=core.state.generation,
-            disk_size_bytes=core.size_bytes, policy=core.options.policy, next_number=found.next_number,
-            next_seq=found.next_seq, last_position=found.last_position, kept=found.kept,
-        )  # fmt: skip
+            core.c,
+            core.paths.folder,
+            core.paths.name,
+            disk_id=core.state.disk_id,
+            generation=core.state.generation,
+            disk_size_bytes=core.size_bytes,
+            policy=core.options.policy,
+            next_number=found.next_number,
+            next_seq=found.next_seq,
+            last_position=found.last_position,
+            kept=found.kept,
+        )
 
     # --- starting and stopping ----------------------------------------------------------------------------------
 

@@ -83,10 +83,13 @@ def kept_images(folder: Path, disk: str | None = None) -> list[KeptImage]:
                 continue
             found.append(
                 KeptImage(
-                    file=path.name, path=str(path), disk=name["disk"], size_bytes=status.st_size,
+                    file=path.name,
+                    path=str(path),
+                    disk=name["disk"],
+                    size_bytes=status.st_size,
                     allocated_bytes=status.st_blocks * STAT_BLOCK_BYTES,
                 )
-            )  # fmt: skip
+            )
     return found
 
 

@@ -89,9 +89,14 @@ class DiskHost(DiskHostControl, DiskTree):
         self.mountpoint = mountpoint
         self._clock = clock
         self.registry = DiskRegistry(
-            root, mountpoint, views=views, policy=policy, snapshot_share_max=snapshot_share_max,
-            report_changed=report_changed, clock=clock,
-        )  # fmt: skip
+            root,
+            mountpoint,
+            views=views,
+            policy=policy,
+            snapshot_share_max=snapshot_share_max,
+            report_changed=report_changed,
+            clock=clock,
+        )
         self._opening: set[str] = set()
         self._locks = KeyedLock()  # by name of a disk, while its view is pinned or released
         self._hydrator = hydration.Hydrator(

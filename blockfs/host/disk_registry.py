@@ -89,9 +89,14 @@ class DiskRegistry:
         self.watch = FileWatch()
         self._report_changed = report_changed
         self._options = DiskOptions(
-            self.positions, self.event_fd, policy or LogPolicy(), snapshot_share_max, watch=self.watch,
-            report_changed=report_changed, clock=clock,
-        )  # fmt: skip
+            self.positions,
+            self.event_fd,
+            policy or LogPolicy(),
+            snapshot_share_max,
+            watch=self.watch,
+            report_changed=report_changed,
+            clock=clock,
+        )
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
         self.broken_chains: dict[str, DiskInfo] = {}

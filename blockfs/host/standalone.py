@@ -121,10 +121,14 @@ class StandAlone:
             # In a VHD the footer follows the disk, and a device has a fixed size.
             can_grow = image.format == "raw" and not image.is_device
             options = DiskOptions(
-                positions, self._event_fd, _POLICY, can_grow=can_grow, watch=self._watch,
+                positions,
+                self._event_fd,
+                _POLICY,
+                can_grow=can_grow,
+                watch=self._watch,
                 report_changed=lambda _paths, what: report(what),
                 report_log_lost=lambda _paths, what: report(f"{what}: the log ends, and no write from now on is in it"),
-            )  # fmt: skip
+            )
             self.disk = Disk.over(paths, state=state, layer=layer, options=options, closed=closed)
         except BaseException:
             self._close_own()
@@ -239,9 +243,14 @@ def _os_errors_as(what: str, code: Code) -> Iterator[None]:
 def _open_untracked(image: Image, paths: DiskPaths, report: ReportChange) -> StandAlone:
     before, ended = (None, None) if image.read_only else _end_log(image, paths)
     state = _Volatile(
-        disk_id=str(uuid.uuid4()), size_bytes=image.size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None,
+        disk_id=str(uuid.uuid4()),
+        size_bytes=image.size_bytes,
+        kind="raw",
+        generation=0,
+        tracked=False,
+        needs_resync=None,
         image=image.path.name,
-    )  # fmt: skip
+    )
     alone = StandAlone(image, paths, state, PositionCounter(None), tracked=False, report=report)
     alone.before, alone.ended_generation = before, ended
     return alone
@@ -274,7 +283,7 @@ def _found_state(image: Image, paths: DiskPaths) -> DiskState | None:
     if state.image != image.path.name:
         raise RigError(
             Code.LogExists, f"{path}: belongs to image {state.image}; give the disk of {image.path.name} another name"
-        )  # fmt: skip
+        )
     return state
 
 
@@ -309,9 +318,13 @@ def _begin_tracked(image: Image, paths: DiskPaths, found: DiskState | None, repo
     why = closed = None
     if found is None:
         state = DiskState(
-            disk_id=str(uuid.uuid4()), size_bytes=image.size_bytes, kind="raw", generation=0, tracked=False,
+            disk_id=str(uuid.uuid4()),
+            size_bytes=image.size_bytes,
+            kind="raw",
+            generation=0,
+            tracked=False,
             needs_resync=None,
-        )  # fmt: skip
+        )
     else:
         identified = identify(paths, found)
         state, closed, why = identified.state, identified.closed, identified.why

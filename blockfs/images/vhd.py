@@ -126,7 +126,7 @@ def _checked(path: Path, footer: bytes) -> tuple[int, int]:
     if version >> 16 != _MAJOR_VERSION:
         raise RigError(
             Code.VhdUnsupported, f"{path}: VHD format version {version >> 16}.{version & 0xFFFF}; 1.0 is supported"
-        )  # fmt: skip
+        )
     return kind, size
 
 

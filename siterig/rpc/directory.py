@@ -54,6 +54,15 @@ supervisor = Service(SupervisorControl, "supervisor")
 """The supervisor of the rig's processes."""
 
 SERVICES: tuple[Service[Any], ...] = (
-    vault, vault_link, applier_reports, damage_reports, role_reports, site, azure, provider, recovery_side, supervisor,
-)  # fmt: skip
+    vault,
+    vault_link,
+    applier_reports,
+    damage_reports,
+    role_reports,
+    site,
+    azure,
+    provider,
+    recovery_side,
+    supervisor,
+)
 """All services of a rig."""

@@ -121,9 +121,12 @@ async def _open_disks(context: VaultContext, owner: str, name: str, position: in
     for disk in disks:
         # The host gives the new disk its own id, so that its parts at failback differ from those of the site's disk.
         await context.azure.create_disk_from_point(
-            vm=name, name=disk.name, managed_disk=disk.disk_id, position=position,
+            vm=name,
+            name=disk.name,
+            managed_disk=disk.disk_id,
+            position=position,
             sector_bytes=known_size(disk.sector_bytes),
-        )  # fmt: skip
+        )
 
 
 async def verify(context: VaultContext, owner: str, name: str, state: Kind) -> Vm:

@@ -309,8 +309,9 @@ class JobEngine:
                 return self._complete(session, scenario, job) if finish else None
 
             follow_on = await self._transact(
-                name, lambda session, job, n=ordinal, how=outcome, fin=last: end(session, job, n=n, how=how, finish=fin)  # type: ignore[misc]
-            )  # fmt: skip
+                name,
+                lambda session, job, n=ordinal, how=outcome, fin=last: end(session, job, n=n, how=how, finish=fin),  # type: ignore[misc]
+            )
         return follow_on
 
     async def _run_body(self, name: str, kind: TaskKind, context: JobContext) -> TaskOutcome | None:

@@ -107,13 +107,11 @@ async def download(job: JobContext) -> None:
     for disk in disks:
         source_id, size_bytes = disk["disk_id"], disk["size_bytes"]
         for attempt in range(1, EXPORTS_MAX + 1):
-            parts = await job.context.recovery.export_disk(
-                source=disk["path"], source_id=source_id, size_bytes=size_bytes
-            )  # fmt: skip
+            parts = await job.context.recovery.export_disk(source=disk["path"], source_id=source_id, size_bytes=size_bytes)
             try:
                 await job.context.site.receive_disk(
                     vm=job.vm, disk=disk["name"], source_id=source_id, size_bytes=size_bytes, parts=parts
-                )  # fmt: skip
+                )
                 break
             except RigError as error:
                 if error.code not in _LOST_IN_THE_ACCOUNT or attempt == EXPORTS_MAX:

@@ -67,11 +67,18 @@ async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
             if disk.disk_id not in rows:
                 item.disks.append(
                     DiskRow(
-                        disk_id=disk.disk_id, name=disk.name, size_bytes=disk.size_bytes, generation=0, sync_parts=0,
-                        sync_complete=False, log_seq=0, complete_position=0, complete_time_ns=0,
+                        disk_id=disk.disk_id,
+                        name=disk.name,
+                        size_bytes=disk.size_bytes,
+                        generation=0,
+                        sync_parts=0,
+                        sync_complete=False,
+                        log_seq=0,
+                        complete_position=0,
+                        complete_time_ns=0,
                         sector_bytes=disk.sector_bytes,
                     )
-                )  # fmt: skip
+                )
         session.flush()
         return sorted(set(rows) - {disk.disk_id for disk in disks})
 

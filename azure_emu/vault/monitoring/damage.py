@@ -45,7 +45,7 @@ def note_scrub(session: Session, disk_id: str, damages: Iterable[Damage]) -> boo
             example = f"{damage.path}: byte {damage.offset}: {damage.what}"
             found[where] = DamageRow(
                 disk_id=disk_id, first_position=where[0], last_position=where[1], by_read=False, places=0, example=example
-            )  # fmt: skip
+            )
         found[where].places += 1
     before = {_facts(row) for row in _rows(session, disk_id)}
     session.execute(delete(DamageRow).where(DamageRow.disk_id == disk_id))
@@ -64,7 +64,7 @@ def note_read(session: Session, disk_id: str, path: str, offset: int, position: 
         example = f"{path}: byte {offset}"
         row = DamageRow(
             disk_id=disk_id, first_position=position, last_position=position, by_read=True, places=1, example=example
-        )  # fmt: skip
+        )
         session.add(row)
         session.flush()
     return True

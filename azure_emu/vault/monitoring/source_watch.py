@@ -85,10 +85,15 @@ class SourceWatch:
         try:
             await self._context.database.transact(
                 lambda session: events.record(
-                    session, vm=vm, code=CODE, kind="VmHealth", severity="Warning", text=text,
+                    session,
+                    vm=vm,
+                    code=CODE,
+                    kind="VmHealth",
+                    severity="Warning",
+                    text=text,
                     now_ns=self._context.clock.wall_ns(),
                 )
-            )  # fmt: skip
+            )
         except RigError:
             self._used.pop(vm, None)  # the host's disk is full: the next round tries again
 

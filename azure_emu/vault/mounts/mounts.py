@@ -126,9 +126,13 @@ async def between_points(context: VaultContext, vm: str, choice: str) -> Recover
         return found
     time_ns = await _time_of(context, vm, position)
     return RecoveryPoint(
-        id=f"@{position}", name=choice, type="CrashConsistent", time=rfc3339(time_ns),
-        position=position, time_ns=time_ns,
-    )  # fmt: skip
+        id=f"@{position}",
+        name=choice,
+        type="CrashConsistent",
+        time=rfc3339(time_ns),
+        position=position,
+        time_ns=time_ns,
+    )
 
 
 async def _time_of(context: VaultContext, vm: str, position: int) -> int:
@@ -232,10 +236,14 @@ async def mount(
     at, default_name, found = await resolve_selector(context, vm, point=point, position=position, time=time)
     time_ns = found.time_ns if found is not None else await _time_of(context, vm, at)
     wanted = MountRow(
-        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id,
+        vm=vm,
+        name=name or default_name,
+        position=at,
+        point_id=None if found is None else found.id,
         asked_time=default_name if _TIME.fullmatch(default_name) else None,
-        process_id=None if process is None else process.pid, process_started=None if process is None else process.started,
-    )  # fmt: skip
+        process_id=None if process is None else process.pid,
+        process_started=None if process is None else process.started,
+    )
 
     def note(session: Session) -> tuple[bool, list[DiskRow]]:
         state = find_item(session, vm).protection_state

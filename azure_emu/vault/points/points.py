@@ -126,9 +126,15 @@ def _row_of(session: Session, item: ItemRow, tag: TagSeen, known: RecoveryPoint 
     # made. A tag without a row is therefore the repeat, after a restart, of a point that was pruned since.
     if point is None and (known is None or tag.position > known.position):
         point = PointRow(
-            tag_id=tag.tag_id, vm=item.vm, kind=tag.kind, name=tag.name, position=tag.position, time_ns=tag.time_ns,
-            available=False, elapsed_ns=_elapsed_at(session, item, tag, elapsed_ns),
-        )  # fmt: skip
+            tag_id=tag.tag_id,
+            vm=item.vm,
+            kind=tag.kind,
+            name=tag.name,
+            position=tag.position,
+            time_ns=tag.time_ns,
+            available=False,
+            elapsed_ns=_elapsed_at(session, item, tag, elapsed_ns),
+        )
         session.add(point)
         session.flush()  # the time of the next tag is computed from this row
     return point

@@ -89,10 +89,14 @@ class RetentionWorker:
         oldest = points.oldest(session, item.vm)
         left = "" if oldest is None else f"; the oldest left is of {oldest.time}"
         events.record(
-            session, vm=item.vm, code="RecoveryPointsPruned", kind="VmReplication", severity="OK",
+            session,
+            vm=item.vm,
+            code="RecoveryPointsPruned",
+            kind="VmReplication",
+            severity="OK",
             text=f"{count} recovery points of VM {item.vm!r} were pruned: retention {item.history_hours} h{left}",
             now_ns=self._context.clock.wall_ns(),
-        )  # fmt: skip
+        )
 
     def _log_once(self, error: RigError) -> None:
         if error.message not in self._logged:

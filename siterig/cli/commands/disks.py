@@ -75,8 +75,18 @@ def list_disks(folder: Dir, as_json: Json = False) -> None:
         if as_json:
             output.print_json([_json(side, disk) for side, disk in found])
         elif found or failure is None:
-            columns = ("disk", "side", "size", "tracked", "generation", "unsent log", "dirty", "snapshot", "needs resync",
-                       "promotion")  # fmt: skip
+            columns = (
+                "disk",
+                "side",
+                "size",
+                "tracked",
+                "generation",
+                "unsent log",
+                "dirty",
+                "snapshot",
+                "needs resync",
+                "promotion",
+            )
             output.print_table(columns, [_row(side, disk) for side, disk in found], empty="no disks: siterig vm create")
         if failure is not None:
             raise failure
@@ -87,11 +97,17 @@ def list_disks(folder: Dir, as_json: Json = False) -> None:
 def _row(side: Side, disk: DiskInfo) -> tuple[object, ...]:
     snapshot = _share(disk.snapshot_bytes, disk.snapshot_bytes_max) if disk.snapshot else "-"
     return (
-        f"{disk.vm}/{disk.name}", side, format_size(disk.size_bytes), "yes" if disk.tracked else "no", disk.generation,
+        f"{disk.vm}/{disk.name}",
+        side,
+        format_size(disk.size_bytes),
+        "yes" if disk.tracked else "no",
+        disk.generation,
         _share(disk.unsent_log_bytes, disk.log_bytes_max) if disk.tracked else "-",
-        format_size(disk.dirty_bytes) if disk.dirty_bytes else "-", snapshot, disk.needs_resync or "-",
+        format_size(disk.dirty_bytes) if disk.dirty_bytes else "-",
+        snapshot,
+        disk.needs_resync or "-",
         _promotion(disk.promotion),
-    )  # fmt: skip
+    )
 
 
 def _promotion(found: PromotionInfo | None) -> str:

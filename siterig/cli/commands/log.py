@@ -130,10 +130,15 @@ def _print_header(reader: SegmentReader, *, as_json: bool) -> None:
     header = reader.header
     if as_json:
         fields = {
-            "file": str(reader.path), "disk_id": header.disk_id, "generation": header.generation, "stream": header.stream,
-            "first_seq": header.first_seq, "boot_id": header.boot_id, "created": rfc3339(header.created_ns),
+            "file": str(reader.path),
+            "disk_id": header.disk_id,
+            "generation": header.generation,
+            "stream": header.stream,
+            "first_seq": header.first_seq,
+            "boot_id": header.boot_id,
+            "created": rfc3339(header.created_ns),
             "disk_size_bytes": header.disk_size_bytes,
-        }  # fmt: skip
+        }
         output.print_json_line({"segment": fields})
         return
     output.line(
@@ -148,9 +153,13 @@ def _print_record(reader: SegmentReader, record: Record, *, as_json: bool) -> No
     clean = record.type is RecordType.FLUSH and bool(record.flags & FLAG_CLEAN_CLOSE)
     if as_json:
         fields: dict[str, object] = {
-            "seq": record.seq, "position": record.position, "time": rfc3339(record.time_ns), "type": record.type.name,
-            "offset": record.offset, "length": record.length,
-        }  # fmt: skip
+            "seq": record.seq,
+            "position": record.position,
+            "time": rfc3339(record.time_ns),
+            "type": record.type.name,
+            "offset": record.offset,
+            "length": record.length,
+        }
         if tag is not None:
             fields["tag"] = {"id": tag.tag_id, "name": tag.name, "kind": tag.kind}
         if record.type is RecordType.FLUSH:
@@ -235,10 +244,17 @@ def _verified_json(path: Path, found: FileSummary | RigError) -> dict[str, objec
     if isinstance(found, RigError):
         return {"file": str(path), "ok": False, "error": output.error_json(found)}
     return {
-        "file": str(path), "ok": True, "records": found.records, "first_seq": found.first_seq, "last_seq": found.last_seq,
-        "first_position": found.first_position, "last_position": found.last_position,
-        "written_bytes": found.written_bytes, "torn_bytes": found.torn_bytes, "preallocated_bytes": found.room_bytes,
-    }  # fmt: skip
+        "file": str(path),
+        "ok": True,
+        "records": found.records,
+        "first_seq": found.first_seq,
+        "last_seq": found.last_seq,
+        "first_position": found.first_position,
+        "last_position": found.last_position,
+        "written_bytes": found.written_bytes,
+        "torn_bytes": found.torn_bytes,
+        "preallocated_bytes": found.room_bytes,
+    }
 
 
 def _contents(found: FileSummary) -> str:

@@ -73,10 +73,14 @@ def mount(
             check_file_name("disk", name)
         log_as_notes(logging.WARNING)
         request = MountRequest(
-            image=image, where=where, name=name, tracked=log, read_only=read_only,
+            image=image,
+            where=where,
+            name=name,
+            tracked=log,
+            read_only=read_only,
             format=None if format_ is None else format_.value,
             fuse_options=fuse_options_of(fuse_threads, fuse_queue, portable=portable_fuse),
-        )  # fmt: skip
+        )
 
         def ready(mounted: Mounted) -> None:
             if as_json:
@@ -130,9 +134,14 @@ def _print_unmounted(mounted: Mounted) -> None:
 def _mounted_json(mounted: Mounted) -> dict[str, object]:
     image, as_vhd = mounted.image, _vhd(mounted)
     return {
-        "image": str(image.path), "format": image.format, "size_bytes": image.size_bytes, "read_only": image.read_only,
-        "disk": str(mounted.disk), "vhd": None if as_vhd is None else str(as_vhd), "log": _log_json(mounted),
-    }  # fmt: skip
+        "image": str(image.path),
+        "format": image.format,
+        "size_bytes": image.size_bytes,
+        "read_only": image.read_only,
+        "disk": str(mounted.disk),
+        "vhd": None if as_vhd is None else str(as_vhd),
+        "log": _log_json(mounted),
+    }
 
 
 def _unmounted_json(mounted: Mounted) -> dict[str, object]:
@@ -145,7 +154,10 @@ def _log_json(mounted: Mounted) -> dict[str, object] | None:
         return None
     segments = mounted.alone.segments()
     return {
-        "disk_id": state.disk_id, "generation": state.generation, "segments": len(segments),
-        "first": str(segments[0]) if segments else None, "last": str(segments[-1]) if segments else None,
+        "disk_id": state.disk_id,
+        "generation": state.generation,
+        "segments": len(segments),
+        "first": str(segments[0]) if segments else None,
+        "last": str(segments[-1]) if segments else None,
         "bytes": _bytes(segments),
-    }  # fmt: skip
+    }
