@@ -119,11 +119,97 @@ def find_segments(folder: Path, name: str) -> list[tuple[int, Path]]:
     return sorted((number, path) for number, path in numbered if number is not None)
 
 
+def _create_preallocated(path: Path, segment_bytes: int) -> int:
+    """Create the file of a segment with a durable name; a failure leaves nothing."""
+    fd = safe_files.create_file(path)
+    try:
+        with naming(path):
+            os.posix_fallocate(fd, 0, segment_bytes + HEADER_BYTES)
+        sync_folder(path.parent)
+    except BaseException:
+        os.close(fd)
+        path.unlink()
+        raise
+    return fd
+
+
+@dataclass(frozen=True, slots=True)
+class _NewFiles:
+    """The first segment of a new log and its dirty bitmap under a temporary name, open for the writer in C."""
+
+    segment: Path
+    segment_fd: int
+    dirty: Path
+    dirty_fd: int
+
+    @classmethod
+    def create(cls, folder: Path, name: str, header: SegmentHeader, number: int) -> _NewFiles:
+        """Create both files in ``folder``; a failure leaves nothing."""
+        segment, dirty = segment_path(folder, name, number), folder / temporary_name(f"{name}.dirty")
+        fds: list[int] = []
+        try:
+            with safe_files.held(folder) as held:
+                for suffix in ("dirty", "spare", "recycled"):
+                    held.check_free(f"{name}.{suffix}")
+                held.remove_leftovers(f"{name}.dirty")
+            fds.append(_create_preallocated(segment, segment_bytes(header.disk_size_bytes)))
+            dirty_bitmap.make(dirty, disk_id=header.disk_id, generation=header.generation)
+            fds.append(dirty_bitmap.open_for_writer(dirty))
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            if fds:
+                segment.unlink(missing_ok=True)
+            dirty.unlink(missing_ok=True)
+            raise
+        return cls(segment, fds[0], dirty, fds[1])
+
+    def discard(self) -> None:
+        """Close and remove both files."""
+        os.close(self.segment_fd)
+        os.close(self.dirty_fd)
+        self.segment.unlink()
+        self.dirty.unlink(missing_ok=True)
+
+
 class DiskLog:
     """The change log of one disk; ``disk`` is the disk in C, which writes the records."""
 
     def __init__(
         self,
+        disk: Any,
+        folder: Path,
+        name: str,
+        *,
+        header: SegmentHeader,
+        files: _NewFiles,
+        setup: Any,
+        kept: list[KeptSegment],
+    ) -> None:
+        """Take over prepared files; :meth:`prepare` creates them, and ``setup``, the writer's ``struct sr_log_setup``."""
+        self.folder = folder
+        self.name = name
+        self.disk_id = header.disk_id
+        self.generation = header.generation
+        self._disk = disk
+        self._kept = kept
+        self._segment_bytes = segment_bytes(header.disk_size_bytes)
+        self._lock = threading.Lock()  # protects the list of segments and their names
+        self._spare_lock = threading.Lock()  # one spare is created at a time
+        self._trimmed: set[int] = set()
+        self._first_number = self._named_number = int(setup.number)
+        self._files = files
+        self._template = ffi.from_buffer(encode_header(header))  # the writer copies it to each segment
+        self._setup = setup
+        self._setup.header = ffi.cast("uint8_t *", self._template)
+        self._setup.fd, self._setup.dirty_fd = files.segment_fd, files.dirty_fd
+        self._made: dict[int, own_file.Identity | None] = {}  # the segments' files
+        self._spare_made: own_file.Identity | None = None
+        self._dirty_made: own_file.Identity | None = None
+
+    @classmethod
+    def prepare(
+        cls,
         disk: Any,
         folder: Path,
         name: str,
@@ -136,19 +222,23 @@ class DiskLog:
         next_seq: int = 1,
         last_position: int = 0,
         kept: list[KeptSegment] | None = None,
-    ) -> None:
-        self.folder = folder
-        self.name = name
-        self.disk_id = disk_id
-        self.generation = generation
-        self._disk = disk
-        self._kept = kept or []
-        self._segment_bytes = segment_bytes(disk_size_bytes)
-        self._lock = threading.Lock()  # protects the list of segments and their names
-        self._spare_lock = threading.Lock()  # one spare is created at a time
-        self._trimmed: set[int] = set()
-        self._made = {kept.number: own_file.named(kept.path) for kept in self._kept}  # the segments' files
-        self._spare_made: own_file.Identity | None = None
+    ) -> DiskLog:
+        """Create the files of a log that :meth:`start` starts or :meth:`discard` removes; a failure leaves nothing.
+
+        Args:
+            disk: the disk in C.
+            folder: folder of the disk's files.
+            name: name of the disk.
+            disk_id: id of the disk.
+            generation: generation of the log.
+            disk_size_bytes: size of the disk.
+            policy: limits of the log.
+            next_number: number of the first new segment.
+            next_seq: sequence number of the next record.
+            last_position: position of the newest record.
+            kept: segments of the same generation that are kept already.
+        """
+        kept = kept or []
         header = SegmentHeader(
             disk_id=disk_id,
             generation=generation,
@@ -158,39 +248,19 @@ class DiskLog:
             created_ns=0,
             disk_size_bytes=disk_size_bytes,
         )
-        self._first_number = self._named_number = next_number
-        self._fresh_dirty = folder / temporary_name(f"{name}.dirty")
-        first = segment_path(folder, name, next_number)
-        fds: list[int] = []
-        try:
-            with safe_files.held(folder) as held:
-                for own in (self._dirty, self._spare, self._recycled):
-                    held.check_free(own.name)
-                held.remove_leftovers(self._dirty.name)
-            fds.append(self._make_file(first))
-            dirty_bitmap.make(self._fresh_dirty, disk_id=disk_id, generation=generation)
-            fds.append(dirty_bitmap.open_for_writer(self._fresh_dirty))
-            template = ffi.from_buffer(encode_header(header))
-            setup = ffi.new("struct sr_log_setup *")
-            setup.header, setup.number, setup.next_seq = ffi.cast("uint8_t *", template), next_number, next_seq
-            setup.last_position, setup.kept_bytes = last_position, sum(k.size_bytes for k in self._kept)
-            setup.oldest_number = self._kept[0].number if self._kept else next_number
-            setup.segment_bytes = self._segment_bytes
-            setup.kept_bytes_max = policy.kept_bytes_max(disk_size_bytes)
-            setup.abandon_when_full = policy.when_full == "bitmap"
-            setup.fd, setup.dirty_fd = fds
-            self._setup = setup
-            self._template = template
-        except BaseException:
-            for fd in fds:
-                os.close(fd)
-            if fds:
-                first.unlink(missing_ok=True)
-            self._fresh_dirty.unlink(missing_ok=True)
-            raise
-        self._fds = fds
-        self._first = first
-        self._made[next_number], self._dirty_made = own_file.opened(fds[0]), own_file.opened(fds[1])
+        setup = ffi.new("struct sr_log_setup *")
+        setup.number, setup.next_seq, setup.last_position = next_number, next_seq, last_position
+        setup.oldest_number = kept[0].number if kept else next_number
+        setup.kept_bytes = sum(segment.size_bytes for segment in kept)
+        setup.segment_bytes = segment_bytes(disk_size_bytes)
+        setup.kept_bytes_max = policy.kept_bytes_max(disk_size_bytes)
+        setup.abandon_when_full = policy.when_full == "bitmap"
+        kept_files = {segment.number: own_file.named(segment.path) for segment in kept}
+        files = _NewFiles.create(folder, name, header, next_number)
+        log = cls(disk, folder, name, header=header, files=files, setup=setup, kept=kept)
+        log._made = {**kept_files, next_number: own_file.opened(files.segment_fd)}
+        log._dirty_made = own_file.opened(files.dirty_fd)
+        return log
 
     def start(self) -> None:
         """Log every write from now on here, and end an older log; the disk's state must name this log already.
@@ -198,7 +268,7 @@ class DiskLog:
         Nobody may maintain the older log meanwhile: its last segments have the same names.
         """
         try:
-            safe_files.rename(self._fresh_dirty, self._dirty)
+            safe_files.rename(self._files.dirty, self._dirty)
             sync_folder(self.folder)
             check(lib.sr_log_start(self._disk, self._setup))
         except BaseException:
@@ -209,10 +279,7 @@ class DiskLog:
 
     def discard(self) -> None:
         """Remove the files of a log that was not started."""
-        for fd in self._fds:
-            os.close(fd)
-        self._first.unlink()
-        self._fresh_dirty.unlink(missing_ok=True)
+        self._files.discard()
 
     @property
     def _spare(self) -> Path:
@@ -354,24 +421,11 @@ class DiskLog:
             if info.has_spare or info.state != lib.SR_LOGGED:
                 return
             self.reconcile_segments()  # the writer cannot switch any more: the last segment gets its name
-            fd = self._recycle() or self._make_file(self._spare)
+            fd = self._recycle() or _create_preallocated(self._spare, self._segment_bytes)
             self._spare_made = own_file.opened(fd)
             if not lib.sr_log_give_spare(self._disk, fd):  # abandoned meanwhile
                 os.close(fd)
                 self._spare.unlink()
-
-    def _make_file(self, path: Path) -> int:
-        """Create a preallocated file with a durable name; a failure leaves nothing."""
-        fd = safe_files.create_file(path)
-        try:
-            with naming(path):
-                os.posix_fallocate(fd, 0, self._segment_bytes + HEADER_BYTES)
-            sync_folder(self.folder)
-        except BaseException:
-            os.close(fd)
-            path.unlink()
-            raise
-        return fd
 
     def _recycle(self) -> int | None:
         """Make a spare from an old segment; None if there is none, or if another process still reads it.

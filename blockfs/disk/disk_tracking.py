@@ -152,7 +152,7 @@ class DiskTracking:
 
     def _make_log(self, found: RecoveredLog) -> DiskLog:
         core = self._core
-        return DiskLog(
+        return DiskLog.prepare(
             core.c,
             core.paths.folder,
             core.paths.name,
@@ -192,7 +192,7 @@ class DiskTracking:
         generation = max(core.state.generation, after) + 1
         numbers = [number for number, _ in find_segments(core.paths.folder, core.paths.name)]
         next_number = max(numbers, default=0) + 1
-        log = DiskLog(
+        log = DiskLog.prepare(
             core.c,
             core.paths.folder,
             core.paths.name,
