@@ -1,4 +1,4 @@
-/* The check after the stress, from docs/reference/formats/hrl.md and from nothing of the engine but its CRC. */
+/* The check after the stress.  It follows docs/reference/formats/hrl.md and uses only the CRC of the engine. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <inttypes.h>
@@ -25,7 +25,7 @@ struct replay {
 	uint64_t bytes; /* of the disk */
 	uint64_t seq, position, records;
 	int generation;
-	int known; /* the image is what the disk was: not so behind a log that was given up, until there is a snapshot */
+	int known; /* the image equals the disk; false after an abandoned log until the next snapshot */
 };
 
 static uint8_t *read_file(const char *path, size_t *bytes)
@@ -42,7 +42,7 @@ static uint8_t *read_file(const char *path, size_t *bytes)
 	return data;
 }
 
-/* A snapshot has exactly the records below its first sequence number, which are those up to its position. */
+/* A snapshot has exactly the records below its first sequence number; these are the records up to its position. */
 static void compare_snapshots(struct replay *replay)
 {
 	for (int i = 0; i < replay->victim->snapshot_count; i++) {
@@ -93,7 +93,7 @@ static void apply(struct replay *replay, const struct logged *record, const uint
 	}
 }
 
-/* As after a kill: records as far as they are good.  Returns where they end, 0 if there is no segment. */
+/* Replays the good records, as after a kill.  Returns their end, or 0 if there is no segment. */
 static uint64_t replay_segment(struct replay *replay, uint64_t number)
 {
 	char path[300];
@@ -104,7 +104,7 @@ static uint64_t replay_segment(struct replay *replay, uint64_t number)
 	uint64_t first_seq, disk_bytes;
 	if (raw && bytes >= SR_SEGMENT_HEADER_BYTES)
 		memcpy(&seed, raw + 124, 4);
-	if (seed == 0 || sr_crc32c(0, raw, 124) != seed) { /* a spare that was not used, or whose header is torn */
+	if (seed == 0 || sr_crc32c(0, raw, 124) != seed) { /* an unused spare, or a torn header */
 		free(raw);
 		return 0;
 	}
@@ -140,7 +140,7 @@ static uint64_t replay_segment(struct replay *replay, uint64_t number)
 	return at;
 }
 
-/* Where the engine says that the segments end, the good records do. */
+/* The good records of each segment end where the engine reports its end. */
 static void compare_ends(const struct replay *replay, const uint64_t *ends, uint64_t count)
 {
 	struct sr_segment_info *told = calloc(SEGMENTS_MAX, sizeof(*told));
@@ -161,7 +161,7 @@ static int is_dirty(const struct victim *victim, uint64_t chunk)
 	return victim->dirty[SR_DIRTY_HEADER_BYTES + chunk / 8] >> (chunk % 8) & 1;
 }
 
-/* What is not marked is as it was when the oldest kept segment began. */
+/* A chunk that is not marked is the same as at the start of the oldest kept segment. */
 static void compare_clean_chunks(struct victim *victim, const uint8_t *applied, const uint8_t *now, uint64_t bytes)
 {
 	for (uint64_t at = 0; at < bytes; at += SR_CHUNK_BYTES) {
@@ -188,7 +188,7 @@ void check_victim(struct victim *victim)
 		uint64_t number = 1;
 		replay.generation = generation;
 		replay.seq = 1;
-		replay.known = replay.known && !victim->gave_up[generation - 1];
+		replay.known = replay.known && !victim->was_abandoned[generation - 1];
 		for (; number < SEGMENTS_MAX; number++) {
 			if (generation == victim->generation && number == victim->oldest_number) {
 				memcpy(applied, replay.image, DISK_BYTES_MAX);

@@ -1,10 +1,10 @@
-/* What the stress programs share: a check that ends the program, and dice that each thread throws for itself. */
+/* Functions of all stress programs: a check that ends the program, and random numbers for each thread. */
 #ifndef STRESS_COMMON_H
 #define STRESS_COMMON_H
 
 #include <stdint.h>
 
-/* `what`, then perhaps a text with what printf needs for it. */
+/* Arguments: the condition `what`, then optionally a format with its values, as of printf. */
 #define CHECK(what, ...)                                                          \
 	do {                                                                      \
 		if (!(what))                                                      \
@@ -15,13 +15,13 @@ _Noreturn void stress_failed(const char *file, int line, const char *what, const
 
 extern uint64_t seed_given, round_number;
 
-/* From the seed, the round, and a number that the thread has in it. */
+/* Seeds the thread's dice from the seed, the round, and the thread's number in the round. */
 void seed_thread(uint64_t number);
 int is_seeded(void);
 uint64_t dice(uint64_t sides);
 uint64_t now_ms(void);
 
-/* The command line's FOLDER, SECONDS and SEED: runs rounds until the time is over.  One that takes minutes is stuck. */
+/* Runs rounds until SECONDS of the command line (FOLDER SECONDS SEED) are over.  A round that takes minutes is stuck. */
 int run_rounds(int argc, char **argv, void (*run_round)(const char *folder));
 
 #endif

@@ -1,8 +1,8 @@
-/* Two FUSE servers under stress, with a socket in the place of /dev/fuse: requests on a disk whose answers are checked,
- * requests on names that a slow "Python" answers out of order, forgets, damaged requests; ended in order or not.
+/* Two FUSE servers under stress, with a socket in place of /dev/fuse: requests on a disk, whose answers are checked;
+ * requests on names, which a slow "Python" answers in another order; forgets; damaged requests; clean and other ends.
  *
- * `server_stress FOLDER SECONDS SEED`: rounds until the time is over.  Exit status 0, or 1 and what is wrong; built with
- * a sanitizer, its reports.
+* `server_stress FOLDER SECONDS SEED` runs rounds until the time is over.  The exit status is 0, or 1 with an error
+ * message; a build with a sanitizer adds its reports.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -27,11 +27,11 @@
 
 enum {
 	SERVERS = 2,
-	CLIENTS = 4, /* of each server */
+	CLIENTS = 4, /* for each server */
 	REGION_BYTES = 64 << 10,
 	REQUEST_BYTES_MAX = 128 << 10,
 	MESSAGE_BYTES_MAX = REQUEST_BYTES_MAX + 256,
-	WAITING_MAX = 64, /* requests on names that are not answered at once */
+	WAITING_MAX = 64, /* unanswered requests on names */
 };
 
 /* One request that waits for its answer. */
@@ -41,10 +41,10 @@ struct client {
 	pthread_t thread;
 	pthread_mutex_t lock;
 	pthread_cond_t answered;
-	uint64_t unique; /* 0: none under way */
-	uint8_t *answer; /* what came, `answer_bytes` of it; 0: nothing yet */
+	uint64_t unique; /* 0: there is no request */
+	uint8_t *answer; /* the answer of `answer_bytes`; 0: there is none yet */
 	size_t answer_bytes;
-	uint8_t expected[REGION_BYTES]; /* of its part of the disk */
+	uint8_t expected[REGION_BYTES]; /* of the client's part of the disk */
 	uint64_t done;
 };
 
@@ -65,7 +65,7 @@ static _Atomic int stop;
 
 /* --- the kernel's side --------------------------------------------------------------------------------------- */
 
-/* Answers go to the client whose number is in `unique`; each is for a request that is under way. */
+/* An answer goes to the client whose number is in `unique`; that client must be waiting for it. */
 static void *receive_answers(void *arg)
 {
 	struct mount *mount = arg;
@@ -108,8 +108,8 @@ static int send_request(struct client *client, uint32_t opcode, uint64_t unique,
 	return sendmsg(client->mount->kernel_fd, &message, MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
-/* Sends a request and waits for its answer.  Returns bytes of answer behind its header, or the request's -errno;
- * -ENODEV if the mount ended. */
+/* Sends a request and waits for its answer.  Returns the bytes of the answer after its header, the -errno of the request,
+ * or -ENODEV if the mount ended. */
 static int64_t ask(struct client *client, uint32_t opcode, const void *arg, size_t arg_bytes, const void *data,
 		   size_t data_bytes)
 {
@@ -139,7 +139,7 @@ static const uint8_t *answer_data(const struct client *client)
 	return client->answer + sizeof(struct fuse_out_header);
 }
 
-/* What this client wrote, it reads: nobody else writes to its part of the disk. */
+/* The client must read the bytes that it wrote, because no other client writes to its part of the disk. */
 static void use_disk(struct client *client, uint64_t base)
 {
 	uint64_t at = dice(REGION_BYTES), bytes = 1 + dice(REGION_BYTES - at);
@@ -180,7 +180,7 @@ static void use_disk(struct client *client, uint64_t base)
 	}
 }
 
-/* As the kernel would never send it; there is an answer all the same. */
+/* A request that the kernel would never send; it must be answered too. */
 static void ask_nonsense(struct client *client)
 {
 	static const uint32_t opcodes[] = {FUSE_READ,  FUSE_FSYNC,    FUSE_FALLOCATE, FUSE_LSEEK,
@@ -245,7 +245,7 @@ static void answer_one(struct mount *mount, const struct waiting *one)
 	(void)sendmsg(mount->python_fd, &message, MSG_NOSIGNAL);
 }
 
-/* Lets some requests wait and answers them out of order; never all of them: then nobody would ask any more. */
+/* Delays some requests and answers them in another order.  It never delays all of them, since no more would come then. */
 static void *run_python(void *arg)
 {
 	struct mount *mount = arg;
@@ -338,12 +338,12 @@ static void begin_mount(struct mount *mount)
 		CHECK(pthread_create(&mount->clients[i].thread, NULL, run_client, &mount->clients[i]) == 0);
 }
 
-/* In order: the clients first.  Else: Python hangs up, or the server is stopped, while all is under way. */
-static void end_mount(struct mount *mount, int in_order, uint64_t *done)
+/* Cleanly: the clients end first.  Otherwise Python closes its end, or the server is stopped, during requests. */
+static void end_mount(struct mount *mount, int cleanly, uint64_t *done)
 {
-	if (!in_order && dice(2))
+	if (!cleanly && dice(2))
 		shutdown(mount->python_fd, SHUT_RDWR);
-	if (in_order)
+	if (cleanly)
 		for (int i = 0; i < CLIENTS; i++)
 			pthread_join(mount->clients[i].thread, NULL);
 	CHECK(sr_server_stop(mount->server) == 0);
@@ -351,7 +351,7 @@ static void end_mount(struct mount *mount, int in_order, uint64_t *done)
 	pthread_join(mount->python, NULL);
 	for (int i = 0; i < CLIENTS; i++) {
 		struct client *client = &mount->clients[i];
-		if (!in_order)
+		if (!cleanly)
 			pthread_join(client->thread, NULL);
 		*done += client->done;
 		pthread_mutex_destroy(&client->lock);
@@ -369,7 +369,7 @@ static void run_round(const char *folder)
 {
 	char path[300];
 	uint64_t done = 0, named = 0, forwarded = 0;
-	int in_order[SERVERS];
+	int cleanly[SERVERS];
 
 	seed_thread(0);
 	snprintf(path, sizeof(path), "%s/image", folder);
@@ -394,13 +394,13 @@ static void run_round(const char *folder)
 		usleep(1000);
 	}
 	for (int i = 0; i < SERVERS; i++)
-		in_order[i] = (int)dice(2);
+		cleanly[i] = (int)dice(2);
 	for (int i = 0; i < SERVERS; i++)
-		if (!in_order[i])
+		if (!cleanly[i])
 			end_mount(&mounts[i], 0, &done);
 	stop = 1;
 	for (int i = 0; i < SERVERS; i++)
-		if (in_order[i])
+		if (cleanly[i])
 			end_mount(&mounts[i], 1, &done);
 	for (int i = 0; i < SERVERS; i++)
 		named += mounts[i].named;
@@ -410,7 +410,7 @@ static void run_round(const char *folder)
 	sr_positions_free(positions);
 	unlink(path);
 	printf("round %" PRIu64 ": %" PRIu64 " requests, %" PRIu64 " on names, ended %s\n", round_number, done, named,
-	       in_order[0] && in_order[1] ? "in order" : "in the midst");
+	       cleanly[0] && cleanly[1] ? "cleanly" : "during requests");
 }
 
 int main(int argc, char **argv)

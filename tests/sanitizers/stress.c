@@ -1,8 +1,9 @@
-/* Disks under stress: writers, readers, flushers, tags, snapshots, resizes, promotion, a keeper of segments, faults at once.
+/* Disks under stress: concurrent writes, reads, flushes, tags, snapshots, resizes, hydration, log maintenance and faults.
  *
- * `stress FOLDER SECONDS SEED`: rounds of two disks with one counter of positions, until the time is over.  A round's
- * choices (layers, limits, faults) come from the seed and the round's number; how the threads meet does not.  At its
- * end check.c replays the logs.  Exit status 0, or 1 and what is wrong; built with a sanitizer, its reports.
+* `stress FOLDER SECONDS SEED` runs rounds of two disks with one position counter until the time is over.  A round's
+ * choices (layers, limits, faults) come from the seed and the round's number; the scheduling of threads does not.  At
+ * the end of a round check.c replays the logs.  The exit status is 0, or 1 with an error message; a build with a
+ * sanitizer adds its reports.
  */
 #define _GNU_SOURCE
 #include "stress.h"
@@ -30,7 +31,7 @@ static struct victim *some_victim(void)
 	return &the_round.victims[dice(VICTIMS)];
 }
 
-/* Results that a fault, or the log's policy, explains; anything else is wrong. */
+/* Accepts the wanted result, and those that a fault or the log's policy explains. */
 static void expect(int64_t result, int64_t wanted, const char *what)
 {
 	atomic_fetch_add(&the_round.done, 1);
@@ -49,20 +50,20 @@ static int64_t open_handle(struct victim *victim, int kind)
 	return handle;
 }
 
-/* Mostly in a part of the disk that wanders, so that other parts were changed long ago. */
+/* Changes mostly a part of the disk that moves with time, so that the last changes of other parts are old. */
 static void change(const struct victim *victim, uint64_t handle, uint8_t *buf)
 {
 	uint64_t size = sr_disk_bytes(victim->disk);
 	uint64_t offset = dice(16) ? the_round.done / 64 * 65536 + dice(2 * 65536) : dice(size);
 	uint64_t bytes = 1 + dice(dice(4) ? 9000 : IO_BYTES_MAX);
-	offset %= victim->abandoned ? 131072 : size; /* else nothing would be left that is not dirty */
+	offset %= victim->abandoned ? 131072 : size; /* otherwise all chunks would become dirty */
 	if (dice(2)) {
 		offset = offset / 4096 * 4096;
 		bytes = (bytes + 4095) / 4096 * 4096;
 	}
 	if (bytes > IO_BYTES_MAX)
 		bytes = IO_BYTES_MAX;
-	uint64_t inside = bytes < size - offset ? bytes : size - offset; /* or more, if the disk grows meanwhile */
+	uint64_t inside = bytes < size - offset ? bytes : size - offset; /* it may be more if the disk grows meanwhile */
 	switch (dice(8)) {
 	case 0:
 		expect(sr_handle_fallocate(handle, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes), 0, "discard");
@@ -100,7 +101,7 @@ static void *write_much(void *number)
 	return NULL;
 }
 
-/* Handles that come and go; a read of a closed one is refused, and of a disk gives what it asks for. */
+/* Opens and closes handles: reads of an open handle must succeed, reads of a closed one must be refused. */
 static void *read_much(void *number)
 {
 	seed_thread((uint64_t)(uintptr_t)number);
@@ -180,7 +181,7 @@ static void *resize_now_and_then(void *number)
 	return NULL;
 }
 
-/* What Python does: spares, and taking over what is closed and durable; some of it is applied. */
+/* Does the work of Python: provides spares, and takes over closed durable segments, of which it applies some. */
 static void *keep_segments(void *number)
 {
 	seed_thread((uint64_t)(uintptr_t)number);
@@ -194,7 +195,7 @@ static void *keep_segments(void *number)
 		if (info.state == SR_LOGGED && !info.has_spare && victim->spares < SEGMENTS_MAX - 2) {
 			int fd = segment_file(victim, victim->generation, ++victim->spares);
 			if (!sr_log_give_spare(victim->disk, fd)) {
-				close(fd); /* given up meanwhile */
+				close(fd); /* the log was abandoned meanwhile */
 				victim->spares--;
 			}
 		}
@@ -218,7 +219,7 @@ static void *keep_segments(void *number)
 	return NULL;
 }
 
-/* Reads a whole snapshot, piece by piece in another order each time; 0 if that failed as it may. */
+/* Reads a whole snapshot in pieces, in another order each time.  Returns 0 if this failed for an allowed reason. */
 static int read_snapshot(struct victim *victim, uint8_t *data, uint64_t bytes)
 {
 	enum { PIECE = 40000 };
@@ -259,7 +260,7 @@ static void keep_snapshot(struct victim *victim, int generation, uint64_t first_
 	free(again);
 }
 
-/* Snapshots of both disks at one position. */
+/* Takes snapshots of both disks at one position. */
 static void *take_snapshots(void *number)
 {
 	seed_thread((uint64_t)(uintptr_t)number);
@@ -291,8 +292,8 @@ static void *take_snapshots(void *number)
 	return NULL;
 }
 
-/* Step by step, until nothing is left to be done: what a disk lay over is let go while the others go on. */
-static void *promote(void *number)
+/* Hydrates disks in steps until all is copied, and detaches their backings while the other threads continue. */
+static void *hydrate(void *number)
 {
 	seed_thread((uint64_t)(uintptr_t)number);
 	while (!the_round.stop) {
@@ -304,14 +305,14 @@ static void *promote(void *number)
 		if (rc == 1) {
 			expect(sr_disk_sync(victim->disk), 0, "sync after hydration");
 			rc = sr_disk_detach_backing(victim->disk);
-			CHECK(rc == 0 || rc == -EAGAIN, "settling returned %d", rc);
+			CHECK(rc == 0 || rc == -EAGAIN, "detaching returned %d", rc);
 		}
 		usleep((useconds_t)dice(8) * 1000);
 	}
 	return NULL;
 }
 
-/* Requests that go on while their disk is freed. */
+/* Sends requests until after their disk is freed. */
 static void *request_to_the_end(void *number)
 {
 	seed_thread((uint64_t)(uintptr_t)number);
@@ -375,7 +376,7 @@ static void free_while_used(void)
 static void run_round(const char *folder)
 {
 	static const work_fn work[] = {write_much, write_much, write_much, read_much,    read_much,
-				       tag_and_look, keep_segments, take_snapshots, resize_now_and_then, promote};
+				       tag_and_look, keep_segments, take_snapshots, resize_now_and_then, hydrate};
 	seed_thread(0);
 	the_round.fault = (enum fault)((seed_given + round_number) % FAULTS);
 	the_round.over_view = (int)dice(2);
@@ -390,7 +391,7 @@ static void run_round(const char *folder)
 	for (int generation = 1; generation <= GENERATIONS; generation++) {
 		the_round.faults_on = the_round.fault != NO_FAULT;
 		run_threads(work, sizeof(work) / sizeof(work[0]), 150);
-		the_round.faults_on = 0; /* a log that could not be begun would be none to look at */
+		the_round.faults_on = 0; /* a log that could not be started could not be checked */
 		if (generation < GENERATIONS)
 			for (int i = 0; i < VICTIMS; i++)
 				start_log(&the_round.victims[i]);

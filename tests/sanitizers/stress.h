@@ -1,4 +1,4 @@
-/* Disks under stress, and the check at the end: what the log says is what the disk holds.  See stress.c. */
+/* Disks under stress, and the check at the end: the log must have the contents of the disk.  stress.c describes it. */
 #ifndef STRESS_H
 #define STRESS_H
 
@@ -24,36 +24,36 @@ enum {
 
 enum fault { NO_FAULT, LOG_FAULT, DISK_FAULT, ZERO_FAULT, SYNC_FAULT, SNAPSHOT_FAULT, FAULTS };
 
-/* What a snapshot was read to be, to be compared with the log later. */
+/* The bytes that were read from a snapshot; they are compared with the log later. */
 struct kept_snapshot {
 	int generation;
 	uint64_t first_seq, position, bytes;
 	uint8_t *data;
 };
 
-/* A disk, and all that is known of it from outside. */
+/* A disk, and its state as the test knows it. */
 struct victim {
 	struct sr_disk *disk;
 	struct sr_layer *layer;
 	char folder[200], name[16];
-	uint8_t *initial; /* DISK_BYTES of what it held before */
+	uint8_t *initial; /* DISK_BYTES: the contents before the test */
 	_Atomic int generation;
-	_Atomic int abandoned;           /* seen that the log was */
-	_Atomic uint64_t spares;        /* segments of this generation whose file was made */
-	_Atomic uint64_t oldest_number; /* of this generation, not yet applied */
-	uint8_t *dirty;                 /* mapped: this generation's dirty file */
-	int gave_up[GENERATIONS + 1];   /* whether the log of a generation was given up before the next one began */
+	_Atomic int abandoned;           /* the log was seen to be abandoned */
+	_Atomic uint64_t spares;        /* segments of this generation whose file was created */
+	_Atomic uint64_t oldest_number; /* the oldest segment of this generation that is not applied */
+	uint8_t *dirty;                 /* this generation's dirty file, mapped */
+	int was_abandoned[GENERATIONS + 1];   /* by generation: its log was abandoned before the next one began */
 	struct kept_snapshot snapshots[SNAPSHOTS_MAX];
 	int snapshot_count;
 };
 
-/* The round that runs. */
+/* The current round. */
 struct round {
 	struct victim victims[VICTIMS];
 	struct sr_positions *positions;
 	int event_fd;
 	enum fault fault;
-	int over_view; /* the disks are tops over a view; else raw */
+	int over_view; /* the disks are overlays over a view; otherwise they are raw */
 	int abandon_when_full;
 	uint64_t kept_bytes_max, snapshot_bytes_max;
 	_Atomic int stop, stop_requests, faults_on;
@@ -63,26 +63,26 @@ extern struct round the_round;
 
 /* --- victim.c ------------------------------------------------------------------------------------------------ */
 
-/* Puts the round's faults in, where and as often as they are to be, and lets threads meet in more ways. */
+/* Injects the round's faults, and varies the scheduling of threads. */
 int64_t fault_hook(int op, int fd, int64_t offset, int64_t bytes, const struct iovec *iov, int iovs);
 
 void make_victim(struct victim *victim, const char *folder, int number);
 void free_victim(struct victim *victim);
 
-/* A new log, of the next generation, in place of the one there is. */
+/* Starts a new log, of the next generation, in place of the present one. */
 void start_log(struct victim *victim);
 
-/* The file of a segment that is to come: old records behind an empty header, as where a file is used again. */
+/* Creates the file of a future segment: old records after an empty header, like a recycled file. */
 int segment_file(const struct victim *victim, int generation, uint64_t number);
 int snapshot_file(const struct victim *victim);
 
-/* FOLDER/NAME.GENERATION.NUMBER.hrl */
+/* The path is FOLDER/NAME.GENERATION.NUMBER.hrl. */
 void segment_path(const struct victim *victim, int generation, uint64_t number, char *path, size_t bytes);
 
 /* --- check.c ------------------------------------------------------------------------------------------------- */
 
-/* Replays all generations onto `initial` and compares: snapshots on the way, the disk at the end (or, where the log was
- * given up, the chunks that are not marked dirty).  No thread uses the disk. */
+/* Replays all generations onto `initial`, and compares the result with each snapshot and at the end with the disk (after
+ * an abandoned log only its chunks that are not marked dirty).  No thread uses the disk. */
 void check_victim(struct victim *victim);
 
 #endif

@@ -1,8 +1,9 @@
-"""The C core under stress, built with sanitizers: no data race, no bad access, no undefined behaviour, no leak, and logs
-that say what the disks hold.
+"""The C core under stress, built with sanitizers, has no data race, bad access, undefined behaviour or leak.
 
-``SITERIG_STRESS_S``: seconds for each program and sanitizer (6).  ``SITERIG_SEED``: what the rounds choose; how
-threads meet it does not tell, so a finding may take some tries.
+The logs must also have the contents of the disks.
+
+``SITERIG_STRESS_S``: seconds for each program and sanitizer (6).  ``SITERIG_SEED``: the seed of the rounds' choices; it
+does not control the scheduling of threads, so a finding may take several attempts to repeat.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ FLAGS = ("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", f
 ENVIRONMENT = {
     **os.environ,
     "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
-    # The FUSE server's threads are cancelled, and then the stack on which the sanitizer keeps its own is not what it thinks.
+    # The FUSE server's threads are cancelled, after which the sanitizer's alternate signal stack would be wrong.
     "ASAN_OPTIONS": "use_sigaltstack=0:detect_leaks=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }
@@ -46,14 +47,14 @@ def gcc(*arguments: str, folder: Path) -> None:
 
 
 def runner() -> list[str]:
-    """Where addresses are more random than the thread sanitizer of gcc 12 can lay out, they must not be."""
+    """Return a command prefix that turns off address randomization if gcc 12's thread sanitizer cannot handle it."""
     bits = int(Path("/proc/sys/vm/mmap_rnd_bits").read_text())
     return ["setarch", "--addr-no-randomize"] if bits > 28 else []
 
 
 @pytest.fixture(scope="module", params=SANITIZERS)
 def core(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """The flags of a sanitizer, and a folder with the core's objects built with them."""
+    """Return the flags of a sanitizer, and a folder with the core's objects that were built with them."""
     flags = [*FLAGS, *SANITIZERS[request.param]]
     folder = tmp_path_factory.mktemp(request.param)
     gcc(*flags, "-Wno-unused-parameter", "-c", *map(str, SOURCES), folder=folder)
@@ -61,7 +62,7 @@ def core(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_no_report(name: str, core: tuple[list[str], Path], tmp_path: Path) -> None:
+def test_stress_under_sanitizers_gives_no_report(name: str, core: tuple[list[str], Path], tmp_path: Path) -> None:
     flags, folder = core
     program = folder / name
     sources = [str(HERE / source) for source in PROGRAMS[name]]

@@ -1,4 +1,4 @@
-/* Making the disks under stress, their logs and files; and the faults. */
+/* Creates the disks under stress with their logs and files, and injects faults. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -38,7 +38,7 @@ int64_t fault_hook(int op, int fd, int64_t offset, int64_t bytes, const struct i
 	if (!the_round.faults_on || fd < 0 || fd >= FDS_MAX || dice(24) != 0)
 		return 0;
 	enum fd_class class = fd_classes[fd];
-	/* If a record cannot be taken back, a kill makes it count: the engine says so, and the check could not tell. */
+	/* A record that cannot be taken back counts after a kill.  The engine reports this, but the check would not know. */
 	if (class == FD_LOG && op == SR_IO_WRITE && iov[0].iov_len >= 4 && memcmp(iov[0].iov_base, "\0\0\0", 4) == 0)
 		return 0;
 	if (the_round.fault == LOG_FAULT && class == FD_LOG && op == SR_IO_WRITE)
@@ -64,7 +64,7 @@ static int open_as(const char *path, int flags, enum fd_class class)
 	return fd;
 }
 
-/* --- making the disks ---------------------------------------------------------------------------------------- */
+/* --- creating the disks -------------------------------------------------------------------------------------- */
 
 void segment_path(const struct victim *victim, int generation, uint64_t number, char *path, size_t bytes)
 {
@@ -101,7 +101,7 @@ static void add_sums(int sums, const uint8_t *data, uint64_t offset, uint64_t by
 	}
 }
 
-/* Changes out of another file over the base, in `initial` as well. */
+/* Lays changes from another file over the base, and makes them in `initial` as well. */
 static struct sr_layer *make_view(struct victim *victim, int base)
 {
 	static const struct sr_entry changes[] = {
@@ -200,7 +200,7 @@ void start_log(struct victim *victim)
 				     .abandon_when_full = the_round.abandon_when_full,
 				     .fd = segment_file(victim, generation, 1),
 				     .dirty_fd = dirty_fd};
-	victim->gave_up[generation - 1] = generation > 1 && before.state != SR_LOGGED;
+	victim->was_abandoned[generation - 1] = generation > 1 && before.state != SR_LOGGED;
 	CHECK(sr_log_start(victim->disk, &setup) == 0);
 	victim->spares = 1;
 	victim->oldest_number = 1;

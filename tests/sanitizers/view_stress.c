@@ -1,5 +1,5 @@
-/* A view read by several threads while its changes are folded into its base, step by step; and the readers of maps and
- * segments with bytes that were damaged on purpose. */
+/* Several threads read a view while its changes are merged into its base in steps; and the readers of maps and segments
+ * get damaged bytes. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -24,7 +24,7 @@ enum { VOLUME = 1, SOURCES = 2, GAP_BYTES = 64, PIECES_MAX = CHANGES_MAX * (LONG
 static struct {
 	struct sr_entry changes[CHANGES_MAX];
 	size_t count;
-	uint8_t states[CHANGES_MAX + 1][BLOCKS * SR_BLOCK_BYTES]; /* of the disk, after so many */
+	uint8_t states[CHANGES_MAX + 1][BLOCKS * SR_BLOCK_BYTES]; /* the disk after each number of changes */
 	uint32_t sums[PIECES_MAX];
 	size_t sum_count;
 	uint64_t volume_bytes;
@@ -104,7 +104,7 @@ static void make_change(size_t number)
 	memcpy(test.states[number + 1] + offset, data, bytes);
 }
 
-/* The changes behind `after` up to `upto`, over the base. */
+/* Returns a map of the changes after `after` up to `upto`, over the base. */
 static struct sr_extents *map_of(uint64_t after, uint64_t upto, int with_base)
 {
 	struct sr_extents *map = sr_extents_new();
@@ -131,7 +131,7 @@ static struct sr_layer *view_of(struct sr_extents *map, struct sr_faults *faults
 	return view;
 }
 
-/* --- readers beside a fold ----------------------------------------------------------------------------------- */
+/* --- readers during a compaction ----------------------------------------------------------------------------- */
 
 static void *reader(void *number)
 {
@@ -165,7 +165,7 @@ static void *copy_some(void *given)
 	return NULL;
 }
 
-/* By two threads. */
+/* Copies with two threads. */
 static int copy(struct sr_layer *from, const uint64_t *ranges, size_t count)
 {
 	size_t half = dice(count + 1);
@@ -177,8 +177,8 @@ static int copy(struct sr_layer *from, const uint64_t *ranges, size_t count)
 	return first.rc ? first.rc : second.rc;
 }
 
-/* Whether it could be done: not if what it reads is damaged. */
-static int fold(uint64_t from, uint64_t to)
+/* Compacts some changes.  Returns 1, or 0 if the data that it reads is damaged. */
+static int compact(uint64_t from, uint64_t to)
 {
 	uint64_t ranges[2 * BLOCKS + 2];
 	struct sr_bad_block bad[1];
@@ -211,7 +211,7 @@ static int fold(uint64_t from, uint64_t to)
 	return rc == 0;
 }
 
-static void fold_all(void)
+static void compact_all(void)
 {
 	static uint8_t base[sizeof(test.states[0])];
 	uint64_t at = 0;
@@ -219,7 +219,7 @@ static void fold_all(void)
 		uint64_t next = at + 1 + dice(8);
 		if (next > test.count)
 			next = test.count;
-		if (!fold(at, next))
+		if (!compact(at, next))
 			return;
 		at = next;
 	}
@@ -235,7 +235,7 @@ static void damage(uint8_t *data, size_t bytes)
 		data[dice(bytes)] = (uint8_t)(dice(2) ? dice(256) : 0xffu << dice(8));
 }
 
-/* What is taken for a map is one: it can be merged, and read through a view. */
+/* A damaged map that is accepted is a valid map: it can be merged, and read through a view. */
 static void load_damaged(void)
 {
 	struct sr_extents *map = map_of(0, test.count, 0), *loaded = sr_extents_new();
@@ -303,7 +303,7 @@ static void index_damaged(void)
 	if (dice(2))
 		damage(segment, bytes);
 	bytes -= dice(3) ? 0 : dice(bytes);
-	uint8_t *tight = malloc(bytes ? bytes : 1); /* so that a step too far is seen */
+	uint8_t *tight = malloc(bytes ? bytes : 1); /* so that the sanitizer finds an access after the end */
 	CHECK(tight);
 	memcpy(tight, segment, bytes);
 	CHECK(sr_index_segment(&index, tight, bytes, 7, 1, DISK_BYTES) == 0);
@@ -343,9 +343,9 @@ static void run_round(const char *folder)
 	sr_extents_free(map);
 	for (int i = 0; i < READERS; i++)
 		CHECK(pthread_create(&readers[i], NULL, reader, (void *)(uintptr_t)(i + 1)) == 0);
-	if (test.damaged && dice(2)) /* under the mappings of views that are read */
+	if (test.damaged && dice(2)) /* while the file is mapped for views that are read */
 		CHECK(ftruncate(test.volume_sums, (off_t)dice(2)) == 0);
-	fold_all();
+	compact_all();
 	for (int i = 0; i < 20; i++) {
 		load_damaged();
 		index_damaged();

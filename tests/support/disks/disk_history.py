@@ -1,4 +1,4 @@
-"""A site's disk as a test sees it: a bytearray that is written to, the parts that its log gives, what it was when."""
+"""A site's disk for tests: a bytearray, the parts from its log, and its earlier states."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Packed = tuple[PartName, bytes]
 
 @dataclass
 class SiteDisk:
-    """Every change is made to ``data`` and noted; ``close_log`` and ``sync`` turn the notes into packed parts.
+    """A disk whose changes are made to ``data`` and logged; ``close_log`` and ``sync`` return packed parts.
 
-    ``states``: the disk's bytes at each position at which it was noted.
+    ``states`` has the disk's bytes by position.
     """
 
     folder: Path
@@ -40,28 +40,28 @@ class SiteDisk:
     _notes: list[tuple[RecordType, int, int, bytes, int]] = field(default_factory=list)
 
     def note(self, kind: RecordType, offset: int = 0, length: int = 0, payload: bytes = b"") -> int:
-        """Log one record; positions leave gaps, for other disks draw from the same counter.  Returns its position."""
+        """Log one record and return its position; positions have gaps, as if other disks used the same counter."""
         self.position += self.rng.randrange(1, 4)
         self._notes.append((kind, offset, length, payload, self.position))
         return self.position
 
     def write(self, offset: int, payload: bytes) -> None:
-        """Write, and log it."""
+        """Write bytes, and log the write."""
         self.data[offset : offset + len(payload)] = payload
         self.states[self.note(RecordType.WRITE, offset, len(payload), payload)] = bytes(self.data)
 
     def zero(self, offset: int, length: int, kind: RecordType = RecordType.ZERO) -> None:
-        """Zero a range, and log it."""
+        """Zero a range, and log this."""
         self.data[offset : offset + length] = bytes(length)
         self.states[self.note(kind, offset, length)] = bytes(self.data)
 
     def resize(self, size_bytes: int) -> None:
-        """Grow the disk, and log it."""
+        """Grow the disk, and log this."""
         self.data.extend(bytes(size_bytes - len(self.data)))
         self.states[self.note(RecordType.RESIZE, 0, size_bytes)] = bytes(self.data)
 
     def scribble(self, count: int) -> None:
-        """Random overlapping writes, zeros, discards and flushes."""
+        """Make random overlapping writes, zeros, discards and flushes."""
         for _ in range(count):
             offset = self.rng.randrange(0, len(self.data) - 1)
             length = self.rng.randrange(1, min(12_000, len(self.data) - offset) + 1)
@@ -76,7 +76,7 @@ class SiteDisk:
                     self.write(offset, self.rng.randbytes(length))
 
     def tag(self, name: str, kind: TagKind = "CrashConsistent", tag_id: str | None = None) -> TagSeen:
-        """Tag the present state; ``tag_id``: of a tag that other disks have as well."""
+        """Tag the present state; other disks may have a tag with the same ``tag_id``."""
         tag_id = tag_id or str(uuid.UUID(int=self.rng.getrandbits(128)))
         tag = TagSeen(tag_id=tag_id, kind=kind, name=name, position=0, time_ns=0)
         tag = tag.model_copy(update={"position": self.position + 1, "time_ns": (self.position + 1) * 10})
@@ -84,13 +84,13 @@ class SiteDisk:
         return tag
 
     def put_tag(self, tag: TagSeen) -> None:
-        """Log this one, whose position is behind all that was noted."""
+        """Log a tag; its position is after all logged records."""
         self.position = tag.position
         self._notes.append((RecordType.TAG, 0, 0, encode_tag(tag), self.position))
         self.states[self.position] = bytes(self.data)
 
     def close_log(self) -> Packed:
-        """A log part of all that was noted since the last."""
+        """Return a log part with all records since the last one."""
         first = self.seq + 1
         header = SegmentHeader(self.disk_id, self.generation, "log", first, current_boot_id(), 1, len(self.data))
         path = self.folder / "log.hrl"
@@ -108,10 +108,10 @@ class SiteDisk:
     def sync(
         self, against: bytes | None = None, *, start: int = 0, first_part: int = 1, first_seq: int | None = None
     ) -> list[Packed]:
-        """Sync parts of the present state: all chunks that differ from ``against`` (None: from zeros).
+        """Return sync parts of the present state: all chunks that differ from ``against`` (None: from zeros).
 
-        The snapshot has all records from before; their log part is not needed.  ``start``, ``first_part`` and ``first_seq``
-        are for an interrupted copy that continues with this snapshot.
+        The snapshot includes all earlier records, so that their log part is not needed.  ``start``, ``first_part`` and
+        ``first_seq`` are for an interrupted copy that continues with this snapshot.
         """
         if self._notes and first_seq is None:
             self.close_log()

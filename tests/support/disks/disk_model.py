@@ -10,8 +10,8 @@ from siterig.blockfs.disk.disk import Disk
 
 
 def replay(start: bytes, disk: Disk, *, upto: int | None = None) -> bytes:
-    """``start`` after all records of the disk's log (with a position up to ``upto``)."""
-    disk.tracking.segments()  # what the writer has just begun gets its name
+    """Return ``start`` after all records of the disk's log, or those with positions up to ``upto``."""
+    disk.tracking.segments()  # the segment that the writer has just begun gets its name
     return replay_files(start, [path for _, path in find_segments(disk.paths.folder, disk.paths.name)], upto=upto)
 
 

@@ -1,10 +1,10 @@
-"""A process that serves the disks of one folder: what the tests of real mounts talk to.
+"""A process that serves the disks of one folder, for tests of real mounts.
 
-``python -m tests.support.disks.disk_server ROOT MOUNT BYTES FRONT_END [UID]``: makes VM ``web01`` with tracked disks
-``os`` and ``data`` of so many bytes if it is not there, prints ``ready``, then answers a line of JSON on stdin with one
-on stdout, until it ends or the mount is gone: ``["cut", {"vm": "web01", ...}]`` is
-:meth:`siterig.blockfs.contracts.control.DiskHostControl.cut`, and so on; also ``stall`` and ``remember`` of this module.
-UID: an ordinary user to be.  Managed disks are in ``managed`` beside the mount.
+``python -m tests.support.disks.disk_server ROOT MOUNT BYTES FRONT_END [UID]`` creates the VM ``web01`` with tracked disks
+``os`` and ``data`` of this size, if it does not exist, and prints ``ready``.  Then it answers each line of JSON on stdin
+with one on stdout, until stdin ends or the mount is gone: ``["cut", {"vm": "web01", ...}]`` calls
+:meth:`siterig.blockfs.contracts.control.DiskHostControl.cut`; also ``stall`` and ``remember`` of this module can be
+called.  With UID the process runs as this ordinary user.  Managed disks are in ``managed`` beside the mount.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from siterig.cext.fuse_server import FuseServerOptions
 
 DISK_BYTES = 512 << 20
 STALL_MAX_S = 60.0
-"""Then a test that waits for it has failed."""
+"""The longest stall, in seconds; a test that waits for longer has failed."""
 FRONT_ENDS = {
     "server": FuseServerOptions(over_io_uring=False),
     "io_uring": FuseServerOptions(over_io_uring=True),
@@ -40,20 +40,20 @@ FRONT_ENDS = {
 
 
 def stall() -> str:
-    """Python does nothing at all before the next line comes."""
+    """Block Python until the next line arrives."""
     print(json.dumps("stalled"), flush=True)
     select.select([0], [], [], STALL_MAX_S)  # blocks the one thread that runs Python
     return "back"
 
 
 def remember() -> str:
-    """Let the kernel remember the attributes of a file for an hour from now on: no test passes by waiting."""
+    """Let the kernel cache attributes of files for an hour, so that no test passes because they expire."""
     filesystem.ATTRIBUTE_TIMEOUT_S = 3600.0
     return "done"
 
 
 async def answer(host: DiskHost, method: str, arguments: dict[str, Any]) -> object:
-    """One line of stdin."""
+    """Call a method of the disk host or of this module, and return its answer."""
     if method == "open_mounted_point":
         arguments["disks"] = [MountedPointSource(**source) for source in arguments["disks"]]
     ours = {"stall": stall, "remember": remember}

@@ -1,4 +1,4 @@
-"""Starts, asks, kills and cleans up after :mod:`tests.support.disks.disk_server`."""
+"""Start, call, kill and clean up the process of :mod:`tests.support.disks.disk_server`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tests.support.disks.disk_server import DISK_BYTES
 
 VM = "web01"
 CAN_MAKE_HOLES = frozenset({"server", "io_uring"})
-"""Front ends that take a discard and tell what is a hole; pyfuse3 cannot."""
+"""The front ends that accept discards and report holes; pyfuse3 cannot."""
 
 
 ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
 
 
 def skip_unless_possible(front_end: str) -> None:
-    """Skip a test of FUSE over io_uring where the machine does not allow that: the test does not change the setting."""
+    """Skip a test of FUSE over io_uring if the machine does not allow it; the test does not change the setting."""
     if front_end == "io_uring" and (not ENABLE_URING.exists() or ENABLE_URING.read_text() != "Y\n"):
         pytest.skip(f"FUSE over io_uring is not enabled: {ENABLE_URING}")
 
 
 class DiskServer:
-    """The process; ``mountpoint/web01/os.img`` is a disk."""
+    """A disk server's process; ``mountpoint/web01/os.img`` is a disk."""
 
     def __init__(
         self, folder: Path, *, disk_bytes: int = DISK_BYTES, front_end: str = "server", uid: int | None = None
@@ -45,24 +45,24 @@ class DiskServer:
         self._process: subprocess.Popen[str] | None = None
 
     def disk(self, name: str) -> Path:
-        """The disk in the mount."""
+        """Return the path of a disk in the mount."""
         return self.mountpoint / VM / f"{name}.img"
 
     def backing(self, name: str) -> Path:
-        """The same disk's file in the server's folder."""
+        """Return the path of the disk's file in the server's folder."""
         return self.root / VM / f"{name}.img"
 
     def logs(self, name: str) -> list[Path]:
-        """The change logs that there are of a disk, oldest first."""
+        """Return the segments of a disk, oldest first."""
         return sorted((self.root / VM).glob(f"{name}.*.hrl"))
 
     def start(self) -> None:
-        """Returns when the mount answers."""
+        """Start the server, and wait until the mount answers."""
         self.launch()
         assert self._line() == "ready", "the disk server ended before it was ready"
 
     def launch(self) -> None:
-        """Begin to start, and do not wait."""
+        """Start the server, and do not wait for it."""
         command = [sys.executable, "-m", "tests.support.disks.disk_server", str(self.root), str(self.mountpoint)]
         options = [str(self.disk_bytes), self.front_end, *([] if self._uid is None else [str(self._uid)])]
         self._process = subprocess.Popen([*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -79,49 +79,49 @@ class DiskServer:
         self._process.stdin.flush()
 
     def call(self, method: str, **arguments: object) -> Any:
-        """Ask the disk host (:class:`siterig.blockfs.contracts.control.DiskHostControl`); its answer as of JSON."""
+        """Call the disk host (:class:`siterig.blockfs.contracts.control.DiskHostControl`), and return its decoded answer."""
         self.ask(method, **arguments)
         return json.loads(self._line())
 
     def ask(self, method: str, **arguments: object) -> None:
-        """The same, of a server that will not live to answer."""
+        """Send a call, and do not wait for the answer."""
         self._tell(json.dumps([method, arguments]))
 
     def counters(self, name: str) -> dict[str, dict[str, int]]:
-        """Requests that the disk has had (``ops``), and their ``bytes``, by kind."""
+        """Return the number (``ops``) and ``bytes`` of the disk's requests by kind."""
         requests = self.call("counters", vm=VM, disk=name)["requests"]
         return {kind: {key: found[key] for key in ("ops", "bytes")} for kind, found in requests.items()}
 
     def stall(self) -> None:
-        """From now on Python does nothing."""
+        """Block Python in the server until :meth:`go_on`."""
         assert self.call("stall") == "stalled"
 
     def go_on(self) -> None:
-        """The end of :meth:`stall`."""
+        """End :meth:`stall`."""
         self._tell("")
         assert json.loads(self._line()) == "back"
 
     def cut(self) -> int:
-        """Take a cut over both disks; its position."""
+        """Take a cut over both disks, and return its position."""
         position = self.call("cut", vm=VM, kind="CrashConsistent", name="test")["position"]
         assert isinstance(position, int)
         return position
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill the process with SIGKILL, and wait for its end."""
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
         self.wait()
 
     def stop(self) -> None:
-        """End it cleanly."""
+        """End the process cleanly."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()
         assert self.wait() == 0
 
     def wait(self) -> int:
-        """For the process's end; its status."""
+        """Wait for the end of the process, and return its exit status."""
         assert self._process is not None
         status = self._process.wait(timeout=60)
         for pipe in (self._process.stdin, self._process.stdout):
@@ -131,11 +131,11 @@ class DiskServer:
         return status
 
     def clean_up(self) -> None:
-        """Leave no process and no mount."""
+        """Kill the process if it runs, and remove the mount."""
         if self._process is not None:
             self.kill()
         subprocess.run(["umount", "-l", str(self.mountpoint)], check=False, capture_output=True)
 
 
 StartServer = Callable[[int], DiskServer]
-"""Starts a disk server whose disks have so many bytes."""
+"""A function that starts a disk server whose disks have this many bytes."""

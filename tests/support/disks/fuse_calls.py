@@ -11,7 +11,7 @@ import pytest
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 
 NOBODY: Any = None
-"""The request's context; the mount is private, so nothing asks for it."""
+"""The context of a request; nothing uses it, because the mount is private."""
 
 
 async def inode_of(files: DiskFileSystem, vm: str, name: str) -> pyfuse3.InodeT:

@@ -1,7 +1,7 @@
-"""``/dev/fuse`` for every user, whatever its mode is on this machine: a device node of the test's own.
+"""``/dev/fuse`` for all users, independent of its mode on this machine: a device node that the test creates.
 
-The node is mounted over the machine's in a mount namespace of this thread and of the processes that it starts; nobody else
-sees it, and it goes with the namespace.
+The node is mounted over the machine's node in a mount namespace of this thread and of the processes that it starts.  No
+other process sees it, and it disappears with the namespace.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextmanager
 def fuse_for_all() -> Iterator[None]:
-    """Skips the test, with the reason, where that is not possible."""
+    """Provide the device, or skip the test with the reason if that is not possible."""
     if not DEVICE.exists():
         pytest.skip(f"this machine has no {DEVICE}")
     if DEVICE.stat().st_mode & 0o006 == 0o006:

@@ -1,4 +1,4 @@
-"""A guest's side of a disk: a loop device on it, a file system on that, a tree of files in there."""
+"""The guest's side of a disk: a loop device, a file system on it, and a tree of files."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ FSCK = {
     "xfs": ("xfs_repair", "-n"),
     "btrfs": ("btrfs", "check", "--readonly", "--check-data-csum"),
 }
-"""Each changes nothing, and ends with a status other than 0 for anything that is wrong."""
+"""Commands that check a file system without changing it; the exit status is not 0 if they find an error."""
 
 
 def run(*command: str | Path) -> str:
-    """Return the output; the test fails, and shows the output, if the program exits with another status than 0."""
+    """Run a program and return its output; the test fails and shows the output if the exit status is not 0."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300)
     assert done.returncode == 0, f"{' '.join(map(str, command))}: exit status {done.returncode}: {done.stdout}"
     return done.stdout
 
 
 def write_durably(path: Path, offset: int, data: bytes) -> None:
-    """Write, and fsync."""
+    """Write bytes to a file, and call fsync."""
     fd = os.open(path, os.O_RDWR)
     try:
         assert os.pwrite(fd, data, offset) == len(data)
@@ -41,7 +41,7 @@ def write_durably(path: Path, offset: int, data: bytes) -> None:
 
 @contextlib.contextmanager
 def loop_device(disk: Path, *, direct_io: bool) -> Iterator[Path]:
-    """A loop device on a disk."""
+    """Attach a loop device to a disk, and detach it afterwards."""
     device = Path(run("losetup", "--find", "--show", f"--direct-io={'on' if direct_io else 'off'}", disk).strip())
     try:
         yield device
@@ -51,7 +51,7 @@ def loop_device(disk: Path, *, direct_io: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def mounted(device: Path, folder: Path) -> Iterator[Path]:
-    """A file system, mounted."""
+    """Mount a file system, and unmount it afterwards."""
     folder.mkdir(exist_ok=True)
     run("mount", device, folder)
     try:
@@ -61,7 +61,7 @@ def mounted(device: Path, folder: Path) -> Iterator[Path]:
 
 
 def make_tree(folder: Path, rng: random.Random, *, files: int) -> None:
-    """Files in folders: empty ones, small ones, some that have holes, some of several MiB."""
+    """Create files in folders: empty and small ones, and some of several MiB with holes."""
     for number in range(files):
         path = folder / f"d{number % 7}" / f"e{number % 3}" / f"file{number}"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,12 +17,12 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
-    """0, or the errno."""
+    """Call ``fallocate``, and return 0 or the errno."""
     return ctypes.get_errno() if _libc.fallocate(fd, mode, offset, length) else 0
 
 
 def seek(fd: int, offset: int, whence: int) -> int | None:
-    """None: there is no data from there on."""
+    """Return the offset of the next data or hole, or None if there is no data after ``offset``."""
     try:
         return os.lseek(fd, offset, whence)
     except OSError as exc:
@@ -31,7 +31,7 @@ def seek(fd: int, offset: int, whence: int) -> int | None:
 
 
 def memory(length: int, value: int) -> mmap.mmap:
-    """Aligned, as O_DIRECT wants it."""
+    """Return memory that is aligned for O_DIRECT, filled with one value."""
     made = mmap.mmap(-1, length)
     made[:] = bytes([value]) * length
     return made
@@ -41,7 +41,7 @@ def punch(fd: int, offset: int, length: int) -> None:
     """Punch a hole.
 
     Raises:
-        OSError: the file system does not punch it.
+        OSError: if the file system does not support this.
     """
     error = fallocate(fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
     if error:

@@ -1,7 +1,7 @@
 """The expected bytes of a disk: its start state with its change log replayed onto it, by an independent reader.
 
-It implements ``docs/reference/formats/hrl.md`` again, and shares only the checksum with the product.  Images are sparse
-files and never in memory, so that a disk of many GiB can be compared byte for byte.
+The reader implements ``docs/reference/formats/hrl.md`` again, and shares only the checksum with the product.  Images are
+sparse files and are never read into memory, so that a disk of many GiB can be compared byte by byte.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """One record; ``payload`` can be read until the next record is asked for."""
+    """A record; ``payload`` can be read until the next record is requested."""
 
     kind: int
     seq: int
@@ -41,7 +41,7 @@ class Logged:
 
 
 def records(path: Path) -> Iterator[Logged]:
-    """The records of one closed segment, each with its checksum checked; the file must end with the last of them."""
+    """Yield the records of one closed segment after checking their checksums; the file must end with the last record."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as log:
         magic, version, header_bytes, _, _, _, seq, _, _, _, seed = _HEADER.unpack_from(log)
         assert (magic, version, header_bytes) == (b"SRIGHRL\0", 1, _HEADER.size), path
@@ -63,7 +63,8 @@ def records(path: Path) -> Iterator[Logged]:
 class Model:
     """A sparse file that starts as ``size_bytes`` zeros and follows a log.
 
-    ``counts``: records by kind; ``written_bytes``: of all WRITEs; ``seq`` and ``position``: of the last record.
+    ``counts`` has the number of records by kind, ``written_bytes`` the bytes of all WRITEs, ``seq`` and ``position``
+    those of the last record.
     """
 
     path: Path
@@ -78,7 +79,7 @@ class Model:
             file.truncate(self.size_bytes)
 
     def replay(self, segments: list[Path], *, upto: int | None = None) -> None:
-        """Do what the next segments of the log say, up to position ``upto``."""
+        """Replay the next segments of the log, up to position ``upto``."""
         fd = os.open(self.path, os.O_RDWR)
         try:
             for path in segments:
@@ -107,16 +108,18 @@ class Model:
             os.ftruncate(fd, record.length)
 
     def check(self, disk: Path, *, mounted: Path | None = None) -> None:
-        """Fail with the first byte at which the file ``disk`` is not this.
+        """Fail with the first byte at which the file ``disk`` differs from the model.
 
-        ``mounted``: the same disk in the mount, which is read instead wherever there is data, past its page cache.
+        Args:
+            disk: the file of the disk.
+            mounted: the same disk in the mount; its data is read instead, without the page cache.
         """
         face = mounted or disk
         assert face.stat().st_size == self.size_bytes
         mine, file = os.open(self.path, os.O_RDONLY), os.open(disk, os.O_RDONLY)
         read = os.open(face, os.O_RDONLY | (os.O_DIRECT if mounted else 0))
         try:
-            with mmap.mmap(-1, CHUNK_BYTES) as buffer:  # aligned to pages, as O_DIRECT wants it
+            with mmap.mmap(-1, CHUNK_BYTES) as buffer:  # aligned to pages for O_DIRECT
                 for offset in sorted({*_chunks_with_data(mine), *_chunks_with_data(file)}):
                     found = os.preadv(read, [buffer], offset)
                     if (expected := os.pread(mine, CHUNK_BYTES, offset)) != buffer[:found]:
@@ -137,7 +140,7 @@ def data_ranges(fd: int) -> Iterator[tuple[int, int]]:
     while end < size:
         try:
             begin = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError:  # ENXIO: a hole up to the end
+        except OSError:  # ENXIO: there is only a hole up to the end
             return
         end = os.lseek(fd, begin, os.SEEK_HOLE)
         yield begin, end

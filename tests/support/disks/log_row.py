@@ -1,4 +1,4 @@
-"""A row of segments as a test makes it, and what the disk is after each record."""
+"""Consecutive segments that a test makes, with the disk's bytes after each record."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ DISK_BYTES = 64 * 1024
 START = bytes(i * 7 % 251 for i in range(DISK_BYTES))
 
 Op = tuple[RecordType, int, int, int]
-"""What, offset, length, and the byte that a WRITE is filled with."""
+"""The kind, offset and length of an operation, and the byte that fills a WRITE."""
 
 
 class LogRow:
     """Appends records to segments ``os.NNNNNN.hrl`` of ``folder``; positions leave gaps.
 
-    ``states``: the disk's bytes by position.  ``tags``: positions by name.
+    ``states`` has the disk's bytes by position, ``tags`` has positions by name.
     """
 
     def __init__(self, folder: Path, *, disk_id: str = DISK_ID, generation: int = 2, name: str = "os") -> None:
@@ -36,7 +36,7 @@ class LogRow:
         self._writer: SegmentWriter | None = None
 
     def rotate(self) -> None:
-        """Begin a segment."""
+        """Close the current segment, and begin the next one."""
         self.close()
         path = self.folder / f"{self.name}.{len(self.paths) + 1:06d}.hrl"
         header = SegmentHeader(self.disk_id, self.generation, "log", self.seq + 1, current_boot_id(), 1, len(self.data))
@@ -44,7 +44,7 @@ class LogRow:
         self.paths.append(path)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the current segment."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -63,7 +63,7 @@ class LogRow:
             self.rotate()
 
     def do(self, op: Op) -> None:
-        """A WRITE, ZERO, DISCARD, FLUSH or RESIZE (``length`` more)."""
+        """Do and log a WRITE, ZERO, DISCARD, FLUSH or RESIZE (by ``length`` bytes)."""
         self._begun()
         kind, offset, length, fill = op
         if kind is RecordType.WRITE:
@@ -78,7 +78,7 @@ class LogRow:
             self._append(kind)
 
     def write(self, offset: int, payload: bytes) -> None:
-        """Write, and log it."""
+        """Write bytes, and log the write."""
         self._begun()
         self.data[offset : offset + len(payload)] = payload
         self._append(RecordType.WRITE, offset, len(payload), payload)
@@ -93,7 +93,7 @@ class LogRow:
 
 
 def operations(unit_bytes: int) -> st.SearchStrategy[list[Op]]:
-    """Operations of whole ``unit_bytes`` within the disk."""
+    """Return a strategy for lists of operations within the disk, with offsets and lengths in multiples of ``unit_bytes``."""
     units = DISK_BYTES // unit_bytes
     kinds = st.sampled_from([RecordType.WRITE, RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD, RecordType.FLUSH])
     one = st.tuples(kinds, st.integers(0, units - 1), st.integers(1, max(5000 // unit_bytes, 1)), st.integers(0, 255)).map(

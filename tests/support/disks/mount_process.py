@@ -1,4 +1,4 @@
-"""Starts, ends and cleans up after ``siterig mount``; looks at what it leaves."""
+"""Start, end and clean up ``siterig mount``, and look at the files that it leaves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATIENCE_S = 60
 
 
 def plain(stderr: str) -> str:
-    """The JSON documents on stderr, one a line, as the lines that the command prints without ``--json``."""
+    """Convert the JSON documents on stderr to the lines that the command prints without ``--json``."""
     lines = []
     for line in stderr.splitlines():
         document: dict[str, Any] = json.loads(line)
@@ -28,7 +28,7 @@ def plain(stderr: str) -> str:
 
 
 class MountProcess:
-    """One ``siterig mount IMAGE --mnt DIR --json ...``; ``prefix`` is put before the command."""
+    """A process ``siterig mount IMAGE --mnt DIR --json ...``; ``prefix`` precedes the command."""
 
     def __init__(
         self,
@@ -58,33 +58,33 @@ class MountProcess:
         self.disk = Path(self.mounted["disk"])
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
         self.process.send_signal(number)
 
     def note(self) -> str:
-        """The next line on stderr, as it is without ``--json``."""
+        """Return the next line on stderr in the form without ``--json``."""
         assert self.process.stderr is not None
         return plain(self.process.stderr.readline())
 
     def ended(self) -> tuple[int, list[dict[str, Any]], str]:
-        """Wait for its end: exit status, the documents that it printed since, and stderr as it is without ``--json``."""
+        """Wait for the end; return exit status, documents printed since, and stderr in the form without ``--json``."""
         stdout, stderr = self.process.communicate(timeout=PATIENCE_S)
         return self.process.returncode, [json.loads(line) for line in stdout.splitlines()], plain(stderr)
 
     def end(self) -> dict[str, Any]:
-        """End it cleanly, and return the document that it printed at its end."""
+        """End the process cleanly, and return the document that it prints at the end."""
         self.signal(signal.SIGINT)
         status, printed, stderr = self.ended()
         assert (status, len(printed)) == (0, 1), stderr
         return dict(printed[0]["unmounted"])
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill the process with SIGKILL, and wait for its end."""
         self.process.kill()
         self.process.communicate()
 
     def clean_up(self) -> None:
-        """Leave no process and no mount."""
+        """Kill the process if it runs, and remove the mount."""
         if self.process.poll() is None:
             self.kill()
         for pipe in (self.process.stdout, self.process.stderr):
@@ -94,7 +94,7 @@ class MountProcess:
 
 
 def siterig(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Any other command, to its end."""
+    """Run another siterig command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "siterig", *map(str, arguments)],
         capture_output=True,
@@ -111,7 +111,7 @@ Start = Callable[..., MountProcess]
 
 @contextmanager
 def mounts(*common: str) -> Iterator[Start]:
-    """Starts mounts that are gone afterwards, each with these options too."""
+    """Yield a function that starts mounts with these additional options; all mounts are removed afterwards."""
     started: list[MountProcess] = []
 
     def start(*arguments: Any, **options: Any) -> MountProcess:

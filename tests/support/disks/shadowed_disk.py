@@ -1,4 +1,4 @@
-"""A served disk and the model that follows its change log: the workload tests compare the two byte for byte."""
+"""A served disk and a model that follows its change log; the workload tests compare both byte by byte."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.disks.log_oracle import Model
 class ShadowedDisk:
     """Disk ``name`` of ``server``, followed from its start (all zeros).
 
-    ``model`` is a sparse file in the server's folder; how far it has come is in its fields.
+    ``model`` is a sparse file in the server's folder; its fields have the position that it has reached.
     """
 
     def __init__(self, server: DiskServer, name: str) -> None:
@@ -22,7 +22,7 @@ class ShadowedDisk:
         self._number = 0
 
     def catch_up(self) -> int:
-        """Close the log and replay all of it; the position of the cut.  Nobody may be writing."""
+        """Take a cut, replay the log up to it, and return its position.  No program may write meanwhile."""
         position = self._server.cut()
         for segment in self.closed():
             if segment.number > self._number:
@@ -30,27 +30,27 @@ class ShadowedDisk:
                 self._number = segment.number
         (info,) = (disk for disk in self._server.call("list_disks", vm=VM) if disk["name"] == self.name)
         flushes = info["last_seq"] - self.model.seq
-        assert (flushes in (0, 1), info["needs_resync"]) == (True, None), "at most the flush behind the cut is not in it"
+        assert (flushes in (0, 1), info["needs_resync"]) == (True, None), "at most the flush after the cut may be missing"
         return position
 
     def closed(self) -> list[SegmentInfo]:
-        """The closed segments that are kept, oldest first."""
+        """Return the closed segments that are kept, oldest first."""
         found = [SegmentInfo.model_validate(segment) for segment in self._server.call("segments", vm=VM)]
         return [segment for segment in found if Path(segment.path).name.startswith(f"{self.name}.")]
 
     def check(self) -> None:
-        """The log says what the disk is, byte for byte; nobody may be writing.  In the server's file, and as it is read."""
+        """Check that the log gives the disk's bytes, in the server's file and in the mount.  No program may write."""
         self.catch_up()
         self.model.check(self.file)
         self.model.check(self.file, mounted=self._server.disk(self.name))
 
     @property
     def file(self) -> Path:
-        """The disk's file in the server's folder: holes in it are space that was given back."""
+        """The disk's file in the server's folder; holes in it are space that was freed."""
         return self._server.backing(self.name)
 
     def forget(self) -> None:
-        """All that was replayed counts as applied, so that its segments go."""
+        """Report all replayed segments as applied, so that they are deleted."""
         newest = self.closed()[-1]
         self._server.call(
             "applied", disk_id=newest.disk_id, generation=newest.generation, last_seq=newest.last_seq

@@ -15,17 +15,17 @@ from tests.support.stores.managed_disk import assert_same, site, whole
 
 
 class Killed(BaseException):
-    """Stands for a kill; it is no ``Exception``, so that nothing that handles errors handles it."""
+    """A simulated kill; it is not an ``Exception``, so that error handlers do not catch it."""
 
 
 def forget_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill leaves what was written, synced or not; what a power loss leaves, tests/crash/test_store_power_loss.py has."""
+    """Turn off fsync, as a kill loses no written bytes; tests/crash/test_store_power_loss.py simulates power losses."""
     for name in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, name, lambda _fd: None)
 
 
 class Life:
-    """A disk with an initial replication, logs, a growth, a resync and logs; what is to be read of it."""
+    """A disk with an initial replication, logs, growth, a resync and more logs, and its expected bytes by position."""
 
     def __init__(self, tmp_path: Path, seed: int) -> None:
         self.disk = site(tmp_path, seed)
@@ -58,7 +58,7 @@ class Life:
         self.valid += [position for position in self.disk.states if first - 12 < position]
 
     def check(self, store: ManagedDiskStore, what: str, least: int) -> None:
-        """Every position from the floor on reads as the disk was; the floor is one that was asked for."""
+        """Check that each position from the oldest one on reads as the disk was; the oldest one is at most ``least``."""
         assert store.oldest_position <= least, what
         for position in sorted(set(self.valid)):
             if store.oldest_position <= position <= store.watermark().complete_position:

@@ -1,4 +1,4 @@
-"""Plain files in place of managed disks, as bases of disks that are promoted."""
+"""Plain files in place of managed disks, as backings of disks that are hydrated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = (3 << 20) + 512
 
 
 HOLE = (1 << 20, 1 << 20)
-"""Offset and length of the hole in the base."""
+"""The offset and length of the hole in the base."""
 
 
 def content(seed: int = 1) -> bytes:

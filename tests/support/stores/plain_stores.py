@@ -13,16 +13,16 @@ from siterig.blockfs.layers.layer import Layer, RawLayer
 
 
 class Stores(Views):
-    """Plain files in place of managed disks: a store's state at a position is its file of that name."""
+    """Plain files in place of managed disks: the state at a position is the file with that number as its name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.folders: dict[str, Path] = {}  # by id of a managed disk
         self.held: set[tuple[str, int, str]] = set()
-        self.slow_at = ""  # which of its methods waits for `go_on`
+        self.slow_at = ""  # the method that waits for `go_on`
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.opened = threading.Event()
-        self.failing: list[OSError] = []  # of the next calls of release
+        self.failing: list[OSError] = []  # errors that the next calls of release raise
 
     def make(self, disk: str, **states: bytes) -> MountedPointSource:
         """Create a managed disk with a state for each position (``p5=...``)."""

@@ -12,7 +12,7 @@ from tests.support.stores.volume import BLOCK_BYTES, DISK_BYTES, Volume, base_so
 
 
 def start_bytes(seed: int) -> bytes:
-    """A base: noise, but for some blocks of zeros."""
+    """Return a base of random bytes with some blocks of zeros."""
     rng = random.Random(seed)
     return b"".join(
         bytes(BLOCK_BYTES) if rng.random() < 0.3 else rng.randbytes(BLOCK_BYTES)

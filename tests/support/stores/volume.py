@@ -1,4 +1,4 @@
-"""A volume as a test makes it: changes of a small disk, their payloads and checksums, and what the disk is after each."""
+"""A journal file for tests: changes of a small disk, their payloads and checksums, and the disk after each change."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from siterig.cext.checksums import crc32c
 DISK_BYTES = 48 * 1024 + 512
 BLOCK_BYTES = 4096
 GAP_BYTES = 64
-"""Bytes before each payload, like the header of a record."""
+"""The bytes before each payload, as many as in the header of a record."""
 
 _ENTRY = struct.Struct("<QQQQQII")
 Change = tuple[bool, int, int]
-"""True for a WRITE; offset; length."""
+"""A change: True for a WRITE (False for zeros), offset, length."""
 
 changes = st.lists(
     st.tuples(st.booleans() | st.just(True), st.integers(0, DISK_BYTES - 1), st.integers(1, 13_000)).map(
@@ -30,7 +30,7 @@ changes = st.lists(
     ),
     max_size=14,
 )
-"""Changes of any bytes; they include whole blocks, because the edges of a shrunk example are round numbers."""
+"""A strategy for changes of any bytes; whole blocks are among them, because hypothesis shrinks to round numbers."""
 
 
 def cut_at_blocks(offset: int, data: bytes) -> list[bytes]:

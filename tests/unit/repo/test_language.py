@@ -11,7 +11,6 @@ from tests.support import language
 PENDING: dict[str, set[str]] = {
     "tests": {
         "tests/crash",
-        "tests/sanitizers",
         "tests/support/rigs",
         "tests/unit/siterig/images",
         "tests/unit/vault",
