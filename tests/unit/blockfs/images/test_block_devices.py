@@ -31,7 +31,7 @@ def losetup(*arguments: object) -> str:
 
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Path]:
-    """A loop device of 5 MiB, full of ones."""
+    """Provide a loop device of 5 MiB, filled with ones."""
     (tmp_path / "backing").write_bytes(b"\1" * (SIZE + MIB))
     loop = losetup("--find", "--show", tmp_path / "backing")
     yield Path(loop)
@@ -40,7 +40,7 @@ def device(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    """Data, stored zeros, and a hole at the end."""
+    """Return a disk file with data, stored zeros, and a hole at the end."""
     path = tmp_path / "os.img"
     with path.open("wb") as file:
         file.write(os.urandom(MIB) + bytes(MIB))
@@ -50,7 +50,7 @@ def disk(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def held(device: Path) -> Iterator[None]:
-    """Another program has the device open for itself, as a mount has."""
+    """Hold the device exclusively, as a mount does."""
     fd = os.open(device, os.O_RDONLY | os.O_EXCL)
     yield
     os.close(fd)
@@ -60,7 +60,7 @@ def ignore(_done: int) -> None:
     pass
 
 
-async def test_a_device_is_imported_as_a_raw_disk_with_the_sectors_that_it_declares(tmp_path: Path, device: Path) -> None:
+async def test_a_device_is_imported_as_a_raw_disk_with_its_sector_size(tmp_path: Path, device: Path) -> None:
     looked = await importer.look_at(device)
     assert (looked.format, looked.size_bytes, looked.remark) == ("raw", SIZE + MIB, None)
     assert looked.sector_bytes == 512
@@ -80,7 +80,7 @@ async def test_a_device_that_begins_like_an_image_is_raw_and_reported(device: Pa
     assert "is a block device, taken for raw although it begins like a qcow2 image; --format overrides" in looked.remark
 
 
-async def test_an_export_overwrites_a_device_and_leaves_what_lies_behind_the_disk(disk: Path, device: Path) -> None:
+async def test_a_forced_export_overwrites_only_the_disks_bytes_of_a_device(disk: Path, device: Path) -> None:
     with pytest.raises(RigError, match="is a block device: --force overwrites its contents") as failed:
         image_export.check(device, "raw", force=False)
     assert failed.value.code == "FileExists"
@@ -94,7 +94,7 @@ async def test_an_export_overwrites_a_device_and_leaves_what_lies_behind_the_dis
     assert device.is_block_device()
 
 
-async def test_a_device_that_is_too_small_is_left_alone(tmp_path: Path, device: Path) -> None:
+async def test_a_device_that_is_too_small_is_not_changed(tmp_path: Path, device: Path) -> None:
     disk = tmp_path / "large.img"
     with disk.open("wb") as file:
         file.truncate(SIZE + 2 * MIB)
@@ -105,7 +105,7 @@ async def test_a_device_that_is_too_small_is_left_alone(tmp_path: Path, device: 
 
 
 @pytest.mark.usefixtures("held")
-async def test_a_device_that_something_holds_is_refused(disk: Path, device: Path) -> None:
+async def test_a_device_in_use_is_refused(disk: Path, device: Path) -> None:
     async def replay() -> None:
         open_replay_target(device, CheckedLog([], 0, 0), writable=True)
 
@@ -127,7 +127,7 @@ async def test_a_device_that_something_holds_is_refused(disk: Path, device: Path
     assert device.read_bytes() == b"\1" * (SIZE + MIB)
 
 
-async def test_the_sectors_that_a_device_declares_are_those_of_the_disk(tmp_path: Path) -> None:
+async def test_the_sector_size_of_a_device_becomes_that_of_the_disk(tmp_path: Path) -> None:
     (tmp_path / "backing").write_bytes(bytes(SIZE))
     loop = losetup("--find", "--show", "--sector-size", 4096, tmp_path / "backing")
     try:

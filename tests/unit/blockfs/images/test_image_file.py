@@ -1,4 +1,4 @@
-"""An image file by itself: what it is taken for, and who else has it."""
+"""Opening an image file: its detected format, and other programs that use it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def refused(path: Path, format_: MountFormat | None = None, *, read_only: 
     return failed.value.code, failed.value.message
 
 
-# ---- what it is
+# ---- format
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ async def refused(path: Path, format_: MountFormat | None = None, *, read_only: 
         ("disk.VHD", bytes(SIZE) + FOOTER, "vhd", SIZE),
     ],
 )
-async def test_name_and_contents_tell_the_format(
+async def test_the_format_follows_from_name_and_contents(
     tmp_path: Path, name: str, content: bytes, format_: str, size_bytes: int
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -79,7 +79,9 @@ async def test_name_and_contents_tell_the_format(
         ("disk.img", bytes(64) + b"\x7f\x10\xda\xbe".ljust(SIZE, b"\0"), "ImageUnusable", "is a vdi image"),
     ],
 )
-async def test_what_is_no_disk_is_named(tmp_path: Path, name: str, content: bytes, code: str, says: str) -> None:
+async def test_a_file_that_is_no_disk_is_refused_with_the_reason(
+    tmp_path: Path, name: str, content: bytes, code: str, says: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     found, message = await refused(tmp_path / name)
     assert found == code
@@ -118,7 +120,7 @@ def qemu_img(path: Path, format_: str, options: str) -> Path:
         ("vpc", "subformat=dynamic", "VhdUnsupported", "is a dynamic VHD"),
     ],
 )
-async def test_other_formats_that_qemu_img_makes_are_named(
+async def test_other_formats_of_qemu_img_are_refused_by_name(
     tmp_path: Path, format_: str, options: str, code: str, says: str
 ) -> None:
     path = qemu_img(tmp_path / "disk.img", format_, options)
@@ -126,7 +128,7 @@ async def test_other_formats_that_qemu_img_makes_are_named(
     assert (found, says in message) == (code, True), message
 
 
-async def test_a_format_that_is_said_is_not_guessed(tmp_path: Path) -> None:
+async def test_a_given_format_is_used_instead_of_a_guess(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(SIZE) + FOOTER)
     for format_, size_bytes in (("raw", SIZE + 512), ("vhd", SIZE)):
@@ -164,13 +166,15 @@ def nothing(path: Path) -> None:
         (nothing, "does not exist"),
     ],
 )
-async def test_what_is_no_file_is_named(tmp_path: Path, make: Callable[[Path], None], says: str) -> None:
+async def test_paths_that_are_no_files_are_refused_with_the_reason(
+    tmp_path: Path, make: Callable[[Path], None], says: str
+) -> None:
     make(tmp_path / "disk.img")
     code, message = await refused(tmp_path / "disk.img")
     assert (code, message.startswith(f"{tmp_path}/disk.img: {says}")) == ("ImageUnusable", True), message
 
 
-async def test_a_link_leads_to_the_image_itself(tmp_path: Path) -> None:
+async def test_a_link_is_followed_to_the_image(tmp_path: Path) -> None:
     (tmp_path / "real.img").write_bytes(bytes(SIZE))
     (tmp_path / "link.img").symlink_to("real.img")
     image = await open_image(tmp_path / "link.img")
@@ -178,7 +182,7 @@ async def test_a_link_leads_to_the_image_itself(tmp_path: Path) -> None:
     image.close()
 
 
-# ---- who else has it
+# ---- other users
 
 
 @pytest.fixture
@@ -189,7 +193,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("first", "second"), [(False, False), (False, True), (True, False)])
-async def test_who_writes_has_an_image_alone(path: Path, first: bool, second: bool) -> None:
+async def test_a_writer_needs_the_image_alone(path: Path, first: bool, second: bool) -> None:
     image = await open_image(path, read_only=first)
     code, message = await refused(path, read_only=second)
     assert (code, message.startswith(f"{path}: is in use by ")) == ("ImageBusy", True)
@@ -197,13 +201,13 @@ async def test_who_writes_has_an_image_alone(path: Path, first: bool, second: bo
     (await open_image(path, read_only=second)).close()
 
 
-async def test_two_may_read(path: Path) -> None:
+async def test_two_readers_can_open_one_image(path: Path) -> None:
     first, second = await open_image(path, read_only=True), await open_image(path, read_only=True)
     first.close()
     second.close()
 
 
-async def test_an_image_that_is_about_to_be_given_back_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_opening_an_image_waits_for_its_release(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_file, "LOCK_PATIENCE_S", 60)
     first = await open_image(path)
     opened = False
@@ -225,8 +229,8 @@ async def test_an_image_that_is_about_to_be_given_back_is_waited_for(path: Path,
     ("byte", "read_only", "code"),
     [(101, False, "ImageBusy"), (101, True, "ImageBusy"), (100, False, "ImageBusy"), (100, True, None)],
 )
-async def test_locks_as_qemu_takes_them_are_seen(path: Path, byte: int, read_only: bool, code: str | None) -> None:
-    """Byte 101: QEMU writes; byte 100: it reads (block/file-posix.c)."""
+async def test_locks_of_qemu_are_respected(path: Path, byte: int, read_only: bool, code: str | None) -> None:
+    """QEMU locks byte 101 to write and byte 100 to read (block/file-posix.c)."""
     with path.open("rb") as qemu:
         fcntl.fcntl(qemu, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
         if code is None:
@@ -251,7 +255,7 @@ trio.run(hold)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("read_only", [False, True])
-async def test_who_has_an_image_is_named_under_another_hard_link_too(path: Path, *, read_only: bool) -> None:
+async def test_the_user_of_an_image_is_named_for_another_hard_link_too(path: Path, *, read_only: bool) -> None:
     link = path.with_name("link.img")
     link.hardlink_to(path)
     command = [sys.executable, "-c", HOLDS, str(path)]
@@ -267,7 +271,7 @@ async def test_who_has_an_image_is_named_under_another_hard_link_too(path: Path,
         await process.wait()
 
 
-async def test_a_refused_image_is_not_left_locked(path: Path) -> None:
+async def test_a_refused_image_is_unlocked(path: Path) -> None:
     path.write_bytes(bytes(1000))
     assert (await refused(path))[0] == "InvalidDiskSize"
     path.write_bytes(bytes(SIZE))

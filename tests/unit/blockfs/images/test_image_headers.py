@@ -1,4 +1,4 @@
-"""Containers that cannot be read by themselves: each cause has its own message; and what is whole is read by any of them."""
+"""Images that cannot be read have a message for each cause, and complete images of all formats are read."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def encrypted(folder: Path) -> Path:
 
 
 def encrypted_with_aes(folder: Path) -> Path:
-    """An image of an old program; QEMU does not make such images any more."""
+    """Return an image as an old program made it; QEMU no longer makes such images."""
     qemu_img("create", "-f", "qcow2", folder / "x.qcow2", SIZE)
     return patched(folder / "x.qcow2", 32, struct.pack(">I", 1))
 
@@ -157,7 +157,7 @@ async def test_each_cause_has_its_own_message(tmp_path: Path, make: Callable[[Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("format_", ["qcow2", "qcow", "vhdx", "vmdk", "vdi", "qed", "parallels"])
 @pytest.mark.parametrize("name", ["disk.img", "as it is named"])
-async def test_a_whole_image_is_imported_whatever_its_name(tmp_path: Path, format_: ImageFormat, name: str) -> None:
+async def test_a_complete_image_is_imported_under_any_name(tmp_path: Path, format_: ImageFormat, name: str) -> None:
     disk = disk_file(tmp_path)
     image = tmp_path / (f"x.{format_}" if name == "as it is named" else name)
     qemu_img("convert", "-f", "raw", "-O", format_, disk, image)
@@ -186,7 +186,7 @@ async def test_a_raw_disk_that_begins_like_a_qcow2_is_reported(tmp_path: Path) -
     assert (looked.size_bytes, looked.remark) == (SIZE, None)
 
 
-async def test_an_image_that_is_written_to_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+async def test_a_write_to_an_image_during_its_import_is_an_error(tmp_path: Path) -> None:
     disk, target = disk_file(tmp_path), tmp_path / "target"
     with target.open("wb") as file:
         file.truncate(SIZE)

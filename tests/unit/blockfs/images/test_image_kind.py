@@ -1,4 +1,4 @@
-"""The type of an image by its contents: what is refused is named, and a guess that is in doubt is reported."""
+"""The type of an image is detected from its contents: refused types are named, and doubtful guesses are reported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tar(name: str) -> bytes:
 
 
 def tar_v7(name: str) -> bytes:
-    """An archive of ``tar --format=v7``: no magic bytes, and another end of the checksum field."""
+    """Return an archive of ``tar --format=v7``: without magic bytes, and with another end of the checksum field."""
     made = bytearray(tar(name))
     made[257:512] = bytes(255)
     made[148:156] = b" " * 8
@@ -69,11 +69,13 @@ def zip_() -> bytes:
     ],
 )
 @pytest.mark.parametrize("name", ["disk.img", "disk", "the disk.bin"])
-async def test_an_archive_or_an_encrypted_disk_is_refused_by_name_with_its_command(
+async def test_archives_and_encrypted_disks_are_refused_with_a_command(
     tmp_path: Path, name: str, content: bytes, title: str, command: str
 ) -> None:
     path = tmp_path / name
-    path.write_bytes(content + bytes(-len(content) % 512) if "DMG" not in title else content)  # whole sectors, as a raw disk
+    path.write_bytes(
+        content + bytes(-len(content) % 512) if "DMG" not in title else content
+    )  # whole sectors, as in a raw disk
     for read in (importer.look_at, open_image):
         with pytest.raises(RigError) as failed:
             await read(path)
@@ -85,8 +87,8 @@ async def test_an_archive_or_an_encrypted_disk_is_refused_by_name_with_its_comma
     assert (looked.format, looked.size_bytes, looked.remark) == ("raw", path.stat().st_size, None)
 
 
-async def test_what_only_looks_like_an_archive_is_a_disk(tmp_path: Path) -> None:
-    """An ISO image, a BZh that begins no bzip2 block, and ustar elsewhere."""
+async def test_a_disk_that_only_resembles_an_archive_is_accepted(tmp_path: Path) -> None:
+    """Examples are an ISO image, ``BZh`` without a bzip2 block, and ``ustar`` at another offset."""
     for content in (
         bytes(32769) + b"CD001",
         b"BZh9 is no archive",
@@ -99,7 +101,7 @@ async def test_what_only_looks_like_an_archive_is_a_disk(tmp_path: Path) -> None
         assert (await importer.look_at(path)).format == "raw"
 
 
-async def test_a_format_that_is_given_overrides_what_name_and_contents_say(tmp_path: Path) -> None:
+async def test_a_given_format_overrides_name_and_contents(tmp_path: Path) -> None:
     path = tmp_path / "disk.vhd"
     path.write_bytes(bytes(MIB))
     with pytest.raises(RigError, match=r"is named as a VHD, .* give --format raw"):
@@ -115,7 +117,7 @@ async def test_a_format_that_is_given_overrides_what_name_and_contents_say(tmp_p
         await importer.look_at(path, "qcow2")
 
 
-def test_a_file_whose_name_ends_like_a_size_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_whose_name_ends_like_a_size_can_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert parse_import("os=x:1GiB") == ("os", "x", 1 << 30)
     Path("x:1GiB").touch()
@@ -130,7 +132,7 @@ def test_a_file_whose_name_ends_like_a_size_can_be_named(tmp_path: Path, monkeyp
     assert parse_import("os=x:") == ("os", "x", None)
 
 
-def test_an_option_of_disks_holds_for_all_or_for_one() -> None:
+def test_an_option_of_disks_applies_to_all_disks_or_to_one() -> None:
     allowed, disks = ("raw", "qcow2"), ("os", "data")
     assert parse_of_disks("--format", ["raw"], allowed, disks) == {"os": "raw", "data": "raw"}
     assert parse_of_disks("--format", ["data=qcow2", "raw"], allowed, disks) == {"os": "raw", "data": "qcow2"}

@@ -45,7 +45,7 @@ def target(tmp_path: Path) -> Path:
 
 @needs_program("qemu-img")
 @pytest.mark.parametrize("step", ["disk_bytes", "check", "convert"])
-async def test_an_image_that_is_swapped_between_any_two_steps_brings_in_no_other_file(
+async def test_an_image_swapped_between_two_steps_brings_in_no_other_file(
     tmp_path: Path, secret: Path, target: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     image, evil = tmp_path / "image.qcow2", tmp_path / "evil.qcow2"
@@ -72,7 +72,7 @@ def backing(folder: Path, secret: Path) -> Path:
 
 
 def data_file(folder: Path, secret: Path) -> Path:
-    """It refers to the secret as the file with its data."""
+    """Create an image that refers to the secret as its data file."""
     other = folder / ("d" * (len(str(secret)) - len(str(folder)) - 1))
     run_qemu_img("create", "-f", "qcow2", "-o", f"data_file={other},data_file_raw=on", folder / "x.qcow2", MIB)
     path = folder / "x.qcow2"
@@ -166,7 +166,7 @@ async def test_a_helper_has_bounds_of_cpu_time_and_file_size(target: Path) -> No
     assert target.stat().st_size == MIB
 
 
-async def test_a_helper_that_is_cancelled_is_gone() -> None:
+async def test_a_cancelled_helper_is_ended() -> None:
     pids: list[int] = []
     with trio.CancelScope() as scope:
 

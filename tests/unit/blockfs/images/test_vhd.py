@@ -1,4 +1,4 @@
-"""The fixed VHD footer, by the specification's own rules, and by what qemu-img makes of them."""
+"""The footer of a fixed VHD follows the specification, and footers of qemu-img are read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from siterig.blockfs.images.vhd import MIB, SIZE_BYTES_MAX, can_be_vhd, fixed_fo
 DISK = "6a83da7e-b542-496d-a113-08b9b71d9e21"
 
 
-def test_the_footer_says_what_the_disk_is() -> None:
+def test_the_footer_describes_the_disk() -> None:
     footer = fixed_footer(1 << 30, DISK)
     assert len(footer) == 512
     assert footer[:8] == b"conectix"
@@ -30,7 +30,7 @@ def test_the_footer_says_what_the_disk_is() -> None:
 
 
 @given(st.integers(1, SIZE_BYTES_MAX // MIB))
-def test_the_checksum_is_the_complement_of_the_sum_of_all_other_bytes(mebibytes: int) -> None:
+def test_the_checksum_is_the_complement_of_the_sum_of_other_bytes(mebibytes: int) -> None:
     footer = fixed_footer(mebibytes * MIB, DISK)
     (checksum,) = struct.unpack(">I", footer[64:68])
     assert checksum == ~(sum(footer) - sum(footer[64:68])) & 0xFFFFFFFF
@@ -46,7 +46,7 @@ def test_the_geometry_is_within_the_disk_and_close_to_it(sectors: int) -> None:
 @pytest.mark.parametrize(
     ("size", "can"), [(0, False), (512, False), (MIB, True), (MIB + 512, False), (SIZE_BYTES_MAX, True), (4 << 40, False)]
 )
-def test_only_whole_mebibytes_up_to_the_limit_have_a_vhd(size: int, can: bool) -> None:
+def test_only_disks_of_whole_mebibytes_up_to_the_limit_have_a_vhd(size: int, can: bool) -> None:
     assert can_be_vhd(size) is can
 
 
@@ -63,7 +63,7 @@ def vhd(tmp_path: Path, footer: bytes, disk_bytes: int = MIB) -> Path:
 
 
 def signed(footer: bytes, at: int, value: bytes) -> bytes:
-    """The footer with other bytes at ``at``, and the checksum that fits them."""
+    """Return the footer with other bytes at ``at``, and with the right checksum."""
     blank = footer[:at] + value + footer[at + len(value) :]
     blank = blank[:64] + bytes(4) + blank[68:]
     return blank[:64] + struct.pack(">I", ~sum(blank) & 0xFFFF_FFFF) + blank[68:]
@@ -91,7 +91,7 @@ def test_our_own_footer_is_read(tmp_path: Path) -> None:
         (b"", "VhdCorrupt", "its last 512 bytes are no VHD footer"),
     ],
 )
-def test_what_is_no_fixed_vhd_is_named(tmp_path: Path, footer: bytes, code: str, says: str) -> None:
+def test_a_file_that_is_no_fixed_vhd_is_refused_with_the_reason(tmp_path: Path, footer: bytes, code: str, says: str) -> None:
     path = vhd(tmp_path, footer)
     with pytest.raises(RigError) as refused:
         read_footer(path)
@@ -107,7 +107,7 @@ def test_a_file_too_short_for_a_footer_is_corrupt(tmp_path: Path, size: int) -> 
     assert refused.value.code == "VhdCorrupt"
 
 
-def test_a_dynamic_vhd_without_its_end_is_told_from_a_raw_image(tmp_path: Path) -> None:
+def test_a_truncated_dynamic_vhd_is_not_taken_for_a_raw_image(tmp_path: Path) -> None:
     path = vhd(tmp_path, b"")
     with path.open("r+b") as file:
         file.write(signed(GOOD, 60, struct.pack(">I", 3)))
@@ -117,7 +117,7 @@ def test_a_dynamic_vhd_without_its_end_is_told_from_a_raw_image(tmp_path: Path) 
 
 
 @given(st.integers(0, 512 * 8 - 1))
-def test_no_single_bit_of_a_footer_can_flip_unseen(bit: int) -> None:
+def test_each_flipped_bit_of_a_footer_is_found(bit: int) -> None:
     flipped = bytearray(GOOD)
     flipped[bit // 8] ^= 1 << bit % 8
     with tempfile.TemporaryDirectory() as folder, pytest.raises(RigError):
@@ -146,7 +146,7 @@ def test_a_fixed_vhd_of_qemu_img_is_read(tmp_path: Path, options: str, size_byte
 
 @pytest.mark.slow
 @needs_qemu_img
-def test_a_dynamic_vhd_of_qemu_img_is_named(tmp_path: Path) -> None:
+def test_a_dynamic_vhd_of_qemu_img_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(RigError, match="is a dynamic VHD") as refused:
         read_footer(qemu_img(tmp_path / "disk.vhd", "subformat=dynamic", "10M"))
     assert refused.value.code == "VhdUnsupported"

@@ -1,4 +1,4 @@
-"""VHDX, read and written by siterig itself: the same as QEMU does with sectors of 512 bytes, and with 4096 alone."""
+"""siterig's VHDX code agrees with QEMU for sectors of 512 bytes, and with itself for sectors of 4096 bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 def disk_file(path: Path, size_bytes: int) -> Path:
-    """Data at the start, in the middle, and in the last sector; the rest is holes."""
+    """Create a disk file with data at the start, in the middle and in the last sector, and holes elsewhere."""
     rng = random.Random(1)
     with path.open("wb") as file:
         file.truncate(size_bytes)
@@ -52,7 +52,7 @@ async def write(disk: Path, to: Path, sector_bytes: int) -> Path:
 
 
 def read(path: Path) -> bytes:
-    """The disk in an image, by the block table alone."""
+    """Return the disk's bytes in an image, with the block table as the only source."""
     with path.open("rb") as file:
         image = ImageBytes(path, file.fileno(), path.stat().st_size)
         header = vhdx.read_header(image)
@@ -79,8 +79,8 @@ async def test_qemu_reads_what_is_written_with_sectors_of_512(tmp_path: Path, si
 @pytest.mark.slow
 @pytest.mark.parametrize("options", ["subformat=dynamic", "subformat=fixed", "block_size=1M"])
 @needs_program("qemu-img")
-def test_what_qemu_writes_is_read(tmp_path: Path, options: str) -> None:
-    """With blocks of 1 MiB there are entries of sector bitmaps in the table only behind 4 GiB; see the next test."""
+def test_an_image_that_qemu_wrote_is_read(tmp_path: Path, options: str) -> None:
+    """With blocks of 1 MiB, the table has entries of sector bitmaps only after 4 GiB; the next test covers these."""
     disk = disk_file(tmp_path / "disk", 40 * MIB)
     image = tmp_path / "x.vhdx"
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "vhdx", "-o", options, disk, image], check=True)
@@ -89,7 +89,7 @@ def test_what_qemu_writes_is_read(tmp_path: Path, options: str) -> None:
 
 @pytest.mark.slow
 @needs_program("qemu-img")
-def test_entries_of_sector_bitmaps_are_passed_over(tmp_path: Path) -> None:
+def test_entries_of_sector_bitmaps_are_skipped(tmp_path: Path) -> None:
     disk = sparse(tmp_path / "disk", 9 << 30)
     places = [0, (4 << 30) - 4096, 4 << 30, (8 << 30) + MIB]
     with disk.open("r+b") as file:
@@ -108,7 +108,7 @@ def test_entries_of_sector_bitmaps_are_passed_over(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @SIZES
-async def test_a_disk_with_sectors_of_4096_bytes_is_exported_and_imported_with_them(tmp_path: Path, size_bytes: int) -> None:
+async def test_a_disk_with_4096_byte_sectors_keeps_them_in_export_and_import(tmp_path: Path, size_bytes: int) -> None:
     disk = disk_file(tmp_path / "disk", size_bytes)
     image = tmp_path / "x.vhdx"
     await image_export.export(disk, image, "vhdx", force=False, advance=ignore, sector_bytes=4096)
@@ -120,10 +120,10 @@ async def test_a_disk_with_sectors_of_4096_bytes_is_exported_and_imported_with_t
     await importer.fill(image, back, advance=told.append)
     assert back.read_bytes() == disk.read_bytes()
     assert sum(told) == size_bytes
-    assert back.stat().st_blocks * 512 <= 3 * (64 << 10) + 4096, "zeros are holes"
+    assert back.stat().st_blocks * 512 <= 3 * (64 << 10) + 4096, "zeros must become holes"
 
 
-async def test_an_image_with_sectors_of_4096_bytes_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+async def test_a_truncated_image_with_4096_byte_sectors_is_refused(tmp_path: Path) -> None:
     image = await write(disk_file(tmp_path / "disk", 8 * MIB), tmp_path / "x.vhdx", 4096)
     os.truncate(image, image.stat().st_size - BLOCK_BYTES + MIB)
     with pytest.raises(RigError, match="is truncated: the block at byte 0 of the disk is at byte") as failed:
@@ -134,7 +134,7 @@ async def test_an_image_with_sectors_of_4096_bytes_that_was_cut_off_is_refused(t
 async def test_other_sector_sizes_are_refused(tmp_path: Path) -> None:
     image = await write(disk_file(tmp_path / "disk", MIB), tmp_path / "x.vhdx", 4096)
     raw = image.read_bytes()
-    at = 2 * MIB + (64 << 10) + 8 + 8 + 16  # behind the file parameters, the size and the id of the disk
+    at = 2 * MIB + (64 << 10) + 8 + 8 + 16  # after the file parameters, the size and the id of the disk
     assert raw[at : at + 4] == struct.pack("<I", 4096)
     image.write_bytes(raw[:at] + struct.pack("<I", 2048) + raw[at + 4 :])
     with pytest.raises(RigError, match="has logical sectors of 2048 bytes; 512 and 4096 are supported"):

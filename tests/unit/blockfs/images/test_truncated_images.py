@@ -1,4 +1,4 @@
-"""An image that was cut off (a broken download, a full disk) is never imported with zeros for what it lacks."""
+"""A truncated image (a broken download, a full disk) is never imported with zeros for the missing bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, needs_program("qemu-img")]
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    """Sparse, its second half without holes: a cut takes data."""
+    """Return a sparse disk file whose second half has no holes, so that a truncation removes data."""
     path = tmp_path / "os.img"
     with path.open("wb") as file:
         file.seek(SIZE // 2)
@@ -60,7 +60,7 @@ def cut(path: Path) -> None:
         ("x.parallels", ["-O", "parallels"]),
     ],
 )
-async def test_an_image_that_was_cut_off_is_refused(tmp_path: Path, disk: Path, name: str, options: list[str]) -> None:
+async def test_a_truncated_image_is_refused(tmp_path: Path, disk: Path, name: str, options: list[str]) -> None:
     image = converted(disk, tmp_path / name, *options)
     assert (await importer.look_at(image)).size_bytes == SIZE
     cut(image)
@@ -71,17 +71,17 @@ async def test_an_image_that_was_cut_off_is_refused(tmp_path: Path, disk: Path, 
     target = tmp_path / "target.img"
     with target.open("wb") as file:
         file.truncate(SIZE)
-    with pytest.raises(RigError, match=name):  # cut off after it was looked at
+    with pytest.raises(RigError, match=name):  # truncated after it was examined
         await importer.fill(image, target, advance=lambda _done: None)
     assert target.stat().st_blocks == 0
 
 
 @pytest.mark.parametrize("format_", ["qcow2", "vhdx", "vmdk", "vdi", "qcow", "qed", "parallels"])
 @pytest.mark.parametrize("lost", [1, 4096])
-async def test_an_image_that_lacks_only_its_last_bytes_is_truncated(
+async def test_an_image_without_its_last_bytes_is_reported_as_truncated(
     tmp_path: Path, disk: Path, format_: str, lost: int
 ) -> None:
-    """qemu-img check takes an image for whole whose last cluster begins before the end of the file."""
+    """``qemu-img check`` accepts an image if its last cluster begins before the end of the file."""
     image = converted(disk, tmp_path / f"x.{format_}", "-O", format_)
     os.truncate(image, image.stat().st_size - lost)
     with pytest.raises(RigError, match=rf"x\.{format_}: is truncated: ") as failed:
@@ -89,14 +89,14 @@ async def test_an_image_that_lacks_only_its_last_bytes_is_truncated(
     assert failed.value.code == "ImageUnusable"
 
 
-async def test_clusters_without_data_may_lie_anywhere(tmp_path: Path) -> None:
+async def test_clusters_without_data_may_be_after_the_end_of_the_file(tmp_path: Path) -> None:
     image = tmp_path / "x.qcow2"
     create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(image), str(SIZE + 512)]
     await trio.run_process(create)
     assert (await importer.look_at(image)).size_bytes == SIZE + 512
 
 
-async def test_raw_images_and_fixed_vhds_that_were_cut_off_are_refused(disk: Path) -> None:
+async def test_truncated_raw_images_and_fixed_vhds_are_refused(disk: Path) -> None:
     fixed = fixed_vhd(disk)
     for image, code in ((fixed, "VhdCorrupt"), (disk, "InvalidDiskSize")):
         assert (await importer.look_at(image)).size_bytes == SIZE
@@ -106,10 +106,10 @@ async def test_raw_images_and_fixed_vhds_that_were_cut_off_are_refused(disk: Pat
         assert failed.value.code == code
 
 
-async def test_space_that_a_qcow2_lost_is_no_harm(tmp_path: Path, disk: Path) -> None:
+async def test_a_qcow2_with_leaked_clusters_is_accepted(tmp_path: Path, disk: Path) -> None:
     image = converted(disk, tmp_path / "x.qcow2", "-O", "qcow2")
     with image.open("r+b") as file:
-        file.seek(48)  # where the header says where the table of refcount blocks is
+        file.seek(48)  # the header has the offset of the refcount table here
         table = int.from_bytes(file.read(8), "big")
         file.seek(table)
         block = int.from_bytes(file.read(8), "big")
@@ -123,9 +123,7 @@ async def test_space_that_a_qcow2_lost_is_no_harm(tmp_path: Path, disk: Path) ->
 
 
 @pytest.mark.parametrize("subformat", ["monolithicFlat", "twoGbMaxExtentSparse"])
-async def test_a_vmdk_of_several_files_is_refused_as_one_that_needs_another(
-    tmp_path: Path, disk: Path, subformat: str
-) -> None:
+async def test_a_vmdk_of_several_files_is_refused_with_the_missing_file(tmp_path: Path, disk: Path, subformat: str) -> None:
     image = converted(disk, tmp_path / "x.vmdk", "-O", "vmdk", "-o", f"subformat={subformat}")
     with pytest.raises(RigError, match=r"x\.vmdk: needs another file, .*x-.*\.vmdk: qemu-img convert makes one") as failed:
         await importer.look_at(image)
