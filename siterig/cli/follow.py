@@ -11,13 +11,12 @@ from siterig.azure_emu.vault.model.api import Job, Task, VaultApi, Vm
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.core.progress import VmProgress
+from siterig.blockfs.core.progress import DiskProgress, VmProgress
 from siterig.cli import output
 from siterig.cli.tables import Line, style_of
 from siterig.core.parsing import format_size
 
 POLL_S = 0.25
-BAR_CHARS = 30
 _MARKS = {"Succeeded": "✓", "Failed": "✗", "InProgress": "…", "Other": "-"}
 
 
@@ -51,7 +50,7 @@ async def _draw(vault: VaultApi, job: Job) -> Job:
     with output.Drawing(sys.stderr) as drawing:
         while True:
             progress = await _progress(vault, job.targetObjectName) if job.endTime is None else None
-            drawing.draw(_lines(job, progress))
+            drawing.draw(_lines(job, progress), bars_of(progress))
             if job.endTime is not None:
                 return job
             await SYSTEM_CLOCK.sleep(POLL_S)
@@ -68,19 +67,21 @@ def _lines(job: Job, progress: VmProgress | None) -> list[Line]:
         lines.append([(f"  {_MARKS.get(task.state, ' ')} {task.friendlyName}", style_of(task.state))])
         if task.waiting_for is not None:
             lines.append([f"    waiting: {task.waiting_for}"])
-    return [*lines, *_bars(progress)]
+    if progress is not None and progress.phase is not None and progress.detail:
+        lines.append(f"  {progress.detail}")
+    return lines
 
 
-def _bars(progress: VmProgress | None) -> list[Line]:
+def bars_of(progress: VmProgress | None) -> list[output.Bar]:
+    """Return a bar for each disk that the agent works on; no bar if the agent did not answer."""
     if progress is None or progress.phase is None:
         return []
-    lines: list[Line] = []
-    for disk in progress.disks:
-        done_chars = BAR_CHARS * disk.done_bytes // max(disk.total_bytes, 1)
-        drawn = "━" * done_chars + "─" * (BAR_CHARS - done_chars)
-        figures = f"{format_size(disk.done_bytes)} of {format_size(disk.total_bytes)}, {format_size(disk.sent_bytes)} sent"
-        lines.append(f"  {progress.phase}  {disk.disk}  {drawn}  {figures}")
-    return [*lines, *([f"  {progress.detail}"] if progress.detail else [])]
+    phase = progress.phase
+    return [output.Bar(f"{phase}  {disk.disk}", disk.done_bytes, disk.total_bytes, _sent(disk)) for disk in progress.disks]
+
+
+def _sent(disk: DiskProgress) -> str:
+    return f"{format_size(disk.sent_bytes)} sent"
 
 
 async def _progress(vault: VaultApi, vm: str) -> VmProgress | None:

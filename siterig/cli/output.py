@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
@@ -219,12 +220,23 @@ def age(since_ns: int) -> str:
 # --- drawn on a terminal ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Bar:
+    """One progress bar of a :class:`Drawing`; ``note`` follows its figures."""
+
+    title: str
+    done_bytes: int
+    total_bytes: int
+    note: str = ""
+
+
 class Drawing:
-    """Lines that are drawn again and again in one place of a terminal; elsewhere they are printed each time."""
+    """Lines and bars that are drawn again and again in one place of a terminal; elsewhere they are printed each time."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._live: Any = None
+        self._bars: Any = None
 
     def __enter__(self) -> Drawing:
         if may_draw(self._stream):
@@ -238,16 +250,43 @@ class Drawing:
         if self._live is not None:
             self._live.stop()
 
-    def draw(self, lines: Iterable[Line]) -> None:
-        """Show these lines in place of the ones before."""
+    def draw(self, lines: Iterable[Line], bars: Sequence[Bar] = ()) -> None:
+        """Show these lines, and the bars below them, in place of the ones before."""
         texts = [_text(each, self._stream) for each in lines]
         if self._live is None:
+            texts += [f"  {printable(bar.title)}  {bar.done_bytes} of {bar.total_bytes} bytes" for bar in bars]
             self._stream.write("".join(f"{text}\n" for text in [*texts, ""]))
             self._stream.flush()
             return
+        from rich.console import Group
         from rich.text import Text
 
-        self._live.update(Text.from_ansi("\n".join(texts)), refresh=True)
+        shown: list[Any] = [Text.from_ansi("\n".join(texts))]
+        if bars:
+            shown.append(self._drawn_bars(bars))
+        self._live.update(Group(*shown), refresh=True)
+
+    def _drawn_bars(self, bars: Sequence[Bar]) -> object:
+        """Return the bars as a table of rich, which keeps one task for each title, and with it the speed."""
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._bars is None:
+            columns = (
+                TextColumn("  {task.description}", markup=False),
+                BarColumn(bar_width=30),
+                DownloadColumn(binary_units=True),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+            )
+            self._bars = Progress(*columns, console=self._live.console, auto_refresh=False)
+        known = {task.description: task.id for task in self._bars.tasks}
+        wanted = {printable(bar.title): bar for bar in bars}
+        for title in known.keys() - wanted.keys():
+            self._bars.remove_task(known[title])
+        for title, bar in wanted.items():
+            task = known[title] if title in known else self._bars.add_task(title, note="")
+            self._bars.update(task, completed=bar.done_bytes, total=bar.total_bytes, note=printable(bar.note))
+        return self._bars.get_renderable()
 
 
 class BarAdvance(Protocol):

@@ -10,7 +10,8 @@ import pytest
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import printable, printable_lines
-from siterig.cli import output
+from siterig.blockfs.core.progress import DiskProgress, VmProgress
+from siterig.cli import follow, output
 
 EVIL = "d\x1b]0;PWN\x07\x1b[31m\x9b31m\r\n\u202egnp\u2028\udcff\t\u200b"
 ESCAPED = r"d\x1b]0;PWN\x07\x1b[31m\x9b31m\r\n\u202egnp\u2028\xff\t\u200b"
@@ -109,6 +110,38 @@ def test_a_terminal_gets_a_bar_with_an_escaped_title(monkeypatch: pytest.MonkeyP
     with output.bar("[b]\x1b[31m copy", None) as advance:
         advance(1 << 20, 2 << 20)
     assert "[b]\\x1b[31m copy" in err.getvalue()
+
+
+def test_a_drawing_on_a_terminal_has_bars_below_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    with output.Drawing(terminal) as drawing:
+        drawing.draw(["first"], [output.Bar(EVIL, 1 << 20, 4 << 20, "[red]12 KiB sent")])
+        drawing.draw(["last"], [output.Bar("data", 4 << 20, 4 << 20), output.Bar("os", 0, 0)])
+    first, last = terminal.getvalue().split("last", 1)
+    assert ESCAPED in first
+    assert "1.0/4.0 MiB" in first
+    assert "[red]12 KiB sent" in first
+    assert first.index("first") < first.index("1.0/4.0 MiB")
+    assert ESCAPED not in last
+    assert "4.0/4.0 MiB" in last
+    assert "0/0 bytes" in last
+
+
+def test_a_drawing_in_a_pipe_has_the_bytes_of_its_bars() -> None:
+    pipe = io.StringIO()
+    with output.Drawing(pipe) as drawing:
+        drawing.draw(["first"], [output.Bar("os", 1, 4)])
+    assert pipe.getvalue() == "first\n  os  1 of 4 bytes\n\n"
+
+
+def test_a_job_has_a_bar_for_each_disk_while_the_agent_works() -> None:
+    disk = DiskProgress(disk="os", done_bytes=1, total_bytes=4, sent_bytes=2048)
+    working = VmProgress(vm="web01", phase="Resynchronization", disks=[disk])
+    assert follow.bars_of(working) == [output.Bar("Resynchronization  os", 1, 4, "2 KiB sent")]
+    assert follow.bars_of(working.model_copy(update={"phase": None})) == []
+    assert follow.bars_of(None) == []
 
 
 def test_a_closed_stderr_does_not_end_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
