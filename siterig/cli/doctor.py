@@ -124,7 +124,7 @@ def _search_path() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class ThisMachine:
+class ThisMachine(Machine):
     """The answers of the machine that we run on."""
 
     search_path: str = field(default_factory=_search_path)

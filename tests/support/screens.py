@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from siterig.cli.tables import Line
-from siterig.scenarios.contracts.rig import Update
+from siterig.scenarios.contracts.rig import Screen, Update
 
 
-class TextScreen:
+class TextScreen(Screen):
     """Lines without styles in ``lines``; all updates of bars in ``bars``."""
 
     def __init__(self) -> None:

@@ -20,6 +20,7 @@ from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.tables import Part
 from siterig.core.parsing import format_size, interval_notice, parse_size
 from siterig.core.paths import Layout
+from siterig.scenarios.contracts.rig import Screen
 from siterig.supervisor import launch
 from siterig.testing.testbed import Testbed
 
@@ -100,27 +101,24 @@ def _settings(*, os_size: str, data_size: str, corpus: str, interval_s: float) -
     return settings
 
 
-class _Screen:
+class _Screen(Screen):
     """The output of the drill: stdout, or stderr with --json."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
 
     def line(self, *parts: Part) -> None:
-        """Implements :class:`siterig.scenarios.contracts.rig.Screen`."""
         if not self._as_json:
             output.line(*parts)
         elif text := "".join(part if isinstance(part, str) else part[0] for part in parts).strip():
             output.progress(text)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Implements :class:`siterig.scenarios.contracts.rig.Screen`."""
         if not self._as_json:
             output.print_table(columns, rows, empty="no steps")
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """Implements :class:`siterig.scenarios.contracts.rig.Screen`."""
         with output.bar(title, None) as advance:
             shown_bytes = 0
 

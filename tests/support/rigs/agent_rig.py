@@ -26,9 +26,13 @@ from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.images.image_formats import ImageFormat
+from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.codec import unpack
 from siterig.blockfs.transfer.part_name import SYNC_END, Listing, PartName, Watermark
 from siterig.cext.checksums import chunk_tag
+from siterig.replication.contracts.ports import VaultLink
+from siterig.replication.engine.guests import Guests
+from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.hyperv.agent import HyperVAgent
 
 VM = "web01"
@@ -82,7 +86,7 @@ class InterceptedService:
         return call
 
 
-class MemoryCache:
+class MemoryCache(CacheAccount):
     """A cache account."""
 
     def __init__(self) -> None:
@@ -196,7 +200,7 @@ def _grow(disk: ManagedDisk, size_bytes: int) -> None:
     disk.data.extend(bytes(size_bytes - len(disk.data)))
 
 
-class MemoryVault:
+class MemoryVault(VaultLink):
     """The vault as the agent sees it."""
 
     def __init__(self, recovery: Recovery) -> None:
@@ -281,7 +285,7 @@ class MemoryVault:
         ]
 
 
-class FakeGuests:
+class FakeGuests(Guests):
     """Guests that note what is done to them."""
 
     def __init__(self) -> None:
@@ -326,7 +330,7 @@ class FakeGuests:
         self.filled.append((disk.name, image))
 
 
-class HostSnapshot:
+class HostSnapshot(SnapshotFile):
     """A snapshot read from the host in this process, where there is no mount; errors as of a mount."""
 
     def __init__(self, find_host: Callable[[], DiskHost], path: Path) -> None:

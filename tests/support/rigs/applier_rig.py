@@ -10,18 +10,19 @@ import trio
 
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.applier.service import RecoveryService
-from siterig.azure_emu.contracts.reports import SkippedBlob
+from siterig.azure_emu.contracts.reports import ApplierReports, SkippedBlob
 from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
 from tests.support.disks.disk_history import DISK_ID, Packed, SiteDisk
 
 Parts = list[PartName]
 
 
-class FakeCache:
+class FakeCache(CacheAccount):
     """A cache account in memory; ``failure`` is raised by every call while it is set."""
 
     def __init__(self) -> None:
@@ -70,7 +71,7 @@ class FakeCache:
         self.blobs.update(parts)
 
 
-class FakeVault:
+class FakeVault(ApplierReports):
     """Collects reports; deaf (raising) while ``failure`` is set."""
 
     def __init__(self, cache: FakeCache) -> None:

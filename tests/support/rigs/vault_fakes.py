@@ -12,7 +12,8 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState
+from siterig.azure_emu.contracts.provider import Provider
+from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
 from siterig.azure_emu.vault.db.schema import JobRow
 from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.service import Vault
@@ -140,7 +141,7 @@ class World:
                 await self.report(disk.disk_id, cut)
 
 
-class FakeProvider:
+class FakeProvider(Provider):
     def __init__(self, world: World) -> None:
         self.world = world
 
@@ -257,7 +258,7 @@ class FakeProvider:
         return list(disks.values())
 
 
-class FakeRecovery:
+class FakeRecovery(RecoverySide):
     def __init__(self, world: World) -> None:
         self.world = world
 
