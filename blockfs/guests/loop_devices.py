@@ -191,7 +191,7 @@ async def uses(disk: Path) -> list[DiskUse]:
 async def loops(disk: Path) -> list[DiskUse]:
     """Return the loop devices over a disk file, with their mounts."""
     wanted = await _resolved(disk)
-    return [use for use in _loop_uses() if use.disk == wanted]
+    return [use for use in loop_uses() if use.disk == wanted]
 
 
 async def loops_on(identity: tuple[int, int], path: str) -> list[str]:
@@ -256,7 +256,7 @@ async def shutdown(disks: list[Path]) -> None:
     """Unmount and detach all uses of the disks; raise ``VmBusy``, with the processes, if something keeps one open."""
     for disk in disks:
         wanted = await _resolved(disk)
-        for use in _loop_uses():
+        for use in loop_uses():
             if use.disk == wanted:
                 await _release(use, lazy=not await _answers(wanted))
         for use in await uses(disk):
@@ -288,7 +288,7 @@ async def release_below(prefix: Path) -> list[str]:
     root = (await _resolved(prefix)).rstrip("/") + "/"
     done: list[str] = []
     busy: RigError | None = None
-    for use in reversed(_loop_uses()):
+    for use in reversed(loop_uses()):
         if not use.disk.startswith(root):
             continue
         try:
@@ -408,7 +408,7 @@ def _backing_file(loop: str) -> str | None:
     return text.rstrip("\n").removesuffix(" (deleted)") or None
 
 
-def _loop_uses() -> list[DiskUse]:
+def loop_uses() -> list[DiskUse]:
     """Return every attached loop device, by number, with its mounts in the order of mounting."""
     mounted = mounts()
     found = []

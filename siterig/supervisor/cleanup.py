@@ -49,7 +49,7 @@ async def unmount_stale(prefix: Path) -> list[str]:
     return done
 
 
-def _processes_of(layout: Layout) -> list[tuple[int, str]]:
+def processes_of(layout: Layout) -> list[tuple[int, str]]:
     """Return (process id, command) of every role of this rig, and of the Azurite that it started."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -66,7 +66,7 @@ def _processes_of(layout: Layout) -> list[tuple[int, str]]:
 
 async def _kill_strays(layout: Layout) -> list[str]:
     done = []
-    for pid, command in _processes_of(layout):
+    for pid, command in processes_of(layout):
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:

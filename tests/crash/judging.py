@@ -150,9 +150,9 @@ class _Case:
                 known.next_seq <= disk.tracking.log.next_seq <= known.next_seq + 4,
                 f"record {disk.tracking.log.next_seq} comes next",
             )
-        self._check_replay()
+        self.check_replay()
 
-    def _check_replay(self) -> None:
+    def check_replay(self) -> None:
         """What the recovery side has, with what is kept of the log, is the disk."""
         known, paths, first = self.known, [], None
         for number, path in find_segments(self.disk.paths.folder, NAME):
@@ -224,7 +224,7 @@ def judge_damaged(world: World, state: State, known: Known, damaged: str) -> str
             told = DiskState.load(world.paths.file("disk"))
             case = _Case(known, "kill", told, None, disk, positions)
             case.content = disk.read(0, disk.size_bytes)
-            case._check_replay()
+            case.check_replay()
         return disk.state.needs_resync or ("goes on" if disk.tracking.active else "not tracked")
     finally:
         disk.abandon()

@@ -79,18 +79,19 @@ def bisect(
 
         def tell(trial: Trial) -> None:
             trials.append(trial)
-            output.progress(_trial_line(len(trials), trial))
+            output.progress(trial_line(len(trials), trial))
 
         report = await Bisection(states, request, tell, output.notice).run()
         if as_json:
-            output.print_json(_json(vm, report, trials, keep=keep))
+            output.print_json(report_json(vm, report, trials, keep=keep))
         else:
-            _print(report, verbose=verbose, keep=keep)
+            print_report(report, verbose=verbose, keep=keep)
 
     exit_status.run(work)
 
 
-def _trial_line(number: int, trial: Trial) -> str:
+def trial_line(number: int, trial: Trial) -> str:
+    """Return the line of progress about trial ``number``, which counts from 1."""
     left = f"; about {trial.left} to go" if trial.left else ""
     when = f" ({rfc3339(trial.time_ns)})" if trial.time_ns is not None else ""
     took = "" if trial.outcome is None else f" in {trial.outcome.took_s:.2f} s"
@@ -101,7 +102,11 @@ def _trial_line(number: int, trial: Trial) -> str:
 # --- for people -----------------------------------------------------------------------------------------------------
 
 
-def _print(report: Report, *, verbose: bool, keep: bool) -> None:
+def print_report(report: Report, *, verbose: bool, keep: bool) -> None:
+    """Print the result for people: the edge, the points around it, and the changed bytes.
+
+    The output of the check goes to standard error, unless ``verbose`` has shown it already.
+    """
     if not verbose and report.failing.output:
         lost = report.failing.output_bytes - len(report.failing.output)
         output.progress(f"--- output of CMD when it failed last{f', without the first {lost} bytes' if lost else ''}:")
@@ -155,7 +160,8 @@ def _change_lines(seen: ChangeSeen) -> list[str]:
 # --- for scripts ----------------------------------------------------------------------------------------------------
 
 
-def _json(vm: str, report: Report, trials: list[Trial], *, keep: bool) -> dict[str, object]:
+def report_json(vm: str, report: Report, trials: list[Trial], *, keep: bool) -> dict[str, object]:
+    """Return the document of ``--json``; with ``keep`` it names the states that stay mounted."""
     return {
         "vm": vm,
         "first_bad": _state_json(report.bad, keep=keep),

@@ -106,11 +106,12 @@ def _row(side: Side, disk: DiskInfo) -> tuple[object, ...]:
         format_size(disk.dirty_bytes) if disk.dirty_bytes else "-",
         snapshot,
         disk.needs_resync or "-",
-        _promotion(disk.promotion),
+        promotion_text(disk.promotion),
     )
 
 
-def _promotion(found: PromotionInfo | None) -> str:
+def promotion_text(found: PromotionInfo | None) -> str:
+    """Return the column ``promotion`` of a disk: its progress and the code of the error that stops it."""
     if found is None:
         return "-"
     done = f"{found.done_bytes * 100 // found.total_bytes} %"
@@ -208,21 +209,23 @@ def stats(
         if as_json:
             output.print_json({"side": where, **found.model_dump(mode="json")})
         elif not watch:
-            output.print_lines(_drawn(where, found))
+            output.print_lines(counter_lines(where, found))
         else:
             with output.Drawing(sys.stdout) as drawing:
-                drawing.draw(_drawn(where, found))
+                drawing.draw(counter_lines(where, found))
                 while True:
                     await SYSTEM_CLOCK.sleep(WATCH_S)
                     before, since_s = found, asked_s
                     found, asked_s = await host.counters(vm=info.vm, disk=info.name), SYSTEM_CLOCK.trio_time_s()
-                    drawing.draw(_drawn(where, found, before=before, passed_s=asked_s - since_s))
+                    drawing.draw(counter_lines(where, found, before=before, passed_s=asked_s - since_s))
 
     exit_status.run(work)
 
 
-def _drawn(side: Side, disk: DiskCounters, *, before: DiskCounters | None = None, passed_s: float = 1.0) -> list[Line]:
-    """Print the counters; with ``before``, the counters of ``passed_s`` seconds ago, also print rates."""
+def counter_lines(
+    side: Side, disk: DiskCounters, *, before: DiskCounters | None = None, passed_s: float = 1.0
+) -> list[Line]:
+    """Return the lines of the counters; with ``before``, the counters of ``passed_s`` seconds ago, also of the rates."""
     if before is not None and before.since_ns != disk.since_ns:
         before = None  # its server was started again, and counts anew
     logged = f"generation {disk.generation}" if disk.tracked else f"not tracked ({disk.needs_resync or 'nobody asked'})"
@@ -231,7 +234,7 @@ def _drawn(side: Side, disk: DiskCounters, *, before: DiskCounters | None = None
     if before is not None:
         columns += ["ops/s", "bytes/s"]
         for row, (kind, request) in zip(rows, disk.requests.items(), strict=True):
-            row.extend(_rates(request, before.requests[kind], passed_s))
+            row.extend(rates_between(request, before.requests[kind], passed_s))
     return [
         f"disk {disk.vm}/{disk.name} ({side}): {format_size(disk.size_bytes)}, {logged}",
         f"counted since {rfc3339(disk.since_ns)}",
@@ -242,7 +245,8 @@ def _drawn(side: Side, disk: DiskCounters, *, before: DiskCounters | None = None
     ]
 
 
-def _rates(now: RequestCounters, before: RequestCounters, passed_s: float) -> tuple[str, str]:
+def rates_between(now: RequestCounters, before: RequestCounters, passed_s: float) -> tuple[str, str]:
+    """Return the requests and the bytes per second between two readings, ``passed_s`` seconds apart."""
     return f"{(now.ops - before.ops) / passed_s:.0f}", format_size((now.bytes - before.bytes) / passed_s)
 
 

@@ -121,7 +121,7 @@ def _chosen(stores: list[_Store], which: list[str]) -> list[_Store]:
 
 async def _scrub(store: _Store) -> list[Damage] | None:
     """Return the damage; None if the managed disk was deleted meanwhile."""
-    with output.bar(store.title, _used_bytes(store.folder)) as advance:
+    with output.bar(store.title, used_bytes(store.folder)) as advance:
         try:
             # Ctrl-C does not wait for its end: it changes nothing.
             return await trio.to_thread.run_sync(lambda: list(scrub_store(store.folder, advance)), abandon_on_cancel=True)
@@ -143,7 +143,7 @@ async def _repair(recovery: RecoverySide, store: _Store, damages: list[Damage]) 
     return left
 
 
-def _used_bytes(folder: Path) -> int:
+def used_bytes(folder: Path) -> int:
     """Return the bytes of all its files; a file that a compaction deletes meanwhile does not count."""
     total = 0
     for path in folder.rglob("*"):
@@ -191,7 +191,7 @@ def _json(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryP
 
 def _print(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryPoint]]) -> None:
     if not damages:
-        output.line(f"{store.title}: as it was written, {format_size(_used_bytes(store.folder))}")
+        output.line(f"{store.title}: as it was written, {format_size(used_bytes(store.folder))}")
         return
     rows = []
     for damage in damages:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from siterig.blockfs.changelog.segment import RecordType, SegmentHeader, SegmentWriter
+from siterig.blockfs.changelog.segment import FLAG_CLEAN_CLOSE, RecordType, SegmentHeader, SegmentWriter
 from siterig.blockfs.changelog.tags import TagSeen, encode_tag
 from siterig.blockfs.core.boot import current_boot_id
 
@@ -49,12 +49,24 @@ class LogRow:
             self._writer.close()
             self._writer = None
 
-    def _append(self, kind: RecordType, offset: int = 0, length: int = 0, payload: bytes = b"") -> None:
+    def close_cleanly(self) -> None:
+        """Append the FLUSH of a clean close, and close the file."""
+        self._append(RecordType.FLUSH, flags=FLAG_CLEAN_CLOSE)
+        self.close()
+
+    def _append(self, kind: RecordType, offset: int = 0, length: int = 0, payload: bytes = b"", flags: int = 0) -> None:
         assert self._writer is not None
         self.seq += 1
         self.position += 3
         self._writer.append(
-            kind, seq=self.seq, position=self.position, time_ns=self.seq, offset=offset, length=length, payload=payload
+            kind,
+            seq=self.seq,
+            position=self.position,
+            time_ns=self.seq,
+            offset=offset,
+            length=length,
+            payload=payload,
+            flags=flags,
         )
         self.states[self.position] = bytes(self.data)
 

@@ -215,7 +215,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[PlainRig]:
 
 async def drill(rig: PlainRig) -> DrillResult:
     result = await run_drill(rig, SETTINGS, Narrator(TextScreen()))
-    assert [use.loop for use in loop_devices._loop_uses() if use.disk.startswith(str(rig.root))] == []
+    assert [use.loop for use in loop_devices.loop_uses() if use.disk.startswith(str(rig.root))] == []
     return result
 
 
@@ -277,4 +277,4 @@ async def test_a_cancelled_drill_under_load_leaves_nothing(rig: PlainRig) -> Non
     with trio.move_on_after(3) as scope:
         await run_drill(rig, SETTINGS, Narrator(TextScreen()))
     assert scope.cancelled_caught
-    assert [use.loop for use in loop_devices._loop_uses() if use.disk.startswith(str(rig.root))] == []
+    assert [use.loop for use in loop_devices.loop_uses() if use.disk.startswith(str(rig.root))] == []

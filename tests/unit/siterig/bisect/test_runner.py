@@ -382,7 +382,7 @@ def test_a_row_is_as_hexdump_writes_it() -> None:
 @pytest.mark.slow
 async def test_the_report_in_words_and_in_json(states: FileStates, capsys: pytest.CaptureFixture[str]) -> None:
     report, trials, _ = await searched(states, wanted("sh", "-c", "echo looking; ! grep -q EVIL {os} {data}"))
-    command._print(report, verbose=False, keep=False)
+    command.print_report(report, verbose=False, keep=False)
     sys.stdout.flush()
     printed = capsys.readouterr()
     assert printed.err == "--- output of CMD when it failed last:\nlooking\n---\n"
@@ -399,11 +399,11 @@ async def test_the_report_in_words_and_in_json(states: FileStates, capsys: pytes
         "  - " + "0000fff0  00 00 00 00".ljust(60) + "|....|",
         "  + " + "0000fff0  45 56 49 4c".ljust(60) + "|EVIL|",
     ]
-    found = command._json("web01", report, trials, keep=False)
+    found = command.report_json("web01", report, trials, keep=False)
     assert found["first_bad"] == {
         "position": evil.position, "time": rfc3339(evil.position * 10**9), "mounted": None
     }  # fmt: skip
     (change,) = found["changes"]  # type: ignore[misc]
     assert change["lines"] == [{"offset": 65520, "before": "00000000", "after": "4556494c"}]  # type: ignore[has-type]
-    assert command._trial_line(3, trials[2]).startswith(f"3. position {trials[2].position} (")
-    assert command._trial_line(3, trials[2]).endswith("to go")
+    assert command.trial_line(3, trials[2]).startswith(f"3. position {trials[2].position} (")
+    assert command.trial_line(3, trials[2]).endswith("to go")

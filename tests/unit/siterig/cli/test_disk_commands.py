@@ -120,9 +120,9 @@ def test_list_as_json_is_all_that_is_known_and_the_side(hosts: Hosts) -> None:
 
 
 def test_list_tells_how_far_a_promotion_is_and_what_stops_it() -> None:
-    assert disks._promotion(None) == "-"
-    assert disks._promotion(PromotionInfo.of(70, 200, None)) == "35 %"
-    assert disks._promotion(PromotionInfo.of(70, 200, RigError(Code.DiskFull, "..."))) == "35 %, stopped: DiskFull"
+    assert disks.promotion_text(None) == "-"
+    assert disks.promotion_text(PromotionInfo.of(70, 200, None)) == "35 %"
+    assert disks.promotion_text(PromotionInfo.of(70, 200, RigError(Code.DiskFull, "..."))) == "35 %, stopped: DiskFull"
 
 
 @pytest.mark.parametrize("option", [(), ("--json",)])
@@ -240,11 +240,11 @@ def test_rates_are_what_was_done_in_between_and_none_after_a_restart(hosts: Host
     before = counters(hosts)
     write = before.requests["write"].model_copy(update={"ops": 300, "bytes": 3 * MIB})
     after = before.model_copy(update={"requests": {**before.requests, "write": write}})
-    assert disks._rates(after.requests["write"], before.requests["write"], 3.0) == ("100", "1 MiB")
-    drawn = disks._drawn("site", after, before=before, passed_s=3.0)
+    assert disks.rates_between(after.requests["write"], before.requests["write"], 3.0) == ("100", "1 MiB")
+    drawn = disks.counter_lines("site", after, before=before, passed_s=3.0)
     assert drawn[3][-3::2] == ["ops/s", "bytes/s"]
     restarted = after.model_copy(update={"since_ns": before.since_ns + 1})
-    assert disks._drawn("site", restarted, before=before, passed_s=3.0)[3][-1] == "longest"
+    assert disks.counter_lines("site", restarted, before=before, passed_s=3.0)[3][-1] == "longest"
 
 
 def test_json_is_printed_once(hosts: Hosts) -> None:

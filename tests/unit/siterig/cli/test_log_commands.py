@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from siterig.blockfs.changelog.segment import FLAG_CLEAN_CLOSE, HEADER_BYTES, RecordType, SegmentWriter
+from siterig.blockfs.changelog.segment import HEADER_BYTES, RecordType
 from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.layers.layer import RawLayer
 from siterig.cli.app import program
@@ -71,10 +71,7 @@ def test_show_picks_types_and_stops_at_the_limit(row: LogRow) -> None:
 
 def test_show_tells_a_disk_that_was_closed_in_order(row: LogRow) -> None:
     row.rotate()
-    writer = row._writer
-    assert isinstance(writer, SegmentWriter)
-    writer.append(RecordType.FLUSH, seq=row.seq + 1, position=99, time_ns=0, flags=FLAG_CLEAN_CLOSE)
-    row.close()
+    row.close_cleanly()
     result = siterig("show", *row.paths, "--type", "flush")
     flushes = [line for line in result.stdout.splitlines() if "\tFLUSH\t" in line]
     assert [line.endswith("\tclosed in order") for line in flushes] == [False, True]

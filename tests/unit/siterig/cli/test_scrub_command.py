@@ -209,7 +209,7 @@ def test_a_folder_that_is_no_rig_is_refused(tmp_path: Path) -> None:
 def test_what_a_fold_or_a_deletion_takes_away_meanwhile_is_no_error(rig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _, _ = make_store(rig)
     (store / "journal/000000000009.journal").symlink_to("deleted")  # as one that is gone when it is looked at
-    assert scrub._used_bytes(store) > 0
+    assert scrub.used_bytes(store) > 0
     (store / "journal/000000000009.journal").unlink()
 
     def deleted(folder: Path, _advance: object) -> list[Damage]:

@@ -26,7 +26,7 @@ def test_a_process_whose_arguments_are_no_text_hides_nothing(tmp_path: Path) -> 
         for process in (strange, ours):  # it has its arguments
             assert process.stdout is not None
             assert process.stdout.readline() == b"\n"
-        assert [pid for pid, _ in cleanup._processes_of(layout)] == [ours.pid]
+        assert [pid for pid, _ in cleanup.processes_of(layout)] == [ours.pid]
     finally:
         strange.communicate()
         ours.communicate()

@@ -111,10 +111,14 @@ def test_a_repeated_line_is_counted_and_written_once_in_a_while() -> None:
 
 
 def test_what_is_remembered_of_lines_is_bounded() -> None:
-    repeats = Repeats()
-    for number in range(10_000):
-        repeats(None, "info", {"event": f"line {number}"})
-    assert len(repeats._seen) <= 256
+    repeats = Repeats(FakeClock())
+    lines = [{"event": f"line {number}"} for number in range(10_000)]
+    for line in lines:
+        repeats(None, "info", dict(line))
+    for line in lines[-256:]:
+        with pytest.raises(structlog.DropEvent):
+            repeats(None, "info", dict(line))
+    assert repeats(None, "info", dict(lines[-257])) == lines[-257]  # the older lines are forgotten
 
 
 @pytest.fixture
@@ -176,4 +180,4 @@ def test_other_processes_only_get_no_core_file() -> None:
 
 
 def test_the_logging_of_the_tests_themselves_is_untouched() -> None:
-    assert not any(isinstance(handler, process_log._ToStructlog) for handler in logging.getLogger().handlers)
+    assert not any(type(handler).__module__ == process_log.__name__ for handler in logging.getLogger().handlers)
