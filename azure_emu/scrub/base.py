@@ -20,10 +20,12 @@ from siterig.azure_emu.disks.base_image import BASE, PAIR, SUMS, RangeList, read
 from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.metadata import PROGRESS, Progress, read_meta
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.failpoint import Failpoint
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.base_update import BLOCK_BYTES, bad_blocks
 from siterig.cext.checksums import crc32c, is_zero
 
+_SUMS = Failpoint("scrub.base.sums")  # the map of the idle base is read, the checksums are not
 _READ_BYTES = 4096 * BLOCK_BYTES
 _ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
 
@@ -198,6 +200,7 @@ def _check_range(idle: _IdleBase, files: BaseFiles, start: int) -> Iterator[Clas
         what = f"has {found} bytes; a base of {size} bytes needs {sums_bytes(size)}"
         yield _harmless("length", idle.folder / SUMS, min(found, sums_bytes(size)), what)
     for first, stop, is_data in idle.divide(start, min(start + _READ_BYTES, size)):
+        _SUMS.reach()
         yield from _check_sums(idle.folder / SUMS, files.sums_fd, first, stop, is_data=is_data)
         if not is_data:
             yield from _check_zeros(idle.folder / BASE, files.base_fd, first, stop)

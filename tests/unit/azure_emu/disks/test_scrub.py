@@ -17,7 +17,7 @@ from siterig.azure_emu.disks.base_image import PAIR
 from siterig.azure_emu.disks.frames import ENTRY, Frame
 from siterig.azure_emu.disks.pins import pin
 from siterig.azure_emu.disks.store import ManagedDiskStore, delete_disk, reset_disk
-from siterig.azure_emu.scrub import base, journal
+from siterig.azure_emu.scrub import journal
 from siterig.azure_emu.scrub import scrubber as scrub_module
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core import failpoint
@@ -164,26 +164,22 @@ def test_a_damaged_payload_that_no_position_shows_has_no_positions(tmp_path: Pat
 # --- concurrent changes -----------------------------------------------------------------------------------------
 
 
-def test_a_compaction_that_begins_during_the_check_of_checksums_is_no_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compaction_that_begins_during_the_check_of_checksums_is_no_damage(tmp_path: Path) -> None:
     disk, store = filled(tmp_path, parts=4)
     looked = 0
-    sums_at_rest = base._check_sums
 
-    def beside(*args: object, **more: object) -> Iterator[object]:
+    def compact(_name: str) -> None:
         nonlocal looked
         looked += 1
         with failpoint.armed("store.base.announced", failpoint.raises(Killed)), pytest.raises(Killed):
             store.compactor.compact(disk.position)
-        yield from sums_at_rest(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(base, "_check_sums", beside)
-    assert found_in(store.folder) == []
+    with failpoint.armed("scrub.base.sums", compact):
+        assert found_in(store.folder) == []
     assert looked
 
 
-def test_checksums_are_checked_again_after_a_compaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checksums_are_checked_again_after_a_compaction(tmp_path: Path) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.write(0, b"a" * BLOCK)
     disk.close_log()
@@ -193,14 +189,9 @@ def test_checksums_are_checked_again_after_a_compaction(tmp_path: Path, monkeypa
     with (store.folder / "base.sums").open("r+b") as file:
         file.seek(30 * PAIR.size)
         file.write(PAIR.pack(5, 5))
-    sums_at_rest = base._check_sums
-
-    def beside(*args: object, **more: object) -> Iterator[object]:
-        store.compactor.compact(disk.position)
-        yield from sums_at_rest(*args, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(base, "_check_sums", beside)
-    assert [damage.what for damage in found_in(store.folder)] == ["checksum 00000005 of block 30, which holds no data"]
+    with failpoint.armed("scrub.base.sums", lambda _name: store.compactor.compact(disk.position)):
+        found = found_in(store.folder)
+    assert [damage.what for damage in found] == ["checksum 00000005 of block 30, which holds no data"]
 
 
 @pytest.mark.parametrize("moment", range(7))
