@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,15 +42,22 @@ def answer(status: int, code: str, kind: type[HttpResponseError] = HttpResponseE
 
 
 @pytest.fixture
-def cache() -> Iterator[BlobCacheAccount]:
+def container(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Replace the SDK's client of the container for the accounts that the test creates."""
+    client = Mock(spec_set=ContainerClient)
+    monkeypatch.setattr(BlobServiceClient, "get_container_client", lambda _service, _name: client)
+    return client
+
+
+@pytest.fixture
+def cache(container: Any) -> BlobCacheAccount:
     account = BlobCacheAccount(ACCOUNT)
     account.close()
-    account._container = Mock(spec_set=ContainerClient)
-    yield account
+    return account
 
 
-def listing_fails_for(names: list[str]) -> Mock:
-    """A container like Azurite's: a list fails if it has a name with a control character."""
+def let_listing_fail_for(container: Any, names: list[str]) -> None:
+    """Make the container list these blobs like Azurite's: a list with a control character in a name fails."""
 
     def under(prefix: str) -> list[str]:
         found = [name for name in names if name.startswith(prefix)]
@@ -66,24 +73,24 @@ def listing_fails_for(names: list[str]) -> Mock:
         found = [name for name in names if name.startswith(name_starts_with)]
         return [BlobPrefix(prefix=prefix) for prefix in {name[: name.index(delimiter, at) + 1] for name in found}]
 
-    container = Mock(spec_set=ContainerClient)
     container.list_blobs, container.walk_blobs = list_blobs, walk_blobs
-    return container
 
 
 @pytest.mark.parametrize("stray", ["x\x1b[2J", "00000001/log/a\x07", "00000001/x\x01", "00000001/sync/.\x00"])
-async def test_a_name_that_the_account_cannot_list_hides_no_part(cache: BlobCacheAccount, stray: str) -> None:
+async def test_a_name_that_the_account_cannot_list_hides_no_part(
+    cache: BlobCacheAccount, container: Any, stray: str
+) -> None:
     parts = [PART, PartName(PART.disk_id, 12, "log", 7, 9)]
     names = [part.blob() for part in parts] + [f"{PART.disk_id}/{stray}"]
-    cache._container = listing_fails_for(names)
+    let_listing_fail_for(container, names)
     found = await cache.list(PART.disk_id)
     assert found.sizes == dict.fromkeys(parts, 3)
     assert found.foreign == (f"{PART.disk_id}/{UNLISTED}",)
 
 
-async def test_a_list_that_fails_for_another_reason_is_an_outage(cache: BlobCacheAccount) -> None:
-    cache._container.list_blobs.side_effect = answer(500, "InternalServerError")  # type: ignore[attr-defined]
-    cache._container.walk_blobs.side_effect = answer(500, "InternalServerError")  # type: ignore[attr-defined]
+async def test_a_list_that_fails_for_another_reason_is_an_outage(cache: BlobCacheAccount, container: Any) -> None:
+    container.list_blobs.side_effect = answer(500, "InternalServerError")
+    container.walk_blobs.side_effect = answer(500, "InternalServerError")
     with pytest.raises(RigError) as caught:
         await cache.list(PART.disk_id)
     assert (caught.value.code, caught.value.recoverable) == ("CacheUnreachable", True)
@@ -138,21 +145,20 @@ def test_a_changed_key_and_a_body_that_is_too_large_say_what_to_check() -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(409, "BlobAlreadyExists"), (412, "ConditionNotMet")])
-async def test_put_of_a_part_that_is_there_says_so(cache: BlobCacheAccount, status: int, code: str) -> None:
-    cache._container.upload_blob.side_effect = answer(status, code, ResourceExistsError)  # type: ignore[attr-defined]
+async def test_put_of_a_part_that_is_there_says_so(cache: BlobCacheAccount, container: Any, status: int, code: str) -> None:
+    container.upload_blob.side_effect = answer(status, code, ResourceExistsError)
     assert await cache.put(PART, b"x") is False
 
 
-async def test_put_into_a_container_that_is_being_deleted_is_no_success(cache: BlobCacheAccount) -> None:
-    cache._container.upload_blob.side_effect = answer(409, "ContainerBeingDeleted", ResourceExistsError)  # type: ignore[attr-defined]
+async def test_put_into_a_container_that_is_being_deleted_is_no_success(cache: BlobCacheAccount, container: Any) -> None:
+    container.upload_blob.side_effect = answer(409, "ContainerBeingDeleted", ResourceExistsError)
     with pytest.raises(RigError) as caught:
         await cache.put(PART, b"x")
     assert (caught.value.code, caught.value.recoverable) == ("CacheUnreachable", True)
 
 
-async def test_put_makes_a_container_that_vanished_and_tries_once_more(cache: BlobCacheAccount) -> None:
+async def test_put_makes_a_container_that_vanished_and_tries_once_more(cache: BlobCacheAccount, container: Any) -> None:
     gone = answer(404, "ContainerNotFound", ResourceNotFoundError)
-    container: Any = cache._container
     container.upload_blob.side_effect = [gone, None]
     assert await cache.put(PART, b"x") is True
     container.create_container.assert_called_once_with()
@@ -161,9 +167,8 @@ async def test_put_makes_a_container_that_vanished_and_tries_once_more(cache: Bl
         await cache.put(PART, b"x")
 
 
-async def test_list_is_sorted_and_names_other_blobs(cache: BlobCacheAccount) -> None:
+async def test_list_is_sorted_and_names_other_blobs(cache: BlobCacheAccount, container: Any) -> None:
     later = PartName(PART.disk_id, 1, "sync", 10, 10)
-    container: Any = cache._container
     foreign = [
         f"{PART.disk_id}/notes.txt",
         PartName(PART.disk_id, 1, "sync", 3, 4).blob(),
@@ -189,9 +194,8 @@ async def test_list_is_sorted_and_names_other_blobs(cache: BlobCacheAccount) -> 
     ],
 )
 async def test_an_unreadable_blob_is_distinguished_from_an_unreachable_account(
-    cache: BlobCacheAccount, error: AzureError
+    cache: BlobCacheAccount, container: Any, error: AzureError
 ) -> None:
-    container: Any = cache._container
     container.download_blob.side_effect = error
     with pytest.raises(RigError) as caught:
         await cache.get(PART)
@@ -203,8 +207,7 @@ async def test_an_unreadable_blob_is_distinguished_from_an_unreachable_account(
     assert caught.value.code == classified(error, what="", where="").code
 
 
-async def test_a_blob_that_is_too_long_for_a_part_is_not_downloaded(cache: BlobCacheAccount) -> None:
-    container: Any = cache._container
+async def test_a_blob_that_is_too_long_for_a_part_is_not_downloaded(cache: BlobCacheAccount, container: Any) -> None:
     container.download_blob.return_value = blob = Mock(size=2 << 30)
     with pytest.raises(RigError, match="blob of 2147483648 bytes; a part has at most") as caught:
         await cache.get(PART)
@@ -212,9 +215,8 @@ async def test_a_blob_that_is_too_long_for_a_part_is_not_downloaded(cache: BlobC
     blob.readall.assert_not_called()
 
 
-async def test_a_part_that_cannot_be_read_does_not_hold_up_others(cache: BlobCacheAccount) -> None:
+async def test_a_part_that_cannot_be_read_does_not_hold_up_others(cache: BlobCacheAccount, container: Any) -> None:
     """Three bad ones are read again and again; a good one is read meanwhile, though only two requests are in flight."""
-    container: Any = cache._container
     bad = [PartName(PART.disk_id, 1, "sync", number, number) for number in (11, 12, 13)]
     stuck, names = threading.Event(), {part.blob() for part in bad}
 
@@ -245,15 +247,13 @@ async def test_a_part_that_cannot_be_read_does_not_hold_up_others(cache: BlobCac
         stuck.set()
 
 
-async def test_a_replacement_overwrites_the_blob(cache: BlobCacheAccount) -> None:
-    container: Any = cache._container
+async def test_a_replacement_overwrites_the_blob(cache: BlobCacheAccount, container: Any) -> None:
     assert await cache.put(PART, b"x", replace=True)
     container.upload_blob.assert_called_once_with(PART.blob(), b"x", overwrite=True)
 
 
-async def test_missing_part_is_an_error_to_get_and_nothing_to_delete(cache: BlobCacheAccount) -> None:
+async def test_missing_part_is_an_error_to_get_and_nothing_to_delete(cache: BlobCacheAccount, container: Any) -> None:
     gone = answer(404, "BlobNotFound", ResourceNotFoundError)
-    container: Any = cache._container
     container.download_blob.side_effect = gone
     container.delete_blob.side_effect = gone
     await cache.delete(PART)
@@ -265,7 +265,7 @@ async def test_missing_part_is_an_error_to_get_and_nothing_to_delete(cache: Blob
     )
 
 
-async def test_no_more_than_two_requests_are_in_flight(cache: BlobCacheAccount) -> None:
+async def test_no_more_than_two_requests_are_in_flight(cache: BlobCacheAccount, container: Any) -> None:
     inside, most, enough = 0, 0, trio.Event()
 
     def upload(*_args: object, **_options: object) -> None:
@@ -280,7 +280,6 @@ async def test_no_more_than_two_requests_are_in_flight(cache: BlobCacheAccount) 
         trio.from_thread.run(enough.wait)
         trio.from_thread.run_sync(enter, -1)
 
-    container: Any = cache._container
     container.upload_blob.side_effect = upload
     async with trio.open_nursery() as nursery:
         for _ in range(5):
@@ -324,10 +323,11 @@ def test_loopback_account_is_not_reached_through_a_proxy(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("error", [answer(500, "InternalError"), ServiceRequestError("closed"), answer(400, "odd")])
 async def test_a_full_disk_under_an_emulated_account_is_no_outage(
-    cache: BlobCacheAccount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: AzureError
+    container: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: AzureError
 ) -> None:
-    cache._folder = tmp_path
-    cache._container.upload_blob.side_effect = error  # type: ignore[attr-defined]
+    cache = BlobCacheAccount(ACCOUNT, folder=tmp_path)
+    cache.close()
+    container.upload_blob.side_effect = error
     real = os.statvfs(tmp_path)
     for free_blocks, full in ((1 << 30, False), (0, True)):
         found = os.statvfs_result((*real[:4], free_blocks, *real[5:]))
@@ -339,8 +339,10 @@ async def test_a_full_disk_under_an_emulated_account_is_no_outage(
         assert failed.value.recoverable or not full
 
 
-async def test_an_account_elsewhere_is_not_asked_for_room(cache: BlobCacheAccount, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache._container.upload_blob.side_effect = answer(500, "InternalError")  # type: ignore[attr-defined]
+async def test_an_account_elsewhere_is_not_asked_for_room(
+    cache: BlobCacheAccount, container: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container.upload_blob.side_effect = answer(500, "InternalError")
     monkeypatch.setattr(os, "statvfs", lambda _path: pytest.fail("asked"))
     with pytest.raises(RigError) as failed:
         await cache.put(PART, b"x")
