@@ -120,6 +120,11 @@ class Disk:
         return self._core.layer
 
     @property
+    def options(self) -> DiskOptions:
+        """The options of the disk's host."""
+        return self._core.options
+
+    @property
     def clock(self) -> Clock:
         """The clock of the disk's host."""
         return self._core.options.clock

@@ -93,7 +93,7 @@ class Hydrator:
             self._forget_removed()
             for disk in self._disks():
                 if disk.state.promoting:
-                    await self._attempt(disk)
+                    await self.attempt(disk)
             with trio.move_on_after(RETRY_S if any(disk.state.promoting for disk in self._disks()) else float("inf")):
                 await self._wake.wait()
 
@@ -103,7 +103,8 @@ class Hydrator:
             self._waits.clear("promotion", vm=vm, disk=name)
             self._stopped.discard((vm, name))
 
-    async def _attempt(self, disk: Disk) -> None:
+    async def attempt(self, disk: Disk) -> None:
+        """Hydrate one disk wholly; an error that stops it is recorded in its ``stopped_by`` and in the waits."""
         try:
             async with self._locks.hold(str(disk.paths)):
                 await self._hydrate_wholly(disk)

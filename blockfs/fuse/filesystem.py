@@ -85,6 +85,11 @@ class DiskFileSystem(pyfuse3.Operations):
         self._handles: dict[int, _Handle] = {}
         tree.on_grown(self._forget_size)
 
+    @property
+    def inodes_known(self) -> int:
+        """Number of inodes that the file system remembers: one for each path that a request has found."""
+        return len(self._nodes)
+
     # --- names --------------------------------------------------------------------------------------------------
 
     def _inode(self, node: _Node, identity: str = "") -> int:

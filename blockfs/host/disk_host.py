@@ -57,6 +57,10 @@ class DiskHost(DiskHostControl, DiskTree):
     """The operations of a disk host.  Use it on one trio thread (see :mod:`siterig.blockfs.disk.disk`).
 
     In its tree each VM has a folder, and so has each mounted point.
+
+    Attributes:
+        hydrator: copies from the managed disks what the disks of promoted VMs lack.
+        registry: the disks, their folder and their shared options.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class DiskHost(DiskHostControl, DiskTree):
         )
         self._opening: set[str] = set()
         self._locks = KeyedLock()  # by name of a disk, while its view is pinned or released
-        self._hydrator = hydration.Hydrator(
+        self.hydrator = hydration.Hydrator(
             self.registry.all_disks, self.registry.release_view, self._locks, waits, clock=clock
         )
         self._report_grown: Callable[[Disk], None] = lambda _disk: None
@@ -151,7 +155,7 @@ class DiskHost(DiskHostControl, DiskTree):
 
     async def run_maintenance(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._hydrator.run)
+            nursery.start_soon(self.hydrator.run)
             await run_maintenance(self.registry.event_fd, self.registry.watch, self.registry.all_disks)
 
     def folders(self, within: str) -> Collection[str]:
@@ -289,7 +293,7 @@ class DiskHost(DiskHostControl, DiskTree):
         with os_errors_as(f"promotion of VM {vm}"):
             for disk in disks:
                 disk.hydration.begin()
-        self._hydrator.wake()
+        self.hydrator.wake()
         return self.registry.describe(disks)
 
     # --- mounted points -----------------------------------------------------------------------------------------

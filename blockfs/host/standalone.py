@@ -92,6 +92,7 @@ class StandAlone:
     Attributes:
         disk: the disk.
         tree: a tree with this one disk, for a mount.
+        watch: the watch of the image's file and of its log; ``tree.run_maintenance`` runs it.
         ended_generation: the log that ended with this opening; None if none did.
         before: the state that was stored next to the image before this opening; None if there was none.
     """
@@ -114,7 +115,7 @@ class StandAlone:
         self._image = image
         self._positions = positions
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._watch = FileWatch()
+        self.watch = FileWatch()
         try:
             # Not by its name again: the name may belong to another file now.
             layer = RawLayer(image.path, size_bytes=image.size_bytes, fd=os.dup(image.fd))
@@ -125,7 +126,7 @@ class StandAlone:
                 self._event_fd,
                 _POLICY,
                 can_grow=can_grow,
-                watch=self._watch,
+                watch=self.watch,
                 report_changed=lambda _paths, what: report(what),
                 report_log_lost=lambda _paths, what: report(f"{what}: the log ends, and no write from now on is in it"),
             )
@@ -133,7 +134,7 @@ class StandAlone:
         except BaseException:
             self._close_own()
             raise
-        self.tree = SingleDisk(self.disk, self._event_fd, self._watch)
+        self.tree = SingleDisk(self.disk, self._event_fd, self.watch)
 
     @property
     def _guard(self) -> DiskGuard:
@@ -200,7 +201,7 @@ class StandAlone:
 
     def _close_own(self) -> None:
         self._positions.close()
-        self._watch.close()
+        self.watch.close()
         if self._event_fd >= 0:
             os.close(self._event_fd)
             self._event_fd = -1

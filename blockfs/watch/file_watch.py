@@ -40,7 +40,8 @@ LOOK_S = 1.0
 
 _EVENT = struct.Struct("iIII")
 _READ_BYTES = 64 << 10
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
+"""The C library, for its inotify functions; a test replaces a function to make it fail."""
 _log = structlog.get_logger("siterig.blockfs.watch.file_watch")
 
 
@@ -116,10 +117,10 @@ class FileWatch:
     def _watch(self, path: Path, mask: int, shown: str) -> int | None:
         try:
             if self._fd < 0:  # instances are scarce: create one only when it is needed
-                self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+                self._fd = _checked(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
                 self._release = weakref.finalize(self, os.close, self._fd)  # a user has at most 128
                 self._begun.set()
-            return _checked(_libc.inotify_add_watch(self._fd, os.fsencode(path), mask))
+            return _checked(libc.inotify_add_watch(self._fd, os.fsencode(path), mask))
         except OSError as exc:
             _log.warning("file_not_watched", file=shown, error=exc.strerror)
             return None
@@ -133,13 +134,13 @@ class FileWatch:
         """Stop watching the disk's files."""
         for number in [number for number, file in self._files.items() if file.disk is disk]:
             del self._files[number]
-            _libc.inotify_rm_watch(self._fd, number)
+            libc.inotify_rm_watch(self._fd, number)
         for number, disks in list(self._folders.items()):
             if disk in disks:
                 disks.remove(disk)
             if not disks:
                 del self._folders[number]
-                _libc.inotify_rm_watch(self._fd, number)
+                libc.inotify_rm_watch(self._fd, number)
 
     def close(self) -> None:
         """Close the inotify instance."""

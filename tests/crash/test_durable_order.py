@@ -39,16 +39,15 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
         disk.abandon()
 
 
-def reopened(disk: Disk) -> Disk:
-    return Disk.open(disk.paths, disk._core.options, None)
+def reopened(disk: Disk, options: DiskOptions | None = None) -> Disk:
+    return Disk.open(disk.paths, options or disk.options, None)
 
 
 @pytest.fixture
 def unlimited(disk: Disk) -> Iterator[Disk]:
     """Its log may be as long as it likes."""
     disk.close()
-    disk._core.options = replace(disk._core.options, policy=LogPolicy(kept_share_max=None))
-    disk = reopened(disk)
+    disk = reopened(disk, replace(disk.options, policy=LogPolicy(kept_share_max=None)))
     yield disk
     disk.abandon()
 

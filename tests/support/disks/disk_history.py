@@ -45,6 +45,11 @@ class SiteDisk:
         self._notes.append((kind, offset, length, payload, self.position))
         return self.position
 
+    @property
+    def has_notes(self) -> bool:
+        """True if a record was logged after the last log part."""
+        return bool(self._notes)
+
     def write(self, offset: int, payload: bytes) -> None:
         """Write bytes, and log the write."""
         self.data[offset : offset + len(payload)] = payload

@@ -63,6 +63,11 @@ class Rig:
         fresh.write_text(str(self.source.position * NS))
         fresh.rename(clock_of(self.layout))
 
+    @property
+    def running(self) -> list[str]:
+        """The roles that were started and not killed."""
+        return list(self._children)
+
     async def start(self, *roles: str) -> None:
         """Start roles concurrently, and return when all of them answer."""
         async with trio.open_nursery() as nursery:
@@ -184,5 +189,5 @@ async def recovery_side(folder: Path, rng: random.Random) -> AsyncIterator[Rig]:
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
-            await rig.kill(*[role for role in ROLES if role in rig._children])
+            await rig.kill(*rig.running)
             await cleanup.unmount_stale(rig.layout.azure_mount)

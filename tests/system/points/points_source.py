@@ -152,7 +152,7 @@ class Source:
     def close_log(self, name: str) -> None:
         """Close a part without a tag at its end."""
         disk = self.disks[name]
-        if disk.site._notes:
+        if disk.site.has_notes:
             disk.add([disk.site.close_log()])
 
     def tag(self, kind: TagKind) -> Point:

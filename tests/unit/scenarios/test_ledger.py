@@ -11,6 +11,7 @@ import pytest
 
 from siterig.blockfs.core.errors import RigError
 from siterig.scenarios.checks.ledger_check import check_ledger
+from siterig.scenarios.workloads import ledger_schema
 from siterig.scenarios.workloads.ack_log import RECORD_BYTES, Ack, AckWriter, read_acks
 from siterig.scenarios.workloads.ledger import Ledger, run
 
@@ -107,13 +108,16 @@ def test_one_database_has_a_rollback_journal_and_the_other_a_wal(tmp_path: Path)
     assert modes == ["delete", "wal"]
 
 
-def test_a_failing_disk_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+def test_a_failing_disk_ends_the_run_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_database: sqlite3.Connection, _n: int) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
     running = ledger(tmp_path)
     running.commit_next()
-    running._data.close()
+    monkeypatch.setattr(ledger_schema, "apply", fail)
     line = run(running, threading.Event(), 0)
     running.close()
-    assert line == "failed 1 Cannot operate on a closed database."
+    assert line == "failed 1 disk I/O error"
 
 
 def test_a_stop_ends_the_run_after_a_whole_transaction(tmp_path: Path) -> None:

@@ -119,8 +119,8 @@ async def test_what_is_opened_while_its_process_ends_is_not_taken_back_by_half(
                 await trio.lowlevel.checkpoint()
             borrower.kill()
             with trio.fail_after(30):
-                while not vault._leases._lock(borrower.process).statistics().tasks_waiting:  # noqa: ASYNC110 (see until_gone)
-                    await trio.sleep(0.005)
+                await borrower.process.ended()
+            await trio.testing.wait_all_tasks_blocked()  # the reclaim begins at the same event, and waits
             assert "azure.close_mounted_point" not in world.calls
             world.held[call].set()
         await until_gone(vault)

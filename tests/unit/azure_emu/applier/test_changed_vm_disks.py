@@ -14,7 +14,6 @@ from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
 from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer, RawLayer
 from tests.support.rigs.vault_fakes import World, idle, protected, running
@@ -79,8 +78,8 @@ async def test_changes_found_at_start_are_reported_until_the_vault_has_them(
 
     disks = host()
     for name in ("a", "b", "c"):
-        paths = DiskPaths(tmp_path / "vms" / "web01-test", "web01-test", name)
-        disks._over_point(paths, "below", 1, RawLayer(tmp_path / "below"), 512).write(0, b"guest" * 1000)
+        await disks.create_disk_from_point(vm="web01-test", name=name, managed_disk="below", position=1)
+        disks.disk("web01-test", name).write(0, b"guest" * 1000)
     disks.close()
     with (tmp_path / "vms/web01-test/a.top").open("r+b") as file:
         file.write(b"OFFLINE-EDIT")

@@ -403,7 +403,7 @@ async def test_the_end_of_a_mount_reports_the_change_of_its_image(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mounted.alone.tree.run_maintenance)
             await trio.testing.wait_all_tasks_blocked()
-            mounted.alone._watch.look()
+            mounted.alone.watch.look()
             deed(image)
             while not mounted.told:
                 await trio.lowlevel.checkpoint()
@@ -422,7 +422,7 @@ async def test_a_change_just_before_the_end_of_a_mount_is_reported(
     image: Path, deed: Callable[[Path], None], tracked: bool
 ) -> None:
     mounted = await mount(image, tracked=tracked)
-    mounted.alone._watch.look()
+    mounted.alone.watch.look()
     deed(image)  # the events that the kernel reports are not read before the end
     said = await mounted.end()
     assert said is not None
@@ -474,7 +474,7 @@ async def test_without_inotify_a_replaced_file_is_found_at_the_end(
     def none_left(_flags: int) -> int:
         return -1
 
-    monkeypatch.setattr(file_watch._libc, "inotify_init1", none_left)
+    monkeypatch.setattr(file_watch.libc, "inotify_init1", none_left)
     mounted = await mount(image, tracked=tracked)
     replace(image)
     said = await mounted.end()
@@ -495,7 +495,7 @@ async def test_an_image_in_a_renamed_folder_is_reported_as_moved_only(image: Pat
 async def test_a_reported_change_does_not_end_the_log_of_the_next_mount(image: Path) -> None:
     mounted = await mount(image, tracked=True)
     write(image)
-    mounted.alone._watch.look()
+    mounted.alone.watch.look()
     assert await mounted.end() is not None
     again = await mount(image, tracked=True)
     assert again.alone.ended_generation is not None

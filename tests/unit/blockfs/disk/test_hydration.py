@@ -217,7 +217,7 @@ async def test_hydration_of_a_busy_disk_pauses_between_steps(
     disk.hydration.hydrate = hydrate_while_a_guest_writes  # type: ignore[method-assign]
     monkeypatch.setattr(trio, "sleep", sleep)
     await host.promote_vm(vm="web01")
-    await host._hydrator._attempt(disk)
+    await host.hydrator.attempt(disk)
     assert steps[0] == hydration.STEP_BYTES  # there was no request before
     assert set(steps[1:]) == {65536}
     assert len(paused) == len(steps) - 2  # all steps but the first and the last
@@ -230,7 +230,7 @@ async def test_the_vm_can_be_removed_during_hydration(host: DiskHost, tmp_path: 
     await host.promote_vm(vm="web01")
     disk.hydration.hydrate(65536)
     await host.remove_vm(vm="web01")
-    await host._hydrator._attempt(disk)
+    await host.hydrator.attempt(disk)
     assert disk.hydration.stopped_by is None
     assert list(host.root.glob("web*")) == []
 
@@ -322,7 +322,7 @@ async def test_an_unreadable_managed_disk_stops_hydration_until_it_is_readable(h
     assert info.promotion.error == (
         f"promotion of disk web01/os: stopped at byte 131072 of {SIZE}: Input/output error ({store / 'base'})"
     )
-    host._hydrator.wake()
+    host.hydrator.wake()
     await promote(host)
     assert whole(disk) == content()
 
@@ -385,7 +385,7 @@ def promote_counting(folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
         with io_verdict(steps.in_c):
             disk = host.disk("web01", "os")
             disk.hydration.begin()
-            trio.run(host._hydrator._attempt, disk)
+            trio.run(host.hydrator.attempt, disk)
         assert disk.hydration.stopped_by is None
     host.abandon()
     return steps.done
@@ -410,7 +410,7 @@ def check_and_finish(folder: Path, expected: bytes, *, power_loss: bool) -> None
     assert (disk.tracking.active, disk.state.needs_resync) == ((False, "PowerLoss") if power_loss else (True, None))
     disk.hydration.begin()  # the kill may have been before this was saved
     if disk.state.promoting:
-        trio.run(host._hydrator._attempt, disk)
+        trio.run(host.hydrator.attempt, disk)
     assert (disk.state.kind, disk.state.promoting) == ("raw", False)
     assert {name for name in names(host) if without_token(name) != ".os.disk.tmp"} == {"os.disk", "os.img"}
     assert (whole(disk), (host.root / "web01" / "os.img").read_bytes()) == (expected, expected)

@@ -57,11 +57,11 @@ async def test_a_file_is_no_folder_and_unknown_names_are_not_found(disk: Disk) -
 
 async def test_lookups_of_unknown_names_use_no_memory(disk: Disk) -> None:
     files = DiskFileSystem(SingleDisk(disk, -1))
-    before = len(files._nodes)
+    before = files.inodes_known
     for number in range(100):
         with pytest.raises(pyfuse3.FUSEError):
             await files.lookup(pyfuse3.ROOT_INODE, b"no-such-%d" % number, NOBODY)
-    assert len(files._nodes) == before
+    assert files.inodes_known == before
 
 
 async def test_a_host_has_one_folder_for_each_vm_and_no_disk_outside(
