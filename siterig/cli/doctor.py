@@ -130,7 +130,6 @@ class ThisMachine(Machine):
     search_path: str = field(default_factory=_search_path)
 
     def fuse_error(self) -> str | None:
-        """Implements :class:`Machine`."""
         try:
             open_fuse()
         except OSError as e:
@@ -138,7 +137,6 @@ class ThisMachine(Machine):
         return None
 
     def free_loop(self) -> str:
-        """Implements :class:`Machine`."""
         control = os.open(_LOOP_CONTROL, os.O_RDWR | os.O_CLOEXEC)
         try:
             device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
@@ -149,22 +147,18 @@ class ThisMachine(Machine):
         return device
 
     def program(self, name: str) -> str | None:
-        """Implements :class:`Machine`."""
         return shutil.which(name, path=self.search_path)
 
     def node(self) -> tuple[str, str]:
-        """Implements :class:`Machine`."""
         path = find_node()
         answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
         return path, answer.stdout.strip()
 
     def azurite(self) -> tuple[str, str]:
-        """Implements :class:`Machine`."""
         script = find_script()
         return str(script), version_of(script) or _answered_version(script)
 
     def kernel_filesystems(self) -> frozenset[str]:
-        """Implements :class:`Machine`."""
         names = {line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines() if line}
         for listing in ("modules.builtin", "modules.dep"):
             path = Path("/lib/modules", platform.release(), listing)
@@ -173,26 +167,21 @@ class ThisMachine(Machine):
         return frozenset(names)
 
     def free_bytes(self, folder: Path) -> int:
-        """Implements :class:`Machine`."""
         return shutil.disk_usage(folder).free
 
     def capabilities(self) -> int:
-        """Implements :class:`Machine`."""
         if Path("/proc/self/ns/user").stat().st_ino != _INITIAL_USER_NAMESPACE:
             return 0
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
         return int(line.split()[1], 16)
 
     def files_max(self) -> int:
-        """Implements :class:`Machine`."""
         return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
     def kernel(self) -> str:
-        """Implements :class:`Machine`."""
         return platform.release()
 
     def python(self) -> str:
-        """Implements :class:`Machine`."""
         return platform.python_version()
 
 
