@@ -74,7 +74,7 @@ class KilledDisk:
         state = DiskState.load(self.server.root / VM / f"{self.name}.disk")
         assert (state.tracked, state.generation, state.needs_resync) == (True, 1, None), where
         if applied and segments:
-            self.server.call("applied", disk_id=state.disk_id, generation=1, last_seq=segments[-1]["last_seq"])
+            self.server.call("trim_log", disk_id=state.disk_id, generation=1, last_seq=segments[-1]["last_seq"])
 
     def _suffix(self, found: dict[str, object]) -> str:
         return f"/{self.name}.{found['number']:06d}.hrl"

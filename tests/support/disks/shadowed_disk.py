@@ -53,5 +53,5 @@ class ShadowedDisk:
         """Report all replayed segments as applied, so that they are deleted."""
         newest = self.closed()[-1]
         self._server.call(
-            "applied", disk_id=newest.disk_id, generation=newest.generation, last_seq=newest.last_seq
+            "trim_log", disk_id=newest.disk_id, generation=newest.generation, last_seq=newest.last_seq
         )  # fmt: skip

@@ -103,7 +103,7 @@ class Replica:
                 continue
             part = PartName(self._disk_id, found["generation"], "log", found["first_seq"], found["last_seq"])
             self.store.apply_part(part, pack(Path(found["path"])))
-            self._server.call("applied", disk_id=self._disk_id, generation=found["generation"], last_seq=found["last_seq"])
+            self._server.call("trim_log", disk_id=self._disk_id, generation=found["generation"], last_seq=found["last_seq"])
 
     def compare(self, position: int, copy: Path) -> None:
         """Compare the state at ``position`` with a copy; outside of the written ranges there is no data."""
