@@ -66,8 +66,8 @@ class Rig:
             self.init = self.answered()
             device.detach()
             names.detach()
-        self.told = self.asked()
-        self.answer(self.told.unique, bytes(24))
+        self.init_of_libfuse = self.asked()
+        self.answer(self.init_of_libfuse.unique, bytes(24))
 
     def ask(self, opcode: int, unique: int, body: bytes = b"", node: int = 1) -> None:
         """Send a request, in the kernel's place."""
@@ -115,7 +115,7 @@ def test_c_answers_init_and_libfuse_gets_an_init_without_splicing(rig: Rig) -> N
     assert flags & (AUTO_INVAL_DATA | WRITEBACK_CACHE) == 0
     assert flags2 == 0, "no flag of the second word is wanted, such as io_uring"
     assert 0 < congested <= background
-    assert (rig.told.code, struct.unpack_from("<II", rig.told.body)) == (INIT, (7, 13))
+    assert (rig.init_of_libfuse.code, struct.unpack_from("<II", rig.init_of_libfuse.body)) == (INIT, (7, 13))
     rig.ask(STATX, 4)
     assert rig.answered().unique == 4, "libfuse's answer to the changed INIT must not reach the kernel"
 

@@ -26,10 +26,10 @@ FILES = ["os.000001.hrl", "os.000002.hrl", "os.spare", "os.disk", "os.dirty", ".
 
 
 class Opened:
-    """A disk of a rig with two segments and a spare, and the reports about it in ``told`` and ``lost``."""
+    """A disk of a rig with two segments and a spare, and the reports about it."""
 
     def __init__(self, root: Path) -> None:
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.lost: list[str] = []
         self.watch = FileWatch()
         self.positions = PositionCounter(root / "position")
@@ -44,7 +44,7 @@ class Opened:
     def open(self) -> None:
         options = DiskOptions(
             self.positions, policy=LogPolicy(kept_share_max=None), watch=self.watch,
-            report_changed=lambda _paths, what: self.told.append(what),
+            report_changed=lambda _paths, what: self.reported.append(what),
             report_log_lost=lambda _paths, what: self.lost.append(what),
         )  # fmt: skip
         self.disk = Disk.open(self.paths, options, None)
@@ -103,7 +103,7 @@ def test_a_removed_or_replaced_log_file_is_noticed_and_ends_the_log(
     opened.disk.flush_now()
     opened.disk.tracking.maintain()
     opened.disk.close()
-    assert (opened.told, len(opened.lost)) == ([], 1)
+    assert (opened.reported, len(opened.lost)) == ([], 1)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -161,7 +161,7 @@ def test_operations_of_the_writer_are_not_reported(opened: Opened) -> None:
     opened.disk.close()
     opened.open()
     opened.watch.look()
-    assert (opened.disk.tracking.active, opened.lost, opened.told) == (True, [], [])
+    assert (opened.disk.tracking.active, opened.lost, opened.reported) == (True, [], [])
 
 
 def test_a_segment_of_an_earlier_process_is_watched_too(opened: Opened) -> None:
@@ -183,25 +183,25 @@ async def test_the_report_and_the_end_of_a_mount_name_the_file(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_watch, "LOOK_S", 0.01)
-    told: list[str] = []
+    reported: list[str] = []
     path = tmp_path / "os.img"
     path.write_bytes(bytes(SIZE))
     image = await open_image(path)
-    alone = open_disk(image, "os", tracked=True, report=told.append)
+    alone = open_disk(image, "os", tracked=True, report=reported.append)
     alone.disk.write(0, b"guest")
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(alone.tree.run_maintenance)
             (tmp_path / f"os.{suffix}").unlink()
-            while not told:
+            while not reported:
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
     lost = f"{tmp_path}/os.{suffix} was deleted, or renamed, while the log was written to"
     await alone.look_at_the_end()
     alone.close()
     image.close()
-    assert (told, alone.log_trouble) == ([f"{lost}: the log ends, and no write from now on is in it"], lost)
-    again = open_disk(await open_image(path), "os", tracked=True, report=told.append)
+    assert (reported, alone.log_trouble) == ([f"{lost}: the log ends, and no write from now on is in it"], lost)
+    again = open_disk(await open_image(path), "os", tracked=True, report=reported.append)
     assert again.ended_generation is not None
     assert again.ended_generation.why == "a file of it was deleted, renamed, replaced or damaged"
     again.close()

@@ -351,9 +351,9 @@ def test_a_check_reports_how_many_bytes_it_has_read(tmp_path: Path) -> None:
     row.rotate()
     row.write(0, b"x")
     row.close()
-    told: list[int] = []
-    log = check(row.paths, advance=told.append)
-    assert sum(told) == sum(path.stat().st_size - HEADER_BYTES for path in row.paths)
+    reported: list[int] = []
+    log = check(row.paths, advance=reported.append)
+    assert sum(reported) == sum(path.stat().st_size - HEADER_BYTES for path in row.paths)
     assert log.files[0].written_bytes == 180_000
 
 

@@ -141,7 +141,7 @@ def test_a_missing_file_of_an_overlay_is_not_replaced_by_an_empty_one(
 def test_a_hydrated_disk_that_was_changed_while_down_needs_a_resync(tmp_path: Path, killed: bool) -> None:
     lives = Lives(tmp_path / "web01", "top")
 
-    def promote(disk: Disk) -> None:
+    def hydrate_all(disk: Disk) -> None:
         disk.hydration.begin()
         while not disk.hydration.hydrate(SIZE):
             pass
@@ -149,7 +149,7 @@ def test_a_hydrated_disk_that_was_changed_while_down_needs_a_resync(tmp_path: Pa
         assert disk.hydration.convert_to_raw()
         disk.hydration.detach_backing()
 
-    lives.life(promote, killed=killed)
+    lives.life(hydrate_all, killed=killed)
     assert lives.life(killed=killed) is None
     edit(lives.paths.file("img"))
     make_younger(lives.paths.file("img"))
@@ -171,7 +171,7 @@ def read_it(path: Path) -> None:
     path.read_bytes()
 
 
-def copy_anew(path: Path) -> None:
+def copy_with_new_times(path: Path) -> None:
     shutil.copy(path, path.with_name("copy"))
     path.with_name("copy").rename(path)
 
@@ -180,7 +180,9 @@ def nothing(_path: Path) -> None:
     pass
 
 
-@pytest.mark.parametrize("deed", [nothing, touch, change_rights, read_it, copy_anew], ids=lambda deed: deed.__name__)
+@pytest.mark.parametrize(
+    "deed", [nothing, touch, change_rights, read_it, copy_with_new_times], ids=lambda deed: deed.__name__
+)
 def test_a_disk_whose_bytes_are_the_same_continues_its_log(
     lives: Lives, deed: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ class Opened:
     """A tracked disk, and the changes that were reported for it at once."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.watch = FileWatch()
         self.positions = PositionCounter(folder / "position")
         self.paths = DiskPaths(folder, "", "os")
@@ -44,7 +44,7 @@ class Opened:
             make_over_managed_disk(self.paths, managed_disk="below", position=1, size_bytes=SIZE)
         options = DiskOptions(
             self.positions, policy=LogPolicy(kept_share_max=None), watch=self.watch,
-            report_changed=lambda _paths, what: self.told.append(what),
+            report_changed=lambda _paths, what: self.reported.append(what),
         )  # fmt: skip
         self.disk = Disk.open(self.paths, options, FileViews(folder / "below"))
         self.disk.tracking.start(new_generation=False)
@@ -250,8 +250,8 @@ DEEDS: dict[Callable[[Path], None], str] = {
 def test_a_change_by_another_program_is_noticed_at_once(opened: Opened, deed: Callable[[Path], None]) -> None:
     deed(opened.path)
     opened.look()
-    assert DEEDS[deed] in opened.told[0]
-    assert (len(opened.told), opened.disk.state.needs_resync) == (1, "ImageChanged")
+    assert DEEDS[deed] in opened.reported[0]
+    assert (len(opened.reported), opened.disk.state.needs_resync) == (1, "ImageChanged")
     assert DiskState.load(opened.paths.file("disk")).needs_resync == "ImageChanged"
 
 
@@ -262,7 +262,7 @@ def test_a_replaced_map_is_noticed_at_the_end(opened: Opened, suffix: str) -> No
         return
     replace(path)
     opened.disk.close()
-    assert f"os.{suffix} was replaced by another file" in opened.told[0]
+    assert f"os.{suffix} was replaced by another file" in opened.reported[0]
 
 
 def read_it(path: Path) -> None:
@@ -302,7 +302,7 @@ def test_an_operation_that_changes_no_byte_is_not_reported(opened: Opened, deed:
     opened.look()
     opened.disk.flush_now()
     opened.disk.close()
-    assert (opened.told, opened.disk.state.needs_resync) == ([], None)
+    assert (opened.reported, opened.disk.state.needs_resync) == ([], None)
 
 
 def test_a_change_through_a_memory_map_is_noticed_at_the_next_event(opened: Opened) -> None:
@@ -310,7 +310,7 @@ def test_a_change_through_a_memory_map_is_noticed_at_the_next_event(opened: Open
         mapped[:8] = bytes(byte ^ 0xFF for byte in mapped[:8])
         mapped.flush()
     opened.look()
-    assert opened.told == [f"{opened.path} was written to by another program"]
+    assert opened.reported == [f"{opened.path} was written to by another program"]
 
 
 def test_the_disks_own_changes_are_not_reported(opened: Opened) -> None:
@@ -325,7 +325,7 @@ def test_the_disks_own_changes_are_not_reported(opened: Opened) -> None:
             opened.look()
     opened.look()
     opened.disk.close()
-    assert (opened.told, opened.disk.state.needs_resync) == ([], None)
+    assert (opened.reported, opened.disk.state.needs_resync) == ([], None)
 
 
 def test_renaming_the_folder_is_not_reported_as_a_change(tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_hydration_is_not_reported_as_a_change(tmp_path: Path) -> None:
     opened.disk.write(0, b"after")
     opened.look()
     opened.disk.close()
-    assert (opened.told, opened.disk.state.needs_resync) == ([], None)
+    assert (opened.reported, opened.disk.state.needs_resync) == ([], None)
     opened.watch.close()
     opened.positions.close()
 
@@ -361,8 +361,8 @@ def test_hydration_is_not_reported_as_a_change(tmp_path: Path) -> None:
 
 
 class Mounted:
-    def __init__(self, image: Image, alone: StandAlone, told: list[str]) -> None:
-        self.image, self.alone, self.told = image, alone, told
+    def __init__(self, image: Image, alone: StandAlone, reported: list[str]) -> None:
+        self.image, self.alone, self.reported = image, alone, reported
 
     async def end(self) -> str | None:
         """Close the disk, and return the problem that this reports, or None."""
@@ -378,9 +378,9 @@ class Mounted:
 
 
 async def mount(path: Path, *, tracked: bool) -> Mounted:
-    told: list[str] = []
+    reported: list[str] = []
     image = await open_image(path)
-    return Mounted(image, open_disk(image, path.stem, tracked=tracked, report=told.append), told)
+    return Mounted(image, open_disk(image, path.stem, tracked=tracked, report=reported.append), reported)
 
 
 @pytest.fixture
@@ -405,12 +405,12 @@ async def test_the_end_of_a_mount_reports_the_change_of_its_image(
             await trio.testing.wait_all_tasks_blocked()
             mounted.alone.watch.look()
             deed(image)
-            while not mounted.told:
+            while not mounted.reported:
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
     said = await mounted.end()
     assert said is not None
-    assert said.startswith(mounted.told[0])
+    assert said.startswith(mounted.reported[0])
     assert ("change log" in said) == tracked
     if tracked:
         assert DiskState.load(image.with_suffix(".disk")).needs_resync == "ImageChanged"
@@ -440,7 +440,7 @@ def test_a_change_after_the_start_of_a_new_log_is_noticed_too(opened: Opened) ->
     write(opened.path)
     opened.look()
     assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "ImageChanged")
-    assert len(opened.told) == 2
+    assert len(opened.reported) == 2
 
 
 def test_a_change_from_before_a_new_log_does_not_end_that_log(opened: Opened) -> None:
@@ -464,7 +464,7 @@ def test_a_change_just_before_a_rigs_disk_is_closed_is_recorded(opened: Opened) 
     truncate_and_lengthen_again(opened.path)
     opened.disk.close()
     assert opened.disk.state.needs_resync == "ImageChanged"
-    assert len(opened.told) == 1
+    assert len(opened.reported) == 1
 
 
 @pytest.mark.parametrize("tracked", [False, True])
@@ -488,7 +488,7 @@ async def test_an_image_in_a_renamed_folder_is_reported_as_moved_only(image: Pat
     image.parent.rename(image.parent.with_name("moved"))
     assert await mounted.end() is None
     moved = image.parent.with_name("moved") / image.name
-    assert mounted.told == [f"{image} is not where it was: its folder was moved, or unmounted; it is {moved} now"]
+    assert mounted.reported == [f"{image} is not where it was: its folder was moved, or unmounted; it is {moved} now"]
     assert moved.read_bytes()[:5] == b"guest"
 
 

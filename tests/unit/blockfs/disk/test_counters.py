@@ -90,8 +90,8 @@ async def test_requests_are_counted_by_kind_with_their_bytes_errors_and_times(ho
     assert lib.sr_handle_seek(handle, 0, os.SEEK_HOLE) == 0
     found = await counters(host)
 
-    told = {kind: (r.ops, r.bytes, r.errors) for kind, r in found.requests.items()}
-    assert told == {
+    reported = {kind: (r.ops, r.bytes, r.errors) for kind, r in found.requests.items()}
+    assert reported == {
         "read": (2, 8192 + 512, 0), "write": (11, 40960, 1), "flush": (1, 0, 0), "discard": (1, 65536, 0), "seek": (1, 0, 0)
     }  # fmt: skip
     for request in found.requests.values():
@@ -206,15 +206,15 @@ async def test_a_host_without_free_descriptors_refuses_the_stats_file(
 
 
 async def test_a_resize_by_command_reaches_log_state_and_the_kernel(host: DiskHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, bool]] = []
-    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda inode, *, attr_only: told.append((inode, attr_only)))
+    reported: list[tuple[int, bool]] = []
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda inode, *, attr_only: reported.append((inode, attr_only)))
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
     await host.start_tracking(vm="web01")
     files = DiskFileSystem(host)
     image = await inode_of(files, "web01", "os.img")
     info = await host.resize_disk(vm="web01", disk="os", size_bytes=2 * SIZE)
     assert (info.size_bytes, info.tracked, info.log_bytes_max) == (2 * SIZE, True, SIZE)
-    assert told == [(image, True)], "the kernel does not know the VHD form"
+    assert reported == [(image, True)], "the kernel does not know the VHD form"
     assert (await files.getattr(image, NOBODY)).st_size == 2 * SIZE
     assert host.disk("web01", "os").state.size_bytes == 2 * SIZE
     await host.resize_disk(vm="web01", disk="os", size_bytes=2 * SIZE)

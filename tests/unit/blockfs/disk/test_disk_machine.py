@@ -199,7 +199,7 @@ class DiskMachine(RuleBasedStateMachine):
         assert self.disk.tracking.log.next_seq == next_seq
 
     @rule(limit=st.integers(1, 5))
-    def promote(self, limit: int) -> None:
+    def hydrate_and_detach(self, limit: int) -> None:
         self.disk.hydration.begin()
         if any(self.disk.hydration.hydrate(1) for _ in range(limit)):
             self.disk.hydration.flush()

@@ -42,7 +42,7 @@ async def open_disk(host: DiskHost, store: Path) -> Disk:
     return host.disk("web01", "os")
 
 
-async def promote(host: DiskHost, until: Callable[[DiskInfo], bool] = lambda disk: disk.promotion is None) -> DiskInfo:
+async def hydrate_until(host: DiskHost, until: Callable[[DiskInfo], bool] = lambda disk: disk.promotion is None) -> DiskInfo:
     """Run the hydrator until the condition holds for the disk, and return the disk's information."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(host.run_maintenance)
@@ -70,7 +70,7 @@ async def test_a_hydrated_disk_is_raw_and_needs_no_managed_disk(host: DiskHost, 
     log_before = disk.tracking.log.next_seq
     [info] = await host.promote_vm(vm="web01")
     assert (info.promotion is not None, disk.state.kind) == (True, "top")
-    await promote(host, lambda disk: disk.promotion is None and not (tmp_path / "store" / "holder").exists())
+    await hydrate_until(host, lambda disk: disk.promotion is None and not (tmp_path / "store" / "holder").exists())
     assert (disk.state.kind, disk.state.managed_disk, disk.state.position) == ("raw", None, None)
     assert (disk.tracking.log.next_seq, disk.state.needs_resync, disk.tracking.dirty_bytes) == (log_before, None, 0)
     assert names(host) == {"os.disk", "os.img"}
@@ -91,7 +91,7 @@ async def test_holes_of_the_backing_stay_holes(host: DiskHost, tmp_path: Path) -
     disk = await open_disk(host, make_store(tmp_path / "store"))
     ranges = disk.layer.data_ranges()
     await host.promote_vm(vm="web01")
-    await promote(host)
+    await hydrate_until(host)
     assert disk.layer.data_ranges() == ranges == [(0, HOLE[0]), (sum(HOLE), SIZE - sum(HOLE))]
     assert disk.stored_bytes < SIZE - HOLE[1] + (64 << 10)
 
@@ -105,7 +105,7 @@ async def test_bytes_left_by_a_power_loss_over_a_hole_are_not_served(tmp_path: P
         file.write(b"of a write whose bit is lost")
     again = open_host(tmp_path)
     await again.promote_vm(vm="web01")
-    await promote(again)
+    await hydrate_until(again)
     assert whole(again.disk("web01", "os")) == content()
     again.abandon()
 
@@ -122,15 +122,15 @@ async def test_progress_is_reported(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     assert (await host.list_disks())[0].promotion is None
     await host.promote_vm(vm="web01")
-    told = []
+    reported = []
     done = False
     while not done:
         done = disk.hydration.hydrate(1)
         found = (await host.list_disks())[0].promotion
         assert found is not None
-        told.append(found.done_bytes)
-    assert told == sorted(told)
-    assert (told[0], told[-1]) == (65536, SIZE)
+        reported.append(found.done_bytes)
+    assert reported == sorted(reported)
+    assert (reported[0], reported[-1]) == (65536, SIZE)
 
 
 # --- while guests write ------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ async def test_hydration_is_right_with_concurrent_writes_reads_and_growth(host: 
             promotion_ended = promotion_ended or info.promotion is None
             return promotion_ended and disk.size_bytes >= SIZE + (40 << 10)
 
-        await promote(host, grown_and_done)
+        await hydrate_until(host, grown_and_done)
     finally:
         stop.set()
         for thread in threads:
@@ -282,13 +282,13 @@ async def test_hydration_stops_on_a_full_disk_and_continues_with_room(
         return 0 if written < 500_000 else 5000 if written < 600_000 else -errno.ENOSPC
 
     with io_verdict(full_after_a_while):
-        info = await promote(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
+        info = await hydrate_until(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
     assert info.promotion is not None
     assert info.promotion.error_code == "DiskFull"
     assert info.promotion.error == "promotion of disk web01/os: the host's disk is full; it continues when there is room"
     assert (info.tracked, info.needs_resync, disk.state.kind) == (True, None, "top")
     assert whole(disk) == expected
-    await promote(host)
+    await hydrate_until(host)
     assert (disk.state.kind, whole(disk)) == ("raw", expected)
 
 
@@ -298,7 +298,7 @@ async def test_hydration_leaves_the_last_free_space_to_the_guests(
     disk = await open_disk(host, make_store(tmp_path / "store"))
     monkeypatch.setattr(hydration, "FREE_BYTES_MIN", 1 << 60)
     await host.promote_vm(vm="web01")
-    info = await promote(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
+    info = await hydrate_until(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
     assert info.promotion is not None
     assert info.promotion.error_code == "DiskFull"
     assert info.promotion.error is not None
@@ -316,14 +316,14 @@ async def test_an_unreadable_managed_disk_stops_hydration_until_it_is_readable(h
         return -errno.EIO if path.endswith("/base") and offset >= 131072 else 0
 
     with io_verdict(bad_below):
-        info = await promote(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
+        info = await hydrate_until(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
     assert info.promotion is not None
     assert info.promotion.error_code == "HostIoError"
     assert info.promotion.error == (
         f"promotion of disk web01/os: stopped at byte 131072 of {SIZE}: Input/output error ({store / 'base'})"
     )
     host.hydrator.wake()
-    await promote(host)
+    await hydrate_until(host)
     assert whole(disk) == content()
 
 
@@ -333,7 +333,7 @@ async def test_a_failed_sync_of_the_hydrator_fails_the_guests_flush_too(host: Di
     disk.write(0, b"x")
     await host.promote_vm(vm="web01")
     with failing(SYNC, ".top", errno.EIO):
-        await promote(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
+        await hydrate_until(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
     with pytest.raises(OSError, match="Input/output error"):
         await disk.flush()
     assert (disk.state.kind, (await host.list_disks())[0].needs_resync) == ("top", "SyncFailed")
@@ -375,7 +375,7 @@ class Steps:
 KILLED = 9
 
 
-def promote_counting(folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int | None) -> list[str]:
+def hydrate_counting(folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int | None) -> list[str]:
     """Hydrate to the end or to the kill, and return the steps."""
     host = open_host(folder)
     with monkeypatch.context() as patch:
@@ -396,7 +396,7 @@ def killed_at(folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int) -> No
     child = os.fork()
     if child == 0:
         try:
-            promote_counting(folder, monkeypatch, kill_at)
+            hydrate_counting(folder, monkeypatch, kill_at)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
@@ -439,7 +439,7 @@ def test_a_kill_before_any_step_of_hydration_loses_nothing(
     def fresh(name: str) -> Path:
         return Path(shutil.copytree(tmp_path / "start", tmp_path / name))
 
-    steps = promote_counting(fresh("whole"), monkeypatch, None)
+    steps = hydrate_counting(fresh("whole"), monkeypatch, None)
     assert len(steps) > 40
     assert [step for step in steps if "rename" in step or "unlink" in step][-5:] == [
         "rename os.top", "rename .os.disk.tmp", "unlink os.top.present", "unlink os.top.durable", "unlink holder"
@@ -468,6 +468,6 @@ async def test_hydration_continues_after_a_restart(host: DiskHost, tmp_path: Pat
     found = (await again.list_disks())[0].promotion
     assert found is not None
     assert 1 << 20 <= found.done_bytes < SIZE
-    await promote(again)
+    await hydrate_until(again)
     assert (disk.state.kind, whole(disk)) == ("raw", content())
     again.abandon()

@@ -35,10 +35,10 @@ ROOT = Path(__file__).parents[4]
 
 
 class Opened:
-    """A tracked disk with 5000 synced bytes, and the changes that were reported for it in ``told``."""
+    """A tracked disk with 5000 synced bytes, and in ``reported`` the reported changes."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.folder = folder
         self.paths = DiskPaths(folder, "", "os")
         if kind == "raw":
@@ -57,7 +57,7 @@ class Opened:
         self.positions = PositionCounter(self.folder / "position")
         options = DiskOptions(
             self.positions, policy=LogPolicy(kept_share_max=None),
-            report_changed=lambda _paths, what: self.told.append(what),
+            report_changed=lambda _paths, what: self.reported.append(what),
         )  # fmt: skip
         self.disk = Disk.open(self.paths, options, FileViews(self.folder / "below"))
 
@@ -76,9 +76,9 @@ class Opened:
             self.positions.close()
 
 
-def a_present_map(folder: Path, cut_to: int) -> None:
+def a_present_map(folder: Path, bytes_left: int) -> None:
     opened = Opened(folder, "top")
-    os.truncate(opened.paths.file("top.present"), cut_to)
+    os.truncate(opened.paths.file("top.present"), bytes_left)
     assert opened.disk.read(0, 5000) == b"guest" * 1000, "bytes of the backing must not be visible"
     assert opened.refuses(lambda: [opened.disk.write(n << 20, b"more") for n in range(1, 20)])
     assert opened.refuses(lambda: opened.disk.zero(SIZE - 8192, 4096))
@@ -87,7 +87,7 @@ def a_present_map(folder: Path, cut_to: int) -> None:
     opened.disk.note_events()
     assert opened.disk.state.needs_resync == "ImageChanged"
     opened.close()
-    assert "os.top.present was truncated by another program" in opened.told[0]
+    assert "os.top.present was truncated by another program" in opened.reported[0]
     try:
         opened.open()
     except RigError as error:
@@ -96,12 +96,12 @@ def a_present_map(folder: Path, cut_to: int) -> None:
         raise AssertionError("the disk was opened with blocks of the backing instead of its own")
 
 
-def a_present_map_before_any_sync(folder: Path, cut_to: int) -> None:
+def a_present_map_before_any_sync(folder: Path, bytes_left: int) -> None:
     opened = Opened(folder, "top")
     opened.disk.write(1 << 20, b"not synced")
-    os.truncate(opened.paths.file("top.present"), cut_to)
+    os.truncate(opened.paths.file("top.present"), bytes_left)
     opened.close()
-    assert "os.top.present was truncated by another program" in opened.told[0]
+    assert "os.top.present was truncated by another program" in opened.reported[0]
     try:
         opened.open()
     except RigError as error:
@@ -110,21 +110,21 @@ def a_present_map_before_any_sync(folder: Path, cut_to: int) -> None:
         raise AssertionError("the disk was opened with blocks of the backing instead of its own")
 
 
-def a_durable_map(folder: Path, cut_to: int) -> None:
+def a_durable_map(folder: Path, bytes_left: int) -> None:
     opened = Opened(folder, "top")
-    os.truncate(opened.paths.file("top.durable"), cut_to)
+    os.truncate(opened.paths.file("top.durable"), bytes_left)
     opened.disk.write(1 << 20, b"more")
     assert opened.refuses(opened.disk.flush_now)
-    assert opened.paths.file("top.durable").stat().st_size == cut_to, (
+    assert opened.paths.file("top.durable").stat().st_size == bytes_left, (
         "a write after the truncation would make a map with a hole"
     )
     opened.close()
-    assert "os.top.durable was truncated by another program" in opened.told[0]
+    assert "os.top.durable was truncated by another program" in opened.reported[0]
 
 
-def a_dirty_file(folder: Path, cut_to: int) -> None:
+def a_dirty_file(folder: Path, bytes_left: int) -> None:
     opened = Opened(folder, "raw")
-    os.truncate(opened.paths.file("dirty"), cut_to)
+    os.truncate(opened.paths.file("dirty"), bytes_left)
     assert opened.refuses(opened.disk.flush_now), "the reason for the end of the log could not be recorded"
     assert opened.refuses(lambda: opened.disk.write(0, b"more"))
     assert opened.refuses(lambda: opened.disk.zero(0, 4096))
@@ -134,28 +134,28 @@ def a_dirty_file(folder: Path, cut_to: int) -> None:
     assert opened.disk.tracking.dirty_bytes == SIZE, "all bytes may have changed"
     assert DiskState.load(opened.paths.file("disk")).needs_resync == "ImageChanged"
     opened.close()
-    assert "os.dirty was truncated by another program" in opened.told[0]
+    assert "os.dirty was truncated by another program" in opened.reported[0]
     opened.open()
     assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "LogCorrupt")
     opened.close()
 
 
-def a_dirty_file_that_fills(folder: Path, cut_to: int) -> None:
+def a_dirty_file_that_fills(folder: Path, bytes_left: int) -> None:
     """The log was abandoned before, so each write is first recorded in the dirty file."""
     opened = Opened(folder, "raw")
     lib.sr_log_limit(opened.disk.c, 1)
     opened.disk.write(0, b"the log is too long")
     opened.disk.note_events()
     assert opened.disk.state.needs_resync == "LogOverflow"
-    os.truncate(opened.paths.file("dirty"), cut_to)
+    os.truncate(opened.paths.file("dirty"), bytes_left)
     assert opened.refuses(lambda: opened.disk.write(SIZE - 4096, b"more"))
     assert opened.disk.read(SIZE - 4096, 4) == bytes(4), "a write that cannot be recorded is not done"
     opened.close()
 
 
-def a_dirty_file_and_a_new_log(folder: Path, cut_to: int) -> None:
+def a_dirty_file_and_a_new_log(folder: Path, bytes_left: int) -> None:
     opened = Opened(folder, "raw")
-    os.truncate(opened.paths.file("dirty"), cut_to)
+    os.truncate(opened.paths.file("dirty"), bytes_left)
     opened.disk.write(0, b"guest")
     assert opened.refuses(opened.disk.flush_now)
     opened.disk.tracking.start(new_generation=True)
@@ -166,23 +166,23 @@ def a_dirty_file_and_a_new_log(folder: Path, cut_to: int) -> None:
     assert dirty_bitmap.read(opened.paths.file("dirty")).reason is None
 
 
-def a_dirty_file_that_is_not_used(folder: Path, cut_to: int) -> None:
+def a_dirty_file_that_is_not_used(folder: Path, bytes_left: int) -> None:
     opened = Opened(folder, "raw")
-    os.truncate(opened.paths.file("dirty"), cut_to)
+    os.truncate(opened.paths.file("dirty"), bytes_left)
     opened.close()
-    assert "os.dirty was truncated by another program" in opened.told[0]
+    assert "os.dirty was truncated by another program" in opened.reported[0]
     assert opened.disk.state.needs_resync == "ImageChanged"
 
 
-def a_position_file(folder: Path, cut_to: int) -> None:
+def a_position_file(folder: Path, bytes_left: int) -> None:
     opened = Opened(folder, "raw")
     newest = opened.positions.value
-    os.truncate(folder / "position", cut_to)
+    os.truncate(folder / "position", bytes_left)
     assert [opened.positions.draw(), opened.positions.draw()] == [newest + 1, newest + 2]
     opened.disk.write(0, b"more")
     assert opened.disk.tracking.log.last_position == newest + 3
     opened.close()
-    assert opened.told == [f"{folder / 'position'} was truncated by another program, or its medium failed"]
+    assert opened.reported == [f"{folder / 'position'} was truncated by another program, or its medium failed"]
     assert opened.disk.state.needs_resync == "ImageChanged"
     assert read_position(folder / "position") == newest + 3
     opened.open()
@@ -190,13 +190,13 @@ def a_position_file(folder: Path, cut_to: int) -> None:
     opened.close()
 
 
-def many_disks(folder: Path, cut_to: int) -> None:
+def many_disks(folder: Path, bytes_left: int) -> None:
     """Truncate a file of one disk; the other disks continue to work."""
     disks = []
     for number in range(4):
         (folder / str(number)).mkdir()
         disks.append(Opened(folder / str(number), "top"))
-    os.truncate(disks[1].paths.file("top.present"), cut_to)
+    os.truncate(disks[1].paths.file("top.present"), bytes_left)
     assert disks[1].refuses(lambda: [disks[1].disk.write(n << 20, b"more") for n in range(1, 20)])
     for other in (disks[0], disks[2], disks[3]):
         other.disk.write(1 << 20, b"more")
@@ -204,27 +204,27 @@ def many_disks(folder: Path, cut_to: int) -> None:
         assert other.disk.tracking.active
     for opened in disks:
         opened.close()
-    assert [len(opened.told) for opened in disks] == [0, 1, 0, 0]
+    assert [len(opened.reported) for opened in disks] == [0, 1, 0, 0]
 
 
-def a_signal_that_is_sent(folder: Path, _cut_to: int) -> None:
+def a_signal_that_is_sent(folder: Path, _bytes_left: int) -> None:
     assert PositionCounter(folder / "position").draw() == 1
     os.kill(os.getpid(), signal.SIGBUS)
 
 
-def a_map_that_is_no_disks_map(folder: Path, cut_to: int) -> None:
+def a_map_that_is_no_disks_map(folder: Path, bytes_left: int) -> None:
     assert PositionCounter(folder / "position").draw() == 1
     with (folder / "other").open("w+b") as file:
         file.truncate(4096)
         with mmap.mmap(file.fileno(), 4096) as mapped:
-            file.truncate(cut_to)
+            file.truncate(bytes_left)
             mapped[0] = 1
 
 
-def ended(case: Callable[[Path, int], None], folder: Path, cut_to: int) -> int:
+def ended(case: Callable[[Path, int], None], folder: Path, bytes_left: int) -> int:
     code = f"import sys; from pathlib import Path; from {__name__} import {case.__name__} as c; "
     done = subprocess.run(
-        [sys.executable, "-c", code + "c(Path(sys.argv[1]), int(sys.argv[2]))", str(folder), str(cut_to)],
+        [sys.executable, "-c", code + "c(Path(sys.argv[1]), int(sys.argv[2]))", str(folder), str(bytes_left)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     sys.stderr.write(done.stderr)
@@ -232,7 +232,7 @@ def ended(case: Callable[[Path, int], None], folder: Path, cut_to: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("case", "cut_to"),
+    ("case", "bytes_left"),
     [
         (a_present_map, 0),
         (a_present_map, 1),
@@ -252,9 +252,9 @@ def ended(case: Callable[[Path, int], None], folder: Path, cut_to: int) -> int:
     ],
 )
 def test_a_truncated_map_is_an_error_of_its_disk_only(
-    case: Callable[[Path, int], None], cut_to: int, tmp_path: Path
+    case: Callable[[Path, int], None], bytes_left: int, tmp_path: Path
 ) -> None:
-    assert ended(case, tmp_path, cut_to) == 0
+    assert ended(case, tmp_path, bytes_left) == 0
 
 
 @pytest.mark.parametrize("case", [a_signal_that_is_sent, a_map_that_is_no_disks_map])

@@ -205,7 +205,7 @@ def link(path: Path) -> None:
     path.with_name("other").hardlink_to(path)
 
 
-def copy_anew(path: Path) -> None:
+def copy_with_new_times(path: Path) -> None:
     """Replace the file by a copy with a new time."""
     shutil.copy(path, path.with_name("copy"))
     path.with_name("copy").rename(path)
@@ -216,7 +216,7 @@ def write_the_same(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "deed", [touch, change_rights, link, replace, copy_anew, write_the_same], ids=lambda deed: deed.__name__
+    "deed", [touch, change_rights, link, replace, copy_with_new_times, write_the_same], ids=lambda deed: deed.__name__
 )
 async def test_an_operation_that_changes_no_byte_does_not_end_the_log(mounts: Mounts, deed: Callable[[Path], None]) -> None:
     await mounts.written(b"one")

@@ -87,9 +87,9 @@ async def test_a_forced_export_overwrites_only_the_disks_bytes_of_a_device(disk:
     with pytest.raises(RigError, match="takes format raw and not qcow2"):
         image_export.check(device, "qcow2", force=True)
     image_export.check(device, "raw", force=True)
-    told: list[int] = []
-    await image_export.export(disk, device, "raw", force=True, advance=told.append)
-    assert sum(told) == SIZE
+    reported: list[int] = []
+    await image_export.export(disk, device, "raw", force=True, advance=reported.append)
+    assert sum(reported) == SIZE
     assert device.read_bytes() == disk.read_bytes() + b"\1" * MIB
     assert device.is_block_device()
 

@@ -43,11 +43,11 @@ def ignore(_done: int) -> None:
 
 
 async def write(disk: Path, to: Path, sector_bytes: int) -> Path:
-    told: list[int] = []
+    reported: list[int] = []
     with disk.open("rb") as source, to.open("w+b") as target:
         size_bytes = disk.stat().st_size
-        await VhdxWriter(disk, source.fileno(), to, target.fileno(), size_bytes, sector_bytes).run(told.append)
-    assert sum(told) == size_bytes
+        await VhdxWriter(disk, source.fileno(), to, target.fileno(), size_bytes, sector_bytes).run(reported.append)
+    assert sum(reported) == size_bytes
     return to
 
 
@@ -116,10 +116,10 @@ async def test_a_disk_with_4096_byte_sectors_keeps_them_in_export_and_import(tmp
     looked = await importer.look_at(image)
     assert (looked.format, looked.size_bytes, looked.sector_bytes) == ("vhdx", size_bytes, 4096)
     back = sparse(tmp_path / "back", size_bytes)
-    told: list[int] = []
-    await importer.fill(image, back, advance=told.append)
+    reported: list[int] = []
+    await importer.fill(image, back, advance=reported.append)
     assert back.read_bytes() == disk.read_bytes()
-    assert sum(told) == size_bytes
+    assert sum(reported) == size_bytes
     assert back.stat().st_blocks * 512 <= 3 * (64 << 10) + 4096, "zeros must become holes"
 
 

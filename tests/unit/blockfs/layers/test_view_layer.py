@@ -100,15 +100,15 @@ def test_a_disk_over_a_view_reports_data_and_holes_in_whole_blocks(tmp_path: Pat
         found = int(lib.sr_disk_seek(disk.c, offset, whence))
         return DISK_BYTES if found == -errno.ENXIO else found
 
-    told: set[int] = set()
+    reported: set[int] = set()
     at = 0
     while (start := seek(at, os.SEEK_DATA)) < DISK_BYTES:
         at = seek(start, os.SEEK_HOLE)
         assert at > start
         assert start % BLOCK_BYTES == 0
         assert at % BLOCK_BYTES == 0 or at == DISK_BYTES
-        told.update(range(start // BLOCK_BYTES, -(-at // BLOCK_BYTES)))
-    assert told == blocks
+        reported.update(range(start // BLOCK_BYTES, -(-at // BLOCK_BYTES)))
+    assert reported == blocks
     data = min((max(start, probe) for start, length in view.data_ranges() if start + length > probe), default=DISK_BYTES)
     assert probe <= seek(probe, os.SEEK_DATA) <= data
     hole = seek(probe, os.SEEK_HOLE)
