@@ -1,6 +1,6 @@
-"""Lives of a disk: random operations between an opening and an end, recorded, with what is then known of the disk.
+"""Lives of a disk: recorded random operations between opening and end, with the facts known about the disk.
 
-A life ends by an orderly close, a kill or a power loss; the next begins with what that left behind.
+A life ends with a clean close, a kill or a power loss; the next life begins with the files that it left.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ Phase = Literal["opening", "open", "closing", "closed"]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a disk at one moment.
+    """Facts known about a disk at one moment.
 
-    ``versions``: the disk's bytes, oldest first; ``sure`` is the newest that is surely durable, ``acked`` the newest that is
-    acknowledged; behind it is at most one, of the operation that runs.  The list is shared, and grows.
-    ``remote``: what the recovery side has, which is the records up to ``remote_seq`` of generation ``generation``.
-    ``sure_seq``: the newest record of that generation that a flush has returned for.
-    ``turning``: an operation runs that begins or ends tracking.  ``faulty``: one runs that fails on purpose.
-    ``torn``: the life began with what a power loss left.
+    ``versions`` are the disk's contents, oldest first.  ``sure`` is the index of the newest version that is certainly
+    durable, ``acked`` of the newest that is acknowledged; at most one version follows, from the running operation.  The
+    list is shared, and grows.
+    ``remote`` is the copy on the recovery side, with all records up to ``remote_seq`` of generation ``generation``.
+    ``sure_seq`` is the newest record of that generation for which a flush has returned.
+    ``turning``: an operation runs that begins or ends tracking.  ``faulty``: an operation runs that fails on purpose.
+    ``torn``: the life began with files from a power loss.
     """
 
     phase: Phase
@@ -61,17 +62,17 @@ class Known:
 
     @property
     def possible(self) -> list[bytes]:
-        """What the disk may hold if everything that was issued is there: what is acknowledged, perhaps with what runs."""
+        """The possible contents if every issued operation took effect: acknowledged, perhaps with the running operation."""
         return self.versions[self.acked : self.acked + (3 if self.faulty else 2)]
 
     @property
     def unsure(self) -> list[bytes]:
-        """All that may be there, for the older may have lived on in place of the newer."""
+        """All possible contents after a power loss, in which an older version may have survived."""
         return self.versions[self.sure : self.acked] + self.possible
 
 
 class FileViews:
-    """A plain file in place of a managed disk."""
+    """Views of a managed disk, for which a plain file stands."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
@@ -88,7 +89,7 @@ class FileViews:
 
 
 class World:
-    """A disk in ``folder``, of kind ``raw`` or ``top`` (over ``below``, a file elsewhere)."""
+    """A disk in ``folder``, of kind ``raw`` or ``top`` (an overlay over ``below``, a file in another folder)."""
 
     def __init__(self, folder: Path, below: Path | None) -> None:
         self.folder = folder
@@ -96,7 +97,7 @@ class World:
         self._below = below
 
     def make(self) -> bytes:
-        """The files of a new disk; its bytes."""
+        """Create the files of a new disk, and return its contents."""
         if self._below is None:
             make_raw(self.paths, DISK_BYTES)
             return bytes(DISK_BYTES)
@@ -105,7 +106,7 @@ class World:
         return start
 
     def open(self) -> tuple[Disk, PositionCounter]:
-        """As the server does."""
+        """Open the disk as the disk host does."""
         positions = PositionCounter(self.folder / "position")
         try:
             return Disk.open(self.paths, DiskOptions(positions), FileViews(self._below)), positions
@@ -114,7 +115,7 @@ class World:
             raise
 
     def put(self, state: State) -> None:
-        """Make the folder what a crash left behind."""
+        """Replace the folder's files by those that a crash left."""
         for path in self.folder.iterdir():
             path.unlink()
         for name, data in state.items():
@@ -122,7 +123,7 @@ class World:
 
 
 class Life:
-    """One life, from its opening on, told to a recorder that may know the ones before."""
+    """A life from its opening on; the recorder may know earlier lives."""
 
     def __init__(self, world: World, recorder: Recorder, known: Known, rng: random.Random) -> None:
         self.recorder = recorder
@@ -135,7 +136,7 @@ class Life:
     # --- running --------------------------------------------------------------------------------------------------
 
     def run(self, operations: int) -> None:
-        """Open, operate, and perhaps close; then let go of all, as a kill would."""
+        """Open the disk, operate, and perhaps close it; then release everything as a kill would."""
         with self.recorder.recording():
             self._tell(phase="opening")
             disk, positions = self._world.open()
@@ -213,7 +214,7 @@ class Life:
         )
 
     def _will_be(self, change: Callable[[bytearray], None]) -> None:
-        """The operation that begins now makes the disk so."""
+        """Add the version of the disk that the beginning operation makes."""
         change(self._data)
         self._known.versions.append(bytes(self._data))
         self.recorder.note(self._known)
@@ -246,7 +247,7 @@ class Life:
     def _flush(self, disk: Disk) -> None:
         try:
             disk.flush_now()
-        except OSError:  # no flush succeeds after one has failed
+        except OSError:  # after one failed flush every flush fails
             assert self._sync_failed
         else:
             assert not self._sync_failed
@@ -263,7 +264,7 @@ class Life:
                 self._flush(disk)
 
     def _applied(self, disk: Disk) -> None:
-        """The recovery side takes the oldest segments; only then the disk is told."""
+        """Let the recovery side take the oldest segments, and then report that to the disk."""
         segments = disk.tracking.segments()
         if not segments:
             return
@@ -280,7 +281,7 @@ class Life:
             disk.begin_snapshot()
 
     def _fail_write(self, disk: Disk) -> None:
-        """The host's disk is full, at once or on the way: log and disk say the same."""
+        """Fill the host's disk before or during a write: log and disk must agree."""
         offset, length = self._range()
         data, before = self._rng.randbytes(length), bytes(self._data)
         paths = self._rng.choice([LOG, DISK])
@@ -321,13 +322,13 @@ class Life:
             self.recorder.verdict = None
 
     def _promote(self, disk: Disk) -> None:
-        """Some steps of it, perhaps the last: no byte changes."""
+        """Hydrate in some steps, perhaps to the end; no byte changes."""
         disk.hydration.begin()
         full = any(disk.hydration.hydrate(1) for _ in range(self._rng.randrange(1, 5)))
         if full or self._rng.random() < 0.5:
             try:
                 disk.hydration.flush()
-            except OSError:  # as a flush
+            except OSError:  # as a flush may
                 assert self._sync_failed
                 return
             assert not self._sync_failed
@@ -335,7 +336,7 @@ class Life:
             disk.hydration.detach_backing()
 
     def _start_tracking(self, disk: Disk) -> None:
-        """With a copy of the disk brought to the recovery side as soon as the log runs."""
+        """Start tracking, and copy the disk to the recovery side as soon as the log runs."""
         self._tell(turning=True)
         disk.tracking.start(new_generation=True)
         self._tell(remote=bytes(self._data), remote_seq=0, sure_seq=0)

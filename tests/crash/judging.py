@@ -1,4 +1,4 @@
-"""What recovery may make of a state after a crash, and what not."""
+"""Checks of the outcome of recovery after a crash."""
 
 from __future__ import annotations
 
@@ -39,42 +39,45 @@ def judge(world: World, state: State, known: Known, crash: Crash) -> str:
         InvariantViolation: the outcome is untrue.
     """
     world.put(state)
-    told = DiskState.load(world.paths.file("disk"))
-    noted = _abandoned(world, told)
+    stored = DiskState.load(world.paths.file("disk"))
+    noted = _abandoned(world, stored)
     try:
         disk, positions = world.open()
     except RigError as exc:
         raise InvariantViolation(f"cannot be opened: {exc}") from exc
     try:
-        return _Case(known, crash, told, noted, disk, positions).judge()
+        return _Case(known, crash, stored, noted, disk, positions).judge()
     finally:
         disk.abandon()
         positions.close()
 
 
-def _abandoned(world: World, told: DiskState) -> str | None:
-    """What the dirty file says, as far as it is the log's that the state names."""
+def _abandoned(world: World, stored: DiskState) -> str | None:
+    """Return the reason in the dirty file, if the file belongs to the log that the state file names."""
     try:
         found = dirty_bitmap.read(world.paths.file("dirty"))
     except RigError:
         return None
-    return found.reason if (found.disk_id, found.generation) == (told.disk_id, told.generation) else None
+    return found.reason if (found.disk_id, found.generation) == (stored.disk_id, stored.generation) else None
 
 
 @dataclass
 class _Case:
-    """``told``: the state file; ``noted``: why the dirty file says that the log was given up; as the crash left them."""
+    """One recovered disk and the facts about it.
+
+    ``stored`` is the state file as the crash left it; ``noted`` is the reason in the dirty file why the log was abandoned.
+    """
 
     known: Known
     crash: Crash
-    told: DiskState
+    stored: DiskState
     noted: str | None
     disk: Disk
     positions: PositionCounter
 
     def judge(self) -> str:
-        """The outcome."""
-        disk, known, told = self.disk, self.known, self.told
+        """Check the recovered disk, and return the outcome."""
+        disk, known, stored = self.disk, self.known, self.stored
         self.content = disk.read(0, disk.size_bytes)
         if self.crash == "kill":
             self._check_bytes_after_kill()
@@ -83,21 +86,21 @@ class _Case:
             self._check_flushed_log()
         reason = disk.state.needs_resync
         if disk.tracking.active:
-            outcome = "goes on"
+            outcome = "continues"
             self._check_log()
         elif reason is not None:
             outcome = reason
             self._check_resync(reason)
         else:
             outcome = "not tracked"
-            require(not told.tracked and (not known.tracked or known.turning), "tracking has ended without a word")
+            require(not stored.tracked and (not known.tracked or known.turning), "tracking has ended without a reason")
         generation = disk.state.generation
         disk.tracking.start(new_generation=False)
         require(disk.tracking.active and disk.state.needs_resync is None, "tracking cannot begin again")
         require(
-            disk.state.generation == generation + (outcome != "goes on"), f"generation {disk.state.generation} comes next"
+            disk.state.generation == generation + (outcome != "continues"), f"the next generation is {disk.state.generation}"
         )
-        require(self.positions.draw() > known.position, f"position {self.positions.value} again; {known.position} was drawn")
+        require(self.positions.draw() > known.position, f"position {self.positions.value} is drawn after {known.position}")
         return outcome
 
     # --- the bytes ------------------------------------------------------------------------------------------------
@@ -109,13 +112,13 @@ class _Case:
             return
         logged = known.tracked and not known.faulty and self.noted is None
         before = possible[0]
-        # Without a log nothing completes a write that was cut off; but what it did not reach is as before.
+        # Without a log nothing completes an interrupted write; but the bytes that it did not reach are unchanged.
         if (
             logged
             or len(content) != len(before)
             or any(byte not in possible_bytes for byte, *possible_bytes in zip(content, *possible, strict=False))
         ):
-            raise InvariantViolation(f"what was acknowledged is not there: {_difference(content, before)}")
+            raise InvariantViolation(f"acknowledged data is missing: {_difference(content, before)}")
 
     def _check_bytes_after_power_loss(self) -> None:
         content, unsure = self.content, self.known.unsure
@@ -130,39 +133,39 @@ class _Case:
                 sector = _sector(content, at)
                 require(
                     sector == _sector(sure, at) or any(_sector(version, at) == sector for version in unsure),
-                    f"the sector at {at} is what it has not been since the last flush",
+                    f"the sector at {at} has contents that it has not had since the last flush",
                 )
 
     # --- the log --------------------------------------------------------------------------------------------------
 
     def _check_log(self) -> None:
-        disk, known, told = self.disk, self.known, self.told
-        require(self.noted is None, f"a log that was given up goes on ({self.noted})")
-        require(disk.state.generation == told.generation, "another generation goes on")
+        disk, known, stored = self.disk, self.known, self.stored
+        require(self.noted is None, f"an abandoned log continues ({self.noted})")
+        require(disk.state.generation == stored.generation, "another generation continues")
         if self.crash == "power loss":
-            require(known.phase != "open", "a power loss passes for an orderly end")
-            require(self.content in known.versions, "the disk is a mixture of what it was")
-        if known.turning:  # what the recovery side has of a log that begins or ends is not defined
+            require(known.phase != "open", "a power loss is taken for a clean end")
+            require(self.content in known.versions, "the disk is a mixture of its versions")
+        if known.turning:  # the records on the recovery side are not defined while a log begins or ends
             return
-        require(disk.state.generation == known.generation, "an older generation goes on")
+        require(disk.state.generation == known.generation, "an older generation continues")
         if self.crash == "kill":
             require(
                 known.next_seq <= disk.tracking.log.next_seq <= known.next_seq + 4,
-                f"record {disk.tracking.log.next_seq} comes next",
+                f"the next record is {disk.tracking.log.next_seq}",
             )
         self.check_replay()
 
     def check_replay(self) -> None:
-        """What the recovery side has, with what is kept of the log, is the disk."""
+        """Check that the recovery side's copy and the rest of the log give the disk."""
         known, paths, first = self.known, [], None
         for number, path in find_segments(self.disk.paths.folder, NAME):
-            if number < self.told.first_segment:
+            if number < self.stored.first_segment:
                 continue
             with SegmentReader(path) as reader:
-                if reader.header.generation == self.told.generation:
+                if reader.header.generation == self.stored.generation:
                     paths.append(path)
                     first = first or reader.header.first_seq
-        require((first or 0) <= known.remote_seq + 1, f"records {known.remote_seq + 1} to {first} are gone")
+        require((first or 0) <= known.remote_seq + 1, f"records {known.remote_seq + 1} to {first} are missing")
         replayed = replay_files(known.remote, paths, after_seq=known.remote_seq)
         if replayed != self.content:
             raise InvariantViolation(f"the log does not give the disk: {_difference(replayed, self.content)}")
@@ -170,7 +173,7 @@ class _Case:
     def _check_flushed_log(self) -> None:
         """Flushed records are in the log, unless the disk's state gives the reason why the log ended."""
         known = self.known
-        abandoned = known.abandoned or self.noted or self.told.needs_resync
+        abandoned = known.abandoned or self.noted or self.stored.needs_resync
         if not known.tracked or known.turning or abandoned or known.sure_seq <= known.remote_seq:
             return
         found = set[int]()
@@ -185,16 +188,16 @@ class _Case:
         require(not missing, f"flushed records {sorted(missing)} are not in the log")
 
     def _check_resync(self, reason: str) -> None:
-        known, told = self.known, self.told
-        require(not (known.tracked and known.phase == "closed"), f"an orderly end passes for {reason}")
+        known, stored = self.known, self.stored
+        require(not (known.tracked and known.phase == "closed"), f"a clean end is taken for {reason}")
         sure = self.crash == "kill" and not known.turning and not known.torn
         if sure:
-            require(not told.tracked or self.noted == reason, f"a kill passes for {reason}")
+            require(not stored.tracked or self.noted == reason, f"a kill is taken for {reason}")
         try:
             ranges = self.disk.tracking.dirty_ranges()
         except RigError as exc:
             require(exc.code == "NotTracked", str(exc))
-            require(not sure or self.noted is None, "what has changed is not known any more after a kill")
+            require(not sure or self.noted is None, "the changes are not known any more after a kill")
             return
         if not known.turning:
             copy = bytearray(known.remote.ljust(len(self.content), b"\0"))
@@ -202,7 +205,7 @@ class _Case:
                 copy[offset : offset + length] = self.content[offset : offset + length]
             if copy != self.content:
                 raise InvariantViolation(
-                    f"what has changed is not told: {_difference(bytes(copy), self.content)}; told is {ranges}"
+                    f"a change is not reported: {_difference(bytes(copy), self.content)}; reported is {ranges}"
                 )
 
 
@@ -220,12 +223,12 @@ def judge_damaged(world: World, state: State, known: Known, damaged: str) -> str
         return exc.code
     try:
         segments = [path.name for _, path in find_segments(world.folder, NAME)]
-        if disk.tracking.active and damaged in segments[:-2] and not known.turning:  # the last but one was the current
-            told = DiskState.load(world.paths.file("disk"))
-            case = _Case(known, "kill", told, None, disk, positions)
+        if disk.tracking.active and damaged in segments[:-2] and not known.turning:  # the last but one was the current one
+            stored = DiskState.load(world.paths.file("disk"))
+            case = _Case(known, "kill", stored, None, disk, positions)
             case.content = disk.read(0, disk.size_bytes)
             case.check_replay()
-        return disk.state.needs_resync or ("goes on" if disk.tracking.active else "not tracked")
+        return disk.state.needs_resync or ("continues" if disk.tracking.active else "not tracked")
     finally:
         disk.abandon()
         positions.close()

@@ -1,4 +1,4 @@
-"""Load on a mounted disk that remembers what was acknowledged, until the disk's server is gone."""
+"""Load on a mounted disk that remembers all acknowledged writes, until the disk's server is dead."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pathlib import Path
 from tests.support.disks.holes import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 
 AREA_BYTES = 4 << 20
-"""Each writer has a part of the disk for itself."""
+"""The size of each writer's own part of the disk."""
 PAGE_BYTES = 4096
 _WRITE_BYTES = [1, 512, 4096, 4097, 16_384, 300_000]
 _GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ECANCELED, errno.ENODEV}
-"""What the kernel says of a mount whose server is dead."""
+"""Errors that the kernel returns for a mount whose server is dead."""
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """What was asked for and not answered: ``data`` at ``offset``; of a write of many pages, the first may be there."""
+    """A request without an answer: ``data`` at ``offset``; unless ``whole``, only its first pages may be written."""
 
     offset: int
     data: bytes
@@ -32,7 +32,7 @@ class InFlight:
 
 
 class Area:
-    """A part of a disk: ``sure`` is what it must hold, but for what was ``in_flight`` when the server died."""
+    """A part of a disk: ``sure`` is its expected content, except for the request that was ``in_flight`` at the kill."""
 
     def __init__(self, begin: int) -> None:
         self.begin = begin
@@ -40,7 +40,7 @@ class Area:
         self.in_flight: InFlight | None = None
 
     def check(self, found: bytes, where: str) -> None:
-        """``found`` is what the disk holds here after recovery; from now on that is sure."""
+        """Check the content ``found`` on the recovered disk; it is the expected content from now on."""
         flight = self.in_flight
         if flight is not None and found != self.sure:
             end = flight.offset + len(flight.data)
@@ -57,7 +57,7 @@ class Area:
 
 
 class Writer(threading.Thread):
-    """Writes to an area of the disk ``path``, direct or through the page cache, discards and zeroes if ``holes``."""
+    """A thread that writes to an area of the disk ``path``, direct or buffered, with discards and zeros if ``holes``."""
 
     def __init__(self, path: Path, area: Area, seed: int, *, direct: bool, holes: bool) -> None:
         super().__init__()
@@ -77,13 +77,13 @@ class Writer(threading.Thread):
             self._end(exc)
             return
         try:
-            with mmap.mmap(-1, AREA_BYTES // 4) as buffer:  # aligned to pages, as O_DIRECT wants it
+            with mmap.mmap(-1, AREA_BYTES // 4) as buffer:  # aligned to pages, as O_DIRECT needs it
                 while True:
                     self._step(fd, buffer)
         except BaseException as exc:
             self._end(exc)
         finally:
-            with contextlib.suppress(OSError):  # close reports, too, that the server is dead
+            with contextlib.suppress(OSError):  # close, too, reports that the server is dead
                 os.close(fd)
 
     def _end(self, exc: BaseException) -> None:
@@ -114,7 +114,7 @@ class Writer(threading.Thread):
 
     def _write(self, fd: int, data: memoryview, offset: int) -> None:
         with data:
-            if os.pwrite(fd, data, self._area.begin + offset) < len(data):  # killed between two requests of one write
+            if os.pwrite(fd, data, self._area.begin + offset) < len(data):  # a kill between two requests of one write
                 raise OSError(errno.EIO, "short write")
 
     def _do(self, flight: InFlight, step: Callable[[], None]) -> None:

@@ -1,8 +1,8 @@
-"""What a disk does to the files of its folder, call by call: the stuff of which states after a crash are made.
+"""A recorder of all calls by which a disk changes the files of its folder; states after a crash are made from it.
 
-The engine's system calls come through its hook (cext/src/base/io.h) with their bytes, those of Python through ``os``;
-what is stored through a memory map (:data:`MAPPED`) is noticed before the next call.  One thread, and one folder
-without folders in it.
+The engine's system calls come with their bytes through its hook (cext/src/base/io.h), those of Python through ``os``.
+Writes through a memory map (:data:`MAPPED`) are noticed before the next call.  The disk uses one thread, and one
+folder without subfolders.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from siterig.cext._core import ffi, lib
 
 SECTOR_BYTES = 512
 MAPPED = ("position", ".dirty", ".present")
-"""How the names of files end that are written through a memory map."""
+"""Ends of the names of files that are written through a memory map."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wrote:
-    """Bytes in a file; ``file`` is a number of the recording's own, which stays the file's when its name changes."""
+    """A write to a file; ``file`` is the recorder's own number, which a file keeps when its name changes."""
 
     file: int
     offset: int
@@ -35,7 +35,7 @@ class Wrote:
 
 @dataclass(frozen=True, slots=True)
 class Zeroed:
-    """A hole was made."""
+    """A hole was made in a file."""
 
     file: int
     offset: int
@@ -44,7 +44,7 @@ class Zeroed:
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """The file is so long now."""
+    """The size of a file was changed."""
 
     file: int
     size_bytes: int
@@ -52,14 +52,14 @@ class Resized:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """All that was done to the file before is on stable storage; not its name."""
+    """All earlier changes of the file are on stable storage, but perhaps not its name."""
 
     file: int
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A new file."""
+    """A file was created."""
 
     name: str
     file: int
@@ -67,7 +67,7 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """In place of what had the new name."""
+    """A file was renamed; it replaces the file that had the new name."""
 
     old: str
     new: str
@@ -75,19 +75,19 @@ class Renamed:
 
 @dataclass(frozen=True, slots=True)
 class Unnamed:
-    """Deleted."""
+    """A file was deleted."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class NamesSynced:
-    """All names are on stable storage as they are."""
+    """All current names are on stable storage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """The load says what is true from here on."""
+    """A fact of the load that is true from here on."""
 
     fact: Any
 
@@ -97,20 +97,20 @@ NameEvent = Named | Renamed | Unnamed
 Event = FileEvent | NameEvent | Synced | NamesSynced | Noted
 
 Verdict = Callable[[int, str, int], int]
-"""(operation, name of the file, bytes) -> what the engine's hook returns; nothing is recorded of what fails."""
+"""(operation, name of the file, bytes) -> the result of the engine's hook; a call that fails is not recorded."""
 
 
 class Recorder:
-    """Records what is done in ``folder``.  ``start``: its files' names, numbers and bytes before."""
+    """Records the calls in ``folder``; ``start`` holds the earlier names of its files, with numbers and contents."""
 
     def __init__(self, folder: Path) -> None:
         self.events: list[Event] = []
         self.verdict: Verdict | None = None
         self._folder = folder
         self._inode = folder.stat().st_ino
-        self._files: dict[int, int] = {}  # by inode number
+        self._files: dict[int, int] = {}  # the key is an inode number
         self._names: dict[int, str] = {}
-        self._mapped: dict[int, tuple[int, bytes]] = {}  # (descriptor, what it held)
+        self._mapped: dict[int, tuple[int, bytes]] = {}  # (descriptor, earlier contents)
         self.start: dict[str, tuple[int, bytes]] = {}
         for path in sorted(folder.iterdir()):
             file = self._number(path.stat().st_ino)
@@ -118,17 +118,17 @@ class Recorder:
             self._called(file, path.name)
 
     def note(self, fact: object) -> None:
-        """Put a mark between the calls."""
+        """Record a fact between the calls."""
         self._look_at_maps()
         self.events.append(Noted(fact))
 
     def close(self) -> None:
-        """Look at memory maps no more."""
+        """Stop watching the memory maps."""
         for fd, _ in self._mapped.values():
             os.close(fd)
         self._mapped.clear()
 
-    # --- what is which --------------------------------------------------------------------------------------------
+    # --- files and their numbers ----------------------------------------------------------------------------------
 
     def _number(self, inode: int) -> int:
         self._files[inode] = number = len(self._names) + 1
@@ -162,14 +162,14 @@ class Recorder:
             if len(now) != len(before):
                 self.events.append(Resized(file, size))
             resized = before[:size].ljust(size, b"\0")
-            for at in reversed(range(0, size, SECTOR_BYTES)):  # of a dirty file, the bitmap comes before the word
+            for at in reversed(range(0, size, SECTOR_BYTES)):  # in a dirty file the bitmap is written before the word
                 sector = now[at : at + SECTOR_BYTES]
                 if sector != resized[at : at + SECTOR_BYTES]:
                     self.events.append(Wrote(file, at, sector))
             self._mapped[file] = (fd, now)
 
     def _did(self, event: Event) -> None:
-        if isinstance(event, Wrote | Resized) and event.file in self._mapped:  # not through the map
+        if isinstance(event, Wrote | Resized) and event.file in self._mapped:  # this write was not through the map
             fd, _ = self._mapped[event.file]
             self._mapped[event.file] = (fd, os.pread(fd, os.fstat(fd).st_size, 0))
         self._look_at_maps()
@@ -200,7 +200,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Record in here."""
+        """Record all calls in the block."""
         hook = ffi.callback("sr_io_hook_fn", self._engine)
         with contextlib.ExitStack() as stack:
             for name in (

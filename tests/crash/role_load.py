@@ -1,9 +1,9 @@
-"""Load on two disks for kills of the rig's roles, and what must be on them at any position.
+"""Load on two disks while the rig's roles are killed, and the expected contents of the disks at any position.
 
-Each writer owns 1 MiB of either disk.  In a ring of slots it writes numbered blocks, to ``a`` and, when that is
-acknowledged, to ``b``: what a slot holds follows from the newest number alone.  Beside the ring it writes blocks of any
-size anywhere, of which it remembers the bytes that were acknowledged.  When the disks' server is killed it waits for the
-next one and goes on, as an application would that retries.
+Each writer owns 1 MiB of either disk.  In a ring of slots it writes numbered blocks, to ``a`` and, after the
+acknowledgement, to ``b``: so the newest number determines the content of all slots.  After the ring it writes blocks of
+any size at any offset, and remembers the acknowledged bytes.  When the disks' server is killed, a writer waits for the
+next server and continues, like an application that retries.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ NOISE_BYTES = AREA - NOISE_OFFSET
 DISKS = ("a", "b")
 FILL_OFFSET = 16 << 20
 FILL_BYTES = 24 << 20
-"""Written once, before the load: it makes the initial replication long enough to be met by kills."""
+"""The size of data that is written once, before the load, so that kills meet the initial replication."""
 _HEAD = struct.Struct("<QQ")
 _REOPEN_S_MAX = 60.0
 
 
 def block(writer: int, number: int) -> bytes:
-    """Content of a numbered block; numbers begin at 1."""
+    """Return the content of a numbered block; numbers begin at 1."""
     return _HEAD.pack(writer, number) + random.Random(writer << 40 | number).randbytes(PAGE - _HEAD.size)
 
 
 def ring(writer: int, newest: int) -> bytes:
-    """The whole ring when ``newest`` was written last."""
+    """Return the content of the ring after the block ``newest``."""
     slots = [bytes(PAGE)] * SLOTS
     for number in range(max(1, newest - SLOTS + 1), newest + 1):
         slots[number % SLOTS] = block(writer, number)
@@ -49,12 +49,12 @@ def ring(writer: int, newest: int) -> bytes:
 
 
 def newest_in(data: bytes) -> int:
-    """The highest number in a ring."""
+    """Return the highest number in a ring."""
     return max(int(_HEAD.unpack_from(data, slot * PAGE)[1]) for slot in range(SLOTS))
 
 
 def first_difference(found: bytes, wanted: bytes) -> str | None:
-    """Where two images differ first, in words; None if they are equal."""
+    """Describe the first difference of two images, or return None if they are equal."""
     if found == wanted:
         return None
     if len(found) != len(wanted):
@@ -66,7 +66,7 @@ def first_difference(found: bytes, wanted: bytes) -> str | None:
 
 @dataclass
 class Acks:
-    """Numbered writes of one writer to one disk: number n is at index n - 1.
+    """Positions around the numbered writes of one writer to one disk; number n is at index n - 1.
 
     The record of a write has a position above ``before`` and up to ``after``; one in flight has no ``after`` yet.
     """
@@ -76,11 +76,11 @@ class Acks:
 
 
 class _StoppedError(Exception):
-    """The load was ended while the disks were away."""
+    """The load ended while the disks were not there."""
 
 
 class Writer(threading.Thread):
-    """One writer; ``lock`` is held for one round, so who holds it sees everything acknowledged and nothing in flight."""
+    """A writer, which holds ``lock`` during each round: with the lock, nothing is in flight."""
 
     def __init__(self, number: int, folder: Path, position: Path, seed: int, *, pace_s: float) -> None:
         super().__init__(daemon=True)
@@ -99,7 +99,7 @@ class Writer(threading.Thread):
         self._ending = threading.Event()
 
     def stop(self) -> None:
-        """End after the round."""
+        """Stop after the current round."""
         self._ending.set()
         self.join(timeout=_REOPEN_S_MAX)
         assert not self.is_alive(), "the writer hangs in a disk"
@@ -126,7 +126,7 @@ class Writer(threading.Thread):
     def _numbered(self, disk: str, number: int) -> None:
         self.acks[disk].before.append(read_position(self._position))
         data, offset = block(self.number, number), self._base + number % SLOTS * PAGE
-        while True:  # written again where it is not known to be there: a page is written whole or not at all
+        while True:  # repeated until it is acknowledged: a page is written as a whole or not at all
             try:
                 written = os.pwrite(self._fd(disk), data, offset)
                 if self._rng.random() < 0.02:
@@ -151,7 +151,7 @@ class Writer(threading.Thread):
             self._settle(disk, at + written, data[written:])
 
     def _settle(self, disk: str, at: int, data: bytes) -> None:
-        """Of a write that was cut off, the first so many whole pages are there: from now on it is what the disk says."""
+        """Find how many whole pages of an interrupted write are on the disk, and expect that content from now on."""
         while True:
             self._reopen()
             try:
@@ -175,7 +175,7 @@ class Writer(threading.Thread):
             try:
                 os.close(fd)
             except OSError:
-                continue  # the server is dead: close reports that too
+                continue  # close, too, reports that the server is dead
         self._fds.clear()
 
     def _reopen(self) -> None:
@@ -190,7 +190,7 @@ class Writer(threading.Thread):
                     self._fd(disk)
             except OSError:
                 self._close()
-                time.sleep(0.02)  # another process comes back: there is nothing here to wait on
+                time.sleep(0.02)  # another process starts again: there is nothing to wait for here
             else:
                 self.reopened += 1
                 return
@@ -199,7 +199,7 @@ class Writer(threading.Thread):
 
 @dataclass
 class Still:
-    """What the disks held while nothing was written: valid for every position from ``first`` to ``last``."""
+    """The disks' contents while nothing was written, valid for every position from ``first`` to ``last``."""
 
     first: int
     last: int
@@ -207,7 +207,7 @@ class Still:
 
 
 class Load:
-    """The writers together."""
+    """All writers together."""
 
     def __init__(self, folder: Path, position: Path, seed: int, *, writers: int = 2, pace_s: float = 0.01) -> None:
         self._position = position
@@ -217,29 +217,29 @@ class Load:
 
     @property
     def area_bytes(self) -> int:
-        """The disks are written below this offset only."""
+        """The end of the range that the load writes on each disk."""
         return len(self.writers) * AREA
 
     def fill(self) -> None:
-        """Write what stays as it is."""
+        """Write the data that never changes."""
         for disk in DISKS:
             with (self._folder / f"{disk}.img").open("r+b") as file:
                 file.seek(FILL_OFFSET)
                 file.write(self._fill)
 
     def rest_is_as_it_was(self, data: bytes) -> bool:
-        """Whether a disk holds what it did before the load, beyond the load's area."""
+        """Return True if a disk is unchanged after the load's area."""
         with memoryview(data) as view:
             before, filled = view[self.area_bytes : FILL_OFFSET], view[FILL_OFFSET : FILL_OFFSET + FILL_BYTES]
             return is_zero(before) and filled == self._fill and is_zero(view[FILL_OFFSET + FILL_BYTES :])
 
     def acknowledged(self) -> int:
-        """Pairs, over all writers."""
+        """Return the number of acknowledged pairs of all writers."""
         return sum(len(writer.acks["b"].after) for writer in self.writers)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The load for the time of the block."""
+        """Run the load during the block."""
         for writer in self.writers:
             writer.start()
         try:
@@ -249,17 +249,17 @@ class Load:
                 writer.stop()
 
     def pause(self) -> None:
-        """Returns when nothing is in flight."""
+        """Pause the load, and return when nothing is in flight."""
         for writer in self.writers:
             writer.lock.acquire()
 
     def resume(self) -> None:
-        """Go on."""
+        """Continue after a pause."""
         for writer in self.writers:
             writer.lock.release()
 
     def image(self, disk: str) -> bytes:
-        """What was acknowledged, below ``area_bytes``; while paused."""
+        """Return the acknowledged content below ``area_bytes``, while the load is paused."""
         parts = []
         for writer in self.writers:
             parts.append(ring(writer.number, len(writer.acks[disk].after)))
@@ -267,16 +267,16 @@ class Load:
         return b"".join(parts)
 
     def still(self) -> Still:
-        """While paused: what must be there at every position until :meth:`end_still`."""
+        """Return the contents that every position has from now until :meth:`end_still`, while the load is paused."""
         position = read_position(self._position)
         return Still(position, position, {disk: self.image(disk) for disk in DISKS})
 
     def end_still(self, still: Still) -> None:
-        """Still paused: up to here nothing has changed."""
+        """Extend a still up to now, while the load is still paused."""
         still.last = read_position(self._position)
 
     def check_cut(self, images: dict[str, bytes], position: int) -> list[str]:
-        """What is wrong with the rings of a state at ``position``; empty: exactly the writes up to it are there."""
+        """Check the rings at ``position``, and return their errors: exactly the writes up to it must be there."""
         wrong = []
         for writer in self.writers:
             base = writer.number * AREA

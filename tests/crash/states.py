@@ -1,9 +1,9 @@
-"""The states in which a crash may leave a folder whose recording is at hand (:mod:`tests.crash.recording`).
+"""The states in which a crash may leave a recorded folder (:mod:`tests.crash.recording`).
 
-After a kill: everything that was issued; of the write that was cut off, the first sectors (the kernel goes page by page).
-After a power loss: what was synced, and of the rest any part.  A sector (512 bytes) is what the page cache held at some time
-since the file's last sync; a size, one that it had since.  Names change in any order that a folder allows: two changes of
-one name come in order.
+After a kill, all issued calls took effect, and of the interrupted write the first sectors (the kernel writes page by
+page).  After a power loss, all synced changes are there, and any part of the others.  A sector (512 bytes) has a content
+that the page cache held at some time since the file's last sync; a file has a size from that time.  Changes of names
+take effect in any order that a folder allows: two changes of one name keep their order.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from tests.crash.recording import (
 from tests.support.process_kills import without_token
 
 State = dict[str, bytes]
-"""The folder: what is in each file."""
+"""The folder: the content of each file by name."""
 LOG, DISK, MAPS, STATE = "log", "disk", "maps", "state"
 
 
 def group_of(name: str) -> str:
-    """What a file is to the disk: its kinds are synced, and so lost, each for itself."""
+    """Return the group of a file; the groups of a disk's files are synced, and so lost, independently."""
     if name.endswith((".hrl", ".spare", ".recycled")):
         return LOG
     if name.endswith((".img", ".top", ".durable")):
@@ -50,7 +50,7 @@ class _File:
     group: str
     cache: bytearray = field(default_factory=bytearray)
     pending: list[tuple[int, FileEvent]] = field(default_factory=list)
-    """(index of the event, what was done), since the last sync."""
+    """(index of the event, change) since the last sync."""
 
 
 def _do(data: bytearray, event: FileEvent) -> None:
@@ -68,11 +68,11 @@ def _do(data: bytearray, event: FileEvent) -> None:
 
 
 Keep = Callable[[int, FileEvent], list[tuple[int, int]] | bool]
-"""(index, what was done) -> all of it reached the disk, or nothing, or so much: (begin, end) in bytes, whole sectors."""
+"""(index, change) -> True if all of it reached the disk, False if nothing, or its ranges (begin, end) of whole sectors."""
 
 
 class Crashing:
-    """Takes events in one by one; between two of them, what a crash would leave behind can be asked for."""
+    """A folder that takes events one by one; between two events it can return the states after a crash."""
 
     def __init__(self, start: dict[str, tuple[int, bytes]]) -> None:
         self.names = {name: file for name, (file, _) in start.items()}
@@ -82,7 +82,7 @@ class Crashing:
         self._index = 0
 
     def take(self, event: Event) -> None:
-        """The next event has happened."""
+        """Apply the next event."""
         if isinstance(event, Synced):
             file = self._files[event.file]
             if file.pending:
@@ -104,11 +104,11 @@ class Crashing:
 
     @property
     def loses(self) -> bool:
-        """Whether anything is not on stable storage."""
+        """True if a change is not on stable storage."""
         return bool(self._pending_names) or any(self._files[file].pending for file in set(self.names.values()))
 
     def killed(self, cut_off: Event | None = None, share: float = 0.0) -> State:
-        """Everything, and so much of the next call."""
+        """Return the state after a kill: all changes, and a share of the next call."""
         state = {name: self._files[file].cache for name, file in self.names.items()}
         if isinstance(cut_off, Wrote):
             end = cut_off.offset + int(len(cut_off.data) * share)
@@ -121,7 +121,7 @@ class Crashing:
     # --- power loss -----------------------------------------------------------------------------------------------
 
     def edge(self, kept: frozenset[str]) -> State:
-        """Of each group all or nothing of what was not synced; ``names`` is a group, too."""
+        """Return a state with all or no unsynced changes of each group; ``names`` is a group, too."""
         names = dict(self._durable_names)
         if "names" in kept:
             names = dict(self.names)
@@ -132,7 +132,7 @@ class Crashing:
         return bytes(file.cache) if file.group in kept else file.durable
 
     def sample(self, rng: random.Random) -> State:
-        """Each file for itself: nothing, all, a beginning with a torn end, some calls, or some sectors."""
+        """Return a random state; each file has none, all, the first, some, or some sectors of its changes."""
         names = self._sample_names(rng)
         return {name: self._sample_file(self._files[file], rng) for name, file in names.items()}
 
@@ -198,7 +198,7 @@ def _survivors(file: _File, keep: Keep) -> bytes:
             kept = [(event.offset // SECTOR_BYTES * SECTOR_BYTES, -(-end // SECTOR_BYTES) * SECTOR_BYTES)]
         for begin, end in kept:
             piece = cache[begin:end]
-            if begin + len(piece) > before and len(result) < begin + len(piece):  # it made the file longer
+            if begin + len(piece) > before and len(result) < begin + len(piece):  # the write made the file longer
                 result.extend(bytes(begin + len(piece) - len(result)))
             result[begin : begin + len(piece)] = piece[: max(len(result) - begin, 0)]
     return bytes(result)

@@ -1,4 +1,4 @@
-"""What must be on stable storage, or said, before what: orders that random states meet too seldom."""
+"""Tests of orders of writes and syncs that random states reach too rarely."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def reopened(disk: Disk, options: DiskOptions | None = None) -> Disk:
 
 @pytest.fixture
 def unlimited(disk: Disk) -> Iterator[Disk]:
-    """Its log may be as long as it likes."""
+    """Return the disk with a log of unlimited size."""
     disk.close()
     disk = reopened(disk, replace(disk.options, policy=LogPolicy(kept_share_max=None)))
     yield disk
@@ -70,7 +70,7 @@ def close_segment(disk: Disk) -> None:
     disk.flush_now()
 
 
-def test_a_recycled_segment_durably_holds_nothing_before_it_is_the_spare(disk: Disk) -> None:
+def test_a_recycled_segment_is_durably_empty_before_it_is_the_spare(disk: Disk) -> None:
     close_segment(disk)
     disk.tracking.trim(1, disk.tracking.log.last_seq)
     with recorded(disk) as events:
@@ -84,7 +84,7 @@ def test_a_recycled_segment_durably_holds_nothing_before_it_is_the_spare(disk: D
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_an_applied_segment_is_durably_gone_before_a_newer_one(disk: Disk, at_once: bool) -> None:
-    """The earlier may end with the mark of an orderly close, and then be the newest that is there."""
+    """The earlier segment may end with the mark of a clean close, and then seem to be the newest."""
     close_segment(disk)
     disk.close()
     disk = reopened(disk)
@@ -95,12 +95,12 @@ def test_an_applied_segment_is_durably_gone_before_a_newer_one(disk: Disk, at_on
             disk.tracking.trim(1, earlier)
         disk.tracking.trim(1, disk.tracking.log.last_seq)
     gone = [i for i, event in enumerate(events) if isinstance(event, Renamed | Unnamed)]
-    assert len(gone) == 3, "two of the earlier life, one of this"
+    assert len(gone) == 3, "it must be two of the earlier life, and one of this life"
     assert NamesSynced() in events[gone[1] : gone[2]]
     disk.abandon()
 
 
-def test_what_was_noted_is_durable_before_the_mark_that_it_is(disk: Disk) -> None:
+def test_the_dirty_bitmap_is_durable_before_the_mark_of_a_clean_close(disk: Disk) -> None:
     disk.write(0, bytes(SIZE // 2 + 1))
     assert not disk.tracking.active
     with recorded(disk) as events:
@@ -111,10 +111,10 @@ def test_what_was_noted_is_durable_before_the_mark_that_it_is(disk: Disk) -> Non
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The end of a killed process."""
 
 
-def test_tracking_ends_in_the_state_before_a_write_is_not_logged(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_ends_tracking_before_a_write_is_not_logged(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(_state: DiskState, _path: Path) -> None:
         disk.write(4096, b"in between")
         raise Killed
@@ -133,7 +133,7 @@ def test_tracking_ends_in_the_state_before_a_write_is_not_logged(disk: Disk, mon
 def test_a_new_log_takes_nothing_from_the_old_one_before_the_state_names_it(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, abandoned: bool
 ) -> None:
-    """A kill finds what the old one's writer did until the last moment: a segment begun in the spare, a giving up."""
+    """After a kill the old log holds its writer's last work: a segment begun in the spare, or an abandoned log."""
 
     def killed(_state: DiskState, _path: Path) -> None:
         disk.write(4096, b"in the spare")
@@ -158,21 +158,21 @@ def test_a_new_log_takes_nothing_from_the_old_one_before_the_state_names_it(
     again.abandon()
 
 
-def test_a_new_log_that_cannot_begin_is_no_log_that_was_abandoned(disk: Disk) -> None:
+def test_a_new_log_that_cannot_begin_is_not_an_abandoned_log(disk: Disk) -> None:
     with failing(WRITE, ".hrl", errno.ENOSPC), pytest.raises(OSError, match="No space left"):
         disk.tracking.start(new_generation=True)
     assert (disk.tracking.active, disk.state.needs_resync) == (False, "LogFull")
     disk.abandon()
     again = reopened(disk)
-    assert again.state.needs_resync == "LogCorrupt", "what has changed since the last log is not known"
+    assert again.state.needs_resync == "LogCorrupt", "the changes since the last log are not known"
     again.write(0, b"goes on")
     again.tracking.start(new_generation=False)
     assert again.state.generation == disk.state.generation + 1
     again.abandon()
 
 
-def test_new_logs_while_the_old_one_is_written_and_tended(unlimited: Disk) -> None:
-    """The last generation, with the disk as its snapshot had it, is the disk."""
+def test_new_logs_can_start_while_the_old_one_is_written_and_maintained(unlimited: Disk) -> None:
+    """The log of the last generation, applied to the snapshot's disk, gives the disk."""
     disk = unlimited
     handle = lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, ffi.NULL, -1, 0)
     ended = threading.Event()
@@ -213,14 +213,14 @@ def test_new_logs_while_the_old_one_is_written_and_tended(unlimited: Disk) -> No
     disk.abandon()
     again = reopened(disk)
     assert (again.state.generation, again.state.needs_resync) == (generation, None)
-    again.tracking.segments()  # what the writer has just begun gets its name
+    again.tracking.segments()  # the segment that the writer has just begun gets its name
     logs = [path for number, path in find_segments(disk.paths.folder, "os") if number >= again.state.first_segment]
     assert replay_files(start, logs, after_seq=after) == again.read(0, SIZE)
     again.abandon()
 
 
-def test_a_close_refuses_what_comes_after_it(unlimited: Disk) -> None:
-    """A write behind the mark of an orderly close would make it untrue."""
+def test_a_close_refuses_later_writes(unlimited: Disk) -> None:
+    """A write after the mark of a clean close would make the mark untrue."""
     disk = unlimited
     before = disk.tracking.log.next_seq
     handle = lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, ffi.NULL, -1, 0)
@@ -239,5 +239,5 @@ def test_a_close_refuses_what_comes_after_it(unlimited: Disk) -> None:
     lib.sr_handle_close(handle)
     assert results[-1] == -errno.EIO
     again = reopened(disk)
-    assert again.tracking.log.next_seq == before + len(results) - 1 + 2, "the writes, a FLUSH, and the mark"
+    assert again.tracking.log.next_seq == before + len(results) - 1 + 2, "it must count the writes, a FLUSH, and the mark"
     again.abandon()

@@ -1,6 +1,6 @@
-"""kill -9 of the disk server at random moments under load: nothing acknowledged is lost, and the log equals the disk.
+"""Tests with kill -9 of the disk server under load: no acknowledged data is lost, and the log equals the disk.
 
-``SITERIG_KILLS`` (default 4) sets the number of kills for each front end, ``SITERIG_SEED`` replays a run's choices.
+``SITERIG_KILLS`` (default 4) is the number of kills for each front end; ``SITERIG_SEED`` repeats a run's choices.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 LOAD_S = 0.3
 CUT_S = 0.02
 START_S = 1.0
-"""A server that is killed before it answers lives no longer."""
+"""The longest life of a server that is killed before it answers."""
 DISK_BYTES = 512 << 20
 NAMES = ("os", "data")
 
 
 @pytest.fixture(params=FRONT_ENDS)
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DiskServer]:
-    """With each way to answer the kernel."""
+    """Return a server with each of its front ends."""
     front_end = str(request.param)
     skip_unless_possible(front_end)
     server = DiskServer(tmp_path, disk_bytes=DISK_BYTES, front_end=front_end)
@@ -45,7 +45,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DiskServe
 
 
 class KilledDisk:
-    """A disk of the server, what is sure of it, and a replay of its log that goes on from kill to kill."""
+    """A disk of the server, its expected contents, and a replay of its log that continues over all kills."""
 
     def __init__(self, server: DiskServer, name: str) -> None:
         self.server = server
@@ -54,7 +54,7 @@ class KilledDisk:
         self.model = Model(server.folder / f"{name}.model", DISK_BYTES)
 
     def writers(self, rng: random.Random) -> list[Writer]:
-        """One direct, one through the page cache."""
+        """Return two writers: one writes directly, one through the page cache."""
         holes, path = self.server.front_end in CAN_MAKE_HOLES, self.server.disk(self.name)
         return [
             Writer(path, area, rng.getrandbits(32), direct=direct, holes=holes)
@@ -62,7 +62,7 @@ class KilledDisk:
         ]
 
     def check(self, where: str, *, applied: bool) -> None:
-        """After recovery.  ``applied``: the recovery side has it all, too, so its segments are recycled."""
+        """Check the recovered disk; with ``applied`` the recovery side confirms everything, so segments are recycled."""
         segments = [found for found in self.server.call("segments", vm=VM) if found["path"].endswith(self._suffix(found))]
         fresh = [found for found in segments if found["last_seq"] > self.model.seq]
         self.model.replay([Path(found["path"]) for found in fresh])
@@ -81,7 +81,7 @@ class KilledDisk:
 
 
 def disturb(server: DiskServer, rng: random.Random) -> None:
-    """Until the random moment of the kill: cuts over the disks, perhaps a snapshot; the last may get no answer."""
+    """Make cuts, and perhaps a snapshot, until the random moment of the kill; the last cut may get no answer."""
     if rng.random() < 0.2:
         server.call("begin_snapshot", vm=VM)
     for _ in range(rng.randrange(3)):
@@ -112,7 +112,7 @@ def test_kills_under_load_lose_nothing_and_need_no_resync(server: DiskServer) ->
             assert writer.error is None, f"{where}: {writer.error!r}"
         acknowledged += sum(writer.acknowledged for writer in writers)
         synced += sum(writer.synced for writer in writers)
-        if rng.random() < 0.25:  # in the midst of recovery
+        if rng.random() < 0.25:  # during recovery
             server.launch()
             time.sleep(rng.random() * START_S)
             server.kill()
@@ -123,4 +123,4 @@ def test_kills_under_load_lose_nothing_and_need_no_resync(server: DiskServer) ->
     records = sum((disk.model.counts for disk in disks), Counter[str]())
     print(f"{server.front_end}: {KILLS} kills under load, {early} of starting servers, SITERIG_SEED={SEED}")
     print(f"{acknowledged} changes acknowledged, {synced} fsyncs; records in the logs: {dict(records)}")
-    assert acknowledged > KILLS, "there was load"
+    assert acknowledged > KILLS, "there was no load"

@@ -1,6 +1,6 @@
-"""kill -9 of the rig's roles at random moments under load: nothing is lost, nothing mixed up, no resync is needed.
+"""Tests with kill -9 of the rig's roles under load: no data is lost or mixed, and no resync is needed.
 
-``SITERIG_ROLE_KILLS`` (default 8) sets the number of kills, ``SITERIG_SEED`` replays a run's choices.
+``SITERIG_ROLE_KILLS`` (default 8) is the number of kills; ``SITERIG_SEED`` repeats a run's choices.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 ROLES = ("site", "agent", "azurite", "applier", "vault", "azure")
 VM = "web01"
 DISK_BYTES = 128 << 20
-"""The log is given up when half of it is unsent: far more than what the load writes while a role is away."""
+"""A size for which no log is abandoned: that happens at half of it, far more than the load writes while a role is down."""
 INTERVAL_S = 1.0
 KILL_EVERY_S_MAX = 3.0
 MORE_KILLS_MAX = 40
-"""So many more kills at most, until a test failover has succeeded under kills and its disks were compared."""
+"""The largest number of further kills, until a test failover has succeeded under kills and its disks were compared."""
 FIRST_KILLS, FIRST_KILL_EVERY_S_MAX = 3, 0.6
-"""These meet the initial replication."""
+"""The first kills, which meet the initial replication."""
 CATCH_UP_S_MAX = 60.0
 STILL_S_MAX = 2.0
-"""So long the load is paused for a point at most: it is the load that the kills are to meet."""
+"""The longest pause of the load for a point: the kills must meet the load."""
 POINTS_CHECKED = 6
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 @dataclass
 class Run:
-    """A rig with a protected VM under load, and what was seen of it."""
+    """A rig with a protected VM under load, and everything that was observed of it."""
 
     rig: Testbed
     load: Load
@@ -60,16 +60,16 @@ class Run:
     stills: list[Still] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
-    """Errors that a caller met because a role was away."""
+    """Errors that callers met because a role was down."""
     tests: Counter[str] = field(default_factory=Counter)
-    """How the test failovers ended that met kills."""
+    """The results of test failovers that met kills."""
     compared: int = 0
-    """Test failovers under kills that succeeded, and whose disks were compared."""
+    """The number of test failovers under kills that succeeded and whose disks were compared."""
     operating: trio.Lock = field(default_factory=trio.Lock)
-    """A VM has one operation at a time."""
+    """The lock for operations: a VM has one at a time."""
 
     async def retry_until_ok(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Ask until it is answered: whatever a kill makes fail must say that it may pass."""
+        """Repeat a call until it is answered: each failure that a kill causes must be marked as recoverable."""
         with trio.fail_after(CATCH_UP_S_MAX):
             while True:
                 try:
@@ -90,7 +90,7 @@ class Run:
         return await self.retry_until_ok(lambda: self.rig.vault.points(vm=VM))
 
     async def finished(self, job: Job) -> Job:
-        """The job when it has ended."""
+        """Wait until a job has ended, and return it."""
         with trio.fail_after(CATCH_UP_S_MAX):
             while job.endTime is None:
                 await trio.sleep(0.1)
@@ -118,7 +118,7 @@ class Run:
 
 @asynccontextmanager
 async def protected(folder: Path) -> AsyncIterator[Run]:
-    """A rig whose VM is being protected under load; both end with the block."""
+    """Run a rig whose VM is protected under load; both end with the block."""
     rng = random.Random(SEED)
     async with Testbed.up(folder) as rig:
         vm = await rig.vault.create_vm(vm=VM, disks=[DiskSpec(name=name, size_bytes=DISK_BYTES) for name in DISKS])
@@ -136,7 +136,7 @@ async def protected(folder: Path) -> AsyncIterator[Run]:
 
 
 async def quiesce_and_check(run: Run, *, until_caught_up: bool) -> None:
-    """Pause the load, look at the site's disks, take a point (``until_caught_up``: however long that takes), go on."""
+    """Pause the load, check the site's disks, take a point (``until_caught_up``: without a short limit), and continue."""
     await trio.to_thread.run_sync(run.load.pause)
     try:
         still = run.load.still()
@@ -155,7 +155,7 @@ async def quiesce_and_check(run: Run, *, until_caught_up: bool) -> None:
 
 
 def read_disk(path: Path, length: int = DISK_BYTES) -> bytes:
-    """The disk's beginning, from a server that may be killed meanwhile: then again from the next one."""
+    """Read the beginning of a disk, and repeat that if the server was killed meanwhile."""
     deadline = time.monotonic() + CATCH_UP_S_MAX
     while True:
         try:
@@ -170,7 +170,7 @@ def read_disk(path: Path, length: int = DISK_BYTES) -> bytes:
 
 
 async def kill_at_random(run: Run, kills: int) -> None:
-    """Kill so often, and then until a test failover has succeeded meanwhile."""
+    """Kill random roles so many times, and then until a test failover has succeeded meanwhile."""
     for number in range(kills + MORE_KILLS_MAX):
         if number >= kills and run.compared:
             break
@@ -188,7 +188,7 @@ async def quiesce_now_and_then(run: Run) -> None:
 
 
 async def fail_over_now_and_then(run: Run) -> None:
-    """Test failovers that meet kills: one may fail, but not hang, nor show a wrong disk, nor be in the way afterwards."""
+    """Repeat test failovers under kills: they may fail, but not hang, show a wrong disk, or block later operations."""
     rng = random.Random(SEED + 2)
     while True:
         await trio.sleep(rng.random() * 4)
@@ -217,7 +217,7 @@ async def fail_over_whatever_happens(run: Run) -> None:
 
 
 async def check_recovered_by_itself(run: Run) -> None:
-    """All roles are there, replication has caught up, and nobody asks for a resync."""
+    """Check that all roles are ready, that replication has caught up, and that no resync is required."""
     with trio.fail_after(CATCH_UP_S_MAX):
         while not all(role.state == "ready" for role in (await run.rig.supervisor.status()).roles):  # noqa: ASYNC110 (another process's state)
             await trio.sleep(0.1)
@@ -232,11 +232,11 @@ async def check_recovered_by_itself(run: Run) -> None:
 
 
 def check_images(run: Run, vm: Vm, position: int) -> None:
-    """A failed-over VM's disks hold exactly what was written up to ``position``."""
+    """Check that a failed-over VM's disks hold exactly the writes up to ``position``."""
     images = {disk.name: read_disk(Path(disk.path)) for disk in vm.disks}
     assert run.load.check_cut(images, position) == []
     for disk, image in images.items():
-        assert run.load.rest_is_as_it_was(image), f"disk {disk}: beyond the area that is written"
+        assert run.load.rest_is_as_it_was(image), f"disk {disk}: changed outside of the written area"
         for still in run.stills:
             if still.first <= position <= still.last:
                 difference = first_difference(image[: run.load.area_bytes], still.images[disk])
@@ -252,7 +252,7 @@ async def check_point(run: Run, point: str) -> None:
 
 
 async def check_points(run: Run) -> None:
-    """Points from stand-stills and others, spread over the run."""
+    """Check some points from pauses of the load and some others."""
     points = await run.points()
     still = [point for point in points if any(s.first <= point.position <= s.last for s in run.stills)]
     moving = [point for point in points if point not in still]
@@ -279,7 +279,7 @@ async def test_any_role_can_be_killed_at_any_moment(tmp_path: Path) -> None:
         assert run.compared, f"no test failover succeeded under kills: {dict(run.tests)}"
         await quiesce_and_check(run, until_caught_up=True)
         await check_recovered_by_itself(run)
-        assert run.load.acknowledged() > KILLS, "there was load"
+        assert run.load.acknowledged() > KILLS, "there was no load"
         await check_points(run)
 
         await run.rig.kill_site()
@@ -289,7 +289,7 @@ async def test_any_role_can_be_killed_at_any_moment(tmp_path: Path) -> None:
         await trio.to_thread.run_sync(check_images, run, job.result, job.recovery_point.position)
 
 
-async def test_what_a_killed_azurite_forgets_is_sent_again(tmp_path: Path) -> None:
+async def test_parts_that_a_killed_azurite_loses_are_sent_again(tmp_path: Path) -> None:
     async with protected(tmp_path / "rig") as run:
         layout = run.rig.layout
         await run.new_point(1)
@@ -304,7 +304,7 @@ async def test_what_a_killed_azurite_forgets_is_sent_again(tmp_path: Path) -> No
             await run.rig.supervisor.kill_role(name="applier", hold=True)
             forgotten: set[PartName] = set()
             with trio.fail_after(CATCH_UP_S_MAX):
-                while not forgotten:  # Azurite may have written its metadata just before
+                while not forgotten:  # Azurite may have written its metadata just before the kill
                     before = await parts()
                     while len(await parts()) < len(before) + 2 * len(ids):  # noqa: ASYNC110 (another process's state)
                         await trio.sleep(0.1)

@@ -1,6 +1,6 @@
-"""States that a power loss or a kill may leave behind, of disks with random lives: none passes for what it is not.
+"""Tests of states that a power loss or a kill may leave of disks with random lives: recovery reports all truly.
 
-``SITERIG_STATES`` (default 1500) sets how many states are recovered and judged, ``SITERIG_SEED`` replays a run.
+``SITERIG_STATES`` (default 1500) is the number of checked states; ``SITERIG_SEED`` repeats a run.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ STATES = int(os.environ.get("SITERIG_STATES", "1500"))
 SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 LIVES = 4
 MOMENTS = 6
-"""At so many moments of a life a crash is looked at."""
+"""The number of moments of a life at which crashes are checked."""
 SAMPLES = 4
 KILLS = 2
 EDGES = [frozenset(kept) for n in range(5) for kept in itertools.combinations((LOG, DISK, MAPS, "names"), n)]
-"""Of the log, the disk and so on each all or nothing."""
+"""The sets of groups whose unsynced changes all survive; the other groups keep none of theirs."""
 SEGMENT_BYTES = 8 << 10
 OTHER_BOOT = str(uuid.UUID(int=1 << 100))
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """In memory, where there is such a folder: what is durable is up to us."""
+    """Return a folder in memory if there is one: the test itself decides which data is durable."""
     memory = Path("/dev/shm")  # noqa: S108
     made = Path(tempfile.mkdtemp(prefix="siterig-states-", dir=memory if os.access(memory, os.W_OK) else None))
     yield made
@@ -52,7 +52,7 @@ def folder() -> Iterator[Path]:
 
 
 class History:
-    """Lives of one disk, and the crashes that each of them might have ended with."""
+    """Lives of one disk, and the crashes with which each of them might have ended."""
 
     def __init__(self, folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rng = random.Random(f"{SEED}/{number}")
@@ -71,7 +71,7 @@ class History:
         monkeypatch.setattr(boot, "current_boot_id", lambda: self._boot)
 
     def run(self) -> None:
-        """Some lives, each beginning with what the one before left."""
+        """Run some lives, each of which begins with the files of the life before."""
         start = self.world.make()
         known = Known(
             "opening", [start], 0, 0, tracked=False, generation=0, next_seq=0, remote=start, remote_seq=0, position=0
@@ -83,7 +83,7 @@ class History:
             last = self._crash(crashing, recorder.events[begin:], number)
             if last.turning:
                 break
-            if self.rng.random() < 0.5:  # in the same boot: a kill, or an orderly end
+            if self.rng.random() < 0.5:  # in the same boot: a kill, or a clean end
                 known = replace(last, phase="opening")
                 continue
             recorder.close()
@@ -107,7 +107,7 @@ class History:
         return replace(last, phase="opening", versions=versions, sure=0, acked=0, torn=True, abandoned=abandoned)
 
     def _bytes_of(self, state: State) -> bytes:
-        """What the disk holds after a power loss; recovery leaves it so."""
+        """Return the disk's contents after a power loss, which recovery keeps."""
         self.trial.put(state)
         here, self._boot = self._boot, OTHER_BOOT
         disk, positions = self.trial.open()
@@ -119,7 +119,7 @@ class History:
             positions.close()
 
     def _crash(self, crashing: Crashing, events: list[Event], life: int) -> Known:
-        """At some moments, mostly before something becomes durable, and at the end; returns what is known then."""
+        """Check crashes at some moments, mostly before a sync, and at the end; return the facts known then."""
         telling = [i for i, event in enumerate(events) if isinstance(event, Synced | NamesSynced)]
         moments = {
             len(events),
@@ -173,10 +173,10 @@ class History:
 
 
 def damage(state: State, rng: random.Random) -> tuple[str, State]:
-    """One file cut, overwritten or gone.
+    """Truncate, overwrite or remove one file, and return its name and the new state.
 
-    The contents of disks are left alone: they belong to the guest.  So are files that have no checksum by design
-    (docs/reference/formats/disk.md).
+    The contents of disks are not damaged: they belong to the guest.  Files without a checksum by design
+    (docs/reference/formats/disk.md) are not damaged either.
     """
     name = rng.choice([name for name in state if not name.endswith((".img", ".top", ".present", "position"))])
     data = bytearray(state[name])
@@ -196,13 +196,13 @@ def damage(state: State, rng: random.Random) -> tuple[str, State]:
     return name, state | {name: bytes(data)}
 
 
-def test_no_state_passes_for_what_it_is_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recovery_reports_each_state_after_a_crash_truly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     print(f"SITERIG_STATES={STATES} SITERIG_SEED={SEED}")
     monkeypatch.setattr(disk_log, "SEGMENT_BYTES_MIN", SEGMENT_BYTES)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     outcomes, states, histories = Counter[str](), 0, 0
     began = time.monotonic()
-    needed = ("power loss: goes on", "power loss: PowerLoss", "kill: goes on")  # rare with some seeds, if states are few
+    needed = ("power loss: continues", "power loss: PowerLoss", "kill: continues")  # rare with some seeds and few states
     while states < STATES or (states < 4 * STATES and not all(outcomes[outcome] for outcome in needed)):
         paths = folder / str(histories)
         paths.mkdir()

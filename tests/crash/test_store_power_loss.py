@@ -1,4 +1,4 @@
-"""What a power loss may leave of a managed disk's store is opened, has all that was acknowledged, and goes on."""
+"""Tests of states of a managed disk after a power loss: it is opened, has all acknowledged data, and can be used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STATES = int(os.environ.get("SITERIG_STORE_STATES", "150"))
 
 
 class _Stream(list[Event]):
-    """Events of one folder, put in line with those of the others."""
+    """Events of one folder, in one list with the events of the other folders."""
 
     def __init__(self, folder: str, line: list[tuple[str, Event]]) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class _Stream(list[Event]):
 
 
 class StoreRecorder:
-    """Records a store, whose folders are recorded each for itself; names in one say nothing of those in another."""
+    """A recorder of a managed disk; each folder has its own recorder, and names in different folders are independent."""
 
     def __init__(self, folder: Path) -> None:
         self.line: list[tuple[str, Event]] = []
@@ -56,13 +56,13 @@ class StoreRecorder:
     @contextlib.contextmanager
     def recording(self) -> Any:
         with contextlib.ExitStack() as stack:
-            for name in FOLDERS:  # the engine writes to the last one alone
+            for name in FOLDERS:  # the engine only writes to the last one
                 stack.enter_context(self._recorders[name].recording())
             yield
 
 
 class _Top(Recorder):
-    """The store's own files, without the folders beside them."""
+    """A recorder of the managed disk's own files, without its subfolders."""
 
     def __init__(self, folder: Path) -> None:
         aside = folder.with_name("only-files")
@@ -76,7 +76,7 @@ class _Top(Recorder):
 
 
 class Story:
-    """A source's parts, and a store to which they are applied, with folds, pins, checkpoints and kills between."""
+    """A source's parts and the managed disk that applies them, with compaction, pins, checkpoints and kills between."""
 
     def __init__(self, tmp_path: Path, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -124,7 +124,7 @@ class Story:
         return recorder
 
     def _killed(self, store: ManagedDiskStore, part: Packed) -> ManagedDiskStore:
-        """The process ends at some step of a part; the next one takes it up, in the same boot."""
+        """Kill the process at some step of a part; the next process continues, in the same boot."""
         left = self.rng.randrange(1, 8)
 
         def reached(_name: str) -> None:
@@ -170,14 +170,16 @@ def put(folder: Path, states: dict[str, State]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_state_that_a_power_loss_may_leave_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_a_store_continues_from_every_state_after_a_power_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     print(f"replay with seed {seed}")
     monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 60_000)
     monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 80_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 5)
     monkeypatch.setattr(
         "siterig.azure_emu.disks.compaction.DELETING_THREADS", 1
-    )  # calls in an order that the seed alone tells
+    )  # so the seed alone determines the order of calls
     story = Story(tmp_path, seed)
     recorder = story.play()
     rng = random.Random(seed)
