@@ -39,7 +39,7 @@ VM = "web01"
 
 
 def without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run what goes to threads in place: an autojumping clock takes a wait for a thread for idleness."""
+    """Run functions for threads in place: an autojumping clock takes a wait for a thread for idleness."""
 
     async def run_sync(function: Callable[..., Any], *args: Any, **_options: Any) -> Any:
         await trio.lowlevel.checkpoint()
@@ -49,7 +49,7 @@ def without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class CallInterceptor:
-    """Counts the agent's calls; ``kill_at``: the agent is killed at that call, before or ``after`` it took effect."""
+    """Counts the agent's calls; at call ``kill_at`` the agent is killed, before or ``after`` the call took effect."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -59,6 +59,7 @@ class CallInterceptor:
         self.before: Callable[[str], None] = lambda _name: None
 
     async def through(self, name: str, find: Callable[[], Any], args: Any, kwargs: Any) -> Any:
+        """Count one call and pass it on, unless the agent is killed at it."""
         self.calls += 1
         fatal = self.calls == self.kill_at and self.scope is not None
         if fatal and not self.after:
@@ -73,7 +74,7 @@ class CallInterceptor:
 
 
 class InterceptedService:
-    """A peer as the agent sees it; ``find`` gives the peer of the moment."""
+    """A peer of the agent; ``find`` returns the current object behind it."""
 
     def __init__(self, interceptor: CallInterceptor, find: Callable[[], Any]) -> None:
         self._interceptor = interceptor
@@ -87,7 +88,7 @@ class InterceptedService:
 
 
 class MemoryCache(CacheAccount):
-    """A cache account."""
+    """A cache account in memory; every call raises ``trouble`` while that is set."""
 
     def __init__(self) -> None:
         self.blobs: dict[PartName, bytes] = {}
@@ -127,7 +128,7 @@ class MemoryCache(CacheAccount):
 
 @dataclass
 class ManagedDisk:
-    """What the recovery side has; ``points``: content by position of the tag."""
+    """A managed disk on the recovery side; ``points`` maps the position of each tag to the contents."""
 
     data: bytearray
     generation: int = 0
@@ -139,7 +140,7 @@ class ManagedDisk:
 
 
 class Recovery:
-    """A recovery side that applies in order, and checks what it is given."""
+    """A recovery side that applies parts in their order, and checks them."""
 
     def __init__(self, cache: MemoryCache, folder: Path) -> None:
         self._cache = cache
@@ -148,6 +149,7 @@ class Recovery:
         self.running = True
 
     def apply(self) -> None:
+        """Apply all parts that can be applied, and delete them from the cache account."""
         for disk_id, disk in self.disks.items():
             while self.running and (part := self._next(disk_id, disk)) is not None:
                 self._apply_part(disk, part)
@@ -201,7 +203,7 @@ def _grow(disk: ManagedDisk, size_bytes: int) -> None:
 
 
 class MemoryVault(VaultLink):
-    """The vault as the agent sees it."""
+    """The vault's reports in memory; every call raises ``trouble`` while that is set."""
 
     def __init__(self, recovery: Recovery) -> None:
         self._recovery = recovery
@@ -286,7 +288,7 @@ class MemoryVault(VaultLink):
 
 
 class FakeGuests(Guests):
-    """Guests that note what is done to them."""
+    """Guests that only record the calls."""
 
     def __init__(self) -> None:
         self.mounted: list[str] = []
@@ -331,7 +333,7 @@ class FakeGuests(Guests):
 
 
 class HostSnapshot(SnapshotFile):
-    """A snapshot read from the host in this process, where there is no mount; errors as of a mount."""
+    """A snapshot that is read from the host in this process, without a mount, but with the errors of a mount."""
 
     def __init__(self, find_host: Callable[[], DiskHost], path: Path) -> None:
         self._find_host = find_host
@@ -376,7 +378,7 @@ class RigClock(SystemClock):
 
 
 class Rig:
-    """One site host, one agent (which can be killed), one recovery side."""
+    """One site host, one agent, which can be killed, and one recovery side."""
 
     def __init__(self, folder: Path, *, sizes: dict[str, int] | None = None) -> None:
         self.folder = folder
@@ -401,16 +403,19 @@ class Rig:
         return DiskHost(self.folder / "site", self.folder / "mnt")
 
     async def make_vm(self) -> None:
+        """Create the VM at the site, and its managed disks."""
         for name, size in self.sizes.items():
             info = await self.host.create_disk(vm=VM, name=name, size_bytes=size)
             self.recovery.disks[info.disk_id] = ManagedDisk(bytearray(size))
 
     def kill_host(self) -> None:
+        """Replace the disk host by a new one, as after a kill."""
         self.host.abandon()
         self.host.positions.close()
         self.host = self._open_host()
 
     def write(self, count: int = 1, length: int = 4096) -> None:
+        """Write random data to random places of the disks."""
         for _ in range(count):
             name = self.random.choice(list(self.sizes))
             offset = self.random.randrange(0, self.sizes[name] - length + 1, 512)
@@ -419,11 +424,13 @@ class Rig:
             self.history.append((self.host.positions.value, name, offset, data))
 
     async def grow(self, name: str, by_bytes: int) -> None:
+        """Make a disk larger."""
         self.growths.append((self.host.positions.value, name, self.sizes[name]))
         self.sizes[name] += by_bytes
         await self.host.resize_disk(vm=VM, disk=name, size_bytes=self.sizes[name])
 
     def disk_at(self, name: str, position: int) -> bytes:
+        """Return the expected contents of a disk at a position."""
         before = [size for at, disk, size in self.growths if disk == name and at >= position]
         data = bytearray(before[0] if before else self.sizes[name])
         for at, disk, offset, piece in self.history:
@@ -432,15 +439,17 @@ class Rig:
         return bytes(data)
 
     def managed(self, name: str) -> ManagedDisk:
+        """Return the managed disk of a disk."""
         return self.recovery.disks[self.host.disk(VM, name).state.disk_id]
 
     def check_point(self, position: int) -> None:
-        """The recovery point is, on every disk, exactly the writes up to its position."""
+        """Check that the recovery point has, on every disk, exactly the writes up to its position."""
         self.recovery.apply()
         for name in self.sizes:
             assert self.managed(name).points[position] == self.disk_at(name, position), f"disk {name} at {position}"
 
     def new_agent(self) -> HyperVAgent:
+        """Return a new agent, which does not run yet."""
         return HyperVAgent(
             host=cast(Any, InterceptedService(self.interceptor, lambda: self.host)),
             cache=cast(Any, InterceptedService(self.interceptor, lambda: self.cache)),
@@ -455,7 +464,7 @@ class Rig:
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[HyperVAgent]:
-        """A running agent, killed at the end of the block or by the wire."""
+        """Run an agent, which is killed at the end of the block or by the interceptor."""
         agent = self.new_agent()
         async with trio.open_nursery() as nursery:
             self.interceptor.scope = nursery.cancel_scope
@@ -467,16 +476,19 @@ class Rig:
                 nursery.cancel_scope.cancel()
 
     async def protect(self, agent: HyperVAgent) -> None:
+        """Begin replication of the VM, with an initial replication."""
         await agent.create_relationship(
             vm=VM, interval_s=self.interval_s, app_consistent_every_s=self.app_consistent_every_s
         )
         await agent.initial_replication(vm=VM)
 
     async def cycle(self, agent: HyperVAgent, kind: TagKind = "CrashConsistent") -> CutInfo:
+        """Run one cycle of delta replication, and return its cut."""
         return await agent.replicate_now(vm=VM, kind=kind, name="test")
 
     @contextmanager
     def cache_down(self, code: str = "CacheUnreachable", *, recoverable: bool = True) -> Iterator[None]:
+        """Let every call of the cache account fail during the block."""
         self.cache.trouble = RigError(Code.of(code), f"{code} for the test", recoverable=recoverable)
         try:
             yield

@@ -1,4 +1,4 @@
-"""An applier with an account and a vault in memory."""
+"""An applier with a cache account and a vault in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Parts = list[PartName]
 
 
 class FakeCache(CacheAccount):
-    """A cache account in memory; ``failure`` is raised by every call while it is set."""
+    """A cache account in memory; every call raises ``failure`` while that is set."""
 
     def __init__(self) -> None:
         self.blobs: dict[PartName, bytes] = {}
@@ -68,11 +68,12 @@ class FakeCache(CacheAccount):
             self.deleted.append(part)
 
     def hold(self, parts: Sequence[Packed]) -> None:
+        """Add parts without a call."""
         self.blobs.update(parts)
 
 
 class FakeVault(ApplierReports):
-    """Collects reports; deaf (raising) while ``failure`` is set."""
+    """Collects reports; ``failure``, while set, is raised for reports of applied parts."""
 
     def __init__(self, cache: FakeCache) -> None:
         self.cache = cache
@@ -122,6 +123,7 @@ class FakeVault(ApplierReports):
         self._wake()
 
     async def wait_asked(self, count: int = 1) -> None:
+        """Wait until so many requests to send parts again have come."""
         while len(self.asked) < count:
             await self.changed.wait()
 
@@ -133,21 +135,25 @@ class FakeVault(ApplierReports):
         return self.disks
 
     async def wait_rounds(self, count: int) -> None:
-        """Until ``count`` rounds that began from now on are over (threads do not stop a mock clock: count rounds)."""
+        """Wait until ``count`` rounds that begin from now on have ended; a mock clock does not wait for threads."""
         until = self.rounds + count + 1
         while self.rounds < until:
             await self.changed.wait()
 
     async def wait_failed(self) -> None:
+        """Wait for the report of a failure."""
         while not self.failed:
             await self.changed.wait()
 
     async def wait_position(self, position: int) -> None:
+        """Wait until a position is reported as applied."""
         while not self.marks or self.marks[-1].complete_position < position:
             await self.changed.wait()
 
 
 class Rig:
+    """An applier, its cache account and vault, and a site's disk."""
+
     def __init__(self, tmp_path: Path) -> None:
         (tmp_path / "site").mkdir()
         self.disk = SiteDisk(tmp_path / "site", random.Random(3))
@@ -158,6 +164,7 @@ class Rig:
         self._start(self.waits)
 
     def restart(self) -> None:
+        """Replace the vault and the applier by new ones, as after a restart of both."""
         self.vault = FakeVault(self.cache)
         self._start(None)
 
@@ -165,11 +172,13 @@ class Rig:
         self.service = RecoveryService(Applier(self.disks, self.cache, self.vault, waits), self.cache)
 
     def log(self, name: str) -> Packed:
+        """Write to the disk, tag it, and return the part that its log makes."""
         self.disk.scribble(5)
         self.disk.tag(name)
         return self.disk.close_log()
 
     def state(self, position: int) -> bytes:
+        """Return the managed disk's contents at a position."""
         view = open_view(self.disks / DISK_ID, position)
         try:
             return view.pread(0, view.size_bytes)

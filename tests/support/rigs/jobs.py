@@ -1,4 +1,4 @@
-"""Jobs of a rig in the same process, to their end."""
+"""A wait for the end of a rig's job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from siterig.testing.testbed import Testbed
 
 
 async def ended(testbed: Testbed, job: Job) -> Job:
-    """It, when it has succeeded; and with an enabling the job that follows it."""
+    """Wait until a job has succeeded, and return it; for EnableDr wait for the job that follows it, and return that."""
     while job.endTime is None:
         await trio.sleep(0.1)
         job = await testbed.vault.job(name=job.name)

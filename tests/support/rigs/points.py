@@ -7,7 +7,7 @@ from tests.support.rigs.vault_fakes import World
 
 
 async def cut(world: World, kind: str = "CrashConsistent") -> CutInfo:
-    """A delta cycle at the world's time, applied in every disk."""
+    """Make a cut at the world's time, and apply it on every disk."""
     world.position += 10
     made = CutInfo(
         vm="web01", tag_id=f"00000000-0000-4000-8000-{world.position:012}", kind=kind, name="cycle",  # type: ignore[arg-type]

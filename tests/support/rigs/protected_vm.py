@@ -32,7 +32,7 @@ Images = dict[str, Path]
 
 
 class Source:
-    """A protected VM whose disks are written to at random; copies of them."""
+    """A protected VM, random writes to its disks, and copies of them."""
 
     def __init__(self, testbed: Testbed, folder: Path) -> None:
         seed = random.randrange(1 << 32)
@@ -43,7 +43,7 @@ class Source:
         self._disks: Images = {}
 
     async def protect(self) -> None:
-        """Make the VM, and wait for its first point."""
+        """Create and protect the VM, and wait for its first point."""
         vault = self._testbed.vault
         specs = [DiskSpec(name=name, size_bytes=size) for name, size in SIZES.items()]
         made = await vault.create_vm(vm="web01", disks=specs)
@@ -55,7 +55,7 @@ class Source:
                 await trio.sleep(0.1)
 
     async def write(self) -> None:
-        """Writes that overlap, not so many that a log overflows; durable at the end."""
+        """Make overlapping writes, too few for an overflow of a log, and make them durable."""
         await trio.to_thread.run_sync(self._write)
 
     def _write(self) -> None:
@@ -69,7 +69,7 @@ class Source:
             os.close(fd)
 
     async def write_at(self, disk: str, offset: int, data: bytes) -> None:
-        """One write, durable."""
+        """Make one write, and make it durable."""
 
         def write() -> None:
             fd = os.open(self._disks[disk], os.O_WRONLY)
@@ -80,20 +80,20 @@ class Source:
         await trio.to_thread.run_sync(write)
 
     async def copy(self, name: str) -> Images:
-        """The disks as they are now."""
+        """Copy the disks in their current state."""
         made = {disk: self._folder / f"{name}-{disk}.img" for disk in self._disks}
         for disk, path in self._disks.items():
             await trio.to_thread.run_sync(shutil.copyfile, path, made[disk])
         return made
 
     async def point(self, name: str) -> tuple[Images, RecoveryPoint]:
-        """Write, copy, and take a point of the same state."""
+        """Write, copy the disks, and take a point of the same state."""
         await self.write()
         copy = await self.copy(name)
         return copy, await self._testbed.vault.create_point(vm="web01", kind="CrashConsistent", name=name)
 
     async def position(self, name: str) -> tuple[Images, int]:
-        """Write, copy, and the position of the last write: there is no point."""
+        """Write, copy the disks, and return the position of the last write, which has no point."""
         await self.write()
         copy = await self.copy(name)
         return copy, max(disk.last_position for disk in await self._testbed.site.list_disks(vm="web01"))
@@ -101,6 +101,7 @@ class Source:
 
 @asynccontextmanager
 async def protected(folder: Path) -> AsyncIterator[tuple[Testbed, Source]]:
+    """Run a rig with a protected VM during the block."""
     async with Testbed.up(folder / "rig") as testbed:
         source = Source(testbed, folder)
         await source.protect()
@@ -108,7 +109,7 @@ async def protected(folder: Path) -> AsyncIterator[tuple[Testbed, Source]]:
 
 
 async def same(copy: Images, mounted: MountedPoint) -> None:
-    """Byte by byte; names the first that differs."""
+    """Compare all bytes of a copy with a mounted point; ``cmp`` names the first difference."""
     found = {disk.name: disk.path for disk in mounted.disks}
     assert found.keys() == copy.keys()
     for disk, path in copy.items():
@@ -117,20 +118,20 @@ async def same(copy: Images, mounted: MountedPoint) -> None:
 
 
 async def retain(testbed: Testbed, upto: int) -> None:
-    """Tell the recovery side what need not be kept, as the vault's retention does."""
+    """Report to the recovery side which positions to keep, as the vault's retention does."""
     for disk in await testbed.site.list_disks(vm="web01"):
         await directory.recovery_side(testbed.layout).retain(disk_id=disk.disk_id, position=upto)
 
 
 async def floors(testbed: Testbed) -> list[int]:
-    """The oldest position of each disk that can be read."""
+    """Return the oldest position of each disk that can be read."""
     recovery = directory.recovery_side(testbed.layout)
     disks = await testbed.site.list_disks(vm="web01")
     return [(await recovery.disk_state(disk_id=disk.disk_id)).floor for disk in disks]
 
 
 async def run(*command: object) -> str:
-    """Standard output of a command that succeeds."""
+    """Run a command that must succeed, and return its standard output."""
     words = [str(word) for word in command]
     done = await trio.to_thread.run_sync(partial(subprocess.run, words, capture_output=True, text=True, check=False))
     assert done.returncode == 0, (words, done.stdout, done.stderr)
@@ -138,4 +139,5 @@ async def run(*command: object) -> str:
 
 
 async def siterig(testbed: Testbed, *arguments: object) -> str:
+    """Run a command on the rig, and return its standard output."""
     return await run(*SITERIG, *arguments, "--dir", testbed.layout.root)

@@ -1,4 +1,4 @@
-"""In-memory stand-ins for the roles around the vault.  Each call may be made to fail once or for ever."""
+"""Stand-ins in memory for the roles around the vault.  Each call can fail once or always."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ START_NS = clocks.START_NS
 
 
 class World:
-    """The site, the recovery side and the recovery host, as far as the vault can see them."""
+    """The site, the recovery side and its disk host, as far as the vault sees them."""
 
     def __init__(self) -> None:
         self.clock = clocks.SettableClock()
@@ -51,32 +51,33 @@ class World:
         self.managed: dict[str, Watermark] = {}
         self.cached: list[tuple[str, CutInfo]] = []
         self.calls: list[str] = []
-        self.failing: dict[str, RigError] = {}  # call -> what it raises, until removed
+        self.failing: dict[str, RigError] = {}  # call -> the error that it raises, until removed
         self.failing_once: dict[str, RigError] = {}
-        self.held: dict[str, trio.Event] = {}  # call -> it waits for this
-        self.downgrading: str | None = None  # why no point is application-consistent
-        self.apply = True  # the applier works by itself
+        self.held: dict[str, trio.Event] = {}  # call -> the event for which it waits
+        self.downgrading: str | None = None  # the reason why no point is application-consistent
+        self.apply = True  # the applier works without a command
         self.vault: Vault | None = None
         self.retained: dict[str, int] = {}
         self.asked_again: list[tuple[str, list[str]]] = []
-        self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if not here
+        self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if missing
         self.times: dict[str, dict[int, int]] = {}  # disk -> position -> time of the record there
         self.written_bytes: dict[str, int | None] = {}  # disk -> bytes written at the site after a failover
         self.asked_after: list[int] = []
-        self.coming: list[DownloadedDisk] = []  # what a failback's check was about
+        self.coming: list[DownloadedDisk] = []  # the disks of the last check of a failback
         self.mounted_points: dict[tuple[str, str], MountedPointInfo] = {}
 
     @property
     def now_ns(self) -> int:
-        """Wall time."""
+        """The wall time."""
         return self.clock.wall_ns()
 
     @now_ns.setter
     def now_ns(self, wall_ns: int) -> None:
-        """Time passes until then."""
+        """Let time pass until a wall time."""
         self.clock.advance_ns(wall_ns - self.clock.wall_ns())
 
     async def called(self, name: str) -> None:
+        """Record a call, and let it wait or fail if the test wants that."""
         self.calls.append(name)
         await trio.lowlevel.checkpoint()
         if name in self.held:
@@ -88,25 +89,31 @@ class World:
                 raise error
 
     async def check_shut_down(self, disks: list[Path]) -> None:
+        """Record a check that the disks' guests can be shut down."""
         await self.called("check_shut_down")
 
     async def shut_down(self, disks: list[Path]) -> None:
+        """Record a shutdown of the disks' guests."""
         await self.called(f"shut_down {len(disks)} disks")
 
     def rename(self, side: dict[str, dict[str, DiskInfo]], vm: str, name: str) -> None:
+        """Rename a VM of one side."""
         if vm in side:
             side[name] = {disk.name: disk.model_copy(update={"vm": name}) for disk in side.pop(vm).values()}
 
     def lose_site(self) -> None:
+        """Let all calls of the site fail."""
         error = RigError(Code.RoleUnavailable, "role site cannot be reached", recoverable=True)
         for name in vars(FakeProvider):
             self.failing[f"site.{name}"] = error
 
-    def mend(self) -> None:
+    def stop_failing(self) -> None:
+        """Let all calls succeed again."""
         self.failing.clear()
         self.failing_once.clear()
 
     def disk(self, vm: str, name: str, size_bytes: int, disk_id: str | None = None) -> DiskInfo:
+        """Return the description of a new disk."""
         return DiskInfo(
             vm=vm, name=name, disk_id=disk_id or str(uuid.uuid4()), size_bytes=size_bytes, path=f"/mnt/{vm}/{name}.img",
             folder=f"/disks/{vm}", tracked=True, generation=1, last_seq=0, last_position=0, unsent_log_bytes=0,
@@ -115,6 +122,7 @@ class World:
         )  # fmt: skip
 
     async def report(self, disk_id: str, cut: CutInfo | None = None) -> None:
+        """Report the watermark of a disk to the vault, with a cut's tag if there is one."""
         assert self.vault is not None
         tags = []
         if cut is not None:
@@ -122,18 +130,20 @@ class World:
         await self.vault.reports.applied(watermark=self.managed[disk_id], tags=tags)
 
     async def synced(self, vm: str) -> None:
-        """The sync of the VM's present generation is applied."""
+        """Report that the sync of the VM's current generation is applied."""
         for disk in self.site[vm].values():
             self.managed[disk.disk_id] = self.mark(disk.disk_id, disk.generation, self.position, 0)
             await self.report(disk.disk_id)
 
     def mark(self, disk_id: str, generation: int, position: int, log_seq: int) -> Watermark:
+        """Return a watermark of a disk whose sync is complete."""
         return Watermark(
             disk_id=disk_id, generation=generation, sync_parts=1, sync_complete=True, log_seq=log_seq,
             complete_position=position, complete_time_ns=START_NS + position,
         )  # fmt: skip
 
     async def apply_cached(self) -> None:
+        """Apply all cuts that are in the cache account, and report them."""
         cached, self.cached = self.cached, []
         for vm, cut in cached:
             for disk in self.site[vm].values():
@@ -142,6 +152,8 @@ class World:
 
 
 class FakeProvider(Provider):
+    """The site's provider, whose calls change the world."""
+
     def __init__(self, world: World) -> None:
         self.world = world
 
@@ -259,6 +271,8 @@ class FakeProvider(Provider):
 
 
 class FakeRecovery(RecoverySide):
+    """The recovery side, whose calls change the world."""
+
     def __init__(self, world: World) -> None:
         self.world = world
 
@@ -331,16 +345,18 @@ class FakeRecovery(RecoverySide):
 
 
 class FakeHost:
-    """The recovery side's disk host: only what the vault may ask of it."""
+    """The recovery side's disk host, with the calls that the vault makes."""
 
     def __init__(self, world: World) -> None:
         self.world = world
 
     async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
+        """Return the disks of one VM or of all VMs."""
         await self.world.called("azure.list_disks")
         return [disk for name, disks in self.world.azure.items() if vm in (None, name) for disk in disks.values()]
 
     async def remove_vm(self, *, vm: str) -> None:
+        """Remove a VM, whose disks must not be open."""
         await self.world.called("azure.remove_vm")
         if any(disk.open_handles for disk in self.world.azure[vm].values()):
             raise RigError(Code.DiskInUse, f"a disk of VM {vm!r} is open")
@@ -349,6 +365,7 @@ class FakeHost:
     async def create_disk_from_point(
         self, *, vm: str, name: str, managed_disk: str, position: int, sector_bytes: SectorBytes = 512
     ) -> DiskInfo:
+        """Create a disk at a position of a managed disk."""
         await self.world.called("azure.create_disk_from_point")
         disk = self.world.disk(vm, name, 1 << 30, str(uuid.uuid4())).model_copy(update={"sector_bytes": sector_bytes})
         assert name not in self.world.azure.setdefault(vm, {})
@@ -357,19 +374,23 @@ class FakeHost:
         return disk
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
+        """Rename a VM."""
         await self.world.called("azure.rename_vm")
         self.world.rename(self.world.azure, vm, name)
 
     async def check_promotion(self, *, vm: str) -> None:
+        """Allow every promotion."""
         await self.world.called("azure.check_promotion")
 
     async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+        """Return the VM's disks, which stay as they are."""
         await self.world.called("azure.promote_vm")
         return list(self.world.azure[vm].values())
 
     async def open_mounted_point(
         self, *, vm: str, name: str, position: int, disks: list[MountedPointSource], time_ns: int | None = None
     ) -> MountedPointInfo:
+        """Mount a state of disks."""
         await self.world.called("azure.open_mounted_point")
         shown = [
             MountedPointDisk(
@@ -382,17 +403,19 @@ class FakeHost:
         return self.world.mounted_points[vm, name]
 
     async def close_mounted_point(self, *, vm: str, name: str) -> None:
+        """Unmount a state."""
         await self.world.called("azure.close_mounted_point")
         self.world.mounted_points.pop((vm, name), None)
 
     async def list_mounted_points(self, *, vm: str | None = None) -> list[MountedPointInfo]:
+        """Return the mounted states of one VM or of all VMs."""
         await self.world.called("azure.list_mounted_points")
         return [info for info in self.world.mounted_points.values() if vm in (None, info.vm)]
 
 
 @asynccontextmanager
 async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
-    """A vault that runs on the database in ``folder``; leaving the block is a kill of it."""
+    """Run a vault on the database in ``folder`` during the block, and kill it at the end."""
     host: Any = FakeHost(world)
     vault = Vault(
         f"sqlite:///{folder}/vault.db",
@@ -414,7 +437,7 @@ async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
 
 
 async def ended(vault: Vault, job: Job) -> Job:
-    """The job after its end; waits for that as the vault's own tasks wait."""
+    """Wait for the end of a job, as the vault's own tasks wait, and return it."""
 
     def over(session: Session) -> bool | None:
         row = session.scalars(select(JobRow).where(JobRow.name == job.name)).one()
@@ -425,7 +448,7 @@ async def ended(vault: Vault, job: Job) -> Job:
 
 
 async def idle(vault: Vault) -> None:
-    """No job is open (the end of one may have begun another)."""
+    """Wait until no job is running; the end of one may have begun another."""
     while running_jobs := [job for job in await vault.jobs() if job.endTime is None]:
         for job in running_jobs:
             await ended(vault, job)
@@ -434,7 +457,7 @@ async def idle(vault: Vault) -> None:
 async def protected(
     vault: Vault, vm: str = "web01", disks: tuple[str, ...] = ("data", "os"), *, interval_s: float = 30
 ) -> None:
-    """A VM that is made and protected."""
+    """Create and protect a VM."""
     await vault.create_vm(vm=vm, disks=[DiskSpec(name=name, size_bytes=1 << 30) for name in disks])
     await vault.enable_protection(vm=vm, interval_s=interval_s)
     await idle(vault)

@@ -10,7 +10,6 @@ from tests.support import language
 
 PENDING: dict[str, set[str]] = {
     "tests": {
-        "tests/support/rigs",
         "tests/unit/siterig/images",
         "tests/unit/vault",
     },

@@ -128,7 +128,7 @@ async def test_a_failed_operation_can_be_repeated_and_points_continue(
         world.failing[call] = ERROR
         job = await ended(vault, await operate(vault))
         assert (job.state, job.errors[-1].code) == ("Failed", "Injected")
-        world.mend()
+        world.stop_failing()
 
         if after is not None:
             (item,) = await vault.items()

@@ -86,7 +86,7 @@ async def test_one_in_use_is_tried_again_until_it_is_not(
             while world.calls.count("azure.close_mounted_point") < 3:  # noqa: ASYNC110 (see until_gone)
                 await trio.sleep(0.005)
         assert await names(vault) == ["lent"]
-        world.mend()
+        world.stop_failing()
         await until_gone(vault)
 
 

@@ -221,7 +221,7 @@ async def test_replication_continues_after_a_failure_past_the_preflight(tmp_path
         assert (job.state, job.errors[-1].code) == ("Failed", "DiskFull")
         assert await vault.reports.may_replicate(vm="web01")
         assert "site.suspend" not in world.calls
-        world.mend()
+        world.stop_failing()
         job = await ended(vault, await operate(vault))
         assert job.state == "Succeeded"
         assert not await vault.reports.may_replicate(vm="web01")

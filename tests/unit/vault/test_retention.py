@@ -168,7 +168,7 @@ async def test_a_recovery_side_that_was_away_is_told_soon_after_and_the_wait_end
         world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "the applier does not answer", recoverable=True)
         assert not await vault.retention.round()
         assert {wait.code for wait in vault.context.waits.list()} == {"RoleUnavailable"}
-        world.mend()
+        world.stop_failing()
         assert await vault.retention.round()
         assert vault.context.waits.list() == []
         assert world.retained
@@ -257,7 +257,7 @@ async def test_a_recovery_side_that_is_away_is_told_in_a_later_round(tmp_path: P
         world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "role applier cannot be reached", recoverable=True)
         await vault.retention.round()
         assert world.retained == {}
-        world.mend()
+        world.stop_failing()
         await vault.retention.round()
         assert set(world.retained.values()) == {10}
 

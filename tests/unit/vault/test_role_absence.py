@@ -70,7 +70,7 @@ async def test_a_planned_failover_waits_for_a_role_that_is_started_again(tmp_pat
         (task,) = [task for task in shown.tasks if task.state == "InProgress"]
         assert task.waiting_for is not None
         assert [wait.vm for wait in vault.context.waits.list()] == ["web01"]
-        world.mend()
+        world.stop_failing()
         await vault.reports.report_roles(roles=states())
         job = await ended(vault, job)
         assert (job.state, [error.code for error in job.errors]) == ("Succeeded", [])
@@ -161,7 +161,7 @@ async def test_an_unplanned_failover_shuts_down_a_source_that_restarts(tmp_path:
         world.failing["site.shutdown_vm"] = agent_away()
         job = await vault.unplanned_failover(vm="web01", point="Latest", source_actions=True)
         await until(lambda: "site.shutdown_vm" in world.calls)
-        world.mend()
+        world.stop_failing()
         await vault.reports.report_roles(roles=states())
         job = await ended(vault, job)
         assert (job.state, job.errors) == ("Succeeded", [])

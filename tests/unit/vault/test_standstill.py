@@ -282,7 +282,7 @@ async def test_unusable_parts_are_requested_and_a_refusal_is_a_wait(tmp_path: Pa
         await trio.testing.wait_all_tasks_blocked()
         (wait,) = it.vault.context.waits.list()
         assert (wait.vm, wait.code) == ("web01", "CacheForbidden")
-        it.world.mend()
+        it.world.stop_failing()
         await it.vault.reports.send_again(disk_id=disk_id, parts=["a"])
         await trio.testing.wait_all_tasks_blocked()
         assert it.world.asked_again == [("web01", ["a"])]
@@ -304,7 +304,7 @@ async def test_a_part_that_fails_again_makes_a_resync_due_and_is_named(tmp_path:
         for _ in range(3):
             assert await asked("a") is None, "the site has not sent it"
             await trio.sleep(SENT_S)
-        world.mend()
+        world.stop_failing()
         assert await asked("a") is None
         await trio.sleep(SENT_S / 2)
         assert await asked("a") is None, "nobody has looked at it since"

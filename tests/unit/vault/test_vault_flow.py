@@ -169,7 +169,7 @@ async def test_the_whole_way_there_and_back(tmp_path: Path) -> None:
         (item,) = await vault.items()
         assert item.lastRpoInSeconds is None
 
-        world.mend()
+        world.stop_failing()
         world.apply = True
         job = await ended(vault, await vault.failback(vm="web01"))
         assert (job.state, job.scenarioName) == ("Succeeded", "PlannedFailover")
@@ -219,7 +219,7 @@ async def test_planned_failover_does_not_run_if_the_vm_is_not_shut_down(tmp_path
         assert world.azure == {}
         assert (await state_of(world))[0] == "PlannedFailoverFailed"
         assert await vault.reports.may_replicate(vm="web01")
-        world.mend()
+        world.stop_failing()
         job = await ended(vault, await vault.planned_failover(vm="web01"))
         assert job.state == "Succeeded"
         assert job.recovery_point is not None
@@ -233,7 +233,7 @@ async def test_after_a_failed_unplanned_failover_a_resync_is_the_way_back(tmp_pa
         await protected(vault)
         world.failing["azure.create_disk_from_point"] = RigError(Code.DiskFull, "no space")
         await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
-        world.mend()
+        world.stop_failing()
         assert await state_of(world) == ("UnplannedFailoverFailed", "Primary", "None")
         await ended(vault, await vault.resync(vm="web01"))
         assert await state_of(world) == ("Protected", "Primary", "None")
@@ -271,7 +271,7 @@ async def test_failback_repeats_an_export_after_a_lost_part_a_few_times(tmp_path
         job = await ended(vault, await vault.failback(vm="web01"))
         assert (job.state, job.errors[0].code) == ("Failed", code)
         assert world.calls.count("recovery.export_disk") == failback_tasks.EXPORTS_MAX
-        world.mend()
+        world.stop_failing()
         world.calls.clear()
         world.failing_once["site.receive_disk"] = RigError(Code.of(code), "part 3 is lost")
         assert (await ended(vault, await vault.failback(vm="web01"))).state == "Succeeded"
@@ -450,7 +450,7 @@ async def test_a_bug_in_a_task_fails_its_job_only(tmp_path: Path) -> None:
             "InternalError",
             "task PrepareTestProtectedEntitiesTask crashed: ZeroDivisionError('oops')",
         )
-        world.mend()
+        world.stop_failing()
         assert (await ended(vault, await vault.test_failover(vm="web01", point="Latest"))).state == "Succeeded"
 
 

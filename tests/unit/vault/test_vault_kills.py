@@ -157,7 +157,7 @@ async def test_a_role_that_stays_away_fails_the_job_and_enabling_again_goes_on(
         (job,) = await vault.jobs()
         assert (job.state, job.errors[0].code) == ("Failed", "RoleUnavailable")
         assert (await vault.items())[0].protectionState == "InitialReplicationFailed"
-        world.mend()
+        world.stop_failing()
         await vault.enable_protection(vm="web01", interval_s=30)
         await idle(vault)
         assert (await vault.items())[0].protectionState == "Protected"

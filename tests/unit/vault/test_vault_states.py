@@ -141,7 +141,7 @@ async def test_every_sequence_of_operations_faults_and_kills_allows_another(
                 if not kill:
                     await idle(vault)
                     await check_resting(vault, world)
-            world.mend()
+            world.stop_failing()
         async with running(world, Path(folder)) as vault:
             await idle(vault)
             await check_resting(vault, world)

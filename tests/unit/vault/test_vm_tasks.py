@@ -125,7 +125,7 @@ async def test_a_deletion_that_a_kill_interrupted_is_completed(tmp_path: Path) -
         job = await vault.delete_vm(vm="web01")
         while "site.delete_vm" not in world.calls:
             await vault.job(name=job.name)
-    world.mend()
+    world.stop_failing()
     del world.site["web01"]  # it was done before the kill
     async with running(world, tmp_path) as vault:
         assert (await ended(vault, job)).state == "Succeeded"
