@@ -114,7 +114,7 @@ class Killed(BaseException):
     """The end of a killed process."""
 
 
-def test_the_state_ends_tracking_before_a_write_is_not_logged(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_are_logged_until_the_state_records_the_end_of_tracking(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(_state: DiskState, _path: Path) -> None:
         disk.write(4096, b"in between")
         raise Killed

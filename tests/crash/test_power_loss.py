@@ -1,4 +1,4 @@
-"""Tests of states that a power loss or a kill may leave of disks with random lives: recovery reports all truly.
+"""Tests of states that a power loss or a kill may leave of disks with random lives: recovery reports each correctly.
 
 ``SITERIG_STATES`` (default 1500) is the number of checked states; ``SITERIG_SEED`` repeats a run.
 """
@@ -196,7 +196,7 @@ def damage(state: State, rng: random.Random) -> tuple[str, State]:
     return name, state | {name: bytes(data)}
 
 
-def test_recovery_reports_each_state_after_a_crash_truly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recovery_reports_each_state_after_a_crash_correctly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     print(f"SITERIG_STATES={STATES} SITERIG_SEED={SEED}")
     monkeypatch.setattr(disk_log, "SEGMENT_BYTES_MIN", SEGMENT_BYTES)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
