@@ -33,7 +33,7 @@ def borrower() -> Iterator[Borrower]:
 
 
 async def names(vault: Vault) -> list[str]:
-    """Of the rows: what the recovery host has may be another thing."""
+    """Return the names in the database; the recovery host may have others."""
     return await vault.context.database.transact(lambda session: list(session.scalars(select(MountRow.name))))
 
 

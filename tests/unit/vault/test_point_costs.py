@@ -1,4 +1,4 @@
-"""What it takes to create a recovery point does not grow with what came before it: the same work after much as after little.
+"""The work for a new recovery point does not grow with the points and records before it.
 
 Work is counted, not timed: calls of functions, operations of Python and of the engine on files, steps of the database.
 """

@@ -1,4 +1,4 @@
-"""What users name recovery points, and points that are found by their names."""
+"""Users name recovery points, and find points by these names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which recovery points go: the rules by themselves, and the vault that keeps to them."""
+"""Retention deletes expired recovery points: the rules alone, and the vault that follows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vault is killed at every change, commit and call of a round of its retention: nothing that is kept goes with it."""
+"""The vault is killed at every change, commit and call of a round of its retention: no kept point is lost."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.slow
 
 KILLED = 9
 VMS = ("db01", "web01")
-TOLD = "told"
-"""File of what the recovery side was told, which outlives the vault: a line a call."""
+RELEASED = "released"
+"""Name of the file with the calls of ``retain`` of the recovery side, one line each; it outlives the vault."""
 
 
-class TellingWorld(World):
-    """Its recovery side notes what it is told in the vault's folder."""
+class RecordingWorld(World):
+    """A world whose recovery side records the released positions in the vault's folder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class TellingWorld(World):
         self.kept: dict[str, set[str]] = {}
         self.step: Callable[[str], None] = lambda _name: None
 
-    def told(self) -> list[tuple[str, int]]:
-        path = self.folder / TOLD
+    def released(self) -> list[tuple[str, int]]:
+        path = self.folder / RELEASED
         return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
     async def live(self, vault: Vault) -> None:
-        """Two VMs, protected, with points of two days; nothing was pruned yet."""
+        """Protect two VMs, and give them points of two days, of which none is pruned yet."""
         for vm in VMS:
             await vault.create_vm(vm=vm, disks=[DiskSpec(name=name, size_bytes=1 << 30) for name in ("data", "os")])
             await vault.enable_protection(vm=vm, interval_s=30)
@@ -67,7 +67,7 @@ class TellingWorld(World):
             self.kept[vm] = {point.id for point in facts} - set(gone)
 
     async def round(self) -> None:
-        """One, by a vault that was started for it; every step of it is told of."""
+        """Do one round of retention with a new vault; ``step`` is called at each of its steps."""
         async with running(self, self.folder) as vault:
             await idle(vault)
             engine = vault.context.database.engine
@@ -84,16 +84,16 @@ class TellingWorld(World):
         return {point.id: point.position for point in await vault.points(vm=vm)}
 
 
-class TellingRecovery(FakeRecovery):
+class RecordingRecovery(FakeRecovery):
     async def retain(self, *, disk_id: str, position: int) -> None:
-        assert isinstance(self.world, TellingWorld)
+        assert isinstance(self.world, RecordingWorld)
         self.world.step("retain")
-        with (self.world.folder / TOLD).open("a") as told:
-            told.write(json.dumps([disk_id, position]) + "\n")
+        with (self.world.folder / RELEASED).open("a") as file:
+            file.write(json.dumps([disk_id, position]) + "\n")
         await super().retain(disk_id=disk_id, position=position)
 
 
-def killed_in_round(world: TellingWorld, kill_at: int) -> None:
+def killed_in_round(world: RecordingWorld, kill_at: int) -> None:
     left = [kill_at]
 
     def step(_name: str) -> None:
@@ -111,23 +111,23 @@ def killed_in_round(world: TellingWorld, kill_at: int) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
 
 
-async def check_and_finish(world: TellingWorld, what: str) -> set[str]:
-    """What a start finds after the kill, and what the next round makes of it; VMs that had been pruned before it."""
+async def check_and_finish(world: RecordingWorld, what: str) -> set[str]:
+    """Check the points after a restart, and after the next round; return the VMs that were pruned before the kill."""
     pruned = set()
     async with running(world, world.folder) as vault:
         disks = {vm: {disk.disk_id for disk in world.site[vm].values()} for vm in VMS}
         for vm in VMS:
             listed = await world.listed(vault, vm)
             assert listed.keys() >= world.kept[vm], what
-            told = [position for disk_id, position in world.told() if disk_id in disks[vm]]
-            assert not told or max(told) <= min(listed.values()), (
-                f"{what}: the recovery side gives up a point that is listed"
+            released = [position for disk_id, position in world.released() if disk_id in disks[vm]]
+            assert not released or max(released) <= min(listed.values()), (
+                f"{what}: the recovery side released a point that is listed"
             )
             if listed.keys() == world.kept[vm]:
                 pruned.add(vm)
             else:
                 assert len(listed) == 25, f"{what}: some are pruned, some are not"
-        for cut in world.cuts:  # the applier tells anew of what is in its journals
+        for cut in world.cuts:  # the applier reports again all points in its journals
             for disk_id in sorted(disks[cut.vm]) if cut.tag_id not in world.kept[cut.vm] else ():
                 await world.report(disk_id, cut)
         for vm in pruned:
@@ -137,14 +137,16 @@ async def check_and_finish(world: TellingWorld, what: str) -> set[str]:
             listed = await world.listed(vault, vm)
             assert listed.keys() == world.kept[vm], what
             for disk_id in disks[vm]:
-                assert [position for told, position in world.told() if told == disk_id][-1] == min(listed.values()), what
+                assert [position for released_of, position in world.released() if released_of == disk_id][-1] == min(
+                    listed.values()
+                ), what
     return pruned
 
 
 def test_a_kill_between_any_two_steps_of_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vault_fakes, "FakeRecovery", TellingRecovery)
+    monkeypatch.setattr(vault_fakes, "FakeRecovery", RecordingRecovery)
     monkeypatch.setattr(points, "_IDS_IN_QUERY", 4)
-    world, ready = TellingWorld(), tmp_path / "ready"
+    world, ready = RecordingWorld(), tmp_path / "ready"
 
     async def live() -> None:
         async with running(world, ready) as vault:

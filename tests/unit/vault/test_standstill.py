@@ -27,7 +27,7 @@ INTERVAL_S = 30
 
 
 class Watched:
-    """A vault that looks for what stands still when the test says so, a second of elapsed time apart or more."""
+    """A vault that looks for standstills when the test calls it, after at least a second of elapsed time."""
 
     def __init__(self, world: World, vault: Vault) -> None:
         self.world, self.vault = world, vault

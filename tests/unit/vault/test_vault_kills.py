@@ -1,4 +1,4 @@
-"""The vault is killed, or a role around it is away for a moment: nothing is lost and one can go on."""
+"""The vault is killed, or a role around it is absent for a moment: nothing is lost, and work continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which operation is allowed in which state, and that there is always one."""
+"""Each state of a VM allows some operations and refuses the others; at least one is always allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What qemu-img fails with is told by the codes of a copy without it: by a program in its place, with its words."""
+"""A failure of qemu-img has the same error code as a copy without it; a fake program prints its messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Says = Callable[[str], None]
 
 @pytest.fixture
 def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Says:
-    """Sets what ``qemu-img`` says before it fails."""
+    """Return a function that sets the message of ``qemu-img``, which then fails."""
     folder = tmp_path / "programs"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")

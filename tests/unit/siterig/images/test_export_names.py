@@ -1,4 +1,4 @@
-"""What an exported image may replace: a file, if that was said, and nothing else."""
+"""An exported image replaces a file only if the user allows it, and nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fifo(path: Path) -> None:
 
 
 def device(path: Path) -> None:
-    """Of its own: nothing is behind its number."""
+    """Create a device node whose number has no driver."""
     try:
         os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(60, 200))  # "local/experimental use"
     except PermissionError:

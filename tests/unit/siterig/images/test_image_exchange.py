@@ -44,7 +44,7 @@ def disk_bytes(path: Path, seed: int) -> Path:
 
 
 def as_vhd(path: Path) -> Path:
-    """What a mount shows beside a disk: the same with a footer."""
+    """Copy a disk with a footer, as a mount shows it."""
     made = path.with_suffix(".vhd")
     shutil.copyfile(path, made)
     with made.open("ab") as file:
@@ -189,7 +189,7 @@ def children() -> list[int]:
 async def test_a_conversion_that_is_cancelled_ends_its_process_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A conversion that never ends, so that it is cancelled in the midst of it."""
+    """A conversion that never ends, so that it is cancelled during its work."""
     programs, folder = tmp_path / "bin", tmp_path / "images"
     programs.mkdir()
     folder.mkdir()
