@@ -47,6 +47,7 @@ esac
 NPM = """#!/bin/bash
 [ "$1" = --version ] && { echo v24.0.0; exit; }
 echo npm >>"$CALLS"
+case " $* " in *" ci "*) rm -rf "$ROOT/node_modules" ;; esac
 mkdir -p "$ROOT/node_modules"
 """
 
@@ -323,6 +324,21 @@ def test_packages_that_only_the_tests_need_are_installed_for_tests_only(checkout
     assert (drill.returncode, "Debian" in drill.stderr) == (0, False)
     assert "rig:   Debian packages, with apt-get: fio" in checkout.run("test", PATH=path).stderr.splitlines()
     assert "apt-get" not in checkout.run("test", PATH=path).stderr
+
+
+def test_npm_packages_of_the_tests_are_added_and_those_of_a_running_rig_stay(checkout: Checkout) -> None:
+    checkout.run("drill")
+    azurite = checkout.root / "node_modules" / "azurite"
+    azurite.touch()
+    assert checkout.calls() == ["build", "npm", "packages", "venv"]
+    announced = checkout.run("test").stderr.splitlines()
+    assert (
+        f"rig:   npm packages of package-lock.json that only the tests need, into {checkout.root}/node_modules" in announced
+    )
+    assert "npm" in checkout.calls()
+    assert azurite.exists()
+    checkout.run("test")
+    assert "npm" not in checkout.calls()
 
 
 CONFIGURATION = Path("/etc/postgresql-common")
