@@ -113,9 +113,11 @@ async def detach(loop: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
     """Detach a loop device and wait for that (``VmBusy`` if something keeps it open); do nothing if it is detached."""
     if _backing_file(loop) is None:
         return
+    attached = _attachment(loop)
     result = await _run("losetup", "--detach", loop)
     with trio.CancelScope(shield=True), clock.move_on_after(_DETACH_TIMEOUT_S):
-        while _backing_file(loop) is not None:
+        # Another process may attach a file of its own to a free device at once.
+        while _backing_file(loop) is not None and _attachment(loop) == attached:
             await clock.sleep(0.01)
         return
     holders = await trio.to_thread.run_sync(_processes_at, loop)
@@ -406,6 +408,14 @@ def _backing_file(loop: str) -> str | None:
     except OSError:
         return None
     return text.rstrip("\n").removesuffix(" (deleted)") or None
+
+
+def _attachment(loop: str) -> str:
+    """Return the kernel's number of what is attached: it is new after each attach (``diskseq``, Linux 5.15)."""
+    try:
+        return Path("/sys/block", Path(loop).name, "diskseq").read_text("ascii")
+    except OSError:
+        return ""
 
 
 def loop_uses() -> list[DiskUse]:

@@ -35,8 +35,8 @@ class Source:
     """A protected VM, random writes to its disks, and copies of them."""
 
     def __init__(self, testbed: Testbed, folder: Path) -> None:
-        seed = random.randrange(1 << 32)
-        print(f"seed {seed}")
+        seed = int(os.environ.get("SITERIG_SEED") or random.randrange(1 << 32))
+        print(f"SITERIG_SEED={seed}")
         self._rng = random.Random(seed)
         self._testbed = testbed
         self._folder = folder

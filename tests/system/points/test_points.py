@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -177,9 +178,10 @@ def full(folder: Path) -> Iterator[Path]:
 @needs_program("qemu-img")
 async def test_an_export_fails_in_the_same_way_in_every_format(folder: Path, full: Path) -> None:
     async with protected(folder) as (testbed, source):
-        copy, point = await source.point("last")
-        disk = await trio.Path(copy["os"]).read_bytes()
-        at = next(at for at in range(SIZES["os"] // 2, len(disk), 4096) if disk[at : at + 512].count(0) < 32)
+        await source.write()
+        at, piece = SIZES["os"] // 2, random.randbytes(512)
+        await source.write_at("os", at, piece)  # one write, so that one file contains the piece as a whole
+        point = await testbed.vault.create_point(vm="web01", kind="CrashConsistent", name="last")
 
         async def refused(format_: str, to: Path) -> str:
             what = ["point", "export", "web01", "--disk", "os", "--point", point.id, "--format", format_, "--to", str(to)]
@@ -193,7 +195,7 @@ async def test_an_export_fails_in_the_same_way_in_every_format(folder: Path, ful
             said = await refused(format_, full / "x")
             assert said.startswith(f"siterig: error: {full / 'x'}: "), format_
             assert said.endswith(" (DiskFull)\n"), format_
-        await trio.to_thread.run_sync(spoil, testbed.layout.managed_disks, disk[at : at + 512])
+        await trio.to_thread.run_sync(spoil, testbed.layout.managed_disks, piece)
         (folder / "out").mkdir()
         found: dict[str, int] = {}
         for format_ in ("raw", "vhd", "qcow2", "vhdx", "vmdk"):

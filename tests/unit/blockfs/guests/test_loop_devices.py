@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import trio
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.guests import loop_devices
@@ -55,6 +57,30 @@ async def test_an_unused_disk_has_no_uses(tmp_path: Path) -> None:
     disk = tmp_path / "idle.img"
     disk.touch()
     assert await loop_devices.uses(disk) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/loop-control").exists(), reason="needs root and loop devices")
+async def test_a_device_that_another_process_attaches_at_once_is_detached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A free loop device has no owner: ``losetup --find`` of any process takes it."""
+    disk, other, programs = tmp_path / "disk.img", tmp_path / "other.img", tmp_path / "programs"
+    for path in (disk, other):
+        path.write_bytes(bytes(MIB))
+    programs.mkdir()
+    losetup = shutil.which("losetup")
+    assert losetup is not None
+    loop = await loop_devices.attach(disk)
+    fake = programs / "losetup"
+    fake.write_text(f'#!/bin/sh\n{losetup} "$@" && {losetup} {loop} {other}\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    try:
+        await loop_devices.detach(loop)
+        assert [use.disk for use in loop_devices.loop_uses() if use.loop == loop] == [str(other)]
+    finally:
+        await trio.run_process([losetup, "--detach", loop])
 
 
 def test_mountinfo_with_any_name_can_be_read() -> None:
