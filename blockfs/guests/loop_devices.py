@@ -411,7 +411,7 @@ def _backing_file(loop: str) -> str | None:
 
 
 def _attachment(loop: str) -> str:
-    """Return the kernel's number of what is attached: it is new after each attach (``diskseq``, Linux 5.15)."""
+    """Return the kernel's number of the attached file: each attach has a new one (``diskseq``, Linux 5.15)."""
     try:
         return Path("/sys/block", Path(loop).name, "diskseq").read_text("ascii")
     except OSError:

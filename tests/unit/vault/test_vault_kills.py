@@ -87,7 +87,7 @@ async def test_a_kill_in_a_failover_fails_it_by_task_and_it_can_be_tried_again(
         assert [(error.code, error.message) for error in job.errors] == [
             (
                 "VaultStopped",
-                f"the vault was stopped while task {task} of job {job.name} ({job.friendlyName}) was in progress; ask for "
+                f"the vault was stopped while task {task} of job {job.name} ({job.friendlyName}) was in progress; start "
                 "the operation again",
             )
         ]
