@@ -45,7 +45,7 @@ async def main(root: Path, mountpoint: Path, *, tracked: bool, fuse_server: Fuse
         await host.stop_tracking(vm="bench")
     host.close()
     if abandoned:
-        raise SystemExit(f"a log was given up, so the figures are not of a tracked disk: {abandoned}")
+        raise SystemExit(f"a log was abandoned, so the figures are not of a tracked disk: {abandoned}")
 
 
 if __name__ == "__main__":

@@ -399,7 +399,7 @@ static void run_round(const char *folder)
 	printf("round %" PRIu64 ": %s, faults %s, a full log is %s, limits: log %" PRIu64 ", snapshot %" PRIu64
 	       "; %" PRIu64 " requests\n",
 	       round_number, the_round.over_view ? "top over a view" : "raw", fault_names[the_round.fault],
-	       the_round.abandon_when_full ? "given up" : "refused", the_round.kept_bytes_max, the_round.snapshot_bytes_max,
+	       the_round.abandon_when_full ? "abandoned" : "refused", the_round.kept_bytes_max, the_round.snapshot_bytes_max,
 	       the_round.done);
 	for (int i = 0; i < VICTIMS; i++)
 		check_victim(&the_round.victims[i]);
