@@ -110,7 +110,11 @@ async def attach(disk: Path, *, read_only: bool = False, sector_bytes: int = 512
 
 
 async def detach(loop: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
-    """Detach a loop device and wait for that (``VmBusy`` if something keeps it open); do nothing if it is detached."""
+    """Detach a loop device and wait for that; do nothing if it is detached.
+
+    Raises:
+        RigError: ``VmBusy`` names the processes that keep it open, or in whose mount namespace it is mounted.
+    """
     if _backing_file(loop) is None:
         return
     attached = _attachment(loop)
@@ -121,7 +125,9 @@ async def detach(loop: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
             await clock.sleep(0.01)
         return
     holders = await trio.to_thread.run_sync(_processes_at, loop)
-    raise RigError(Code.VmBusy, f"loop device {loop} is still open: {_named(holders) or _reason(result)}", recoverable=True)
+    elsewhere = [f"{process}, in its mount namespace" for process in await trio.to_thread.run_sync(_mounted_elsewhere, loop)]
+    by = _named(holders + elsewhere) or _reason(result)
+    raise RigError(Code.VmBusy, f"loop device {loop} is still open: {by}", recoverable=True)
 
 
 async def mkfs(device: str, filesystem: str, label: str) -> None:
@@ -480,6 +486,27 @@ def _processes_at(where: str) -> list[str]:
         except OSError:
             continue  # it ended meanwhile, or this process may not look at it
     return found
+
+
+def _mounted_elsewhere(loop: str) -> list[str]:
+    """Return ``name (pid)`` of one process of each other mount namespace in which the device is mounted.
+
+    A new mount namespace begins with a copy of every mount.  The copies keep the device open, and no file shows it.
+    """
+    number = _text(Path("/sys/block", Path(loop).name, "dev"))
+    found: dict[str, str] = {}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        namespace = _link(process / "ns/mnt")
+        if namespace in found or namespace in ("", _link(Path("/proc/self/ns/mnt"))):
+            continue
+        try:
+            if any(device == number for device, *_ in parse_mountinfo(os.fsdecode((process / "mountinfo").read_bytes()))):
+                found[namespace] = f"{(process / 'comm').read_text(errors='replace').strip()} ({process.name})"
+        except (OSError, IndexError):
+            continue  # it ended meanwhile: its list is then empty
+    return list(found.values())
 
 
 def _link(link: Path) -> str:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from siterig.blockfs.guests.loop_devices import mounts
+
 DEVICE = Path("/dev/fuse")
 _NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -48,8 +50,12 @@ def fuse_for_all() -> Iterator[None]:
 
 
 def _make_node(folder: Path) -> None:
-    for command in (["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "-o", "mode=755", "none", str(folder)]):
-        subprocess.run(command, check=True)
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    # The namespace begins with a copy of every mount.  A copy would keep the loop device of another test attached.
+    for _, source, where in mounts():
+        if source.startswith("/dev/loop"):
+            subprocess.run(["umount", "--lazy", where], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", str(folder)], check=True)
     node = folder / "fuse"
     try:
         os.mknod(node, 0o020666, os.makedev(10, 229))

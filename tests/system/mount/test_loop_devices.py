@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from siterig.blockfs.core.clock import SystemClock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.guests import freezer, loop_devices
 from siterig.blockfs.host.disk_host import DiskHost
@@ -87,6 +89,32 @@ async def test_shutdown_names_a_process_that_has_the_disk_file_open(host: Path) 
         finally:
             holder.kill()
     assert caught.value.message == f"disk {disk} is open in sleep ({holder.pid})"
+
+
+class ImpatientClock(SystemClock):
+    def move_on_after(self, seconds: float, *, shield: bool = False) -> trio.CancelScope:
+        return super().move_on_after(seconds / 20, shield=shield)
+
+
+async def test_detach_names_a_process_whose_mount_namespace_has_the_device(host: Path) -> None:
+    """A new mount namespace begins with a copy of every mount, which outlives the unmounting of the original."""
+    disk, where = await mounted(host, "os")
+    (use,) = await loop_devices.uses(disk)
+    assert use.loop is not None
+    with subprocess.Popen(["unshare", "--mount", "sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"\n"
+            await loop_devices.unmount(where)
+            with pytest.raises(RigError) as caught:
+                await loop_devices.detach(use.loop, clock=ImpatientClock())
+        finally:
+            holder.kill()
+    assert caught.value.code == "VmBusy"
+    holders = re.fullmatch(f"loop device {use.loop} is still open: (.*)", caught.value.message)
+    assert holders is not None, caught.value.message
+    # A process that another test starts in a namespace of its own may be named, too.
+    assert re.search(rf"\b(sleep|sh) \({holder.pid}\), in its mount namespace", holders[1])
 
 
 async def test_release_below_reports_its_actions_and_keeps_other_folders(host: Path) -> None:

@@ -90,7 +90,7 @@ def test_an_ordinary_user_gets_an_error_for_the_files_of_others(home: Path) -> N
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         status, stderr = refused(own, "--mnt", folder)
-        assert (status, "may mount on it" in stderr) == (2, True), stderr
+        assert (status, "you may not write to it" in stderr) == (2, True), stderr
         status, stderr = refused(own, "--mnt", Path(folder) / "made")
         assert (status, "cannot be created: Permission denied" in stderr) == (2, True), stderr
     home.chmod(0o755)
