@@ -35,6 +35,20 @@ def set_io_flusher() -> None:
     _check(lib.sr_set_io_flusher())
 
 
+def set_parent_death_signal(number: int) -> None:
+    """Let the kernel send this process a signal when the thread that started it ends; see PR_SET_PDEATHSIG(2const).
+
+    Raises:
+        OSError: EINVAL: no such signal exists.
+    """
+    _check(lib.sr_set_parent_death_signal(number))
+
+
+def forbid_memory_access() -> None:
+    """Forbid core dumps of this process, and access to its memory through ``/proc``; see PR_SET_DUMPABLE(2const)."""
+    _check(lib.sr_forbid_memory_access())
+
+
 def mount_fuse(source: str, target: Path, kind: str, options: str, *, read_only: bool) -> None:
     """Mount a file system of type ``kind`` by mount(2), without set-uid programs and devices.
 

@@ -22,6 +22,11 @@ UNIT = Path(__file__).parent / "unit"
 BOOT_ID = "0b5e55ed-0000-4000-8000-000000000001"
 """The boot in which tests run, whatever machine they run on."""
 
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        # A shell starts a background command with SIGINT ignored, nohup does so with SIGHUP, and children inherit it.
+        signal.signal(_number, signal.SIG_DFL if _number != signal.SIGINT else signal.default_int_handler)
+
 LONGEST_FIRST = (
     "system/points/test_points_under_load.py",
     "system/rig/test_lost_blobs.py",

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.cext import linux
 
 FILES_MIN = 64
 """The least number of open files that a process of a rig needs."""
 FILES_WANTED = 1 << 16
 """A view of a long journal holds many segments open."""
-_PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
-
-
-def _prctl(option: int, value: int, name: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({name})")
 
 
 def die_with_parent(parent_pid: int) -> None:
     """Let the kernel kill this process with SIGKILL when its parent ends for any reason."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, "PR_SET_PDEATHSIG")
+    linux.set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != parent_pid:  # it ended before the call
         os._exit(1)
 
@@ -57,4 +49,4 @@ def forbid_core_dumps(*, holds_keys: bool) -> None:
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if holds_keys:
-        _prctl(_PR_SET_DUMPABLE, 0, "PR_SET_DUMPABLE")
+        linux.forbid_memory_access()

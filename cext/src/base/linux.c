@@ -21,6 +21,16 @@ int sr_set_io_flusher(void)
 	return prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) ? -errno : 0;
 }
 
+int sr_set_parent_death_signal(int number)
+{
+	return prctl(PR_SET_PDEATHSIG, number, 0, 0, 0) ? -errno : 0;
+}
+
+int sr_forbid_memory_access(void)
+{
+	return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) ? -errno : 0;
+}
+
 int sr_mount_fuse(const char *source, const char *target, const char *type, const char *options,
 		  int read_only)
 {

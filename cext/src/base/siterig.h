@@ -34,6 +34,12 @@ int sr_punch_hole(int fd, int64_t offset, int64_t bytes);
  * -errno. */
 int sr_set_io_flusher(void);
 
+/* prctl(PR_SET_PDEATHSIG): signal `number` comes when the thread that started this process ends. Returns 0, or -errno. */
+int sr_set_parent_death_signal(int number);
+
+/* prctl(PR_SET_DUMPABLE, 0). Returns 0, or -errno. */
+int sr_forbid_memory_access(void);
+
 /* mount(2) without set-uid programs and devices.  Returns 0, or -errno. */
 int sr_mount_fuse(const char *source, const char *target, const char *type, const char *options,
 		  int read_only);

@@ -19,7 +19,7 @@ from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core import boot
 from siterig.blockfs.transfer.part_name import Watermark
 from tests.support.disks.disk_history import DISK_ID
-from tests.support.process_kills import calls_of, copy_of, every_kill
+from tests.support.process_kills import calls_of, copy_of, every_kill, every_real_kill, state_of
 from tests.support.stores.killed_store import Life, forget_syncs
 from tests.support.stores.managed_disk import apply, assert_same, new_store, whole
 
@@ -144,6 +144,19 @@ def test_a_kill_at_any_call_of_a_change_and_of_the_next_opening(
                 assert scene.check(store, f"{what}, then its opening {killed_again}") == mark
                 store.close()
     assert min(map(len, openings)) > 1  # it syncs what there is
+
+
+@pytest.mark.parametrize("name", ["apply", "fold", "checkpoint"])
+def test_a_killed_process_leaves_the_same_states_as_every_kill_shows(tmp_path: Path, name: str) -> None:
+    change = CHANGES[name]
+    scene = Scene(tmp_path, change.applied)
+
+    def act(folder: Path) -> Callable[[], object]:
+        store = ManagedDiskStore.open(folder)
+        return lambda: change.act(scene, store)
+
+    killed = [(call, state_of(scene.folder)) for call in every_real_kill(scene.ready, scene.folder, act)]
+    assert [(call, state_of(scene.folder)) for call in every_kill(scene.ready, scene.folder, act)] == killed
 
 
 def test_a_kill_at_any_call_of_a_reset_and_of_its_clean_up(tmp_path: Path) -> None:
