@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from siterig.cext._core import lib
@@ -47,6 +48,16 @@ def set_parent_death_signal(number: int) -> None:
 def forbid_memory_access() -> None:
     """Forbid core dumps of this process, and access to its memory through ``/proc``; see PR_SET_DUMPABLE(2const)."""
     _check(lib.sr_forbid_memory_access())
+
+
+def set_command_line(words: Sequence[str]) -> None:
+    """Replace the words of this process in ``/proc/self/cmdline``, which ps shows; they are cut at the former length.
+
+    Raises:
+        OSError: ``/proc/self/stat`` cannot be read.
+    """
+    line = b"".join(os.fsencode(word) + b"\0" for word in words)
+    _check(lib.sr_set_command_line(line, len(line)))
 
 
 def mount_fuse(source: str, target: Path, kind: str, options: str, *, read_only: bool) -> None:

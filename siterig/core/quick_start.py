@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,14 @@ _FOR_ANNOTATIONS = ("h2", "h2.events")
 def command(module: str) -> list[str]:
     """Return the first words of a command line that runs ``main()`` of ``module``."""
     return [sys.executable, "-P", "-m", __spec__.name, module]
+
+
+def parse(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the module and the arguments of a command line that begins with :func:`command`."""
+    begin = len(command(""))
+    if list(words[: begin - 1]) != command("")[:-1]:
+        raise ValueError(f"{words} is no command of {__name__}")
+    return words[begin - 1], list(words[begin:])
 
 
 def load(module: str) -> ModuleType:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import trio
 
 from siterig.azure_emu.storage.azurite import run_azurite
-from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 
@@ -14,6 +13,9 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
     """Serve until cancelled; ready means that the container for replication exists."""
     async with trio.open_nursery() as nursery:
         azurite = await nursery.start(run_azurite, layout.azurite, layout.keys)
+        # Azurite takes longest of all processes of a rig to start, so it is started before this is loaded.
+        from siterig.azure_emu.storage.blob_cache import BlobCacheAccount  # noqa: PLC0415
+
         health.probe = azurite.check
         cache = BlobCacheAccount(azurite.connection_string)
         try:

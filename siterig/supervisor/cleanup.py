@@ -14,6 +14,7 @@ import trio
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import loop_devices
 from siterig.core.paths import Layout
+from siterig.supervisor import forker
 
 _KILL_TIMEOUT_S = 10.0
 
@@ -50,14 +51,14 @@ async def unmount_stale(prefix: Path) -> list[str]:
 
 
 def processes_of(layout: Layout) -> list[tuple[int, str]]:
-    """Return (process id, command) of every role of this rig, and of the Azurite that it started."""
+    """Return (process id, command) of every role of this rig, of their fork server, and of the Azurite."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
             words = os.fsdecode((entry / "cmdline").read_bytes()).split("\0") if entry.name.isdigit() else []
         except OSError:
             continue  # it ended meanwhile
-        role = str(layout.root) in words and any(word.startswith("siterig.roles.") for word in words)
+        role = str(layout.root) in words and any(word.startswith(("siterig.roles.", forker.SERVER)) for word in words)
         node = str(layout.azurite) in words and Path(words[0]).name.startswith("node")
         if role or node:
             found.append((int(entry.name), " ".join(words).strip()))

@@ -25,6 +25,7 @@ from siterig.core.process_setup import allow_many_files, forbid_core_dumps
 from siterig.rpc import directory
 from siterig.rpc.contract import error_body
 from siterig.supervisor import cleanup
+from siterig.supervisor.forker import Forker
 from siterig.supervisor.launch import QUICK_RETRIES, UNTIL_EOF
 from siterig.supervisor.process_log import log_to_stderr
 from siterig.supervisor.supervisor import RoleSpec, Supervisor
@@ -75,14 +76,21 @@ async def _end_on_signal(cancel: Callable[[], None], *, task_status: trio.TaskSt
 async def _supervise(layout: Layout, report: Callable[[dict[str, object]], None], options: list[str]) -> None:
     specs = role_specs(layout, options)
     vault = directory.role_reports(layout)
+    forker = Forker(layout, options, [quick_start.parse(spec.command)[0] for spec in specs])
     supervisor = Supervisor(
         layout,
         specs,
+        start=forker.start,
         announce=lambda role, state: report({"role": role, "state": state}),
         report=lambda roles: vault.report_roles(roles=roles),
     )
     for line in await cleanup.clear(layout):
         structlog.get_logger().info("leftover_removed", action=line)
+    with contextlib.closing(forker):
+        await _run(supervisor, report, options)
+
+
+async def _run(supervisor: Supervisor, report: Callable[[dict[str, object]], None], options: list[str]) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(_end_on_signal, nursery.cancel_scope.cancel)
         if UNTIL_EOF in options:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import trio
 from pydantic import BaseModel, ValidationError
@@ -88,37 +88,77 @@ def _ending(returncode: int) -> str:
         return f"killed by signal {-returncode}"
 
 
-class Child:
-    """A started process.  The supervisor's main thread makes it, because PDEATHSIG is bound to the thread that forks."""
+class Process(Protocol):
+    """A process that was started."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+    pid: int
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal; do nothing if the process has ended."""
+
+    async def wait(self) -> int:
+        """Wait for the end of the process; return its code in the form of ``subprocess``."""
+
+    def close(self) -> None:
+        """Close the descriptors of a process that has ended."""
+
+
+class _Executed:
+    """A process that runs a program."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.pid = popen.pid
+        self._popen = popen
+        self._pidfd = os.pidfd_open(popen.pid)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._popen.send_signal(number)
+
+    async def wait(self) -> int:
+        if self._popen.returncode is None:
+            await trio.lowlevel.wait_readable(self._pidfd)
+        return self._popen.wait()
+
+    def close(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+async def execute(name: str, command: Sequence[str], log: Path) -> Child:
+    """Start a program as a child of this thread, to which PDEATHSIG is bound."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs, open_log(log) as output:
+            # A session of its own: only the supervisor handles a Ctrl-C at the terminal.
+            popen = subprocess.Popen(  # noqa: ASYNC220 (it returns at once)
+                [*command, str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env=child_environment(),
+            )
+    except BaseException:
+        ours.close()
+        raise
+    return Child(name, _Executed(popen), ours, log)
+
+
+class Child:
+    """A started process of a role, with the channel to it; :func:`execute` and the forker make it."""
+
+    def __init__(self, name: str, process: Process, channel: socket.socket, log: Path) -> None:
         self.name = name
+        self.pid = process.pid
         self._log = log
-        ours, theirs = socket.socketpair()
-        try:
-            with open_log(log) as output:
-                # A session of its own: only the supervisor handles a Ctrl-C at the terminal.
-                self._popen = subprocess.Popen(
-                    [*command, str(theirs.fileno()), str(os.getpid())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                    env=child_environment(),
-                )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self._channel = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        self._process = process
+        self._channel = trio.SocketStream(trio.socket.from_stdlib_socket(channel))
         self._received = b""
         self._asking = trio.Lock()
         self._asked = False
         """True while a question has no answer; another question would only fill the channel."""
-        self.pid = self._popen.pid
-        self._pidfd = os.pidfd_open(self.pid)
 
     async def ready(self) -> None:
         """Wait until the child reports that it is ready.
@@ -179,9 +219,7 @@ class Child:
 
     async def wait(self) -> int:
         """Wait for the end of the child; return its code in the form of ``subprocess``."""
-        if self._popen.returncode is None:
-            await trio.lowlevel.wait_readable(self._pidfd)
-        return self._popen.wait()
+        return await self._process.wait()
 
     async def ending(self) -> str:
         """Wait for the end of the child; return its exit status or signal in words, with the last line of the log."""
@@ -190,7 +228,7 @@ class Child:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal; do nothing if the child has ended."""
-        self._popen.send_signal(number)
+        self._process.send_signal(number)
 
     async def end(self) -> None:
         """End the child with SIGTERM, after ``TERM_TIMEOUT_S`` with SIGKILL; cannot be cancelled, so no child is left."""
@@ -210,6 +248,4 @@ class Child:
     async def close(self) -> None:
         """Close the descriptors of a child that has ended."""
         await self._channel.aclose()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        self._process.close()

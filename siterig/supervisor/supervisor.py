@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import structlog
 import trio
@@ -27,7 +28,7 @@ from siterig.core.paths import Layout
 from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.rpc import server
 from siterig.supervisor import cleanup
-from siterig.supervisor.process import Child
+from siterig.supervisor.process import Child, execute
 
 DEATHS_MAX = 5
 DEATHS_WINDOW_S = 60.0
@@ -130,8 +131,9 @@ class _Role:
 class Supervisor(SupervisorControl):
     """The supervisor of one rig.
 
-    ``announce(role, state)`` is called for each step of the start.  ``report(roles)`` sends the states of all roles to the
-    vault; a report that fails is not repeated, the next one replaces it.
+    ``start(name, command, log)`` starts the process of a role.  ``announce(role, state)`` is called for each step of the
+    start.  ``report(roles)`` sends the states of all roles to the vault; a report that fails is not repeated, the next one
+    replaces it.
     """
 
     def __init__(
@@ -141,9 +143,11 @@ class Supervisor(SupervisorControl):
         *,
         announce: Callable[[str, str], None] = lambda _role, _state: None,
         report: Callable[[list[RoleStatus]], Awaitable[None]] | None = None,
+        start: Callable[[str, Sequence[str], Path], Awaitable[Child]] = execute,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._layout = layout
+        self._start_child = start
         self._clock = clock
         self._report = report
         self._news = trio.Event()
@@ -174,8 +178,8 @@ class Supervisor(SupervisorControl):
     async def _supervise_all(self, task_status: trio.TaskStatus[None]) -> None:
         with self._role_tasks:
             async with trio.open_nursery() as nursery:
-                for role in self._roles.values():
-                    nursery.start_soon(self._first_start, role)
+                for role in self._roles.values():  # in this order: the first ones take longest to be ready
+                    await nursery.start(self._first_start, role)
             task_status.started()
             async with trio.open_nursery() as nursery:
                 for role in self._roles.values():
@@ -218,21 +222,25 @@ class Supervisor(SupervisorControl):
             with self._clock.move_on_after(REPORT_EVERY_S):
                 await self._news.wait()
 
-    async def _first_start(self, role: _Role) -> None:
+    async def _first_start(self, role: _Role, *, task_status: trio.TaskStatus[None]) -> None:
+        if role.spec.needs:
+            task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED
         for need in role.spec.needs:
             await self._roles[need].wait_for_state("ready")
-        await self._start(role)
+        await self._start(role, task_status=task_status)
 
     async def _serve_control(self, *, task_status: trio.TaskStatus[None]) -> None:
         services = {"SupervisorControl": (SupervisorControl, self)}
         await server.serve(services, self._layout.socket("supervisor"), until=self._finished.wait, task_status=task_status)
 
-    async def _start(self, role: _Role) -> None:
-        """Start the role once; raise ``RigError`` if it does not become ready."""
+    async def _start(self, role: _Role, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start the role once; raise ``RigError`` if it does not become ready.  ``started``: its process exists."""
         name = role.spec.name
         role.enter("starting")
         self._announce(name, "starting")
-        child = role.child = Child(name, role.spec.command, self._layout.log(name))
+        child = role.child = await self._start_child(name, role.spec.command, self._layout.log(name))
+        task_status.started()
         try:
             await child.ready()
         except BaseException:

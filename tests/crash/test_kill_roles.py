@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,6 +35,8 @@ pytestmark = pytest.mark.system
 KILLS = int(os.environ.get("SITERIG_ROLE_KILLS", "8"))
 SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 ROLES = ("site", "agent", "azurite", "applier", "vault", "azure")
+FORK_SERVER = "fork server"
+"""It is killed once: after five ends within a minute, the supervisor would not start a role again."""
 VM = "web01"
 DISK_BYTES = 128 << 20
 """A size for which no log is abandoned: that happens at half of it, far more than the load writes while a role is down."""
@@ -113,8 +116,22 @@ class Run:
                 await trio.sleep(0.2)
 
     async def kill(self, role: str) -> None:
-        await self.rig.supervisor.kill_role(name=role)
+        if role == FORK_SERVER:
+            await self._kill_fork_server()
+        else:
+            await self.rig.supervisor.kill_role(name=role)
         self.kills[role] += 1
+
+    async def _kill_fork_server(self) -> None:
+        """Kill the process that started the roles, and with it all of them."""
+        while True:
+            pids = [role.pid for role in (await self.rig.supervisor.status()).roles if role.pid is not None]
+            with suppress(FileNotFoundError, IndexError):  # no role runs, or it has just ended
+                parent = Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1]
+                assert b"siterig.supervisor.fork_server" in Path(f"/proc/{parent}/cmdline").read_bytes()
+                os.kill(int(parent), signal.SIGKILL)
+                return
+            await trio.sleep(0.1)
 
 
 @asynccontextmanager
@@ -171,13 +188,13 @@ def read_disk(path: Path, length: int = DISK_BYTES) -> bytes:
 
 
 async def kill_at_random(run: Run, kills: int) -> None:
-    """Kill random roles so many times, and then until a test failover has succeeded meanwhile."""
+    """Kill random roles, and once the fork server, so many times, and then until a test failover has succeeded meanwhile."""
     for number in range(kills + MORE_KILLS_MAX):
         if number >= kills and run.compared:
             break
         every_s_max = FIRST_KILL_EVERY_S_MAX if number < FIRST_KILLS else KILL_EVERY_S_MAX
         await trio.sleep(run.rng.random() * every_s_max)  # the random moment of the kill
-        await run.kill(run.rng.choice(ROLES))
+        await run.kill(FORK_SERVER if number == kills // 2 else run.rng.choice(ROLES))
 
 
 async def quiesce_now_and_then(run: Run) -> None:

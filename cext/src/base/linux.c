@@ -4,8 +4,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <unistd.h>
+
+enum { ARG_BEGIN_FIELD = 48 }; /* of /proc/PID/stat: where the command line begins; the next one is its end */
 
 #ifndef PR_SET_IO_FLUSHER
 #define PR_SET_IO_FLUSHER 57
@@ -29,6 +34,30 @@ int sr_set_parent_death_signal(int number)
 int sr_forbid_memory_access(void)
 {
 	return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) ? -errno : 0;
+}
+
+int sr_set_command_line(const char *words, size_t bytes)
+{
+	char text[2048];
+	unsigned long begin, end;
+	int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	ssize_t got = read(fd, text, sizeof text - 1);
+	int error = errno;
+	close(fd);
+	if (got < 0)
+		return -error;
+	text[got] = 0;
+	char *at = strrchr(text, ')'); /* the name of the program may have any character */
+	for (int field = 2; at && field < ARG_BEGIN_FIELD; field++)
+		at = strchr(at + 1, ' ');
+	if (!at || sscanf(at, "%lu %lu", &begin, &end) != 2 || end <= begin)
+		return -EINVAL;
+	size_t room = end - begin, kept = bytes < room ? bytes : room - 1;
+	memcpy((void *)begin, words, kept);
+	memset((char *)begin + kept, 0, room - kept);
+	return 0;
 }
 
 int sr_mount_fuse(const char *source, const char *target, const char *type, const char *options,

@@ -40,6 +40,10 @@ int sr_set_parent_death_signal(int number);
 /* prctl(PR_SET_DUMPABLE, 0). Returns 0, or -errno. */
 int sr_forbid_memory_access(void);
 
+/* Replace what /proc/self/cmdline shows by `words`, each with a NUL at its end, cut at the former length. Returns 0, or
+ * -errno. */
+int sr_set_command_line(const char *words, size_t bytes);
+
 /* mount(2) without set-uid programs and devices.  Returns 0, or -errno. */
 int sr_mount_fuse(const char *source, const char *target, const char *type, const char *options,
 		  int read_only);

@@ -21,7 +21,7 @@ from siterig.core.paths import Layout, create
 from siterig.rpc import directory, server
 from siterig.rpc.client import proxy
 from siterig.supervisor import cleanup
-from siterig.supervisor.process import Child
+from siterig.supervisor.process import Child, execute
 from tests.system.points.points_roles import Fuse, Policies, cache_of, clock_of
 from tests.system.points.points_source import NS, VM, Source
 
@@ -73,7 +73,7 @@ class Rig:
         async with trio.open_nursery() as nursery:
             for role in roles:
                 words = [str(self.layout.root), *(_HOST_OPTIONS if role == "azure" else [role])]
-                child = Child(role, [sys.executable, *_COMMANDS[role], *words], self.layout.log(role))
+                child = await execute(role, [sys.executable, *_COMMANDS[role], *words], self.layout.log(role))
                 self._children[role] = child
                 nursery.start_soon(child.ready)
 
