@@ -37,7 +37,7 @@ LONGEST_FIRST = (
     "crash/test_kill_loop.py",
     "sanitizers/test_sanitizers.py",
     "unit/azure_emu/disks/test_store_kills.py",
-    "unit/vault/test_clock_jumps.py",
+    "unit/vault/context/test_clock_jumps.py",
     "unit/replication/test_agent_kills.py",
     "system/points/test_points.py",
     "system/rig/test_up_down.py",

@@ -5,9 +5,9 @@ When the vault starts, a database of version ``OLDEST_VERSION`` or later is migr
 was written to ``vault.db.version-N``.  A migration that fails or is killed leaves the database as it was.
 
 Each file of ``versions`` makes one schema version; its revision is the version as text.  ``OLDEST_VERSION`` is Alembic's
-"base".  A new database is made from the models and is then at the newest revision; tests/unit/vault/test_vault_migrations.py
-compares the two.  To add a version: change schema.py, raise FORMAT_VERSION, add a file to ``versions``, and add a database
-of the previous version to the test.
+"base".  A new database is made from the models and is then at the newest revision; test_vault_migrations compares the two.
+To add a version: change schema.py, raise FORMAT_VERSION, add a file to ``versions``, and add a database of the previous
+version to the test.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CREATE TABLE alembic_version (
     CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 )
 """
-"""As Alembic makes it."""
+"""The table in which Alembic keeps the revision of a database, as it creates the table itself."""
 
 
 def _config(connection: Connection) -> Config:

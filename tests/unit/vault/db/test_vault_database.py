@@ -57,7 +57,7 @@ async def test_a_transaction_that_raises_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_every_column_of_the_schema_has_a_comment() -> None:
-    source = (Path(__file__).parents[3] / "azure_emu/vault/db/schema.py").read_text()
+    source = (Path(__file__).parents[4] / "azure_emu/vault/db/schema.py").read_text()
     columns = re.findall(r"^    (\w+): Mapped\[.*mapped_column\((.*)\n(?=(.*))", source, re.MULTILINE)
     assert len(columns) == sum(len(table.columns) for table in Base.metadata.tables.values())
     bare = [name for name, rest, after in columns if "  # " not in rest and not after.strip().startswith(f"# {name}: ")]

@@ -256,5 +256,5 @@ def test_foreign_keys_hold_again_after_a_migration(tmp_path: Path) -> None:
 
 
 def test_every_revision_is_packaged() -> None:
-    packages = set(find_packages(str(Path(__file__).parents[3]), include=["siterig", "siterig.*"]))  # as pyproject.toml does
+    packages = set(find_packages(str(Path(__file__).parents[4]), include=["siterig", "siterig.*"]))  # as pyproject.toml does
     assert {"siterig.azure_emu.vault.db.migrations", "siterig.azure_emu.vault.db.migrations.versions"} <= packages
