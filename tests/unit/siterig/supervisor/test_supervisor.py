@@ -246,6 +246,7 @@ async def test_a_stopped_role_is_found_and_reported_without_anybody_asking(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor_module, "ANSWER_S", 0.2)
+    monkeypatch.setattr("siterig.supervisor.process.TERM_TIMEOUT_S", 0.1)  # a stopped process does not end by SIGTERM
     seen: dict[str, str] = {}
     hung = trio.Event()
 
@@ -300,6 +301,7 @@ async def test_a_hung_role_can_be_killed_and_comes_back(layout: Layout, monkeypa
 
 async def test_starting_a_hung_role_is_refused_with_the_remedy(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "STATUS_ANSWER_S", 0.05)
+    monkeypatch.setattr("siterig.supervisor.process.TERM_TIMEOUT_S", 0.1)  # a stopped process does not end by SIGTERM
     async with running(layout, checked("a", ANSWER)) as supervisor:
         pid = (await status(supervisor, "a")).pid
         assert pid is not None

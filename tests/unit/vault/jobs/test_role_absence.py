@@ -22,6 +22,14 @@ from tests.support.rigs.vault_fakes import World, ended, idle, protected, runnin
 NAMES = ("azurite", "site", "azure", "vault", "applier", "agent")
 
 
+@pytest.fixture(autouse=True)
+def retries_soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry after hundredths of a second, except where the test's clock jumps over the real delays."""
+    if "autojump_clock" not in request.fixturenames:
+        monkeypatch.setattr("siterig.azure_emu.vault.context.roles._DELAYS_S", (0.01, 0.02, 0.05, 0.1, 8.0))
+        monkeypatch.setattr("siterig.azure_emu.vault.context.roles.REPORT_DELAY_S", 0.1)
+
+
 def states(detail: str = "", *, pid: int = 1, **others: RoleState) -> list[RoleStatus]:
     return [
         RoleStatus(
@@ -43,7 +51,7 @@ def agent_away(*, uncertain: bool = False) -> RigError:
 async def until(check: Callable[[], bool]) -> None:
     with trio.fail_after(1000):
         while not check():
-            await trio.lowlevel.checkpoint()
+            await trio.sleep(0.002)
 
 
 @pytest.mark.slow
