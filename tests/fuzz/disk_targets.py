@@ -90,7 +90,9 @@ def expected(files: dict[str, bytes]) -> Expected:
     if (dirty.disk_id, dirty.generation) != (DISK_ID, GENERATION):
         return Expected("LogCorrupt", [])
     if dirty.reason:
-        return Expected(dirty.reason, [])
+        chunks = -(-len(files["os.img"]) // 65536)
+        is_whole = len(files["os.dirty"]) >= 4096 + -(-chunks // 8)
+        return Expected(dirty.reason if is_whole else "LogCorrupt", [])
     try:
         found, disk_bytes = _segments(_named(files), len(files["os.img"]))
     except log.BadLogError as bad:

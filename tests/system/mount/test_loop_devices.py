@@ -101,7 +101,14 @@ async def test_detach_names_a_process_whose_mount_namespace_has_the_device(host:
     disk, where = await mounted(host, "os")
     (use,) = await loop_devices.uses(disk)
     assert use.loop is not None
-    with subprocess.Popen(["unshare", "--mount", "sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE) as holder:
+    script = f"""
+        mount | while read -r device _ where _; do  # the mounts of other tests must not stay
+            case $device in {use.loop}) ;; /dev/loop*) umount --lazy "$where" ;; esac
+        done
+        echo
+        exec sleep 60
+    """
+    with subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE) as holder:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"\n"

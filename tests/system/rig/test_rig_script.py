@@ -276,6 +276,13 @@ def test_a_step_that_takes_long_is_reported(checkout: Checkout) -> None:
     assert "rig: Azurite: at work for 1 s" in checkout.run("status").stderr.splitlines()
 
 
+def test_no_process_outlives_a_set_up(checkout: Checkout) -> None:
+    checkout.run("status")
+    mark = f"CALLS={checkout.calls_file}".encode()
+    left = [path for path in Path("/proc").glob("[0-9]*") if mark in _read(path / "environ").split(b"\0")]
+    assert [_read(path / "cmdline") for path in left] == []
+
+
 def test_an_interrupt_ends_every_lane(checkout: Checkout, tmp_path: Path) -> None:
     reached = tmp_path / "reached"
     checkout.stub("npm", f"{NPM}exec sleep 61.5\n")
