@@ -50,7 +50,7 @@ def agent_away(*, uncertain: bool = False) -> RigError:
 
 async def until(check: Callable[[], bool]) -> None:
     with trio.fail_after(1000):
-        while not check():
+        while not check():  # noqa: ASYNC110 (another thread changes it)
             await trio.sleep(0.002)
 
 
