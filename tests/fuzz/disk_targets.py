@@ -64,8 +64,8 @@ def _segments(rows: list[bytes], disk_bytes: int) -> tuple[list[log.Segment], in
             continue
         one = log.read_segment(raw)
         follows = not found or header.first_seq == found[-1].header.first_seq + len(found[-1].records)
-        if one.rot or header.disk_id != DISK_ID or header.stream or not follows:
-            raise log.BadLogError("LogCorrupt", "rot, or of another log, or a gap")
+        if one.corrupt or header.disk_id != DISK_ID or header.stream or not follows:
+            raise log.BadLogError("LogCorrupt", "corrupt, or of another log, or a gap")
         for record in one.records:
             if record.position < position:
                 raise log.BadLogError("LogCorrupt", "position")

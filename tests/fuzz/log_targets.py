@@ -91,12 +91,12 @@ def segment(raw: bytes, folder: Path) -> str:
     with SegmentReader(path) as reader, bounded_work(len(raw)):
         try:
             scan = scan_tail(reader)
-        except RigError as rot:
-            assert want.rot, rot.message
-            assert_clear(rot, {"LogCorrupt"}, path)
-            assert f"at byte {want.end}:" in rot.message
-            return "rot"
-        assert not want.rot
+        except RigError as error:
+            assert want.corrupt, error.message
+            assert_clear(error, {"LogCorrupt"}, path)
+            assert f"at byte {want.end}:" in error.message
+            return "corrupt"
+        assert not want.corrupt
         assert (len(scan.records), scan.end, scan.torn_bytes) == (len(want.records), want.end, want.torn_bytes)
     return "torn" if want.torn_bytes else "good"
 

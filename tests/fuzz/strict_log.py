@@ -201,14 +201,14 @@ def read_record(raw: bytes, at: int, seed: int) -> Record | None:
 class Segment:
     """A segment.
 
-    ``end`` is the end of the good records.  ``rot`` is True if the bytes after it are more than a torn record.
+    ``end`` is the end of the good records.  ``corrupt`` is True if the bytes after it are more than a torn record.
     """
 
     header: Header
     records: list[Record]
     end: int
     bytes: int
-    rot: bool
+    corrupt: bool
     torn: bool
     """True if there is more than preallocated zeros after the good records."""
 
@@ -224,8 +224,8 @@ def read_segment(raw: bytes) -> Segment:
     while (record := read_record(raw, at, header.crc)) and record.seq == seq and record.position >= position:
         records.append(record)
         at, seq, position = record.end, seq + 1, record.position
-    rot = sealed_record(raw, at, header.crc) is not None or _later_record(raw, at, seq, header.crc)
-    return Segment(header, records, at, len(raw), rot, any(raw[at:]))
+    corrupt = sealed_record(raw, at, header.crc) is not None or _later_record(raw, at, seq, header.crc)
+    return Segment(header, records, at, len(raw), corrupt, any(raw[at:]))
 
 
 def _later_record(raw: bytes, at: int, seq: int, seed: int) -> bool:
@@ -251,8 +251,8 @@ def read_row(segments: list[Segment]) -> list[Record]:
             raise BadLogError("LogMismatch", "of another log")
         if header.first_seq != seq:
             raise BadLogError("LogGap", "gap")
-        if segment.rot or (segment.torn and segment is not segments[-1]):
-            raise BadLogError("LogCorrupt", "rot, or torn but not the last")
+        if segment.corrupt or (segment.torn and segment is not segments[-1]):
+            raise BadLogError("LogCorrupt", "corrupt, or torn but not the last")
         size = max(size, header.disk_size_bytes)
         for record in segment.records:
             if record.position < position:
