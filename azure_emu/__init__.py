@@ -1,4 +1,4 @@
-"""The recovery side: Azurite, managed disks, the applier, the vault. Imports ``blockfs`` and ``cext``.
+"""The recovery side: Azurite, managed disks, the applier, the vault. Its rooms import ``blockfs`` and ``cext``.
 
 Imports no other room.
 """

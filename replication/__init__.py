@@ -1,4 +1,4 @@
-"""The site's replication: engine and fabrics. Imports ``blockfs`` and ``cext``.
+"""The site's replication: engine and fabrics. Its rooms import ``blockfs`` and ``cext``.
 
 Imports no other room.
 """

@@ -1,4 +1,4 @@
-"""The drill: workload, checks, steps and report. Imports every folder to its left.
+"""The drill: workload, checks, steps and report. Its rooms import ``blockfs`` and ``azure_emu``.
 
 Imports no other room.
 """
