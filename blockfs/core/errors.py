@@ -313,7 +313,7 @@ class Code(StrEnum):
         "None: this is a warning.")
     RecoveryExists = ("RecoveryExists", _FAILED, "Another point is mounted under this name.",
         "Unmount it first, or give another name.")
-    RecoveryInUse = "RecoveryInUse", _FAILED, "A mounted point is in use.", "End the programs that use it, or unmount it."
+    RecoveryInUse = "RecoveryInUse", _FAILED, "A mounted point is in use.", "End the programs that use it, then unmount it."
     RecoveryNoteCorrupt = ("RecoveryNoteCorrupt", _FAILED, "The record of a mounted point is damaged.",
         "Unmount the point, and mount it again.")
     RecoveryPointDamaged = ("RecoveryPointDamaged", _FAILED, "The state of a recovery point is known to be damaged.",

@@ -157,7 +157,7 @@ def _vhdx(file: ImageBytes) -> HeaderFacts:
     if found.parent is not None:
         raise file.error(f"is a differencing VHDX and needs another file, its parent {found.parent}")
     if found.has_log:
-        raise file.error("was not closed in order: its log must be replayed first: qemu-img check -r all replays it")
+        raise file.error("was not closed cleanly: its log must be replayed first: qemu-img check -r all replays it")
     return HeaderFacts(found.size_bytes, found.sector_bytes)
 
 

@@ -50,7 +50,7 @@ async def protect(run: DrillRun) -> None:
     settings = run.settings
     if settings.interval_s not in OFFICIAL_INTERVALS_S:
         official = "/".join(f"{interval_s:g}" for interval_s in OFFICIAL_INTERVALS_S)
-        run.say(f"replication interval {settings.interval_s:g} s: the rig's own, the service knows {official} s")
+        run.say(f"replication interval {settings.interval_s:g} s: only in this rig, the service has {official} s")
     before = _acknowledged(run)
     enable = await run.rig.vault.enable_protection(vm=settings.vm, interval_s=settings.interval_s)
     await run.finish(enable)

@@ -24,7 +24,7 @@ _ENDS = {
     ExitStatus.FAILED: "The operation or a check failed.",
     ExitStatus.BAD_INPUT: "The command line or an input is wrong.",
     ExitStatus.NOT_UP: "The rig is not up, or one of its roles does not answer.",
-    ExitStatus.ENVIRONMENT: "This machine lacks something; `siterig doctor` says what.",
+    ExitStatus.ENVIRONMENT: "This machine lacks something; `siterig doctor` names it.",
     ExitStatus.INTERRUPTED: "Ctrl-C, SIGTERM, or the terminal was closed.",
 }
 

@@ -111,7 +111,7 @@ async def synchronize_latest(job: JobContext) -> TaskOutcome | None:
     left = await job.change(lambda session, item: health.apply_error(session, item.vm))
     if left is None:
         return None
-    text = f"VM {job.vm!r}: this state is not the newest that was sent, for a part cannot be applied: {left.message}"
+    text = f"VM {job.vm!r}: this state is not the newest that was sent, because a part cannot be applied: {left.message}"
     return with_warning(RigError(Code.LatestIncomplete, text))
 
 

@@ -36,7 +36,7 @@ def check_policy(interval_s: float, app_consistent_every_s: float | None) -> Non
     if not INTERVAL_S_MIN <= interval_s <= INTERVAL_S_MAX:
         raise RigError(
             Code.InvalidPolicy,
-            f"interval_s is {interval_s:g}; allowed: 30, 300 or 900 as in the service, or rig-only any from "
+            f"interval_s is {interval_s:g}; allowed: 30, 300 or 900 as in the service; in this rig any value from "
             f"{INTERVAL_S_MIN:g} to {INTERVAL_S_MAX:g}",
         )
     if app_consistent_every_s is not None and not interval_s <= app_consistent_every_s <= INTERVAL_S_MAX:

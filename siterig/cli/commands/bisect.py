@@ -114,7 +114,8 @@ def print_report(report: Report, *, verbose: bool, keep: bool) -> None:
         output.progress("---")
     good, bad = report.good, report.bad
     if report.undecided:
-        output.line(f"CMD was skipped at {len(report.undecided)} positions: the first bad one is one of these, or the last")
+        skipped = f"CMD was skipped at {len(report.undecided)} positions"
+        output.line(f"{skipped}: the first bad position is one of these, or the one in the next line")
     output.line(f"first bad position: {_named(bad)}")
     output.line(f"last good position: {_named(good)}")
     for label, point in (("point before", report.point_before), ("point after", report.point_after)):

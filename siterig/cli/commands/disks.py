@@ -85,7 +85,7 @@ def list_disks(folder: Dir, as_json: Json = False) -> None:
                 "dirty",
                 "snapshot",
                 "needs resync",
-                "promotion",
+                "hydration",
             )
             output.print_table(columns, [_row(side, disk) for side, disk in found], empty="no disks: siterig vm create")
         if failure is not None:
@@ -111,7 +111,7 @@ def _row(side: Side, disk: DiskInfo) -> tuple[object, ...]:
 
 
 def promotion_text(found: PromotionInfo | None) -> str:
-    """Return the column ``promotion`` of a disk: its progress and the code of the error that stops it."""
+    """Return the column ``hydration`` of a disk: its progress and the code of the error that stops it."""
     if found is None:
         return "-"
     done = f"{found.done_bytes * 100 // found.total_bytes} %"
@@ -228,7 +228,7 @@ def counter_lines(
     """Return the lines of the counters; with ``before``, the counters of ``passed_s`` seconds ago, also of the rates."""
     if before is not None and before.since_ns != disk.since_ns:
         before = None  # its server was started again, and counts anew
-    logged = f"generation {disk.generation}" if disk.tracked else f"not tracked ({disk.needs_resync or 'nobody asked'})"
+    logged = f"generation {disk.generation}" if disk.tracked else f"not tracked ({disk.needs_resync or 'not requested'})"
     columns = ["requests", "ops", "bytes", "errors", "p50", "p99", "longest"]
     rows = [[kind, *_figures(request)] for kind, request in disk.requests.items()]
     if before is not None:

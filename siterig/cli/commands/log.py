@@ -108,7 +108,9 @@ def show_log(
             if file.fault is not None:
                 raise file.fault
             if file.header is None:
-                output.notice(f"{file.path}: holds no segment yet, only what is being made ({file.size_bytes} bytes)")
+                output.notice(
+                    f"{file.path}: is a segment that is still being created; it holds no record ({file.size_bytes} bytes)"
+                )
                 continue
             with SegmentReader(file.path) as reader:
                 _print_header(reader, as_json=as_json)
@@ -166,7 +168,7 @@ def _print_record(reader: SegmentReader, record: Record, *, as_json: bool) -> No
             fields["closed"] = clean
         output.print_json_line({"record": fields})
         return
-    note = f"{tag.name} {tag.kind}" if tag is not None else "closed in order" if clean else ""
+    note = f"{tag.name} {tag.kind}" if tag is not None else "closed cleanly" if clean else ""
     when = rfc3339(record.time_ns)
     _print_row(record.seq, record.position, when, record.type.name, record.offset, record.length, note)
 
@@ -397,7 +399,7 @@ def import_dm(
         with _writing(target), output.bar("importing", total_bytes) as advance:
             done = import_log(source, target.parent, target.name, size_bytes=size_bytes, advance=advance)
         if done.fua:
-            output.notice(f"{done.fua} entries have the flag FUA, which a change log cannot tell: it is left out")
+            output.notice(f"{done.fua} entries have the flag FUA, which a change log cannot record: the flag is left out")
         if as_json:
             fields = {"files": [str(path) for path in done.paths], "disk_id": done.disk_id, "entries": done.entries}
             output.print_json({**fields, "records": done.records, "disk_size_bytes": done.disk_size_bytes})

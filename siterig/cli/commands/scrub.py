@@ -71,7 +71,7 @@ def scrub(
             recovery = directory.recovery_side(layout)
             found = [(store, await _repair(recovery, store, damages) if damages else []) for store, damages in found]
         if api is not None:
-            await _tell(directory.damage_reports(layout), found)
+            await _report(directory.damage_reports(layout), found)
         points = await _points(api, [store for store, damages in found if damages])
         if as_json:
             output.print_json([_json(store, damages, points) for store, damages in found])
@@ -79,7 +79,7 @@ def scrub(
             for store, damages in found:
                 _print(store, damages, points)
             if not repair and any(damages for _, damages in found):
-                output.notice("siterig disk scrub --repair writes again what can be made from the rest of a managed disk")
+                output.notice("siterig disk scrub --repair rebuilds metadata that can be derived from other data")
             if not found:
                 output.line("no managed disks: siterig protect")
         return ExitStatus.FAILED if any(damages for _, damages in found) else ExitStatus.OK
@@ -153,14 +153,14 @@ def used_bytes(folder: Path) -> int:
     return total
 
 
-async def _tell(reports: DamageReports, found: list[tuple[_Store, list[Damage]]]) -> None:
+async def _report(reports: DamageReports, found: list[tuple[_Store, list[Damage]]]) -> None:
     """Report the damage to the vault, which keeps it for the health of the VMs."""
     try:
         for store, damages in found:
             if store.disk is not None:
                 await reports.scrubbed(disk_id=store.disk.disk_id, damages=damages)
     except RigError as error:
-        output.notice(f"the vault was not told: {error.message} ({error.code})")
+        output.notice(f"the result was not reported to the vault: {error.message} ({error.code})")
 
 
 async def _points(api: VaultApi | None, stores: list[_Store]) -> dict[str, list[RecoveryPoint]]:
@@ -169,7 +169,7 @@ async def _points(api: VaultApi | None, stores: list[_Store]) -> dict[str, list[
     return {} if api is None else {vm: await api.points(vm=vm) for vm in sorted(vms)}
 
 
-def _hurt(damage: Damage, store: _Store, points: dict[str, list[RecoveryPoint]]) -> list[RecoveryPoint]:
+def _affected_points(damage: Damage, store: _Store, points: dict[str, list[RecoveryPoint]]) -> list[RecoveryPoint]:
     first, last = damage.first_position, damage.last_position
     if first is None or store.disk is None:
         return []
@@ -184,27 +184,28 @@ def _json(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryP
         "vm": None if disk is None else disk.vm,
         "name": None if disk is None else disk.name,
         "damages": [
-            {**damage.model_dump(), "points": [point.id for point in _hurt(damage, store, points)]} for damage in damages
+            {**damage.model_dump(), "points": [point.id for point in _affected_points(damage, store, points)]}
+            for damage in damages
         ],
     }
 
 
 def _print(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryPoint]]) -> None:
     if not damages:
-        output.line(f"{store.title}: as it was written, {format_size(used_bytes(store.folder))}")
+        output.line(f"{store.title}: no damage, {format_size(used_bytes(store.folder))}")
         return
     rows = []
     for damage in damages:
-        whole = "-" if damage.first_position is None else f"from {damage.first_position}"
+        affected = "-" if damage.first_position is None else f"from {damage.first_position}"
         if damage.last_position is not None:
-            whole += f" to {damage.last_position}"
-        hurt = _hurt(damage, store, points)
+            affected += f" to {damage.last_position}"
+        points_of = _affected_points(damage, store, points)
         file = Path(damage.path).relative_to(store.folder)
-        rows.append((file, damage.offset, damage.what, whole, len(hurt) if store.disk is not None else "?"))
+        rows.append((file, damage.offset, damage.what, affected, len(points_of) if store.disk is not None else "?"))
     output.line(f"{store.title}: {len(damages)} damaged, in {store.folder}")
-    output.print_table(("file", "byte", "what", "positions not whole", "points"), rows, empty="")
-    hurting = [damage for damage in damages if damage.first_position is not None]
-    if store.disk is not None and any(damage.last_position is None for damage in hurting):
-        output.notice(f"siterig resync {store.disk.vm} sends again what cannot be read, as long as the source is there")
-    elif hurting:
-        output.notice(f"{store.title}: older points only; it goes when retention folds them")
+    output.print_table(("file", "byte", "what", "affected positions", "points"), rows, empty="")
+    affecting = [damage for damage in damages if damage.first_position is not None]
+    if store.disk is not None and any(damage.last_position is None for damage in affecting):
+        output.notice(f"siterig resync {store.disk.vm} sends the unreadable data again, while the source exists")
+    elif affecting:
+        output.notice(f"{store.title}: only older states are damaged; the damage is removed when they are compacted")

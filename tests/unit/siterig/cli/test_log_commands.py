@@ -74,7 +74,7 @@ def test_show_tells_a_disk_that_was_closed_in_order(row: LogRow) -> None:
     row.close_cleanly()
     result = siterig("show", *row.paths, "--type", "flush")
     flushes = [line for line in result.stdout.splitlines() if "\tFLUSH\t" in line]
-    assert [line.endswith("\tclosed in order") for line in flushes] == [False, True]
+    assert [line.endswith("\tclosed cleanly") for line in flushes] == [False, True]
 
 
 def test_show_goes_as_far_as_the_log_is_good(row: LogRow) -> None:

@@ -89,13 +89,13 @@ def test_of_a_rig_that_is_down_sound_stores_are_called_by_their_ids(rig: Path) -
     make_store(rig)
     result = siterig("disk", "scrub", "--dir", str(rig))
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.startswith(f"{DISK_ID}: as it was written, ")
+    assert result.stdout.startswith(f"{DISK_ID}: no damage, ")
 
 
 def test_the_beginning_of_an_id_is_enough(rig: Path) -> None:
     make_store(rig)
     result = siterig("disk", "scrub", DISK_ID[:8], "--dir", str(rig))
-    assert result.stdout.startswith(f"{DISK_ID}: as it was written, ")
+    assert result.stdout.startswith(f"{DISK_ID}: no damage, ")
     assert siterig("disk", "scrub", DISK_ID[:8] + "-ffff", "--dir", str(rig)).exit_code == 2
 
 
@@ -120,7 +120,7 @@ def test_damage_is_named_with_the_points_that_are_not_whole(rig: Path, up: tuple
     assert text.exit_code == 1
     assert f"web01/os: 1 damaged, in {store}\n" in text.stdout
     assert f"from {damage['first_position']}" in text.stdout
-    assert "siterig resync web01 sends again what cannot be read" in text.stderr
+    assert "siterig resync web01 sends the unreadable data again" in text.stderr
     sound = siterig("disk", "scrub", "--dir", str(rig))
     assert sound.exit_code == 1, "and without names, all are looked at"
     assert [(disk_id, [each.offset for each in damages]) for disk_id, damages in vault.told] == [
@@ -137,7 +137,7 @@ def test_a_resync_is_not_advised_for_what_is_written_over_since(rig: Path, up: t
     damage_payload(folder)
     result = siterig("disk", "scrub", "--dir", str(rig))
     assert result.exit_code == 1
-    assert "web01/os: older points only; it goes when retention folds them" in result.stderr
+    assert "web01/os: only older states are damaged; the damage is removed when they are compacted" in result.stderr
     assert "resync" not in result.stderr
     [(_, [told])] = vault.told
     assert told.last_position is not None
@@ -151,9 +151,9 @@ def test_a_scrub_tells_what_it_found_also_if_the_vault_goes_meanwhile(
 
     monkeypatch.setattr(up[2], "scrubbed", gone)
     result = siterig("disk", "scrub", "--dir", str(rig))
-    assert result.stdout.startswith("web01/os: as it was written, ")
+    assert result.stdout.startswith("web01/os: no damage, ")
     assert (result.exit_code, result.stderr) == (
-        0, "siterig: note: the vault was not told: nobody answers (RoleUnavailable)\n",
+        0, "siterig: note: the result was not reported to the vault: nobody answers (RoleUnavailable)\n",
     )  # fmt: skip
 
 
@@ -186,11 +186,11 @@ def test_a_repair_tells_what_is_left(rig: Path, up: tuple[Path, SiteDisk, Vault]
     kept = siterig("disk", "scrub", "--repair", "--dir", str(rig))
     assert kept.exit_code == 1
     assert "web01/os: nothing can be repaired: byte 0: no frame begins here (StoreCorrupt)" in kept.stderr
-    assert "--repair writes again" in siterig("disk", "scrub", "--dir", str(rig)).stderr
+    assert "--repair rebuilds metadata" in siterig("disk", "scrub", "--dir", str(rig)).stderr
     recovery.refusal = None
     mended = siterig("disk", "scrub", "--repair", "--dir", str(rig))
     assert (mended.exit_code, mended.stderr) == (0, "siterig: note: web01/os: 1 of 1 repaired\n")
-    assert mended.stdout.startswith("web01/os: as it was written, ")
+    assert mended.stdout.startswith("web01/os: no damage, ")
 
 
 def test_a_disk_that_is_not_there_is_an_error_that_names_those_that_are(rig: Path) -> None:

@@ -79,7 +79,7 @@ def test_words_of_the_last_column_are_wrapped_below_each_other() -> None:
 
 
 def test_values_without_room_move_below_and_empty_columns_are_omitted() -> None:
-    columns = ("disk", "side", "size", "tracked", "generation", "unsent log", "dirty", "needs resync", "promotion")
+    columns = ("disk", "side", "size", "tracked", "generation", "unsent log", "dirty", "needs resync", "hydration")
     full = ("web01/data", "site", "16 MiB", "no", 3, "1.5 MiB of 32 MiB", "33 MiB", "LogOverflow", "35 %")
     bare = ("web01/os", "site", "64 MiB", "yes", 1, "457 B of 32 MiB", "-", "-", "-")
     assert fitted(columns, [bare], 80) == [
@@ -89,7 +89,7 @@ def test_values_without_room_move_below_and_empty_columns_are_omitted() -> None:
     assert fitted(columns, [full, bare], 80) == [
         "disk        side  size    tracked  generation  unsent log         dirty",
         "web01/data  site  16 MiB  no       3           1.5 MiB of 32 MiB  33 MiB",
-        "  needs resync: LogOverflow; promotion: 35 %",
+        "  needs resync: LogOverflow; hydration: 35 %",
         "web01/os    site  64 MiB  yes      1           457 B of 32 MiB    -",
     ]
 

@@ -64,7 +64,7 @@ async def test_a_rig_only_interval_is_allowed_and_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("interval_s", "app_s", "message"),
     [
-        (0, None, "interval_s is 0; allowed: 30, 300 or 900 as in the service, or rig-only any from 1 to 86400"),
+        (0, None, "interval_s is 0; allowed: 30, 300 or 900 as in the service; in this rig any value from 1 to 86400"),
         (30, 5, "app_consistent_every_s is 5; allowed: from interval_s (30) to 86400, or none"),
     ],
 )
