@@ -31,7 +31,7 @@ the health of VMs.
 _CODES_HEAD = """
 ## Error codes
 
-*Recoverable* is `yes` if siterig tries again by itself, `no` if a person must act, and `depends` if each error carries its own value.
+*Recoverable* is `yes` if siterig tries again by itself, `no` if a person must act, and `depends` if each error states it.
 
 | code | meaning | exit status | recoverable | what to do |
 | --- | --- | --- | --- | --- |
