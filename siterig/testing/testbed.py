@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cached_property
 from pathlib import Path
 
 from siterig.azure_emu.vault.model.api import VaultApi
@@ -12,11 +13,12 @@ from siterig.cli import sites
 from siterig.core.paths import Layout
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc import directory
+from siterig.scenarios.contracts.rig import Rig
 from siterig.supervisor import launch
 
 
-class Testbed:
-    """Connections to a rig that is up; implements :class:`siterig.scenarios.contracts.rig.Rig`.
+class Testbed(Rig):
+    """Connections to a rig that is up.
 
     Nothing needs to be closed.
     """
@@ -25,9 +27,6 @@ class Testbed:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.vault: VaultApi = directory.vault(layout)
-        self.site: DiskHostControl = directory.site(layout)
-        self.azure: DiskHostControl = directory.azure(layout)
         self.supervisor: SupervisorControl = directory.supervisor(layout)
 
     @classmethod
@@ -47,25 +46,32 @@ class Testbed:
         finally:
             await launched.end()
 
+    @cached_property
+    def vault(self) -> VaultApi:
+        return directory.vault(self.layout)
+
+    @cached_property
+    def site(self) -> DiskHostControl:
+        return directory.site(self.layout)
+
+    @cached_property
+    def azure(self) -> DiskHostControl:
+        return directory.azure(self.layout)
+
     @property
     def folder(self) -> Path:
-        """A folder for files of the scenario; it is on no virtual disk."""
         return self.layout.scratch
 
     @property
     def site_position(self) -> Path:
-        """The site's position file (:mod:`siterig.blockfs.changelog.position_counter`)."""
         return self.layout.site_disks / "position"
 
     @property
     def azure_position(self) -> Path:
-        """The recovery side's position file."""
         return self.layout.azure_vms / "position"
 
     async def kill_site(self) -> None:
-        """Kill the disk host of the site, then the agent, with SIGKILL; both stay down."""
         await sites.lose(self.supervisor)
 
     async def restart_site(self) -> None:
-        """Start the disk host and the agent of the site again, and return when they answer."""
         await sites.restore(self.supervisor)
