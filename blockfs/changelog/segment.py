@@ -399,7 +399,7 @@ def _later_record(reader: SegmentReader, bad_at: int, seq: int) -> bool:
             continue
         searched += record_bytes
         if searched > _SEARCHED_TIMES_MAX * window.size:
-            raise corrupt(reader.path, bad_at, "too much behind it looks like records to tell if one is good")
+            raise corrupt(reader.path, bad_at, "too many bytes after it look like records to find out if one is good")
         try:
             _parse_record(window, at, reader._seed, verify=True)
         except _BadRecordError as bad:

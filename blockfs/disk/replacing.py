@@ -120,7 +120,9 @@ def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk])
         check_idle(disk)
         copied_bytes = data_bytes(disk.layer) if item.keeps_old and disk.state.kind != "raw" else 0
         needs.append((disk.paths.folder, item.data_bytes + copied_bytes))
-    require_free_space(needs, f"VM {vm!r}", "beside the old disks, those that come back (and copies of thin ones) need")
+    require_free_space(
+        needs, f"VM {vm!r}", "in addition to the old disks, the returning disks (and copies of thin ones) need"
+    )
 
 
 def check_idle(disk: Disk) -> None:

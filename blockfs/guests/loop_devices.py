@@ -321,7 +321,7 @@ async def _release(use: DiskUse, *, lazy: bool) -> list[str]:
             if not lazy:
                 raise
             # The kernel detaches it when the last process closes it.
-            done.append(f"{use.loop} goes with the last process that holds it")
+            done.append(f"{use.loop} is detached when the last process that holds it ends")
     return done
 
 

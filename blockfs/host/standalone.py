@@ -294,7 +294,7 @@ def _open_tracked(image: Image, paths: DiskPaths, report: ReportChange) -> Stand
     if image.is_device:
         raise RigError(
             Code.ImageUnusable,
-            f"{image.path}: is a block device, beside which no change log can be kept; mount it without --log",
+            f"{image.path}: is a block device: there is no folder next to it for a change log; mount it without --log",
         )
     found = _found_state(image, paths)
     if found is not None:

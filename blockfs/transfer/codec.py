@@ -52,7 +52,7 @@ def decompress(part: PartName, data: bytes) -> bytes:
         frame = zstandard.get_frame_parameters(data)
         size = zstandard.frame_content_size(data)
         if not 0 <= size <= UNPACKED_BYTES_MAX:
-            raise _bad(part, f"says that it holds {size} bytes; at most {UNPACKED_BYTES_MAX}")
+            raise _bad(part, f"declares {size} bytes; at most {UNPACKED_BYTES_MAX}")
         pieces = _pieces(part, data, checksum_bytes=4 if frame.has_checksum else 0, size=size)
         return _stream(part, pieces, size)
     except zstandard.ZstdError as exc:
@@ -66,7 +66,7 @@ def _stream(part: PartName, pieces: Iterator[bytes], size: int) -> bytes:
     for piece in pieces:
         segment.write(stream.decompress(piece))
         if segment.tell() > size:
-            raise _bad(part, f"holds more than the {size} bytes that it says")
+            raise _bad(part, f"holds more than the {size} bytes that it declares")
         with segment.getbuffer() as view:
             checked.upto(view)
     if not stream.eof or segment.tell() != size:
@@ -97,7 +97,7 @@ def _pieces(part: PartName, data: bytes, *, checksum_bytes: int, size: int) -> I
     if at < len(data):
         raise _bad(part, f"has {len(data) - at} bytes after its end")
     if size > blocks * _BLOCK_BYTES_MAX:
-        raise _bad(part, f"says that it holds {size} bytes; its {blocks} blocks cannot")
+        raise _bad(part, f"declares {size} bytes; its {blocks} blocks cannot")
 
 
 class _Checked:

@@ -128,7 +128,7 @@ class Bisection:
         if not self._command.names_a_disk:
             names = ", ".join(f"{{{name}}}" for name in sorted(bad.images))
             self._note(
-                f"CMD names no disk ({names}): it looks at the same thing in each state, unless it knows where they are"
+                f"CMD names no disk ({names}): it checks the same data in each state, unless it finds the disks by itself"
             )
         await self._check_ends(good, bad)
         self._good, self._bad = good, bad

@@ -183,7 +183,7 @@ def interval_notice(interval_s: float) -> str | None:
     if not math.isfinite(interval_s):
         raise _not_a_time("--interval", interval_s)
     if interval_s <= 0:
-        raise RigError(Code.InvalidPolicy, f"interval {interval_s:g} s: it must be positive; the service knows {official}")
+        raise RigError(Code.InvalidPolicy, f"interval {interval_s:g} s: it must be positive; the service has {official}")
     if interval_s in OFFICIAL_INTERVALS_S:
         return None
-    return f"interval {interval_s:g} s exists in this rig only; the service knows {official}"
+    return f"interval {interval_s:g} s exists in this rig only; the service has {official}"

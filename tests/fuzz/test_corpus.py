@@ -62,7 +62,7 @@ def test_guest_bytes_that_look_like_records_take_bounded_time(tmp_path: Path) ->
     with SegmentReader(path) as reader, bounded_work(path.stat().st_size), pytest.raises(RigError) as failed:
         scan_tail(reader)
     assert failed.value.code == "LogCorrupt"
-    assert "too much behind it looks like records" in failed.value.message
+    assert "too many bytes after it look like records" in failed.value.message
 
 
 def test_opening_a_named_pipe_does_not_wait(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ class StandstillWatch:
             text = f"{what}, and nothing of VM {item.vm!r} has been applied for over {bounds.STALLED_S:g} s"
             yield Standstill("stalled", "ApplyStalled", text)
         elif lag.unapplied_s(item.vm) >= bounds.APPLIED_BEHIND_S:
-            text = f"{what}; what is applied of VM {item.vm!r} is over {bounds.APPLIED_BEHIND_S:g} s behind"
+            text = f"{what}; the applied state of VM {item.vm!r} is over {bounds.APPLIED_BEHIND_S:g} s behind"
             yield Standstill("stalled", "AppliedStateBehind", text)
         bound_s = bounds.point_s(item.interval_s)
         age_s = health.newest_point_age(session, item, elapsed_ns) or 0.0

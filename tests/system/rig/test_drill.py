@@ -81,7 +81,7 @@ def test_a_drill_keeps_every_promise_reports_and_leaves_nothing(folder: Path) ->
     ("options", "message"),
     [
         (("--os-size", "100"), "size '100' is 100 bytes: it must be a positive multiple of 512 (InvalidDiskSize)"),
-        (("--interval", "0"), "interval 0 s: it must be positive; the service knows 30, 300, 900 (InvalidPolicy)"),
+        (("--interval", "0"), "interval 0 s: it must be positive; the service has 30, 300, 900 (InvalidPolicy)"),
         (
             ("--corpus", "1GiB", "--data-size", "512MiB"),
             "--corpus 1GiB does not fit: at most the smaller disk's size, 512 MiB (BadRequest)",

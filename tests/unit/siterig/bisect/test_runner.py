@@ -330,7 +330,7 @@ async def test_a_command_without_a_disk_gets_a_note(states: FileStates) -> None:
     with pytest.raises(RigError, match="does not fail at the bad point"):
         await Bisection(states, wanted("true"), lambda _trial: None, notes.append).run()
     assert notes == [
-        "CMD names no disk ({data}, {os}): it looks at the same thing in each state, unless it knows where they are"
+        "CMD names no disk ({data}, {os}): it checks the same data in each state, unless it finds the disks by itself"
     ]
 
 

@@ -205,7 +205,7 @@ def test_an_operation_asks_the_vault(vault: FakeVault, arguments: list[str], cal
 
 def test_an_interval_of_the_rig_only_is_noticed(vault: FakeVault) -> None:
     result = siterig("protect", "web01", "--interval", "5")
-    assert result.stderr.startswith("siterig: note: interval 5 s exists in this rig only; the service knows 30, 300, 900\n")
+    assert result.stderr.startswith("siterig: note: interval 5 s exists in this rig only; the service has 30, 300, 900\n")
     assert vault.asked[0][1]["interval_s"] == 5
 
 

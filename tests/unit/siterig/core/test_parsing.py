@@ -62,8 +62,8 @@ def test_points_are_words_or_ids() -> None:
 
 def test_only_official_intervals_pass_without_a_notice() -> None:
     assert [interval_notice(value) for value in (30, 300, 900)] == [None, None, None]
-    assert interval_notice(5) == "interval 5 s exists in this rig only; the service knows 30, 300, 900"
-    with pytest.raises(RigError, match=r"^interval 0 s: it must be positive; the service knows 30, 300, 900$"):
+    assert interval_notice(5) == "interval 5 s exists in this rig only; the service has 30, 300, 900"
+    with pytest.raises(RigError, match=r"^interval 0 s: it must be positive; the service has 30, 300, 900$"):
         interval_notice(0)
 
 
