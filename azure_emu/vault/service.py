@@ -166,7 +166,7 @@ class Vault(VaultApi):
         await self.watch.run()
 
     async def run_policies(self) -> None:
-        """Prune recovery points at intervals, and watch the disks of failed-over VMs at the site, until cancelled."""
+        """Prune recovery points at intervals, and watch the disks at the site of VMs that failed over, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sources.run)
             await self.retention.run()

@@ -309,7 +309,7 @@ class Code(StrEnum):
     ReadFailed = ("ReadFailed", _FAILED, "A disk could not be read.",
         "Read the reason in the message; siterig disk scrub finds damage.")
     RecoveredVmReplaced = ("RecoveredVmReplaced", _FAILED,
-        "A failed-over VM was created again from another point; its changes are lost.",
+        "A recovered VM was created again from another point; its changes are lost.",
         "None: this is a warning.")
     RecoveryExists = ("RecoveryExists", _FAILED, "Another point is mounted under this name.",
         "Unmount it first, or give another name.")

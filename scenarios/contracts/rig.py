@@ -45,7 +45,7 @@ class Rig(Protocol):
 
     @property
     def azure(self) -> DiskHostControl:
-        """The disk host of the failed-over VMs."""
+        """The disk host of the recovered VMs."""
         ...
 
     @property

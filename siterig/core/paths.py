@@ -99,12 +99,12 @@ class Layout:
 
     @property
     def azure_vms(self) -> Path:
-        """Backing folders of the failed-over VMs' disks."""
+        """Backing folders of the recovered VMs' disks."""
         return self.root / "azure" / "vms"
 
     @property
     def azure_mount(self) -> Path:
-        """Where the failed-over VMs' disks appear as files."""
+        """Where the recovered VMs' disks appear as files."""
         return self.root / "azure" / "mnt"
 
     @property

@@ -1,4 +1,4 @@
-"""The disk host of the recovery side: the disks of failed-over VMs, each an overlay over a recovery point."""
+"""The disk host of the recovery side: the disks of recovered VMs, each an overlay over a recovery point."""
 
 from __future__ import annotations
 

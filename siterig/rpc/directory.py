@@ -45,7 +45,7 @@ role_reports = Service(RoleReports, "vault")
 site = Service(DiskHostControl, "site")
 """The disk host that serves the source VMs."""
 azure = Service(DiskHostControl, "azure")
-"""The disk host that serves the failed-over VMs."""
+"""The disk host that serves the recovered VMs."""
 provider = Service(Provider, "agent")
 """The provider and agent on the Hyper-V host."""
 recovery_side = Service(RecoverySide, "applier")

@@ -49,7 +49,7 @@ class ItemRow(Base):
 
     __tablename__ = "item"
 
-    vm: Mapped[str] = mapped_column(String, primary_key=True)  # the source VM's name; the failed-over VM's as well
+    vm: Mapped[str] = mapped_column(String, primary_key=True)  # the source VM's name; the recovered VM's as well
     interval_s: Mapped[float] = mapped_column(Float)  # policy: seconds between delta cycles, 1 to 86400
     app_consistent_every_s: Mapped[float | None] = mapped_column(Float)  # policy; None: only on demand
     history_hours: Mapped[int] = mapped_column(Integer)  # policy: recoveryPointHistoryDuration, see retention.py

@@ -1,6 +1,6 @@
 """Known damage of managed disks: the affected states of a VM, and the texts about them.
 
-A scrub finds all damage.  A read of a mounted state or of a failed-over VM finds damage at one position; a scrub finds the
+A scrub finds all damage.  A read of a mounted state or of a recovered VM finds damage at one position; a scrub finds the
 rest.  Only a scrub removes known damage.
 """
 

@@ -1,4 +1,4 @@
-"""Recovery points as files: mounted read-only beside the failed-over VMs' disks, and exported as images."""
+"""Recovery points as files: mounted read-only next to the disks of recovered VMs, and exported as images."""
 
 from __future__ import annotations
 
