@@ -226,6 +226,7 @@ def test_parts_are_applied_while_an_interrupted_compaction_cannot_finish(tmp_pat
     assert_same(whole(again.view(disk.position)), bytes(disk.data), "folded later")
 
 
+@pytest.mark.real_disk
 def test_a_disk_that_no_file_can_hold_is_refused_before_it_counts(tmp_path: Path) -> None:
     disk, store = grown(tmp_path)
     mark = store.watermark()

@@ -305,6 +305,7 @@ def test_an_operation_that_changes_no_byte_is_not_reported(opened: Opened, deed:
     assert (opened.reported, opened.disk.state.needs_resync) == ([], None)
 
 
+@pytest.mark.real_disk
 def test_a_change_through_a_memory_map_is_noticed_at_the_next_event(opened: Opened) -> None:
     with opened.path.open("r+b") as file, mmap.mmap(file.fileno(), SIZE) as mapped:
         mapped[:8] = bytes(byte ^ 0xFF for byte in mapped[:8])

@@ -255,6 +255,7 @@ def copied_around(folder: Path, gap: int, content: bytes, error: int = 0) -> lis
     return written
 
 
+@pytest.mark.real_disk
 @pytest.mark.parametrize(("gap", "is_written"), [(1, True), (2, True), (3, False)])
 def test_one_or_two_blocks_between_copied_ones_are_rewritten_unchanged(tmp_path: Path, gap: int, is_written: bool) -> None:
     between = [(1, gap)] if is_written else []
