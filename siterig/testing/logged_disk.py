@@ -7,7 +7,7 @@ A test writes to the disk, notes positions, and then looks at the disk as a powe
         with mounted(disk.path, folder / "guest") as guest:
             ...  # run the database in guest, note disk.position after each commit
     for position in disk.positions(20):
-        state = disk.state_at(position, folder / "state.img")
+        state = disk.state_at(position, folder / f"{position}.img")
         with mounted(state, folder / "check") as guest:
             ...  # open the database, compare it with the notes
 
@@ -141,11 +141,18 @@ def mounted(disk: Path, where: Path) -> Iterator[Path]:
     Needs root.  The file system replays its journal first, as it does after a crash.
     """
     where.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-o", "loop", str(disk), str(where)], check=True)
+    # "mount -o loop" takes a loop device that is attached to this file already.  Another mount namespace can keep one with
+    # its mounted file system, and then an older state would be shown.
+    attach = ["losetup", "--find", "--show", str(disk)]
+    loop = subprocess.run(attach, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     try:
-        yield where
+        subprocess.run(["mount", loop, str(where)], check=True)
+        try:
+            yield where
+        finally:
+            subprocess.run(["umount", str(where)], check=True)
     finally:
-        subprocess.run(["umount", str(where)], check=True)
+        subprocess.run(["losetup", "--detach", loop], check=True)
 
 
 def _error_text(errors: str) -> str:

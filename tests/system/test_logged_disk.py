@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from siterig.testing.logged_disk import LoggedDisk
+from siterig.testing.logged_disk import LoggedDisk, mkfs, mounted
+from tests.support.disks.mount_namespace import copied_mount
 
 pytestmark = pytest.mark.system
 MIB = 1 << 20
@@ -37,6 +41,26 @@ def test_a_killed_server_loses_nothing_and_its_log_continues(tmp_path: Path) -> 
         second = write(disk, 512, b"b" * 512)
     assert set(disk.positions()) >= {first, second}
     assert disk.state_at(second, tmp_path / "state").read_bytes() == disk.image.read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_mounted_state_is_never_an_older_one_of_the_same_file(tmp_path: Path) -> None:
+    """Another mount namespace keeps the older state mounted, and its loop device attached."""
+    state, other, guest = tmp_path / "state", tmp_path / "other", tmp_path / "guest"
+    for image, name in ((state, "older"), (other, "newer")):
+        with image.open("wb") as file:
+            file.truncate(16 * MIB)
+        mkfs(image)
+        with mounted(image, guest):
+            (guest / name).touch()
+    with mounted(state, guest), ExitStack() as copied:
+        assert (guest / "older").exists()
+        copied.enter_context(copied_mount(guest))
+        kept = copied.pop_all()
+    with kept:
+        shutil.copyfile(other, state)
+        with mounted(state, guest):
+            assert (guest / "newer").exists()
 
 
 def test_a_disk_that_cannot_be_mounted_is_an_error_with_the_reason(tmp_path: Path) -> None:

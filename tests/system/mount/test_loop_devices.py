@@ -19,6 +19,7 @@ from siterig.blockfs.core.clock import SystemClock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.guests import freezer, loop_devices
 from siterig.blockfs.host.disk_host import DiskHost
+from tests.support.disks.mount_namespace import copied_mount
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
 MIB = 1024 * 1024
@@ -101,27 +102,15 @@ async def test_detach_names_a_process_whose_mount_namespace_has_the_device(host:
     disk, where = await mounted(host, "os")
     (use,) = await loop_devices.uses(disk)
     assert use.loop is not None
-    script = f"""
-        mount | while read -r device _ where _; do  # the mounts of other tests must not stay
-            case $device in {use.loop}) ;; /dev/loop*) umount --lazy "$where" ;; esac
-        done
-        echo
-        exec sleep 60
-    """
-    with subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE) as holder:
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == b"\n"
-            await loop_devices.unmount(where)
-            with pytest.raises(RigError) as caught:
-                await loop_devices.detach(use.loop, clock=ImpatientClock())
-        finally:
-            holder.kill()
+    with copied_mount(where) as holder:
+        await loop_devices.unmount(where)
+        with pytest.raises(RigError) as caught:
+            await loop_devices.detach(use.loop, clock=ImpatientClock())
     assert caught.value.code == "VmBusy"
     holders = re.fullmatch(f"loop device {use.loop} is still open: (.*)", caught.value.message)
     assert holders is not None, caught.value.message
     # A process that another test starts in a namespace of its own may be named, too.
-    assert re.search(rf"\b(sleep|sh) \({holder.pid}\), in its mount namespace", holders[1])
+    assert re.search(rf"\b(sleep|sh) \({holder}\), in its mount namespace", holders[1])
 
 
 async def test_release_below_reports_its_actions_and_keeps_other_folders(host: Path) -> None:
