@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import pytest
 import trio
 
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader
@@ -36,16 +35,6 @@ from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.hyperv.agent import HyperVAgent
 
 VM = "web01"
-
-
-def without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run functions for threads in place: an autojumping clock takes a wait for a thread for idleness."""
-
-    async def run_sync(function: Callable[..., Any], *args: Any, **_options: Any) -> Any:
-        await trio.lowlevel.checkpoint()
-        return function(*args)
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
 
 
 class CallInterceptor:

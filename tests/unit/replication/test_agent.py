@@ -14,7 +14,8 @@ from trio.testing import MockClock
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.engine import uploader
-from tests.support.rigs.agent_rig import VM, Rig, without_threads
+from tests.support.rigs.agent_rig import VM, Rig
+from tests.support.threads import without_threads
 
 
 @pytest.fixture(autouse=True)

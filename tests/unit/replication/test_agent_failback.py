@@ -12,7 +12,8 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.codec import pack
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream
-from tests.support.rigs.agent_rig import VM, Rig, without_threads
+from tests.support.rigs.agent_rig import VM, Rig
+from tests.support.threads import without_threads
 
 SIZE = 1 << 20
 

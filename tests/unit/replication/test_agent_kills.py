@@ -9,7 +9,8 @@ import pytest
 from trio.testing import MockClock
 
 from siterig.replication.engine import disk_copy, resync, snapshots
-from tests.support.rigs.agent_rig import VM, Rig, without_threads
+from tests.support.rigs.agent_rig import VM, Rig
+from tests.support.threads import without_threads
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ import trio
 from trio.testing import MockClock
 
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.agent_rig import VM, Rig, without_threads
+from tests.support.rigs.agent_rig import VM, Rig
+from tests.support.threads import without_threads
 
 
 @pytest.fixture(autouse=True)

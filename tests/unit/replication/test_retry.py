@@ -10,7 +10,8 @@ import trio.testing
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, ResyncNeeded, RetryTable, as_rig_error, unwrap_group
-from tests.support.rigs.agent_rig import VM, Rig, without_threads
+from tests.support.rigs.agent_rig import VM, Rig
+from tests.support.threads import without_threads
 
 HOUR_S = 3600.0
 

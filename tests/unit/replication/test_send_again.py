@@ -10,7 +10,8 @@ from trio.testing import MockClock
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import PartName
-from tests.support.rigs.agent_rig import VM, Rig, without_threads
+from tests.support.rigs.agent_rig import VM, Rig
+from tests.support.threads import without_threads
 
 
 @pytest.fixture
