@@ -163,6 +163,10 @@ class Code(StrEnum):
         "Read the logs of the rig, or run the drill on a faster machine.")
     ExtentsCorrupt = ("ExtentsCorrupt", _FAILED, "The index of a disk's extents is damaged.",
         "Report it: the data comes from siterig itself.")
+    FaultNotFound = ("FaultNotFound", _BAD_INPUT, "The disk has no such fault rule, or the rule was removed meanwhile.",
+        "List the rules of the disk.")
+    FaultNotPossible = ("FaultNotPossible", _BAD_INPUT, "A fault cannot be armed on this disk.",
+        "Change the rule as the message says.")
     FileExists = "FileExists", _BAD_INPUT, "The file exists already.", "Name another file, or replace it with --force."
     FolderUnusable = "FolderUnusable", _BAD_INPUT, "The folder cannot be used for this.", "Follow the remedy in the message."
     ForeignFile = ("ForeignFile", _BAD_INPUT, "The file belongs to another user, or another user can change it.",
