@@ -105,6 +105,11 @@ class Disk:
         return self._core.c
 
     @property
+    def is_open(self) -> bool:
+        """True until the disk is closed."""
+        return self._core.is_open
+
+    @property
     def paths(self) -> DiskPaths:
         """The names of the disk's files."""
         return self._core.paths

@@ -71,15 +71,20 @@ async def _maintain_on_event(event_fd: int, disks: Callable[[], list[Disk]]) -> 
 
 
 async def maintain_once(disks: list[Disk]) -> None:
-    """Maintain each disk; a failure is logged, and tried again at the next event."""
+    """Maintain each disk; a failure is logged, and tried again at the next event.
+
+    A disk that was closed meanwhile, for example because its VM was removed, is passed over.
+    """
     for disk in disks:
+        if not disk.is_open:
+            continue
         if disk.guard is not None:
             disk.guard.look_again()
         try:
             disk.note_events()
             await trio.to_thread.run_sync(disk.tracking.maintain)
         except (OSError, RigError) as exc:
-            if disk.guard is not None and disk.guard.check_log() is not None:
+            if not disk.is_open or (disk.guard is not None and disk.guard.check_log() is not None):
                 continue
             # Without a spare the current segment continues to grow, as long as there is space.
             error = reason(exc) if isinstance(exc, OSError) else exc.message

@@ -15,7 +15,7 @@ from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
 from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.disk_host import DiskHost
-from siterig.blockfs.host.disk_tree import ROOT, SingleDisk
+from siterig.blockfs.host.disk_tree import ROOT, SingleDisk, maintain_once
 from tests.support.disks.fuse_calls import NOBODY, listed
 
 SIZE = 1 << 20
@@ -80,3 +80,17 @@ async def test_a_host_has_one_folder_for_each_vm_and_no_disk_outside(
         await files.getattr(pyfuse3.InodeT(found["web01"]), NOBODY)
     assert failed.value.errno == errno.ENOENT
     host.close()
+
+
+async def test_maintenance_passes_over_a_disk_that_was_removed_meanwhile(tmp_path: Path) -> None:
+    """The list of disks is older than the removal: maintenance of the disk before it took a while."""
+    host = DiskHost(tmp_path / "disks", tmp_path / "mnt")
+    try:
+        for vm in ("one", "two"):
+            await host.create_disk(vm=vm, name="disk", size_bytes=SIZE)
+            await host.start_tracking(vm=vm)
+        disks = host.registry.all_disks()
+        await host.remove_vm(vm="two")
+        await maintain_once(disks)
+    finally:
+        host.close()
