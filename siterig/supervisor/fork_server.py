@@ -87,7 +87,7 @@ def _load(module: str) -> None:
         quick_start.load(module)
 
 
-def _serve(control: socket.socket) -> _ForkedRole | None:
+def serve(control: socket.socket) -> _ForkedRole | None:
     """Fork roles until the supervisor closes the socket; return None then, and the work in each fork."""
     running: dict[int, _Forked] = {}
     modules: deque[str] = deque()
@@ -112,7 +112,14 @@ def _serve(control: socket.socket) -> _ForkedRole | None:
             output_fd, channel_fd, status_fd = fds
             role = _ForkedRole(request["module"], request["arguments"], output_fd, channel_fd, os.getpid())
             _load(role.module)
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError as error:  # no memory or process ids: the roles that run are not affected
+                with socket.socket(fileno=status_fd) as status, contextlib.suppress(OSError):
+                    status.send(json.dumps({"error": os.strerror(error.errno or 0)}).encode())
+                os.close(output_fd)
+                os.close(channel_fd)
+                continue
             if pid == 0:
                 control.detach()
                 for other in running.values():
@@ -132,7 +139,7 @@ def main() -> None:
     fd, parent_pid = int(sys.argv[-2]), int(sys.argv[-1])
     die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    role = _serve(socket.socket(fileno=fd))
+    role = serve(socket.socket(fileno=fd))
     if role is not None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         role.run()

@@ -2,8 +2,8 @@
 
 The first message, ``{"load"}``, has the modules that the server loads when it has nothing else to do.  Each other one is
 a request ``{"module", "arguments"}`` with three descriptors: the log, the role's end of the channel, and
-a socket for the status.  The answer comes on that socket: first ``{"pid"}`` with a pidfd, and at the end of the process
-``{"returncode"}``.  If the server ends, its roles end with it, and the socket is closed without that message.
+a socket for the status.  The answer comes on that socket: ``{"pid"}`` with a pidfd, or ``{"error"}``; and at the end of the
+process ``{"returncode"}``.  If the server ends, its roles end with it, and the socket is closed without that message.
 """
 
 from __future__ import annotations
@@ -110,7 +110,10 @@ class Forker:
         data, fds, _, _ = socket.recv_fds(status, _STATUS_BYTES_MAX, 1)
         if not data:
             raise RigError(Code.RoleFailed, f"role {name} was not started: the fork server ended", recoverable=True)
-        return _ForkedProcess(json.loads(data)["pid"], fds[0], status)
+        answer = json.loads(data)
+        if "error" in answer:
+            raise RigError(Code.RoleFailed, f"role {name} was not forked: {answer['error']}", recoverable=True)
+        return _ForkedProcess(answer["pid"], fds[0], status)
 
     def _send(self, request: bytes, fds: list[int]) -> None:
         if self._control is not None and self._server is not None and self._server.poll() is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ import trio
 from siterig.blockfs.core.errors import RigError
 from siterig.core import quick_start
 from siterig.core.paths import Layout, create
+from siterig.supervisor import fork_server
 from siterig.supervisor import forker as forker_module
 from siterig.supervisor.forker import Forker
 from siterig.supervisor.process import Child
@@ -125,3 +128,25 @@ async def test_the_server_ends_when_it_is_closed(forker: Forker, tmp_path: Path)
             os.kill(server, 0)
         with trio.fail_after(30):
             assert await child.wait() == -signal.SIGKILL
+
+
+def test_a_fork_that_fails_is_reported_and_the_server_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory() -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(os, "fork", no_memory)
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    request = json.dumps({"module": "json", "arguments": []}).encode()
+    answers = []
+    with control, theirs, (tmp_path / "log").open("wb") as log:
+        for _ in range(2):
+            status, their_status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            answers.append(status)
+            with their_status:
+                socket.send_fds(control, [request], [log.fileno(), log.fileno(), their_status.fileno()])
+        control.close()
+        assert fork_server.serve(theirs) is None
+    for status in answers:
+        with status:
+            assert json.loads(status.recv(1024)) == {"error": "Cannot allocate memory"}
+            assert status.recv(1024) == b""
