@@ -60,11 +60,21 @@ PHRASES = {
 """Phrases that are not plain English, and the words to use instead."""
 
 
+NAME_PHRASES = {
+    r"\b(?:what|whoever|whom)\b": 'name the thing for "what"',
+    r"\b(?:told|tells?|says?|said)\b": 'write "reported", "named" or "shown"',
+    r"\b(?:anew|lent|settles?|settled|insists?)\b": "write a common word",
+    r"\bfolded\b": 'write "compacted"',
+}
+"""The same for the names of tests, which are short: each is a sentence without punctuation."""
+
+
 def _any_space(pattern: str) -> str:
     return pattern.replace(" ", r"\s+")
 
 
 _PHRASES = [(re.compile(_any_space(pattern), re.IGNORECASE), advice) for pattern, advice in PHRASES.items()]
+_NAME_PHRASES = [(re.compile(pattern), advice) for pattern, advice in (PHRASES | NAME_PHRASES).items()]
 _CODE_SPAN = re.compile(r"``.*?``|`[^`\n]*`|:\w+:`[^`]*`", re.DOTALL)
 _QUOTED = re.compile(r'"[^"\n]*"|“[^”]*”')
 
@@ -96,6 +106,12 @@ def check_prose(text: str, line: int, found: Problems, *, openings: bool = True)
     for match in SENTENCE_OPENINGS.finditer(blank):
         if not match["rest"].endswith("?"):
             found.add(line + blank.count("\n", 0, match.start()), f'a sentence begins with "{match[1]}": name the thing')
+
+
+def check_name(name: str) -> list[str]:
+    """Return the problems of a name like ``test_a_lost_site_stays_down``."""
+    text = name.replace("_", " ")
+    return [f'"{match[0]}": {advice}' for pattern, advice in _NAME_PHRASES if (match := pattern.search(text))]
 
 
 def _blanked(match: re.Match[str]) -> str:

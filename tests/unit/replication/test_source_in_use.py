@@ -55,7 +55,7 @@ async def test_writes_at_the_site_after_a_failover_are_a_warning_and_one_event(t
 
 
 @pytest.mark.slow
-async def test_a_lost_site_keeps_what_was_seen_last(tmp_path: Path) -> None:
+async def test_a_lost_site_keeps_the_last_known_state(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -78,7 +78,7 @@ async def test_a_protected_vms_disks_are_not_watched(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_failback_names_what_will_be_lost_and_keeps_these_disks_only(tmp_path: Path) -> None:
+async def test_a_failback_names_the_lost_writes_and_keeps_these_disks_only(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -168,7 +168,7 @@ async def test_bytes_written_after_a_position_are_counted(host: DiskHost) -> Non
 
 
 @pytest.mark.parametrize("hurt", ["a closed segment", "the newest segment"])
-async def test_if_the_log_cannot_be_read_it_is_not_known_what_was_written(host: DiskHost, hurt: str) -> None:
+async def test_if_the_log_cannot_be_read_the_written_ranges_are_unknown(host: DiskHost, hurt: str) -> None:
     disk = host.disk("web01", "os")
     after = await host.position()
     disk.write(0, b"a" * 512)

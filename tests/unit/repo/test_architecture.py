@@ -18,7 +18,7 @@ MODULES_MAX = 18
 
 
 @pytest.mark.slow
-def test_every_room_imports_just_what_the_table_says() -> None:
+def test_every_room_imports_exactly_the_rooms_in_the_table() -> None:
     allowed = rooms.allowed()
     assert rooms.used(set(allowed)) == allowed
 
@@ -34,7 +34,7 @@ def test_no_cycle_of_imports() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
-def test_the_architecture_page_and_the_rooms_say_what_the_table_says() -> None:
+def test_the_architecture_page_and_the_rooms_agree_with_the_table() -> None:
     assert rooms.page_part() in rooms.PAGE.read_text(), "run python -m tests.support.rooms"
     for room, names in rooms.allowed().items():
         text = (rooms.folder_of(room) / "__init__.py").read_text()

@@ -13,7 +13,7 @@ from tests.support import c_rooms
 LINES_MAX = 600
 
 
-def test_every_c_room_includes_and_calls_just_what_the_table_says() -> None:
+def test_every_c_room_includes_and_calls_exactly_the_rooms_in_the_table() -> None:
     assert c_rooms.room_uses(c_rooms.files()) == c_rooms.allowed()
 
 
@@ -57,7 +57,7 @@ def add(name: str, text: str) -> Callable[[dict[str, str]], None]:
     return change
 
 
-def test_a_house_in_order_is_read_right() -> None:
+def test_rooms_that_follow_the_table_are_read_correctly() -> None:
     assert c_rooms.functions(HOUSE) == {"sr_io_read": "base/io.c", "sr_disk_new": "disk/disk.c"}
     assert c_rooms.room_uses(HOUSE) == {"base": set(), "disk": {"base"}}
     graphlib.TopologicalSorter(c_rooms.uses(HOUSE)).prepare()

@@ -155,10 +155,20 @@ def test_old_words_of_the_glossary_are_not_checked() -> None:
 NAME_CHARS_MAX = 75
 
 
-def test_names_of_tests_are_short() -> None:
-    long = []
+def test_names_of_tests_are_short_and_in_plain_english() -> None:
+    problems = []
     for path in language.python_files():
         if path.name.startswith("test_"):
             names = re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
-            long += [f"{path.name}: {name}" for name in names if len(name) > NAME_CHARS_MAX]
-    assert long == []
+            problems += [f"{path.name}: {name}: too long" for name in names if len(name) > NAME_CHARS_MAX]
+            problems += [f"{path.name}: {name}: {problem}" for name in names for problem in language.check_name(name)]
+    assert problems == []
+
+
+@pytest.mark.parametrize("name", ["test_what_is_gone_is_shown", "test_a_role_that_ends_is_told", "test_a_wait_is_given_up"])
+def test_a_name_with_a_forbidden_phrase_is_reported(name: str) -> None:
+    assert language.check_name(name) != []
+
+
+def test_a_plain_name_has_no_problem() -> None:
+    assert language.check_name("test_a_lost_site_stays_down_until_it_is_restored") == []

@@ -154,7 +154,7 @@ def failed_with(error: ExceptionGroup | RigError) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-async def test_the_write_is_named_with_what_it_changed(tmp_path: Path, seed: int) -> None:
+async def test_the_write_is_named_with_its_changes(tmp_path: Path, seed: int) -> None:
     states = FileStates(tmp_path, seed)
     report, trials, notes = await searched(states, wanted(*NO_EVIL))
     evil, before = states.evil, [GOOD, *(row.position for row in states.rows)][states.evil_at]
@@ -192,7 +192,7 @@ async def test_a_check_that_writes_gets_copies_that_are_thrown_away(states: File
 
 
 @pytest.mark.slow
-async def test_positions_that_are_no_state_are_skipped_and_told(states: FileStates) -> None:
+async def test_positions_that_are_no_state_are_skipped_and_reported(states: FileStates) -> None:
     around = range(states.evil_at - 2, states.evil_at)
     states.invalid = {states.rows[number].position for number in around}
     report, trials, notes = await searched(states, wanted(*NO_EVIL))
@@ -225,7 +225,7 @@ async def refused(states: FileStates, asked: BisectRequest) -> RigError:
 
 
 @pytest.mark.slow
-async def test_a_check_that_does_not_tell_the_two_points_apart_is_refused(states: FileStates) -> None:
+async def test_a_check_with_the_same_result_for_both_points_is_refused(states: FileStates) -> None:
     error = await refused(states, wanted("sh", "-c", "echo a; echo no good; exit 3; : {os}"))
     assert (error.code, error.message) == (
         "CheckFails",
@@ -254,7 +254,7 @@ async def test_a_command_that_cannot_be_run_or_dies_is_no_verdict(states: FileSt
 
 
 @pytest.mark.slow
-async def test_a_run_that_takes_too_long_has_failed_and_its_children_are_gone(states: FileStates, tmp_path: Path) -> None:
+async def test_a_run_that_takes_too_long_fails_and_its_children_are_ended(states: FileStates, tmp_path: Path) -> None:
     pids = tmp_path.parent / "pids"
     script = f"grep -q EVIL {{os}} {{data}} || exit 0; sleep 1000 & echo $! >> {pids}; wait"
     report, trials, _ = await searched(states, wanted("sh", "-c", script, timeout_s=0.3))
@@ -281,7 +281,7 @@ async def test_ctrl_c_ends_the_command_and_leaves_nothing_mounted(states: FileSt
 
 
 @pytest.mark.slow
-async def test_what_cannot_be_taken_away_is_told_and_hides_no_error(states: FileStates) -> None:
+async def test_things_that_cannot_be_removed_are_reported_and_hide_no_error(states: FileStates) -> None:
     states.close_fails = {"s1"}
     notes: list[str] = []
     with pytest.raises(RigError, match="does not fail at the bad point"):
@@ -291,7 +291,7 @@ async def test_what_cannot_be_taken_away_is_told_and_hides_no_error(states: File
 
 
 @pytest.mark.slow
-async def test_what_the_command_left_behind_is_named(tmp_path: Path) -> None:
+async def test_things_that_the_command_leaves_are_named(tmp_path: Path) -> None:
     image = tmp_path / "os.img"
     image.write_bytes(bytes(4096))
     holder = await trio.lowlevel.open_process(["sh", "-c", f"exec 3< {image}; exec sleep 1000"])

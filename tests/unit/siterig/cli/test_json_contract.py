@@ -336,5 +336,5 @@ def test_status_names_vm_and_disk_of_a_wait_that_knows_the_managed_disk_only() -
     assert named == [("web01", "data"), ("web01", "data"), (None, "another"), ("web02", None)]
 
 
-def test_the_sample_of_a_vm_is_what_a_vm_is() -> None:
+def test_the_sample_of_a_vm_has_the_keys_of_a_vm() -> None:
     assert set(sample(Vm).model_dump()) == {"vm", "side", "state", "disks"}

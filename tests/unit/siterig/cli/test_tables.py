@@ -39,7 +39,7 @@ def test_a_table_that_fits_is_whole_and_aligned() -> None:
     ]
 
 
-def test_points_fit_80_columns_with_short_ids_that_tell_them_apart() -> None:
+def test_points_fit_80_columns_with_short_ids_that_are_unique() -> None:
     lines = fitted(POINTS, ROWS, 80)
     assert max(map(len, lines)) <= 80
     assert lines == [
@@ -115,7 +115,7 @@ def test_an_empty_value_is_a_dash_and_a_tab_in_a_value_is_no_separator() -> None
 
 @pytest.mark.slow
 @given(st.lists(st.lists(st.text(max_size=50), min_size=3, max_size=3), min_size=1, max_size=5), st.integers(20, 120))
-def test_whatever_is_in_a_table_is_in_its_lines_and_every_line_is_printable(rows: list[list[str]], width: int) -> None:
+def test_all_values_of_a_table_are_in_its_lines_and_every_line_is_printable(rows: list[list[str]], width: int) -> None:
     lines = fitted(("one", "two", "three"), rows, width)
     assert all(line.isprintable() for line in lines)
     shown = re.sub(r"\s+", "", "".join(lines))
@@ -124,7 +124,7 @@ def test_whatever_is_in_a_table_is_in_its_lines_and_every_line_is_printable(rows
             assert re.sub(r"\s+", "", printable(cell)) in shown
 
 
-def test_ids_are_shortened_to_what_tells_them_apart() -> None:
+def test_ids_are_shortened_to_unique_beginnings() -> None:
     names = [str(uuid.UUID(int=number << 92)) for number in range(300)]
     short = shortened(names)
     assert len(set(short.values())) == len(names)

@@ -131,7 +131,7 @@ async def test_an_answer_that_is_too_long_is_not_read(depot: Served, monkeypatch
     assert caught.value.code == "BadAnswer"
 
 
-async def test_a_bug_tells_the_caller_no_detail(depot: Served) -> None:
+async def test_the_caller_of_a_bug_gets_no_detail(depot: Served) -> None:
     with pytest.raises(RigError) as caught:
         await depot.remote.crash()
     assert caught.value.code == "InternalError"
@@ -246,7 +246,7 @@ async def test_a_stale_socket_is_replaced_and_a_finished_server_leaves_none(tmp_
     assert not socket.exists()
 
 
-async def test_a_server_told_to_end_finishes_the_running_call(tmp_path: Path) -> None:
+async def test_a_server_that_is_to_end_finishes_the_running_call(tmp_path: Path) -> None:
     socket, end = tmp_path / "run" / "depot.sock", trio.Event()
 
     class Ending(RealDepot):

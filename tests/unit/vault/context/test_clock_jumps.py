@@ -179,7 +179,7 @@ async def test_cycles_that_are_missed_after_the_clock_was_set_back_are_reported(
         assert item.lastRpoInSeconds == pytest.approx(7200)
 
 
-async def test_a_report_that_comes_late_tells_how_old_the_state_is(tmp_path: Path) -> None:
+async def test_a_report_that_comes_late_has_the_age_of_the_state(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)

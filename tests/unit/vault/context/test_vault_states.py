@@ -40,7 +40,7 @@ def test_from_every_resting_state_something_is_allowed(state: ProtectionState, l
 
 
 @pytest.mark.parametrize(("state", "location"), sorted(RESTING))
-def test_every_refusal_names_the_state_and_what_is_allowed(state: ProtectionState, location: str) -> None:
+def test_every_refusal_names_the_state_and_the_allowed_ones(state: ProtectionState, location: str) -> None:
     row = item(state, location)
     now = allowed(row)
     for operation in Operation:

@@ -143,7 +143,7 @@ async def test_a_role_that_is_away_for_a_moment_is_waited_for(tmp_path: Path, au
         assert [error for job in await vault.jobs() for error in job.errors] == []
 
 
-async def test_a_role_that_stays_away_fails_the_job_and_enabling_again_goes_on(
+async def test_a_role_that_stays_away_fails_the_job_and_enabling_again_continues(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     world = World()
@@ -196,7 +196,7 @@ async def test_a_refused_part_ends_the_wait_of_the_initial_replication(tmp_path:
         assert (item.protectionState, item.replicationHealth) == ("Protected", "Normal")
 
 
-async def test_giving_up_protection_cancels_a_wait_that_would_never_end(tmp_path: Path) -> None:
+async def test_disabling_protection_cancels_a_wait_that_would_never_end(tmp_path: Path) -> None:
     world = World()
     world.apply = False
     async with running(world, tmp_path) as vault:

@@ -258,7 +258,7 @@ async def test_replication_continues_after_a_failure_past_the_preflight(tmp_path
         assert not await vault.reports.may_replicate(vm="web01")
 
 
-async def test_a_change_of_point_reports_that_what_was_written_to_the_vm_is_gone(tmp_path: Path) -> None:
+async def test_a_change_of_point_reports_that_the_writes_to_the_vm_are_lost(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)

@@ -92,7 +92,7 @@ async def test_a_planned_failover_waits_for_a_role_that_is_started_again(tmp_pat
 
 
 @pytest.mark.slow
-async def test_the_wait_is_called_what_the_supervisor_says_of_the_role(tmp_path: Path) -> None:
+async def test_the_wait_has_the_state_of_the_role_by_the_supervisor(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -274,7 +274,7 @@ async def test_a_list_of_vms_does_not_ask_a_role_that_hangs(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-async def test_a_job_whose_call_hangs_shows_the_role_that_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_whose_call_hangs_names_the_role_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("siterig.azure_emu.vault.jobs.engine.NOTICED_S", 0.01)
     world = World()
     async with running(world, tmp_path) as vault:
@@ -302,9 +302,7 @@ async def in_virtual_time(check: Callable[[], bool]) -> None:
 
 
 @pytest.mark.slow
-async def test_what_a_task_waited_for_is_not_shown_any_more_when_it_gets_on(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_the_wait_of_a_task_is_not_shown_after_it_continues(tmp_path: Path, autojump_clock: MockClock) -> None:
     """No role changes its state: only the task itself can tell."""
     world = World()
     async with running(world, tmp_path) as vault:
@@ -320,9 +318,7 @@ async def test_what_a_task_waited_for_is_not_shown_any_more_when_it_gets_on(
         assert (await ended(vault, job)).state == "Succeeded"
 
 
-async def test_what_an_operation_waited_for_is_not_shown_any_more_when_it_gets_on(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_the_wait_of_an_operation_is_not_shown_after_it_continues(tmp_path: Path, autojump_clock: MockClock) -> None:
     world = World()
     async with running(world, tmp_path) as vault, trio.open_nursery() as nursery:
         await vault.reports.report_roles(roles=states(agent="restarting"))
@@ -353,7 +349,7 @@ async def test_a_wait_ends_only_when_the_next_attempt_has_lasted_for_a_while(aut
 
 
 @pytest.mark.parametrize("failure", [RigError(Code.HostIoError, "no"), ValueError("a bug")])
-async def test_a_later_attempt_fails_with_what_it_raised(autojump_clock: MockClock, failure: Exception) -> None:
+async def test_a_later_attempt_fails_with_its_own_error(autojump_clock: MockClock, failure: Exception) -> None:
     roles, failures = Roles(), [cache_away(), failure]
 
     async def work() -> None:

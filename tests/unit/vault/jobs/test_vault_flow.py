@@ -54,7 +54,7 @@ async def test_protection_has_the_official_jobs_and_tasks(tmp_path: Path) -> Non
         assert await vault.reports.may_replicate(vm="web01")
 
 
-async def test_a_rig_only_interval_is_allowed_and_said(tmp_path: Path) -> None:
+async def test_a_rig_only_interval_is_allowed_and_reported(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await vault.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=512)])
         job = await ended(vault, await vault.enable_protection(vm="web01", interval_s=2))
@@ -382,7 +382,7 @@ async def test_a_second_operation_names_the_job_in_progress(tmp_path: Path) -> N
         assert (await vault.job(name=job.name)).state == "Cancelled"
 
 
-async def test_no_such_point_names_what_there_is(tmp_path: Path) -> None:
+async def test_the_error_of_an_unknown_point_names_the_known_ones(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
         (point,) = await vault.points(vm="web01")
@@ -407,7 +407,7 @@ async def test_somebody_elses_vm_of_that_name_is_never_replaced(tmp_path: Path) 
         assert list(world.azure["web01-test"]) == ["mine"]
 
 
-async def test_the_vault_is_what_each_role_expects_of_it(tmp_path: Path) -> None:
+async def test_the_vault_fulfils_the_contract_of_each_role(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         faces: tuple[VaultApi, ApplierReports, VaultLink] = (
             vault,

@@ -49,7 +49,7 @@ async def test_a_protected_vm_is_not_deleted_until_it_is_unprotected(tmp_path: P
 
 
 @pytest.mark.slow
-async def test_a_test_vm_is_not_deleted_but_what_nobody_owns_is(tmp_path: Path) -> None:
+async def test_a_test_vm_is_not_deleted_but_an_orphan_is(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -61,7 +61,7 @@ async def test_a_test_vm_is_not_deleted_but_what_nobody_owns_is(tmp_path: Path) 
         assert sorted(world.azure) == ["web01-test"]
 
 
-async def test_of_two_vms_of_one_name_the_side_must_be_said(tmp_path: Path) -> None:
+async def test_of_two_vms_of_one_name_the_side_is_required(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await made(vault)

@@ -221,7 +221,7 @@ async def test_a_wait_of_the_whole_role_concerns_every_vm(tmp_path: Path) -> Non
         assert await it.codes() == ["RoleUnavailable"]
 
 
-async def test_what_the_agent_has_reported_itself_is_not_reported_twice(tmp_path: Path) -> None:
+async def test_a_problem_that_the_agent_reported_is_not_reported_twice(tmp_path: Path) -> None:
     async with watched(tmp_path) as it:
         await it.vault.reports.replication_error(
             vm="web01", code="CacheUnreachable", message="m", recoverable=True, attempt=1, next_try_s=1

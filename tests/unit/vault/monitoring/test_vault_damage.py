@@ -43,7 +43,7 @@ HEAD = "the managed disk of web01/os is damaged in one place (/m/d/base.img: byt
         (damage(None), "Warning", "every state is readable; a repair rebuilds the file"),
     ],
 )
-async def test_what_a_scrub_finds_is_in_the_health_until_a_scrub_finds_it_gone(
+async def test_damage_that_a_scrub_finds_is_in_the_health_until_a_scrub_misses_it(
     tmp_path: Path, found: Damage, health: Health, why: str
 ) -> None:
     world = World()
@@ -66,7 +66,7 @@ async def test_what_a_scrub_finds_is_in_the_health_until_a_scrub_finds_it_gone(
         assert events == [("ManagedDiskWhole", "OK"), ("ManagedDiskDamaged", health)]
 
 
-async def test_what_reads_meet_is_told_once_a_position_and_a_scrub_knows_better(tmp_path: Path) -> None:
+async def test_damage_that_reads_meet_is_reported_once_and_a_scrub_decides(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -88,7 +88,7 @@ async def test_what_reads_meet_is_told_once_a_position_and_a_scrub_knows_better(
         assert len([event for event in await vault.events() if event.eventCode == "ManagedDiskDamaged"]) == 3
 
 
-async def test_however_many_positions_reads_meet_damage_at_what_is_kept_has_a_bound(tmp_path: Path) -> None:
+async def test_the_kept_reports_of_damage_are_bounded(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -109,7 +109,7 @@ async def test_damage_of_a_disk_that_is_not_known_is_ignored_and_goes_with_prote
         assert (job.state, job.errors) == ("Succeeded", [])
 
 
-async def test_who_uses_a_state_that_is_known_to_be_damaged_is_told(tmp_path: Path) -> None:
+async def test_the_user_of_a_state_that_is_known_to_be_damaged_gets_a_warning(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)

@@ -64,7 +64,7 @@ async def test_a_copy_is_all_disks_at_the_position_and_goes_with_its_process(tmp
         assert world.azure == {}
 
 
-async def test_one_whose_process_ended_while_the_vault_was_killed_goes_at_its_start(
+async def test_one_whose_process_ended_with_the_vault_down_is_released_at_its_start(
     tmp_path: Path, borrower: Borrower
 ) -> None:
     world = World()
@@ -99,7 +99,7 @@ async def test_one_that_is_open_is_tried_again_until_it_is_not(
 
 
 @pytest.mark.parametrize("call", ["azure.create_disk_from_point", "azure.open_mounted_point"])
-async def test_what_is_opened_while_its_process_ends_is_not_taken_back_by_half(
+async def test_a_state_that_opens_while_its_process_ends_is_reclaimed_completely(
     tmp_path: Path, borrower: Borrower, call: str
 ) -> None:
     world = World()

@@ -56,7 +56,7 @@ async def test_a_lease_ends_with_its_process_and_others_stay(tmp_path: Path, bor
         assert [name for _, name in world.mounted_points] == ["a-mine", "b-nobodys"]
 
 
-async def test_one_whose_process_ended_while_the_vault_was_killed_goes_at_its_start(
+async def test_one_whose_process_ended_with_the_vault_down_is_released_at_its_start(
     tmp_path: Path, borrower: Borrower
 ) -> None:
     world = World()
@@ -90,7 +90,7 @@ async def test_one_in_use_is_tried_again_until_it_is_not(
         await until_gone(vault)
 
 
-async def test_one_whose_process_ends_while_it_is_opened_goes_too(tmp_path: Path, borrower: Borrower) -> None:
+async def test_a_state_whose_process_ends_while_it_is_opened_is_released(tmp_path: Path, borrower: Borrower) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -117,7 +117,7 @@ async def test_a_process_is_not_taken_for_a_later_one_of_its_number(borrower: Bo
     assert HostProcess.own() == HostProcess(pid=os.getpid(), started=HostProcess.own().started)
 
 
-async def test_the_end_of_a_process_is_not_told_before(borrower: Borrower) -> None:
+async def test_the_end_of_a_process_is_not_reported_before_it_ends(borrower: Borrower) -> None:
     async with trio.open_nursery() as nursery:
         ended: list[int] = []
 

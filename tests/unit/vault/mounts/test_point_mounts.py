@@ -119,7 +119,7 @@ def test_a_time_has_one_name_which_means_it(text: str, name: str) -> None:
 
 
 @pytest.mark.slow
-async def test_a_position_and_a_point_are_unmounted_by_whatever_they_were_mounted_by(tmp_path: Path) -> None:
+async def test_a_position_and_a_point_are_unmounted_by_the_words_of_their_mount(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
         await vault.create_point(vm="web01", kind="CrashConsistent", name="mine")
@@ -130,7 +130,7 @@ async def test_a_position_and_a_point_are_unmounted_by_whatever_they_were_mounte
 
 
 @pytest.mark.slow
-async def test_of_two_who_mount_the_same_at_once_the_second_waits_and_has_it_too(tmp_path: Path) -> None:
+async def test_of_two_equal_mounts_at_once_the_second_waits_and_gets_the_same(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -151,7 +151,7 @@ async def test_of_two_who_mount_the_same_at_once_the_second_waits_and_has_it_too
 
 
 @pytest.mark.slow
-async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -> None:
+async def test_a_refused_mount_names_the_states_that_can_be_mounted(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -270,7 +270,7 @@ async def begun(nursery: trio.Nursery, call: Callable[[], Awaitable[object]]) ->
 
 
 @pytest.mark.slow
-async def test_what_is_being_mounted_is_unmounted_when_it_is_there(tmp_path: Path) -> None:
+async def test_a_state_that_is_being_mounted_is_unmounted_afterwards(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -304,7 +304,7 @@ async def test_a_mount_that_fails_takes_nothing_from_the_next_of_its_name(tmp_pa
 
 
 @pytest.mark.slow
-async def test_nothing_is_mounted_while_protection_is_given_up(tmp_path: Path) -> None:
+async def test_nothing_is_mounted_while_protection_is_disabled(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -320,7 +320,7 @@ async def test_nothing_is_mounted_while_protection_is_given_up(tmp_path: Path) -
 
 
 @pytest.mark.slow
-async def test_giving_up_protection_unmounts_unless_something_uses_it(tmp_path: Path) -> None:
+async def test_disabling_protection_unmounts_unless_something_uses_it(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -356,7 +356,7 @@ async def test_a_disk_that_is_too_large_for_the_service_is_refused(
         assert await vault.items() == []
 
 
-async def test_a_disk_that_is_not_whole_mib_is_replicated_and_said(tmp_path: Path) -> None:
+async def test_a_disk_that_is_not_whole_mib_is_replicated_and_reported(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await vault.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=(1 << 20) + 512)])
         job = await ended(vault, await vault.enable_protection(vm="web01", interval_s=30))
@@ -395,7 +395,7 @@ async def test_a_vm_can_be_made_from_a_state_between_points(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-async def test_a_failover_to_a_position_while_the_oldest_state_is_folded_away_goes_on(
+async def test_a_failover_to_a_position_continues_while_older_states_are_compacted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World()
@@ -418,7 +418,7 @@ async def test_a_failover_to_a_position_while_the_oldest_state_is_folded_away_go
 
 
 @pytest.mark.slow
-async def test_a_failover_to_a_position_that_is_folded_away_meanwhile_is_refused(
+async def test_a_failover_to_a_position_that_is_compacted_meanwhile_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World()
@@ -436,7 +436,7 @@ async def test_a_failover_to_a_position_that_is_folded_away_meanwhile_is_refused
 
 
 @pytest.mark.slow
-async def test_of_two_who_unmount_the_same_at_once_neither_fails(tmp_path: Path) -> None:
+async def test_of_two_equal_unmounts_at_once_neither_fails(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)

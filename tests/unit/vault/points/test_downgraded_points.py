@@ -14,7 +14,7 @@ from tests.support.rigs.vault_fakes import START_NS, World, protected, running
 WHY = "no mounted file system"
 
 
-async def test_a_point_tells_why_it_is_not_application_consistent_and_keeps_its_name(tmp_path: Path) -> None:
+async def test_a_point_has_the_reason_why_it_is_not_application_consistent(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -62,7 +62,7 @@ async def test_a_scheduled_point_does_before_and_after_the_report(tmp_path: Path
         assert len(await vault.points(vm="web01")) == 2
 
 
-def test_take_point_says_on_stderr_that_it_was_downgraded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_take_point_reports_the_downgrade_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     made = RecoveryPoint(
         id="p1",
         name="app1",

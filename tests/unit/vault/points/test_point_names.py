@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31mred", "a\u202eb", "n" * 101])
-async def test_a_point_is_not_named_so_that_a_line_cannot_tell_it(tmp_path: Path, name: str) -> None:
+async def test_a_point_gets_no_name_that_a_line_cannot_show(tmp_path: Path, name: str) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
         with pytest.raises(RigError, match=r"point is named .*; allowed: 1 to 100 printable characters") as caught:
@@ -164,7 +164,7 @@ async def test_a_vm_name_that_the_other_side_forbids_is_refused_first(tmp_path: 
         assert (caught.value.code, world.calls) == ("InvalidName", [])
 
 
-def test_a_table_tells_a_name_in_its_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_shows_every_name_in_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("name", "n"), [("a\nb\x1b[31mc\u202e", 1), ("ö", 2)], empty="")
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["name", "n"],
@@ -194,7 +194,7 @@ async def test_a_point_is_found_by_its_name_if_no_other_has_it(tmp_path: Path) -
         )
 
 
-async def test_after_a_commit_it_is_told_what_can_be_read_without_points(tmp_path: Path) -> None:
+async def test_after_a_commit_the_range_without_points_is_reported(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
         await ended(vault, await vault.unplanned_failover(vm="web01", point="LatestProcessed"))

@@ -83,7 +83,7 @@ def test_of_twenty_days_the_retention_is_kept_hour_by_hour(hours: int) -> None:
     assert kept(points, Policy(hours)) == [*of_hours, *at_two_hours, *of_two_hours]
 
 
-async def test_a_retention_that_hyper_v_does_not_have_is_kept_to_and_said(tmp_path: Path) -> None:
+async def test_a_retention_that_hyper_v_does_not_have_is_applied_and_reported(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await vault.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=1 << 30)])
         job = await ended(vault, await vault.enable_protection(vm="web01", interval_s=30, history_hours=72))
@@ -100,7 +100,7 @@ async def test_a_retention_that_hyper_v_does_not_have_is_kept_to_and_said(tmp_pa
     assert [hours for hours in (1, 24, 25, 360, 361) if remark(hours) is not None] == [25, 360]
 
 
-def test_hours_out_of_range_are_named_with_what_is_allowed() -> None:
+def test_hours_out_of_range_are_named_with_the_allowed_ones() -> None:
     for hours in (0, 361, -1):
         with pytest.raises(RigError) as caught:
             check_hours(hours)
@@ -124,7 +124,7 @@ async def rows(vault: Vault) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_told(
+async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_knows(
     tmp_path: Path, mock_clock: MockClock
 ) -> None:
     world = World()
@@ -158,7 +158,7 @@ async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_tol
 
 
 @pytest.mark.slow
-async def test_a_recovery_side_that_was_away_is_told_soon_after_and_the_wait_ends(
+async def test_a_recovery_side_that_was_away_gets_its_retention_soon_after(
     tmp_path: Path,
 ) -> None:
     world = World()
@@ -190,7 +190,7 @@ async def test_a_wait_for_a_vm_that_is_not_protected_any_more_ends(tmp_path: Pat
 
 
 @pytest.mark.slow
-async def test_pruned_points_do_not_come_back_when_an_applier_reports_anew(tmp_path: Path) -> None:
+async def test_pruned_points_do_not_come_back_when_an_applier_reports_again(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -232,7 +232,7 @@ async def test_points_in_use_are_kept_as_long_as_they_are(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-async def test_a_vm_between_points_keeps_no_point_and_retention_goes_on(tmp_path: Path) -> None:
+async def test_a_vm_between_points_keeps_no_point_and_retention_continues(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -250,7 +250,7 @@ async def test_a_vm_between_points_keeps_no_point_and_retention_goes_on(tmp_path
 
 
 @pytest.mark.slow
-async def test_a_recovery_side_that_is_away_is_told_in_a_later_round(tmp_path: Path) -> None:
+async def test_a_recovery_side_that_is_away_gets_its_retention_in_a_later_round(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
