@@ -32,7 +32,7 @@ LONGEST_FIRST = (
     "system/rig/test_lost_blobs.py",
     "system/rig/test_drill.py",
     "system/rig/test_drill_on_plain_files.py",
-    "system/disks/test_promotion.py",
+    "system/disks/test_hydrated_disks.py",
     "crash/test_kill_roles.py",
     "crash/test_kill_loop.py",
     "sanitizers/test_sanitizers.py",

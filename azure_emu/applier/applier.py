@@ -125,7 +125,7 @@ class Applier:
     def _forget_waits(self, disk_ids: list[str]) -> None:
         """Clear the waits of disks that do not replicate any more."""
         for disk_id in self._disks.keys() - set(disk_ids):
-            for place in ("apply", "report", "fold"):
+            for place in ("apply", "report", "compaction"):
                 self.waits.clear(place, disk=disk_id)
 
     def _is_compaction_due(self, disk: AppliedDisk) -> bool:
@@ -143,11 +143,11 @@ class Applier:
                 while await trio.to_thread.run_sync(store.compactor.compact_step, disk.retain):
                     pass  # the end of the applier waits for one step at most
             disk.compact_at_s = self.clock.trio_time_s() + COMPACT_EVERY_S
-            self.waits.clear("fold", disk=disk.disk_id)
+            self.waits.clear("compaction", disk=disk.disk_id)
         except RigError as exc:
             disk.compact_at_s = self.clock.trio_time_s() + _retry_s(exc)
             if exc.code != Code.DiskNotFound:
-                self.waits.set("fold", exc.code, exc.message, disk=disk.disk_id)
+                self.waits.set("compaction", exc.code, exc.message, disk=disk.disk_id)
                 log.warning("compaction_failed", disk=disk.disk_id, code=exc.code, reason=exc.message)
         finally:
             disk.compacting = False

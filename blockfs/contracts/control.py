@@ -23,7 +23,7 @@ CLOSE_IT = "unmount it and detach its loop devices"
 """The remedy for a disk that is in use, as messages name it."""
 
 
-class PromotionInfo(WireModel):
+class HydrationInfo(WireModel):
     """Progress of a disk that becomes independent of the managed disk under it.
 
     Attributes:
@@ -39,7 +39,7 @@ class PromotionInfo(WireModel):
     error: str | None
 
     @classmethod
-    def of(cls, done_bytes: int, total_bytes: int, stopped_by: RigError | None) -> PromotionInfo:
+    def of(cls, done_bytes: int, total_bytes: int, stopped_by: RigError | None) -> HydrationInfo:
         """Make the model from the error that stops the hydration, if any."""
         code, message = (None, None) if stopped_by is None else (stopped_by.code, stopped_by.message)
         return cls(done_bytes=done_bytes, total_bytes=total_bytes, error_code=code, error=message)
@@ -96,7 +96,7 @@ class DiskInfo(WireModel):
     snapshot_bytes_max: int | None
     needs_resync: str | None
     open_handles: int
-    promotion: PromotionInfo | None = None
+    promotion: HydrationInfo | None = None
     sector_bytes: SectorBytes = 512
     opening: str = ""
     opened_seq: int | None = None
@@ -297,7 +297,7 @@ class DiskHostControl(Protocol):
         """Rename a VM whose disks are not open; does nothing if that was done already.
 
         Raises:
-            RigError: ``VmNotFound``, ``VmExists``, ``InvalidName``, ``DiskInUse``; ``VmBusy`` if a promotion is under way.
+            RigError: ``VmNotFound``, ``VmExists``, ``InvalidName``, ``DiskInUse``; ``VmBusy`` if a hydration is under way.
         """
         ...
 
@@ -406,11 +406,11 @@ class DiskHostControl(Protocol):
         """
         ...
 
-    async def check_promotion(self, *, vm: str) -> None:
+    async def check_hydration(self, *, vm: str) -> None:
         """Check that the disks of the VM have room to become independent (``VmNotFound``, ``NotEnoughSpace``)."""
         ...
 
-    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+    async def hydrate_vm(self, *, vm: str) -> list[DiskInfo]:
         """Make the disks of the VM independent of the managed disks under them, while guests use them (``VmNotFound``).
 
         The call returns at once; ``DiskInfo.promotion`` has the progress.  Disks over no managed disk do not change.

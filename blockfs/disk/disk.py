@@ -40,7 +40,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import DISK_BYTES_MAX
 from siterig.blockfs.disk import disk_identity
 from siterig.blockfs.disk.disk_core import DiskCore
-from siterig.blockfs.disk.disk_files import DiskPaths, finish_promotion, open_layer, remove_overlay
+from siterig.blockfs.disk.disk_files import DiskPaths, finish_hydration, open_layer, remove_overlay
 from siterig.blockfs.disk.disk_guard import DiskGuard
 from siterig.blockfs.disk.disk_hydration import DiskHydration
 from siterig.blockfs.disk.disk_options import DiskOptions
@@ -153,7 +153,7 @@ class Disk:
         Raises:
             RigError: ``DiskCorrupt``, ``DiskStateCorrupt``, ``StateVersion``, ``NotARecoveryHost``, ``BrokenVhdChain``.
         """
-        state = finish_promotion(paths, DiskState.load(paths.file("disk")))
+        state = finish_hydration(paths, DiskState.load(paths.file("disk")))
         paths.file("snapshot").unlink(missing_ok=True)
         disk_identity.check_files_there(paths, state)
         found = disk_identity.identify(paths, state)

@@ -162,7 +162,7 @@ def remove_overlay(paths: DiskPaths) -> None:
     remove_maps(paths)
 
 
-def finish_promotion(paths: DiskPaths, state: DiskState) -> DiskState:
+def finish_hydration(paths: DiskPaths, state: DiskState) -> DiskState:
     """Complete, at the start, the conversion of an overlay to a raw disk that a kill has interrupted; return the state."""
     if state.kind == "top" and state.promoting and not paths.file("top").exists() and paths.file("img").exists():
         state = _note_raw(paths, state)

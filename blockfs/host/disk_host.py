@@ -59,7 +59,7 @@ class DiskHost(DiskHostControl, DiskTree):
     In its tree each VM has a folder, and so has each mounted point.
 
     Attributes:
-        hydrator: copies from the managed disks what the disks of promoted VMs lack.
+        hydrator: copies from the managed disks what the disks of hydrated VMs lack.
         registry: the disks, their folder and their shared options.
     """
 
@@ -284,13 +284,13 @@ class DiskHost(DiskHostControl, DiskTree):
     async def rename_vm(self, *, vm: str, name: str) -> None:
         self.registry.rename_vm(vm, name)
 
-    async def check_promotion(self, *, vm: str) -> None:
-        with os_errors_as(f"promotion of VM {vm}"):
+    async def check_hydration(self, *, vm: str) -> None:
+        with os_errors_as(f"hydration of VM {vm}"):
             await trio.to_thread.run_sync(hydration.check_room, vm, self.registry.disks(vm))
 
-    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+    async def hydrate_vm(self, *, vm: str) -> list[DiskInfo]:
         disks = self.registry.disks(vm)
-        with os_errors_as(f"promotion of VM {vm}"):
+        with os_errors_as(f"hydration of VM {vm}"):
             for disk in disks:
                 disk.hydration.begin()
         self.hydrator.wake()

@@ -23,7 +23,7 @@ from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sizes import known_size
 from siterig.blockfs.host.host_folder import NAME_CHARS_MAX, RECOVERY_FOLDER, check_name
 
-Kind = Literal["TestFailover", "Recovered", "Copy"]
+AzureVmKind = Literal["TestFailover", "Recovered", "Copy"]
 
 
 def test_vm_name(vm: str) -> str:
@@ -54,7 +54,7 @@ async def claim(
     context: VaultContext,
     owner: str,
     name: str,
-    kind: Kind,
+    kind: AzureVmKind,
     *,
     point_id: str | None = None,
     process: HostProcess | None = None,
@@ -84,7 +84,7 @@ async def claim(
     return former
 
 
-def require_ours(session: Session, owner: str, name: str, kind: Kind, *, there: bool) -> AzureVmRow | None:
+def require_ours(session: Session, owner: str, name: str, kind: AzureVmKind, *, there: bool) -> AzureVmRow | None:
     """Return the row of a VM that ``owner`` may make or replace; None if the name is free.
 
     ``there`` is True if the recovery side has disks of that name.
@@ -100,7 +100,7 @@ def require_ours(session: Session, owner: str, name: str, kind: Kind, *, there: 
     return row
 
 
-async def open_at(context: VaultContext, owner: str, name: str, kind: Kind, point: RecoveryPoint) -> None:
+async def open_at(context: VaultContext, owner: str, name: str, kind: AzureVmKind, point: RecoveryPoint) -> None:
     """Make VM ``name`` from all disks of ``owner`` at one position, in place of a former one of that name."""
     former = await claim(context, owner, name, kind, point_id=point.id)
     await _open_disks(context, owner, name, point.position, former)
@@ -129,7 +129,7 @@ async def _open_disks(context: VaultContext, owner: str, name: str, position: in
         )
 
 
-async def verify(context: VaultContext, owner: str, name: str, state: Kind) -> Vm:
+async def verify(context: VaultContext, owner: str, name: str, state: AzureVmKind) -> Vm:
     """Return the VM with all its disks (``VmIncomplete`` names the missing disks)."""
     expected = {disk.name for disk in await context.database.transact(lambda session: disk_rows(session, owner))}
     there = await disks_of(context, name)

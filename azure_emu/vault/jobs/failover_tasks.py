@@ -276,7 +276,7 @@ async def synchronize_all(job: JobContext) -> None:
 async def check_commit(job: JobContext) -> None:
     """Check that the VM is complete, and that there is room for the hydration of its disks."""
     await azure_vms.verify(job.context, job.vm, job.vm, "Recovered")
-    await job.context.azure.check_promotion(vm=job.vm)
+    await job.context.azure.check_hydration(vm=job.vm)
 
 
 async def commit(job: JobContext) -> None:
@@ -284,7 +284,7 @@ async def commit(job: JobContext) -> None:
 
     The changes in the vault happen in the transaction that ends the job (:func:`_committed`).
     """
-    await job.context.azure.promote_vm(vm=job.vm)
+    await job.context.azure.hydrate_vm(vm=job.vm)
 
 
 def _committed(session: Session, item: ItemRow, _job: JobRow) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import MountRow
 from siterig.azure_emu.vault.inventory import azure_vms
-from siterig.azure_emu.vault.inventory.azure_vms import Kind
+from siterig.azure_emu.vault.inventory.azure_vms import AzureVmKind
 from siterig.blockfs.contracts.control import CLOSE_IT, DiskInfo, DownloadedDisk
 from siterig.blockfs.core.errors import Code, RigError
 
@@ -29,7 +29,7 @@ def require_idle(disks: list[DiskInfo], what: str) -> None:
             )
 
 
-async def can_make(context: VaultContext, owner: str, name: str, kind: Kind) -> None:
+async def can_make(context: VaultContext, owner: str, name: str, kind: AzureVmKind) -> None:
     """Check that VM ``name`` can be made on the recovery side, in place of a former one, and that its roles answer.
 
     Raises:

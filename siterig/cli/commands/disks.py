@@ -13,7 +13,7 @@ import trio
 import typer
 
 from siterig.azure_emu.vault.model.choices import Side
-from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo, PromotionInfo
+from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo, HydrationInfo
 from siterig.blockfs.contracts.counters import DiskCounters, RequestCounters
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, rfc3339
 from siterig.blockfs.core.errors import Code, RigError
@@ -106,11 +106,11 @@ def _row(side: Side, disk: DiskInfo) -> tuple[object, ...]:
         format_size(disk.dirty_bytes) if disk.dirty_bytes else "-",
         snapshot,
         disk.needs_resync or "-",
-        promotion_text(disk.promotion),
+        hydration_text(disk.promotion),
     )
 
 
-def promotion_text(found: PromotionInfo | None) -> str:
+def hydration_text(found: HydrationInfo | None) -> str:
     """Return the column ``hydration`` of a disk: its progress and the code of the error that stops it."""
     if found is None:
         return "-"

@@ -38,7 +38,7 @@ Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Segments (
 LogImageFormat = Annotated[
     Literal["raw", "vhd"] | None, typer.Option("--format", help="Format of IMAGE. Default: detected from contents and name.")
 ]
-Kind = Enum("Kind", {kind.name: kind.name.lower() for kind in RecordType}, type=str)  # type: ignore[misc]
+RecordKind = Enum("RecordKind", {kind.name: kind.name.lower() for kind in RecordType}, type=str)  # type: ignore[misc]
 
 
 def register(app: typer.Typer) -> None:
@@ -94,7 +94,7 @@ def _tail(found: FileSummary) -> list[str]:
 def show_log(
     files: Files,
     kinds: Annotated[
-        list[Kind] | None, typer.Option("--type", help="Show only records of this type; may be repeated.")
+        list[RecordKind] | None, typer.Option("--type", help="Show only records of this type; may be repeated.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Show at most N records.")] = None,
     as_json: JsonLines = False,

@@ -409,13 +409,13 @@ class FakeHost:
         await self.world.called("azure.rename_vm")
         self.world.rename(self.world.azure, vm, name)
 
-    async def check_promotion(self, *, vm: str) -> None:
-        """Allow every promotion."""
-        await self.world.called("azure.check_promotion")
+    async def check_hydration(self, *, vm: str) -> None:
+        """Allow every hydration."""
+        await self.world.called("azure.check_hydration")
 
-    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+    async def hydrate_vm(self, *, vm: str) -> list[DiskInfo]:
         """Return the VM's disks, which stay as they are."""
-        await self.world.called("azure.promote_vm")
+        await self.world.called("azure.hydrate_vm")
         return list(self.world.azure[vm].values())
 
     async def open_mounted_point(

@@ -61,6 +61,29 @@ def test_a_class_name_is_unique() -> None:
     assert len(places) > 300
 
 
+ALIAS = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*")
+
+
+def aliases(tree: ast.Module) -> list[tuple[str, int]]:
+    """Return the names in CamelCase that a module assigns, with their lines: type aliases and enumerations."""
+    return [
+        (target.id, node.lineno)
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and "TypeVar(" not in ast.unparse(node)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name) and ALIAS.fullmatch(target.id)
+    ]
+
+
+def test_a_type_alias_is_unique() -> None:
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for path, tree in trees():
+        for name, line in aliases(tree):
+            places[name].append(f"{path}:{line}")
+    assert {name: at for name, at in places.items() if len(at) > 1} == {}
+    assert len(places) > 30
+
+
 def test_a_log_event_is_a_snake_case_literal() -> None:
     calls = [(path, call) for path, tree in trees() for call in log_calls(tree)]
     assert [f"{path}:{call.lineno} {ast.unparse(call)}" for path, call in calls if not is_event(call)] == []

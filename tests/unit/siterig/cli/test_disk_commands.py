@@ -13,7 +13,7 @@ import trio
 
 from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.changelog.disk_log import LogPolicy
-from siterig.blockfs.contracts.control import DiskInfo, PromotionInfo
+from siterig.blockfs.contracts.control import DiskInfo, HydrationInfo
 from siterig.blockfs.contracts.counters import LATENCY_BUCKETS, DiskCounters
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
@@ -121,9 +121,9 @@ def test_list_as_json_is_all_that_is_known_and_the_side(hosts: Hosts) -> None:
 
 
 def test_list_shows_the_progress_of_a_hydration_and_its_obstacle() -> None:
-    assert disks.promotion_text(None) == "-"
-    assert disks.promotion_text(PromotionInfo.of(70, 200, None)) == "35 %"
-    assert disks.promotion_text(PromotionInfo.of(70, 200, RigError(Code.DiskFull, "..."))) == "35 %, stopped: DiskFull"
+    assert disks.hydration_text(None) == "-"
+    assert disks.hydration_text(HydrationInfo.of(70, 200, None)) == "35 %"
+    assert disks.hydration_text(HydrationInfo.of(70, 200, RigError(Code.DiskFull, "..."))) == "35 %, stopped: DiskFull"
 
 
 @pytest.mark.parametrize("option", [(), ("--json",)])

@@ -85,7 +85,7 @@ ROWS: list[tuple[tuple[Step, ...], Operation, Step, str, str | None]] = [
     ((), Operation.PLANNED, planned, "site.replicate_now", ProtectionState.PLANNED_FAILED),
     ((), Operation.PLANNED, planned, "azure.create_disk_from_point", ProtectionState.PLANNED_FAILED),
     ((unplanned,), Operation.COMMIT, commit, "azure.list_disks", None),
-    ((unplanned,), Operation.COMMIT, commit, "azure.promote_vm", ProtectionState.COMMIT_TO_RECOVERY_FAILED),
+    ((unplanned,), Operation.COMMIT, commit, "azure.hydrate_vm", ProtectionState.COMMIT_TO_RECOVERY_FAILED),
     (AT_AZURE, Operation.FAILBACK, failback, "site.check_failback", None),
     (AT_AZURE, Operation.FAILBACK, failback, "site.receive_disk", ProtectionState.PLANNED_FAILED),
     (AT_AZURE, Operation.FAILBACK, failback, "site.commit_failback", ProtectionState.PLANNED_FAILED),

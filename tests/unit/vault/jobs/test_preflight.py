@@ -25,7 +25,7 @@ CHANGES = {
     "site.resync",
     "azure.remove_vm",
     "azure.create_disk_from_point",
-    "azure.promote_vm",
+    "azure.hydrate_vm",
     "azure.close_mounted_point",
     "recovery.delete_managed_disk",
     "recovery.create_managed_disk",
@@ -144,7 +144,7 @@ ROWS = [
     (
         "commit: no room to become independent",
         failed_over,
-        failing("azure.check_promotion", NO_ROOM),
+        failing("azure.check_hydration", NO_ROOM),
         commit,
         "NotEnoughSpace",
     ),
