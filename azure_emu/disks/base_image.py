@@ -51,7 +51,8 @@ REREADS, REREAD_DELAY_S = 2, 1.0
 """How often, and after how many seconds each time, an unreadable block is read again before it counts as bad."""
 _PROBE_BLOCKS = 1024
 _PROBE_BYTES = _PROBE_BLOCKS * BLOCK_BYTES
-_ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
+ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
+"""The checksum of a block of zeros."""
 
 _MAP_MAGIC = b"SRIGMAP\0"
 _INTENT_MAGIC = b"SRIGINT\0"
@@ -228,7 +229,7 @@ def rebuild_map(folder: Path) -> None:
                 continue
             for i, (current, following) in enumerate(PAIR.iter_unpack(sums)):
                 block = data[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
-                if not {current, following} <= {0, _ZERO_SUM} or not is_zero(block):
+                if not {current, following} <= {0, ZERO_SUM} or not is_zero(block):
                     ranges.append(((first + i) * BLOCK_BYTES, BLOCK_BYTES))
     write_map(folder, merge_ranges(ranges))
 

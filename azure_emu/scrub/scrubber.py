@@ -27,7 +27,7 @@ from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, read_meta
 from siterig.azure_emu.disks.pins import LOCK, PINS
 from siterig.azure_emu.scrub.base import bad_ranges, check_idle_base, open_base
 from siterig.azure_emu.scrub.journal import damaged_pieces, scrub_journal
-from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.changelog.segment import CHANGES
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import Advance
@@ -36,7 +36,6 @@ from siterig.blockfs.layers.base_update import BLOCK_BYTES
 
 _NEEDED = {LOCK, PINS, checkpoints.CHECKPOINTS}
 _KNOWN = {BASE, SUMS, MAP, INTENT, DISK_META, PROGRESS, JOURNAL, *_NEEDED}
-_CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 
 def scrub(folder: Path, advance: Advance = lambda _bytes: None, clock: Clock = SYSTEM_CLOCK) -> Iterator[Damage]:
@@ -262,7 +261,7 @@ def _follow(loaded: StoreState, damage_map: DamageMap, damaged_frames: list[Fram
         contained = history.contained(frame.part.generation) if frame.part.stream == "log" else -1
         for record, (position, _, offset, length, _, _, kind) in enumerate(ENTRY.iter_unpack(entries)):
             counts = position > contained
-            if counts and kind in _CHANGES:
+            if counts and kind in CHANGES:
                 damage_map.overwrite(offset, offset + length, position)
             while piece is not None and piece.record == record:
                 damage_map.add("payload", piece.start, piece.stop, piece.damage, is_current=counts)

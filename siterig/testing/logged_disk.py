@@ -28,10 +28,9 @@ from typing import Any
 
 from siterig.blockfs.changelog import replay
 from siterig.blockfs.changelog.position_counter import read_position
-from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.changelog.segment import CHANGES
 
 END_S = 60.0
-_CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 
 class LoggedDisk:
@@ -111,7 +110,7 @@ class LoggedDisk:
 
     def positions(self, at_most: int | None = None) -> list[int]:
         """Return the positions at which the disk changed, or ``at_most`` of them at equal distances, the last included."""
-        found = [record.position for _, record in replay.check(self.log).records() if record.type in _CHANGES]
+        found = [record.position for _, record in replay.check(self.log).records() if record.type in CHANGES]
         if at_most is None or len(found) <= at_most:
             return found
         return [found[(number + 1) * len(found) // at_most - 1] for number in range(at_most)]
