@@ -63,7 +63,7 @@ def boot_id_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def umask() -> Iterator[None]:
-    """A usual one: folders that tests make are not for others to write to, which siterig would refuse."""
+    """Set the usual umask: siterig refuses folders that other users can write to, and tests create folders."""
     before = os.umask(0o022)
     yield
     os.umask(before)

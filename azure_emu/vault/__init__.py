@@ -1,4 +1,5 @@
-"""The vault: protected items, jobs, recovery points, health. ``service`` is its face, ``reports`` what roles report.
+"""The vault: protected items, jobs, recovery points, health. ``service`` answers commands, ``report_handlers`` the reports
+of roles.
 
 Imports azure_emu.contracts, azure_emu.vault.context, azure_emu.vault.db, azure_emu.vault.inventory,
 azure_emu.vault.jobs, azure_emu.vault.model, azure_emu.vault.monitoring, azure_emu.vault.mounts, azure_emu.vault.points,

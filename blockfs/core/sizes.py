@@ -27,7 +27,7 @@ def check_sectors(what: str, size_bytes: int, sector_bytes: int) -> None:
         size_bytes: size of the disk.
         sector_bytes: its logical sector size.
     Raises:
-        RigError: ``InvalidDiskSize`` if it has not.
+        RigError: ``InvalidDiskSize`` if the last sector is incomplete.
     """
     if size_bytes % sector_bytes:
         raise RigError(

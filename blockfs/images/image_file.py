@@ -33,7 +33,10 @@ LOCK_PATIENCE_S = 3.0
 """Seconds to wait for a lock: an image that is being unmounted stays locked until its log is closed."""
 MountFormat = Literal["raw", "vhd"]
 
-_QEMU_WRITES, _QEMU_BEARS_NO_WRITER = 101, 201  # bytes that QEMU read-locks while it does (block/file-posix.c)
+_QEMU_WRITES, _QEMU_BEARS_NO_WRITER = (
+    101,
+    201,
+)  # bytes that QEMU locks (block/file-posix.c)
 
 
 @dataclass(frozen=True, slots=True)

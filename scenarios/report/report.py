@@ -40,9 +40,11 @@ def write_report(folder: Path, result: DrillResult) -> list[Path]:
 
 
 def make_report_folder(folder: Path) -> None:
-    """Make it, and see that a report can be written to it.
+    """Create the folder of a report, and check that a report can be written to it.
 
-    ``ReportUnwritable`` names it and the reason; ``ForeignFile``: another user's link or file is in the way.
+    Raises:
+        RigError: ``ReportUnwritable`` names the folder and the reason; ``ForeignFile`` if another user's link or file has
+            the name of one of the report's files.
     """
     with _written_to(folder):
         safe_files.make_folder(folder, mode=_FOLDER_MODE, parents=True)

@@ -207,7 +207,7 @@ class Bisection:
     # --- states ---------------------------------------------------------------------------------------------------
 
     async def _remember(self, opening: Awaitable[BisectState]) -> BisectState:
-        with trio.CancelScope(shield=True):  # else a state could stay open that is not in the list
+        with trio.CancelScope(shield=True):  # a cancelled opening could leave a state open that the list lacks
             state = await opening
         self._open.append(state)
         await trio.lowlevel.checkpoint()

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-PYTHON_FOLDERS = ("blockfs", "azure_emu", "replication", "scenarios", "siterig", "cext", "bench", "tests")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "siterig/manual/commands/*.md")
+PYTHON_FOLDERS = ("blockfs", "azure_emu", "replication", "scenarios", "siterig", "cext", "bench", "tests", "tools")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "siterig/manual/commands/*.md", "bench/*.md")
+SHELL_SCRIPTS = ("rig", ".ci/run", "tools/*.sh")
 GENERATED = ("docs/reference/commands",)
 """Folders of pages that are drawn from the help of the commands and from siterig/manual, which are checked themselves."""
 
@@ -187,6 +188,11 @@ def documents() -> list[Path]:
     return sorted({path for pattern in DOCUMENTS for path in ROOT.glob(pattern) if path.parent not in drawn})
 
 
+def shell_scripts() -> list[Path]:
+    """Return all shell scripts."""
+    return sorted(path for pattern in SHELL_SCRIPTS for path in ROOT.glob(pattern))
+
+
 def room_of(path: str) -> str:
     """Return the room of a file, by which it can be pending: its folder, or for a document the file itself."""
     return path if path.endswith(".md") else path.rpartition("/")[0]
@@ -194,14 +200,16 @@ def room_of(path: str) -> str:
 
 def problems() -> dict[str, list[str]]:
     """Return all problems by room."""
-    texts = {path: path.read_text() for path in (*python_files(), *c_files(), *documents())}
+    texts = {path: path.read_text() for path in (*python_files(), *c_files(), *documents(), *shell_scripts())}
     trees = {path: ast.parse(text) for path, text in texts.items() if path.suffix == ".py"}
-    known = classes(trees.values())
+    known, scripts = classes(trees.values()), set(shell_scripts())
     found: dict[str, list[str]] = {}
     for path, text in texts.items():
         name = path.relative_to(ROOT).as_posix()
         if path.suffix == ".py":
             lines = check_python(name, text, trees[path], known)
+        elif path in scripts:
+            lines = check_shell(name, text)
         else:
             lines = check_document(name, text) if path.suffix == ".md" else check_c(name, text)
         if lines.lines:
@@ -337,6 +345,15 @@ _OLD_WORDS = re.compile(r"^\|.*\| not used \|\n(?:\|.*\n)*", re.MULTILINE)
 """A table of the glossary: its last column lists words that are not to be used."""
 
 _LIST_MARK = re.compile(r"^(\s*)([-*+>|]|\d+\.)(?=\s)", re.MULTILINE)
+
+
+def check_shell(path: str, text: str) -> Problems:
+    """Check the comments that stand on lines of their own in one shell script; successive lines are one text."""
+    found = Problems(path)
+    for match in re.finditer(r"(?:^[ \t]*#(?!!).*\n)+", text, re.MULTILINE):
+        prose = re.sub(r"^[ \t]*#[ \t-]*", "", match[0], flags=re.MULTILINE)
+        check_prose(prose, text.count("\n", 0, match.start()) + 1, found)
+    return found
 
 
 def check_document(path: str, text: str) -> Problems:

@@ -23,14 +23,14 @@ from unittest import mock
 from tests.support.io_faults import PUNCH, RESIZE, SYNC, WRITE, io_verdict
 
 Begin = Callable[[Path], Callable[[], object]]
-"""Opens what is in the folder; what is to be killed then."""
+"""Opens the files in the folder, and returns the function that is to be killed."""
 
 KILLED = 9
 _IN_C = {WRITE: "write", SYNC: "sync", PUNCH: "punch", RESIZE: "resize"}
 
 
 class _Calls:
-    """Counts them, a write twice: it may be killed before it, and when half of it is done."""
+    """Counts system calls; a write counts twice, because a process can be killed before it and in the middle of it."""
 
     def __init__(self, kill_at: int | None) -> None:
         self.done: list[str] = []

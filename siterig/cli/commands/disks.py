@@ -227,7 +227,7 @@ def counter_lines(
 ) -> list[Line]:
     """Return the lines of the counters; with ``before``, the counters of ``passed_s`` seconds ago, also of the rates."""
     if before is not None and before.since_ns != disk.since_ns:
-        before = None  # its server was started again, and counts anew
+        before = None  # its server was started again, and its counters began at 0
     logged = f"generation {disk.generation}" if disk.tracked else f"not tracked ({disk.needs_resync or 'not requested'})"
     columns = ["requests", "ops", "bytes", "errors", "p50", "p99", "longest"]
     rows = [[kind, *_figures(request)] for kind, request in disk.requests.items()]

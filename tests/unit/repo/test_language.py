@@ -152,6 +152,12 @@ def test_old_words_of_the_glossary_are_not_checked() -> None:
     ]
 
 
+def test_comments_of_a_shell_script_are_checked() -> None:
+    script = "#!/bin/sh\n# Runs the tests.\nrun # what is run\n\n# What is missing\n# is told.\nset_up\n"
+    found = language.check_shell("rig", script).report()
+    assert [line.partition(" ")[0] for line in found] == ["rig:5:", "rig:6:"]
+
+
 NAME_CHARS_MAX = 75
 
 

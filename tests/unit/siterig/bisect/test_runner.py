@@ -50,7 +50,7 @@ class FileStates:
             self.rows.append(Row(position, disk, "WRITE", dice.randrange(SIZE - 3000), len(data), data))
         self.evil_at = dice.randrange(120)
         row = self.rows[self.evil_at]
-        # Where nothing is written later, so that it stays.
+        # No later write reaches this place, so the bytes stay.
         self.rows[self.evil_at] = replace(row, offset=SIZE - 16, length=4, data=EVIL)
         self.open_names: set[str] = set()
         self.copy: dict[str, Path] | None = None

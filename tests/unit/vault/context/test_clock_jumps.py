@@ -1,4 +1,4 @@
-"""Somebody sets the host's clock, or the host restarts: no point goes, health and RPO are right, and an event reports it."""
+"""The host's clock is set, or the host restarts: no point is lost, health and RPO are right, and an event reports it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damage of managed disks in the vault: health, events, and warnings of who uses a state that is known to be damaged."""
+"""Damage of managed disks in the vault: health, events, and warnings for users of a state that is known to be damaged."""
 
 from __future__ import annotations
 
