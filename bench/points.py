@@ -81,7 +81,7 @@ def _print(console: Console, found: Figures) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write the figures down."""
+    """Run the measurements, print the figures, and write them to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--writes", type=int, default=500, help="before each point")

@@ -246,7 +246,7 @@ def _print(console: Console, found: StoreResults) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write the figures down."""
+    """Run the measurements, print the figures, and write them to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=1_000_000, help="in the journal")
     parser.add_argument("--rounds", type=int, default=3)

@@ -248,7 +248,11 @@ class DiskHostControl(Protocol):
 
     @deadline(ANSWER_S)
     async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
-        """Return all disks, or those of one VM (``VmNotFound``)."""
+        """Return all disks, or those of one VM.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
         ...
 
     @deadline(ANSWER_S)
@@ -281,16 +285,28 @@ class DiskHostControl(Protocol):
         ...
 
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
-        """Grow a disk while it is in use (``InvalidDiskSize``, ``DiskFull``); guests see the new size when they ask."""
+        """Grow a disk while it is in use; guests see the new size when they ask.
+
+        Raises:
+            RigError: ``InvalidDiskSize`` or ``DiskFull``.
+        """
         ...
 
     @deadline(ANSWER_S)
     async def counters(self, *, vm: str, disk: str) -> DiskCounters:
-        """Return a disk's counters since it was opened, without stopping a request (``VmNotFound``, ``DiskNotFound``)."""
+        """Return a disk's counters since it was opened, without stopping a request.
+
+        Raises:
+            RigError: ``VmNotFound`` or ``DiskNotFound``.
+        """
         ...
 
     async def remove_vm(self, *, vm: str) -> None:
-        """Delete the disks, logs and folder of a VM (``VmNotFound``, ``DiskInUse``)."""
+        """Delete the disks, logs and folder of a VM.
+
+        Raises:
+            RigError: ``VmNotFound`` or ``DiskInUse``.
+        """
         ...
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
@@ -351,7 +367,11 @@ class DiskHostControl(Protocol):
         ...
 
     async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
-        """Begin a copy-before-write snapshot over all disks (``SnapshotExists``, ``NotTracked``)."""
+        """Begin a copy-before-write snapshot over all disks.
+
+        Raises:
+            RigError: ``SnapshotExists`` or ``NotTracked``.
+        """
         ...
 
     async def release_snapshot(self, *, vm: str, disk: str, upto: int) -> None:
@@ -363,13 +383,16 @@ class DiskHostControl(Protocol):
         ...
 
     async def begin_replace(self, *, vm: str, disk: str, size_bytes: int) -> StagingInfo:
-        """Create an empty staging file next to the disk, which is not touched (``DiskInUse``).
+        """Create an empty staging file next to the disk, which is not touched.
 
         Args:
             vm: the VM.
             disk: the disk to replace.
             size_bytes: the size of the disk that returns.  The file has the size of the old disk if that is larger: a disk
                 is never shrunk, and it may have grown after the returning state was replicated.
+
+        Raises:
+            RigError: ``DiskInUse``.
         """
         ...
 
@@ -381,11 +404,19 @@ class DiskHostControl(Protocol):
         ...
 
     async def delete_kept(self, *, vm: str, file: str) -> None:
-        """Delete an old disk that was kept (``VmNotFound``, ``KeptImageNotFound``)."""
+        """Delete an old disk that was kept.
+
+        Raises:
+            RigError: ``VmNotFound`` or ``KeptImageNotFound``.
+        """
         ...
 
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
-        """Return how the disks of the VM were used after a position (``VmNotFound``)."""
+        """Return how the disks of the VM were used after a position.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
         ...
 
     async def check_replace(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
@@ -407,13 +438,20 @@ class DiskHostControl(Protocol):
         ...
 
     async def check_hydration(self, *, vm: str) -> None:
-        """Check that the disks of the VM have room to become independent (``VmNotFound``, ``NotEnoughSpace``)."""
+        """Check that the disks of the VM have room to become independent.
+
+        Raises:
+            RigError: ``VmNotFound`` or ``NotEnoughSpace``.
+        """
         ...
 
     async def hydrate_vm(self, *, vm: str) -> list[DiskInfo]:
-        """Make the disks of the VM independent of the managed disks under them, while guests use them (``VmNotFound``).
+        """Make the disks of the VM independent of the managed disks under them, while guests use them.
 
         The call returns at once; ``DiskInfo.promotion`` has the progress.  Disks over no managed disk do not change.
+
+        Raises:
+            RigError: ``VmNotFound``.
         """
         ...
 
@@ -438,7 +476,11 @@ class DiskHostControl(Protocol):
         ...
 
     async def close_mounted_point(self, *, vm: str, name: str) -> None:
-        """Remove a mounted point; does nothing if there is none (``RecoveryInUse``)."""
+        """Remove a mounted point; does nothing if there is none.
+
+        Raises:
+            RigError: ``RecoveryInUse``.
+        """
         ...
 
     @deadline(ANSWER_S)

@@ -109,9 +109,12 @@ async def open_image(path: Path, *, format_: MountFormat | None = None, read_onl
 
 
 async def open_locked(path: Path, *, read_only: bool) -> LockedFile:
-    """Open and lock the file of an image of any format (``ImageUnusable``, ``ImageBusy``).
+    """Open and lock the file of an image of any format.
 
     A cancelled call returns at once, also while the file system does not answer.
+
+    Raises:
+        RigError: ``ImageUnusable`` or ``ImageBusy``.
     """
     # In threads: the path may be in a file system that another process of siterig serves.
     real = await trio.to_thread.run_sync(_resolved, path, abandon_on_cancel=True)

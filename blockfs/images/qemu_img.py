@@ -79,7 +79,11 @@ def require(what: str) -> str:
 
 
 async def disk_bytes(image: OpenImage) -> int:
-    """Return the size of the disk in an image (``ImageUnusable``, ``ToolMissing``)."""
+    """Return the size of the disk in an image.
+
+    Raises:
+        RigError: ``ImageUnusable`` or ``ToolMissing``.
+    """
     done = await _look(image, "info", "--output=json")
     if done.status != 0:
         raise RigError(Code.ImageUnusable, f"{image.path}: {_reason(image.named(_text(done)))}")

@@ -111,7 +111,11 @@ class HyperVAgent:
             await trio.sleep_forever()
 
     async def create_vm(self, *, vm: str, disks: Sequence[DiskSpec]) -> list[DiskInfo]:
-        """Create a VM with its disks; on failure nothing is left (``VmExists``, ``NotEnoughSpace``)."""
+        """Create a VM with its disks; on failure nothing is left.
+
+        Raises:
+            RigError: ``VmExists`` or ``NotEnoughSpace``.
+        """
         if vm in self._making:
             raise RigError(Code.VmExists, f"VM {vm!r} is being created on this host")
         tracker = self._making[vm] = ProgressTracker(vm)
@@ -292,7 +296,11 @@ class HyperVAgent:
         return await self._replica(vm).replicate_now(kind, name, request_id)
 
     async def shutdown_vm(self, *, vm: str) -> None:
-        """Unmount and detach everything on this host that uses the VM's disks (``VmBusy``)."""
+        """Unmount and detach everything on this host that uses the VM's disks.
+
+        Raises:
+            RigError: ``VmBusy``.
+        """
         disks = await self._context.host.list_disks(vm=vm)
         await self._context.guests.shutdown([Path(disk.path) for disk in disks])
 

@@ -67,7 +67,7 @@ def _written_to(folder: Path) -> Iterator[None]:
 
 
 def print_summary(screen: Screen, result: DrillResult) -> None:
-    """The table at the end: checks by step, failures with their evidence, the measured figures, the verdict."""
+    """Print the table at the end: checks by step, failures with their evidence, the measured figures, the verdict."""
     rows = []
     for step in result.steps:
         checks = [check for check in result.checks if check.step == step]
@@ -81,12 +81,12 @@ def print_summary(screen: Screen, result: DrillResult) -> None:
 
 
 def failed_checks(result: DrillResult) -> list[Check]:
-    """Checks that did not hold."""
+    """Return the checks that did not hold."""
     return [check for check in result.checks if not check.ok]
 
 
 def verdict(result: DrillResult) -> str:
-    """One sentence."""
+    """Return the verdict in one sentence."""
     if result.error is not None:
         return f"The drill did not come to its end: {result.error}"
     failed = len(failed_checks(result))
@@ -96,7 +96,7 @@ def verdict(result: DrillResult) -> str:
 
 
 def figures(result: DrillResult) -> list[tuple[str, str]]:
-    """The measured figures, ready to print; those that were not reached are "-"."""
+    """Return the measured figures, ready to print; those that were not reached are "-"."""
     measures = result.measures
     return [
         ("RPO", _seconds(measures.rpo_s)),
@@ -141,7 +141,7 @@ def _shown_in(value: object) -> object:
 
 
 def tested(result: DrillResult) -> list[tuple[str, str]]:
-    """Versions, machine, sizes and command line, ready to print."""
+    """Return versions, machine, sizes and command line, ready to print."""
     about = result.tested
     if about is None:
         return [("siterig", "not recorded")]

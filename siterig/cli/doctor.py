@@ -73,35 +73,35 @@ class Machine(Protocol):
     """The questions that the checks ask; a test answers them itself."""
 
     def fuse_error(self) -> str | None:
-        """Why the FUSE device cannot be opened for reading and writing; None if it can."""
+        """Return the reason why the FUSE device cannot be opened for reading and writing; None if it can."""
         ...
 
     def free_loop(self) -> str:
-        """Path of a free loop device; ``OSError`` if there is none to be had."""
+        """Return the path of a free loop device; ``OSError`` if there is none to be had."""
         ...
 
     def program(self, name: str) -> str | None:
-        """Path of a program, also of an administrator's."""
+        """Return the path of a program, also of an administrator's."""
         ...
 
     def node(self) -> tuple[str, str]:
-        """Path and version of Node; ``RigError`` or ``OSError`` if there is none that runs."""
+        """Return the path and version of Node; ``RigError`` or ``OSError`` if there is none that runs."""
         ...
 
     def azurite(self) -> tuple[str, str]:
-        """Path and version of Azurite; ``RigError`` if there is none, or none that runs."""
+        """Return the path and version of Azurite; ``RigError`` if there is none, or none that runs."""
         ...
 
     def kernel_filesystems(self) -> frozenset[str]:
-        """File systems that the kernel has, or has a module for."""
+        """Return the file systems that the kernel has, or has a module for."""
         ...
 
     def free_bytes(self, folder: Path) -> int:
-        """Space for us on the file system of an existing folder."""
+        """Return the bytes that this user can use on the file system of an existing folder."""
         ...
 
     def capabilities(self) -> int:
-        """This process's effective capabilities on the machine, a bit mask; those of a user namespace do not count."""
+        """Return this process's effective capabilities on the machine, as bits; those of a user namespace do not count."""
         ...
 
     def files_max(self) -> int:
@@ -109,11 +109,11 @@ class Machine(Protocol):
         ...
 
     def kernel(self) -> str:
-        """The kernel's release."""
+        """Return the kernel's release."""
         ...
 
     def python(self) -> str:
-        """This Python's version."""
+        """Return the version of this Python."""
         ...
 
 

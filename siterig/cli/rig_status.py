@@ -41,12 +41,12 @@ class RigState:
         return self.problem is None and all(role["state"] == "ready" for role in self.rig["roles"])
 
     def document(self) -> dict[str, object]:
-        """The JSON document of the command."""
+        """Return the JSON document of the command."""
         return {**self.rig, "vms": self.vms, "items": self.items}
 
 
 def light_state(layout: Layout) -> RigState | None:
-    """The state, without the libraries of the complete client; None if it is not answered at once."""
+    """Return the state, without the libraries of the complete client; None if it is not answered at once."""
     from siterig.rpc.light_client import Call, answers
 
     calls = [Call(layout.socket("vault"), f"VaultApi/{method}") for method in VAULT_LISTS]
@@ -58,7 +58,7 @@ def light_state(layout: Layout) -> RigState | None:
 
 
 async def rig_state(layout: Layout) -> RigState:
-    """The state, with all lists requested at the same time: a role that hangs must not delay the rest."""
+    """Return the state; all lists are requested at the same time, because a role that hangs must not delay the others."""
     import trio
 
     from siterig.blockfs.core.errors import RigError
@@ -94,7 +94,7 @@ async def rig_state(layout: Layout) -> RigState:
 
 
 def with_disk_names(rig: Document, managed: Sequence[Document]) -> Document:
-    """The rig, with VM and name of each disk that a role knows by the id of the managed disk only."""
+    """Return the rig, with VM and name of each disk that a role knows by the id of the managed disk only."""
     known = {disk["disk_id"]: {"vm": disk["vm"], "disk": disk["name"]} for disk in managed}
     roles = [
         {**role, "waits": [{**wait, **known.get(wait["disk"] or "", {})} for wait in role["waits"]]} for role in rig["roles"]

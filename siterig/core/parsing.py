@@ -25,7 +25,11 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``1GiB``, ``512MiB``, ``1.5G``, ``1048576``; ``InvalidDiskSize`` unless a positive multiple of 512."""
+    """Return the bytes of ``1GiB``, ``512MiB``, ``1.5G`` or ``1048576``.
+
+    Raises:
+        RigError: ``InvalidDiskSize`` unless it is a positive multiple of 512.
+    """
     match = _SIZE.fullmatch(text.strip())
     if match is None or match[2].upper() not in _UNITS:
         raise RigError(Code.InvalidDiskSize, f"size {text!r} is not understood: write a number and KiB, MiB, GiB or TiB")
@@ -46,7 +50,11 @@ def format_size(size_bytes: float) -> str:
 
 
 def parse_disk(text: str) -> DiskSpec:
-    """``NAME:SIZE`` or ``NAME:SIZE:FILESYSTEM``; ``InvalidDisk``, ``InvalidDiskSize``, ``UnknownFilesystem``."""
+    """Return the disk of ``NAME:SIZE`` or ``NAME:SIZE:FILESYSTEM``.
+
+    Raises:
+        RigError: ``InvalidDisk``, ``InvalidDiskSize`` or ``UnknownFilesystem``.
+    """
     parts = text.split(":")
     if len(parts) not in (2, 3) or not parts[0]:
         raise RigError(

@@ -65,11 +65,11 @@ class Layout:
         return self.root / "lock"
 
     def socket(self, role: str) -> Path:
-        """Unix socket on which a role, or the supervisor, answers calls."""
+        """Return the Unix socket on which a role, or the supervisor, answers calls."""
         return self.root / "run" / f"{role}.sock"
 
     def log(self, role: str) -> Path:
-        """The log of a role; every start of the role appends to it."""
+        """Return the log of a role; every start of the role appends to it."""
         return self.root / "log" / f"{role}.log"
 
     @property

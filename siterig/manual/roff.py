@@ -12,7 +12,7 @@ _FENCE = "```"
 
 
 def render(page: Page, version: str) -> str:
-    """The page for man(1), section 1."""
+    """Return the page for man(1), section 1."""
     lines = ["'\\\" t", f'.TH "{page.name.upper()}" 1 "" "siterig {version}" "siterig"']
     lines += [".SH NAME", f"{page.name} \\- {inline(page.summary[:1].lower() + page.summary[1:])}"]
     lines += [".SH SYNOPSIS", *blocks(f"{_FENCE}\n{page.synopsis}\n{_FENCE}")]
@@ -40,7 +40,7 @@ def _items(items: list[Item]) -> Iterator[str]:
 
 
 def blocks(text: str) -> list[str]:
-    """Markdown as roff: paragraphs, lists, tables, code blocks and headings, as the pages use them."""
+    """Return Markdown as roff: paragraphs, lists, tables, code blocks and headings, as the pages use them."""
     found = list[str]()
     paragraph, table = list[str](), list[str]()
     lead = [".PP"]
@@ -97,7 +97,7 @@ def _table(rows: list[str]) -> list[str]:
 
 
 def inline(text: str) -> str:
-    """Code in bold, links as their text."""
+    """Return code in bold, and links as their text."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     parts = re.split(r"(`[^`]*`|\*\*[^*]*\*\*|(?<!\w)\*[^*\s][^*]*\*)", text)
     done = []

@@ -204,9 +204,12 @@ async def _ended(layout: Layout, limit_s: float) -> bool:
 
 
 async def _stop_supervisor(layout: Layout) -> list[str]:
-    """End the supervisor with its roles; return one line for each action (``VmBusy``).
+    """End the supervisor with its roles; return one line for each action.
 
     A supervisor that does not answer is starting, ending or hanging.  It is killed if it does not end by itself.
+
+    Raises:
+        RigError: ``VmBusy``.
     """
     supervisor = directory.supervisor(layout)
     limit_s = END_TIMEOUT_S

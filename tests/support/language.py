@@ -115,6 +115,25 @@ def check_name(name: str) -> list[str]:
     return [f'"{match[0]}": {advice}' for pattern, advice in _NAME_PHRASES if (match := pattern.search(text))]
 
 
+_CODES_ONLY = re.compile(r"\(``[A-Z]\w*[a-z]\w*``(?:(?:, | or |, or )``[A-Z]\w*[a-z]\w*``)*\)")
+_NO_VERB = re.compile(
+    r"(?:The|An?|One|True|False|Names?|Paths?|Lines?|Versions?|Bytes|All|Each|For|From|So|Why|This)(?![\w-])"
+)
+_FIXTURE_OR_VALUE = ("property", "fixture", "validator", "setter")
+
+
+def _check_form(node: ast.FunctionDef | ast.AsyncFunctionDef, found: Problems) -> None:
+    """Check that a function's docstring begins with a verb and names its errors under ``Raises:``."""
+    text = ast.get_docstring(node) or ""
+    line = node.body[0].lineno
+    for match in _CODES_ONLY.finditer(text.partition("Raises:")[0]):
+        found.add(line + text.count("\n", 0, match.start()), f'"{match[0]}": name the errors under "Raises:"')
+    if node.name.startswith("_") or any(word in ast.unparse(d) for d in node.decorator_list for word in _FIXTURE_OR_VALUE):
+        return
+    if opening := _NO_VERB.match(text):
+        found.add(line, f'the docstring begins with "{opening[0]}": begin with a verb, like "Return" or "Print"')
+
+
 def _blanked(match: re.Match[str]) -> str:
     """Return as many characters, so that line numbers stay; a word stands for code."""
     return "".join("\n" if char == "\n" else "x" for char in match[0])
@@ -228,6 +247,8 @@ def check_python(
     _check_scope(tree, found, None, needed, known)
     for node in _definitions(tree):
         if isinstance(node, _FUNCTIONS):
+            if needed:
+                _check_form(node, found)
             for inner in node.body:
                 _check_inner(inner, found, known)
         elif isinstance(node, ast.keyword) and node.arg in ("help", "short_help", "epilog"):

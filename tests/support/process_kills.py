@@ -246,7 +246,7 @@ def _name(what: Any) -> str:
 
 
 def without_token(name: str) -> str:
-    """``.os.disk.tmp`` of a temporary file's name, which is another one each time."""
+    """Return the name of a temporary file without its random part: ``.os.disk.tmp``."""
     return re.sub(r"\.[0-9a-f]{16}\.tmp$", ".tmp", name)
 
 
@@ -259,7 +259,7 @@ def calls_of(folder: Path, begin: Begin) -> list[str]:
 
 
 def copy_of(ready: Path, folder: Path) -> None:
-    """``folder`` is then what ``ready`` is."""
+    """Make ``folder`` a copy of ``ready``."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ready, folder)
 

@@ -14,7 +14,7 @@ FOLDER = ROOT / "docs" / "reference" / "commands"
 
 
 def drawn() -> dict[str, str]:
-    """The text of each page by its file name."""
+    """Return the text of each page by its file name."""
     known = pages(program())
     return {"README.md": markdown.index(known)} | {f"{page.name}.md": markdown.render(page) for page in known}
 

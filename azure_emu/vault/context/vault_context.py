@@ -70,7 +70,11 @@ class VaultContext:
             self.waits.clear(place, vm=vm)
 
     async def change_item(self, vm: str, change: Callable[[Session, ItemRow], T]) -> T:
-        """Change an item in one transaction (``VmNotFound``), then wake all tasks that wait for the VM."""
+        """Change an item in one transaction, then wake all tasks that wait for the VM.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
         result = await self.database.transact(lambda session: change(session, find_item(session, vm)))
         self.notifications.notify(vm)
         return result

@@ -32,7 +32,11 @@ def test_vm_name(vm: str) -> str:
 
 
 def check_vm_name(vm: str) -> None:
-    """Check that a VM can have the name on both sides, with room for the name of its test VM (``InvalidName``)."""
+    """Check that a VM can have the name on both sides, with room for the name of its test VM.
+
+    Raises:
+        RigError: ``InvalidName``.
+    """
     check_name("VM", vm)
     if vm == RECOVERY_FOLDER:
         raise RigError(Code.InvalidName, f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
@@ -164,13 +168,21 @@ async def remove(context: VaultContext, owner: str, name: str) -> None:
 
 
 async def remove_copy(context: VaultContext, owner: str, name: str) -> None:
-    """Remove a copy (``DiskInUse``); do nothing if there is none of that name."""
+    """Remove a copy; do nothing if there is none of that name.
+
+    Raises:
+        RigError: ``DiskInUse``.
+    """
     if name in await context.database.transact(lambda session: _copies(session, owner)):
         await remove(context, owner, name)
 
 
 async def remove_copies(context: VaultContext, owner: str) -> None:
-    """Remove all copies of a VM (``DiskInUse``)."""
+    """Remove all copies of a VM.
+
+    Raises:
+        RigError: ``DiskInUse``.
+    """
     for name in await context.database.transact(lambda session: _copies(session, owner)):
         await remove(context, owner, name)
 

@@ -70,7 +70,11 @@ def remarks(vm: str, disks: Sequence[SizedDisk]) -> list[str]:
 
 
 def check_chains(disks: Sequence[DiskInfo]) -> None:
-    """Check that the parent of each thin disk exists and is unchanged (``BrokenVhdChain``)."""
+    """Check that the parent of each thin disk exists and is unchanged.
+
+    Raises:
+        RigError: ``BrokenVhdChain``.
+    """
     for disk in disks:
         if disk.broken_chain is not None:
             raise RigError(Code.BrokenVhdChain, f"disk {disk.vm}/{disk.name}: {disk.broken_chain}")

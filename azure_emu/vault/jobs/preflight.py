@@ -85,7 +85,11 @@ async def can_fail_back(context: VaultContext, vm: str, keep: list[str]) -> None
 
 
 async def can_remove_all(context: VaultContext, vm: str) -> None:
-    """Check that nothing uses the VM's mounted points and disks on the recovery side (``RecoveryInUse``, ``DiskInUse``)."""
+    """Check that nothing uses the VM's mounted points and disks on the recovery side.
+
+    Raises:
+        RigError: ``RecoveryInUse`` or ``DiskInUse``.
+    """
     mounted = await context.database.transact(lambda session: _mounted(session, vm))
     if mounted:
         for info in await context.azure.list_mounted_points(vm=vm):

@@ -287,7 +287,11 @@ class VaultApi(Protocol):
         ...
 
     async def unmount_point(self, *, vm: str, name: str) -> None:
-        """Unmount a mounted point (``NotMounted``, ``RecoveryInUse``)."""
+        """Unmount a mounted point.
+
+        Raises:
+            RigError: ``NotMounted`` or ``RecoveryInUse``.
+        """
         ...
 
     @deadline(ASKING_S)
@@ -303,7 +307,11 @@ class VaultApi(Protocol):
         ...
 
     async def remove_copy(self, *, vm: str, name: str) -> None:
-        """Remove a copy (``DiskInUse``)."""
+        """Remove a copy.
+
+        Raises:
+            RigError: ``DiskInUse``.
+        """
         ...
 
     @deadline(ANSWER_S)
@@ -353,7 +361,11 @@ class VaultApi(Protocol):
 
     @deadline(ANSWER_S)
     async def job(self, *, name: str) -> Job:
-        """Return the job of this name, or the only one whose name begins with it (``JobNotFound``, ``AmbiguousId``)."""
+        """Return the job of this name, or the only one whose name begins with it.
+
+        Raises:
+            RigError: ``JobNotFound`` or ``AmbiguousId``.
+        """
         ...
 
     @deadline(ANSWER_S)

@@ -35,10 +35,13 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[
 
 
 def parse_time(text: str) -> int:
-    """Return the nanoseconds since 1970 of a time in RFC 3339 (``InvalidTime``).
+    """Return the nanoseconds since 1970 of a time in RFC 3339.
 
     Without nanoseconds the result is the end of the microsecond, because the displayed times of points are truncated to
     microseconds and must select that point.
+
+    Raises:
+        RigError: ``InvalidTime``.
     """
     found = _TIME.fullmatch(text.strip())
     try:
@@ -152,7 +155,11 @@ async def _time_of(context: VaultContext, vm: str, position: int) -> int:
 
 
 def _range_of(vm: str, position: int, ranges: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return the newest range that has the position (``InvalidPosition``)."""
+    """Return the newest range that has the position.
+
+    Raises:
+        RigError: ``InvalidPosition``.
+    """
     found = [(first, last) for first, last in ranges if first <= position <= last]
     if not found:
         allowed = ", ".join(f"{first} to {last}" for first, last in ranges) or "none yet"
@@ -229,9 +236,12 @@ async def mount(
     name: str | None,
     process: HostProcess | None,
 ) -> MountedPoint:
-    """Open a state; opening the same state again is no error, another state of that name is (``RecoveryExists``).
+    """Open a state; opening the same state again is no error, another state of that name is.
 
     ``process`` is recorded as the holder (leases.py), unless the state was mounted before.
+
+    Raises:
+        RigError: ``RecoveryExists``.
     """
     at, default_name, found = await resolve_selector(context, vm, point=point, position=position, time=time)
     time_ns = found.time_ns if found is not None else await _time_of(context, vm, at)
@@ -288,7 +298,10 @@ async def unmount(context: VaultContext, vm: str, name: str) -> None:
     """Close a mounted state (``NotMounted`` names the mounted states; ``RecoveryInUse``).
 
     ``name`` is the name of its folder, or a selector for which :func:`mount` would use that name: a time or position in any
-    form, or the name of a point.  The beginning of a folder's name that is an id is also accepted (``AmbiguousId``).
+    form, or the name of a point.  The beginning of a folder's name that is an id is also accepted.
+
+    Raises:
+        RigError: ``AmbiguousId``.
     """
 
     def look(session: Session) -> str:
@@ -318,7 +331,11 @@ def _default_names(session: Session, vm: str, text: str) -> Iterator[str]:
 
 
 async def close(context: VaultContext, vm: str, name: str) -> None:
-    """Close a state on the recovery host (``RecoveryInUse``) and delete its row; do nothing if it is closed."""
+    """Close a state on the recovery host and delete its row; do nothing if it is closed.
+
+    Raises:
+        RigError: ``RecoveryInUse``.
+    """
     async with context.mounting.hold(f"{vm}/{name}"):
         await _close(context, vm, name)
 
@@ -331,7 +348,11 @@ async def _close(context: VaultContext, vm: str, name: str) -> None:
 
 
 async def remove_all(context: VaultContext, vm: str) -> None:
-    """Close all mounted states of a VM (``RecoveryInUse``)."""
+    """Close all mounted states of a VM.
+
+    Raises:
+        RigError: ``RecoveryInUse``.
+    """
     names = await context.database.transact(
         lambda session: list(session.scalars(select(MountRow.name).where(MountRow.vm == vm)))
     )

@@ -158,6 +158,29 @@ def test_comments_of_a_shell_script_are_checked() -> None:
     assert [line.partition(" ")[0] for line in found] == ["rig:5:", "rig:6:"]
 
 
+@pytest.mark.parametrize(
+    ("docstring", "problem"),
+    [
+        ("Remove a disk (``DiskInUse``).", "Raises:"),
+        ("Remove a disk (``DiskInUse``, ``VmNotFound`` or ``VmBusy``).", "Raises:"),
+        ("The size of a disk.", "begin with a verb"),
+        ("True if the disk is open.", "begin with a verb"),
+    ],
+)
+def test_a_docstring_that_is_no_sentence_of_the_form_is_reported(docstring: str, problem: str) -> None:
+    code = f'"""Sizes of disks."""\n\n\ndef size() -> int:\n    """{docstring}"""\n    return 1\n'
+    (found,) = language.check_python("blockfs/disk.py", code).report()
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    "docstring", ["Remove a disk (``NAME.img``).", "Return the size of a disk (``EIO`` if it is lost)."]
+)
+def test_a_docstring_with_file_names_and_reasons_is_allowed(docstring: str) -> None:
+    code = f'"""Sizes of disks."""\n\n\ndef size() -> int:\n    """{docstring}"""\n    return 1\n'
+    assert language.check_python("blockfs/disk.py", code).report() == []
+
+
 NAME_CHARS_MAX = 75
 
 
