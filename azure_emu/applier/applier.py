@@ -264,10 +264,10 @@ class Applier:
         One pass is enough, however many parts there are: in this order, a part comes after those that it needs.  A bad part
         is skipped, because the next part may exist under another name.  If it does not, the error of the bad part is raised.
         """
-        left, failed = [], []
+        unapplied, failed = [], []
         for part in parts:
             if store.classify(part) != status:
-                left.append(part)
+                unapplied.append(part)
                 continue
             try:
                 data = await self._cache.get(part)
@@ -278,7 +278,7 @@ class Applier:
                 bad = await disk.watch.note_failed(store, part, exc, _in_order(listing.parts)[0])
                 if bad is not None:
                     failed.append(bad)
-                left.append(part)
+                unapplied.append(part)
                 continue
             disk.watch.bad.forget(part)
             disk.refused.clear()
@@ -287,9 +287,9 @@ class Applier:
             await disk.watch.report_progress(store, listing)
         still = [bad for bad in failed if store.classify(bad.part) == status]
         if still:
-            await disk.watch.report(store, listing, left)
+            await disk.watch.report(store, listing, unapplied)
             raise still[0]
-        return left
+        return unapplied
 
     async def _report(self, disk: AppliedDisk, store: ManagedDiskStore) -> None:
         """Report new progress and tags to the vault; if that fails, parts are applied all the same and blobs stay."""

@@ -256,16 +256,16 @@ def merge_blocks(folder: Path, view: Layer, blocks: MergeBlocks, owner: IntentOw
         clock: delays the next attempt to read a block that cannot be read.
     """
     with _opened(folder) as (base_fd, sums_fd):
-        left, bad = _without_unreadable(lambda ranges: prepare_checksums(view, sums_fd, ranges), view, blocks, clock)
+        readable, bad = _without_unreadable(lambda ranges: prepare_checksums(view, sums_fd, ranges), view, blocks, clock)
         os.fdatasync(sums_fd)
         _ANNOUNCED.reach()
-        write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in left.edges}, owner))
+        write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in readable.edges}, owner))
         _NOTED.reach()
-        left, also_bad = _without_unreadable(lambda ranges: copy_blocks(view, base_fd, ranges), view, left, clock)
+        readable, also_bad = _without_unreadable(lambda ranges: copy_blocks(view, base_fd, ranges), view, readable, clock)
         _COPIED.reach()
         os.fdatasync(base_fd)
         _SYNCED.reach()
-        commit_checksums(sums_fd, left.touched)
+        commit_checksums(sums_fd, readable.touched)
         for offset in bad | also_bad:
             _poison_block(base_fd, sums_fd, offset)
         os.fdatasync(sums_fd)

@@ -194,7 +194,7 @@ def decode_header(raw: bytes, *, journal_file: int, disk: DiskUuid, back: bool =
     if len(raw) != HEADER_BYTES:
         raise BadFrameError(f"frame header has {len(raw)} bytes; it must have {HEADER_BYTES}")
     fields: tuple[Any, ...] = _HEADER.unpack_from(raw)
-    magic, version, header_bytes, stream, has_sync_end, reserved, found, *numbers, rest = fields
+    magic, version, header_bytes, stream, has_sync_end, reserved, disk_bytes, *numbers, rest = fields
     if magic != (_BACK if back else _FRONT):
         raise BadFrameError("no frame begins here")
     if crc32c(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
@@ -203,8 +203,8 @@ def decode_header(raw: bytes, *, journal_file: int, disk: DiskUuid, back: bool =
         stream, has_sync_end
     ) > 1:
         raise BadFrameError(f"frame header has version {version}, {header_bytes} bytes, or reserved bytes that are not zero")
-    if found != disk.raw:
-        raise BadFrameError(f"frame is of disk {uuid.UUID(bytes=found)}, not of {disk.disk_id}")
+    if disk_bytes != disk.raw:
+        raise BadFrameError(f"frame is of disk {uuid.UUID(bytes=disk_bytes)}, not of {disk.disk_id}")
     if max(numbers) > NUMBER_MAX:
         raise BadFrameError("frame header has a number above 2^63 - 1")
     number, start, generation, first, last, first_position, position, first_time, time_ns, size, sync_end = numbers[:11]

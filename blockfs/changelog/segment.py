@@ -195,16 +195,16 @@ class _Window:
             return 0
         return index
 
-    def find(self, wanted: bytes, at: int) -> int:
+    def find(self, magic: bytes, at: int) -> int:
         """Return the offset of the next ``wanted`` from ``at``; -1 if there is none."""
         while True:
-            index = self.index_of(at, len(wanted))
-            if len(self._data) - index < len(wanted):
+            index = self.index_of(at, len(magic))
+            if len(self._data) - index < len(magic):
                 return -1
-            found = self._data.find(wanted, index)
+            found = self._data.find(magic, index)
             if found >= 0:
                 return self.start + found
-            at = self.start + len(self._data) - len(wanted) + 1
+            at = self.start + len(self._data) - len(magic) + 1
 
 
 class _Memory:
@@ -299,7 +299,7 @@ class SegmentReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.fd = open_file(path, os.O_RDONLY, code=Code.LogUnreadable, wanted="a change log is a file")
+        self.fd = open_file(path, os.O_RDONLY, code=Code.LogUnreadable, purpose="a change log is a file")
         try:
             head = os.pread(self.fd, HEADER_BYTES, 0)
             self.header = decode_header(path, head)

@@ -349,11 +349,11 @@ class Disk:
         fresh = RawLayer(self.staging, writable=True)
         fresh.sync()
         if fresh.size_bytes < self.size_bytes:
-            found = fresh.size_bytes
+            fresh_bytes = fresh.size_bytes
             fresh.close()
             raise RigError(
                 Code.InvalidDiskSize,
-                f"{self.staging}: has {found} bytes; the disk has {self.size_bytes} and is never shrunk",
+                f"{self.staging}: has {fresh_bytes} bytes; the disk has {self.size_bytes} and is never shrunk",
             )
         self.tracking.replace()
         self.staging.rename(self.paths.file("img"))

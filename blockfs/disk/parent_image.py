@@ -100,7 +100,7 @@ def why_broken(note: ParentNote, fd: int) -> str | None:
 
 def _opened(path: Path) -> int:
     """Open an image read-only, locked against writers as long as it is open."""
-    fd = user_files.open_file(path, os.O_RDONLY, code=Code.ImageUnusable, wanted=WANTED)
+    fd = user_files.open_file(path, os.O_RDONLY, code=Code.ImageUnusable, purpose=WANTED)
     try:
         locked = image_file.try_lock(path, fd, shared=True)
     except BaseException:

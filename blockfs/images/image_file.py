@@ -139,7 +139,7 @@ def _resolved(path: Path) -> Path:
 
 async def _opened(path: Path, read_only: bool) -> tuple[int, bool]:
     """Return a descriptor, and True if it is read-only."""
-    open_ = partial(user_files.open_file, path, code=Code.ImageUnusable, wanted=WANTED, devices=True)
+    open_ = partial(user_files.open_file, path, code=Code.ImageUnusable, purpose=WANTED, devices=True)
     try:
         return await user_files.open_in_thread(partial(open_, os.O_RDONLY if read_only else os.O_RDWR)), read_only
     except user_files.NotOpenedError as error:
@@ -160,7 +160,7 @@ async def _refuse_mounted(path: Path) -> None:
         return
     try:
         fd = await user_files.open_in_thread(
-            partial(user_files.open_file, path, os.O_RDONLY, code=Code.ImageUnusable, wanted=WANTED, devices=True)
+            partial(user_files.open_file, path, os.O_RDONLY, code=Code.ImageUnusable, purpose=WANTED, devices=True)
         )
     except user_files.NotOpenedError:
         return  # opening it for writing reports why
@@ -232,9 +232,9 @@ def mounted_at(path: Path) -> str | None:
     return next((point for _, source, point in loop_devices.mounts() if source == mount_source(path)), None)
 
 
-def _exposed_as(file: LockedFile, wanted: MountFormat | None) -> tuple[MountFormat, int]:
+def _exposed_as(file: LockedFile, format_: MountFormat | None) -> tuple[MountFormat, int]:
     """Return the format of the image and the size of its disk."""
-    found = wanted or image_kind.guess(file.path, file.contents(), is_device=file.is_device)
+    found = format_ or image_kind.guess(file.path, file.contents(), is_device=file.is_device)
     if found == "vhd":
         return "vhd", vhd.read_fixed(file.bytes())
     if found != "raw":

@@ -104,9 +104,9 @@ class Bisection:
             with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_S):
                 await self._close_all(kept)
 
-    async def _close_all(self, kept: list[BisectState]) -> None:
+    async def _close_all(self, states: list[BisectState]) -> None:
         """Close all open states; a failure becomes a remark, so that it does not hide the first error."""
-        for give_back in [self._states.discard, *(_closing(self._states, s) for s in self._open if s not in kept)]:
+        for give_back in [self._states.discard, *(_closing(self._states, s) for s in self._open if s not in states)]:
             try:
                 await give_back()
             except RigError as error:
@@ -169,16 +169,16 @@ class Bisection:
                 "no first bad write exists between them",
             )
 
-    async def _judge(self, step: ChangeGroup, left: int) -> CheckVerdict:
+    async def _judge(self, step: ChangeGroup, trials_left: int) -> CheckVerdict:
         try:
             state = await self._remember(self._states.open(step.position, step.time_ns))
         except RigError as error:
             if error.code != Code.InvalidPosition:
                 raise
             self._note(f"position {step.position} is skipped: {error.message}")
-            self._tell(Trial(step.position, step.time_ns, None, "skipped", left))
+            self._tell(Trial(step.position, step.time_ns, None, "skipped", trials_left))
             return "skipped"
-        outcome = await self._try(state, left)
+        outcome = await self._try(state, trials_left)
         if outcome.verdict == "passed":
             await self._close(self._good)
             self._good = state
@@ -192,7 +192,7 @@ class Bisection:
         await self._close(self._bad)
         self._bad = state
 
-    async def _try(self, state: BisectState, left: int) -> CheckOutcome:
+    async def _try(self, state: BisectState, trials_left: int) -> CheckOutcome:
         images = await self._states.writable(state) if self._request.writable else state.images
         outcome = await self._command.run(images)
         await check_released(images)
@@ -201,7 +201,7 @@ class Bisection:
         self._trials += 1
         if outcome.verdict == "failed":
             self._failing = outcome
-        self._tell(Trial(state.position, state.time_ns, outcome, outcome.verdict, left))
+        self._tell(Trial(state.position, state.time_ns, outcome, outcome.verdict, trials_left))
         return outcome
 
     # --- states ---------------------------------------------------------------------------------------------------

@@ -119,11 +119,11 @@ def roles(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
     return _beginning(incomplete, ((role.get("name"), str(role.get("state"))) for role in found))
 
 
-def _beginning(incomplete: str, found: Iterable[tuple[object, str]]) -> list[tuple[str, str]]:
+def _beginning(incomplete: str, candidates: Iterable[tuple[object, str]]) -> list[tuple[str, str]]:
     """Candidates that continue what was typed; a name that is not printable cannot be typed, either."""
     return [
         (name, about)
-        for name, about in found
+        for name, about in candidates
         if isinstance(name, str) and name.startswith(incomplete) and name.isprintable()
     ]
 

@@ -210,9 +210,9 @@ def require_fit(state_dir: Path, machine: Machine | None = None, *, is_new: bool
     require(checks(state_dir, machine, free_bytes_min=UP_BYTES_MIN if is_new else 0))
 
 
-def require(found: list[Prerequisite]) -> None:
+def require(prerequisites: list[Prerequisite]) -> None:
     """Raise if a check failed: the code of the first that did, the text of all."""
-    lacks = [check for check in found if not check.ok]
+    lacks = [check for check in prerequisites if not check.ok]
     if lacks:
         text = "; ".join(f"{check.name}: {check.found} (remedy: {check.remedy})" for check in lacks)
         raise RigError(lacks[0].code, f"this machine cannot run a rig: {text}")
@@ -328,7 +328,7 @@ def _free_space(machine: Machine, state_dir: Path, bytes_min: int) -> Prerequisi
     return Prerequisite("free space", free >= bytes_min, f"{free * 10 // (1 << 30) / 10} GiB at {there}", remedy)
 
 
-def _release(name: str, found: str, least: tuple[int, int], remedy: str) -> Prerequisite:
-    numbers = re.match(r"(\d+)\.(\d+)", found)
+def _release(name: str, version: str, least: tuple[int, int], remedy: str) -> Prerequisite:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
     ok = numbers is not None and (int(numbers[1]), int(numbers[2])) >= least
-    return Prerequisite(name, ok, found if ok else f"{found}, too old (at least {least[0]}.{least[1]})", remedy)
+    return Prerequisite(name, ok, version if ok else f"{version}, too old (at least {least[0]}.{least[1]})", remedy)

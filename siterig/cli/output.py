@@ -33,11 +33,11 @@ _ROWS_FITTED_MAX = 1000
 _json_mode = False
 
 
-def set_json(wanted: bool) -> bool:
+def set_json(is_json: bool) -> bool:
     """Note whether the command has ``--json``: then notes and errors are JSON, too."""
     global _json_mode  # noqa: PLW0603 (one command a process)
-    _json_mode = wanted
-    return wanted
+    _json_mode = is_json
+    return is_json
 
 
 # --- terminals ----------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ async def rig_state(layout: Layout) -> RigState:
     from siterig.rpc import directory
 
     vault = directory.vault(layout)
-    found: dict[str, list[dict[str, Any]]] = {method: [] for method in VAULT_LISTS}
+    lists: dict[str, list[dict[str, Any]]] = {method: [] for method in VAULT_LISTS}
     rig: dict[str, Any] = {}
     problems: list[str] = []
 
@@ -77,7 +77,7 @@ async def rig_state(layout: Layout) -> RigState:
         problem = f"the vault did not give the list of {what} within {VAULT_ANSWER_S:g} s (RoleUnavailable)"
         with trio.move_on_after(VAULT_ANSWER_S):
             try:
-                found[method] = [model.model_dump() for model in await list_all()]
+                lists[method] = [model.model_dump() for model in await list_all()]
             except RigError as error:
                 problem = f"{error.message} ({error.code})"
             else:
@@ -89,8 +89,8 @@ async def rig_state(layout: Layout) -> RigState:
         nursery.start_soon(ask_vault, "list_vms", vault.list_vms)
         nursery.start_soon(ask_vault, "items", vault.items)
         nursery.start_soon(ask_vault, "managed_disks", vault.managed_disks)
-    named = with_disk_names(rig, found["managed_disks"])
-    return RigState(named, found["list_vms"], found["items"], problems[0] if problems else None)
+    named = with_disk_names(rig, lists["managed_disks"])
+    return RigState(named, lists["list_vms"], lists["items"], problems[0] if problems else None)
 
 
 def with_disk_names(rig: Document, managed: Sequence[Document]) -> Document:

@@ -157,7 +157,7 @@ def _is_device(to: Path) -> bool:
 
 def _open_device(to: Path) -> int:
     """For writing, and for nobody else meanwhile."""
-    return user_files.open_file(to, os.O_RDWR, code=Code.BadRequest, wanted="name a file or a block device", devices=True)
+    return user_files.open_file(to, os.O_RDWR, code=Code.BadRequest, purpose="name a file or a block device", devices=True)
 
 
 async def _write_device(source: Path, to: Path, advance: Advance) -> None:

@@ -41,15 +41,15 @@ def _items(items: list[Item]) -> Iterator[str]:
 
 def blocks(text: str) -> list[str]:
     """Return Markdown as roff: paragraphs, lists, tables, code blocks and headings, as the pages use them."""
-    found = list[str]()
+    output = list[str]()
     paragraph, table = list[str](), list[str]()
     lead = [".PP"]
 
     def end() -> None:
         if paragraph:
-            found.extend((*lead, inline(" ".join(paragraph))))
+            output.extend((*lead, inline(" ".join(paragraph))))
         if table:
-            found.extend(_table(table))
+            output.extend(_table(table))
         paragraph.clear()
         table.clear()
         lead[:] = [".PP"]
@@ -66,13 +66,13 @@ def blocks(text: str) -> list[str]:
                 lead[:] = [".IP \\(bu 2"]
                 paragraph.append(line[2:])
             elif line.startswith("#"):
-                found.append(f".SS {inline(line.lstrip('# '))}")
+                output.append(f".SS {inline(line.lstrip('# '))}")
             elif line.startswith(_FENCE):
-                found.extend(_code(lines))
+                output.extend(_code(lines))
         else:
             paragraph.append(line.strip())
     end()
-    return found
+    return output
 
 
 def _code(lines: Iterator[str]) -> Iterator[str]:

@@ -102,12 +102,12 @@ def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
     table = {name: (methods(protocol), service) for name, (protocol, service) in services.items()}
 
     async def call(request: Request) -> Response:
-        name, wanted = request.path_params["service"], request.path_params["method"]
-        where = f"{name}.{wanted}"
+        name, method_name = request.path_params["service"], request.path_params["method"]
+        where = f"{name}.{method_name}"
         if name not in table:
             return _refuse(404, Code.BadRequest, f"unknown service {name!r}; here are: {', '.join(table)}")
         known, service = table[name]
-        if wanted not in known:
+        if method_name not in known:
             return _refuse(404, Code.BadRequest, f"unknown method {where!r}; {name} has: {', '.join(known)}")
         response: Response = Response(status_code=499)
         try:
@@ -124,7 +124,7 @@ def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel_on_disconnect)
-            response = await _call(where, known[wanted], service, body)
+            response = await _call(where, known[method_name], service, body)
             nursery.cancel_scope.cancel()
         return response
 

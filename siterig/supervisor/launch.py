@@ -127,8 +127,8 @@ async def _launch(
 ) -> Launched:
     report_r, report_w = os.pipe2(os.O_CLOEXEC)
     try:
-        wanted = {UNTIL_EOF: until_eof, QUICK_RETRIES: quick_retries}
-        options = [option for option, on in wanted.items() if on]
+        flags = {UNTIL_EOF: until_eof, QUICK_RETRIES: quick_retries}
+        options = [option for option, on in flags.items() if on]
         options += words
         popen = _spawn(layout, report_w, options)
     except BaseException:

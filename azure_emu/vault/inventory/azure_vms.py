@@ -76,7 +76,7 @@ async def claim(
 
     def take(session: Session) -> None:
         find_item(session, owner)
-        row = require_ours(session, owner, name, kind, there=bool(former))
+        row = require_ours(session, owner, name, kind, exists=bool(former))
         if row is None:
             row = AzureVmRow(name=name, owner=owner, kind=kind)
             session.add(row)
@@ -88,7 +88,7 @@ async def claim(
     return former
 
 
-def require_ours(session: Session, owner: str, name: str, kind: AzureVmKind, *, there: bool) -> AzureVmRow | None:
+def require_ours(session: Session, owner: str, name: str, kind: AzureVmKind, *, exists: bool) -> AzureVmRow | None:
     """Return the row of a VM that ``owner`` may make or replace; None if the name is free.
 
     ``there`` is True if the recovery side has disks of that name.
@@ -97,7 +97,7 @@ def require_ours(session: Session, owner: str, name: str, kind: AzureVmKind, *, 
         RigError: ``VmExists`` if the name belongs to another VM.
     """
     row = session.get(AzureVmRow, name)
-    if row is None and there:
+    if row is None and exists:
         raise RigError(Code.VmExists, f"the recovery side has a VM {name!r} already that no failover of {owner!r} made")
     if row is not None and (row.owner, row.kind) != (owner, kind):
         raise RigError(Code.VmExists, f"the recovery side has a VM {name!r} already; it belongs to {row.owner!r}")

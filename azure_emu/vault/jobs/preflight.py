@@ -37,7 +37,7 @@ async def can_make(context: VaultContext, owner: str, name: str, kind: AzureVmKi
     """
     azure_vms.check_vm_name(owner)
     former = await azure_vms.disks_of(context, name)
-    await context.database.transact(lambda session: azure_vms.require_ours(session, owner, name, kind, there=bool(former)))
+    await context.database.transact(lambda session: azure_vms.require_ours(session, owner, name, kind, exists=bool(former)))
     require_idle(former, f"VM {name!r} at the recovery side")
 
 

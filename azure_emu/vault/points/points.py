@@ -207,17 +207,17 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
     """
     selector = parse(choice)
     if selector.text in (LATEST, LATEST_PROCESSED):
-        found = newest(session, vm)
+        newest_point = newest(session, vm)
     elif selector.text == LATEST_APPLICATION_CONSISTENT:
-        found = newest(session, vm, "ApplicationConsistent")
+        newest_point = newest(session, vm, "ApplicationConsistent")
     else:
         row = find_available(session, selector.text)
-        found = to_wire(row) if row is not None and row.vm == vm else _named(session, vm, choice)
-        if found is None:
-            found = _begun(session, vm, choice)
+        newest_point = to_wire(row) if row is not None and row.vm == vm else _named(session, vm, choice)
+        if newest_point is None:
+            newest_point = _begun(session, vm, choice)
         elif selector.kind == "name":
-            _require_no_short_id(session, vm, choice, found.id)
-    if found is None:
+            _require_no_short_id(session, vm, choice, newest_point.id)
+    if newest_point is None:
         last = newest(session, vm)
         last_text = f"the newest is {last.id} ({last.type})" if last is not None else "it has none yet"
         count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
@@ -225,7 +225,7 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
             Code.NoSuchPoint,
             f"VM {vm!r} has no recovery point {WORDS.get(selector.text, choice)!r}; {last_text}; allowed: {_allowed(count)}",
         )
-    return found
+    return newest_point
 
 
 def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:

@@ -107,8 +107,8 @@ def up(
 
     async def work() -> None:
         layout = Layout.of(folder)
-        said = zip(limits.OPTIONS, (log_share_max, when_log_full, snapshot_share_max), strict=True)
-        allowed = limits.Limits.parse(dict(said))
+        limit_words = zip(limits.OPTIONS, (log_share_max, when_log_full, snapshot_share_max), strict=True)
+        allowed = limits.Limits.parse(dict(limit_words))
         fuse_options = fuse_options_of(fuse_threads, fuse_queue, portable=portable_fuse)
 
         def announce(role: str, state: str) -> None:

@@ -84,6 +84,22 @@ def test_a_type_alias_is_unique() -> None:
     assert len(places) > 30
 
 
+PARTICIPLES = {"each", "found", "given", "gone", "kept", "left", "lent", "made", "said", "taken", "there", "told", "wanted"}
+"""Words that do not name a value: a parameter has a noun."""
+
+
+def test_a_parameter_has_a_noun() -> None:
+    wrong = [
+        f"{path}:{node.lineno} {node.name}({argument.arg})"
+        for path, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        if argument.arg in PARTICIPLES
+    ]
+    assert wrong == []
+
+
 def test_a_log_event_is_a_snake_case_literal() -> None:
     calls = [(path, call) for path, tree in trees() for call in log_calls(tree)]
     assert [f"{path}:{call.lineno} {ast.unparse(call)}" for path, call in calls if not is_event(call)] == []
