@@ -127,7 +127,7 @@ def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk])
 def check_idle(disk: Disk) -> None:
     """Raise ``DiskInUse`` if the disk is open through the mount."""
     if disk.handles:
-        raise RigError(Code.DiskInUse, f"disk {disk.paths} is in use: it is open {disk.handles} times; {CLOSE_IT}")
+        raise RigError(Code.DiskInUse, f"disk {disk.paths} is in use (open handles: {disk.handles}); {CLOSE_IT}")
 
 
 def source_use(disk: Disk, after: int) -> SourceUse:

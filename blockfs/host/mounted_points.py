@@ -298,9 +298,7 @@ class MountedPoints:
                     await clock.sleep(0.01)
             for disk in mounted.disks.values():
                 if disk.handles:
-                    raise RigError(
-                        Code.RecoveryInUse, f"{disk.paths} is in use: it is open {disk.handles} times; {CLOSE_IT}"
-                    )
+                    raise RigError(Code.RecoveryInUse, f"{disk.paths} is in use (open handles: {disk.handles}); {CLOSE_IT}")
             for disk in mounted.disks.values():
                 disk.abandon()
             mounted.disks, mounted.broken = {}, "it was not unmounted completely"

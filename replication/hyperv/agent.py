@@ -181,7 +181,7 @@ class HyperVAgent:
             if disk.open_handles:
                 raise RigError(
                     Code.DiskInUse,
-                    f"disk {vm}/{disk.name} is in use: {disk.path} is open {disk.open_handles} times; {CLOSE_IT}",
+                    f"disk {vm}/{disk.name} is in use: {disk.path} (open handles: {disk.open_handles}); {CLOSE_IT}",
                 )
             if disk.kept:
                 raise RigError(

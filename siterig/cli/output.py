@@ -139,6 +139,11 @@ def row(cells: Sequence[object], widths: Sequence[int]) -> None:
         print_lines(list(tables.piped_rows([cells])))
 
 
+def fits(width: int) -> bool:
+    """Return True if a row of ``width`` characters fits on the terminal; a pipe takes any row."""
+    return not is_terminal(sys.stdout) or width <= _columns()
+
+
 def detail(name: str, text: str) -> list[Line]:
     """Print the lines with details of one row of a table, below it."""
     if not is_terminal(sys.stdout):

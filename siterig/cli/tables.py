@@ -48,8 +48,12 @@ def piped_rows(rows: Sequence[Sequence[object]]) -> Iterator[Line]:
 
 
 def aligned(cells: Sequence[object], widths: Sequence[int]) -> Line:
-    """Return a row for a terminal, in columns of fixed widths (negative: to the left); times have whole seconds."""
-    texts = [_TIME.sub(r"\1\2", printable(str(cell))) for cell in cells]
+    """Return a row for a terminal, in columns of fixed widths (negative: to the left).
+
+    A time that is wider than its column loses its fraction of a second.
+    """
+    texts = [printable(str(cell)) for cell in cells]
+    texts = [_TIME.sub(r"\1\2", text) if len(text) > abs(size) else text for text, size in zip(texts, widths, strict=True)]
     padded = [text.rjust(size) if size > 0 else text.ljust(-size) for text, size in zip(texts, widths, strict=True)]
     return " ".join(padded).rstrip()
 

@@ -25,7 +25,7 @@ def require_idle(disks: list[DiskInfo], what: str) -> None:
         if disk.open_handles:
             raise RigError(
                 Code.DiskInUse,
-                f"disk {disk.name!r} of {what} is in use: {disk.path} is open {disk.open_handles} times; {CLOSE_IT}",
+                f"disk {disk.name!r} of {what} is in use: {disk.path} (open handles: {disk.open_handles}); {CLOSE_IT}",
             )
 
 
@@ -97,7 +97,7 @@ async def can_remove_all(context: VaultContext, vm: str) -> None:
                 if disk.open_handles:
                     raise RigError(
                         Code.RecoveryInUse,
-                        f"recovery/{vm}/{info.name}/{disk.name} is in use: it is open {disk.open_handles} times; {CLOSE_IT}",
+                        f"recovery/{vm}/{info.name}/{disk.name} is in use (open handles: {disk.open_handles}); {CLOSE_IT}",
                     )
     for name in await context.database.transact(lambda session: azure_vms.names_of(session, vm)):
         require_idle(await azure_vms.disks_of(context, name), f"VM {name!r} at the recovery side")

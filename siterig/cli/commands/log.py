@@ -38,6 +38,9 @@ Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Segments (
 LogImageFormat = Annotated[
     Literal["raw", "vhd"] | None, typer.Option("--format", help="Format of IMAGE. Default: detected from contents and name.")
 ]
+_WIDE = (8, 10, -27, -8, 14, 9, -1)  # the columns of a record with the whole time
+_WIDE_CHARACTERS = 104  # with the name and the kind of a tag
+_NARROW = (8, 10, -20, -8, 14, 9, -1)  # the time without its fraction of a second
 RecordKind = Enum("RecordKind", {kind.name: kind.name.lower() for kind in RecordType}, type=str)  # type: ignore[misc]
 
 
@@ -175,7 +178,7 @@ def _print_record(reader: SegmentReader, record: Record, *, as_json: bool) -> No
 
 def _print_row(*cells: object) -> None:
     """Return the line of a record; its columns have fixed widths, because a record is printed when it is read."""
-    output.row(cells, (8, 10, -20, -8, 14, 9, -1))
+    output.row(cells, _WIDE if output.fits(_WIDE_CHARACTERS) else _NARROW)
 
 
 # --- verify and replay --------------------------------------------------------------------------------------------

@@ -31,6 +31,12 @@ def piped(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]
     return [text_of(line) for line in tables.piped(columns, rows)]
 
 
+@pytest.mark.parametrize(("size", "shown"), [(-27, "2026-11-21T22:13:17.123456Z"), (-20, "2026-11-21T22:13:17Z")])
+def test_a_time_in_a_fixed_column_has_its_fraction_if_it_fits(size: int, shown: str) -> None:
+    row = tables.aligned((3, "2026-11-21T22:13:17.123456Z", "WRITE"), (4, size, -5))
+    assert text_of(row) == f"   3 {shown} WRITE"
+
+
 def test_a_table_that_fits_is_whole_and_aligned() -> None:
     assert fitted(("VM", "state"), [("web01", "Protected"), ("db", "-")], 80) == [
         "VM     state",

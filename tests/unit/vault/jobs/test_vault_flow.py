@@ -293,7 +293,7 @@ async def test_failback_refuses_a_disk_in_use_by_name(tmp_path: Path, monkeypatc
         job = await ended(vault, await vault.failback(vm="web01"))
         assert (job.errors[0].code, job.errors[0].message) == (
             "VmBusy",
-            "disk 'os' of Azure VM 'web01' is in use: /mnt/web01/os.img is open 1 times; unmount it and detach its loop "
+            "disk 'os' of Azure VM 'web01' is in use: /mnt/web01/os.img (open handles: 1); unmount it and detach its loop "
             "devices before failing back",
         )
         assert await state_of(world) == ("PlannedFailoverFailed", "Recovery", "None")

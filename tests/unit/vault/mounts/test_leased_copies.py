@@ -136,7 +136,7 @@ async def test_unprotect_takes_copies_away_before_the_managed_disks(tmp_path: Pa
         await protected(vault)
         await vault.open_copy(vm="web01", name=NAME, position=7, process=HostProcess.own())
         hold(world, 1)
-        with pytest.raises(RigError, match="is open 1 times") as refused:
+        with pytest.raises(RigError, match="open handles: 1") as refused:
             await vault.disable_protection(vm="web01")
         assert (refused.value.code, len(world.managed)) == ("DiskInUse", 2)
         hold(world, 0)

@@ -22,7 +22,7 @@ from tests.support.rigs.vault_fakes import World, protected, running
 
 pytestmark = pytest.mark.slow
 
-IN_USE = RigError(Code.RecoveryInUse, "recovery/web01/lent/os is in use: it is open 1 times")
+IN_USE = RigError(Code.RecoveryInUse, "recovery/web01/lent/os is in use (open handles: 1)")
 
 
 @pytest.fixture
