@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documents import DOCS
 from tests.support.needs import needs_program
+from tests.support.repo.documents import DOCS
 
 pytestmark = pytest.mark.system
 LIMIT_S = 300.0

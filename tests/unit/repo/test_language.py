@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.support import language
+from tests.support.repo import language
 
 PENDING: dict[str, set[str]] = {}
 """Rooms and documents that do not follow the rules yet.  Remove an entry when its room is clean; never add one."""

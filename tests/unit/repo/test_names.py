@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from functools import cache
 
-from tests.support.rooms import ROOT, modules
+from tests.support.repo.rooms import ROOT, modules
 
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 LOGGERS = {"log", "_log", "logger", "_logger"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.extent_map import BASE, EXTENT_BYTES, GONE, ZEROS, Extent, ExtentMap
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 from tests.support.stores.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, changes
 
 Owner = int | None

@@ -30,7 +30,7 @@ from siterig.core.paths import Layout, create
 from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.scenarios.contracts.results import DrillResult
 from tests.support.disks.log_row import START, LogRow
-from tests.support.documents import documented_keys, key_paths
+from tests.support.repo.documents import documented_keys, key_paths
 from tests.support.samples import Canned, sample
 from tests.support.screens import text_of
 

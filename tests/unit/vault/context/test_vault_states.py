@@ -25,7 +25,7 @@ from siterig.azure_emu.vault.context.states import (
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.examples import FACTOR, examples
+from tests.support.repo.examples import FACTOR, examples
 from tests.support.rigs.vault_fakes import World, idle, protected, running
 
 

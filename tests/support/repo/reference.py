@@ -1,6 +1,6 @@
 """The reference pages of all commands, drawn from the program and from ``siterig/manual/commands``.
 
-``python -m tests.support.reference`` writes them into docs/reference/commands.
+``python -m tests.support.repo.reference`` writes them into docs/reference/commands.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from siterig.cli.app import program
 from siterig.manual import markdown
 from siterig.manual.page import pages
-from tests.support.rooms import ROOT
+from tests.support.repo.rooms import ROOT
 
 FOLDER = ROOT / "docs" / "reference" / "commands"
 

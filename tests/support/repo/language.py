@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 PYTHON_FOLDERS = ("blockfs", "azure_emu", "replication", "scenarios", "siterig", "cext", "bench", "tests", "tools")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "siterig/manual/commands/*.md", "bench/*.md")
 SHELL_SCRIPTS = ("rig", ".ci/run", "tools/*.sh")

@@ -1,6 +1,6 @@
 """The rooms of the code, and which may import which: test_architecture compares docs/rooms.toml with the code.
 
-``python -m tests.support.rooms`` writes the table in docs/internals/architecture.md and the last line of
+``python -m tests.support.repo.rooms`` writes the table in docs/internals/architecture.md and the last line of
 each room's ``__init__``.
 """
 
@@ -12,12 +12,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 LINE_CHARS = 125
 FOLDERS = ("cext", "blockfs", "replication", "azure_emu", "scenarios", "siterig")
 COMPILED = "siterig.cext._core"
 PAGE = ROOT / "docs" / "internals" / "architecture.md"
-BEGIN, END = "<!-- rooms: written by python -m tests.support.rooms -->", "<!-- end of rooms -->"
+BEGIN, END = "<!-- rooms: written by python -m tests.support.repo.rooms -->", "<!-- end of rooms -->"
 
 
 def table(key: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.support import rooms
+from tests.support.repo import rooms
 
 SOURCE_ROOT = rooms.ROOT / "cext" / "src"
 
