@@ -26,7 +26,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
         waits=health.waits,
     )
     faces = {
-        "VaultApi": (VaultApi, vault),
+        "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
         "VaultLink": (VaultLink, vault.reports),
         "ApplierReports": (ApplierReports, vault.reports),
         "DamageReports": (DamageReports, vault.reports),

@@ -152,7 +152,7 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
         waits=health.waits,
     )
     faces = {
-        "VaultApi": (VaultApi, vault),
+        "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
         "VaultLink": (VaultLink, vault.reports),
         "ApplierReports": (ApplierReports, vault.reports),
         "Policies": (Policies, vault.retention),
