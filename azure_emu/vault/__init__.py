@@ -3,5 +3,5 @@ answers reports.
 
 Imports azure_emu.contracts, azure_emu.vault.context, azure_emu.vault.db, azure_emu.vault.jobs,
 azure_emu.vault.monitoring, azure_emu.vault.mounts, azure_emu.vault.operations, azure_emu.vault.points,
-azure_emu.vault.workers, blockfs.changelog, blockfs.contracts, blockfs.core, blockfs.transfer.
+azure_emu.vault.workers, blockfs.changelog, blockfs.contracts, blockfs.core, blockfs.sides, blockfs.transfer.
 """

@@ -11,7 +11,6 @@ from contextlib import suppress
 
 import trio
 
-from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.context import rig_clock
 from siterig.azure_emu.vault.context.vault_context import ShutDown, VaultContext, no_check
@@ -35,6 +34,7 @@ from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.sides.provider import Provider
 
 _SCENARIOS = (
     protection_tasks.ENABLE,

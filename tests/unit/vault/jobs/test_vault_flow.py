@@ -13,7 +13,7 @@ from siterig.azure_emu.vault.jobs import failback_tasks
 from siterig.azure_emu.vault.model.api import Job, VaultApi
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.replication.contracts.ports import VaultLink
+from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.rpc import server
 from siterig.rpc.contract import method_names
 from tests.support.rigs.vault_fakes import START_NS, World, ended, idle, protected, running
