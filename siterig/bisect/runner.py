@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import trio
 
+from siterig.azure_emu.contracts.recovery_side import Change
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.bisect import hexdiff
 from siterig.bisect.check_command import CheckCommand, CheckOutcome
 from siterig.bisect.hexdiff import Difference
 from siterig.bisect.search import ChangeGroup, CheckVerdict, search, trials_left
-from siterig.bisect.states import CHANGES_MAX, BisectState, DiskChange, States, check_released
+from siterig.bisect.states import CHANGES_MAX, BisectState, States, check_released
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 
@@ -36,7 +37,7 @@ class ChangeSeen:
     """A change between the last state that passes and the first that fails; ``difference`` is None for a RESIZE."""
 
     disk: str
-    change: DiskChange
+    change: Change
     difference: Difference | None
 
 
@@ -217,7 +218,7 @@ class Bisection:
         await self._states.close(state)
         self._open.remove(state)
 
-    async def _seen(self, disk: str, change: DiskChange) -> ChangeSeen:
+    async def _seen(self, disk: str, change: Change) -> ChangeSeen:
         if change.kind == "RESIZE":
             return ChangeSeen(disk, change, None)
         return ChangeSeen(disk, change, await self._compare(disk, change.offset, change.length))

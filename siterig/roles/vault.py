@@ -8,8 +8,8 @@ from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, R
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.guests import loop_devices
+from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.core.paths import Layout
-from siterig.replication.contracts.ports import VaultLink
 from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
@@ -26,7 +26,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
         waits=health.waits,
     )
     faces = {
-        "VaultApi": (VaultApi, vault),
+        "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
         "VaultLink": (VaultLink, vault.reports),
         "ApplierReports": (ApplierReports, vault.reports),
         "DamageReports": (DamageReports, vault.reports),

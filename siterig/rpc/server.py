@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import structlog
 import trio
@@ -23,7 +24,9 @@ from siterig.blockfs.core.printable import valid_unicode
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.json_text import json_text
 from siterig.core.failures import unwrap_rig_error
-from siterig.rpc.contract import ErrorBody, Method, check_socket_path, error_body, methods
+from siterig.rpc.contract import ErrorBody, Method, check_socket_path, error_body, method_names, methods
+
+T = TypeVar("T")
 
 REQUEST_BYTES_MAX = 16 << 20
 """The longest request is a report of damage or tags, of some hundred kilobytes."""
@@ -95,6 +98,21 @@ async def _call(where: str, method: Method, service: object, body: bytes) -> Res
                 f"call {method.name}: a bug: {type(error).__name__}; the traceback is in the log of the role",
             )
         return _answer(409, error_body(failure))
+
+
+def joined(protocol: type[T], parts: Collection[object]) -> T:
+    """Return an object that implements a Protocol by the methods of several objects.
+
+    Each of them implements a base of the Protocol, so that the type checker sees its methods.
+
+    Raises:
+        TypeError: a method of the Protocol is in none of the objects, or in more than one.
+    """
+    owners = {name: [part for part in parts if hasattr(part, name)] for name in method_names(protocol)}
+    wrong = [f"{name} in {len(found)} of them" for name, found in owners.items() if len(found) != 1]
+    if wrong:
+        raise TypeError(f"each method of {protocol.__name__} must be in one object: {', '.join(wrong)}")
+    return cast(T, SimpleNamespace(**{name: getattr(owner, name) for name, (owner,) in owners.items()}))
 
 
 def application(services: Mapping[str, tuple[type, object]]) -> Starlette:

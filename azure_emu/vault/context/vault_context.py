@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.context.applied_lag import AppliedLag
 from siterig.azure_emu.vault.context.roles import Roles
@@ -22,6 +21,7 @@ from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.sides.provider import Provider
 
 T = TypeVar("T")
 ShutDown = Callable[[list[Path]], Awaitable[None]]

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from siterig.azure_emu.contracts.recovery_side import Change, ChangeKind
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.bisect import hexdiff
 from siterig.bisect.check_command import CheckCommand
 from siterig.bisect.runner import Bisection, BisectRequest, Report, Trial
 from siterig.bisect.search import ChangeGroup
-from siterig.bisect.states import BisectState, DiskChange, resources_in_use
+from siterig.bisect.states import BisectState, resources_in_use
 from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli.commands import bisect as command
@@ -31,10 +32,16 @@ EVIL = b"EVIL"
 class Row:
     position: int
     disk: str
-    kind: str
+    kind: ChangeKind
     offset: int
     length: int
     data: bytes
+
+    @property
+    def change(self) -> Change:
+        return Change(
+            position=self.position, time_ns=self.position * 10**9, kind=self.kind, offset=self.offset, length=self.length
+        )
 
 
 class FileStates:
@@ -105,8 +112,8 @@ class FileStates:
     async def steps(self, after: int, upto: int) -> list[ChangeGroup]:
         return [ChangeGroup(row.position, row.position * 10**9, 1) for row in self.rows if after < row.position <= upto]
 
-    async def changes(self, after: int, upto: int) -> list[tuple[str, DiskChange]]:
-        return [(row.disk, row) for row in self.rows if after < row.position <= upto]
+    async def changes(self, after: int, upto: int) -> list[tuple[str, Change]]:
+        return [(row.disk, row.change) for row in self.rows if after < row.position <= upto]
 
     async def points_around(self, position: int) -> tuple[RecoveryPoint | None, RecoveryPoint | None]:
         return point(position - 1), None
@@ -161,7 +168,7 @@ async def test_the_write_is_named_with_its_changes(tmp_path: Path, seed: int) ->
     assert (report.good.position, report.bad.position, report.undecided) == (before, evil.position, ())
     assert report.bad.time_ns == evil.position * 10**9
     (seen,) = report.changes
-    assert (seen.disk, seen.change) == (evil.disk, evil)
+    assert (seen.disk, seen.change) == (evil.disk, evil.change)
     assert seen.difference is not None
     assert seen.difference.lines() == [
         "- " + "0000fff0  00 00 00 00".ljust(60) + "|....|",
@@ -198,7 +205,9 @@ async def test_positions_that_are_no_state_are_skipped_and_reported(states: File
     report, trials, notes = await searched(states, wanted(*NO_EVIL))
     assert report.good.position == states.rows[states.evil_at - 3].position
     assert [step.position for step in report.undecided] == sorted(states.invalid)
-    assert [seen.change for seen in report.changes] == states.rows[states.evil_at - 2 : states.evil_at + 1]
+    assert [seen.change for seen in report.changes] == [
+        row.change for row in states.rows[states.evil_at - 2 : states.evil_at + 1]
+    ]
     assert {trial.position for trial in trials if trial.verdict == "skipped"} == states.invalid
     assert all("is skipped: position" in note for note in notes)
 

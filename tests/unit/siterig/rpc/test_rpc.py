@@ -190,6 +190,34 @@ async def test_a_handler_is_cancelled_when_its_client_goes(depot: Served) -> Non
         await depot.real.cancelled.wait()
 
 
+class Counter:
+    async def count(self) -> int:
+        return 8
+
+
+class Shelves(Protocol):
+    async def listed(self) -> list[Box]: ...
+
+
+class Stock(Shelves, Protocol):
+    async def count(self) -> int: ...
+
+
+async def test_several_objects_implement_one_protocol() -> None:
+    class Lister:
+        async def listed(self) -> list[Box]:
+            return []
+
+    stock = server.joined(Stock, (Counter(), Lister()))
+    assert (await stock.count(), await stock.listed()) == (8, [])
+
+
+def test_each_method_of_a_protocol_is_in_one_of_the_objects() -> None:
+    message = "each method of Stock must be in one object: count in 2 of them, listed in 0 of them"
+    with pytest.raises(TypeError, match=message):
+        server.joined(Stock, (Counter(), Counter()))
+
+
 async def test_a_client_that_goes_while_it_asks_is_no_error() -> None:
     app = server.application({"Depot": (Depot, RealDepot())})
     told: Iterator[MutableMapping[str, Any]] = iter(

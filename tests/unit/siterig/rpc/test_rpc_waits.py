@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.core.deadlines import deadline_s
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.sides.provider import Provider
 from siterig.core.paths import Layout, create
 from siterig.rpc import client, directory
 from siterig.rpc.contract import method_names

@@ -80,16 +80,16 @@ def test_a_passing_state_allows_nothing() -> None:
 
 
 BEGIN: dict[Operation, Callable[[Vault], Awaitable[object]]] = {
-    Operation.ENABLE: lambda vault: vault.enable_protection(vm="web01", interval_s=30),
-    Operation.DISABLE: lambda vault: vault.disable_protection(vm="web01"),
-    Operation.TEST: lambda vault: vault.test_failover(vm="web01", point="Latest"),
-    Operation.CLEANUP: lambda vault: vault.cleanup_test_failover(vm="web01"),
-    Operation.UNPLANNED: lambda vault: vault.unplanned_failover(vm="web01", point="Latest", source_actions=True),
-    Operation.PLANNED: lambda vault: vault.planned_failover(vm="web01"),
-    Operation.COMMIT: lambda vault: vault.commit_failover(vm="web01"),
-    Operation.FAILBACK: lambda vault: vault.failback(vm="web01"),
-    Operation.REPROTECT: lambda vault: vault.reprotect(vm="web01"),
-    Operation.RESYNC: lambda vault: vault.resync(vm="web01"),
+    Operation.ENABLE: lambda vault: vault.protection.enable_protection(vm="web01", interval_s=30),
+    Operation.DISABLE: lambda vault: vault.protection.disable_protection(vm="web01"),
+    Operation.TEST: lambda vault: vault.failovers.test_failover(vm="web01", point="Latest"),
+    Operation.CLEANUP: lambda vault: vault.failovers.cleanup_test_failover(vm="web01"),
+    Operation.UNPLANNED: lambda vault: vault.failovers.unplanned_failover(vm="web01", point="Latest", source_actions=True),
+    Operation.PLANNED: lambda vault: vault.failovers.planned_failover(vm="web01"),
+    Operation.COMMIT: lambda vault: vault.failovers.commit_failover(vm="web01"),
+    Operation.FAILBACK: lambda vault: vault.failovers.failback(vm="web01"),
+    Operation.REPROTECT: lambda vault: vault.protection.reprotect(vm="web01"),
+    Operation.RESYNC: lambda vault: vault.protection.resync(vm="web01"),
 }
 FAULTS = [
     None,
@@ -150,7 +150,7 @@ async def test_every_sequence_of_operations_faults_and_kills_allows_another(
 async def pick(vault: Vault, which: int) -> Operation:
     """Mostly one that is allowed, so that sequences get somewhere; now and then any."""
     choices = list(BEGIN)
-    for shown in await vault.items():
+    for shown in await vault.status.items():
         if which < 90:
             row = item(ProtectionState(shown.protectionState), shown.activeLocation, shown.testFailoverState)
             # After a kill a resumed job may hold the item in a passing state: then any, to be refused.
@@ -159,7 +159,7 @@ async def pick(vault: Vault, which: int) -> Operation:
 
 
 async def check_resting(vault: Vault, world: World) -> None:
-    for shown in await vault.items():
+    for shown in await vault.status.items():
         state = (ProtectionState(shown.protectionState), shown.activeLocation)
         assert state in RESTING
         assert allowed(item(*state, shown.testFailoverState))
