@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tests.support.warm_server import MESSAGE_BYTES_MAX
 
@@ -64,15 +64,43 @@ def _ask(request: dict[str, Any], descriptors: Sequence[int] = ()) -> Any:
         return _servers[os.getpid()].ask(request, descriptors)
 
 
+def _mount_namespace() -> int:
+    return Path("/proc/thread-self/ns/mnt").stat().st_ino
+
+
+_NAMESPACE = _mount_namespace()
+"""The mount namespace of the tests."""
+
+
+def start_siterig(
+    words: Sequence[object], *, environment: Mapping[str, str] | None = None, new_session: bool = False
+) -> subprocess.Popen[str]:
+    """Start a ``siterig`` command with its output in pipes.
+
+    In another mount namespace, which a test has made for its thread, the command is started in the usual way: the process
+    that forks would not see the mounts there, or would keep them.
+    """
+    if _mount_namespace() == _NAMESPACE:
+        return WarmCommand(words, environment=environment, new_session=new_session)
+    return subprocess.Popen(
+        [sys.executable, "-m", "siterig", *map(str, words)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (environment or {}),
+        cwd=ROOT,
+        start_new_session=new_session,
+    )
+
+
 class WarmCommand(subprocess.Popen[str]):
     """A ``siterig`` command that runs; used like :class:`subprocess.Popen` with text streams.
 
     Args:
         words: the words after ``siterig``.
         environment: variables beside those of the tests.
-        stdout, stderr: as for Popen.
         new_session: the command begins a session, so that signals of a terminal do not reach it.
-        cwd: its working directory.
     """
 
     _waitpid_lock: threading.Lock
@@ -83,20 +111,17 @@ class WarmCommand(subprocess.Popen[str]):
         words: Sequence[object],
         *,
         environment: Mapping[str, str] | None = None,
-        stdout: int | IO[Any] | None = subprocess.PIPE,
-        stderr: int | IO[Any] | None = subprocess.PIPE,
         new_session: bool = False,
-        cwd: Path = ROOT,
     ) -> None:
         self._pidfd = -1
         super().__init__(
             ["siterig", *map(str, words)],
             stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             env=os.environ | (environment or {}),
-            cwd=cwd,
+            cwd=ROOT,
             start_new_session=new_session,
         )
 
@@ -147,7 +172,7 @@ def run_warm(
     *words: object, environment: Mapping[str, str] | None = None, timeout_s: float | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, and return its status and its output."""
-    with WarmCommand(words, environment=environment) as command:
+    with start_siterig(words, environment=environment) as command:
         try:
             stdout, stderr = command.communicate(timeout=timeout_s)
         except BaseException:

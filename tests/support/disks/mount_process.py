@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.warm_command import WarmCommand, run_warm
+from tests.support.warm_command import run_warm, start_siterig
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 60
@@ -48,7 +48,7 @@ class MountProcess:
         if prefix or program:
             self.process = self._cold([*prefix, *(program or SITERIG), *words], environment or {})
         else:
-            self.process = WarmCommand(words, environment=environment, new_session=True)
+            self.process = start_siterig(words, environment=environment, new_session=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
