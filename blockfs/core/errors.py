@@ -163,6 +163,8 @@ class Code(StrEnum):
         "Read the logs of the rig, or run the drill on a faster machine.")
     ExtentsCorrupt = ("ExtentsCorrupt", _FAILED, "The index of a disk's extents is damaged.",
         "Report it: the data comes from siterig itself.")
+    FaultNotImported = ("FaultNotImported", _BAD_INPUT, "A fault of another tool's file cannot be expressed as a rule.",
+        "Remove the fault that the message names from the file, or write it as a rule by hand.")
     FileExists = "FileExists", _BAD_INPUT, "The file exists already.", "Name another file, or replace it with --force."
     FolderUnusable = "FolderUnusable", _BAD_INPUT, "The folder cannot be used for this.", "Follow the remedy in the message."
     ForeignFile = ("ForeignFile", _BAD_INPUT, "The file belongs to another user, or another user can change it.",
@@ -198,6 +200,8 @@ class Code(StrEnum):
         "Report it: the id comes from siterig itself.")
     InvalidDiskSize = ("InvalidDiskSize", _BAD_INPUT, "The size of the disk is not allowed.",
         "Give a size that the message allows.")
+    InvalidFault = ("InvalidFault", _BAD_INPUT, "A fault rule, or a file of fault rules, is not allowed.",
+        "Correct the key that the message names; docs/reference/fault-rules.md lists all keys.")
     InvalidLimit = ("InvalidLimit", _BAD_INPUT, "The value of a limit is not allowed.",
         "Give a value that the message allows.")
     InvalidName = "InvalidName", _BAD_INPUT, "The name is not allowed.", "Give a name that the message allows."
