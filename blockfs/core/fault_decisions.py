@@ -45,11 +45,22 @@ Threads that decide at the same time draw n by an atomic increment, and take a p
   if that is 0; ``delay + min(((2**32 - r) * jitter) // r, 64 * jitter)``, product of 128 bits
 
 The first choices belong to the delay: other choices of the same fault use j = 8 and above.
+
+**Flipped bits.**  A range of R bits is divided into ``bits`` parts; bit i, from 0, is in part i, so no bit is drawn twice::
+
+    from = i * R // bits; upto = (i + 1) * R // bits; bit = from + below(n, 8 + i, upto - from)
+
+**Torn writes.**  A write of B bytes has ``units = ceil(B / 512)``.  ``parts`` equal ones: there are ``min(parts, units)``,
+and part i, from 0, ends at unit ``(i + 1) * units // parts``.  Without ``parts`` and ``sizes`` each unit is a part.  The last
+part has the rest.  Without ``keep`` one part at least is lost::
+
+    lost = below(n, 8, parts); part i is kept if i != lost and (draw(n, 9 + i) & 1)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +69,8 @@ ALWAYS = 1 << 53
 """The threshold of a rule without a probability."""
 FIRST_CHOICE = 8
 """The number of the first choice that is not the delay's."""
+TEAR_UNIT_BYTES = 512
+"""Equal parts of a torn write end at multiples of it."""
 UNLIMITED = (1 << 64) - 1
 """The value of ``times`` that stands for no limit."""
 SEED_MAX = (1 << 63) - 1
@@ -114,6 +127,42 @@ def delay_ns(stream: int, n: int, delay: int, jitter: int, distribution: Distrib
         return max(0, delay + ((total - (6 << 32)) * jitter >> 32))
     root = math.isqrt(draw(stream, n, 1)) or 1
     return delay + min(((1 << 32) - root) * jitter // root, _PARETO_MAX * jitter)
+
+
+def flipped_bits(stream: int, n: int, range_bits: int, bits: int) -> list[int]:
+    """Return the bits of a range, from 0, that the n-th matching operation finds inverted."""
+    count = min(bits, range_bits)
+    ends = [i * range_bits // count for i in range(count + 1)] if count else []
+    return [ends[i] + below(stream, n, FIRST_CHOICE + i, ends[i + 1] - ends[i]) for i in range(count)]
+
+
+def torn_ranges(
+    stream: int, n: int, length: int, parts: int | None, sizes: Sequence[int] | None, keep: Sequence[int] | None
+) -> list[tuple[int, int]]:
+    """Return the ranges, start and end in bytes, of a torn write that reach the disk.
+
+    Args:
+        stream: the start of the rule's random stream.
+        n: the number of the matching operation.
+        length: bytes of the write, at least 1.
+        parts: number of equal parts; None if the rule has none.
+        sizes: sizes of the parts in bytes; None if the rule has none.
+        keep: numbers of the kept parts, from 1; None if the seed chooses.
+    """
+    units = -(-length // TEAR_UNIT_BYTES)
+    if sizes:
+        ends = [min(sum(sizes[: i + 1]), length) for i in range(len(sizes))]
+    else:
+        count = min(parts or units, units)
+        ends = [(i + 1) * units // count * TEAR_UNIT_BYTES for i in range(count)]
+    ends[-1] = length
+    if keep is None:
+        lost = below(stream, n, FIRST_CHOICE, len(ends))
+        kept = [i for i in range(len(ends)) if i != lost and draw(stream, n, FIRST_CHOICE + 1 + i) & 1]
+    else:
+        kept = [i - 1 for i in sorted(set(keep)) if i <= len(ends)]
+    ranges = [(ends[i - 1] if i else 0, ends[i]) for i in kept]
+    return [(start, end) for start, end in ranges if start < end]
 
 
 @dataclass(frozen=True, slots=True)

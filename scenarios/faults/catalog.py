@@ -162,8 +162,8 @@ EFFECTS: Mapping[str, FaultKind] = {
         destroys=True,
     ),
     "misdirect": FaultKind(
-        _on("the data of a write goes to an offset that is shifted by so much", "disk"),
-        operations={"disk": ("write",)},
+        _on("a write, or a read, reaches an offset that is shifted by so much", "disk"),
+        operations={"disk": ("read", "write")},
         destroys=True,
     ),
     "stale": FaultKind(

@@ -38,6 +38,8 @@ Stream = Literal["upstream", "downstream", "both"]
 ConnectionFault = Literal["reset", "refuse", "black-hole", "slow-close", "half-open"]
 AccountFault = Literal["key-rotated", "container-deleted", "account-deleted"]
 PowerFault = Literal["loss", "reboot", "off"]
+KEPT_PART_MAX = 64
+"""The last part of a torn write that a rule can name: the C core has a mask of 64 bits."""
 Seed = Annotated[Count, Field(le=SEED_MAX)]
 
 
@@ -127,7 +129,7 @@ class HttpError(FaultModel):
 class TornWrite(FaultModel):
     """The parts of a write, and those that reach the disk; random ones, by the seed, if ``keep`` is left out."""
 
-    parts: Annotated[CountFrom1, Field(ge=2, le=65536)] | None = Field(default=None, description="number of equal parts")
+    parts: Annotated[CountFrom1, Field(ge=2, le=4096)] | None = Field(default=None, description="number of equal parts")
     sizes: Sizes | None = Field(default=None, description="sizes of the parts, in place of `parts`")
     keep: Counts | None = Field(default=None, description="numbers of the parts that are kept, from 1")
 
@@ -135,13 +137,13 @@ class TornWrite(FaultModel):
     def _fits(self) -> Self:
         if self.parts is not None and self.sizes is not None:
             raise misfit((("sizes",), "stands beside parts: write one of them"))
-        if self.sizes is not None and (len(self.sizes) < 2 or 0 in self.sizes):
-            raise misfit((("sizes",), "has fewer than two parts, or an empty part"))
+        if self.sizes is not None and (not 2 <= len(self.sizes) <= KEPT_PART_MAX or 0 in self.sizes):
+            raise misfit((("sizes",), f"must have 2 to {KEPT_PART_MAX} parts of at least one byte"))
         count = len(self.sizes) if self.sizes is not None else self.parts
         if self.keep and count is None:
             raise misfit((("keep",), "needs parts or sizes"))
-        if self.keep and count is not None and max(self.keep) > count:
-            raise misfit((("keep",), f"there is no part {max(self.keep)}; allowed: 1 to {count}"))
+        if self.keep and count is not None and max(self.keep) > min(count, KEPT_PART_MAX):
+            raise misfit((("keep",), f"part {max(self.keep)} cannot be kept; allowed: 1 to {min(count, KEPT_PART_MAX)}"))
         return self
 
 
@@ -149,13 +151,6 @@ class BitFlip(FaultModel):
     """Bits that are inverted, at places that the seed chooses."""
 
     bits: Annotated[CountFrom1, Field(le=4096)] = Field(default=1, description="number of bits in each operation")
-
-
-class BadSectors(FaultModel):
-    """Sectors that cannot be read; without ``count`` all of the range."""
-
-    count: CountFrom1 | None = Field(default=None, description="so many sectors of the range, which the seed chooses")
-    heal: bool = Field(default=True, description="a write heals the sector")
 
 
 def _error_tag(value: object) -> str:
@@ -202,9 +197,7 @@ class FaultEffect(FaultModel):
     flip: Annotated[BitFlip, BeforeValidator(_table)] | None = Field(
         default=None, description="`true` for one bit, or `bits`"
     )
-    bad_sectors: Annotated[BadSectors, BeforeValidator(_table)] | None = Field(
-        default=None, description="`true` for the whole range, or `count` and `heal`"
-    )
+    bad_sectors: Literal[True] | None = Field(default=None, description="`true`: all sectors of the range")
     lie: Literal[True] | None = Field(default=None, description="`true`")
     full_after: Size | None = Field(default=None, description="size that is still free")
     pause: Literal[True] | None = Field(default=None, description="`true`")
@@ -231,7 +224,7 @@ class FaultEffect(FaultModel):
     resize: Size | None = Field(default=None, description="new size")
     mark: Text | None = Field(default=None, description="name of the mark")
 
-    @field_validator("stale", "lie", "pause", "lost", "broken_chain", "delete", mode="before")
+    @field_validator("stale", "bad_sectors", "lie", "pause", "lost", "broken_chain", "delete", mode="before")
     @classmethod
     def _only_true(cls, value: object) -> object:
         if value is not True and value != "true":

@@ -60,7 +60,6 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     ),
     "misdirect": st.sampled_from(["+8KiB", "-512", "+1B"]),
     "flip": st.one_of(st.just(True), st.integers(1, 64).map(lambda bits: {"bits": bits})),
-    "bad_sectors": st.sampled_from([True, {"count": 3}, {"heal": False}]),
     "full_after": SIZES,
     "lose": st.just("unflushed"),
     "crash": st.booleans(),
@@ -98,9 +97,10 @@ def raw_rules(draw: st.DrawFn) -> dict[str, Any]:
     """Draw a rule as a mapping; most of them are allowed, and some do not fit together."""
     layer: LayerName = draw(st.sampled_from(LAYER_NAMES))
     effects = [key for key in effects_of(layer) if not EFFECTS[key].needs]
-    keys = {draw(st.sampled_from(effects))}
-    keys |= {key for key in effects_of(layer) if set(EFFECTS[key].needs) & keys and draw(st.booleans())}
-    keys |= {key for key in ("delay", "mark") if key in effects and draw(st.integers(0, 4)) == 0}
+    keys: set[str] = {draw(st.sampled_from(effects))}
+    keys |= set(draw(st.lists(st.sampled_from([key for key in ("delay", "mark") if key in effects]), max_size=1)))
+    qualifiers = [key for key in effects_of(layer) if set(EFFECTS[key].needs) & keys]
+    keys |= set(draw(st.lists(st.sampled_from(qualifiers), max_size=2))) if qualifiers else set()
     what = {key: draw(value_of(key, layer)) for key in effects_of(layer) if key in keys}
     where: dict[str, Any] = {"layer": layer}
     for key in LAYERS[layer].places:

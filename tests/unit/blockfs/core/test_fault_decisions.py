@@ -71,3 +71,26 @@ def test_delays_have_the_mean_and_spread_of_their_distribution() -> None:
 def test_a_delay_is_never_negative() -> None:
     for distribution in ("uniform", "normal", "pareto"):
         assert all(decisions.delay_ns(5, n, 0, 1000, distribution) >= 0 for n in range(1, 500))
+
+
+@settings(max_examples=examples(100))
+@given(SEEDS, st.integers(1, 100), st.integers(1, 5000), st.integers(1, 64))
+def test_flipped_bits_are_different_bits_of_the_range(stream: int, n: int, range_bits: int, bits: int) -> None:
+    found = decisions.flipped_bits(stream, n, range_bits, bits)
+    assert len(set(found)) == len(found) == min(bits, range_bits)
+    assert all(0 <= bit < range_bits for bit in found)
+
+
+@settings(max_examples=examples(200))
+@given(SEEDS, st.integers(1, 100), st.integers(1, 40_000), st.none() | st.integers(2, 9))
+def test_a_torn_write_loses_a_part(stream: int, n: int, length: int, parts: int | None) -> None:
+    kept = decisions.torn_ranges(stream, n, length, parts, None, None)
+    assert sum(end - start for start, end in kept) < length
+    assert all(start % 512 == 0 and (end % 512 == 0 or end == length) for start, end in kept)
+
+
+def test_the_kept_parts_of_a_torn_write_are_those_of_the_rule() -> None:
+    assert decisions.torn_ranges(0, 1, 4096, 4, None, [3, 1]) == [(0, 1024), (2048, 3072)]
+    assert decisions.torn_ranges(0, 1, 1000, 8, None, [1, 2, 5]) == [(0, 512), (512, 1000)]
+    assert decisions.torn_ranges(0, 1, 9000, None, [4096, 3600, 1260], [1, 3]) == [(0, 4096), (7696, 9000)]
+    assert decisions.torn_ranges(0, 1, 5000, None, [4096, 3600, 1260], [2, 3]) == [(4096, 5000)]

@@ -63,7 +63,7 @@ disk write misdirect=+8KiB
 disk read stale=true
 disk read flip.bits=1
 disk write flip=true
-disk bad_sectors.count=8 start=1MiB length=64KiB
+disk bad_sectors=true start=1MiB length=64KiB
 disk flush lie=true
 disk full_after=1GiB
 disk pause=true
@@ -188,7 +188,7 @@ def message(rule: dict[str, Any] | str) -> str:
         ("blob error=503 error.retry=7", "what.error.retry: unknown key (did you mean retry_after?); allowed: status, code"),
         ("link iops=3", "what.iops: the layer link does not have it; allowed: delay, jitter, distribution, rate"),
         ("link vm=web01 delay=3s", "where.vm: the layer link does not have it; allowed: layer, link, role, stream, op"),
-        ("disk read misdirect=+8KiB", "where.op: 'read' does not meet misdirect; allowed: write"),
+        ("disk flush misdirect=+8KiB", "where.op: 'flush' does not meet misdirect; allowed: read, write"),
         ("disk flush lie=true error=EIO", "what.lie: stands beside error: write two rules"),
         ("disk jitter=3ms", "what.jitter: needs delay in the same rule"),
         ("disk write", "what: has no fault; allowed: error, delay, rate"),
@@ -223,7 +223,7 @@ def message(rule: dict[str, Any] | str) -> str:
             "log part=sgement lost=true",
             "where.part: 'sgement' is unknown (did you mean segment?); allowed: segment, dirty-bitmap",
         ),
-        ("disk write tear.parts=2 tear.keep=3", "what.tear.keep: there is no part 3; allowed: 1 to 2"),
+        ("disk write tear.parts=2 tear.keep=3", "what.tear.keep: part 3 cannot be kept; allowed: 1 to 2"),
         ("disk write tear.parts=2 tear.sizes=1,2", "what.tear.sizes: stands beside parts: write one of them"),
         ("disk read stale=no", "what.stale: 'no' is not true: leave the key out, or write true"),
         ("process agent kill=SIGKILLL", "what.kill: 'SIGKILLL' is no signal that ends a process (did you mean SIGKILL?)"),
