@@ -51,8 +51,8 @@ The first choices belong to the delay: other choices of the same fault use j = 8
     from = i * R // bits; upto = (i + 1) * R // bits; bit = from + below(n, 8 + i, upto - from)
 
 **Torn writes.**  A write of B bytes has ``units = ceil(B / 512)``.  ``parts`` equal ones: there are ``min(parts, units)``,
-and part i, from 0, ends at unit ``(i + 1) * units // parts``.  Without ``parts`` and ``sizes`` each unit is a part.  The last
-part has the rest.  Without ``keep`` one part at least is lost::
+and part i, from 0, ends at unit ``(i + 1) * units // parts``.  Without ``parts`` and ``sizes`` each unit is a part.  The
+last part has the rest.  Without ``keep`` one part at least is lost::
 
     lost = below(n, 8, parts); part i is kept if i != lost and (draw(n, 9 + i) & 1)
 """
@@ -137,7 +137,13 @@ def flipped_bits(stream: int, n: int, range_bits: int, bits: int) -> list[int]:
 
 
 def torn_ranges(
-    stream: int, n: int, length: int, parts: int | None, sizes: Sequence[int] | None, keep: Sequence[int] | None
+    stream: int,
+    n: int,
+    length: int,
+    *,
+    parts: int | None = None,
+    sizes: Sequence[int] | None = None,
+    keep: Sequence[int] | None = None,
 ) -> list[tuple[int, int]]:
     """Return the ranges, start and end in bytes, of a torn write that reach the disk.
 

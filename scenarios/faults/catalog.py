@@ -211,6 +211,10 @@ EFFECTS: Mapping[str, FaultKind] = {
         _on("after the power loss every operation fails with EIO until the rule is removed; true by default", "disk"),
         needs=("lose",),
     ),
+    "survive": FaultKind(
+        _on("writes since the last flush that the power loss leaves, although they were not flushed", "disk"),
+        needs=("lose",),
+    ),
     "lost": FaultKind(
         _on("the file is lost", "log", "store") | _on("acknowledged, but not stored", "blob"),
         operations={

@@ -29,6 +29,7 @@ from siterig.scenarios.faults.values import (
     SignalName,
     Size,
     Sizes,
+    Survivors,
     Text,
     TimeShift,
     Trigger,
@@ -203,6 +204,9 @@ class FaultEffect(FaultModel):
     pause: Literal[True] | None = Field(default=None, description="`true`")
     lose: Literal["unflushed"] | None = Field(default=None, description="`unflushed`")
     crash: bool | None = Field(default=None, description="`true` or `false`")
+    survive: Survivors | None = Field(
+        default=None, description="numbers of writes, from 1 after the last flush, like `[1, 4]`; or `random`"
+    )
     lost: Literal[True] | None = Field(default=None, description="`true`")
     broken_chain: Literal[True] | None = Field(default=None, description="`true`")
     connection: ConnectionFault | None = Field(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainSerializer, Tag
 
 from siterig.blockfs.core import quantities
 from siterig.blockfs.core.nearest import hint
@@ -98,6 +98,15 @@ Names = Annotated[
     PlainSerializer(lambda names: names[0] if len(names) == 1 else list(names)),
 ]
 Counts = Annotated[tuple[CountFrom1, ...], BeforeValidator(_numbers), PlainSerializer(list)]
+
+
+def _survivors_tag(value: object) -> str:
+    return "<random>" if value == "random" else "<numbers>"
+
+
+Survivors = Annotated[
+    Annotated[Counts, Tag("<numbers>")] | Annotated[Literal["random"], Tag("<random>")], Discriminator(_survivors_tag)
+]
 Sizes = Annotated[tuple[Size, ...], BeforeValidator(_numbers), PlainSerializer(list)]
 
 

@@ -63,6 +63,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "full_after": SIZES,
     "lose": st.just("unflushed"),
     "crash": st.booleans(),
+    "survive": st.sampled_from(["random", [1, 4], [2]]),
     "connection": st.sampled_from(["reset", "refuse", "black-hole", "slow-close", "half-open"]),
     "close_after": DURATIONS,
     "cut_after": SIZES,

@@ -84,13 +84,13 @@ def test_flipped_bits_are_different_bits_of_the_range(stream: int, n: int, range
 @settings(max_examples=examples(200))
 @given(SEEDS, st.integers(1, 100), st.integers(1, 40_000), st.none() | st.integers(2, 9))
 def test_a_torn_write_loses_a_part(stream: int, n: int, length: int, parts: int | None) -> None:
-    kept = decisions.torn_ranges(stream, n, length, parts, None, None)
+    kept = decisions.torn_ranges(stream, n, length, parts=parts)
     assert sum(end - start for start, end in kept) < length
     assert all(start % 512 == 0 and (end % 512 == 0 or end == length) for start, end in kept)
 
 
 def test_the_kept_parts_of_a_torn_write_are_those_of_the_rule() -> None:
-    assert decisions.torn_ranges(0, 1, 4096, 4, None, [3, 1]) == [(0, 1024), (2048, 3072)]
-    assert decisions.torn_ranges(0, 1, 1000, 8, None, [1, 2, 5]) == [(0, 512), (512, 1000)]
-    assert decisions.torn_ranges(0, 1, 9000, None, [4096, 3600, 1260], [1, 3]) == [(0, 4096), (7696, 9000)]
-    assert decisions.torn_ranges(0, 1, 5000, None, [4096, 3600, 1260], [2, 3]) == [(4096, 5000)]
+    assert decisions.torn_ranges(0, 1, 4096, parts=4, keep=[3, 1]) == [(0, 1024), (2048, 3072)]
+    assert decisions.torn_ranges(0, 1, 1000, parts=8, keep=[1, 2, 5]) == [(0, 512), (512, 1000)]
+    assert decisions.torn_ranges(0, 1, 9000, sizes=[4096, 3600, 1260], keep=[1, 3]) == [(0, 4096), (7696, 9000)]
+    assert decisions.torn_ranges(0, 1, 5000, sizes=[4096, 3600, 1260], keep=[2, 3]) == [(4096, 5000)]

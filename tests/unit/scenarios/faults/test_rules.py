@@ -69,6 +69,8 @@ disk full_after=1GiB
 disk pause=true
 disk lose=unflushed
 disk lose=unflushed tear=true
+disk lose=unflushed survive=1,4
+disk lose=unflushed survive=random crash=false
 disk web01/data write file='/var/lib/pg/pg_wal/*' error=EIO
 log web01/data append error=EIO
 log web01 full_after=0B
