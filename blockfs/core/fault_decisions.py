@@ -41,7 +41,7 @@ Threads that decide at the same time draw n by an atomic increment, and take a p
 - ``uniform``: ``delay - jitter + below(n, 1, 2 * jitter + 1)``
 - ``normal``, with ``jitter`` as standard deviation: s is the sum of the high and the low 32 bits of ``draw(n, 1)`` to
   ``draw(n, 6)``, twelve numbers; ``delay + (((s - 6 * 2**32) * jitter) >> 32)``, product of 128 bits, signed
-- ``pareto``, with ``jitter`` as the mean of what is added (shape 2): r is the integer square root of ``draw(n, 1)``, or 1
+- ``pareto``, with ``jitter`` as the mean of the addition (shape 2): r is the integer square root of ``draw(n, 1)``, or 1
   if that is 0; ``delay + min(((2**32 - r) * jitter) // r, 64 * jitter)``, product of 128 bits
 
 The first choices belong to the delay: other choices of the same fault use j = 8 and above.

@@ -171,7 +171,7 @@ EFFECTS: Mapping[str, FaultKind] = {
     ),
     "flip": FaultKind(
         _on("bits of the data are inverted: for the reader alone, or in the stored bytes", "disk", "log", "store")
-        | _on("bits of the body are inverted, in what is stored or in the answer", "blob"),
+        | _on("bits of the body are inverted: those that are stored, or those of the answer", "blob"),
         operations={
             "disk": ("read", "write"),
             "log": ("read", "append"),
@@ -189,9 +189,7 @@ EFFECTS: Mapping[str, FaultKind] = {
         _on("a flush is acknowledged and does nothing", "disk"), operations={"disk": ("flush",)}, destroys=True
     ),
     "full_after": FaultKind(
-        _on(
-            "disk full: after so many new bytes ENOSPC; what has a place already can be overwritten", "disk", "log", "store"
-        ),
+        _on("disk full: ENOSPC after so many new bytes; bytes that have a place can be overwritten", "disk", "log", "store"),
         operations={"disk": ("write", "zero"), "log": ("append", "rotate"), "store": ("write", "checkpoint", "compact")},
     ),
     "pause": FaultKind(

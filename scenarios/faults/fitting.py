@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from siterig.blockfs.core.model_problems import KeyPath
-from siterig.blockfs.core.nearest import hint, unknown_key
+from siterig.blockfs.documents.model_problems import KeyPath
+from siterig.blockfs.documents.nearest import hint, unknown_key
 from siterig.scenarios.faults.catalog import (
     ALL_PLACES,
     EFFECTS,

@@ -22,7 +22,7 @@ class Injection(WireModel):
     """RFC 3339 in UTC."""
     position: Whole | None = None
     done: str
-    """What was done, in words."""
+    """The action, in words."""
     ranges: tuple[tuple[int, int], ...] = ()
     """Start and length of the bytes that were changed, lost or not delivered."""
 
@@ -45,7 +45,7 @@ class RuleStatus(WireModel):
 
 
 class FaultVerdict(WireModel):
-    """Whether a rule fired as often as it should."""
+    """The verdict on a rule: it fired as often as it should, or it did not."""
 
     name: str
     ok: bool

@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from siterig.blockfs.core.errors import Code
-from siterig.blockfs.core.model_problems import problems_of
-from siterig.blockfs.files.toml_document import TomlDocument, toml_text
+from siterig.blockfs.documents.model_problems import problems_of
+from siterig.blockfs.documents.toml_document import TomlDocument, toml_text
 from siterig.scenarios.faults.rules import FaultRule, FaultRules
 
 

@@ -13,8 +13,8 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.model_problems import DocumentProblem, misfit, problems_of
-from siterig.blockfs.core.nearest import hint
+from siterig.blockfs.documents.model_problems import DocumentProblem, misfit, problems_of
+from siterig.blockfs.documents.nearest import hint
 from siterig.scenarios.faults import fitting
 from siterig.scenarios.faults.catalog import IMMEDIATE
 from siterig.scenarios.faults.schema import FaultEffect, FaultExpectation, FaultModel, FaultMoment, FaultPlace, Seed

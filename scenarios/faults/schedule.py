@@ -30,8 +30,8 @@ from siterig.blockfs.core import fault_decisions as decisions
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock, rfc3339, rfc3339_or_none
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.fault_decisions import ALWAYS, UNLIMITED, Turns
-from siterig.blockfs.core.model_problems import DocumentProblem
-from siterig.blockfs.core.nearest import hint
+from siterig.blockfs.documents.model_problems import DocumentProblem
+from siterig.blockfs.documents.nearest import hint
 from siterig.scenarios.faults.atlas import FaultAtlas
 from siterig.scenarios.faults.catalog import IMMEDIATE, LayerName
 from siterig.scenarios.faults.operations import ByteRange, FaultOperation, OperationMatcher
@@ -115,7 +115,7 @@ class FaultListener:
 
 @dataclass(slots=True)
 class _Changes:
-    """What listeners hear of after the lock is released."""
+    """Changes that listeners hear of after the lock is released."""
 
     windows: list[ArmedRule] = field(default_factory=list)
     removed: list[ArmedRule] = field(default_factory=list)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from siterig.blockfs.core.fault_decisions import SEED_MAX, Distribution
-from siterig.blockfs.core.model_problems import misfit
+from siterig.blockfs.documents.model_problems import misfit
 from siterig.scenarios.faults.catalog import LayerName
 from siterig.scenarios.faults.values import (
     STATUS_CODES,
@@ -124,7 +124,7 @@ class HttpError(FaultModel):
 
     def error_code(self) -> str:
         """Return the storage error code that the answer has."""
-        return self.code or STATUS_CODES.get(self.status, "InternalError" if self.status >= 500 else "InvalidInput")
+        return self.code or STATUS_CODES.get(self.status) or STATUS_CODES[500 if self.status >= 500 else 400]
 
 
 class TornWrite(FaultModel):
@@ -185,7 +185,7 @@ class FaultEffect(FaultModel):
     distribution: Distribution | None = Field(
         default=None,
         description="`uniform` (default): delay plus or minus jitter; `normal`: jitter is the standard deviation; `pareto`: "
-        "jitter is the mean of what is added, with a long tail",
+        "jitter is the mean of the addition, with a long tail",
     )
     rate: Rate | None = Field(default=None, description="size a second, like `2MiB/s`")
     iops: CountFrom1 | None = Field(default=None, description="number of operations a second")

@@ -124,7 +124,7 @@ class FaultWindow:
         return self.opened_ns is not None and not self.is_closed
 
     def refresh(self, board: TriggerBoard) -> bool:
-        """Open or close the window by what has happened; True if it is open now and was not, or the reverse."""
+        """Open or close the window by the moments that have come; True if it is open now and was not, or the reverse."""
         before = self.is_open
         if self.is_closed:
             return False

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainSerializer, Tag
 
-from siterig.blockfs.core import quantities
-from siterig.blockfs.core.nearest import hint
+from siterig.blockfs.documents import quantities
+from siterig.blockfs.documents.nearest import hint
 
 TriggerKind = Literal["event", "mark", "position", "time", "fault"]
 TRIGGER_KINDS: tuple[TriggerKind, ...] = get_args(TriggerKind)
@@ -200,7 +200,7 @@ Trigger = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class FiredRange:
-    """How often a rule must fire: ``least`` to ``most`` times; ``most`` None is no limit."""
+    """The number of times that a rule must fire: ``least`` to ``most``; ``most`` None is no limit."""
 
     least: int = 1
     most: int | None = None

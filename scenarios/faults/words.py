@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.nearest import hint
+from siterig.blockfs.documents.nearest import hint
 from siterig.scenarios.faults.catalog import (
     ALL_PLACES,
     EFFECTS,
@@ -141,6 +141,11 @@ def words_of_document(document: Mapping[str, Any]) -> str:
     return " ".join(_quoted(word) for word in words)
 
 
+def table_words(table: Mapping[str, Any]) -> str:
+    """Return one table of a rule as words: ``occurrence=3 every=2``."""
+    return " ".join(_quoted(word) for word in _pairs(table))
+
+
 def _target_word(layer: LayerName, where: dict[str, Any]) -> str | None:
     """Return the word for the target; None if it would be read as something else."""
     keys = LAYERS[layer].target
@@ -153,7 +158,7 @@ def _target_word(layer: LayerName, where: dict[str, Any]) -> str | None:
     return word
 
 
-def _pairs(table: dict[str, Any], prefix: str = "") -> list[str]:
+def _pairs(table: Mapping[str, Any], prefix: str = "") -> list[str]:
     words = []
     for key, value in table.items():
         if isinstance(value, dict):

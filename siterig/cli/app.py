@@ -25,6 +25,7 @@ SUBJECTS = {
     "records": ("jobs", "events"),
     "roles": ("role", "site"),
     "log": ("log",),
+    "fault": ("fault",),
     "mount": ("mount",),
     "drill": ("drill",),
     "shells": ("completion",),

@@ -35,4 +35,5 @@ SUMMARIES = {
     "role": "List, kill and restart the processes of the rig.",
     "site": "Lose a site, and restore it.",
     "log": "Read change logs.",
+    "fault": "Check and import files of fault rules.",
 }

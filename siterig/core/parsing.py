@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
 from siterig.azure_emu.vault.points import selectors
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.quantities import is_bytes, parse_bytes
 from siterig.blockfs.core.sizes import SECTOR_BYTES
+from siterig.blockfs.documents.quantities import is_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from siterig.blockfs.contracts.disk_spec import DiskSpec

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from siterig.blockfs.core.nearest import hint
+from siterig.blockfs.documents.nearest import hint
 from siterig.scenarios.faults.importers.imported import ImportedRules, check_keys, made_rule, not_imported
 from siterig.scenarios.faults.rules import FaultRule, FaultRules
 

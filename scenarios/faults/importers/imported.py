@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.nearest import unknown_key
+from siterig.blockfs.documents.nearest import unknown_key
 from siterig.scenarios.faults.rules import FaultRule, FaultRules, read_rule
 
 IMPORT_BYTES_MAX = 16 << 20

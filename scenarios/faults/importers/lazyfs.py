@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from siterig.blockfs.core.nearest import hint
+from siterig.blockfs.documents.nearest import hint
 from siterig.scenarios.faults.importers.imported import ImportedRules, check_keys, made_rule, not_imported, text, whole
 from siterig.scenarios.faults.rules import FaultRule, FaultRules
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
+from pydantic import ValidationError
 
 from siterig.blockfs.core.errors import RigError
 from siterig.scenarios.faults import catalog
@@ -160,6 +161,17 @@ def test_the_catalog_names_what_there_is() -> None:
         assert {*kind.needs, *kind.joins} <= {*EFFECTS, "*"}, key
         for layer, operations in kind.operations.items():
             assert set(operations) <= set(LAYERS[layer].operations), key
+
+
+def test_a_rule_can_be_built_of_its_models() -> None:
+    built = FaultRule(
+        where=FaultPlace(layer="disk", vm="web01", op=("write",)),
+        when=FaultMoment(times=3),
+        what=FaultEffect(error="EIO"),
+    )
+    assert built == read_rule("disk web01 write error=EIO times=3")
+    with pytest.raises(ValidationError):
+        FaultRule(where=FaultPlace(layer="link"), what=FaultEffect(error="EIO"))
 
 
 def message(rule: dict[str, Any] | str) -> str:

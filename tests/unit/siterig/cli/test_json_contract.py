@@ -82,6 +82,8 @@ COMMANDS = {
     "log replay": "{log} --onto {folder}/os.img",
     "log export": "{log} --dm-log-writes {folder}/os.dmlog",
     "log import": "{folder}/dm --onto-log {folder}/new",
+    "fault check": "{folder}/faults.toml",
+    "fault import": "blkdebug {folder}/blkdebug.conf",
     "drill": "",
     "role list": "",
     "role restart": "agent",
@@ -142,6 +144,8 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     log.write(0, b"x" * 512)
     log.tag("first")
     log.close()
+    (tmp_path / "faults.toml").write_text('[[fault]]\nwhere = { layer = "disk" }\nwhat = { error = "EIO" }\n')
+    (tmp_path / "blkdebug.conf").write_text('[inject-error]\nevent = "write_aio"\n')
     image = tmp_path / "os.img"
     image.write_bytes(START)
     dm_log = tmp_path / "dm"

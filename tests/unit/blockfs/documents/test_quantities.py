@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siterig.blockfs.core import quantities as q
+from siterig.blockfs.documents import quantities as q
 from tests.support.examples import examples
 
 KINDS: list[tuple[Callable[[str], int], Callable[[int], str], st.SearchStrategy[int]]] = [

@@ -14,7 +14,7 @@ from typing import Any
 import tomli_w
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.model_problems import DocumentProblem, KeyPath
+from siterig.blockfs.documents.model_problems import DocumentProblem, KeyPath
 
 DOCUMENT_BYTES_MAX = 16 << 20
 _HEADER = re.compile(r"\s*(\[\[?)([^\[\]]+)\]\]?\s*(?:#.*)?")

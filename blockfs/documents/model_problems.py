@@ -13,13 +13,13 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
-from siterig.blockfs.core.nearest import unknown_key
+from siterig.blockfs.documents.nearest import unknown_key
 
 KeyPath = tuple[str | int, ...]
 """Keys and numbers of items, from the root of a document."""
 _MISFIT = "misfit"
 _TAG = "<"
-"""Tags of unions begin with it, so that they can be told from keys: pydantic puts them into the path."""
+"""Tags of unions begin with it, which no key does: pydantic puts them into the path."""
 _VALUE_CHARS = 60
 
 
