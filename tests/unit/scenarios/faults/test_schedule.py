@@ -25,7 +25,8 @@ SECOND = 1_000_000_000
 def schedule(*lines: str, seed: int = 1, atlas: FaultAtlas | None = None) -> tuple[FaultSchedule, SettableClock]:
     clock = SettableClock()
     made = FaultSchedule(seed, clock=clock, atlas=atlas)
-    made.add(read_rule(line) for line in lines)
+    for line in lines:
+        made.add([read_rule(line)])
     return made, clock
 
 
@@ -238,6 +239,18 @@ def test_an_immediate_fault_is_due_when_its_window_opens_and_only_once() -> None
     made.remove("kill")
     assert heard.removed == ["kill"]
     assert [(each.sequence, each.rule, each.operation) for each in heard.injections] == [(1, "kill", "process")]
+
+
+def test_an_immediate_fault_follows_another_rule_at_once() -> None:
+    made, _ = schedule(
+        "disk write error=EIO occurrence=2 name=first", "process agent kill=SIGKILL after=fault:first name=kill"
+    )
+    heard = Heard()
+    made.subscribe(heard)
+    made.decide(disk("write"))
+    assert heard.windows == []
+    made.decide(disk("write"))
+    assert heard.windows == [("kill", True)]
 
 
 # --- records and verdicts ------------------------------------------------------------------------------------------
