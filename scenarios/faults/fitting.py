@@ -99,7 +99,7 @@ def problems(
         *(_waiting_problems(where, when) if is_immediate else _timing_problems(where, when, what)),
         *_count_problems(when, expect, is_immediate=is_immediate),
         *_trigger_problems(name, when),
-        *_recovery_problems(where, what, expect),
+        *_recovery_problems(where, what, expect, is_immediate=is_immediate),
     ]
 
 
@@ -212,8 +212,13 @@ def _trigger_problems(name: str | None, when: FaultMoment) -> Iterator[Problem]:
             yield ("when", key), f"{trigger.name!r} is the rule itself"
 
 
-def _recovery_problems(where: FaultPlace, what: FaultEffect, expect: FaultExpectation) -> Iterator[Problem]:
+def _recovery_problems(
+    where: FaultPlace, what: FaultEffect, expect: FaultExpectation, *, is_immediate: bool
+) -> Iterator[Problem]:
     if expect.recoverable and not any(EFFECTS[key].destroys for key in main_effects(what.keys())):
         destroying = [key for key in effects_of(where.layer) if EFFECTS[key].destroys]
         effects = ", ".join(main_effects(what.keys()))
         yield ("expect", "recoverable"), f"{effects} destroys no bytes; it is for: {', '.join(destroying) or 'other layers'}"
+    elif expect.recoverable and is_immediate:
+        text = "needs an operation, whose bytes are known"
+        yield ("expect", "recoverable"), f"{text}; name one in where.op" if LAYERS[where.layer].operations else text

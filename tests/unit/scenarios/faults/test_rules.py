@@ -230,6 +230,10 @@ def message(rule: dict[str, Any] | str) -> str:
         ("disk error=EIO fired=lots", "expect.fired: 'lots' is not understood: write a number, ==N, >=N, <=N, N..M or any"),
         ("disk error=EIO fired=5..2", "expect.fired: '5..2' has no number in it"),
         ("disk error=EIO recoverable=true", "expect.recoverable: error destroys no bytes; it is for: tear, misdirect, flip"),
+        (
+            "log lost=true recoverable=true",
+            "expect.recoverable: needs an operation, whose bytes are known; name one in where.op",
+        ),
         ("disk file=pg_wal error=EIO", "where.file: 'pg_wal' does not begin with /"),
         ("disk file=/a start=0 error=EIO", "where.file: stands beside start or length"),
         ("disk length=0 error=EIO", "where.length: is 0"),
