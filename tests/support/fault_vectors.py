@@ -30,6 +30,15 @@ PATTERNS: list[dict[str, Any]] = [
 ]
 OPERATIONS = 300
 BOUNDS = [1, 2, 8, 512, 4096, 1_000_003, (1 << 64) - 1]
+FLIPS = [(4096, 1), (4096, 3), (8, 8), (3, 64), (1, 1), (1 << 40, 2)]
+TEARS: list[tuple[int, dict[str, Any]]] = [
+    (4096, {}),
+    (4096, {"parts": 4}),
+    (65536, {"parts": 3, "keep": [1, 3]}),
+    (1000, {"parts": 8, "keep": [1, 2, 5]}),
+    (9000, {"sizes": [4096, 3600, 1260], "keep": [1, 3]}),
+    (700, {"sizes": [512, 512]}),
+]
 DELAYS = [(40_000_000, 10_000_000), (1_000, 5_000), (0, 1), (3_600_000_000_000, 3_600_000_000_000)]
 
 
@@ -82,6 +91,19 @@ def document() -> dict[str, Any]:
             | {"chosen": f"{decisions.below(stream, n, 8, bound):#x}"}
             for _, _, stream in streams
             for n, bound in enumerate(BOUNDS, 1)
+        ],
+        "flips": [
+            {"stream": f"{stream:#018x}", "n": n, "range_bits": range_bits, "bits": bits}
+            | {"flipped": decisions.flipped_bits(stream, n, range_bits, bits)}
+            for _, _, stream in streams
+            for n, (range_bits, bits) in enumerate(FLIPS, 1)
+        ],
+        "tears": [
+            {"stream": f"{stream:#018x}", "n": n, "length": length}
+            | torn
+            | {"kept": decisions.torn_ranges(stream, n, length, **torn)}
+            for _, _, stream in streams
+            for n, (length, torn) in enumerate(TEARS, 1)
         ],
         "delays": [
             {"stream": f"{stream:#018x}", "n": n, "delay_ns": delay, "jitter_ns": jitter, "distribution": distribution}
