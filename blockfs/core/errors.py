@@ -88,9 +88,11 @@ class Code(StrEnum):
     AzuriteDied = ("AzuriteDied", _FAILED, "The process of the Azurite storage emulator ended unexpectedly.",
         "Read its last output in the message; siterig role restart azurite starts it again.")
     AzuriteMissing = ("AzuriteMissing", _ENVIRONMENT, "The Azurite storage emulator is not installed, or cannot be started.",
-        "Run ./rig in a checkout, or npm install -g azurite.")
+        "Run siterig setup azurite, or ./rig in a checkout.")
     AzuriteNotStarted = ("AzuriteNotStarted", _FAILED, "Azurite was never started in this state folder.",
         "Start the rig with siterig up.")
+    AzuriteSetupFailed = ("AzuriteSetupFailed", _ENVIRONMENT, "npm could not install the Azurite storage emulator.",
+        "Read the message of npm in the error, then run siterig setup azurite again.")
     AzuriteSilent = ("AzuriteSilent", _FAILED, "The Azurite storage emulator does not answer.",
         "Read the reason in the message; siterig role restart azurite starts it again.")
     BadAccountKey = ("BadAccountKey", _FAILED, "The file with the key of the storage account is damaged.",
@@ -273,7 +275,7 @@ class Code(StrEnum):
     NoSuchRole = "NoSuchRole", _BAD_INPUT, "No such role exists.", "Choose one of the roles that the message lists."
     NoSuchSite = "NoSuchSite", _BAD_INPUT, "No such site exists.", "Choose one of the sites that the message lists."
     NodeMissing = ("NodeMissing", _ENVIRONMENT, "Node.js is missing or too old for Azurite.",
-        "Run ./rig in a checkout, or install Node.js.")
+        "Install Node.js, or the extra siterig[azurite]; in a checkout, run ./rig.")
     NotARecoveryHost = ("NotARecoveryHost", _FAILED, "Only the recovery side can open states of managed disks.",
         "Report it: this is a bug.")
     NotARig = ("NotARig", _BAD_INPUT, "The folder is not empty and is not the state folder of a rig.",

@@ -337,7 +337,7 @@ async def frozen(mountpoints: list[str], *, timeout_s: float) -> AsyncIterator[N
     """
     # cwd: the working folder of the child must not be on a file system that it freezes.
     child = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "siterig.blockfs.guests.freezer", str(timeout_s), *mountpoints],
+        [sys.executable, "-P", "-m", "siterig.blockfs.guests.freezer", str(timeout_s), *mountpoints],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

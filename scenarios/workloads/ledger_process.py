@@ -44,7 +44,7 @@ class LedgerProcess:
         """
         arguments = ["--os-db", os_db, "--data-db", data_db, "--acks", acks, "--position", position, "--rate", rate_per_s]
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "siterig.scenarios.workloads.ledger", *map(str, arguments)],
+            [sys.executable, "-P", "-m", "siterig.scenarios.workloads.ledger", *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

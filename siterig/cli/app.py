@@ -17,6 +17,7 @@ from siterig.cli.summaries import SUMMARIES
 
 SUBJECTS = {
     "rig": ("doctor", "up", "down", "status"),
+    "setup": ("setup",),
     "vms": ("vm", "protect", "unprotect", "points", "take-point"),
     "points": ("point",),
     "bisect": ("bisect",),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 SUMMARIES = {
     "doctor": "Check that this machine has everything that a rig needs, and print remedies.",
+    "setup": "Install Azurite for this user.",
     "up": "Start the rig, and return when every role is ready.",
     "down": "End the rig and release its mounts and loop devices, also those that remain after a kill.",
     "status": "Show roles, VMs and protected items of the rig; exit status 1 if a role is not ready or does not answer.",

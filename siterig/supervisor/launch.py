@@ -14,6 +14,7 @@ from functools import partial
 import trio
 
 from siterig.azure_emu.contracts.reports import RoleStatus
+from siterig.azure_emu.storage import azurite_files
 from siterig.azure_emu.vault.context.roles import role_error
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.code_root import child_environment
@@ -64,7 +65,7 @@ def _spawn(layout: Layout, report_fd: int, options: list[str]) -> subprocess.Pop
             pass_fds=[report_fd],
             start_new_session=True,
             cwd="/",
-            env=child_environment(),
+            env=child_environment() | azurite_files.environment(),  # its roles have another working directory
         )
 
 
