@@ -221,7 +221,7 @@ async def _drain(output: trio.lowlevel.FdStream, lines: deque[str]) -> None:
 async def _report_progress(work: Path, names: list[str], report: Callable[[str], None], clock: Clock) -> None:
     while True:
         await clock.sleep(PROGRESS_S)
-        present = sum((work / name).exists() for name in names)
+        present = sum((work / name / "package.json").exists() for name in names)
         report(f"npm is at work: {present} of {len(names)} packages are unpacked")
 
 
