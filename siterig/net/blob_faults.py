@@ -30,7 +30,10 @@ STORAGE_ERRORS = {
     "InternalError": (500, "The server encountered an internal error. Please retry the request."),
     "InvalidBlockList": (400, "The specified block list is invalid."),
     "LeaseIdMissing": (412, "There is currently a lease on the blob and no lease ID was specified in the request."),
-    "Md5Mismatch": (400, "The MD5 value specified in the request did not match with the MD5 value calculated by the server."),
+    "Md5Mismatch": (
+        400,
+        "The MD5 value specified in the request did not match with the MD5 value calculated by the server.",
+    ),
     "OperationTimedOut": (500, "Operation could not be completed within the specified time."),
     "OutOfCapacity": (507, "The account has no capacity left."),
     "RequestBodyTooLarge": (413, "The request body is too large and exceeds the maximum permissible limit."),
@@ -38,7 +41,7 @@ STORAGE_ERRORS = {
     "ServerBusy": (503, "The server is busy."),
     "TooManyRequests": (429, "Too many requests were sent."),
 }
-"""Error codes of the storage service, with the status and message that they have there; rules may use any other code, too."""
+"""Error codes of the storage service, with the status and message that they have there; any other code is allowed, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

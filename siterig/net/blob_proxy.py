@@ -1,23 +1,28 @@
-"""A reverse proxy in front of a blob service, Azurite or a real account, that gives its requests the faults of rules.
+"""A reverse proxy in front of a blob service, Azurite or a real account, which applies faults to its requests.
 
-It sends on what it gets: method, target, headers with the case of their names, and body, so that signatures still hold.  One
-connection of a client has one connection to the service, which is kept alive as the client's is.  Bodies are streamed: the
-memory of a connection does not grow with them.
+It forwards what it gets: method, target, headers with the case of their names, and body, so that signatures stay valid.  One
+connection of a client has one connection to the service, which is kept alive as long as the client's is.  Bodies are
+streamed: the memory of a connection does not grow with them.
 
-Fault contract: without a matching rule a client sees nothing that the service itself would not have shown.  A service that
-cannot be reached, or that ends a connection, ends the client's connection.  No request is repeated, except that an idle
-connection that the service has closed is replaced before anything is sent on it.
+Fault contract: without a rule a client sees nothing that the service itself would not have shown.  A service that cannot be
+reached, or that ends a connection, ends the client's connection.  No request is repeated; but an idle connection that the
+service has closed is replaced before anything is sent on it.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from base64 import b64encode
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from email.utils import format_datetime
-from struct import pack
+from functools import partial
+from http import HTTPStatus
+from itertools import count
 from urllib.parse import urlsplit
 from uuid import UUID
 from xml.sax.saxutils import escape
@@ -32,28 +37,24 @@ from siterig.net.blob_faults import (
     BlobAction,
     BlobFaults,
     BlobInjection,
-    BodyDamage,
     DistortTransfer,
     LoseRequest,
     RefuseRequest,
     WithholdAnswer,
-    storage_error,
 )
 from siterig.net.blob_requests import ACKNOWLEDGED, BlobRequest, parse_request
+from siterig.net.body_filter import BodyFilter
+from siterig.net.http_peer import CONNECTION_ERRORS, HttpPeer
+from siterig.net.pacing import Pacer
 
 HOST = "127.0.0.1"
-CHUNK_BYTES = 1 << 18
-"""Bytes that one read takes at most."""
-HEADER_BYTES_MAX = 1 << 17
-PIECES_PER_S = 20
-"""A rate is kept by pauses; this many pieces of a body are sent in a second at least."""
-_CONNECTION_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError)
+Headers = list[tuple[bytes, bytes]]
 
 log = structlog.get_logger(__name__)
 
 
-class _EndedError(Exception):
-    """The connection to the client ends here: by a fault, or because the service has ended its own."""
+class _ConnectionOverError(Exception):
+    """The client's connection ends now: by a fault, or because the service has ended its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,70 +64,360 @@ class BlobService:
     host: str
     port: int
     account_path: str
-    tls: ssl.SSLContext | None
+    tls: ssl.SSLContext | None = None
 
     @classmethod
-    def parse(cls, url: str, *, account_in_path: bool, tls: ssl.SSLContext | None = None) -> BlobService:
+    def parse(cls, url: str, *, tls: ssl.SSLContext | None = None) -> BlobService:
         """Return the service of a ``BlobEndpoint``.
 
         Args:
-            url: ``http://HOST:PORT/ACCOUNT`` or ``https://ACCOUNT.blob.core.windows.net``.
-            account_in_path: True if the first part of the path is the account, as with Azurite.
+            url: ``http://HOST:PORT/ACCOUNT`` of an emulator, or ``https://ACCOUNT.blob.core.windows.net``.
             tls: settings for ``https``; by default the certificates of the system are trusted.
         Raises:
             RigError: ``BadRequest``.
         """
-        found = urlsplit(url)
-        if found.scheme not in ("http", "https") or not found.hostname or found.query:
-            raise RigError(Code.BadRequest, f"blob service {url!r}: allowed: http://HOST:PORT/ACCOUNT or https://HOST")
+        try:
+            found = urlsplit(url)
+            port = found.port
+        except ValueError:
+            raise _bad_url(url) from None
         path = found.path.rstrip("/")
-        if account_in_path != bool(path):
-            wants = "the account as its path" if account_in_path else "no path"
-            raise RigError(Code.BadRequest, f"blob service {url!r} needs {wants}")
+        if found.scheme not in ("http", "https") or not found.hostname or found.query or path.count("/") > 1:
+            raise _bad_url(url)
         is_tls = found.scheme == "https"
         context = (tls or ssl.create_default_context()) if is_tls else None
-        return cls(found.hostname, found.port or (443 if is_tls else 80), path, context)
+        return cls(found.hostname, port or (443 if is_tls else 80), path, context)
 
-    async def connect(self) -> trio.abc.Stream:
+    async def connect(self) -> HttpPeer:
         """Open a connection."""
-        stream: trio.SocketStream = await trio.open_tcp_stream(self.host, self.port)
+        stream = await trio.open_tcp_stream(self.host, self.port)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return stream if self.tls is None else trio.SSLStream(stream, self.tls, server_hostname=self.host)
+        if self.tls is None:
+            return HttpPeer(stream, h11.CLIENT)
+        return HttpPeer(trio.SSLStream(stream, self.tls, server_hostname=self.host, https_compatible=True), h11.CLIENT)
+
+    def forwarded(self, headers: Headers) -> Headers:
+        """Return the headers of a request as the service must get them.
+
+        They stay as they are, ``Host`` included.  Only a service behind TLS, which has its account in its host name, gets
+        that name; no signature covers ``Host``.
+        """
+        if self.tls is None:
+            return headers
+        return [(name, self.host.encode() if name.lower() == b"host" else value) for name, value in headers]
+
+
+def _bad_url(url: str) -> RigError:
+    return RigError(Code.BadRequest, f"blob service {url!r}: allowed: http://HOST:PORT/ACCOUNT or https://HOST")
+
+
+async def serve_blob_proxy(
+    service: BlobService,
+    faults: BlobFaults,
+    *,
+    port: int = 0,
+    clock: Clock = SYSTEM_CLOCK,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the proxy on the loopback interface until cancelled; the value of the start is its port.
+
+    Args:
+        service: the service behind it.
+        faults: decides about each request.
+        port: the port; 0 takes any free one.
+        clock: measures delays and rates.
+        task_status: of ``nursery.start``.
+    Raises:
+        RigError: ``PortTaken``.
+    """
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=HOST)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise RigError(Code.PortTaken, f"port {port} on {HOST} is taken by another program (ss -ltnp shows it)") from error
+    numbers = count(1)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await _Connection(stream, service, faults, clock, partial(next, numbers)).serve()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, serve, listeners)
+        task_status.started(listeners[0].socket.getsockname()[1])
+
+
+class _Connection:
+    """The connection of one client, and the one to the service that belongs to it."""
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        service: BlobService,
+        faults: BlobFaults,
+        clock: Clock,
+        next_number: Callable[[], int],
+    ) -> None:
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._client = HttpPeer(stream, h11.SERVER)
+        self._service = service
+        self._upstream: HttpPeer | None = None
+        self._faults = faults
+        self._clock = clock
+        self._next_number = next_number
+
+    async def serve(self) -> None:
+        """Serve all requests of the client."""
+        try:
+            while await self._serve_one():
+                pass
+        except* (_ConnectionOverError, *CONNECTION_ERRORS):
+            await self._explain_bad_request()
+        finally:
+            await self._close_upstream()
+            await self._client.close()
+
+    async def _serve_one(self) -> bool:
+        """Serve one request; return False at the end of the connection."""
+        message = await self._client.receive()
+        if not isinstance(message, h11.Request):
+            return False
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in message.headers}
+        method, target = message.method.decode("latin-1"), message.target.decode("latin-1")
+        request = parse_request(self._next_number(), method, target, headers, self._service.account_path)
+        action = self._faults.decide(request)
+        if action is not None and action.delay_s > 0:
+            self._note(request, action, f"delayed by {action.delay_s:g} s")
+            await self._clock.sleep(action.delay_s)
+        match action:
+            case RefuseRequest():
+                await self._refuse(request, action, headers)
+            case LoseRequest():
+                await self._lose(request, action, headers)
+            case WithholdAnswer():
+                await self._withhold(message, request, action)
+            case DistortTransfer():
+                await self._forward(message, request, action)
+            case _:
+                await self._forward(message, request, DistortTransfer())
+        return self._client.next_cycle()
+
+    def _note(self, request: BlobRequest, action: BlobAction, effect: str) -> None:
+        log.info(
+            "blob_fault",
+            rule=action.rule,
+            request=request.number,
+            operation=request.operation,
+            path=request.path,
+            effect=effect,
+        )
+        self._faults.injected(BlobInjection(request, action, effect))
+
+    # --- answers of the proxy itself --------------------------------------------------------------------------------
+
+    async def _refuse(self, request: BlobRequest, action: RefuseRequest, headers: dict[str, str]) -> None:
+        await self._discard_request()
+        effect = f"answered {action.status} {action.code}, nothing was forwarded"
+        more: Headers = [(b"x-ms-error-code", action.code.encode())]
+        if action.retry_after_s is not None:
+            more.append((b"Retry-After", str(action.retry_after_s).encode()))
+            effect += f", Retry-After {action.retry_after_s}"
+        self._note(request, action, effect)
+        text = f"{action.message or action.code}\nRequestId:{_request_id(request)}\nTime:{self._clock.utc().isoformat()}"
+        body = (
+            '\ufeff<?xml version="1.0" encoding="utf-8"?>'
+            f"<Error><Code>{escape(action.code)}</Code><Message>{escape(text)}</Message></Error>"
+        ).encode()
+        more.append((b"Content-Type", b"application/xml"))
+        await self._answer(request, action.status, headers, more, b"" if request.method == "HEAD" else body)
+
+    async def _lose(self, request: BlobRequest, action: LoseRequest, headers: dict[str, str]) -> None:
+        status = ACKNOWLEDGED.get(request.operation)
+        if status is None:
+            raise RigError(Code.BadRequest, f"rule {action.rule!r}: {request.operation} cannot be acknowledged and lost")
+        digest = hashlib.md5(usedforsecurity=False)
+        lost_bytes = 0
+        while (data := await self._client.receive_data()) is not None:
+            digest.update(data)
+            lost_bytes += len(data)
+        self._note(request, action, f"answered {status}, and {lost_bytes} bytes were not stored")
+        now = format_datetime(self._clock.utc(), usegmt=True).encode()
+        more: Headers = [(b"ETag", f'"0x{request.number:015X}"'.encode()), (b"Last-Modified", now)]
+        if request.body_bytes != 0:
+            more += [(b"Content-MD5", b64encode(digest.digest())), (b"x-ms-request-server-encrypted", b"true")]
+        await self._answer(request, status, headers, more, b"")
+
+    async def _answer(self, request: BlobRequest, status: int, headers: dict[str, str], more: Headers, body: bytes) -> None:
+        """Send an answer as the service builds it."""
+        all_headers: Headers = [
+            *more,
+            (b"x-ms-request-id", _request_id(request).encode()),
+            (b"x-ms-version", headers.get("x-ms-version", "").encode()),
+            (b"Date", format_datetime(self._clock.utc(), usegmt=True).encode()),
+        ]
+        if request.client_request_id:
+            all_headers.append((b"x-ms-client-request-id", request.client_request_id.encode("latin-1")))
+        if status != HTTPStatus.NO_CONTENT:
+            all_headers.append((b"Content-Length", str(len(body)).encode()))
+        await self._client.send(h11.Response(status_code=status, headers=all_headers, reason=_reason(status)))
+        if body:
+            await self._client.send(h11.Data(data=body))
+        await self._client.send(h11.EndOfMessage())
+
+    async def _discard_request(self) -> None:
+        while await self._client.receive_data() is not None:
+            pass
+
+    async def _explain_bad_request(self) -> None:
+        """Answer what is not HTTP, if the client can still get an answer."""
+        http = self._client.http
+        if http.their_state is not h11.ERROR or http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        with suppress(*CONNECTION_ERRORS):
+            await self._client.send(
+                h11.Response(status_code=400, headers=[(b"Content-Length", b"0"), (b"Connection", b"close")])
+            )
+            await self._client.send(h11.EndOfMessage())
+
+    # --- the way to the service ---------------------------------------------------------------------------------------
+
+    async def _withhold(self, message: h11.Request, request: BlobRequest, action: WithholdAnswer) -> None:
+        if action.is_carried_out:
+            upstream = await self._send_head(message)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._upload, upstream, _Transfer())
+                response = await self._receive_head(upstream)
+                while await upstream.receive_data() is not None:
+                    pass
+            effect = f"the service answered {response.status_code}, which the client does not get"
+        else:
+            if not action.is_reset:
+                await self._discard_request()
+            effect = "not forwarded, not answered"
+        self._note(request, action, f"{effect}; the connection is reset" if action.is_reset else effect)
+        await (self._client.reset() if action.is_reset else self._client.wait_closed())
+        raise _ConnectionOverError
+
+    async def _forward(self, message: h11.Request, request: BlobRequest, action: DistortTransfer) -> None:
+        note = partial(self._note, request, action)
+        if action.rate_bytes_s is not None:
+            note(f"both bodies have at most {action.rate_bytes_s:g} bytes a second")
+        damage: BodyFilter | None = None
+        if action.request is not None:
+            damage = BodyFilter(action.request, request.body_bytes, "the body of the request", note)
+        upstream = await self._send_head(message)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._upload, upstream, _Transfer(damage, self._pacer(action)))
+            response = await self._receive_head(upstream)
+            await self._download(upstream, response, request, action)
+        if not upstream.next_cycle():
+            await self._close_upstream()
+
+    def _pacer(self, action: DistortTransfer) -> Pacer | None:
+        return None if action.rate_bytes_s is None else Pacer(action.rate_bytes_s, self._clock)
+
+    async def _send_head(self, message: h11.Request) -> HttpPeer:
+        """Send the head of a request to the service; return the connection."""
+        if self._upstream is not None and self._upstream.has_ended:
+            await self._close_upstream()
+        if self._upstream is None:
+            try:
+                self._upstream = await self._service.connect()
+            except OSError as error:
+                log.warning("blob_service_unreachable", host=self._service.host, port=self._service.port, reason=str(error))
+                await self._client.reset()
+                raise _ConnectionOverError from error
+        headers = self._service.forwarded(message.headers.raw_items())
+        await self._upstream.send(h11.Request(method=message.method, target=message.target, headers=headers))
+        return self._upstream
+
+    async def _upload(self, upstream: HttpPeer, transfer: _Transfer) -> None:
+        """Send the body of the request on; a service that answers early and closes its side does not get the rest."""
+        is_open = True
+        while (data := await self._client.receive_data()) is not None:
+            if not is_open:
+                continue
+            try:
+                is_cut = await transfer.send(upstream, data)
+            except CONNECTION_ERRORS:
+                is_open = False
+                continue
+            if is_cut:
+                raise _ConnectionOverError
+        if is_open:
+            with suppress(*CONNECTION_ERRORS):
+                await upstream.send(h11.EndOfMessage())
+
+    @staticmethod
+    async def _receive_head(upstream: HttpPeer) -> h11.Response:
+        message = await upstream.receive()
+        while isinstance(message, h11.InformationalResponse):  # 100 (Continue): the proxy has asked the client for the body
+            message = await upstream.receive()
+        if not isinstance(message, h11.Response):
+            raise _ConnectionOverError
+        return message
+
+    async def _download(
+        self, upstream: HttpPeer, response: h11.Response, request: BlobRequest, action: DistortTransfer
+    ) -> None:
+        headers = response.headers.raw_items()
+        damage: BodyFilter | None = None
+        is_hidden = False
+        if action.answer is not None:
+            length = _answer_bytes(request, response)
+            damage = BodyFilter(action.answer, length, "the body of the answer", partial(self._note, request, action))
+            is_hidden = action.answer.is_hidden
+            if is_hidden and length is not None and damage.bytes_kept is not None:
+                kept = str(damage.bytes_kept).encode()
+                headers = [(name, kept if name.lower() == b"content-length" else value) for name, value in headers]
+        transfer = _Transfer(damage, self._pacer(action))
+        await self._client.send(h11.Response(status_code=response.status_code, headers=headers, reason=response.reason))
+        while (data := await upstream.receive_data()) is not None:
+            if await transfer.send(self._client, data):
+                if not is_hidden:
+                    raise _ConnectionOverError
+                break
+        await self._client.send(h11.EndOfMessage())
+
+    async def _close_upstream(self) -> None:
+        if self._upstream is not None:
+            upstream, self._upstream = self._upstream, None
+            await upstream.close()
 
 
 @dataclass(slots=True)
-class _Peer:
-    """One side of a connection: bytes, and the HTTP messages in them."""
+class _Transfer:
+    """One body on its way, with its damage and its rate."""
 
-    stream: trio.abc.Stream
-    http: h11.Connection
+    damage: BodyFilter | None = None
+    pacer: Pacer | None = None
 
-    async def receive(self) -> h11.Event | type[h11.PAUSED]:
-        while True:
-            event = self.http.next_event()
-            if event is not h11.NEED_DATA:
-                return event  # type: ignore[return-value] # it is one of the others
-            self.http.receive_data(bytes(await self.stream.receive_some(CHUNK_BYTES)))
+    async def send(self, to: HttpPeer, data: bytes) -> bool:
+        """Send one piece; return True if the body ends after it."""
+        is_cut = False
+        if self.damage is not None:
+            data, is_cut = self.damage.apply(data)
+        for piece in [data] if self.pacer is None else self.pacer.pieces(data):
+            if piece:
+                await to.send(h11.Data(data=piece))
+            if self.pacer is not None:
+                await self.pacer.wait(len(piece))
+        return is_cut
 
-    async def send(self, event: h11.Event) -> None:
-        for piece in self.http.send_with_data_passthrough(event) or ():
-            await self.stream.send_all(piece)
 
-    def has_ended(self) -> bool:
-        """Return True if the other side has closed or broken this idle connection, or has sent what nobody asked for."""
-        stream = self.stream.transport_stream if isinstance(self.stream, trio.SSLStream) else self.stream
-        try:
-            stream.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # type: ignore[attr-defined] # a SocketStream
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
+def _answer_bytes(request: BlobRequest, response: h11.Response) -> int | None:
+    """Return the length of the body of an answer; None if its head does not have it."""
+    if request.method == "HEAD" or response.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+        return 0
+    for name, value in response.headers:
+        if name == b"content-length":
+            return int(value)
+    return None
 
-    async def body(self) -> AsyncIterator[bytes]:
-        """Yield the rest of the body of the current message."""
-        while True:
-            event = await self.receive()
-            if not isinstance(event, h11.Data):
-                return
-            yield bytes(event.data)
+
+def _request_id(request: BlobRequest) -> str:
+    return str(UUID(int=request.number))
+
+
+def _reason(status: int) -> bytes:
+    known = {each.value: each.phrase for each in HTTPStatus}
+    return known.get(status, "").encode()

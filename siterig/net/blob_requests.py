@@ -62,13 +62,15 @@ _OPERATIONS: dict[Level, dict[str, dict[str, str]]] = {
 _FROM_URL = {"PutBlock": "PutBlockFromURL", "PutPage": "PutPageFromURL", "AppendBlock": "AppendBlockFromURL"}
 _COPIES = ("CopyBlob", "CopyBlobFromURL", "PutBlobFromURL", *_FROM_URL.values())
 
-OPERATIONS = frozenset(
-    name for level in _OPERATIONS.values() for methods in level.values() for name in methods.values()
-) | {*_COPIES, "GetAccountInformation", UNKNOWN}
+OPERATIONS = frozenset(name for level in _OPERATIONS.values() for methods in level.values() for name in methods.values()) | {
+    *_COPIES,
+    "GetAccountInformation",
+    UNKNOWN,
+}
 """All names of operations."""
 
 ACKNOWLEDGED = {
-    **dict.fromkeys(("CreateContainer", "PutBlob", "PutBlock", "PutBlockList", "PutPage", "AppendBlock", "SnapshotBlob"), 201),
+    **dict.fromkeys(("CreateContainer", "PutBlob", "PutBlock", "PutBlockList", "PutPage"), 201),
     **dict.fromkeys(("DeleteContainer", "DeleteBlob"), 202),
     **dict.fromkeys(("SetContainerMetadata", "SetContainerAcl", "SetBlobMetadata", "SetBlobProperties"), 200),
     "SetBlobTags": 204,

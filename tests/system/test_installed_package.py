@@ -43,10 +43,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the new environment, with the wheel installed by pip."""
     folder = tmp_path_factory.mktemp("installed") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
-    done = subprocess.run(
-        [*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], capture_output=True, text=True, check=False
-    )
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install"]
+    done = subprocess.run([*pip, "--quiet", "--no-deps", "--no-index", wheel], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (site_packages,) = folder.glob("lib/python*/site-packages")
     # A folder that a .pth file names is searched, but its own .pth files, the editable siterig among them, are not read.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def test_root_by_sudo_runs_the_azurite_of_the_user(machine: Path, monkeypatch: p
     script = program(npm_packages.setup_folder(npm_packages.data_folder(machine / "home")) / "node_modules" / SCRIPT)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     user = type("User", (), {"pw_dir": str(machine / "home"), "pw_uid": script.stat().st_uid})
-    monkeypatch.setattr(npm_packages.pwd, "getpwuid", lambda number: user if number == 4711 else None)
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: user if number == 4711 else None)
     with pytest.raises(RigError, match="not installed"):
         find_script()
     monkeypatch.setenv("SUDO_UID", "4711")

@@ -1,0 +1,86 @@
+"""One side of a proxied HTTP/1.1 connection: the stream, and the messages in it, parsed by h11."""
+
+from __future__ import annotations
+
+import select
+import socket
+from struct import pack
+from typing import cast
+
+import h11
+import trio
+
+CHUNK_BYTES = 1 << 18
+"""The largest number of bytes that one read takes; with what h11 holds, the memory of a connection."""
+HEADER_BYTES_MAX = 1 << 17
+CONNECTION_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError)
+"""Errors by which a connection ends, whatever the reason."""
+
+_ABORT = pack("ii", 1, 0)
+"""``struct linger``: a close discards what is not sent, and resets the connection."""
+
+
+class HttpPeer:
+    """A client of this process, or a server to which it has connected."""
+
+    def __init__(self, stream: trio.abc.Stream, role: type[h11.CLIENT] | type[h11.SERVER]) -> None:
+        """Begin a connection; ``role`` is that of this process."""
+        self._stream = stream
+        self.http = h11.Connection(role, max_incomplete_event_size=HEADER_BYTES_MAX)
+
+    async def receive(self) -> h11.Event | type[h11.PAUSED]:
+        """Return the next event of the other side."""
+        while (event := self.http.next_event()) is h11.NEED_DATA:
+            self.http.receive_data(bytes(await self._stream.receive_some(CHUNK_BYTES)))
+        return cast("h11.Event | type[h11.PAUSED]", event)
+
+    async def receive_data(self) -> bytes | None:
+        """Return the next bytes of the body of the current message; None at its end."""
+        if self.http.they_are_waiting_for_100_continue:
+            await self.send(h11.InformationalResponse(status_code=100, headers=[]))
+        event = await self.receive()
+        return bytes(event.data) if isinstance(event, h11.Data) else None
+
+    async def send(self, event: h11.Event) -> None:
+        """Send one event."""
+        for piece in self.http.send_with_data_passthrough(event) or ():
+            await self._stream.send_all(piece)
+
+    async def wait_closed(self) -> None:
+        """Wait until the other side closes or breaks the connection; what it sends meanwhile is ignored."""
+        try:
+            while await self._stream.receive_some(CHUNK_BYTES):
+                pass
+        except CONNECTION_ERRORS:
+            return
+
+    def next_cycle(self) -> bool:
+        """Begin the next request and answer; return False if the connection cannot have one."""
+        if self.http.our_state is not h11.DONE or self.http.their_state is not h11.DONE:
+            return False
+        self.http.start_next_cycle()
+        return True
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the other side has closed this idle connection, or has sent something that nothing asked for."""
+        readable = select.poll()
+        readable.register(self._socket_stream().socket.fileno(), select.POLLIN)
+        return bool(readable.poll(0))
+
+    async def close(self) -> None:
+        """Close the connection at once."""
+        await trio.aclose_forcefully(self._stream)
+
+    async def reset(self) -> None:
+        """Close the connection so that the other side gets ``ECONNRESET``."""
+        self._socket_stream().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        await self.close()
+
+    def _socket_stream(self) -> trio.SocketStream:
+        stream = self._stream
+        while isinstance(stream, trio.SSLStream):
+            stream = stream.transport_stream
+        if not isinstance(stream, trio.SocketStream):
+            raise TypeError(f"a proxied connection is a socket, not {type(stream).__name__}")
+        return stream
