@@ -139,14 +139,14 @@ async def serve_blob_proxy(
     numbers = count(1)
 
     async def serve(stream: trio.SocketStream) -> None:
-        await _Connection(stream, service, faults, clock, partial(next, numbers)).serve()
+        await _BlobConnection(stream, service, faults, clock, partial(next, numbers)).serve()
 
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, serve, listeners)
         task_status.started(listeners[0].socket.getsockname()[1])
 
 
-class _Connection:
+class _BlobConnection:
     """The connection of one client, and the one to the service that belongs to it."""
 
     def __init__(
@@ -173,8 +173,8 @@ class _Connection:
         except* (_ConnectionOverError, *CONNECTION_ERRORS):
             await self._explain_bad_request()
         finally:
-            await self._close_upstream()
-            await self._client.close()
+            self._close_upstream()
+            self._client.close()
 
     async def _serve_one(self) -> bool:
         """Serve one request; return False at the end of the connection."""
@@ -294,7 +294,10 @@ class _Connection:
                 await self._discard_request()
             effect = "not forwarded, not answered"
         self._note(request, action, f"{effect}; the connection is reset" if action.is_reset else effect)
-        await (self._client.reset() if action.is_reset else self._client.wait_closed())
+        if action.is_reset:
+            self._client.reset()
+        else:
+            await self._client.wait_closed()
         raise _ConnectionOverError
 
     async def _forward(self, message: h11.Request, request: BlobRequest, action: DistortTransfer) -> None:
@@ -310,7 +313,7 @@ class _Connection:
             response = await self._receive_head(upstream)
             await self._download(upstream, response, request, action)
         if not upstream.next_cycle():
-            await self._close_upstream()
+            self._close_upstream()
 
     def _pacer(self, action: DistortTransfer) -> Pacer | None:
         return None if action.rate_bytes_s is None else Pacer(action.rate_bytes_s, self._clock)
@@ -318,13 +321,13 @@ class _Connection:
     async def _send_head(self, message: h11.Request) -> HttpPeer:
         """Send the head of a request to the service; return the connection."""
         if self._upstream is not None and self._upstream.has_ended:
-            await self._close_upstream()
+            self._close_upstream()
         if self._upstream is None:
             try:
                 self._upstream = await self._service.connect()
             except OSError as error:
                 log.warning("blob_service_unreachable", host=self._service.host, port=self._service.port, reason=str(error))
-                await self._client.reset()
+                self._client.reset()
                 raise _ConnectionOverError from error
         headers = self._service.forwarded(message.headers.raw_items())
         await self._upstream.send(h11.Request(method=message.method, target=message.target, headers=headers))
@@ -378,10 +381,10 @@ class _Connection:
                 break
         await self._client.send(h11.EndOfMessage())
 
-    async def _close_upstream(self) -> None:
+    def _close_upstream(self) -> None:
         if self._upstream is not None:
             upstream, self._upstream = self._upstream, None
-            await upstream.close()
+            upstream.close()
 
 
 @dataclass(slots=True)

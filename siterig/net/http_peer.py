@@ -68,14 +68,14 @@ class HttpPeer:
         readable.register(self._socket_stream().socket.fileno(), select.POLLIN)
         return bool(readable.poll(0))
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close the connection at once."""
-        await trio.aclose_forcefully(self._stream)
+        self._socket_stream().socket.close()
 
-    async def reset(self) -> None:
+    def reset(self) -> None:
         """Close the connection so that the other side gets ``ECONNRESET``."""
         self._socket_stream().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
-        await self.close()
+        self.close()
 
     def _socket_stream(self) -> trio.SocketStream:
         stream = self._stream

@@ -15,6 +15,7 @@ STATES = {
     ("azure_emu/vault/jobs/engine.py", "Cancelled"),
     ("azure_emu/vault/model/api.py", "Cancelled"),
     ("scenarios/faults/values.py", "InternalError"),
+    ("siterig/net/blob_faults.py", "InternalError"),
 }
 """A state of jobs, and an error code of the storage service, have the name of a code."""
 
