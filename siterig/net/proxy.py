@@ -230,6 +230,7 @@ class _Flow:
         self._is_upstream = is_upstream
         self._random = Random(f"{link.control.seed}:{link.number}:{is_upstream}")  # noqa: S311 (repeatable on purpose)
         self._rest = b""
+        self._waiting_bytes = 0
         self._delivered_bytes = 0
         self._cut: FlowConditions | None = None
         self._cut_from_bytes = 0
@@ -243,8 +244,11 @@ class _Flow:
 
     async def run(self) -> None:
         """Carry the bytes to the end of the stream."""
-        while not await (self._splice() if self._conditions.is_plain and not self._rest else self._shape()):
-            pass
+        try:
+            while not await (self._splice() if self._conditions.is_plain and not self._rest else self._shape()):
+                pass
+        finally:
+            self._add_waiting(-self._waiting_bytes)
 
     def _count(self, byte_count: int) -> None:
         self._delivered_bytes += byte_count
@@ -301,7 +305,12 @@ class _Flow:
                         return True
         return False
 
+    def _add_waiting(self, byte_count: int) -> None:
+        self._waiting_bytes += byte_count
+        self._link.control.counters.waiting_bytes += byte_count
+
     def _piece(self, data: bytes) -> _Piece:
+        self._add_waiting(len(data))
         return _Piece(self._link.clock.trio_time_s(), self._random.uniform(-1, 1), data)
 
     async def _receive_unless_changed(self) -> bytes | None:
@@ -365,6 +374,7 @@ class _Flow:
         except _BROKEN:
             raise self._link.break_off() from None
         self._count(len(data))
+        self._add_waiting(-len(data))
         if left is not None and left <= len(data):
             direction = "upstream" if self._is_upstream else "downstream"
             raise self._link.break_off(f"cut after {now.cut_after_bytes} bytes {direction}")

@@ -81,7 +81,11 @@ class LinkConditions:
 
 @dataclass(slots=True)
 class LinkCounters:
-    """Figures of a link since its proxy began."""
+    """Figures of a link since its proxy began.
+
+    ``waiting_bytes`` are those that conditions hold now: a side has sent them, and they have not arrived.  Bytes that pass
+    without conditions are counted when that ends.
+    """
 
     connections: int = 0
     open: int = 0
@@ -89,6 +93,7 @@ class LinkCounters:
     resets: int = 0
     cuts: int = 0
     half_opened: int = 0
+    waiting_bytes: int = 0
     upstream_bytes: int = 0
     downstream_bytes: int = 0
 

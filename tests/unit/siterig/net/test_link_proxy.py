@@ -177,7 +177,7 @@ async def test_a_latency_delays_each_piece_and_keeps_the_order() -> None:
         times: list[float] = []
         for number in range(3):
             await client.send_all(bytes([number]))
-            await trio.testing.wait_all_tasks_blocked(0.01)
+            await until(lambda: made.control.counters.waiting_bytes == number + 1)  # noqa: B023 (it is called at once)
         for tick in range(40):
             times += [tick / 10] * len(await arrived(server))
             await clock.run_for(0.1)
@@ -205,11 +205,14 @@ async def test_a_rate_is_kept() -> None:
         await made.control.set(LinkConditions(upstream=FlowConditions(rate_bytes_s=1000.0)))
         client, server = await made.connect()
         await client.send_all(bytes(5000))
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await receive_exactly(server, 50)
+        await until(lambda: made.control.counters.waiting_bytes == 4950)
         await clock.run_for(2.0)
-        assert 1900 <= len(await arrived(server)) <= 2100
+        await receive_exactly(server, 1900)
+        assert 4950 - 2050 <= made.control.counters.waiting_bytes <= 4950 - 1950
         await clock.run_for(10.0)
-        assert 2900 <= len(await arrived(server)) <= 3100
+        await receive_exactly(server, 3050)
+        await until(lambda: made.control.counters.waiting_bytes == 0)
 
 
 async def test_a_black_hole_in_one_direction_holds_bytes_and_the_end() -> None:
@@ -309,6 +312,7 @@ async def test_a_slow_close_delays_the_end_and_no_byte() -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait_end)
+            await until(lambda: made.control.counters.upstream_bytes == 1)
             await clock.run_for(29.0)
             assert not ended
             await clock.run_for(2.0)
