@@ -48,6 +48,9 @@ from siterig.net.http_peer import CONNECTION_ERRORS, HttpPeer
 from siterig.net.pacing import Pacer
 
 HOST = "127.0.0.1"
+SPLICED_BYTES_MIN = 1 << 17
+"""A longer body without damage is moved by splice(2)."""
+THREADS_MAX = 4096
 Headers = list[tuple[bytes, bytes]]
 
 log = structlog.get_logger(__name__)
@@ -137,9 +140,12 @@ async def serve_blob_proxy(
             raise
         raise RigError(Code.PortTaken, f"port {port} on {HOST} is taken by another program (ss -ltnp shows it)") from error
     numbers = count(1)
+    limiter = trio.CapacityLimiter(THREADS_MAX)
 
     async def serve(stream: trio.SocketStream) -> None:
-        await _BlobConnection(stream, service, faults, clock, partial(next, numbers)).serve()
+        await _BlobConnection(
+            stream, service, faults, clock=clock, limiter=limiter, next_number=partial(next, numbers)
+        ).serve()
 
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, serve, listeners)
@@ -154,7 +160,9 @@ class _BlobConnection:
         stream: trio.SocketStream,
         service: BlobService,
         faults: BlobFaults,
+        *,
         clock: Clock,
+        limiter: trio.CapacityLimiter,
         next_number: Callable[[], int],
     ) -> None:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -163,6 +171,7 @@ class _BlobConnection:
         self._upstream: HttpPeer | None = None
         self._faults = faults
         self._clock = clock
+        self._limiter = limiter
         self._next_number = next_number
 
     async def serve(self) -> None:
@@ -284,7 +293,7 @@ class _BlobConnection:
         if action.is_carried_out:
             upstream = await self._send_head(message)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._upload, upstream, _Transfer())
+                nursery.start_soon(self._upload, upstream, request.body_bytes, _Transfer())
                 response = await self._receive_head(upstream)
                 while await upstream.receive_data() is not None:
                     pass
@@ -309,7 +318,7 @@ class _BlobConnection:
             damage = BodyFilter(action.request, request.body_bytes, "the body of the request", note)
         upstream = await self._send_head(message)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._upload, upstream, _Transfer(damage, self._pacer(action)))
+            nursery.start_soon(self._upload, upstream, request.body_bytes, _Transfer(damage, self._pacer(action)))
             response = await self._receive_head(upstream)
             await self._download(upstream, response, request, action)
         if not upstream.next_cycle():
@@ -333,8 +342,17 @@ class _BlobConnection:
         await self._upstream.send(h11.Request(method=message.method, target=message.target, headers=headers))
         return self._upstream
 
-    async def _upload(self, upstream: HttpPeer, transfer: _Transfer) -> None:
+    async def _upload(self, upstream: HttpPeer, body_bytes: int | None, transfer: _Transfer) -> None:
         """Send the body of the request on; a service that answers early and closes its side does not get the rest."""
+        if body_bytes is not None and body_bytes >= SPLICED_BYTES_MIN and transfer.is_plain and upstream.is_plain:
+            is_open = await self._client.splice_body(upstream, body_bytes, self._limiter)
+        else:
+            is_open = await self._send_body(upstream, transfer)
+        if is_open:
+            with suppress(*CONNECTION_ERRORS):
+                await upstream.send(h11.EndOfMessage())
+
+    async def _send_body(self, upstream: HttpPeer, transfer: _Transfer) -> bool:
         is_open = True
         while (data := await self._client.receive_data()) is not None:
             if not is_open:
@@ -346,9 +364,14 @@ class _BlobConnection:
                 continue
             if is_cut:
                 raise _ConnectionOverError
-        if is_open:
-            with suppress(*CONNECTION_ERRORS):
-                await upstream.send(h11.EndOfMessage())
+        return is_open
+
+    async def _receive_body(self, upstream: HttpPeer, transfer: _Transfer) -> bool:
+        """Send the body of the answer to the client; return True if it was cut."""
+        while (data := await upstream.receive_data()) is not None:
+            if await transfer.send(self._client, data):
+                return True
+        return False
 
     @staticmethod
     async def _receive_head(upstream: HttpPeer) -> h11.Response:
@@ -365,8 +388,8 @@ class _BlobConnection:
         headers = response.headers.raw_items()
         damage: BodyFilter | None = None
         is_hidden = False
+        length = _answer_bytes(request, response)
         if action.answer is not None:
-            length = _answer_bytes(request, response)
             damage = BodyFilter(action.answer, length, "the body of the answer", partial(self._note, request, action))
             is_hidden = action.answer.is_hidden
             if is_hidden and length is not None and damage.bytes_kept is not None:
@@ -374,11 +397,12 @@ class _BlobConnection:
                 headers = [(name, kept if name.lower() == b"content-length" else value) for name, value in headers]
         transfer = _Transfer(damage, self._pacer(action))
         await self._client.send(h11.Response(status_code=response.status_code, headers=headers, reason=response.reason))
-        while (data := await upstream.receive_data()) is not None:
-            if await transfer.send(self._client, data):
-                if not is_hidden:
-                    raise _ConnectionOverError
-                break
+        if length is not None and length >= SPLICED_BYTES_MIN and transfer.is_plain and upstream.is_plain:
+            is_over = not await upstream.splice_body(self._client, length, self._limiter)
+        else:
+            is_over = await self._receive_body(upstream, transfer) and not is_hidden
+        if is_over:
+            raise _ConnectionOverError
         await self._client.send(h11.EndOfMessage())
 
     def _close_upstream(self) -> None:
@@ -393,6 +417,11 @@ class _Transfer:
 
     damage: BodyFilter | None = None
     pacer: Pacer | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """True if nothing is done to the body."""
+        return self.damage is None and self.pacer is None
 
     async def send(self, to: HttpPeer, data: bytes) -> bool:
         """Send one piece; return True if the body ends after it."""
@@ -411,10 +440,8 @@ def _answer_bytes(request: BlobRequest, response: h11.Response) -> int | None:
     """Return the length of the body of an answer; None if its head does not have it."""
     if request.method == "HEAD" or response.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         return 0
-    for name, value in response.headers:
-        if name == b"content-length":
-            return int(value)
-    return None
+    headers = dict(response.headers)
+    return int(headers[b"content-length"]) if b"content-length" in headers and b"transfer-encoding" not in headers else None
 
 
 def _request_id(request: BlobRequest) -> str:

@@ -114,7 +114,7 @@ def parse_request(number: int, method: str, target: str, headers: Mapping[str, s
     url = urlsplit(target)
     query = {name: values[0] for name, values in parse_qs(url.query).items()}
     level, container, blob = _place(url.path, query.get("restype", ""), account_path)
-    length = headers.get("content-length", "0" if "transfer-encoding" not in headers else "")
+    length = "" if "transfer-encoding" in headers else headers.get("content-length", "0")
     return BlobRequest(
         number=number,
         operation=_operation(level, method, query, headers),

@@ -22,7 +22,7 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.net.pacing import Pacer
 from siterig.net.shaping import FlowConditions, LinkControl, Side
-from siterig.net.splicing import SpliceEnd, Splicer
+from siterig.net.splicing import SpliceEnd, Splicer, run_splicer
 
 PIECE_BYTES = 1 << 16
 PIECES_WAITING_MAX = 64
@@ -270,11 +270,7 @@ class _Flow:
         splicer = Splicer(self._source.socket.fileno(), self._target.socket.fileno())
         control.add_thread(splicer.wake)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_wake_if_cancelled, splicer)
-                with trio.CancelScope(shield=True):  # the thread uses the sockets: it must have ended before they are closed
-                    end = await trio.to_thread.run_sync(splicer.run, limiter=self._link.limiter)
-                nursery.cancel_scope.cancel()
+            end = await run_splicer(splicer, self._link.limiter)
         finally:
             self._count(splicer.moved_bytes)
             self._rest = splicer.rest
@@ -388,10 +384,3 @@ class _Flow:
         if now is not self._cut:
             self._cut, self._cut_from_bytes = now, self._delivered_bytes
         return max(0, self._cut_from_bytes + now.cut_after_bytes - self._delivered_bytes)
-
-
-async def _wake_if_cancelled(splicer: Splicer) -> None:
-    try:
-        await trio.sleep_forever()
-    finally:
-        splicer.wake()

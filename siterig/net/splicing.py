@@ -1,4 +1,4 @@
-"""Moves the bytes of one socket to another through a pipe, by splice(2): their pages are not copied.
+"""Moves bytes of one socket to another through a pipe, by splice(2): their pages are not copied.
 
 It runs in a thread, which waits in poll(2): a wait in an event loop would take longer than the bytes need.
 """
@@ -11,6 +11,8 @@ import os
 import select
 from contextlib import suppress
 
+import trio
+
 PIPE_BYTES = 1 << 20
 _FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
@@ -18,6 +20,7 @@ _FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 class SpliceEnd(enum.Enum):
     """The reason for which moving bytes ended."""
 
+    COMPLETE = "all bytes that were asked for are moved"
     END_OF_STREAM = "the source has no more bytes"
     WOKEN = "the conditions have changed"
     SOURCE_BROKEN = "the connection to the source is broken"
@@ -27,14 +30,17 @@ class SpliceEnd(enum.Enum):
 class Splicer:
     """One direction of a connection; both sockets are not blocking."""
 
-    def __init__(self, source: int, target: int) -> None:
-        """Prepare to move the bytes of one socket to another, by their descriptors."""
+    def __init__(self, source: int, target: int, byte_count: int | None = None) -> None:
+        """Prepare to move bytes of one socket to another, by their descriptors; ``byte_count`` is None for all bytes."""
         self._source = source
         self._target = target
+        self._byte_count = byte_count
         self._waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_woken = False
         self.moved_bytes = 0
         """Bytes that the target has got."""
+        self.taken_bytes = 0
+        """Bytes that the source has given."""
         self.rest = b""
         """Bytes that were taken from the source and not given to the target, when :meth:`run` has returned ``WOKEN``."""
 
@@ -60,8 +66,11 @@ class Splicer:
 
     def _move(self, readable: int, writable: int) -> SpliceEnd:
         while not self._is_woken:
+            wanted = PIPE_BYTES if self._byte_count is None else min(PIPE_BYTES, self._byte_count - self.taken_bytes)
+            if wanted == 0:
+                return SpliceEnd.COMPLETE
             try:
-                count = os.splice(self._source, writable, PIPE_BYTES, flags=_FLAGS)
+                count = os.splice(self._source, writable, wanted, flags=_FLAGS)
             except BlockingIOError:
                 self._wait(self._source, select.POLLIN)
                 continue
@@ -69,6 +78,7 @@ class Splicer:
                 return SpliceEnd.SOURCE_BROKEN
             if count == 0:
                 return SpliceEnd.END_OF_STREAM
+            self.taken_bytes += count
             while count:
                 if self._is_woken:
                     self.rest = os.read(readable, count)
@@ -90,3 +100,20 @@ class Splicer:
         poll.register(fd, event)
         poll.register(self._waker, select.POLLIN)
         poll.poll()
+
+
+async def run_splicer(splicer: Splicer, limiter: trio.CapacityLimiter) -> SpliceEnd:
+    """Move bytes in a thread; the thread has ended when this call returns or is cancelled."""
+
+    async def wake_if_cancelled() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            splicer.wake()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wake_if_cancelled)
+        with trio.CancelScope(shield=True):  # the thread uses the sockets: it must have ended before they are closed
+            end = await trio.to_thread.run_sync(splicer.run, limiter=limiter)
+        nursery.cancel_scope.cancel()
+    return end
