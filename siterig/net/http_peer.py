@@ -107,8 +107,11 @@ class HttpPeer:
 
     async def send(self, event: h11.Event) -> None:
         """Send one event."""
-        for piece in self.http.send_with_data_passthrough(event) or ():
-            await self._stream.send_all(piece)
+        if isinstance(event, h11.Data):  # without a copy of the data
+            for piece in self.http.send_with_data_passthrough(event) or ():
+                await self._stream.send_all(piece)
+        elif data := self.http.send(event):  # all lines of a head in one packet
+            await self._stream.send_all(data)
 
     async def wait_closed(self) -> None:
         """Wait until the other side closes or breaks the connection; what it sends meanwhile is ignored."""
