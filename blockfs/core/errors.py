@@ -370,6 +370,10 @@ class Code(StrEnum):
         "Check the host's disk, then run siterig resync VM.")
     SyncPartLost = ("SyncPartLost", _FAILED, "A part of a full copy is neither at the site nor in the cache.",
         "Run siterig resync VM.")
+    TemplateFailed = ("TemplateFailed", _FAILED, "The disk from which tests get their copies could not be prepared.",
+        "Read the output of the setup in the message; run it by hand on a mounted file system.")
+    TestServerFailed = ("TestServerFailed", _FAILED, "A server of the pytest plugin ended, or did not answer in time.",
+        "Read the end of its log in the message; on a slow machine raise the setting timeout.")
     TooFewFiles = "TooFewFiles", _ENVIRONMENT, "The process may open too few files.", "Raise the hard limit: ulimit -Hn."
     ToolMissing = ("ToolMissing", _ENVIRONMENT, "A program that is needed is not installed.",
         "Install the package that the message names.")

@@ -260,6 +260,11 @@ async def processes_at(where: Path) -> list[str]:
     return await trio.to_thread.run_sync(_processes_at, await _resolved(where))
 
 
+def users_of(where: Path) -> list[str]:
+    """Return what :func:`processes_at` returns, for callers without trio; ``where`` has no links."""
+    return _processes_at(str(where))
+
+
 async def shutdown(disks: list[Path]) -> None:
     """Unmount and detach all uses of the disks; raise ``VmBusy``, with the processes, if something keeps one open."""
     for disk in disks:

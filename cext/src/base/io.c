@@ -166,8 +166,22 @@ void sr_io_expect_random(int fd)
 	(void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM); /* advice only */
 }
 
+static int without_sync;
+
+void sr_io_forgo_sync(void)
+{
+	__atomic_store_n(&without_sync, 1, __ATOMIC_RELEASE);
+}
+
+static int forgoes_sync(void)
+{
+	return __atomic_load_n(&without_sync, __ATOMIC_ACQUIRE);
+}
+
 void sr_io_start_sync(int fd)
 {
+	if (forgoes_sync())
+		return;
 	(void)sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* the sync reports errors */
 }
 
@@ -176,7 +190,7 @@ int sr_io_sync(int fd)
 	int64_t verdict = ask(SR_IO_SYNC, fd, 0, 0, NULL, 0);
 	if (verdict < 0)
 		return (int)failed(fd, verdict);
-	while (fdatasync(fd) != 0)
+	while (!forgoes_sync() && fdatasync(fd) != 0)
 		if (errno != EINTR)
 			return (int)failed(fd, -errno);
 	return 0;

@@ -40,6 +40,8 @@ void sr_io_expect_random(int fd);
 
 /* Start writing dirty pages without waiting; a sync that follows is faster. */
 void sr_io_start_sync(int fd);
+/* From now on this process writes no file out to its medium: a sync returns at once.  For disks that are thrown away. */
+void sr_io_forgo_sync(void);
 
 int sr_io_sync(int fd);
 int sr_io_resize(int fd, int64_t bytes);

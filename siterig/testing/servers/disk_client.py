@@ -1,0 +1,102 @@
+"""The connection of a workbench to its disk server (:mod:`siterig.testing.servers.disk_server`).
+
+Its calls block, and several threads may make them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.testing.servers.server_process import ServerProcess
+
+MODULE = "siterig.testing.servers.disk_server"
+
+
+class DiskClient:
+    """Starts the disk server of a folder, and makes its calls.
+
+    Attributes:
+        folder: the folder of the server.
+        mount: the mount with the disks: ``mount/VM/NAME.img``.
+    """
+
+    def __init__(self, folder: Path, *, limit_s: float) -> None:
+        """Start the server and wait until its mount answers.
+
+        Args:
+            folder: an existing folder of this user.
+            limit_s: the longest wait in seconds, also for the answer to a call.
+
+        Raises:
+            RigError: ``MountFailed`` and others if the disks cannot be served; ``TestServerFailed``.
+        """
+        self.folder, self._limit_s = folder, limit_s
+        self.mount = folder / "mnt"
+        self._lock = threading.Lock()
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                words = [str(folder), str(theirs.fileno()), str(os.getpid())]
+                self._server = ServerProcess(
+                    "the disk server",
+                    MODULE,
+                    words,
+                    log=folder / "log" / "disks.log",
+                    limit_s=limit_s,
+                    pass_fds=[theirs.fileno()],
+                )
+        except BaseException:
+            ours.close()
+            raise
+        ours.settimeout(limit_s)
+        self._control = ours
+        self._answers = ours.makefile("rb")
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server."""
+        return self._server.pid
+
+    @property
+    def log(self) -> Path:
+        """The log of the server."""
+        return self._server.log
+
+    def is_running(self) -> bool:
+        """Return True if the server has not ended."""
+        return self._server.is_running()
+
+    def call(self, method: str, /, **arguments: object) -> Any:
+        """Make one call of the contract of disk hosts, and return its result as JSON.
+
+        Raises:
+            RigError: the error of the call; ``TestServerFailed``, with the end of the server's log, if it does not answer.
+        """
+        with self._lock:
+            try:
+                self._control.sendall(json.dumps({"call": method, "arguments": arguments}).encode() + b"\n")
+                line = self._answers.readline()
+            except TimeoutError:
+                raise self._server.failed(f"did not answer the call {method} within {self._limit_s:g} s") from None
+            except OSError:
+                line = b""
+        if not line:
+            raise self._server.failed(f"ended, and the call {method} has no answer")
+        answer = json.loads(line)
+        if "error" in answer:
+            error = answer["error"]
+            raise RigError(Code.of(error["code"]), error["message"], recoverable=error["recoverable"])
+        return answer["result"]
+
+    def end(self) -> None:
+        """End the server; it releases everything that uses its disks.  Does nothing the second time."""
+        with self._lock:
+            self._answers.close()
+            self._control.close()
+        self._server.end()
