@@ -124,6 +124,11 @@ class DiskHandle:
         return str(self.path)
 
     @property
+    def server_pid(self) -> int:
+        """The process id of the server of all disks of the workbench."""
+        return self._client.pid
+
+    @property
     def folder(self) -> Path:
         """The folder of the host with the files of the disk and its change log."""
         return self._client.folder / "disks" / self.name

@@ -174,7 +174,7 @@ class RigHandle:
         A lost site is restored first.
 
         Raises:
-            RigError: something could not be removed; the rig should not be used again.
+            RigError: ``InvalidState`` if a VM was failed over, because the vault keeps such a VM; ``JobFailed`` and others.
         """
         if not self._vms:
             return

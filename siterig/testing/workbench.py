@@ -16,6 +16,7 @@ Fault contract: if this process is killed, its servers notice it, release all mo
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -209,7 +210,9 @@ class Workbench:
             server = None
         if server is None:
             folder = self._shared / kind if settings.share else self.folder / f"{kind}-{self._rigs}"
-            server = SharedServer("rig" if kind == "rig" else "azurite", folder, limit_s=settings.timeout)
+            server = SharedServer(
+                "rig" if kind == "rig" else "azurite", folder, limit_s=settings.timeout, shared=settings.share
+            )
             self._servers[kind] = server
         return server
 
@@ -231,8 +234,8 @@ class Workbench:
     ) -> Iterator[RigHandle]:
         """Use a rig that is up for the time of the block; it stays up until the workbench ends.
 
-        At the end of the block, a lost site is restored, and the VMs of the handle are removed.  If that
-        fails, the rig is ended, and the next block starts another one.
+        At the end of the block, a lost site is restored, and the VMs of the handle are removed.  If that fails (the vault
+        keeps a VM that was failed over), the rig is ended, and the next block starts another one.  A shared rig stays up.
 
         Args:
             share: one rig for all workers of a test session.
@@ -252,9 +255,9 @@ class Workbench:
         finally:
             try:
                 handle.clear()
-            except (RigError, OSError) as e:
-                print("SPOILED", repr(e))
-                if self._servers.get("rig") is server:
+            except (RigError, OSError):
+                # In a shared rig, the VM stays: other processes use the rig, and their VMs have other names.
+                if not server.shared and self._servers.get("rig") is server:
                     self._rigs += 1
                     self._servers.pop("rig").leave()
 
@@ -290,7 +293,7 @@ class Workbench:
         template = self._templates.find(size_bytes=settings.size, fs=settings.fs, setup=settings.setup)
         backing = BackingImage(path=str(template), format="raw")
         specs = {disk: DiskSpec(name=disk, size_bytes=settings.size, backing=backing) for disk in disks}
-        handle = rig.vm(self._new_name(name), specs)
+        handle = rig.vm(f"{self._new_name(name)}-{os.getpid()}", specs)  # workers may share the rig
         failed = True
         try:
             yield handle

@@ -9,10 +9,13 @@ import json
 import os
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.guests import loop_devices
+from siterig.cext import linux
 from siterig.testing.servers.server_process import ServerProcess
 
 MODULE = "siterig.testing.servers.disk_server"
@@ -100,3 +103,16 @@ class DiskClient:
             self._answers.close()
             self._control.close()
         self._server.end()
+        self._release_after_kill()
+
+    def _release_after_kill(self) -> None:
+        """Remove the mounts that a server left because it was killed."""
+        folder = self.folder.resolve()
+        for _, _, point in reversed(loop_devices.mounts()):
+            if Path(point) == folder / "mnt":
+                from siterig.blockfs.fuse.mount import clear_stale_mount  # noqa: PLC0415 (it loads structlog)
+
+                clear_stale_mount(Path(point))
+            elif Path(point).is_relative_to(folder / "fs"):
+                with suppress(OSError):
+                    linux.unmount(Path(point), lazily=True)

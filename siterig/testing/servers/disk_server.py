@@ -96,14 +96,25 @@ async def _wait_for_signal(end: Callable[[], None], *, task_status: trio.TaskSta
 
 
 async def _release(folder: Path) -> None:
-    """Release all uses of the disks, while these still answer."""
+    """Release all uses of the disks, while these still answer; a use by a program ends with the program."""
     with trio.CancelScope(shield=True):
-        for work in (cleanup.unmount_stale(folder / "fs"), loop_devices.release_below(folder / "mnt")):
-            try:
-                for line in await work:
-                    _log.info("leftover_removed", action=line)
-            except RigError as error:
-                _log.warning("leftover_stays", reason=error.message)
+        await _unmount_below(folder / "fs")
+        for use in loop_devices.loop_uses():
+            if Path(use.disk).is_relative_to(folder / "mnt"):
+                for where in reversed(use.mountpoints):
+                    await _unmount_below(Path(where))
+                await trio.run_process(
+                    ["losetup", "--detach", str(use.loop)], capture_stderr=True, check=False, start_new_session=True
+                )
+                _log.info("leftover_removed", loop=use.loop, disk=use.disk)
+
+
+async def _unmount_below(where: Path) -> None:
+    try:
+        for line in await cleanup.unmount_stale(where):
+            _log.info("leftover_removed", action=line)
+    except RigError as error:
+        _log.warning("leftover_stays", reason=error.message)
 
 
 async def _run(folder: Path, control: socket.socket, client_pidfd: int, report_fd: int) -> None:

@@ -6,6 +6,8 @@ KIND is ``rig`` or ``azurite``.
 Each user holds a shared lock on ``DIR/users`` (:mod:`siterig.testing.servers.shared_server`).  The keeper waits for the
 exclusive lock: the kernel gives it when the last user has released its own, also by a kill.  So there is no count to keep.
 
+At the end, the keeper removes the files of its server, unless ``DIR/keep`` exists.
+
 Fault contract: if the keeper is killed, the rig or Azurite ends by itself.
 """
 
@@ -13,8 +15,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -23,7 +27,7 @@ import structlog
 import trio
 
 from siterig.azure_emu.storage.azurite import start_azurite
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.json_text import json_text
 from siterig.blockfs.files.safe_files import make_folder
@@ -31,9 +35,11 @@ from siterig.core.failures import unwrap_rig_error
 from siterig.core.lock import take_lock
 from siterig.core.paths import Layout
 from siterig.core.process_setup import forbid_core_dumps
+from siterig.rpc.contract import check_socket_path
 from siterig.supervisor import cleanup, launch
 from siterig.supervisor.process_log import log_to_stderr
 from siterig.testing.servers.server_process import ignore_end_signals, report_error, report_ready
+from siterig.testing.servers.shared_server import KEEP
 
 _log = structlog.get_logger(__name__)
 
@@ -42,9 +48,29 @@ def _log_state(role: str, state: str) -> None:
     _log.info("role_state", role=role, state=state)
 
 
+def _remove_files(folder: Path) -> None:
+    for name in ("rig", "azurite", "keys"):
+        path = folder / name
+        shutil.rmtree(path.resolve(), ignore_errors=True)
+        path.unlink(missing_ok=True)  # a link
+
+
+def _rig_folder(folder: Path) -> Path:
+    """Return the state folder of the rig: ``folder/rig``, or a link of that name to a new folder with a shorter path."""
+    rig = folder / "rig"
+    try:
+        check_socket_path(Layout(rig).socket("supervisor"))
+    except RigError as error:
+        if error.code != Code.PathTooLong:
+            raise
+        if not rig.exists():
+            rig.symlink_to(tempfile.mkdtemp(prefix="siterig-"))
+    return rig
+
+
 @asynccontextmanager
 async def _rig(folder: Path) -> AsyncIterator[dict[str, object]]:
-    layout = Layout.of(folder / "rig")
+    layout = Layout.of(_rig_folder(folder))
     launched = await launch.up(layout, until_eof=True, quick_retries=True, announce=_log_state)
     try:
         yield {"folder": str(layout.root)}
@@ -111,6 +137,8 @@ def main() -> None:
         alive = os.open(folder / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(alive, fcntl.LOCK_EX)  # held to the end of this process
         trio.run(_keep, kind, folder, report_fd)
+        if not (folder / KEEP).exists():
+            _remove_files(folder)
     except (RigError, ExceptionGroup) as error:
         failure = unwrap_rig_error(error)
         if failure is None:

@@ -127,6 +127,10 @@ class ServerProcess:
         """Return True if the child has not ended."""
         return self._child.poll() is None
 
+    def detach(self) -> None:
+        """Leave the child running: it ends by itself."""
+        self._child.returncode = 0  # so that Popen neither waits for it nor warns about it
+
     def end(self) -> None:
         """End the child and wait for that; after ``END_S`` seconds it is killed.  Does nothing if it has ended."""
         if self._child.poll() is not None:

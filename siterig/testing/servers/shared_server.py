@@ -1,7 +1,7 @@
 """Use of a rig or an Azurite that several test processes may share; its keeper ends it after the last one.
 
-Each user holds a shared lock on the file ``users``; :mod:`siterig.testing.servers.keeper` waits for the exclusive lock.  They
-come and leave one at a time, with the lock ``turn``.
+Each user holds a shared lock on the file ``users``; :mod:`siterig.testing.servers.keeper` waits for the exclusive lock.
+Users come and go one at a time, with the lock ``turn``.
 
 Fault contract: all locks are the kernel's, so a user that is killed leaves no wrong count.  The last user that leaves waits
 until everything has ended.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,8 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.testing.servers.server_process import ServerProcess, log_end
 
 MODULE = "siterig.testing.servers.keeper"
+KEEP = "keep"
+"""The name of the file that forbids the keeper to remove the files of its server."""
 _POLL_S = 0.02
 
 
@@ -31,20 +32,22 @@ class SharedServer:
 
     Attributes:
         values: the values that the server reported: ``folder`` of a rig, ``connection_string`` of an Azurite.
+        shared: other processes may use it, too.
     """
 
-    def __init__(self, kind: Literal["rig", "azurite"], folder: Path, *, limit_s: float) -> None:
+    def __init__(self, kind: Literal["rig", "azurite"], folder: Path, *, limit_s: float, shared: bool) -> None:
         """Use the server, and start it if it is not up.
 
         Args:
             kind: the kind of server.
             folder: its folder; all users name the same one.
             limit_s: the longest wait in seconds.
+            shared: other processes may use it, too.
 
         Raises:
             RigError: the error with which it did not start, or ``TestServerFailed``.
         """
-        self.folder, self._limit_s = folder, limit_s
+        self.folder, self.shared, self._limit_s = folder, shared, limit_s
         self._log = folder / "log" / f"{kind}.log"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._turn():
@@ -59,7 +62,9 @@ class SharedServer:
 
     def _start(self, kind: str) -> dict[str, Any]:
         words = [kind, str(self.folder)]
-        return ServerProcess(f"the keeper of the {kind}", MODULE, words, log=self._log, limit_s=self._limit_s).ready
+        keeper = ServerProcess(f"the keeper of the {kind}", MODULE, words, log=self._log, limit_s=self._limit_s)
+        keeper.detach()
+        return keeper.ready
 
     def _values(self) -> dict[str, Any] | None:
         """Return the values of a server that is up."""
@@ -77,10 +82,10 @@ class SharedServer:
 
     def keep_files(self) -> None:
         """Keep the files of the server when its last user has left: a test that used it failed."""
-        (self.folder / "keep").touch()
+        (self.folder / KEEP).touch()
 
     def leave(self) -> None:
-        """End the use; the last user waits until the server has ended, and removes its files.
+        """End the use; the last user waits until the server has ended, and has removed its files.
 
         Raises:
             RigError: ``TestServerFailed`` with the end of its log if it does not end in time.
@@ -93,9 +98,6 @@ class SharedServer:
                     self._wait_for(alive, fcntl.LOCK_SH, "did not end")
                 finally:
                     os.close(alive)
-                if not (self.folder / "keep").exists():
-                    for name in ("rig", "azurite", "keys"):
-                        shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _is_last(self) -> bool:
         """Return True if no process uses the server any more: the lock is free, or the keeper has it."""
