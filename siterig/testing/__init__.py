@@ -1,7 +1,8 @@
 """Disks, file systems, an Azurite, rigs and VMs for tests: the pytest plugin, and the same without pytest.
 
 Imports azure_emu.vault.model, blockfs.changelog, blockfs.contracts, blockfs.core, blockfs.files, blockfs.guests, cext,
-siterig.cli, siterig.core, siterig.images, siterig.rpc, siterig.supervisor, siterig.testing.servers.
+scenarios.contracts, siterig.cli, siterig.core, siterig.images, siterig.rpc, siterig.supervisor,
+siterig.testing.servers.
 """
 
 from importlib import import_module

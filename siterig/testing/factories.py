@@ -75,7 +75,7 @@ def _provide(
     require: bool | None,
     keep: Keep | None,
 ) -> Iterator[T]:
-    """Yield what ``make`` gives, keep it if the settings say so, and remove it."""
+    """Yield what ``make`` gives, keep its files as the settings demand, and remove it."""
     bench: Workbench = request.getfixturevalue("siterig_workbench")
     keep = request.config.stash[SETTINGS].but(keep=keep).keep
     folder = _keep_folder(request, keep)

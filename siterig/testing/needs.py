@@ -1,4 +1,4 @@
-"""Which errors mean that the machine lacks something, so that a test is skipped, and the check for mounts."""
+"""The checks whether this machine can give a test its fixtures."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class RigHandle:
     """A rig that is up.
 
     Attributes:
-        folder: its state folder (``siterig --dir``).
+        folder: its state folder, the value of the option ``--dir``.
         testbed: the same rig for tests with trio.
         interval_s: the replication interval of :meth:`VmHandle.protect`.
         timeout_s: the longest wait for a job.

@@ -10,7 +10,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from _pytest.fixtures import FixtureFunctionDefinition
+
 from siterig import testing
+from siterig.testing import plugin
 from siterig.testing.settings import SETTINGS
 from tests.support.rooms import ROOT
 
@@ -36,6 +39,12 @@ def settings_part() -> str:
         default = f"`{each.default}`" if each.default else "none"
         rows.append(f"| {argument} | `{each.option}` | `{each.ini}` | {default} | {each.text} | {each.values} |")
     return "\n".join([BEGIN, "", *rows, "", END])
+
+
+def fixture_scopes() -> dict[str, str]:
+    """Return the scope of each fixture of the plugin."""
+    found = {name: value for name, value in vars(plugin).items() if isinstance(value, FixtureFunctionDefinition)}
+    return {name: str(value._fixture_function_marker.scope) for name, value in found.items()}  # noqa: SLF001 (no public way)
 
 
 def api_page() -> str:

@@ -70,6 +70,6 @@ def test_the_plugin_passes_strict_runs_and_shows_its_seed(pytester: pytest.Pytes
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["siterig: --siterig-seed=7"])
-    shown = pytester.runpytest_subprocess("--fixtures", "--markers", "--help").stdout.str()
+    shown = pytester.runpytest_subprocess("--help").stdout.str()
     assert "--siterig-keep=KEEP" in shown
     assert not list(Path(pytester.path).glob("**/siterig*"))
