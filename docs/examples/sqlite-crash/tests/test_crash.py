@@ -20,6 +20,7 @@ def lost_numbers(fs, synchronous):
         for number in range(20):
             ledger.add(number)
             acknowledged[number] = fs.position
+    fs.remount()  # so that everything is on the disk, also without syncs
     lost = set()
     for position in fs.positions(15, after=created):
         with fs.state(position) as folder, Ledger(folder / "ledger.db") as ledger:
