@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from siterig.blockfs.changelog.position_counter import read_position
-from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.guests import loop_attach, loop_devices
@@ -26,8 +25,6 @@ from siterig.testing.timeline import Timeline
 
 _MOUNT_OPTIONS = {"xfs": "nouuid"}
 """Copies of one template have one UUID."""
-_RELEASE_S = 10.0
-_POLL_S = 0.002
 
 
 def mount(disk: Path, where: Path, kind: str, *, read_only: bool = False) -> None:
@@ -97,6 +94,7 @@ class DiskHandle:
         size_bytes: its size.
         template: the image that it began as a copy of; None if it began with zeros.
         fs: the kind of its file system; None if it has none.
+        is_logged: every write is recorded.
         timeline: the steps of the disk.
     """
 
@@ -113,7 +111,7 @@ class DiskHandle:
     ) -> None:
         """Describe the disk that the server has under this name; :meth:`siterig.testing.Workbench.disk` makes one."""
         self._client, self.name, self.size_bytes = client, name, size_bytes
-        self.template, self.fs, self._logged = template, fs, logged
+        self.template, self.fs, self.is_logged = template, fs, logged
         self.path = client.mount / name / "disk.img"
         self._states = states
         self._count = 0
@@ -180,7 +178,7 @@ class DiskHandle:
         return make_state(self.log, position, to, size_bytes=self.size_bytes, base=self.template)
 
     def _check_log(self) -> None:
-        if not self._logged:
+        if not self.is_logged:
             raise RigError(
                 Code.BadRequest, f"disk {self.name} has no change log: set log=True, --siterig-log or siterig_log"
             )
@@ -208,29 +206,10 @@ class DiskHandle:
             shutil.copyfile(segment, kept[-1])
         return kept
 
-    def remove(self, *, even_if_used: bool = False) -> None:
-        """Delete the disk and its states; a disk that stays in use is deleted at the end of the workbench.
-
-        Raises:
-            RigError: ``DiskInUse`` if a program keeps it open, unless ``even_if_used``.
-        """
+    def remove_states(self) -> None:
+        """Delete the images that :meth:`state_at` made in the folder of the workbench."""
         for state in self._states.glob(f"{self.name}-*.img"):
             state.unlink()
-        deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(_RELEASE_S * 1e9)
-        while True:
-            try:
-                self._client.call("remove_vm", vm=self.name)
-            except RigError as error:
-                if error.code != Code.DiskInUse:
-                    raise
-                if even_if_used:
-                    return
-                # The kernel closes the disk a moment after its loop device has ended, and reports that to nobody.
-                if SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
-                    raise
-                SYSTEM_CLOCK.sleep_thread(_POLL_S)
-            else:
-                return
 
 
 class FileSystemHandle:

@@ -151,7 +151,7 @@ def disk(
 
     def siterig_disk(request: pytest.FixtureRequest) -> Iterator[DiskHandle]:
         def make(bench: Workbench) -> AbstractContextManager[DiskHandle]:
-            return bench.disk(request.node.name, size=size, fs=fs, setup=setup, log=log, timeout=timeout)
+            return bench.disk(size=size, fs=fs, setup=setup, log=log, timeout=timeout)
 
         yield from _provide(request, make, require=require, keep=keep)
 
@@ -177,7 +177,7 @@ def fs(
 
     def siterig_fs(request: pytest.FixtureRequest) -> Iterator[FileSystemHandle]:
         def make(bench: Workbench) -> AbstractContextManager[FileSystemHandle]:
-            return bench.fs(request.node.name, size=size, fs=fs, setup=setup, log=log, timeout=timeout)
+            return bench.fs(size=size, fs=fs, setup=setup, log=log, timeout=timeout)
 
         yield from _provide(request, make, require=require, keep=keep)
 

@@ -32,9 +32,16 @@ _PACKAGES = {"ext4": "e2fsprogs", "xfs": "xfsprogs"}
 class Templates:
     """Makes and finds templates in a folder that all workers of a session share."""
 
-    def __init__(self, folder: Path, client: Callable[[], DiskClient], mounts: Path) -> None:
-        """Use ``folder``; ``client`` starts the disk server if necessary, ``mounts`` has its mount points."""
-        self._folder, self._client, self._mounts = folder, client, mounts
+    def __init__(self, folder: Path, client: Callable[[], DiskClient], mounts: Path, remove: Callable[[str], None]) -> None:
+        """Use a folder.
+
+        Args:
+            folder: the folder of the templates.
+            client: starts the disk server if necessary.
+            mounts: the folder of the mount points of the disk server.
+            remove: removes a disk of the server.
+        """
+        self._folder, self._client, self._mounts, self._remove = folder, client, mounts, remove
 
     def find(self, *, size_bytes: int, fs: str, setup: Setup) -> Path:
         """Return the template for these settings, and make it if there is none.
@@ -79,7 +86,7 @@ class Templates:
             fresh.chmod(0o400)
             fresh.rename(image)
         finally:
-            disk.remove(even_if_used=True)
+            self._remove(name)
 
     def _fill(self, fs: FileSystemHandle, setup: Setup) -> None:
         fs.mount()

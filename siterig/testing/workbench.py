@@ -19,16 +19,17 @@ import itertools
 import os
 import re
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.images import mountpoint
 from siterig.testing.disk_handles import DiskHandle, FileSystemHandle
 from siterig.testing.needs import require_mounts
-from siterig.testing.servers.disk_client import DiskClient
+from siterig.testing.servers.disk_client import DiskClient, PendingCall
 from siterig.testing.servers.shared_server import SharedServer
 from siterig.testing.settings import Setup, TestingSettings
 from siterig.testing.templates import Templates
@@ -62,8 +63,10 @@ class Workbench:
         self._numbers = itertools.count(1)
         self._disks: DiskClient | None = None
         self._servers: dict[str, SharedServer] = {}
-        self._templates = Templates(self._shared / "templates", self._client, self.folder / "fs")
+        self._templates = Templates(self._shared / "templates", self._client, self.folder / "fs", self._remove)
         self._rigs = 1
+        self._ahead: dict[tuple[int, Path | None, bool], tuple[str, list[PendingCall]]] = {}
+        self._removals: deque[tuple[str, PendingCall]] = deque()
 
     def __enter__(self) -> Workbench:
         safe = self.folder
@@ -99,7 +102,25 @@ class Workbench:
             mountpoint.check_fuse()
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._disks = DiskClient(self.folder, limit_s=self.settings.timeout)
+            self._ahead.clear()
+            self._removals.clear()
         return self._disks
+
+    def _remove(self, name: str) -> None:
+        """Have the server remove a disk; it does so while this process continues."""
+        if self._disks is not None:
+            self._removals.append((name, self._disks.begin("remove_vm", vm=name)))
+
+    def _remove_again(self) -> None:
+        """Repeat removals that came too early: the kernel closes a disk a moment after its last use has ended."""
+        for _ in range(len(self._removals) - 1):  # the newest one may not be answered yet
+            name, removal = self._removals.popleft()
+            try:
+                removal.result()
+            except RigError as error:
+                if error.code != Code.DiskInUse:
+                    raise
+                self._remove(name)
 
     def _new_name(self, name: str) -> str:
         stem = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-_")[:_NAME_CHARS_MAX]
@@ -108,7 +129,6 @@ class Workbench:
     @contextmanager
     def disk(
         self,
-        name: str = "disk",
         *,
         size: str | int | None = None,
         fs: str | None = None,
@@ -119,7 +139,6 @@ class Workbench:
         """Make a disk for the time of the block.
 
         Args:
-            name: the beginning of its name.
             size: its size, like ``64MiB`` or a number of bytes.
             fs: ``ext4`` or ``xfs``: the disk begins with this file system, as a copy of a template; None: with zeros.
             setup: fills the file system of the template: a shell command, or a function that gets its folder.
@@ -132,27 +151,34 @@ class Workbench:
         settings = self.settings.but(size=size, fs=fs, setup=setup, log=log, timeout=timeout)
         if fs is None and setup is not None:
             raise RigError(Code.BadRequest, "setup= needs a file system: give fs=, too; allowed: ext4, xfs")
+        with self._disk(settings, fs) as disk:
+            self._begin_next(disk)
+            yield disk
+
+    @contextmanager
+    def _disk(self, settings: TestingSettings, fs: str | None) -> Iterator[DiskHandle]:
         template = None
         if fs is not None:
             if settings.setup is not None:
                 require_mounts(settings.fs)
             template = self._templates.find(size_bytes=settings.size, fs=settings.fs, setup=settings.setup)
-        disk = self._new_disk(name, settings, template, fs)
-        failed = True
+        disk = self._new_disk(settings, template, fs)
         try:
             yield disk
-            failed = False
         finally:
-            disk.remove(even_if_used=failed)
+            disk.remove_states()
+            self._remove(disk.name)
+        if self._disks is not None and not self._disks.is_running():
+            raise self._disks.failed("ended while a test used it")
 
-    def _new_disk(self, name: str, settings: TestingSettings, template: Path | None, fs: str | None) -> DiskHandle:
-        client, name = self._client(), self._new_name(name)
-        arguments: dict[str, Any] = {"vm": name, "name": "disk", "size_bytes": settings.size}
-        if template is not None:
-            arguments["backing"] = {"path": str(template), "format": "raw"}
-        client.call("create_disk", **arguments)
-        if settings.log:
-            client.call("start_tracking", vm=name)
+    def _new_disk(self, settings: TestingSettings, template: Path | None, fs: str | None) -> DiskHandle:
+        """Return the disk that the server has made ahead, or a new one."""
+        client = self._client()
+        self._remove_again()
+        key = (settings.size, template, settings.log)
+        name, pending = self._ahead.pop(key, None) or self._begin_disk(client, *key)
+        for call in pending:
+            call.result()
         return DiskHandle(
             client,
             name,
@@ -163,10 +189,25 @@ class Workbench:
             states=self.folder / "states",
         )
 
+    def _begin_next(self, disk: DiskHandle) -> None:
+        """Have the server make another disk of this kind while the test runs."""
+        key = (disk.size_bytes, disk.template, disk.is_logged)
+        if self._disks is not None and key not in self._ahead:
+            self._ahead[key] = self._begin_disk(self._disks, *key)
+
+    def _begin_disk(
+        self, client: DiskClient, size_bytes: int, template: Path | None, log: bool
+    ) -> tuple[str, list[PendingCall]]:
+        name = f"disk-{next(self._numbers)}"
+        backing = {} if template is None else {"backing": {"path": str(template), "format": "raw"}}
+        pending = [client.begin("create_disk", vm=name, name="disk", size_bytes=size_bytes, **backing)]
+        if log:
+            pending.append(client.begin("start_tracking", vm=name))
+        return name, pending
+
     @contextmanager
     def fs(
         self,
-        name: str = "fs",
         *,
         size: str | int | None = None,
         fs: str | None = None,
@@ -181,11 +222,12 @@ class Workbench:
         Raises:
             RigError: as :meth:`disk`; ``VmBusy`` at the end if a program still uses the file system.
         """
-        settings = self.settings.but(fs=fs, setup=setup)
+        settings = self.settings.but(size=size, fs=fs, setup=setup, log=log, timeout=timeout)
         require_mounts(settings.fs)
-        with self.disk(name, size=size, fs=settings.fs, setup=settings.setup, log=log, timeout=timeout) as disk:
+        with self._disk(settings, settings.fs) as disk:
             handle = FileSystemHandle(disk, self.folder / "fs" / disk.name, settings.fs)
             handle.mount()
+            self._begin_next(disk)  # not before: the mount would wait for it
             failed = True
             try:
                 yield handle

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import threading
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,40 @@ from siterig.cext import linux
 from siterig.testing.servers.server_process import ServerProcess
 
 MODULE = "siterig.testing.servers.disk_server"
+
+
+class PendingCall:
+    """A call that was sent to the disk server.
+
+    Attributes:
+        method: the name of the call.
+        value: the result as JSON, if the call succeeded.
+        error: its error, if it failed.
+        is_answered: the call succeeded.
+    """
+
+    def __init__(self, client: DiskClient, method: str) -> None:
+        """Describe a call that ``client`` sends."""
+        self._client, self.method = client, method
+        self.value: Any = None
+        self.error: RigError | None = None
+        self.is_answered = False
+
+    @property
+    def is_pending(self) -> bool:
+        """The answer was not read yet."""
+        return not self.is_answered and self.error is None
+
+    def result(self) -> Any:
+        """Wait for the answer, and return the result as JSON.
+
+        Raises:
+            RigError: the error of the call; ``TestServerFailed``, with the end of the server's log, if it does not answer.
+        """
+        self._client.read_until(self)
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 class DiskClient:
@@ -42,6 +77,7 @@ class DiskClient:
         self.folder, self._limit_s = folder, limit_s
         self.mount = folder / "mnt"
         self._lock = threading.Lock()
+        self._pending: deque[PendingCall] = deque()
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -75,27 +111,55 @@ class DiskClient:
         """Return True if the server has not ended."""
         return self._server.is_running()
 
+    def begin(self, method: str, /, **arguments: object) -> PendingCall:
+        """Send one call of the contract of disk hosts; the server executes the calls in their order.
+
+        The answer is read later, so the server works while this process does something else.
+        """
+        pending = PendingCall(self, method)
+        with self._lock:
+            try:
+                self._control.sendall(json.dumps({"call": method, "arguments": arguments}).encode() + b"\n")
+            except OSError:
+                pending.error = self.failed(f"ended before the call {method}")
+            else:
+                self._pending.append(pending)
+        return pending
+
     def call(self, method: str, /, **arguments: object) -> Any:
-        """Make one call of the contract of disk hosts, and return its result as JSON.
+        """Make one call, and return its result as JSON.
 
         Raises:
             RigError: the error of the call; ``TestServerFailed``, with the end of the server's log, if it does not answer.
         """
+        return self.begin(method, **arguments).result()
+
+    def failed(self, how: str) -> RigError:
+        """Return the error for a failure of the server, with the end of its log."""
+        return self._server.failed(how)
+
+    def read_until(self, wanted: PendingCall) -> None:
+        """Read the answers to the oldest calls, up to the one to ``wanted``."""
         with self._lock:
-            try:
-                self._control.sendall(json.dumps({"call": method, "arguments": arguments}).encode() + b"\n")
-                line = self._answers.readline()
-            except TimeoutError:
-                raise self._server.failed(f"did not answer the call {method} within {self._limit_s:g} s") from None
-            except OSError:
-                line = b""
-        if not line:
-            raise self._server.failed(f"ended, and the call {method} has no answer")
-        answer = json.loads(line)
-        if "error" in answer:
-            error = answer["error"]
-            raise RigError(Code.of(error["code"]), error["message"], recoverable=error["recoverable"])
-        return answer["result"]
+            while wanted.is_pending:
+                oldest = self._pending.popleft()
+                try:
+                    line = self._answers.readline()
+                except TimeoutError:
+                    oldest.error = self.failed(f"did not answer the call {oldest.method} within {self._limit_s:g} s")
+                    continue
+                except OSError:
+                    line = b""
+                if not line:
+                    oldest.error = self.failed(f"ended, and the call {oldest.method} has no answer")
+                    continue
+                answer = json.loads(line)
+                if "error" in answer:
+                    error = answer["error"]
+                    oldest.error = RigError(Code.of(error["code"]), error["message"], recoverable=error["recoverable"])
+                else:
+                    oldest.value = answer["result"]
+                    oldest.is_answered = True
 
     def end(self) -> None:
         """End the server; it releases everything that uses its disks.  Does nothing the second time."""
