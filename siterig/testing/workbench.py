@@ -176,7 +176,7 @@ class Workbench:
         client = self._client()
         self._remove_again()
         key = (settings.size, template, settings.log)
-        name, pending = self._ahead.pop(key, None) or self._begin_disk(client, *key)
+        name, pending = self._ahead.pop(key) if key in self._ahead else self._begin_disk(client, *key)
         for call in pending:
             call.result()
         return DiskHandle(
