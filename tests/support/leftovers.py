@@ -31,9 +31,10 @@ def leftovers(folder: Path) -> list[str]:
 
 def _linked(folder: Path) -> list[Path]:
     """Return the folders of rigs that lie elsewhere, because the path of a socket may not be long."""
-    links = [
-        path for pattern in ("*/*/rig", "*/*/*/rig", "*/*/*/*/rig") for path in folder.glob(pattern) if path.is_symlink()
-    ]
+    links = []
+    for top, names, _ in os.walk(folder):  # it passes over folders that cannot be read, such as a mount that ends now
+        links += [Path(top, name) for name in names if name == "rig" and Path(top, name).is_symlink()]
+        names[:] = [name for name in names if name not in ("mnt", "fs", "disks", "rig")]
     return [link.readlink() for link in links]
 
 
