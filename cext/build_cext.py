@@ -18,7 +18,8 @@ HEADERS = (
     *("base/siterig.h", "base/io.h", "base/positions.h", "base/record.h"),
     *("index/segment_index.h", "index/extent_map.h"),
     *("layers/layer.h", "layers/view.h", "layers/base_update.h"),
-    "disk/disk.h",
+    *("faults/decisions.h", "faults/rules.h"),
+    *("disk/disk.h", "disk/faulty.h"),
     "fuse/server.h",
 )
 """Ordered so that each header only uses names of earlier ones."""

@@ -26,6 +26,7 @@ PROGRAMS = {
     "stress": ("stress.c", "victim.c", "check.c", "common.c"),
     "server_stress": ("server_stress.c", "common.c"),
     "view_stress": ("view_stress.c", "common.c"),
+    "fault_stress": ("fault_stress.c", "common.c"),
 }
 SANITIZERS = {
     "thread": ["-fsanitize=thread"],
