@@ -167,6 +167,10 @@ class Code(StrEnum):
         "Report it: the data comes from siterig itself.")
     FaultNotImported = ("FaultNotImported", _BAD_INPUT, "A fault of another tool's file cannot be expressed as a rule.",
         "Remove the fault that the message names from the file, or write it as a rule by hand.")
+    FaultNotFound = ("FaultNotFound", _BAD_INPUT, "The disk has no such fault rule, or the rule was removed meanwhile.",
+        "List the rules of the disk.")
+    FaultNotPossible = ("FaultNotPossible", _BAD_INPUT, "A fault cannot be armed on this disk.",
+        "Change the rule as the message says.")
     FileExists = "FileExists", _BAD_INPUT, "The file exists already.", "Name another file, or replace it with --force."
     FolderUnusable = "FolderUnusable", _BAD_INPUT, "The folder cannot be used for this.", "Follow the remedy in the message."
     ForeignFile = ("ForeignFile", _BAD_INPUT, "The file belongs to another user, or another user can change it.",
