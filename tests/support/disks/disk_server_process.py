@@ -15,6 +15,7 @@ import pytest
 from tests.support.disks.disk_server import DISK_BYTES
 
 VM = "web01"
+
 CAN_MAKE_HOLES = frozenset({"server", "io_uring"})
 """The front ends that accept discards and report holes; pyfuse3 cannot."""
 
