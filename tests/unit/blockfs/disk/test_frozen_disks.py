@@ -17,6 +17,7 @@ from siterig.blockfs.disk import disk_faults
 from siterig.cext._core import lib
 from tests.support.disks.guest_requests import GuestDisk, Request, until_waiting
 from tests.support.disks.log_oracle import KINDS, records
+from tests.support.io_faults import SYNC, io_verdict
 
 HOUR_NS = 3600 * 10**9
 FREEZE = DiskFault("freeze", FreezeEffect())
@@ -89,6 +90,35 @@ async def test_disks_that_are_frozen_together_stop_at_one_position(
     assert isinstance(await writers[0].done(), int)
     for guest in guests:
         guest.check_log()
+
+
+async def test_a_freeze_begins_after_the_operations_that_are_under_way(guests: list[GuestDisk]) -> None:
+    writing, finish = threading.Event(), threading.Event()
+
+    def hold(operation: int, path: str, _offset: int, _size: int) -> int:
+        if operation == SYNC and path.endswith("os.img"):
+            writing.set()
+            assert finish.wait(60)
+        return 0
+
+    frozen: list[int] = []
+
+    async def freeze() -> None:
+        _, position = await disk_faults.attach_all([guest.faults for guest in guests], FREEZE)
+        frozen.append(position)
+
+    guests[0].write(0, b"x")
+    with io_verdict(hold):
+        request = Request(guests[0].flush)
+        await trio.to_thread.run_sync(writing.wait, 60)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(freeze)
+            with trio.move_on_after(0.2):
+                await trio.sleep_forever()
+            assert (frozen, request.is_alive()) == ([], True)
+            finish.set()
+        assert await request.done() == 0
+    assert frozen == [guests[0].disk.tracking.log.last_position]
 
 
 async def test_what_waits_meets_the_rules_that_came_meanwhile(guests: list[GuestDisk]) -> None:
