@@ -58,7 +58,7 @@ class InjectedFault(WireModel):
     position: Whole | None = None
     done: str
     """The action, in words."""
-    ranges: list[tuple[int, int]] = []
+    ranges: tuple[tuple[int, int], ...] = ()
     """Start and length of the bytes that were changed, lost or not delivered."""
 
 
@@ -100,7 +100,7 @@ class FaultInjector(Protocol):
 
     @deadline(ANSWER_S)
     async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
-        """Remove rules, at one position for all disks; operations that they keep waiting continue.  Unknown names are ignored."""
+        """Remove rules, at one position for all disks; waiting operations continue.  Unknown names are ignored."""
         ...
 
     @deadline(ANSWER_S)
