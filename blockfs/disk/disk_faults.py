@@ -60,7 +60,7 @@ class FaultCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Injection:
+class DiskInjection:
     """One fault that was injected.
 
     Attributes:
@@ -219,9 +219,9 @@ class DiskFaults:
                 lib.sr_disk_tell_no_more(disk, event_fd)
             os.close(event_fd)
 
-    def injections(self, after: int = 0) -> list[Injection]:
+    def injections(self, after: int = 0) -> list[DiskInjection]:
         """Return the injections with a sequence number above ``after``, oldest first; only the last 4096 are kept."""
-        found: list[Injection] = []
+        found: list[DiskInjection] = []
         rows = ffi.new("struct sr_injection[]", _READ_AT_ONCE)
         while count := int(lib.sr_disk_injections(self._core.c, after, rows, _READ_AT_ONCE)):
             found += [_injection(rows[i]) for i in range(count)]
@@ -271,8 +271,8 @@ class DiskFaults:
                 _put_in_force([self], [self._rules])
 
 
-def _injection(row: Any) -> Injection:
-    return Injection(
+def _injection(row: Any) -> DiskInjection:
+    return DiskInjection(
         rule=row.rule,
         sequence=row.sequence,
         position=row.position,

@@ -2,7 +2,5 @@
 
 Imports azure_emu.contracts, azure_emu.scrub, azure_emu.storage, azure_emu.vault.inventory, azure_emu.vault.model,
 azure_emu.vault.points, blockfs.changelog, blockfs.contracts, blockfs.core, blockfs.files, blockfs.guests,
-blockfs.images, scenarios.contracts, scenarios.drill, scenarios.faults, scenarios.faults.importers, scenarios.report,
-siterig.bisect, siterig.cli, siterig.core, siterig.images, siterig.manual, siterig.rpc, siterig.supervisor,
-siterig.testing.
+blockfs.images, siterig.cli, siterig.core, siterig.images, siterig.manual, siterig.rpc, siterig.supervisor.
 """

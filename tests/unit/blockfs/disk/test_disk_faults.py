@@ -29,7 +29,7 @@ from siterig.blockfs.contracts.fault_effects import (
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.fault_decisions import Turns, stream_of, threshold_of
-from siterig.blockfs.disk.disk_faults import RULES_MAX, Injection
+from siterig.blockfs.disk.disk_faults import RULES_MAX, DiskInjection
 from siterig.cext._core import lib
 from tests.support.disks.guest_requests import GuestDisk, pattern
 
@@ -63,7 +63,7 @@ def fault(
     return DiskFault("fault", effect, operations, start=start, length=length, turns=turns or Turns(STREAM), enabled=enabled)
 
 
-def last(guest: GuestDisk) -> Injection:
+def last(guest: GuestDisk) -> DiskInjection:
     return guest.faults.injections()[-1]
 
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import siterig.scenarios.drill.drill
 from siterig.azure_emu.contracts.recovery_side import Change, RecoverySide
 from siterig.azure_emu.contracts.reports import DamageReports
+from siterig.azure_emu.storage.azurite_setup import InstalledAzurite
 from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
 from siterig.bisect.runner import Bisection, ChangeSeen, Report
 from siterig.bisect.states import BisectState
@@ -25,7 +26,8 @@ from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
 from siterig.blockfs.core.waits import Wait
 from siterig.cli import output, rig_status
 from siterig.cli.app import program
-from siterig.cli.commands import drill, mount
+from siterig.cli.commands import mount
+from siterig.cli.trials import drill
 from siterig.core.paths import Layout, create
 from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.scenarios.contracts.results import DrillResult
@@ -44,6 +46,7 @@ OFFICIAL = {
 
 COMMANDS = {
     "doctor": "",
+    "setup azurite": "",
     "up": "",
     "down": "",
     "status": "",
@@ -134,6 +137,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr("siterig.supervisor.launch.up", up)
     monkeypatch.setattr("siterig.supervisor.launch.down", down)
     monkeypatch.setattr("siterig.images.image_export.export", export)
+    monkeypatch.setattr("siterig.azure_emu.storage.azurite_setup.install_azurite", installed)
     monkeypatch.setattr(mount, "expose", expose)
     monkeypatch.setattr(mount, "fuse_options_of", lambda *_, **__: None)
     monkeypatch.setattr(Bisection, "run", bisected)
@@ -177,6 +181,10 @@ async def down(*_: Any) -> list[str]:
 
 async def export(_source: Path, to: Path, *_: Any, **__: Any) -> None:
     to.touch()
+
+
+async def installed(_: object) -> InstalledAzurite:
+    return InstalledAzurite(version="3.37.0", folder=Path("/npm"), script=Path("/npm/azurite"), is_new=True)
 
 
 async def drilled(*_: Any) -> DrillResult:
