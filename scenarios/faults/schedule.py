@@ -50,6 +50,8 @@ class ArmedRule:
 
     rule: FaultRule
     label: str
+    seed: int
+    """The seed of its random choices."""
     turns: Turns
     matcher: OperationMatcher
     window: FaultWindow
@@ -156,13 +158,18 @@ class FaultSchedule:
     # --- rules ----------------------------------------------------------------------------------------------------
 
     def add(
-        self, rules: Iterable[FaultRule], ranges: Callable[[FaultRule], Sequence[ByteRange] | None] | None = None
-    ) -> None:
-        """Arm rules, all or none.
+        self,
+        rules: Iterable[FaultRule],
+        ranges: Callable[[FaultRule], Sequence[ByteRange] | None] | None = None,
+        *,
+        seed: int | None = None,
+    ) -> list[ArmedRule]:
+        """Arm rules, all or none, and return them with their counts.
 
         Args:
             rules: the rules.
             ranges: returns the ranges of the file that a rule names; needed only for rules with ``file``.
+            seed: the seed of the rules that have none; None for the seed of the run.
         Raises:
             RigError: ``InvalidFault`` if a name is armed already, or a trigger names a rule that does not exist.
         """
@@ -172,7 +179,8 @@ class FaultSchedule:
             if problems:
                 located = [DocumentProblem(("fault", *problem.path), problem.text) for problem in problems]
                 raise RigError(Code.InvalidFault, "; ".join(map(str, located)))
-            new = [self._arm(rule, None if ranges is None else ranges(rule)) for rule in added]
+            default = self.seed if seed is None else seed
+            new = [self._arm(rule, None if ranges is None else ranges(rule), default) for rule in added]
             if any(armed.rule.expect.recoverable for armed in new) and self._atlas is None:
                 raise RigError(Code.InvalidFault, "expect.recoverable: true: it is not known here which copies a block has")
             self._armed |= {armed.label: armed for armed in new}
@@ -180,18 +188,20 @@ class FaultSchedule:
         for armed in new:
             _log.info("fault_armed", rule=armed.label, words=armed.rule.words())
         self._announce(changes)
+        return new
 
-    def _arm(self, rule: FaultRule, ranges: Sequence[ByteRange] | None) -> ArmedRule:
+    def _arm(self, rule: FaultRule, ranges: Sequence[ByteRange] | None, default_seed: int) -> ArmedRule:
         when, label = rule.when, rule.label
+        seed = default_seed if rule.seed is None else rule.seed
         turns = Turns(
-            stream=decisions.stream_of(self.seed if rule.seed is None else rule.seed, label),
+            stream=decisions.stream_of(seed, label),
             occurrence=when.occurrence or 0,
             every=when.every or 0,
             threshold=ALWAYS if when.probability is None else decisions.threshold_of(when.probability),
             times=1 if rule.is_immediate else UNLIMITED if when.times is None else when.times,
         )
         window = FaultWindow(when.after, when.until, when.for_, self._board.arming_moment())
-        return ArmedRule(rule, label, turns, OperationMatcher(rule, ranges), window)
+        return ArmedRule(rule, label, seed, turns, OperationMatcher(rule, ranges), window)
 
     def remove(self, name: str) -> None:
         """Remove a rule; ``InvalidFault`` if there is none of this name."""
@@ -204,12 +214,25 @@ class FaultSchedule:
         _log.info("fault_removed", rule=name, matched=armed.matched, fired=armed.fired)
         self._announce(_Changes(removed=[armed]))
 
+    def discard(self, names: Iterable[str]) -> None:
+        """Forget rules that could not be put in force: they are no part of the run, and no listener hears of them."""
+        with self._lock:
+            for name in names:
+                armed = self._armed.pop(name)
+                armed.is_removed = True
+                self._board.forget_fault(name)
+
     def clear(self) -> int:
         """Remove all rules, and return their number."""
         names = list(self._armed)
         for name in names:
             self.remove(name)
         return len(names)
+
+    def rule(self, name: str) -> ArmedRule:
+        """Return the armed rule of this name; ``InvalidFault`` if there is none."""
+        with self._lock:
+            return self._known(name)
 
     def _known(self, name: str) -> ArmedRule:
         armed = self._armed.get(name)
@@ -286,6 +309,11 @@ class FaultSchedule:
         self._announce(changes)
         return decision
 
+    def take_back(self, decision: FaultDecision) -> None:
+        """Do not count a fault that could not be carried out."""
+        with self._lock:
+            self._known(decision.label).fired -= 1
+
     def _decide(self, armed: ArmedRule, operation: FaultOperation) -> FaultDecision | None:
         """Decide in the order that the module :mod:`siterig.blockfs.core.fault_decisions` states."""
         while_file = armed.rule.when.while_file
@@ -322,16 +350,48 @@ class FaultSchedule:
             ranges: start and length of the bytes that were changed, lost or not delivered.
         """
         operation = decision.operation
+        return self.adopt_injection(
+            decision.label,
+            operation=operation.title(),
+            n=decision.n,
+            time_ns=self._clock.wall_ns(),
+            position=operation.position,
+            done=done,
+            ranges=ranges,
+        )
+
+    def adopt_injection(
+        self,
+        name: str,
+        *,
+        operation: str,
+        n: int,
+        time_ns: int,
+        position: int | None,
+        done: str,
+        ranges: Sequence[ByteRange] = (),
+    ) -> Injection:
+        """Record a fault that was decided and injected elsewhere.
+
+        Args:
+            name: the rule; it may have been removed meanwhile.
+            operation: the operation in words.
+            n: the number of the operation among those that match the rule, from 1.
+            time_ns: wall time in nanoseconds since the epoch.
+            position: the position of the host at that time; None if the layer has none.
+            done: what was done, in words.
+            ranges: start and length of the bytes that were changed, lost or not delivered.
+        """
         with self._lock:
             self._sequence += 1
             injection = Injection(
                 sequence=self._sequence,
-                rule=decision.label,
-                layer=operation.layer,
-                operation=operation.title(),
-                n=decision.n,
-                time=rfc3339(self._clock.wall_ns()),
-                position=operation.position,
+                rule=name,
+                layer=self._layer_of(name),
+                operation=operation,
+                n=n,
+                time=rfc3339(time_ns),
+                position=position,
                 done=done,
                 ranges=tuple(ranges),
             )
@@ -341,6 +401,10 @@ class FaultSchedule:
         for listener in self._listeners:
             listener.injected(injection)
         return injection
+
+    def _layer_of(self, name: str) -> str:
+        armed = self._armed.get(name) or next((old for old in reversed(self._removed) if old.label == name), None)
+        return "" if armed is None else armed.rule.where.layer
 
     @property
     def injections(self) -> list[Injection]:
