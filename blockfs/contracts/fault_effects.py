@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.fault_decisions import Distribution, Turns, stream_of
-from siterig.cext._core import lib
+from siterig.cext._core import ffi, lib
 
 GuestOperation = Literal["read", "write", "flush", "discard", "zero"]
 GUEST_OPERATIONS: tuple[GuestOperation, ...] = get_args(GuestOperation)
@@ -135,6 +135,11 @@ class FreezeEffect:
     late: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class NoteEffect:
+    """Nothing happens but the record of the injection."""
+
+
 DiskEffect = (
     FailEffect
     | DelayEffect
@@ -148,6 +153,7 @@ DiskEffect = (
     | LieEffect
     | FullEffect
     | FreezeEffect
+    | NoteEffect
 )
 
 _EFFECTS: dict[type[DiskEffect], tuple[int, tuple[GuestOperation, ...]]] = {
@@ -163,11 +169,38 @@ _EFFECTS: dict[type[DiskEffect], tuple[int, tuple[GuestOperation, ...]]] = {
     LieEffect: (lib.SR_LIE, ("flush",)),
     FullEffect: (lib.SR_FULL, ("write", "zero")),
     FreezeEffect: (lib.SR_FREEZE, GUEST_OPERATIONS),
+    NoteEffect: (lib.SR_NOTE, GUEST_OPERATIONS),
 }
 _SUFFIX = "Effect"
 EFFECT_NAMES = {number: kind.__name__.removesuffix(_SUFFIX).lower() for kind, (number, _) in _EFFECTS.items()}
 """Names of the effects in logs, by their number in C."""
 OPERATION_NAMES: dict[int, GuestOperation] = {bit: name for name, bit in _OPERATION_BITS.items()}
+Hold = Literal["never", "before", "after"]
+_HOLDS: dict[Hold, int] = {"never": lib.SR_HOLD_NEVER, "before": lib.SR_HOLD_BEFORE, "after": lib.SR_HOLD_AFTER}
+RANGES_MAX: int = lib.SR_FAULT_RANGES_MAX
+"""A rule has at most so many ranges."""
+
+
+def operations_of(effect: type[DiskEffect]) -> tuple[GuestOperation, ...]:
+    """Return the operations that can meet an effect."""
+    return _EFFECTS[effect][1]
+
+
+class FaultCounter:
+    """The counts of one rule; the same counter in the rules of several disks makes them count as one rule."""
+
+    def __init__(self) -> None:
+        """Begin at 0."""
+        counter = lib.sr_fault_counter_new()
+        if counter == ffi.NULL:
+            raise MemoryError
+        self.c = ffi.gc(counter, lib.sr_fault_counter_free)
+
+    def read(self) -> tuple[int, int, int | None]:
+        """Return the numbers of matching operations and of faults, and the time of the last fault (wall time, ns)."""
+        found = ffi.new("struct sr_fault_counts *")
+        lib.sr_fault_counter_read(self.c, found)
+        return found.matched, found.fired, found.last_ns or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +215,12 @@ class DiskFault:
         length: bytes of the range; 0: to the end of the disk.  A flush has no range, and always matches.
         turns: which of the matching operations meet it; None: all of them, with seed 0.
         enabled: False: the rule does nothing, and counts nothing.
+        ranges: start and length of several ranges, in place of ``start`` and ``length``: ascending, and none touches
+            another.
+        delay: a delay before another effect.
+        counter: counts in common with the rules of other disks; None: counts of its own.
+        holds: whether an operation that meets the fault waits for :meth:`DiskFaults.release`: before it is done, or after
+            it was done and before it is answered.
     """
 
     name: str
@@ -191,6 +230,10 @@ class DiskFault:
     length: int = 0
     turns: Turns | None = None
     enabled: bool = True
+    ranges: tuple[tuple[int, int], ...] = ()
+    delay: DelayEffect | None = None
+    counter: FaultCounter | None = None
+    holds: Hold = "never"
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -204,8 +247,11 @@ class DiskFault:
                 raise self._refused(f"operation {operation!r}; allowed: {', '.join(allowed)}")
         self._check("start", self.start, 0, _U63_MAX)
         self._check("length", self.length, 0, _U63_MAX)
-        for name, least, most in _LIMITS.get(type(self.effect), ()):
-            self._check(name, getattr(self.effect, name), least, most)
+        if len(self.ranges) > RANGES_MAX:
+            raise self._refused(f"has {len(self.ranges)} ranges; allowed: {RANGES_MAX}")
+        for effect in (self.effect, *([self.delay] if self.delay else [])):
+            for name, least, most in _LIMITS.get(type(effect), ()):
+                self._check(name, getattr(effect, name), least, most)
         if isinstance(self.effect, TearEffect):
             self._check_tear(self.effect)
 
@@ -216,6 +262,8 @@ class DiskFault:
             RigError: ``FaultNotPossible``.
         """
         length = self.length or max(size_bytes - self.start, 0)
+        if self.ranges:
+            length = sum(bytes_ for _, bytes_ in self.ranges)
         if isinstance(self.effect, BadSectorsEffect) and length > BAD_BYTES_MAX:
             raise self._refused(f"disk {disk}: bad sectors are {length} bytes; allowed: up to {BAD_BYTES_MAX} (16 GiB)")
 
@@ -242,8 +290,10 @@ class DiskFault:
         """The number of the effect in C."""
         return _EFFECTS[type(self.effect)][0]
 
-    def as_c(self, rule: int) -> dict[str, Any]:
-        """Return the fields of ``struct sr_fault_rule`` for the rule with this id."""
+    def as_c(self, rule: int, kept: list[Any]) -> dict[str, Any]:
+        """Return the fields of ``struct sr_fault_rule`` for the rule with this id; ``kept`` gets what they point to."""
+        ranges = ffi.new("struct sr_fault_range[]", list(self.ranges)) if self.ranges else ffi.NULL
+        kept.append(ranges)
         turns = self.turns if self.turns is not None else Turns(stream_of(0, self.name))
         operations = self.operations or _EFFECTS[type(self.effect)][1]
         return {
@@ -254,6 +304,11 @@ class DiskFault:
             "length": self.length,
             "turns": (turns.stream, turns.occurrence, turns.every, turns.threshold, turns.times),
             "effect": self.number,
+            "ranges": ranges,
+            "range_count": len(self.ranges),
+            "counter": ffi.NULL if self.counter is None else self.counter.c,
+            "holds": _HOLDS[self.holds],
+            **(_fields(self.delay) if self.delay else {}),
             **_fields(self.effect),
         }
 

@@ -66,6 +66,8 @@ class DiskInjection:
     Attributes:
         rule: the id of the rule.
         sequence: number of this injection among those of the disk: 1, 2, ...
+        n: number of the operation among those that match the rule, from 1.
+        fired: number of the fault among those of the rule, from 1.
         position: the newest position of the host at that time.
         time_ns: nanoseconds since 1970.
         operation: the operation, with ``offset`` and ``length`` in bytes.
@@ -77,6 +79,8 @@ class DiskInjection:
 
     rule: int
     sequence: int
+    n: int
+    fired: int
     position: int
     time_ns: int
     operation: GuestOperation
@@ -128,6 +132,8 @@ class DiskFaults:
         self._core = core
         self._rules: dict[int, DiskFault] = {}
         self._unsynced_bytes_max = 0
+        self.opening = 0
+        """Changes when the disk in C is another one: injections begin at 1 again."""
 
     async def attach(self, fault: DiskFault) -> int:
         """Add a rule, and return its id.
@@ -228,6 +234,10 @@ class DiskFaults:
             after = found[-1].sequence
         return found
 
+    def release(self, rule: int, fired: int) -> None:
+        """Let the operations continue that a rule holds, up to its fault with this number."""
+        lib.sr_disk_release(self._core.c, rule, fired)
+
     def end_waits(self) -> None:
         """Let no request wait for a rule, now and later: the mount is ending.  Any thread may call it."""
         with self._core.thread_lock:
@@ -264,6 +274,7 @@ class DiskFaults:
 
     def reopened(self) -> None:
         """Put the rules in force again, because the disk in C is another one."""
+        self.opening += 1
         if self._unsynced_bytes_max:
             self.keep_unsynced(self._unsynced_bytes_max)
         with _changing:
@@ -275,6 +286,8 @@ def _injection(row: Any) -> DiskInjection:
     return DiskInjection(
         rule=row.rule,
         sequence=row.sequence,
+        n=row.n,
+        fired=row.fired,
         position=row.position,
         time_ns=row.time_ns,
         operation=OPERATION_NAMES[row.op],
@@ -292,6 +305,65 @@ def _injection(row: Any) -> DiskInjection:
 _Change = Callable[[DiskFaults, dict[int, DiskFault]], None]
 
 
+@dataclass(frozen=True, slots=True)
+class RulesChange:
+    """A change of the rules of one disk.
+
+    Attributes:
+        disk: the disk.
+        attach: new rules.
+        detach: ids of rules that are removed.
+        enable: ids of rules that are switched on.
+        disable: ids of rules that are switched off.
+    """
+
+    disk: DiskFaults
+    attach: Sequence[DiskFault] = ()
+    detach: Sequence[int] = ()
+    enable: Sequence[int] = ()
+    disable: Sequence[int] = ()
+
+
+async def change_rules(changes: Sequence[RulesChange]) -> tuple[list[list[int]], int]:
+    """Change the rules of different disks at one position.
+
+    Returns:
+        For each change the ids of its new rules; and the position: all that was done before is at or below it.
+
+    Raises:
+        RigError: ``FaultNotPossible``, ``FaultNotFound``; nothing was changed then.
+        OSError: ``EBADF``: a disk was closed.
+    """
+    return await trio.to_thread.run_sync(change_rules_now, changes)
+
+
+def change_rules_now(changes: Sequence[RulesChange]) -> tuple[list[list[int]], int]:
+    """Do what :func:`change_rules` does, in this thread, which waits for running requests."""
+    by_disk = {change.disk: change for change in changes}
+    ids = {change.disk: [next(_numbers) for _ in change.attach] for change in changes}
+
+    def apply(disk: DiskFaults, found: dict[int, DiskFault]) -> None:
+        change = by_disk[disk]
+        for rule in change.detach:
+            disk.fault(rule)
+            del found[rule]
+        for enabled, rules in ((True, change.enable), (False, change.disable)):
+            for rule in rules:
+                found[rule] = replace(disk.fault(rule), enabled=enabled)
+        for rule, fault in zip(ids[disk], change.attach, strict=True):
+            _check_room(disk, found, fault)
+            found[rule] = fault
+
+    position = _change_now(list(by_disk), apply)
+    return [ids[change.disk] for change in changes], position
+
+
+def _check_room(disk: DiskFaults, found: Mapping[int, DiskFault], fault: DiskFault) -> None:
+    if len(found) >= RULES_MAX:
+        raise RigError(Code.FaultNotPossible, f"disk {disk.core.paths}: has {len(found)} fault rules; allowed: {RULES_MAX}")
+    fault.check_fits(str(disk.core.paths), disk.core.size_bytes)
+
+
 async def attach_all(disks: Sequence[DiskFaults], fault: DiskFault) -> tuple[list[int], int]:
     """Add a rule to several disks at one position.
 
@@ -306,11 +378,7 @@ async def attach_all(disks: Sequence[DiskFaults], fault: DiskFault) -> tuple[lis
     added = dict(zip(disks, rules, strict=True))
 
     def add(disk: DiskFaults, found: dict[int, DiskFault]) -> None:
-        if len(found) >= RULES_MAX:
-            raise RigError(
-                Code.FaultNotPossible, f"disk {disk.core.paths}: has {len(found)} fault rules; allowed: {RULES_MAX}"
-            )
-        fault.check_fits(str(disk.core.paths), disk.core.size_bytes)
+        _check_room(disk, found, fault)
         found[added[disk]] = fault
 
     return rules, await _change(disks, add)
@@ -367,7 +435,8 @@ def _change_now(disks: Sequence[DiskFaults], change: _Change) -> int:
 
 def _put_in_force(disks: Sequence[DiskFaults], wanted: Sequence[Mapping[int, DiskFault]]) -> int:
     """Replace the rules of several disks at one position, and return it."""
-    rows = [ffi.new("struct sr_fault_rule[]", [fault.as_c(rule) for rule, fault in rules.items()]) for rules in wanted]
+    kept: list[Any] = []
+    rows = [ffi.new("struct sr_fault_rule[]", [fault.as_c(rule, kept) for rule, fault in rules.items()]) for rules in wanted]
     position = ffi.new("uint64_t *")
     with _held(disks):
         check(
@@ -393,19 +462,54 @@ def _held(disks: Sequence[DiskFaults]) -> Iterator[None]:
         yield
 
 
-async def lose_power(
-    disks: Sequence[DiskFaults], *, stream: int = 0, keeps: bool = False, tear_bytes: int = 0
-) -> tuple[list[LostWrites], int]:
-    """Put disks into a state that a loss of power may leave, all at one position.
+@dataclass(frozen=True, slots=True)
+class PowerLoss:
+    """The extent of a loss of power.
 
-    The old bytes are written to the disks and to their logs, which stay true.  Requests that wait for a rule fail
-    (``EIO``).  The guests must have no file system mounted from these disks, or it notices.
-
-    Args:
-        disks: different disks; :meth:`DiskFaults.keep_unsynced` was called for each before the writes.
+    Attributes:
         stream: the stream of the random choices (fault_decisions.py).
         keeps: False: all unsynced writes are lost.  True: random ones; those that overlap are lost together.
         tear_bytes: with ``keeps``, some writes are torn in sectors of so many bytes: 512 or 4096; 0: none.
+        survivors: numbers, from 1, of the unsynced writes of each disk that are kept; not with ``keeps``.  Where a lost
+            write covered the same sectors later, nothing of them is left.
+        ranges: the numbers count writes that touch these ranges (start and length); all writes if empty.
+        keeps_waits: requests that wait for a rule continue to wait.
+    """
+
+    stream: int = 0
+    keeps: bool = False
+    tear_bytes: int = 0
+    survivors: tuple[int, ...] = ()
+    ranges: tuple[tuple[int, int], ...] = ()
+    keeps_waits: bool = False
+
+    def as_c(self, kept: list[Any]) -> Any:
+        """Return ``struct sr_power_loss``; ``kept`` gets what it points to."""
+        survivors = ffi.new("uint64_t[]", list(self.survivors))
+        ranges = ffi.new("struct sr_fault_range[]", list(self.ranges))
+        kept += [survivors, ranges]
+        fields = {
+            "stream": self.stream,
+            "keeps": self.keeps,
+            "tear": self.tear_bytes,
+            "survivors": survivors,
+            "survivor_count": len(self.survivors),
+            "ranges": ranges,
+            "range_count": len(self.ranges),
+            "keeps_waits": self.keeps_waits,
+        }
+        return ffi.new("struct sr_power_loss *", fields)
+
+
+async def lose_power(disks: Sequence[DiskFaults], how: PowerLoss | None = None) -> tuple[list[LostWrites], int]:
+    """Put disks into a state that a loss of power may leave, all at one position.
+
+    The old bytes are written to the disks and to their logs, which stay true.  Requests that wait for a rule fail
+    (``EIO``), unless the rule holds them.  The guests must have no file system mounted from these disks, or it notices.
+
+    Args:
+        disks: different disks; :meth:`DiskFaults.keep_unsynced` was called for each before the writes.
+        how: the extent; None: all unsynced writes are lost.
 
     Returns:
         The effect on each disk, and the position: all records of the guests are at or below it.
@@ -414,14 +518,14 @@ async def lose_power(
         RigError: ``FaultNotPossible`` if the old bytes of a disk are not kept; nothing was changed then.
         OSError: the old bytes could not all be written.
     """
-    return await trio.to_thread.run_sync(_lose_power_now, disks, stream, keeps, tear_bytes)
+    return await trio.to_thread.run_sync(_lose_power_now, disks, how or PowerLoss())
 
 
-def _lose_power_now(disks: Sequence[DiskFaults], stream: int, keeps: bool, tear_bytes: int) -> tuple[list[LostWrites], int]:
-    how = ffi.new("struct sr_power_loss *", {"stream": stream, "keeps": keeps, "tear": tear_bytes})
+def _lose_power_now(disks: Sequence[DiskFaults], how: PowerLoss) -> tuple[list[LostWrites], int]:
+    kept: list[Any] = []
     rows, position = ffi.new("struct sr_lost_writes[]", len(disks)), ffi.new("uint64_t *")
     with _held(disks):
-        rc = int(lib.sr_disks_lose_power([disk.core.c for disk in disks], len(disks), how, rows, position))
+        rc = int(lib.sr_disks_lose_power([disk.core.c for disk in disks], len(disks), how.as_c(kept), rows, position))
         if rc == -errno.ENODATA:
             missing = ", ".join(str(disk.core.paths) for disk in disks if disk.unsynced() is None)
             raise RigError(

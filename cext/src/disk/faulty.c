@@ -58,8 +58,9 @@ static int judge(struct sr_disk *disk, int may_wait, struct sr_verdict *verdict)
 /* Do what rules want after the operation, whose result is given. */
 static int64_t finish(struct sr_disk *disk, struct sr_verdict *verdict, int64_t result)
 {
-	if (verdict->late_wait.rule) {
-		verdict->waits[verdict->wait_count++] = verdict->late_wait;
+	if (verdict->late_wait_count) {
+		memcpy(verdict->waits, verdict->late_waits, (size_t)verdict->late_wait_count * sizeof(verdict->waits[0]));
+		verdict->wait_count = verdict->late_wait_count;
 		int rc = wait_out(disk, verdict);
 		if (rc)
 			return rc;
@@ -330,6 +331,13 @@ int sr_disk_fault_counts(struct sr_disk *disk, uint64_t rule, struct sr_fault_co
 {
 	struct sr_fault_set *faults = faults_of(disk);
 	return faults ? sr_fault_set_counts(faults, rule, out) : -ENOENT;
+}
+
+void sr_disk_release(struct sr_disk *disk, uint64_t rule, uint64_t fired)
+{
+	struct sr_fault_set *faults = faults_of(disk);
+	if (faults)
+		sr_fault_set_release(faults, rule, fired);
 }
 
 size_t sr_disk_injections(struct sr_disk *disk, uint64_t after, struct sr_injection *out, size_t max)

@@ -21,6 +21,8 @@ int sr_disks_set_faults(struct sr_disk **disks, const struct sr_fault_rule *cons
 
 /* Let no request of the disk wait for a rule, now and later: the mount is ending. */
 void sr_disk_end_waits(struct sr_disk *disk);
+/* Let the requests continue that the rule holds, up to its fault with this number. */
+void sr_disk_release(struct sr_disk *disk, uint64_t rule, uint64_t fired);
 
 /* The reports of rules.h. -ENOENT: no such rule; without any rule since the disk was opened, there are no injections. */
 int sr_disk_fault_counts(struct sr_disk *disk, uint64_t rule, struct sr_fault_counts *out);
@@ -53,6 +55,13 @@ struct sr_power_loss {
 	uint64_t stream; /* of the random choices (decisions.h) */
 	int keeps;       /* 0: all unsynced writes are lost; 1: a random part of them. Writes that overlap are lost together */
 	uint32_t tear;   /* 0, or with `keeps`: some writes are torn in sectors of so many bytes: 512 or 4096 */
+	int keeps_waits; /* 1: requests that wait for a rule do not fail */
+	/* Without `keeps`: numbers of the unsynced writes of each disk that survive (1 is the oldest one), among those that
+	 * touch one of the ranges; no ranges: among all. Where a lost write came later, nothing of them is left. */
+	const uint64_t *survivors;
+	size_t survivor_count;
+	const struct sr_fault_range *ranges;
+	size_t range_count;
 };
 
 struct sr_lost_writes {

@@ -155,6 +155,110 @@ static int gather(const struct sr_unsynced *unsynced, struct sr_unsynced_write *
 	return 0;
 }
 
+/* --- writes that survive by their number ------------------------------------------------------------------------ */
+
+struct survivor {
+	uint64_t index; /* of the write among all unsynced ones, oldest first */
+	struct sr_unsynced_write write;
+};
+
+/* All unsynced writes in their order, and those of them that survive. */
+struct row {
+	struct sr_unsynced_write *writes;
+	size_t count;
+	struct survivor *survivors;
+	size_t survivor_count;
+};
+
+static int touches(const struct sr_unsynced_write *write, uint64_t offset, uint64_t end)
+{
+	return write->offset < end && write->offset + write->bytes > offset;
+}
+
+static int is_numbered(const struct sr_power_loss *how, const struct sr_unsynced_write *write)
+{
+	for (size_t i = 0; i < how->range_count; i++)
+		if (touches(write, how->ranges[i].start, how->ranges[i].start + how->ranges[i].length))
+			return 1;
+	return how->range_count == 0;
+}
+
+static int survives(const struct sr_power_loss *how, uint64_t number)
+{
+	for (size_t i = 0; i < how->survivor_count; i++)
+		if (how->survivors[i] == number)
+			return 1;
+	return 0;
+}
+
+static int make_row(const struct sr_unsynced *unsynced, const struct sr_power_loss *how, struct row *row)
+{
+	uint64_t number = 0;
+	size_t at;
+
+	for (const struct sr_unsynced_epoch *epoch = unsynced->newest; epoch; epoch = epoch->older)
+		row->count += epoch->count;
+	row->writes = calloc(row->count ? row->count : 1, sizeof(*row->writes));
+	row->survivors = calloc(how->survivor_count, sizeof(*row->survivors));
+	if (!row->writes || !row->survivors)
+		return -ENOMEM;
+	at = row->count;
+	for (const struct sr_unsynced_epoch *epoch = unsynced->newest; epoch; epoch = epoch->older) {
+		at -= epoch->count;
+		memcpy(row->writes + at, epoch->writes, epoch->count * sizeof(*row->writes));
+	}
+	for (size_t i = 0; i < row->count; i++)
+		if (is_numbered(how, &row->writes[i]) && survives(how, ++number) && row->survivor_count < how->survivor_count)
+			row->survivors[row->survivor_count++] = (struct survivor){.index = i, .write = row->writes[i]};
+	return 0;
+}
+
+/* 1 if the newest write of a sector survives. */
+static int sector_survives(const struct row *row, uint64_t offset)
+{
+	uint64_t end = offset + SR_UNDO_SECTOR_BYTES;
+	size_t newest = row->count;
+
+	for (size_t i = 0; i < row->survivor_count; i++)
+		if (touches(&row->survivors[i].write, offset, end))
+			newest = row->survivors[i].index;
+	if (newest == row->count)
+		return 0;
+	for (size_t i = newest + 1; i < row->count; i++)
+		if (touches(&row->writes[i], offset, end))
+			return 0;
+	return 1;
+}
+
+static int lose_others(const struct sr_unsynced *unsynced, const struct sr_power_loss *how,
+		       const struct sr_unsynced_write *groups, size_t count, struct run *run, struct sr_lost_writes *out)
+{
+	struct row row = {0};
+	const uint8_t *data;
+	int rc = make_row(unsynced, how, &row);
+
+	for (size_t i = 0; i < count && rc == 0; i++) {
+		const struct sr_unsynced_write *group = &groups[i];
+		int survived = 0, lost = 0;
+
+		for (uint64_t at = group->offset; at < group->offset + group->bytes && rc == 0; at += SR_UNDO_SECTOR_BYTES) {
+			if (sector_survives(&row, at)) {
+				survived = 1;
+			} else if (old_sector(unsynced, at / SR_UNDO_SECTOR_BYTES, &data)) {
+				lost = 1;
+				rc = put_sector(run, at, data);
+			}
+		}
+		out->lost += lost && !survived;
+		out->torn += lost && survived;
+	}
+	free(row.writes);
+	free(row.survivors);
+	return rc;
+}
+
+/* --- writes that survive by chance ------------------------------------------------------------------------------ */
+
 enum fate { KEPT, LOST, TORN };
 
 /* The fate of the n-th group (1, 2, ...). */
@@ -200,8 +304,11 @@ static void lose(struct sr_disk *disk, struct sr_unsynced *unsynced, const struc
 	out->writes = count;
 	if (rc == 0)
 		run->disk = disk;
-	for (size_t i = 0; i < count && rc == 0; i++)
-		rc = lose_group(unsynced, how, i + 1, &groups[i], run, out);
+	if (rc == 0 && how->survivor_count && !how->keeps)
+		rc = lose_others(unsynced, how, groups, count, run, out);
+	else
+		for (size_t i = 0; i < count && rc == 0; i++)
+			rc = lose_group(unsynced, how, i + 1, &groups[i], run, out);
 	if (rc == 0)
 		rc = put_run(run);
 	out->bytes = run ? run->written : 0;
@@ -247,7 +354,7 @@ static void lose_of(struct sr_disk *disk, const struct sr_power_loss *how, struc
 	pthread_mutex_lock(&disk->lock);
 	struct sr_fault_set *faults = disk->faults;
 	sr_unlock(disk);
-	if (faults)
+	if (faults && !how->keeps_waits)
 		sr_fault_set_fail_waits(faults);
 	lose(disk, taken, how, out);
 	fresh->bytes_max = taken->bytes_max;

@@ -21,7 +21,7 @@ static int is_due(const struct sr_fault_set *faults, const struct tell *tell)
 	if (tell->rule == 0)
 		return faults->sequence >= tell->count;
 	const struct armed_rule *armed = sr_find_rule(faults, tell->rule);
-	return !armed || __atomic_load_n(&armed->state->fired, __ATOMIC_RELAXED) >= tell->count;
+	return !armed || __atomic_load_n(&armed->state->counter->fired, __ATOMIC_RELAXED) >= tell->count;
 }
 
 void sr_record_injection(struct sr_fault_set *faults, struct sr_injection *injection, const struct rule_state *state)
@@ -29,7 +29,7 @@ void sr_record_injection(struct sr_fault_set *faults, struct sr_injection *injec
 	injection->sequence = ++faults->sequence;
 	injection->position = sr_position_value(faults->positions);
 	faults->ring[(injection->sequence - 1) % SR_INJECTIONS_KEPT] = *injection;
-	uint64_t fired = __atomic_load_n(&state->fired, __ATOMIC_RELAXED);
+	uint64_t fired = __atomic_load_n(&state->counter->fired, __ATOMIC_RELAXED);
 	for (const struct tell *tell = faults->tells; tell; tell = tell->next)
 		if (tell->rule ? tell->rule == injection->rule && fired >= tell->count : faults->sequence >= tell->count)
 			raise_event(tell->fd);
@@ -80,16 +80,21 @@ void sr_fault_set_tell_no_more(struct sr_fault_set *faults, int fd)
 	pthread_mutex_unlock(&faults->lock);
 }
 
+void sr_fault_counter_read(const struct sr_fault_counter *counter, struct sr_fault_counts *out)
+{
+	out->matched = __atomic_load_n(&counter->matched, __ATOMIC_RELAXED);
+	out->fired = __atomic_load_n(&counter->fired, __ATOMIC_RELAXED);
+	out->last_ns = __atomic_load_n(&counter->last_ns, __ATOMIC_RELAXED);
+	out->waiting = 0;
+}
+
 int sr_fault_set_counts(struct sr_fault_set *faults, uint64_t rule, struct sr_fault_counts *out)
 {
 	memset(out, 0, sizeof(*out));
 	pthread_mutex_lock(&faults->lock);
 	const struct armed_rule *armed = sr_find_rule(faults, rule);
-	if (armed) {
-		out->matched = __atomic_load_n(&armed->state->matched, __ATOMIC_RELAXED);
-		out->fired = __atomic_load_n(&armed->state->fired, __ATOMIC_RELAXED);
-		out->last_ns = __atomic_load_n(&armed->state->last_ns, __ATOMIC_RELAXED);
-	}
+	if (armed)
+		sr_fault_counter_read(armed->state->counter, out);
 	for (const struct sr_verdict *waiting = faults->waiting; waiting; waiting = waiting->next)
 		for (int i = 0; i < waiting->wait_count; i++)
 			out->waiting += waiting->waits[i].rule == rule;

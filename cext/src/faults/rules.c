@@ -1,4 +1,4 @@
-/* The table of rules, and its judgement of one operation. */
+/* The judgement of one operation by the table of rules. */
 #define _GNU_SOURCE
 #include "faults/rules.h"
 
@@ -25,170 +25,10 @@ static const int acts_on[] = {
 	[SR_LIE] = SR_OP_FLUSH,
 	[SR_FULL] = SR_OP_WRITE | SR_OP_ZERO,
 	[SR_FREEZE] = ANY_OP,
+	[SR_NOTE] = ANY_OP,
 };
 
-/* --- tables ---------------------------------------------------------------------------------------------------- */
-
-static void free_state(struct rule_state *state)
-{
-	if (state)
-		free(state->bad);
-	free(state);
-}
-
-static struct rule_state *new_state(const struct sr_fault_rule *rule, uint64_t disk_bytes)
-{
-	struct rule_state *state = calloc(1, sizeof(*state));
-	uint64_t bytes = rule->length;
-
-	if (!state || rule->effect != SR_BAD_SECTORS)
-		return state;
-	if (bytes == 0)
-		bytes = disk_bytes > rule->start ? disk_bytes - rule->start : 0;
-	if (bytes > SR_BAD_BYTES_MAX)
-		bytes = SR_BAD_BYTES_MAX;
-	state->bad_sectors = bytes / SR_FAULT_SECTOR_BYTES;
-	state->bad = malloc(state->bad_sectors / 8 + 1);
-	if (state->bad) {
-		memset(state->bad, 0xff, state->bad_sectors / 8 + 1);
-		return state;
-	}
-	free(state);
-	return NULL;
-}
-
-struct sr_fault_table *sr_fault_table_new(const struct sr_fault_rule *rules, size_t count, uint64_t disk_bytes)
-{
-	struct sr_fault_table *table = calloc(1, sizeof(*table) + count * sizeof(table->rules[0]));
-
-	if (!table)
-		return NULL;
-	for (size_t i = 0; i < count; i++) {
-		struct armed_rule *armed = &table->rules[table->count++];
-
-		armed->rule = rules[i];
-		armed->state = new_state(&rules[i], disk_bytes);
-		if (!armed->state) {
-			sr_fault_table_free(table);
-			return NULL;
-		}
-	}
-	return table;
-}
-
-void sr_fault_table_free(struct sr_fault_table *table)
-{
-	for (size_t i = 0; table && i < table->count; i++)
-		free_state(table->rules[i].state);
-	free(table);
-}
-
-int sr_fault_table_is_empty(const struct sr_fault_table *table)
-{
-	return !table || table->count == 0;
-}
-
-struct sr_fault_set *sr_fault_set_new(const struct sr_positions *positions)
-{
-	struct sr_fault_set *faults = calloc(1, sizeof(*faults));
-	pthread_condattr_t monotonic;
-
-	if (!faults)
-		return NULL;
-	faults->ring = calloc(SR_INJECTIONS_KEPT, sizeof(*faults->ring)); /* untouched pages take no memory */
-	if (!faults->ring) {
-		free(faults);
-		return NULL;
-	}
-	faults->positions = positions;
-	pthread_mutex_init(&faults->lock, NULL);
-	pthread_condattr_init(&monotonic);
-	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-	pthread_cond_init(&faults->changed, &monotonic);
-	pthread_condattr_destroy(&monotonic);
-	return faults;
-}
-
-void sr_fault_set_free(struct sr_fault_set *faults)
-{
-	struct tell *tell;
-
-	if (!faults)
-		return;
-	while ((tell = faults->tells)) {
-		faults->tells = tell->next;
-		free(tell);
-	}
-	sr_fault_table_free(faults->table);
-	pthread_cond_destroy(&faults->changed);
-	pthread_mutex_destroy(&faults->lock);
-	free(faults->ring);
-	free(faults);
-}
-
-struct sr_fault_table *sr_fault_set_replace(struct sr_fault_set *faults, struct sr_fault_table *table)
-{
-	pthread_mutex_lock(&faults->lock);
-	struct sr_fault_table *before = faults->table;
-
-	for (size_t i = 0; i < table->count; i++) {
-		struct armed_rule *armed = &table->rules[i], *old = sr_find_rule(faults, armed->rule.id);
-
-		if (old) {
-			struct rule_state *fresh = armed->state;
-
-			armed->state = old->state;
-			old->state = fresh; /* freed with the table before */
-		}
-		/* A rule that is enabled again is a new one for operations that waited meanwhile. */
-		armed->serial = old && old->rule.enabled && armed->rule.enabled ? old->serial : ++faults->serial;
-	}
-	table->newest_serial = faults->serial;
-	faults->table = table;
-	sr_tell_gone(faults);
-	pthread_cond_broadcast(&faults->changed);
-	pthread_mutex_unlock(&faults->lock);
-	return before;
-}
-
-int sr_fault_set_have(const struct sr_fault_set *faults, int effect)
-{
-	const struct sr_fault_table *table = faults->table;
-
-	for (size_t i = 0; table && i < table->count; i++)
-		if (table->rules[i].rule.enabled && table->rules[i].rule.effect == effect)
-			return 1;
-	return 0;
-}
-
 /* --- the place of a rule --------------------------------------------------------------------------------------- */
-
-static uint64_t end_of(const struct sr_fault_rule *rule)
-{
-	return rule->length && rule->start + rule->length > rule->start ? rule->start + rule->length : UINT64_MAX;
-}
-
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-	return a > b ? a : b;
-}
-
-static uint64_t smaller(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
-static int has_bad_sector(const struct armed_rule *armed, uint64_t from, uint64_t to)
-{
-	const struct rule_state *state = armed->state;
-	uint64_t first = (from - armed->rule.start) / SR_FAULT_SECTOR_BYTES;
-	uint64_t last = (to - 1 - armed->rule.start) / SR_FAULT_SECTOR_BYTES;
-
-	for (uint64_t s = first; s <= last && s < state->bad_sectors; s++)
-		if (__atomic_load_n(&state->bad[s / 8], __ATOMIC_RELAXED) >> s % 8 & 1)
-			return 1;
-	return 0;
-}
 
 /* Take the space for a write; 0 if the disk is too full. */
 static int takes_space(const struct armed_rule *armed, uint64_t bytes)
@@ -202,24 +42,25 @@ static int takes_space(const struct armed_rule *armed, uint64_t bytes)
 	return 1;
 }
 
-static int is_in_range(const struct sr_fault_rule *rule, const struct sr_verdict *verdict)
+static int is_in_range(const struct rule_state *state, const struct sr_verdict *verdict)
 {
-	return verdict->op == SR_OP_FLUSH ||
-	       (verdict->offset < end_of(rule) && verdict->offset + verdict->bytes > rule->start);
+	if (verdict->op == SR_OP_FLUSH)
+		return 1;
+	size_t range = sr_range_behind(state, verdict->offset);
+	return range < state->range_count && state->ranges[range].start < verdict->offset + verdict->bytes;
 }
 
 static int is_in_place(const struct armed_rule *armed, const struct sr_verdict *verdict)
 {
 	const struct sr_fault_rule *rule = &armed->rule;
 
-	if (!rule->enabled || !(rule->ops & acts_on[rule->effect] & verdict->op) || !is_in_range(rule, verdict))
+	if (!rule->enabled || !(rule->ops & acts_on[rule->effect] & verdict->op) || !is_in_range(armed->state, verdict))
 		return 0;
 	switch (rule->effect) {
 	case SR_SHORTEN:
 		return verdict->bytes > rule->bytes;
 	case SR_BAD_SECTORS:
-		return has_bad_sector(armed, larger(verdict->offset, rule->start),
-				      smaller(verdict->offset + verdict->bytes, end_of(rule)));
+		return sr_has_bad_sector(armed->state, verdict->offset, verdict->offset + verdict->bytes);
 	case SR_FULL:
 		return verdict->hole_bytes > 0 && !takes_space(armed, verdict->hole_bytes);
 	default:
@@ -232,6 +73,12 @@ static int is_wait(int effect)
 	return effect == SR_FREEZE || effect == SR_DELAY || effect == SR_LIMIT;
 }
 
+/* The rule makes operations wait, with its effect or besides it. */
+static int waits(const struct sr_fault_rule *rule)
+{
+	return is_wait(rule->effect) || rule->delay_ns || rule->jitter_ns || rule->holds;
+}
+
 int sr_fault_set_may_wait(const struct sr_fault_set *faults, const struct sr_verdict *verdict)
 {
 	const struct sr_fault_table *table = faults->table;
@@ -239,28 +86,9 @@ int sr_fault_set_may_wait(const struct sr_fault_set *faults, const struct sr_ver
 	if (!table || __atomic_load_n(&faults->waits_over, __ATOMIC_ACQUIRE))
 		return 0;
 	for (size_t i = 0; i < table->count; i++)
-		if (is_wait(table->rules[i].rule.effect) && is_in_place(&table->rules[i], verdict))
+		if (waits(&table->rules[i].rule) && is_in_place(&table->rules[i], verdict))
 			return 1;
 	return 0;
-}
-
-void sr_fault_set_heal(struct sr_fault_set *faults, uint64_t offset, uint64_t bytes)
-{
-	struct sr_fault_table *table = faults->table;
-
-	for (size_t i = 0; table && i < table->count; i++) {
-		const struct armed_rule *armed = &table->rules[i];
-		uint64_t start = armed->rule.start, end = offset + bytes;
-
-		if (armed->rule.effect != SR_BAD_SECTORS || end <= start)
-			continue;
-		uint64_t from = offset > start ? offset - start : 0;
-		uint64_t first = (from + SR_FAULT_SECTOR_BYTES - 1) / SR_FAULT_SECTOR_BYTES;
-		uint64_t upto = (end - start) / SR_FAULT_SECTOR_BYTES; /* whole sectors only */
-
-		for (uint64_t s = first; s < upto && s < armed->state->bad_sectors; s++)
-			__atomic_fetch_and(&armed->state->bad[s / 8], (uint8_t)~(1u << s % 8), __ATOMIC_RELAXED);
-	}
 }
 
 /* --- effects ---------------------------------------------------------------------------------------------------- */
@@ -273,6 +101,19 @@ static struct sr_fault_wait wait_for(const struct armed_rule *armed, uint64_t un
 static void wait_until(struct sr_verdict *verdict, const struct armed_rule *armed, uint64_t until_ns)
 {
 	verdict->waits[verdict->wait_count++] = wait_for(armed, until_ns);
+}
+
+/* Let the operation wait until the fault with this number is released. */
+static void hold(struct sr_verdict *verdict, const struct armed_rule *armed, uint64_t fired)
+{
+	struct sr_fault_wait held = wait_for(armed, UINT64_MAX);
+
+	held.held = fired;
+	verdict->is_held = 1;
+	if (armed->rule.holds == SR_HOLD_BEFORE)
+		verdict->waits[verdict->wait_count++] = held;
+	else
+		verdict->late_waits[verdict->late_wait_count++] = held;
 }
 
 /* Take the next place in a row in which each takes so many ns; a burst may be taken at once. Returns its time. */
@@ -303,13 +144,14 @@ static uint64_t limit(const struct armed_rule *armed, struct sr_verdict *verdict
 	return until - now;
 }
 
-static void delay(const struct armed_rule *armed, uint64_t n, struct sr_verdict *verdict, uint64_t *detail)
+static uint64_t delay(const struct armed_rule *armed, uint64_t n, struct sr_verdict *verdict)
 {
 	const struct sr_fault_rule *rule = &armed->rule;
+	uint64_t ns = sr_fault_delay_ns(rule->turns.stream, n, rule->delay_ns, rule->jitter_ns, rule->distribution);
 
-	*detail = sr_fault_delay_ns(rule->turns.stream, n, rule->delay_ns, rule->jitter_ns, rule->distribution);
-	verdict->ready_ns += *detail;
+	verdict->ready_ns += ns;
 	wait_until(verdict, armed, verdict->ready_ns);
+	return ns;
 }
 
 uint64_t sr_flipped_bit(const struct sr_flip *flip, uint64_t i)
@@ -320,10 +162,12 @@ uint64_t sr_flipped_bit(const struct sr_flip *flip, uint64_t i)
 	return flip->first_bit + from + sr_fault_below(flip->stream, flip->n, SR_FIRST_CHOICE + i, upto - from);
 }
 
-static int flip(const struct sr_fault_rule *rule, uint64_t n, struct sr_verdict *verdict, uint64_t *detail)
+static int flip(const struct armed_rule *armed, uint64_t n, struct sr_verdict *verdict, uint64_t *detail)
 {
-	uint64_t from = larger(verdict->offset, rule->start);
-	uint64_t bits = (smaller(verdict->offset + verdict->bytes, end_of(rule)) - from) * 8;
+	const struct sr_fault_rule *rule = &armed->rule;
+	const struct rule_range *range = &armed->state->ranges[sr_range_behind(armed->state, verdict->offset)];
+	uint64_t from = larger(verdict->offset, range->start);
+	uint64_t bits = (smaller(verdict->offset + verdict->bytes, range->end) - from) * 8;
 
 	if (verdict->flip_count == SR_FLIPS_MAX)
 		return 1;
@@ -428,14 +272,14 @@ static int apply(const struct armed_rule *armed, uint64_t n, struct sr_verdict *
 		injection->hidden = fail(verdict, ENOSPC);
 		break;
 	case SR_DELAY:
-		delay(armed, n, verdict, injection->detail);
+		injection->detail[0] = delay(armed, n, verdict);
 		break;
 	case SR_LIMIT:
 		injection->detail[0] = limit(armed, verdict);
 		return injection->detail[0] > 0;
 	case SR_FREEZE:
 		if (rule->late)
-			verdict->late_wait = wait_for(armed, UINT64_MAX);
+			verdict->late_waits[verdict->late_wait_count++] = wait_for(armed, UINT64_MAX);
 		else
 			wait_until(verdict, armed, UINT64_MAX);
 		break;
@@ -455,7 +299,7 @@ static int apply(const struct armed_rule *armed, uint64_t n, struct sr_verdict *
 		break;
 	case SR_FLIP:
 		memset(injection->detail, 0xff, sizeof(injection->detail));
-		injection->hidden = flip(rule, n, verdict, injection->detail);
+		injection->hidden = flip(armed, n, verdict, injection->detail);
 		break;
 	case SR_LIE:
 		verdict->lies = 1;
@@ -476,41 +320,49 @@ void sr_verdict_begin(struct sr_verdict *verdict, int op, uint64_t offset, uint6
 
 /* --- judging ---------------------------------------------------------------------------------------------------- */
 
-/* Take one of the `times`; 0 if none is left. */
-static int take_time(struct rule_state *state, uint64_t times)
+/* Take one of the `times`, and return its number; 0 if none is left. */
+static uint64_t take_time(struct sr_fault_counter *counter, uint64_t times)
 {
-	uint64_t fired = __atomic_load_n(&state->fired, __ATOMIC_RELAXED);
+	uint64_t fired = __atomic_load_n(&counter->fired, __ATOMIC_RELAXED);
 
 	do
 		if (fired >= times)
 			return 0;
-	while (!__atomic_compare_exchange_n(&state->fired, &fired, fired + 1, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-	return 1;
+	while (!__atomic_compare_exchange_n(&counter->fired, &fired, fired + 1, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	return fired + 1;
 }
 
-static void fire(struct sr_fault_set *faults, const struct armed_rule *armed, uint64_t n, struct sr_verdict *verdict)
+static void fire(struct sr_fault_set *faults, const struct armed_rule *armed, uint64_t n, uint64_t fired,
+		 struct sr_verdict *verdict)
 {
+	const struct sr_fault_rule *rule = &armed->rule;
 	struct sr_injection injection = {
-		.rule = armed->rule.id,
+		.rule = rule->id,
+		.n = n,
+		.fired = fired,
 		.time_ns = sr_time_of_day_ns(),
 		.offset = verdict->offset,
 		.bytes = verdict->bytes,
 		.op = verdict->op,
-		.effect = armed->rule.effect,
+		.effect = rule->effect,
 	};
 
 	pthread_mutex_lock(&faults->lock);
-	if (is_wait(armed->rule.effect) && faults->waits_over) {
+	if (is_wait(rule->effect) && faults->waits_over) {
 		pthread_mutex_unlock(&faults->lock);
 		return;
 	}
-	if (is_wait(armed->rule.effect) && verdict->ready_ns == 0)
+	if (waits(rule) && verdict->ready_ns == 0)
 		verdict->ready_ns = sr_now_ns();
 	int had_error = verdict->error;
+	if (rule->effect != SR_DELAY && (rule->delay_ns || rule->jitter_ns))
+		delay(armed, n, verdict);
 	int recorded = apply(armed, n, verdict, &injection);
-	injection.hidden |= had_error && !is_wait(armed->rule.effect);
-	injection.error = armed->rule.effect == SR_FULL ? ENOSPC : armed->rule.error;
-	__atomic_store_n(&armed->state->last_ns, injection.time_ns, __ATOMIC_RELAXED);
+	injection.hidden |= had_error && !is_wait(rule->effect) && rule->effect != SR_NOTE;
+	injection.error = rule->effect == SR_FULL ? ENOSPC : rule->error;
+	if (rule->holds && !faults->waits_over)
+		hold(verdict, armed, fired);
+	__atomic_store_n(&armed->state->counter->last_ns, injection.time_ns, __ATOMIC_RELAXED);
 	if (recorded)
 		sr_record_injection(faults, &injection, armed->state);
 	pthread_mutex_unlock(&faults->lock);
@@ -520,7 +372,7 @@ int sr_fault_set_judge(struct sr_fault_set *faults, struct sr_verdict *verdict)
 {
 	const struct sr_fault_table *table = faults->table;
 
-	if (!table)
+	if (!table || (verdict->is_held && verdict->seen_serial))
 		return 0;
 	if (verdict->seen_serial == 0)
 		verdict->failed_waits = __atomic_load_n(&faults->failed_waits, __ATOMIC_ACQUIRE);
@@ -530,9 +382,11 @@ int sr_fault_set_judge(struct sr_fault_set *faults, struct sr_verdict *verdict)
 
 		if (armed->serial <= verdict->seen_serial || !is_in_place(armed, verdict))
 			continue;
-		uint64_t n = __atomic_add_fetch(&armed->state->matched, 1, __ATOMIC_RELAXED);
-		if (sr_fault_fires(&armed->rule.turns, n) && take_time(armed->state, armed->rule.turns.times))
-			fire(faults, armed, n, verdict);
+		struct sr_fault_counter *counter = armed->state->counter;
+		uint64_t n = __atomic_add_fetch(&counter->matched, 1, __ATOMIC_RELAXED);
+		uint64_t fired = sr_fault_fires(&armed->rule.turns, n) ? take_time(counter, armed->rule.turns.times) : 0;
+		if (fired)
+			fire(faults, armed, n, fired, verdict);
 	}
 	verdict->seen_serial = table->newest_serial;
 	return verdict->wait_count > 0;

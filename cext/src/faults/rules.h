@@ -34,20 +34,39 @@ enum sr_fault_effect {
 	SR_LIE,          /* a flush succeeds, and nothing is made durable */
 	SR_FULL,         /* -ENOSPC for writes and zeroes to holes, after `bytes` of them were filled */
 	SR_FREEZE,       /* the operation waits until the rule is gone; with `late` it is done first */
+	SR_NOTE,         /* nothing but the record of the injection */
 };
 
-enum { SR_FAULT_RULES_MAX = 64, SR_TEAR_PARTS_MAX = 64, SR_INJECTIONS_KEPT = 4096, SR_FAULT_SECTOR_BYTES = 512 };
+enum { SR_FAULT_RULES_MAX = 64, SR_FAULT_WAITS_MAX = 128, SR_FAULT_RANGES_MAX = 65536, SR_TEAR_PARTS_MAX = 64, SR_INJECTIONS_KEPT = 4096, SR_FAULT_SECTOR_BYTES = 512 };
 #define SR_BAD_BYTES_MAX (16ull << 30) /* longest range of SR_BAD_SECTORS: one bit for each sector */
+
+/* A range of bytes of a disk. */
+struct sr_fault_range {
+	uint64_t start, length;
+};
+
+/* The counters of one rule, which may be in force on several disks. Atomic. */
+struct sr_fault_counter;
+struct sr_fault_counter *sr_fault_counter_new(void);          /* NULL: no memory */
+void sr_fault_counter_free(struct sr_fault_counter *counter); /* the tables that use it keep it */
+
+/* When an operation that meets the fault waits for sr_fault_set_release, besides the waits of the effect. */
+enum sr_fault_hold { SR_HOLD_NEVER, SR_HOLD_BEFORE, SR_HOLD_AFTER };
 
 struct sr_fault_rule {
 	uint64_t id; /* not 0; a rule of the table before with this id keeps its counters and its state */
 	int enabled;
 	int ops;              /* enum sr_fault_op, or'ed */
 	uint64_t start, length; /* of the range, in bytes; length 0: to the end of the disk. A flush has no range */
+	const struct sr_fault_range *ranges; /* in place of `start` and `length`: ascending, none touches another, none is
+					      * empty. The table has a copy */
+	size_t range_count;
+	struct sr_fault_counter *counter; /* NULL: counters of its own */
+	int holds;                        /* enum sr_fault_hold */
 	struct sr_fault_turns turns;
 	int effect;
 	int error; /* a positive errno, or 0 */
-	uint64_t delay_ns, jitter_ns;
+	uint64_t delay_ns, jitter_ns; /* also of a rule with another effect, which happens after the delay */
 	int distribution;
 	uint64_t bytes_per_s, ops_per_s, burst_ns;
 	uint64_t bytes;
@@ -61,6 +80,7 @@ struct sr_fault_rule {
 /* One fault that was injected. */
 struct sr_injection {
 	uint64_t rule, sequence; /* sequence: 1, 2, ... of this disk */
+	uint64_t n, fired;       /* number of the operation among those that match the rule, and of this fault: 1, 2, ... */
 	uint64_t position;       /* the newest one of the host at that time */
 	uint64_t time_ns;        /* since 1970 */
 	uint64_t offset, bytes;  /* of the operation */
@@ -96,9 +116,12 @@ struct sr_fault_table *sr_fault_set_replace(struct sr_fault_set *faults, struct 
 int sr_fault_set_have(const struct sr_fault_set *faults, int effect);
 int sr_fault_table_is_empty(const struct sr_fault_table *table);
 
+/* Let the operations continue that the rule holds, up to its fault with this number. */
+void sr_fault_set_release(struct sr_fault_set *faults, uint64_t rule, uint64_t fired);
+
 /* End all waits, and let no operation wait any more. */
 void sr_fault_set_end_waits(struct sr_fault_set *faults);
-/* The operations that wait now fail with -EIO. */
+/* The operations that wait now fail with -EIO, except those that a rule holds. */
 void sr_fault_set_fail_waits(struct sr_fault_set *faults);
 /* The same at the end of the disk; the eventfds of sr_fault_set_tell are raised. */
 void sr_fault_set_end(struct sr_fault_set *faults);
@@ -107,6 +130,7 @@ void sr_fault_set_end(struct sr_fault_set *faults);
 
 struct sr_fault_wait {
 	uint64_t rule, serial, until_ns; /* UINT64_MAX: until the rule is gone */
+	uint64_t held;                   /* number of the fault for which a rule holds the operation; 0: it does not */
 };
 
 /* One rule that flips `bits` bits: one in each of as many equal parts of a range of the disk, which is given in bits. */
@@ -122,18 +146,18 @@ struct sr_verdict {
 	/* Filled in by sr_fault_set_judge: */
 	uint64_t seen_serial; /* the newest rule that has judged it */
 	uint64_t failed_waits, ready_ns;
-	int wait_count, flip_count;
+	int wait_count, late_wait_count, flip_count;
+	int is_held; /* a rule holds it, or held it: rules that come into force later do not judge it */
 	int error, late_error;
 	int lies, stale, is_short, is_torn;
 	uint64_t short_bytes;
 	int64_t shift;
-	struct sr_fault_wait late_wait; /* `rule` 0: none */
 	struct sr_verdict *next;        /* of the operations that wait */
 	uint64_t tear_n;                /* the number of the operation among those that match `tear` */
 	/* Not initialized: most operations need none of it. */
 	struct sr_fault_rule tear;
 	struct sr_flip flips[SR_FLIPS_MAX];
-	struct sr_fault_wait waits[SR_FAULT_RULES_MAX];
+	struct sr_fault_wait waits[SR_FAULT_WAITS_MAX], late_waits[SR_FAULT_WAITS_MAX];
 };
 
 /* Begin the verdict on an operation. */
@@ -161,6 +185,7 @@ void sr_fault_set_heal(struct sr_fault_set *faults, uint64_t offset, uint64_t by
 
 /* --- reports -------------------------------------------------------------------------------------------------- */
 
+void sr_fault_counter_read(const struct sr_fault_counter *counter, struct sr_fault_counts *out); /* `waiting` is 0 */
 /* -ENOENT: there is no such rule. */
 int sr_fault_set_counts(struct sr_fault_set *faults, uint64_t rule, struct sr_fault_counts *out);
 

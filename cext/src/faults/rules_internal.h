@@ -6,12 +6,25 @@
 
 #include "faults/rules.h"
 
-/* Counters and state of a rule; they move from table to table with it. */
+struct sr_fault_counter {
+	uint64_t matched, fired, last_ns; /* atomic, as all fields */
+	uint64_t released;                /* holds end for faults up to this number */
+	int uses;
+};
+
+/* A range of a rule, and the number of its first sector among the sectors of all ranges. */
+struct rule_range {
+	uint64_t start, end, first_sector;
+};
+
+/* Counters and state of a rule on one disk; they move from table to table with it. */
 struct rule_state {
-	uint64_t matched, fired, last_ns; /* atomic */
+	struct sr_fault_counter *counter;
+	struct rule_range *ranges; /* ascending */
+	size_t range_count;
 	uint64_t bytes_next_ns, ops_next_ns; /* SR_LIMIT, under the lock: when the next byte or operation may begin */
 	uint64_t filled_bytes;               /* SR_FULL, atomic */
-	uint8_t *bad;                        /* SR_BAD_SECTORS, atomic: one bit for each sector from `start` */
+	uint8_t *bad;                        /* SR_BAD_SECTORS, atomic: one bit for each sector of the ranges */
 	uint64_t bad_sectors;
 };
 
@@ -46,6 +59,20 @@ struct sr_fault_set {
 	struct sr_injection *ring; /* entry (sequence - 1) % SR_INJECTIONS_KEPT */
 	struct tell *tells;
 };
+
+static inline uint64_t larger(uint64_t a, uint64_t b)
+{
+	return a > b ? a : b;
+}
+
+static inline uint64_t smaller(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* The first range that ends behind an offset; `range_count` if there is none. */
+size_t sr_range_behind(const struct rule_state *state, uint64_t offset);
+int sr_has_bad_sector(const struct rule_state *state, uint64_t offset, uint64_t end);
 
 /* The functions below need the lock. */
 

@@ -9,7 +9,9 @@ static int is_over(const struct sr_fault_set *faults, const struct sr_fault_wait
 {
 	const struct armed_rule *armed = sr_find_rule(faults, wait->rule);
 
-	return now_ns >= wait->until_ns || !armed || !armed->rule.enabled || armed->serial != wait->serial;
+	if (now_ns >= wait->until_ns || !armed || !armed->rule.enabled || armed->serial != wait->serial)
+		return 1;
+	return wait->held && __atomic_load_n(&armed->state->counter->released, __ATOMIC_ACQUIRE) >= wait->held;
 }
 
 /* Forget the waits that are over, and return when the last one of the others ends; 0: none is left. */
@@ -59,6 +61,16 @@ int sr_fault_set_wait(struct sr_fault_set *faults, struct sr_verdict *verdict)
 	return rc;
 }
 
+void sr_fault_set_release(struct sr_fault_set *faults, uint64_t rule, uint64_t fired)
+{
+	pthread_mutex_lock(&faults->lock);
+	const struct armed_rule *armed = sr_find_rule(faults, rule);
+	if (armed && __atomic_load_n(&armed->state->counter->released, __ATOMIC_RELAXED) < fired)
+		__atomic_store_n(&armed->state->counter->released, fired, __ATOMIC_RELEASE);
+	pthread_cond_broadcast(&faults->changed);
+	pthread_mutex_unlock(&faults->lock);
+}
+
 void sr_fault_set_end_waits(struct sr_fault_set *faults)
 {
 	pthread_mutex_lock(&faults->lock);
@@ -67,10 +79,20 @@ void sr_fault_set_end_waits(struct sr_fault_set *faults)
 	pthread_mutex_unlock(&faults->lock);
 }
 
+static void fail_waits(struct sr_fault_set *faults, int held_too)
+{
+	uint64_t failed = __atomic_add_fetch(&faults->failed_waits, 1, __ATOMIC_ACQ_REL);
+
+	for (struct sr_verdict *waiting = faults->waiting; waiting && !held_too; waiting = waiting->next)
+		if (waiting->is_held)
+			waiting->failed_waits = failed;
+	pthread_cond_broadcast(&faults->changed);
+}
+
 void sr_fault_set_end(struct sr_fault_set *faults)
 {
-	sr_fault_set_fail_waits(faults);
 	pthread_mutex_lock(&faults->lock);
+	fail_waits(faults, 1);
 	sr_tell_all(faults);
 	pthread_mutex_unlock(&faults->lock);
 }
@@ -78,7 +100,6 @@ void sr_fault_set_end(struct sr_fault_set *faults)
 void sr_fault_set_fail_waits(struct sr_fault_set *faults)
 {
 	pthread_mutex_lock(&faults->lock);
-	__atomic_add_fetch(&faults->failed_waits, 1, __ATOMIC_ACQ_REL);
-	pthread_cond_broadcast(&faults->changed);
+	fail_waits(faults, 0);
 	pthread_mutex_unlock(&faults->lock);
 }

@@ -14,7 +14,7 @@ from siterig.blockfs.contracts.fault_effects import DiskFault, FreezeEffect, Lie
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.fault_decisions import stream_of
 from siterig.blockfs.disk import disk_faults
-from siterig.blockfs.disk.disk_faults import LostWrites, UnsyncedWrites
+from siterig.blockfs.disk.disk_faults import LostWrites, PowerLoss, UnsyncedWrites
 from tests.support.disks.guest_requests import GuestDisk, Request, pattern, until_waiting
 from tests.support.io_faults import SYNC, failing
 
@@ -38,7 +38,7 @@ def guest(tmp_path: Path, positions: PositionCounter) -> Iterator[GuestDisk]:
 
 async def lose(guest: GuestDisk, *, seed: int = 0, keeps: bool = False, tear_bytes: int = 0) -> LostWrites:
     (lost,), _ = await disk_faults.lose_power(
-        [guest.faults], stream=stream_of(seed, "power loss"), keeps=keeps, tear_bytes=tear_bytes
+        [guest.faults], PowerLoss(stream=stream_of(seed, "power loss"), keeps=keeps, tear_bytes=tear_bytes)
     )
     return lost
 
