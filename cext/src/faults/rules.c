@@ -121,7 +121,7 @@ static uint64_t take_place(uint64_t *next_ns, uint64_t now_ns, uint64_t burst_ns
 {
 	if (units_per_s == 0)
 		return 0;
-	uint64_t place = larger(*next_ns, now_ns - burst_ns);
+	uint64_t place = sr_larger(*next_ns, now_ns - burst_ns);
 
 	*next_ns = place + (uint64_t)((unsigned __int128)units * 1000000000u / units_per_s);
 	return place;
@@ -135,7 +135,7 @@ static uint64_t limit(const struct armed_rule *armed, struct sr_verdict *verdict
 	uint64_t bytes = verdict->op & (SR_OP_READ | SR_OP_WRITE) ? verdict->bytes : 0;
 	uint64_t by_bytes = take_place(&armed->state->bytes_next_ns, now, rule->burst_ns, bytes, rule->bytes_per_s);
 	uint64_t by_ops = take_place(&armed->state->ops_next_ns, now, rule->burst_ns, 1, rule->ops_per_s);
-	uint64_t until = larger(by_bytes, by_ops);
+	uint64_t until = sr_larger(by_bytes, by_ops);
 
 	if (until <= now)
 		return 0;
@@ -166,15 +166,15 @@ static int flip(const struct armed_rule *armed, uint64_t n, struct sr_verdict *v
 {
 	const struct sr_fault_rule *rule = &armed->rule;
 	const struct rule_range *range = &armed->state->ranges[sr_range_behind(armed->state, verdict->offset)];
-	uint64_t from = larger(verdict->offset, range->start);
-	uint64_t bits = (smaller(verdict->offset + verdict->bytes, range->end) - from) * 8;
+	uint64_t from = sr_larger(verdict->offset, range->start);
+	uint64_t bits = (sr_smaller(verdict->offset + verdict->bytes, range->end) - from) * 8;
 
 	if (verdict->flip_count == SR_FLIPS_MAX)
 		return 1;
 	struct sr_flip *added = &verdict->flips[verdict->flip_count++];
 	*added = (struct sr_flip){.first_bit = from * 8,
 				  .range_bits = bits,
-				  .bits = smaller(rule->bits, bits),
+				  .bits = sr_smaller(rule->bits, bits),
 				  .stream = rule->turns.stream,
 				  .n = n};
 	for (uint64_t i = 0; i < added->bits && i < 4; i++)
@@ -193,7 +193,7 @@ static uint64_t parts_of(const struct sr_verdict *verdict)
 
 	if (rule->parts == 0)
 		return units_of(verdict);
-	return rule->sizes[0] ? rule->parts : smaller(rule->parts, units_of(verdict));
+	return rule->sizes[0] ? rule->parts : sr_smaller(rule->parts, units_of(verdict));
 }
 
 int sr_tear_keeps(const struct sr_verdict *verdict, uint64_t part)
@@ -218,7 +218,7 @@ uint64_t sr_tear_end(const struct sr_verdict *verdict, uint64_t part)
 		return (part + 1) * units_of(verdict) / parts * rule->unit;
 	for (uint64_t i = 0; i <= part; i++)
 		end += rule->sizes[i];
-	return smaller(end, verdict->bytes);
+	return sr_smaller(end, verdict->bytes);
 }
 
 static int tear(const struct sr_fault_rule *rule, uint64_t n, struct sr_verdict *verdict, uint64_t *detail)
@@ -284,7 +284,7 @@ static int apply(const struct armed_rule *armed, uint64_t n, struct sr_verdict *
 			wait_until(verdict, armed, UINT64_MAX);
 		break;
 	case SR_SHORTEN:
-		verdict->short_bytes = verdict->is_short ? smaller(verdict->short_bytes, rule->bytes) : rule->bytes;
+		verdict->short_bytes = verdict->is_short ? sr_smaller(verdict->short_bytes, rule->bytes) : rule->bytes;
 		verdict->is_short = 1;
 		injection->detail[0] = rule->bytes;
 		break;

@@ -60,12 +60,12 @@ struct sr_fault_set {
 	struct tell *tells;
 };
 
-static inline uint64_t larger(uint64_t a, uint64_t b)
+static inline uint64_t sr_larger(uint64_t a, uint64_t b)
 {
 	return a > b ? a : b;
 }
 
-static inline uint64_t smaller(uint64_t a, uint64_t b)
+static inline uint64_t sr_smaller(uint64_t a, uint64_t b)
 {
 	return a < b ? a : b;
 }

@@ -212,7 +212,7 @@ size_t sr_range_behind(const struct rule_state *state, uint64_t offset)
 /* The sectors of a range end where those of the next one begin. */
 static uint64_t sectors_upto(const struct rule_state *state, size_t range)
 {
-	return range + 1 < state->range_count ? smaller(state->ranges[range + 1].first_sector, state->bad_sectors)
+	return range + 1 < state->range_count ? sr_smaller(state->ranges[range + 1].first_sector, state->bad_sectors)
 					      : state->bad_sectors;
 }
 
@@ -220,7 +220,7 @@ int sr_has_bad_sector(const struct rule_state *state, uint64_t offset, uint64_t 
 {
 	for (size_t i = sr_range_behind(state, offset); i < state->range_count && state->ranges[i].start < end; i++) {
 		const struct rule_range *range = &state->ranges[i];
-		uint64_t from = larger(offset, range->start) - range->start, to = smaller(end, range->end) - range->start;
+		uint64_t from = sr_larger(offset, range->start) - range->start, to = sr_smaller(end, range->end) - range->start;
 		uint64_t first = range->first_sector + from / SR_FAULT_SECTOR_BYTES;
 		uint64_t last = range->first_sector + (to - 1) / SR_FAULT_SECTOR_BYTES;
 
@@ -236,7 +236,7 @@ static void heal(struct rule_state *state, uint64_t offset, uint64_t end)
 {
 	for (size_t i = sr_range_behind(state, offset); i < state->range_count && state->ranges[i].start < end; i++) {
 		const struct rule_range *range = &state->ranges[i];
-		uint64_t from = larger(offset, range->start) - range->start, to = smaller(end, range->end) - range->start;
+		uint64_t from = sr_larger(offset, range->start) - range->start, to = sr_smaller(end, range->end) - range->start;
 		uint64_t first = range->first_sector + (from + SR_FAULT_SECTOR_BYTES - 1) / SR_FAULT_SECTOR_BYTES;
 		uint64_t upto = range->first_sector + to / SR_FAULT_SECTOR_BYTES;
 
