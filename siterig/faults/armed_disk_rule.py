@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import trio
+
 from siterig.blockfs.contracts.fault_effects import DiskFault, FaultCounter
+from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_faults import DiskFaults, RulesChange
+from siterig.blockfs.host.disk_host import DiskHost
 from siterig.core.fault_contract import FaultCount, FaultPlan
 from siterig.faults.disk_mapping import MappedFault
 from siterig.scenarios.faults.rules import FaultRule
@@ -36,6 +40,17 @@ class OpenDisk:
         return self.title or f"{self.vm}/{self.name}"
 
 
+def disks_of_host(host: DiskHost) -> list[OpenDisk]:
+    """Return the disks of all VMs of a disk host."""
+    return [disk_of_host(host, disk) for disk in host.registry.all_disks()]
+
+
+def disk_of_host(host: DiskHost, disk: Disk) -> OpenDisk:
+    """Return a disk of a disk host."""
+    vm, name = disk.paths.vm, disk.paths.name
+    return OpenDisk(vm, name, disk.faults, host.mountpoint / vm / f"{name}.img")
+
+
 @dataclass(eq=False, slots=True)
 class ArmedDiskRule:
     """A rule, its counts, and its ids on the disks.
@@ -50,6 +65,7 @@ class ArmedDiskRule:
         ids: the disks on which it is in force, with its id there.
         crash_ids: the disks that lost their power by it, with the id of the rule that fails all their operations.
         titles: names of its disks for people.
+        watch_scope: the watch of the file of ``while_file``; cancelled when the rule is removed.
         acted_ns: wall time at which an immediate rule acted; None: not yet.
         ranges: start and length of the bytes of the file that the rule names, on each disk.
     """
@@ -64,12 +80,19 @@ class ArmedDiskRule:
     crash_ids: dict[DiskFaults, int] = field(default_factory=dict)
     titles: dict[DiskFaults, str] = field(default_factory=dict)
     ranges: dict[DiskFaults, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    watch_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     acted_ns: int | None = None
 
     @property
     def name(self) -> str:
         """The label of the rule."""
         return self.plan.name
+
+    @property
+    def while_file(self) -> Path | None:
+        """The file that must exist; None if the rule names none."""
+        name = self.rule.when.while_file
+        return None if name is None else Path(name)
 
     @property
     def is_on(self) -> bool:
@@ -97,6 +120,10 @@ class ArmedDiskRule:
         """Return True if the disk is at the place of the rule."""
         where = self.rule.where
         return fnmatch.fnmatchcase(disk.vm, where.vm or "*") and fnmatch.fnmatchcase(disk.name, where.disk or "*")
+
+    def has_ranges_on(self, disk: DiskFaults) -> bool:
+        """Return True unless the rule names a file that is not on this disk."""
+        return self.rule.where.file is None or disk in self.ranges
 
     def place(self) -> str:
         """Return the names that ``where`` has, as text for people."""

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 
 import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_faults import DiskFaults, DiskInjection, change_rules, change_rules_now, lose_power
+from siterig.blockfs.guests.file_ranges import merged, ranges_of
+from siterig.blockfs.watch.file_existence import existence
 from siterig.core.fault_contract import ArmedFaults, FaultCount, FaultInjector, FaultPlan, FaultReport, InjectedFault
 from siterig.faults.armed_disk_rule import ArmedDiskRule, DiskChanges, OpenDisk
 from siterig.faults.disk_mapping import crash_fault, map_rule, refused
@@ -25,6 +29,8 @@ from siterig.faults.disk_words import changed_ranges, done_words, loss_words, op
 from siterig.faults.injection_log import InjectionLog
 from siterig.scenarios.faults.rules import FaultRule, read_rule
 
+MAPPING_S = 10.0
+"""Time limit for the sync of a guest's file system, and the map of a file in it."""
 _TRIES = 5
 """A change is tried again if a disk is closed at the same moment."""
 
@@ -80,10 +86,15 @@ class DiskInjector(FaultInjector):
             ]
             if self._must_match:
                 self._check_matches(new)
+            for armed in new:
+                await self._map_file(armed)
+                armed.has_file = armed.while_file is None or armed.while_file.exists()
             position = await self._place(new)
             for armed in new:
                 self._armed[armed.name] = armed
                 self._log.forget_over(armed.name)
+                if armed.while_file is not None:
+                    self._running.start_soon(self._follow_file, armed, armed.while_file)
             acted = await self._act(new)
         self._tell_soon(acted)
         return ArmedFaults(position=position, targets={plan.name: self._armed[plan.name].targets() for plan in plans})
@@ -102,6 +113,41 @@ class DiskInjector(FaultInjector):
                 found[plan.name] = plan, rule
         return list(found.values())
 
+    async def _map_file(self, armed: ArmedDiskRule) -> None:
+        """Find the bytes of the file that a rule names, on the disks that it matches."""
+        pattern, problem = armed.rule.where.file, "no disk that the rule matches is open"
+        if pattern is None:
+            return
+        for disk in self._list_disks():
+            if not armed.matches(disk):
+                continue
+            try:
+                with self._clock.fail_after(MAPPING_S):
+                    found = await trio.to_thread.run_sync(ranges_of, disk.path, pattern, abandon_on_cancel=True)
+                armed.ranges[disk.faults] = tuple(found)
+            except RigError as error:
+                problem = error.message
+            except trio.TooSlowError:
+                problem = f"the file system of {disk} was not synced within {MAPPING_S:g} s"
+        if not armed.ranges:
+            raise refused(armed.name, f"where.file: {pattern!r}: {problem}")
+
+    async def _follow_file(self, armed: ArmedDiskRule, path: Path) -> None:
+        """Switch a rule on while its file exists."""
+        with armed.watch_scope:
+            async with aclosing(existence(path, clock=self._clock)) as changes:
+                async for exists in changes:
+                    await self._file_exists(armed, exists)
+
+    async def _file_exists(self, armed: ArmedDiskRule, exists: bool) -> None:
+        async with self._lock:
+            if exists == armed.has_file or self._armed.get(armed.name) is not armed:
+                return
+            armed.has_file = exists
+            await self._switch([armed])
+            acted = await self._act([armed])
+        self._tell_soon(acted)
+
     def _check_matches(self, rules: Sequence[ArmedDiskRule]) -> None:
         disks = list(self._list_disks())
         for armed in rules:
@@ -119,6 +165,7 @@ class DiskInjector(FaultInjector):
             for armed in gone:
                 self._log.note_over(armed.name, armed.count().model_copy(update={"waiting": 0}))
                 del self._armed[armed.name]
+                armed.watch_scope.cancel()
                 for rule in armed.ids.values():
                     self._of_id.pop(rule, None)
             self._keep_unsynced_no_more()
@@ -147,7 +194,8 @@ class DiskInjector(FaultInjector):
     def disk_opened(self, disk: OpenDisk) -> None:
         """Put the rules in force on a disk that was opened just now, before its guest can use it.
 
-        Rules with ``file`` are not: there is no mounted file system over the disk yet.
+        :attr:`siterig.blockfs.host.disk_registry.DiskRegistry.report_opened` calls it in a disk host.
+        Rules with ``file`` are not in force there: no file system over the disk is mounted yet.
         """
         changes = DiskChanges()
         for armed in self._armed.values():
@@ -162,7 +210,7 @@ class DiskInjector(FaultInjector):
             changes = DiskChanges()
             for disk in self._list_disks():
                 for armed in rules:
-                    if disk.faults.core.is_open and armed.matches(disk):
+                    if disk.faults.core.is_open and armed.matches(disk) and armed.has_ranges_on(disk.faults):
                         self._plan_placing(changes, armed, disk)
             return changes
 
@@ -262,6 +310,8 @@ class DiskInjector(FaultInjector):
     def _numbered(self, armed: ArmedDiskRule) -> tuple[tuple[int, int], ...]:
         """Return the ranges in which the writes are that ``survive`` numbers."""
         where = armed.rule.where
+        if armed.ranges:
+            return tuple(merged([each for ranges in armed.ranges.values() for each in ranges]))
         if where.start is None and where.length is None:
             return ()
         start = where.start or 0
@@ -276,9 +326,15 @@ class DiskInjector(FaultInjector):
     # --- injections -----------------------------------------------------------------------------------------------
 
     def _follow(self, disk: DiskFaults) -> None:
-        if disk not in self._read and self._nursery is not None:
+        if disk not in self._read:
             self._read[disk] = disk.opening, 0
-            self._nursery.start_soon(self._record, disk)
+            self._running.start_soon(self._record, disk)
+
+    @property
+    def _running(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise AssertionError("the method run must run while rules are armed")
+        return self._nursery
 
     async def _record(self, disk: DiskFaults) -> None:
         """Record the injections of a disk until it is closed."""
@@ -349,8 +405,8 @@ class DiskInjector(FaultInjector):
 
     def _tell_soon(self, injected: Sequence[InjectedFault]) -> None:
         """Report faults for which no operation is held; the caller may be the one that gets the report."""
-        if injected and self._nursery is not None:
-            self._nursery.start_soon(self._tell, injected)
+        if injected:
+            self._running.start_soon(self._tell, injected)
 
     async def _tell(self, injected: Sequence[InjectedFault]) -> None:
         if injected:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -56,6 +56,13 @@ async def injecting(guests: list[GuestDisk], *, must_match: bool = False) -> Asy
         yield injector
         await injector.disarm_faults(names=list(injector.counts()))
         nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    with trio.fail_after(10):
+        while not condition():
+            await trio.lowlevel.checkpoint()
 
 
 async def reported(injector: DiskInjector, count: int) -> FaultReport:
@@ -139,9 +146,7 @@ async def test_a_pause_begins_at_one_position_and_ends_with_the_rule(guests: lis
         writers = [threading.Thread(target=lambda guest=guest: done.append(guest.write(0, b"x" * 512))) for guest in guests]
         for writer in writers:
             writer.start()
-        with trio.fail_after(10):
-            while injector.counts()["x"].waiting < 2:
-                await trio.lowlevel.checkpoint()
+        await until(lambda: injector.counts()["x"].waiting == 2)
         assert not done
         report = await reported(injector, 1)
         assert [each.done for each in report.injections] == ["paused web01/data, web01/os"]
@@ -224,3 +229,25 @@ async def test_a_disk_that_is_closed_ends_its_records_and_the_rule_stays(guests:
         assert (await reported(injector, 1)).counts["x"].fired == 1
         await injector.set_fault_window(name="x", is_open=False)
         assert guests[0].read(0, 1) == b"\0"
+
+
+async def test_a_rule_acts_only_while_its_file_exists(guests: list[GuestDisk], tmp_path: Path) -> None:
+    file = tmp_path / "armed"
+    async with injecting(guests) as injector:
+        await injector.arm_faults(plans=[plan(f"disk web01/os read error=EIO while_file={file} name=x")])
+        assert guests[0].read(0, 1) == b"\0"
+        file.touch()
+        await until(lambda: guests[0].read(0, 1) == -errno.EIO)
+        file.unlink()
+        await until(lambda: guests[0].read(0, 1) == b"\0")
+        counted = injector.counts()["x"]
+        assert counted.matched == counted.fired >= 1, "what comes while the file is away is not counted"
+        await injector.disarm_faults(names=["x"])
+        file.touch()
+
+
+async def test_a_file_is_mapped_only_in_a_mounted_file_system(guests: list[GuestDisk]) -> None:
+    async with injecting(guests) as injector:
+        with pytest.raises(RigError, match=r"fault 'x': where\.file: '/a/\*': no file system of .* is mounted here: attach"):
+            await injector.arm_faults(plans=[plan("disk web01/os read error=EIO file=/a/* name=x")])
+        assert not injector.counts()
