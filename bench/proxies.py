@@ -34,8 +34,8 @@ from rich.table import Table
 from siterig.azure_emu.storage.azurite import StorageAccount, run_azurite
 from siterig.net.blob_faults import BlobFaultList
 from siterig.net.blob_proxy import BlobService, serve_blob_proxy
+from siterig.net.link_faults import LinkControl
 from siterig.net.proxy import serve_link_proxy
-from siterig.net.shaping import LinkControl
 
 MESSAGE_BYTES = 1 << 20
 RATIO_MIN = 0.8

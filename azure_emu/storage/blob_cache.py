@@ -31,6 +31,7 @@ from azure.core.exceptions import (
 )
 from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 
+from siterig.azure_emu.storage.link_transport import LinkTransport
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.codec import BLOB_BYTES_MAX
@@ -68,13 +69,21 @@ class BlobCacheAccount(CacheAccount):
     succeed.
     """
 
-    def __init__(self, connection_string: str, *, folder: Path | None = None, in_flight_max: int = IN_FLIGHT_MAX) -> None:
+    def __init__(
+        self,
+        connection_string: str,
+        *,
+        folder: Path | None = None,
+        link: Path | None = None,
+        in_flight_max: int = IN_FLIGHT_MAX,
+    ) -> None:
         """Parse the connection string; the first call contacts the account.
 
         Args:
             connection_string: holds the key, so it must not be logged.
             folder: the folder in which an emulator on this host keeps its blobs.  An emulator whose disk is full returns the
                 same error as a broken one; the free space of this folder tells the two apart (``DiskFull``).
+            link: the socket of the proxy between this process and the account; requests use it while it exists.
             in_flight_max: limit of concurrent calls.
         Raises:
             RigError: ``BadConnectionString``.
@@ -84,16 +93,21 @@ class BlobCacheAccount(CacheAccount):
         self._suspects = trio.CapacityLimiter(1)
         self._unreadable: set[PartName] = set()
         fields = _fields(connection_string)
+        options: dict[str, Any] = {
+            "connection_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "use_env_settings": not _is_loopback(fields.get("BlobEndpoint", "")),
+        }
+        if link is not None:
+            options = {"transport": LinkTransport(link, **options)}
         try:
             if not (fields.get("AccountKey") or fields.get("SharedAccessSignature")):  # the SDK would continue anonymously
                 raise ValueError  # noqa: TRY301  (the handler raises the same error for what the SDK finds)
             self._service = BlobServiceClient.from_connection_string(
                 connection_string,
                 retry_total=0,
-                connection_timeout=CONNECT_TIMEOUT_S,
-                read_timeout=READ_TIMEOUT_S,
                 max_single_put_size=SINGLE_PUT_BYTES_MAX,
-                use_env_settings=not _is_loopback(fields.get("BlobEndpoint", "")),
+                **options,
             )
         except ValueError:  # its text may quote the string, which holds the key
             raise RigError(

@@ -218,7 +218,7 @@ EFFECTS: Mapping[str, FaultKind] = {
         operations={
             "log": ("open", "rotate"),
             "store": ("open", "checkpoint"),
-            "blob": (*_BODY_SENT, "PutBlockList", "SetBlobMetadata", "DeleteBlob"),
+            "blob": ("PutBlob", "PutBlock", "PutPage", "PutBlockList", "SetBlobMetadata", "DeleteBlob"),
         },
         immediate=("log", "store"),
         destroys=True,

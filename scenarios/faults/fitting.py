@@ -25,6 +25,8 @@ from siterig.scenarios.faults.catalog import (
 from siterig.scenarios.faults.schema import FaultEffect, FaultExpectation, FaultMoment, FaultPlace
 
 Problem = tuple[KeyPath, str]
+_ONLY_ON = {"refuse": "connect", "slow-close": "close"}
+"""Faults of a connection that one operation of a link alone can meet."""
 _COUNTING = ("occurrence", "every", "probability", "times")
 
 
@@ -73,8 +75,8 @@ def operations_of(where: FaultPlace, what: FaultEffect) -> tuple[str, ...]:
     """Return the operations that can meet a rule's fault; without ``op`` all that its layer has, or ``("-",)``."""
     if where.op is not None:
         return where.op
-    if where.layer == "link" and what.connection == "refuse":
-        return ("connect",)
+    if where.layer == "link" and what.connection in _ONLY_ON:
+        return (_ONLY_ON[what.connection],)
     effects = main_effects(what.keys())
     if all(where.layer in EFFECTS[key].immediate for key in effects):
         return (IMMEDIATE,)
@@ -148,8 +150,11 @@ def _value_problems(where: FaultPlace, what: FaultEffect) -> Iterator[Problem]:
             yield ("what", "error"), f"an HTTP status is for the layer blob; on {where.layer} write an errno like EIO"
         if not is_http and where.layer == "blob":
             yield ("what", "error"), f"{what.error!r} is an errno; on blob write a status like 503"
-    if what.connection == "refuse" and where.op not in (None, ("connect",)) and where.layer == "link":
-        yield ("where", "op"), "a connection is refused when it is opened; allowed: connect"
+    only_on = None if what.connection is None or where.layer != "link" else _ONLY_ON.get(what.connection)
+    if only_on is not None and where.op not in (None, (only_on,)):
+        yield ("where", "op"), f"connection = {what.connection} is a fault of {only_on}; allowed: {only_on}"
+    if what.connection == "slow-close" and what.close_after is None:
+        yield ("what", "close_after"), "is missing: connection = slow-close needs the time"
     if what.close_after is not None and what.connection not in ("reset", "black-hole", "slow-close"):
         yield ("what", "close_after"), "is for connection = reset, black-hole or slow-close"
     if where.layer == "machine" and what.tear is not None and what.power is None:

@@ -83,7 +83,7 @@ def list_vms(folder: Path, *, as_json: bool) -> None:
     from siterig.rpc.light_client import Call, answer
 
     with exit_status.reporting():
-        vms = answer(Call(running(folder).socket("vault"), "VaultApi/list_vms"), VMS_ANSWER_S)
+        vms = answer(Call(running(folder).way("cli", "vault"), "VaultApi/list_vms"), VMS_ANSWER_S)
     if vms is None:
         vms = exit_status.run(partial(_vms, folder))
     if as_json:

@@ -49,8 +49,8 @@ def light_state(layout: Layout) -> RigState | None:
     """The state, without the libraries of the complete client; None if it is not answered at once."""
     from siterig.rpc.light_client import Call, answers
 
-    calls = [Call(layout.socket("vault"), f"VaultApi/{method}") for method in VAULT_LISTS]
-    found = answers([*calls, Call(layout.socket("supervisor"), "SupervisorControl/status")], LIGHT_ANSWER_S)
+    calls = [Call(layout.way("cli", "vault"), f"VaultApi/{method}") for method in VAULT_LISTS]
+    found = answers([*calls, Call(layout.way("cli", "supervisor"), "SupervisorControl/status")], LIGHT_ANSWER_S)
     if found is None:
         return None
     vms, items, managed, rig = found

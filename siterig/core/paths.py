@@ -68,6 +68,18 @@ class Layout:
         """Unix socket on which a role, or the supervisor, answers calls."""
         return self.root / "run" / f"{role}.sock"
 
+    def link(self, client: str, server: str) -> Path:
+        """Unix socket of the proxy of a link; it exists only while a fault rule is armed there.
+
+        One that a killed director left refuses connections, and clients use the server's own socket then.
+        """
+        return self.root / "links" / f"{client}-{server}.sock"
+
+    def way(self, client: str, server: str) -> Path:
+        """Return the socket by which a client reaches a role now: that of the link's proxy, if there is one."""
+        link = self.link(client, server)
+        return link if os.path.lexists(link) else self.socket(server)
+
     def log(self, role: str) -> Path:
         """The log of a role; every start of the role appends to it."""
         return self.root / "log" / f"{role}.log"
@@ -139,7 +151,7 @@ def _check_owner(layout: Layout) -> None:
     check_own(layout.root, _WHAT)
     if not layout.root.is_dir():
         return
-    for folder in (layout.root, layout.socket("").parent, layout.keys):
+    for folder in (layout.root, layout.socket("").parent, layout.link("", "").parent, layout.keys):
         for path in folder.iterdir() if folder.is_dir() else ():
             check_own(path, _WHAT)
 
@@ -215,6 +227,7 @@ def _create(layout: Layout) -> None:
         _write_state(layout)
     for folder in (
         layout.socket("").parent,
+        layout.link("", "").parent,
         layout.log("").parent,
         layout.keys,
         layout.azurite,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import random
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Protocol
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.net.blob_requests import ACKNOWLEDGED, OPERATIONS, BlobRequest
+from siterig.net.pacing import Pacer
 
 STORAGE_ERRORS = {
     "AccountIsDisabled": (403, "The specified account is disabled."),
@@ -51,17 +52,22 @@ class BlobAction:
     Attributes:
         delay_s: time between the arrival of the headers and anything else.
         rule: name of the rule, for reports.
+        before: work that must be done before the request is.
+        context: anything that the rules need when they get the injection.
     """
 
     delay_s: float = 0.0
     rule: str = ""
+    before: Callable[[], Awaitable[None]] | None = field(default=None, compare=False, repr=False)
+    context: object = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefuseRequest(BlobAction):
-    """Answer with an error of the service; the service never sees the request.
+    """Answer with an error of the service.
 
     Attributes:
+        is_carried_out: the service gets the request and carries it out; otherwise it never sees it.
         status: the HTTP status.
         code: the error code, for body and header.
         message: text for people.
@@ -72,6 +78,7 @@ class RefuseRequest(BlobAction):
     code: str
     message: str = ""
     retry_after_s: int | None = None
+    is_carried_out: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +100,21 @@ class WithholdAnswer(BlobAction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HoldTransfer(BlobAction):
+    """Let nothing pass for a time: a black hole.
+
+    Attributes:
+        released: returns when the request may pass.
+        is_carried_out: the service gets the request and carries it out; its answer is held.
+        close_after_s: time after which the connection is reset; None for never.
+    """
+
+    released: Callable[[], Awaitable[None]]
+    is_carried_out: bool = False
+    close_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BodyDamage:
     """Damage of one body.
 
@@ -103,6 +125,8 @@ class BodyDamage:
         bits_flipped: number of bits that are flipped.
         offset: the byte of the first of them; None for random bits of the whole body.
         seed: chooses the random bits: the same seed and length give the same bits.
+        choose: chooses the bits in place of the seed, for the length of a body in bytes.
+        rule: name of the rule, if it is not that of the action.
     """
 
     bytes_kept: int | None = None
@@ -110,10 +134,14 @@ class BodyDamage:
     bits_flipped: int = 0
     offset: int | None = None
     seed: int = 0
+    choose: Callable[[int], list[int]] | None = None
+    rule: str = ""
 
     def flips(self, body_bytes: int) -> dict[int, int]:
         """Return the masks to be XORed, by offset, for a body of that length."""
-        if self.offset is not None:
+        if self.choose is not None:
+            bits = self.choose(body_bytes)
+        elif self.offset is not None:
             chosen = range(8 * self.offset, min(8 * self.offset + self.bits_flipped, 8 * body_bytes))
             bits = list(chosen)
         else:
@@ -129,12 +157,16 @@ class DistortTransfer(BlobAction):
     """Let the request and its answer pass, slowly or damaged.
 
     Attributes:
-        rate_bytes_s: limit for both bodies, in bytes a second; None for no limit.
+        rate_bytes_s: limit for each of both bodies, in bytes a second; None for no limit.
+        pacer: limits both bodies together with those of other requests.
+        pacer_rule: name of the rule of the pacer, if it is not that of the action.
         request: damage of the request's body.
         answer: damage of the answer's body.
     """
 
     rate_bytes_s: float | None = None
+    pacer: Pacer | None = None
+    pacer_rule: str = ""
     request: BodyDamage | None = None
     answer: BodyDamage | None = None
 
@@ -163,11 +195,15 @@ def container_deleted(*, rule: str = "") -> RefuseRequest:
 
 @dataclass(frozen=True, slots=True)
 class BlobInjection:
-    """An action that the proxy has carried out, with what it did in words (offsets and lengths included)."""
+    """An action that the proxy has carried out, with what it did in words (offsets and lengths included).
+
+    ``rule`` is the rule of this effect.
+    """
 
     request: BlobRequest
     action: BlobAction
     effect: str
+    rule: str = ""
 
 
 class BlobFaults(Protocol):

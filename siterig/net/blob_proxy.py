@@ -37,7 +37,9 @@ from siterig.net.blob_faults import (
     BlobAction,
     BlobFaults,
     BlobInjection,
+    BodyDamage,
     DistortTransfer,
+    HoldTransfer,
     LoseRequest,
     RefuseRequest,
     WithholdAnswer,
@@ -139,17 +141,30 @@ async def serve_blob_proxy(
         if error.errno != errno.EADDRINUSE:
             raise
         raise RigError(Code.PortTaken, f"port {port} on {HOST} is taken by another program (ss -ltnp shows it)") from error
-    numbers = count(1)
-    limiter = trio.CapacityLimiter(THREADS_MAX)
-
-    async def serve(stream: trio.SocketStream) -> None:
-        await _BlobConnection(
-            stream, service, faults, clock=clock, limiter=limiter, next_number=partial(next, numbers)
-        ).serve()
-
     async with trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, serve, listeners)
+        await nursery.start(trio.serve_listeners, BlobProxy(service, faults, clock=clock).serve, listeners)
         task_status.started(listeners[0].socket.getsockname()[1])
+
+
+class BlobProxy:
+    """The proxy, without a listener: it serves the connections that it is given."""
+
+    def __init__(self, service: BlobService, faults: BlobFaults, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        """Begin; requests of all connections are numbered together."""
+        self._service, self._faults, self._clock = service, faults, clock
+        self._numbers = count(1)
+        self._limiter = trio.CapacityLimiter(THREADS_MAX)
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Serve the connection of one client, over TCP or a Unix socket, to its end."""
+        await _BlobConnection(
+            stream,
+            self._service,
+            self._faults,
+            clock=self._clock,
+            limiter=self._limiter,
+            next_number=partial(next, self._numbers),
+        ).serve()
 
 
 class _BlobConnection:
@@ -165,7 +180,8 @@ class _BlobConnection:
         limiter: trio.CapacityLimiter,
         next_number: Callable[[], int],
     ) -> None:
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if stream.socket.family != socket.AF_UNIX:
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._client = HttpPeer(stream, h11.SERVER)
         self._service = service
         self._upstream: HttpPeer | None = None
@@ -195,37 +211,47 @@ class _BlobConnection:
         request = parse_request(self._next_number(), method, target, headers, self._service.account_path)
         action = self._faults.decide(request)
         if action is not None and action.delay_s > 0:
-            self._note(request, action, f"delayed by {action.delay_s:g} s")
+            self._note(request, action, f"delayed by {action.delay_s:.3g} s")
             await self._clock.sleep(action.delay_s)
+        if action is not None and action.before is not None:
+            await action.before()
         match action:
             case RefuseRequest():
-                await self._refuse(request, action, headers)
+                await self._refuse(message, request, action, headers)
             case LoseRequest():
                 await self._lose(request, action, headers)
             case WithholdAnswer():
                 await self._withhold(message, request, action)
+            case HoldTransfer():
+                await self._hold_and_forward(message, request, action)
             case DistortTransfer():
                 await self._forward(message, request, action)
             case _:
                 await self._forward(message, request, DistortTransfer())
         return self._client.next_cycle()
 
-    def _note(self, request: BlobRequest, action: BlobAction, effect: str) -> None:
+    def _note(self, request: BlobRequest, action: BlobAction, effect: str, *, rule: str = "") -> None:
         log.info(
             "blob_fault",
-            rule=action.rule,
+            rule=rule or action.rule,
             request=request.number,
             operation=request.operation,
             path=request.path,
             effect=effect,
         )
-        self._faults.injected(BlobInjection(request, action, effect))
+        self._faults.injected(BlobInjection(request, action, effect, rule or action.rule))
 
     # --- answers of the proxy itself --------------------------------------------------------------------------------
 
-    async def _refuse(self, request: BlobRequest, action: RefuseRequest, headers: dict[str, str]) -> None:
-        await self._discard_request()
-        effect = f"answered {action.status} {action.code}, nothing was forwarded"
+    async def _refuse(
+        self, message: h11.Request, request: BlobRequest, action: RefuseRequest, headers: dict[str, str]
+    ) -> None:
+        if action.is_carried_out:
+            status = await self._carry_out(message, request)
+            effect = f"answered {action.status} {action.code} in place of {status}"
+        else:
+            await self._discard_request()
+            effect = f"answered {action.status} {action.code}, nothing was forwarded"
         more: Headers = [(b"x-ms-error-code", action.code.encode())]
         if action.retry_after_s is not None:
             more.append((b"Retry-After", str(action.retry_after_s).encode()))
@@ -291,13 +317,7 @@ class _BlobConnection:
 
     async def _withhold(self, message: h11.Request, request: BlobRequest, action: WithholdAnswer) -> None:
         if action.is_carried_out:
-            upstream = await self._send_head(message)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._upload, upstream, request.body_bytes, _Transfer())
-                response = await self._receive_head(upstream)
-                while await upstream.receive_data() is not None:
-                    pass
-            effect = f"the service answered {response.status_code}, which the client does not get"
+            effect = f"the service answered {await self._carry_out(message, request)}, which the client does not get"
         else:
             if not action.is_reset:
                 await self._discard_request()
@@ -309,22 +329,66 @@ class _BlobConnection:
             await self._client.wait_closed()
         raise _ConnectionOverError
 
-    async def _forward(self, message: h11.Request, request: BlobRequest, action: DistortTransfer) -> None:
-        note = partial(self._note, request, action)
+    async def _carry_out(self, message: h11.Request, request: BlobRequest) -> int:
+        """Let the service carry out a request, drop its answer, and return the status of the answer."""
+        upstream = await self._send_head(message)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._upload, upstream, request.body_bytes, _Transfer())
+            response = await self._receive_head(upstream)
+            while await upstream.receive_data() is not None:
+                pass
+        if not upstream.next_cycle():
+            self._close_upstream()
+        return response.status_code
+
+    async def _hold_and_forward(self, message: h11.Request, request: BlobRequest, action: HoldTransfer) -> None:
+        if action.is_carried_out:
+            await self._forward(message, request, DistortTransfer(), hold=action)
+        else:
+            await self._hold(request, action)
+            await self._forward(message, request, DistortTransfer())
+
+    async def _hold(self, request: BlobRequest, action: HoldTransfer) -> None:
+        """Wait until the request, or its answer, may pass; reset the connection if that takes too long."""
+        self._note(request, action, "its answer is held" if action.is_carried_out else "the request is held")
+        limit = self._clock.move_on_after(action.close_after_s) if action.close_after_s is not None else trio.CancelScope()
+        with limit as scope:
+            await action.released()
+        if scope.cancelled_caught:
+            self._note(request, action, "the connection is reset")
+            self._client.reset()
+            raise _ConnectionOverError
+
+    async def _forward(
+        self, message: h11.Request, request: BlobRequest, action: DistortTransfer, *, hold: HoldTransfer | None = None
+    ) -> None:
         if action.rate_bytes_s is not None:
-            note(f"both bodies have at most {action.rate_bytes_s:g} bytes a second")
-        damage: BodyFilter | None = None
-        if action.request is not None:
-            damage = BodyFilter(action.request, request.body_bytes, "the body of the request", note)
+            self._note(request, action, f"both bodies have at most {action.rate_bytes_s:g} bytes a second")
+        if action.pacer is not None:
+            self._note(
+                request, action, f"bodies have at most {action.pacer.bytes_s:g} bytes a second", rule=action.pacer_rule
+            )
+        damage = self._filter(request, action, action.request, request.body_bytes, "the body of the request")
         upstream = await self._send_head(message)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._upload, upstream, request.body_bytes, _Transfer(damage, self._pacer(action)))
             response = await self._receive_head(upstream)
+            if hold is not None:
+                await self._hold(request, hold)
             await self._download(upstream, response, request, action)
         if not upstream.next_cycle():
             self._close_upstream()
 
+    def _filter(
+        self, request: BlobRequest, action: BlobAction, damage: BodyDamage | None, body_bytes: int | None, name: str
+    ) -> BodyFilter | None:
+        if damage is None:
+            return None
+        return BodyFilter(damage, body_bytes, name, partial(self._note, request, action, rule=damage.rule))
+
     def _pacer(self, action: DistortTransfer) -> Pacer | None:
+        if action.pacer is not None:
+            return action.pacer
         return None if action.rate_bytes_s is None else Pacer(action.rate_bytes_s, self._clock)
 
     async def _send_head(self, message: h11.Request) -> HttpPeer:
@@ -386,11 +450,10 @@ class _BlobConnection:
         self, upstream: HttpPeer, response: h11.Response, request: BlobRequest, action: DistortTransfer
     ) -> None:
         headers = response.headers.raw_items()
-        damage: BodyFilter | None = None
         is_hidden = False
         length = _answer_bytes(request, response)
-        if action.answer is not None:
-            damage = BodyFilter(action.answer, length, "the body of the answer", partial(self._note, request, action))
+        damage = self._filter(request, action, action.answer, length, "the body of the answer")
+        if action.answer is not None and damage is not None:
             is_hidden = action.answer.is_hidden
             if is_hidden and length is not None and damage.bytes_kept is not None:
                 kept = str(damage.bytes_kept).encode()

@@ -15,13 +15,13 @@ class Pacer:
 
     def __init__(self, bytes_s: float, clock: Clock) -> None:
         """Begin with the first piece that is sent; ``bytes_s`` is more than 0."""
-        self._bytes_s = bytes_s
+        self.bytes_s = bytes_s
         self._clock = clock
         self._free_at_s: float | None = None
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         """Yield the data in pieces that are small enough for an even rate."""
-        size = max(1, int(self._bytes_s / PIECES_PER_S))
+        size = max(1, int(self.bytes_s / PIECES_PER_S))
         for begin in range(0, len(data), size):
             yield data[begin : begin + size]
 
@@ -29,5 +29,5 @@ class Pacer:
         """Wait for the time that these bytes need; time in which nothing was sent is not made up for."""
         now = self._clock.trio_time_s()
         begin = now if self._free_at_s is None else max(now, self._free_at_s)
-        self._free_at_s = begin + byte_count / self._bytes_s
+        self._free_at_s = begin + byte_count / self.bytes_s
         await self._clock.sleep(self._free_at_s - now)

@@ -29,11 +29,13 @@ async def run(
     task_status: trio.TaskStatus[None],
 ) -> None:
     """Serve until cancelled."""
-    cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys), folder=layout.azurite)
+    cache = BlobCacheAccount(
+        connection_string(layout.azurite, layout.keys), folder=layout.azurite, link=layout.link("agent", "azurite")
+    )
     agent = HyperVAgent(
-        host=directory.site(layout),
+        host=directory.site(layout, "agent"),
         cache=cache,
-        vault=directory.vault_link(layout),
+        vault=directory.vault_link(layout, "agent"),
         folder=layout.agent,
         retry_delays_s=retry_delays_s,
         waits=health.waits,

@@ -16,8 +16,10 @@ from siterig.rpc import directory, server
 
 async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
-    cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys), folder=layout.azurite)
-    applier = Applier(layout.managed_disks, cache, directory.applier_reports(layout), health.waits)
+    cache = BlobCacheAccount(
+        connection_string(layout.azurite, layout.keys), folder=layout.azurite, link=layout.link("applier", "azurite")
+    )
+    applier = Applier(layout.managed_disks, cache, directory.applier_reports(layout, "applier"), health.waits)
     service = RecoveryService(applier, cache)
     try:
         async with trio.open_nursery() as nursery:

@@ -34,8 +34,8 @@ async def run(
         report_changed=changed.note,
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(views.watch, directory.damage_reports(layout))
-        nursery.start_soon(changed.report, directory.damage_reports(layout))
+        nursery.start_soon(views.watch, directory.damage_reports(layout, "azure"))
+        nursery.start_soon(changed.report, directory.damage_reports(layout, "azure"))
         await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, fuse_options=fuse_options)
         nursery.cancel_scope.cancel()
 

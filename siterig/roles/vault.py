@@ -18,9 +18,9 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
     """Serve until cancelled."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
-        provider=directory.provider(layout),
-        recovery=directory.recovery_side(layout),
-        azure_host=directory.azure(layout),
+        provider=directory.provider(layout, "vault"),
+        recovery=directory.recovery_side(layout, "vault"),
+        azure_host=directory.azure(layout, "vault"),
         shut_down=loop_devices.shutdown,
         check_shut_down=loop_devices.check_shutdown,
         waits=health.waits,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from pathlib import Path
@@ -83,7 +84,7 @@ def _not_utf8(value: object) -> str | None:
 class _Proxy:
     """Turns each attribute access into a remote method (:func:`proxy`)."""
 
-    def __init__(self, protocol: type, socket: Path, service: str, *, guided: bool, clock: Clock) -> None:
+    def __init__(self, protocol: type, socket: Path, service: str, *, link: Path | None, guided: bool, clock: Clock) -> None:
         self._guided = guided
         self._protocol = protocol
         self._clock = clock
@@ -91,11 +92,9 @@ class _Proxy:
         self._methods: dict[str, Method] = {}
         self._socket = socket
         self._service = service
-        # A fresh connection for each call: connecting to a Unix socket costs microseconds, and one that is kept
-        # could be closed by the server in the moment it is used again.
-        limits = httpx.Limits(max_keepalive_connections=0, max_connections=None)
-        transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False, limits=limits)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://rig", timeout=None, trust_env=False)  # noqa: S113
+        self._link = link
+        self._client = _client(socket)
+        self._linked_client: httpx.AsyncClient | None = None
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         if name not in self._names:
@@ -128,7 +127,17 @@ class _Proxy:
             await guide.wait_until_back(failure.role, failure, again=harmless or not (failure.uncertain or answered))
 
     async def _answer_to(self, path: str, body: bytes) -> httpx.Response:
-        async with self._client.stream("POST", path, content=body) as answer:
+        if self._link is not None and os.path.lexists(self._link):  # a fault rule is armed on the link
+            if self._linked_client is None:
+                self._linked_client = _client(self._link)
+            try:
+                return await self._exchange(self._linked_client, path, body)
+            except httpx.ConnectError:  # the last rule was just removed, or the director of the faults was killed
+                pass
+        return await self._exchange(self._client, path, body)
+
+    async def _exchange(self, client: httpx.AsyncClient, path: str, body: bytes) -> httpx.Response:
+        async with client.stream("POST", path, content=body) as answer:
             size_bytes = int(answer.headers.get("content-length", 0))  # every answer of the server has it
             if size_bytes > ANSWER_BYTES_MAX:
                 raise RigError(
@@ -156,9 +165,9 @@ class _Proxy:
             raise answer
         uncertain = not isinstance(answer, httpx.ConnectError)
         if answer is None:
-            message = f"the {self._role} did not answer within {limit_s:g} s"
+            message = f"the {self._role} did not answer within {limit_s:g} s{self._by_link}"
         else:
-            message = f"the {self._role} does not answer at {self._socket}: {answer or type(answer).__name__}"
+            message = f"the {self._role} does not answer at {self._socket}{self._by_link}: {answer or type(answer).__name__}"
         failure = RigError(Code.RoleUnavailable, message, recoverable=True, role=self._role, uncertain=uncertain)
         failure.__cause__ = answer
         return failure
@@ -167,15 +176,32 @@ class _Proxy:
     def _role(self) -> str:
         return self._socket.stem
 
+    @property
+    def _by_link(self) -> str:
+        """The link, for messages, if it may be the link that does not carry the answer."""
+        return f" over the link {self._link.stem}" if self._link is not None and os.path.lexists(self._link) else ""
+
     async def _report_wait(self, guide: Guide) -> None:
         await self._clock.sleep(WAIT_REPORTED_S)
         await guide.report_wait(self._role)
+
+
+def _client(socket: Path) -> httpx.AsyncClient:
+    """Return a client for a socket.
+
+    It makes a fresh connection for each call: connecting to a Unix socket costs microseconds, and one that is kept could be
+    closed by the server in the moment it is used again.
+    """
+    limits = httpx.Limits(max_keepalive_connections=0, max_connections=None)
+    transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False, limits=limits)
+    return httpx.AsyncClient(transport=transport, base_url="http://rig", timeout=None, trust_env=False)  # noqa: S113
 
 
 def proxy(
     protocol: type[T],
     socket: Path,
     *,
+    link: Path | None = None,
     service: str | None = None,
     guided: bool = True,
     clock: Clock = SYSTEM_CLOCK,
@@ -189,6 +215,7 @@ def proxy(
     Args:
         protocol: the contract.
         socket: the socket of the role; its file name without ``.sock`` is the role's name.
+        link: the socket of the proxy between this client and the role; it is used while it exists and accepts connections.
         service: the name of the service there; the default is the name of the Protocol.
         guided: False to ignore the ``GUIDE``.
         clock: the clock of deadlines and waits.
@@ -196,4 +223,4 @@ def proxy(
         RigError: by each call, ``RoleUnavailable`` (recoverable, with the role) if no process listens, the connection is
             lost or the deadline has passed.  It is ``uncertain`` unless it is certain that the call was not done.
     """
-    return cast(T, _Proxy(protocol, socket, service or protocol.__name__, guided=guided, clock=clock))
+    return cast(T, _Proxy(protocol, socket, service or protocol.__name__, link=link, guided=guided, clock=clock))

@@ -19,6 +19,21 @@ from siterig.rpc.client import proxy
 
 T = TypeVar("T")
 
+CLI = "cli"
+"""The client that is no role: commands, and tests."""
+AZURITE = "azurite"
+CLIENTS = {
+    "agent": ("site", "vault", AZURITE),
+    "applier": ("vault", AZURITE),
+    "azure": ("vault",),
+    "vault": ("agent", "applier", "azure"),
+    "supervisor": ("vault",),
+    CLI: ("vault", "site", "azure", "applier", "supervisor"),
+}
+"""The links of a rig: each client with its servers.  The link CLIENT-azurite is TCP, the others are Unix sockets."""
+LINKS = tuple(f"{client}-{server}" for client, servers in CLIENTS.items() for server in servers)
+"""The names of the links."""
+
 
 class Service(Generic[T]):
     """A Protocol that a role serves; call it with the rig's layout to get a proxy."""
@@ -27,9 +42,9 @@ class Service(Generic[T]):
         self.protocol = protocol
         self.role = role
 
-    def __call__(self, layout: Layout) -> T:
-        """Return an object that implements the Protocol by calls to the role."""
-        return proxy(self.protocol, layout.socket(self.role))
+    def __call__(self, layout: Layout, client: str = CLI) -> T:
+        """Return an object that implements the Protocol by calls to the role, over the link of this client to it."""
+        return proxy(self.protocol, layout.socket(self.role), link=layout.link(client, self.role))
 
 
 vault = Service(VaultApi, "vault")

@@ -75,7 +75,7 @@ async def _end_on_signal(cancel: Callable[[], None], *, task_status: trio.TaskSt
 
 async def _supervise(layout: Layout, report: Callable[[dict[str, object]], None], options: list[str]) -> None:
     specs = role_specs(layout, options)
-    vault = directory.role_reports(layout)
+    vault = directory.role_reports(layout, "supervisor")
     forker = Forker(layout, options, [quick_start.parse(spec.command)[0] for spec in specs])
     supervisor = Supervisor(
         layout,

@@ -252,7 +252,7 @@ def message(rule: dict[str, Any] | str) -> str:
         ("machine vm=web01 resize=1GiB", "where.disk: is missing: a fault that grows a disk names VM and disk"),
         ("machine vm=a disk=b resize=513", "what.resize: 513 bytes are not allowed: write a multiple of 512"),
         ("machine hots=site power=loss", "hots: unknown key (did you mean host?)"),
-        ("link close connection=refuse", "where.op: a connection is refused when it is opened; allowed: connect"),
+        ("link close connection=refuse", "where.op: connection = refuse is a fault of connect; allowed: connect"),
         (
             "link connection=half-open close_after=1s",
             "what.close_after: is for connection = reset, black-hole or slow-close",
