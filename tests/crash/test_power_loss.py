@@ -10,7 +10,6 @@ import logging
 import os
 import random
 import shutil
-import tempfile
 import time
 import uuid
 from collections import Counter
@@ -28,6 +27,7 @@ from tests.crash.crash_workload import DISK_BYTES, Known, Life, World
 from tests.crash.judging import Crash, judge, judge_damaged
 from tests.crash.recording import Event, NamesSynced, Noted, Recorder, Synced
 from tests.crash.states import DISK, LOG, MAPS, Crashing, State
+from tests.support.memory import folder_in_memory
 
 STATES = int(os.environ.get("SITERIG_STATES", "1500"))
 SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
@@ -45,10 +45,8 @@ OTHER_BOOT = str(uuid.UUID(int=1 << 100))
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """Return a folder in memory if there is one: the test itself decides which data is durable."""
-    memory = Path("/dev/shm")  # noqa: S108
-    made = Path(tempfile.mkdtemp(prefix="siterig-states-", dir=memory if os.access(memory, os.W_OK) else None))
-    yield made
-    shutil.rmtree(made)
+    with folder_in_memory("siterig-states") as made:
+        yield made
 
 
 class History:

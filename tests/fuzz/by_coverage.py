@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 atheris: Any = importlib.import_module("atheris")
-with atheris.instrument_imports(include=["azure_emu", "blockfs", "zstandard"]):
+with atheris.instrument_imports(include=["siterig.azure_emu", "siterig.blockfs", "zstandard"]):
     from siterig.blockfs.core.boot import current_boot_id
     from tests.fuzz import (
         damage,
@@ -30,7 +31,7 @@ with atheris.instrument_imports(include=["azure_emu", "blockfs", "zstandard"]):
     )
     from tests.fuzz import strict_log as log
     from tests.fuzz.damage import Choices
-    from tests.fuzz.run import scratch
+    from tests.support.memory import folder_in_memory
 
 BOOT_ID = current_boot_id()
 Target = Callable[[bytes, Path], str]
@@ -60,19 +61,20 @@ TARGETS: dict[str, Target] = {
 def main() -> None:
     target = TARGETS[sys.argv.pop(1)]
     outcomes: Counter[str] = Counter()
+    with folder_in_memory("siterig-fuzz") as memory:  # libFuzzer ends the process: the next run removes the folder
 
-    def once(raw: bytes) -> None:
-        with scratch() as name:
-            try:
-                outcomes[target(raw, Path(name))] += 1
-            except BaseException:
-                print(f"input: {raw!r}", flush=True)
-                raise
-        if sum(outcomes.values()) % 10_000 == 0:
-            print(f"outcomes: {dict(sorted(outcomes.items()))}", flush=True)
+        def once(raw: bytes) -> None:
+            with tempfile.TemporaryDirectory(dir=memory) as name:
+                try:
+                    outcomes[target(raw, Path(name))] += 1
+                except BaseException:
+                    print(f"input: {raw!r}", flush=True)
+                    raise
+            if sum(outcomes.values()) % 10_000 == 0:
+                print(f"outcomes: {dict(sorted(outcomes.items()))}", flush=True)
 
-    atheris.Setup(sys.argv, once)
-    atheris.Fuzz()
+        atheris.Setup(sys.argv, once)
+        atheris.Fuzz()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.damage import Choices
+from tests.support.memory import folder_in_memory
 
 BUDGET_S = float(os.environ.get("SITERIG_FUZZ_S", "16"))
 FIRST_SEED = int(os.environ.get("SITERIG_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -27,12 +28,6 @@ CHOICE_BYTES = 160
 T = TypeVar("T")
 
 
-def scratch() -> tempfile.TemporaryDirectory[str]:
-    """Return a temporary folder, in memory if possible, because the readers sync the files that they write."""
-    memory = Path("/dev/shm")  # noqa: S108 - a private folder is created in it
-    return tempfile.TemporaryDirectory(prefix="siterig-fuzz-", dir=memory if memory.is_dir() else None)
-
-
 def fuzz(make: Callable[[Choices], T], target: Callable[[T, Path], str], *, share: float) -> Counter[str]:
     """Run rounds of examples, each with the next seed, until ``share`` of the budget is used; at least one round.
 
@@ -40,7 +35,16 @@ def fuzz(make: Callable[[Choices], T], target: Callable[[T, Path], str], *, shar
         The number of examples for each outcome.
     """
     outcomes: Counter[str] = Counter()
-    end = time.monotonic() + BUDGET_S * share
+    with folder_in_memory("siterig-fuzz") as memory:
+        last = _run_rounds(make, target, memory, outcomes, end=time.monotonic() + BUDGET_S * share)
+    print(f"{sum(outcomes.values())} executions, seeds {FIRST_SEED} to {last}: {dict(sorted(outcomes.items()))}")
+    return outcomes
+
+
+def _run_rounds(
+    make: Callable[[Choices], T], target: Callable[[T, Path], str], memory: Path, outcomes: Counter[str], *, end: float
+) -> int:
+    """Run rounds until ``end`` on the monotonic clock, and return the seed of the last one."""
     number = FIRST_SEED
     while True:
         print(f"seed of this round: SITERIG_SEED={number}")  # shown if the round fails
@@ -57,12 +61,10 @@ def fuzz(make: Callable[[Choices], T], target: Callable[[T, Path], str], *, shar
         def one_round(choices: bytes) -> None:
             example = make(Choices(choices))
             note(repr(example))
-            with scratch() as name:
+            with tempfile.TemporaryDirectory(dir=memory) as name:
                 outcomes[target(example, Path(name))] += 1
 
         one_round()
-        number += 1
         if time.monotonic() > end:
-            break
-    print(f"{sum(outcomes.values())} executions, seeds {FIRST_SEED} to {number - 1}: {dict(sorted(outcomes.items()))}")
-    return outcomes
+            return number
+        number += 1

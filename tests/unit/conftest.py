@@ -14,31 +14,17 @@ from pathlib import Path
 
 import pytest
 
-MEMORY = Path("/dev/shm")  # noqa: S108 (the folder in it is made by mkdtemp)
-ROOM_BYTES_MIN = 2 << 30
-"""Less free memory than this is left to the processes that the tests start."""
-_PREFIX = "siterig-unit-"
+from tests.support.memory import folder_in_memory, has_room
 
 
 @pytest.fixture(scope="session")
 def memory() -> Iterator[Path | None]:
     """A folder on a tmpfs; None if there is none with room, or the files are wanted on the disk."""
-    if os.environ.get("SITERIG_UNIT_FILES") == "disk" or not _has_room():
+    if os.environ.get("SITERIG_UNIT_FILES") == "disk" or not has_room():
         yield None
         return
-    for left in MEMORY.glob(f"{_PREFIX}*"):  # of a killed process
-        if not Path("/proc", left.name.removeprefix(_PREFIX).partition("-")[0]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=MEMORY))
-    yield folder
-    shutil.rmtree(folder)
-
-
-def _has_room() -> bool:
-    if not any(line.split()[1:3] == [str(MEMORY), "tmpfs"] for line in Path("/proc/mounts").read_text().splitlines()):
-        return False
-    status = os.statvfs(MEMORY)
-    return os.access(MEMORY, os.W_OK) and status.f_bavail * status.f_frsize >= ROOM_BYTES_MIN
+    with folder_in_memory("siterig-unit") as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.warm_command import WarmCommand, run_warm
+
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 60
+SITERIG = (sys.executable, "-m", "siterig")
 
 
 def plain(stderr: str) -> str:
@@ -37,25 +40,33 @@ class MountProcess:
         *options: str,
         prefix: Sequence[str] = (),
         environment: dict[str, str] | None = None,
-        program: Sequence[str] = (sys.executable, "-m", "siterig"),
+        program: Sequence[str] = (),
     ) -> None:
         self.where = where
-        self.process = subprocess.Popen(
-            [*prefix, *program, "mount", str(image), "--mnt", str(where), "--json", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | (environment or {}),
-            start_new_session=True,
-        )
+        words = ["mount", str(image), "--mnt", str(where), "--json", *options]
+        self.process: subprocess.Popen[str]
+        if prefix or program:
+            self.process = self._cold([*prefix, *(program or SITERIG), *words], environment or {})
+        else:
+            self.process = WarmCommand(words, environment=environment, new_session=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise AssertionError(f"not mounted: {self.process.communicate()[1]}")
         self.mounted: dict[str, Any] = json.loads(line)["mounted"]
         self.disk = Path(self.mounted["disk"])
+
+    def _cold(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | environment,
+            start_new_session=True,
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process."""
@@ -95,15 +106,7 @@ class MountProcess:
 
 def siterig(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run another siterig command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "siterig", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        timeout=PATIENCE_S,
-    )
+    return run_warm(*arguments, timeout_s=PATIENCE_S)
 
 
 Start = Callable[..., MountProcess]

@@ -18,6 +18,7 @@ from siterig.azure_emu.vault.model.api import MountedPoint, RecoveryPoint
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.rpc import directory
 from siterig.testing.testbed import Testbed
+from tests.support.warm_command import run_warm
 
 MIB = 1 << 20
 
@@ -140,4 +141,6 @@ async def run(*command: object) -> str:
 
 async def siterig(testbed: Testbed, *arguments: object) -> str:
     """Run a command on the rig, and return its standard output."""
-    return await run(*SITERIG, *arguments, "--dir", testbed.layout.root)
+    done = await trio.to_thread.run_sync(run_warm, *arguments, "--dir", testbed.layout.root)
+    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    return done.stdout

@@ -22,6 +22,7 @@ from siterig.images import image_export
 from siterig.rpc import directory
 from tests.support.needs import needs_program
 from tests.support.rigs.protected_vm import MIB, SITERIG, SIZES, Images, floors, protected, retain, run, same, siterig
+from tests.support.warm_command import run_warm
 
 pytestmark = pytest.mark.system
 
@@ -185,11 +186,10 @@ async def test_an_export_fails_in_the_same_way_in_every_format(folder: Path, ful
 
         async def refused(format_: str, to: Path) -> str:
             what = ["point", "export", "web01", "--disk", "os", "--point", point.id, "--format", format_, "--to", str(to)]
-            words = [*SITERIG, *what, "--dir", str(testbed.layout.root)]
-            done = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
-            assert (done.returncode, done.stdout) == (1, b"")
+            done = await trio.to_thread.run_sync(run_warm, *what, "--dir", testbed.layout.root)
+            assert (done.returncode, done.stdout) == (1, "")
             assert list(to.parent.iterdir()) == []
-            return done.stderr.decode()
+            return done.stderr
 
         for format_ in ("raw", "vhd", "qcow2", "vhdx", "vmdk"):
             said = await refused(format_, full / "x")

@@ -14,7 +14,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from siterig.core import paths
 from siterig.core.paths import Layout
 from siterig.supervisor import cleanup, launch
 from tests.support.needs import needs_program
+from tests.support.warm_command import run_warm
 
 pytestmark = pytest.mark.system
 
@@ -47,8 +47,7 @@ class Rig:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run ``siterig ARGUMENTS`` on this rig."""
-        command = [sys.executable, "-m", "siterig", *arguments, "--dir", str(self.layout.root)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+        return run_warm(*arguments, "--dir", self.layout.root, environment=environment)
 
     def good(self, *arguments: str) -> str:
         """Run a command that must succeed, and return its output."""
@@ -284,9 +283,7 @@ def test_a_vault_of_another_version_stops_the_start(down: Rig) -> None:
 
 
 def test_a_folder_that_cannot_be_created_is_reported_in_one_line() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "siterig", "up", "--dir", "/dev/null/rig"], capture_output=True, text=True, check=False
-    )
+    result = run_warm("up", "--dir", "/dev/null/rig")
     assert result.returncode == 2
     assert re.fullmatch(
         r"siterig: error: folder /dev/null/rig cannot hold a rig: [^\n]+ \(/dev/null/rig[^\n]*\) \(FolderUnusable\)\n",
@@ -295,9 +292,7 @@ def test_a_folder_that_cannot_be_created_is_reported_in_one_line() -> None:
 
 
 def test_a_file_system_without_room_for_a_rig_is_refused_at_once() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "siterig", "up", "--dir", "/proc/rig"], capture_output=True, text=True, check=False
-    )
+    result = run_warm("up", "--dir", "/proc/rig")
     assert result.returncode == 4
     assert result.stderr.splitlines() == [
         "siterig: error: this machine cannot run a rig: free space: 0.0 GiB at /proc (remedy: a rig needs 64 MiB: free "

@@ -24,6 +24,7 @@ from siterig.testing.testbed import Testbed
 from tests.support.disks.guest import FSCK, MKFS, loop_device, make_tree, mounted, run, write_durably
 from tests.support.needs import needs_file_system
 from tests.support.rigs.jobs import ended
+from tests.support.warm_command import run_warm
 
 pytestmark = [pytest.mark.system, needs_file_system("ext4")]
 
@@ -43,12 +44,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def siterig(testbed: Testbed, *arguments: str) -> subprocess.CompletedProcess[str]:
-    before, found, command = arguments, False, [sys.executable, "-m", "siterig"]
+    before, found = arguments, False
     if "--" in arguments:
         at = arguments.index("--")
         before, found = arguments[:at], True
-    command += [*before, "--dir", str(testbed.layout.root), *(arguments[len(before) :] if found else ())]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    words = [*before, "--dir", testbed.layout.root, *(arguments[len(before) :] if found else ())]
+    return run_warm(*words, timeout_s=300)
 
 
 def inode_table(image: Path) -> int:

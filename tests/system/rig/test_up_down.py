@@ -23,6 +23,7 @@ from siterig.core.paths import Layout
 from siterig.rpc import directory
 from siterig.supervisor import cleanup, launch
 from siterig.testing.testbed import Testbed
+from tests.support.warm_command import run_warm
 
 pytestmark = pytest.mark.system
 
@@ -47,7 +48,7 @@ def layout(tmp_path: Path) -> Iterator[Layout]:
 
 
 def siterig(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*SITERIG, *arguments, "--dir", str(layout.root)], capture_output=True, text=True, check=False)
+    return run_warm(*arguments, "--dir", layout.root)
 
 
 async def start(layout: Layout) -> None:

@@ -1,0 +1,150 @@
+"""``siterig`` commands as processes that need not load their modules.
+
+To load them is two thirds of the processor time of a short command, and most system tests run many.  One process of each
+test process has loaded them, and forks: a command has its own process id, environment, working directory and streams.  Tests
+of the start itself, and those that put another program in front, start ``python -m siterig``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from tests.support.warm_server import MESSAGE_BYTES_MAX
+
+ROOT = Path(__file__).parents[2]
+
+
+class _Server:
+    """The process that forks, and the socket to it."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.warm_server", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+            )
+        atexit.register(self.close)
+
+    def ask(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> Any:
+        """Send a request, and return the answer."""
+        socket.send_fds(self.socket, [json.dumps(request).encode()], descriptors)
+        answer = self.socket.recv(MESSAGE_BYTES_MAX)
+        assert answer, f"the process that forks ended: {self.process.wait()}"
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """End the process; commands that run are left alone."""
+        self.socket.close()
+        self.process.wait()
+
+
+_lock = threading.Lock()
+_servers: dict[int, _Server] = {}
+"""The server of this process; a process that was forked from it must not use it."""
+
+
+def _ask(request: dict[str, Any], descriptors: Sequence[int] = ()) -> Any:
+    with _lock:
+        if os.getpid() not in _servers:
+            _servers[os.getpid()] = _Server()
+        return _servers[os.getpid()].ask(request, descriptors)
+
+
+class WarmCommand(subprocess.Popen[str]):
+    """A ``siterig`` command that runs; used like :class:`subprocess.Popen` with text streams.
+
+    Args:
+        words: the words after ``siterig``.
+        environment: variables beside those of the tests.
+        stdout, stderr: as for Popen.
+        new_session: the command begins a session, so that signals of a terminal do not reach it.
+        cwd: its working directory.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[object],
+        *,
+        environment: Mapping[str, str] | None = None,
+        stdout: int | IO[Any] | None = subprocess.PIPE,
+        stderr: int | IO[Any] | None = subprocess.PIPE,
+        new_session: bool = False,
+        cwd: Path = ROOT,
+    ) -> None:
+        self._pidfd = -1
+        super().__init__(
+            ["siterig", *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            text=True,
+            env=os.environ | (environment or {}),
+            cwd=cwd,
+            start_new_session=new_session,
+        )
+
+    # Popen does the rest: these three methods are all of it that starts and awaits a process (CPython 3.11 to 3.13).
+
+    def _execute_child(self, words: list[str], *given: Any) -> None:
+        """Start the command."""
+        options = _OPTIONS.bind(self, words, *given).arguments
+        ends = [options["p2cread"], options["c2pwrite"], options["errwrite"]]
+        request = {
+            "words": words[1:],
+            "cwd": str(options["cwd"]),
+            "environment": dict(options["env"]),
+            "new_session": bool(options["start_new_session"]),
+        }
+        self.pid = _ask(request, [number if end == -1 else end for number, end in enumerate(ends)])["pid"]
+        self._pidfd = os.pidfd_open(self.pid)  # the process that forks keeps its id until its status was asked for
+        self._child_created = True
+        for end in {*ends} - {-1}:
+            os.close(end)
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        """Wait for the end, or look for it; returns the same as :func:`os.waitpid`."""
+        ended = select.poll()
+        ended.register(self._pidfd, select.POLLIN)
+        if not ended.poll(0 if wait_flags else None):
+            return 0, 0
+        status = _ask({"status_of": self.pid})["status"]
+        os.close(self._pidfd)
+        return self.pid, status
+
+    def _internal_poll(self, **_: Any) -> int | None:
+        """Look for the end."""
+        if self.returncode is None:
+            pid, status = self._try_wait(os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
+_OPTIONS = inspect.signature(getattr(subprocess.Popen, "_execute_child"))  # noqa: B009 (its type does not name it)
+
+
+def run_warm(
+    *words: object, environment: Mapping[str, str] | None = None, timeout_s: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, and return its status and its output."""
+    with WarmCommand(words, environment=environment) as command:
+        try:
+            stdout, stderr = command.communicate(timeout=timeout_s)
+        except BaseException:
+            command.kill()
+            raise
+    return subprocess.CompletedProcess(command.args, command.returncode, stdout, stderr)
