@@ -125,6 +125,11 @@ class Code(StrEnum):
         "Choose an older good point, or correct the check.")
     CheckPasses = ("CheckPasses", _FAILED, "The command of bisect does not fail at the bad point.",
         "Choose a newer bad point, or correct the check.")
+    ClockDamaged = ("ClockDamaged", _FAILED, "The page of the rig's clock is damaged.",
+        "End the rig and remove the file that the message names: the clock is then the system's.")
+    ClockNotFollowed = ("ClockNotFollowed", _FAILED,
+        "The clock was changed, and a role does not follow the change.",
+        "Look at the role with siterig role list; it follows when it runs again.")
     CommandDied = ("CommandDied", _FAILED, "The command of bisect ended in a way that is neither pass, fail nor skip.",
         "Read its last output in the message and correct the check.")
     CommandUnusable = ("CommandUnusable", _BAD_INPUT, "The command of bisect cannot be run.",
@@ -200,6 +205,8 @@ class Code(StrEnum):
     Interrupted = "Interrupted", _FAILED, "The command or the replication cycle was interrupted.", "Run the command again."
     InvalidChecksumRequest = ("InvalidChecksumRequest", _FAILED, "The request for checksums is malformed.",
         "Report it: this is a bug.")
+    InvalidClock = ("InvalidClock", _BAD_INPUT, "A change of the rig's clock is not allowed.",
+        "Give a value in the range that the message names.")
     InvalidDisk = ("InvalidDisk", _BAD_INPUT, "The description of a disk cannot be parsed.",
         "Write it in the form that the message shows.")
     InvalidDiskId = ("InvalidDiskId", _FAILED, "The id of a managed disk is not a lower-case UUID.",

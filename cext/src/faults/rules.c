@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/clock_page.h"
 #include "faults/rules_internal.h"
 
 enum { ANY_OP = SR_OP_READ | SR_OP_WRITE | SR_OP_FLUSH | SR_OP_DISCARD | SR_OP_ZERO };
