@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from siterig.blockfs.clocks.clock_terms import ROLES_MAX, TERMS_BYTES, ClockTerms, KernelTimes
+from siterig.blockfs.clocks.clock_terms import ROLES_MAX, SECOND_NS, SWITCH_NS, TERMS_BYTES, ClockTerms, KernelTimes
 from siterig.blockfs.core import boot
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.files import safe_files
@@ -224,11 +225,13 @@ class ClockPage:
         """
         with self._locked():
             before = self.terms()
+            _wait_for_rate(before)  # a writer may have been killed in its wait, and terms have only one former rate
             after = make(before, KernelTimes.now())
             if after == before:
                 return before
             os.pwrite(self.fd, after.encode(), TERMS_AT + (after.generation & 1) * TERMS_STEP)
             os.pwrite(self.fd, _SEQUENCE.pack(after.generation), SEQUENCE_AT)
+            _wait_for_rate(after)
         return after
 
     def settle_after_reboot(self) -> None:
@@ -246,3 +249,10 @@ class ClockPage:
             yield
         finally:
             fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+
+def _wait_for_rate(terms: ClockTerms) -> None:
+    """Wait until the rate of the terms is in force."""
+    left_ns = terms.rate_from_ns - SYSTEM_CLOCK.monotonic_ns()
+    if 0 < left_ns <= SWITCH_NS:
+        SYSTEM_CLOCK.sleep_thread(left_ns / SECOND_NS)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -142,13 +143,18 @@ class ClockTerms:
             raise RigError(Code.InvalidClock, f"rate: {rate_ppm / MILLION:g} is not allowed: {allowed}")
         return self._next(kernel, **self._rate(rate_ppm, kernel))
 
-    def with_skew(self, slot: int, skew_ns: int, kernel: KernelTimes, *, drift_ppm: int = 0) -> ClockTerms:
-        """Let the wall time of a role differ by so much now, and drift away from there."""
-        if not -MILLION < drift_ppm <= DRIFT_PPM_MAX:
-            allowed = f"above -1000000, up to {DRIFT_PPM_MAX}"
-            raise RigError(Code.InvalidClock, f"drift: {drift_ppm} ppm is not allowed: {allowed}")
-        changed = RoleTerms(skew_ns, drift_ppm, self.monotonic_at(kernel) if drift_ppm else 0)
-        return self._next(kernel, roles=(*self.roles[:slot], changed, *self.roles[slot + 1 :]))
+    def with_skews(
+        self, skews_ns: Mapping[int, int], kernel: KernelTimes, drifts_ppm: Mapping[int, int] | None = None
+    ) -> ClockTerms:
+        """Let the wall time of roles, by their slots, differ by so much now, and drift away from there."""
+        roles, monotonic_ns = list(self.roles), self.monotonic_at(kernel)
+        for slot, skew_ns in skews_ns.items():
+            drift_ppm = (drifts_ppm or {}).get(slot, 0)
+            if not -MILLION < drift_ppm <= DRIFT_PPM_MAX:
+                allowed = f"above -1000000, up to {DRIFT_PPM_MAX}"
+                raise RigError(Code.InvalidClock, f"drift: {drift_ppm} ppm is not allowed: {allowed}")
+            roles[slot] = RoleTerms(skew_ns, drift_ppm, monotonic_ns if drift_ppm else 0)
+        return self._next(kernel, roles=tuple(roles))
 
     def as_system(self, kernel: KernelTimes) -> ClockTerms:
         """Return to the kernel's wall time and speed; monotonic time keeps its lead, because it never goes back."""

@@ -58,7 +58,7 @@ class _TimedScope(AbstractContextManager[trio.CancelScope]):
 
     def set_deadline(self) -> None:
         """Set the deadline on trio's clock."""
-        self.scope.deadline = trio.current_time() + self._clock.real_seconds_until(self.due_ns)
+        self.scope.deadline = SYSTEM_CLOCK.trio_time_s() + self._clock.real_seconds_until(self.due_ns)
 
 
 class ControlledClock(Clock):
@@ -194,6 +194,7 @@ class ControlledClock(Clock):
             if timer in self.timers:
                 timer.scope.cancel()
                 await trio.lowlevel.checkpoint()  # its task runs before the next one is woken
+        await trio.lowlevel.checkpoint()  # the last one has run, too
         self._taken_over = generation
         self._page.acknowledge(self._slot, generation)
         _log.info("clock_changed", change=generation, due=len(due))

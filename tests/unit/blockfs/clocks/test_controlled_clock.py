@@ -57,7 +57,7 @@ class Rig:
 
     def skew(self, role: str, by_ns: int, drift_ppm: int = 0) -> int:
         slot = self.page.claim(role).number
-        return self.change(lambda terms, kernel: terms.with_skew(slot, by_ns, kernel, drift_ppm=drift_ppm))
+        return self.change(lambda terms, kernel: terms.with_skews({slot: by_ns}, kernel, {slot: drift_ppm}))
 
     async def followed(self, role: str, generation: int) -> None:
         """Wait until the role has taken over a change."""
@@ -342,7 +342,7 @@ async def test_the_real_clock_of_a_role_follows_no_change(rig: Rig) -> None:
 
 
 def test_readers_see_whole_changes_while_many_writers_change_the_page(rig: Rig) -> None:
-    """Each change moves wall and monotonic time by the same, so a mixture of two changes would tell them apart."""
+    """Each change moves wall and monotonic time by the same, so a mixture of two changes would be seen as a difference."""
     clock = rig.clock("agent")
     rig.jump(HOUR_NS)
     ended, wrong = threading.Event(), list[int]()
