@@ -172,6 +172,8 @@ class Code(StrEnum):
         "Report it: the data comes from siterig itself.")
     FaultNotImported = ("FaultNotImported", _BAD_INPUT, "A fault of another tool's file cannot be expressed as a rule.",
         "Remove the fault that the message names from the file, or write it as a rule by hand.")
+    FaultNotFired = ("FaultNotFired", _FAILED, "A fault rule has not fired as often as was waited for.",
+        "Read the counts with siterig fault list: no operation matched the rule, or its window is not open.")
     FaultNotFound = ("FaultNotFound", _BAD_INPUT, "The disk has no such fault rule, or the rule was removed meanwhile.",
         "List the rules of the disk.")
     FaultNotPossible = ("FaultNotPossible", _BAD_INPUT, "A fault cannot be armed on this disk.",

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
@@ -246,6 +246,48 @@ class FaultSchedule:
         with self._lock:
             return [armed for armed in self._armed.values() if layer in (None, armed.rule.where.layer)]
 
+    def all_rules(self) -> list[ArmedRule]:
+        """Return the rules of the run, also those that were removed, which come first."""
+        with self._lock:
+            return [*self._removed, *self._armed.values()]
+
+    def resume(self, rules: Iterable[tuple[FaultRule, Mapping[str, Any]]], *, sequence: int, marks: Iterable[str]) -> None:
+        """Continue a run whose schedule is lost: no listener hears of its rules, and durations begin again.
+
+        Args:
+            rules: each rule with its ``seed``, ``matched``, ``fired``, ``spared``, ``last_ns``, ``was_open``, ``is_closed``
+                and ``is_removed``.
+            sequence: the number of injections so far.
+            marks: the marks that are set.
+        """
+        with self._lock:
+            self._sequence = sequence
+            for mark in marks:
+                self._board.note_mark(mark)
+            for rule, state in rules:
+                armed = self._arm(rule, None, state["seed"])
+                armed.matched, armed.fired, armed.spared = state["matched"], state["fired"], state["spared"]
+                armed.last_ns, armed.is_removed = state["last_ns"], state["is_removed"]
+                armed.window.opened_ns = armed.window.armed.time_ns if state["was_open"] else None
+                armed.window.is_closed = state["is_closed"]
+                if armed.is_removed:
+                    self._removed.append(armed)
+                    continue
+                self._armed[armed.label] = armed
+                if armed.fired:
+                    self._board.note_fault(armed.label)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The marks that are set, in the order of their moments."""
+        with self._lock:
+            return self._board.marks
+
+    @property
+    def sequence(self) -> int:
+        """The number of injections so far."""
+        return self._sequence
+
     # --- moments --------------------------------------------------------------------------------------------------
 
     def note_event(self, name: str) -> None:
@@ -440,7 +482,7 @@ class FaultSchedule:
     def verdicts(self) -> list[FaultVerdict]:
         """Return for each rule of the run, also a removed one, whether it fired as often as it should."""
         with self._lock:
-            return [_verdict(armed) for armed in (*self._removed, *self._armed.values())]
+            return [_verdict(armed) for armed in self.all_rules()]
 
     def _announce(self, changes: _Changes) -> None:
         for armed in changes.windows:

@@ -40,7 +40,7 @@ def _ask(ctx: Any, role: str, method: str, **arguments: object) -> list[dict[str
     folder = ctx.params.get("folder") or Path(os.environ.get("SITERIG_DIR") or default_dir())
     found = light_client.answer(light_client.Call(Layout.of(folder).socket(role), method, arguments), ANSWER_S)
     if isinstance(found, dict):
-        found = found.get("roles", [])
+        found = found.get("roles") or found.get("rules", [])
     return [each for each in found or [] if isinstance(each, dict)]
 
 
@@ -111,6 +111,12 @@ def jobs(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
     found = _ask(ctx, "vault", "VaultApi/jobs")
     about = ((job.get("name"), f"{job.get('friendlyName')} {job.get('vm')}: {job.get('state')}") for job in found)
     return _beginning(incomplete, about)
+
+
+def faults(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
+    """Names of the fault rules of a rig."""
+    found = _ask(ctx, "faults", "FaultControl/list_faults")
+    return _beginning(incomplete, ((rule.get("name"), f"{rule.get('layer')}, {rule.get('state')}") for rule in found))
 
 
 def roles(ctx: Any, incomplete: str) -> list[tuple[str, str]]:

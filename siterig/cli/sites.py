@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.core.hosts import ROLES_OF_HOST
 
 if TYPE_CHECKING:
     from siterig.azure_emu.contracts.reports import RoleStatus
     from siterig.core.supervisor_contract import SupervisorControl
 
 DEFAULT = "site"
-ROLES_OF_SITE = {DEFAULT: ("site", "agent")}
-"""The roles of each site, in the order of the kill and of the start: the disk host first, in the middle of its load."""
+ROLES_OF_SITE = {DEFAULT: ROLES_OF_HOST[DEFAULT]}
+"""The roles of each site, in the order of the kill and of the start."""
 
 
 def _roles(site: str) -> tuple[str, ...]:

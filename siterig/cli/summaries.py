@@ -36,5 +36,5 @@ SUMMARIES = {
     "role": "List, kill and restart the processes of the rig.",
     "site": "Lose a site, and restore it.",
     "log": "Read change logs.",
-    "fault": "Check and import files of fault rules.",
+    "fault": "Arm faults, see what they did, and check files of fault rules.",
 }

@@ -12,14 +12,20 @@ again, and their counts begin at 0 in that process.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from siterig.blockfs.core.deadlines import ANSWER_S, REPORT_S, deadline
 from siterig.blockfs.core.wire_model import Whole, WireModel
+from siterig.scenarios.faults.catalog import LayerName
 from siterig.scenarios.faults.records import FaultVerdict, Injection, RuleStatus
 
-INJECTOR_LAYERS = ("disk", "log", "store")
+INJECTOR_LAYERS: tuple[LayerName, ...] = ("disk", "log", "store")
 """The layers whose operations are decided in other roles."""
+LAYERS_OF_ROLE: Mapping[str, tuple[LayerName, ...]] = {"site": ("disk",), "azure": ("disk",)}
+"""The roles that serve a ``FaultInjector``, and the layers that it has."""
+DIRECTOR = "faults"
+"""The role that directs the faults of a rig."""
 
 
 class FaultPlan(WireModel):

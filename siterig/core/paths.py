@@ -130,6 +130,25 @@ class Layout:
         return self.root / "scratch"
 
     @property
+    def faults(self) -> Path:
+        """The rules of the run, for a director of faults that starts again, and the injections."""
+        return self.root / "faults"
+
+    @property
+    def fault_run(self) -> Path:
+        """The rules of the run with their counts (:mod:`siterig.director.run_file`)."""
+        return self.faults / "run.json"
+
+    def reboot(self, host: str) -> Path:
+        """The id of the last emulated reboot of a host; missing if there was none."""
+        return self.root / host / "reboot"
+
+    @property
+    def injections(self) -> Path:
+        """One line of JSON for each fault that was injected."""
+        return self.faults / "injections.jsonl"
+
+    @property
     def vault_db(self) -> Path:
         """The vault's database."""
         return self.root / "vault.db"
@@ -238,5 +257,6 @@ def _create(layout: Layout) -> None:
         layout.azure_mount,
         layout.agent,
         layout.scratch,
+        layout.faults,
     ):
         safe_files.make_folder(folder, parents=True)

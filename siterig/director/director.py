@@ -81,6 +81,10 @@ class FaultDirector(FaultControl, FaultListener):
         self._news.set()
         self._news = trio.Event()
 
+    def next_change(self) -> trio.Event:
+        """Return the event that is set at the next change of rules, windows or injections."""
+        return self._news
+
     async def _follow_windows(self) -> None:
         """Act on windows that open and close by the clock, by moments, and by operations."""
         while True:
@@ -153,7 +157,9 @@ class FaultDirector(FaultControl, FaultListener):
             for rule in new:
                 if not _is_only_mark(rule):
                     await self._injector(rule).check(rule)
-            await self._arm(self._schedule.add(new, seed=seed))
+            added = self._schedule.add(new, seed=seed)
+            self._save()  # the next director finds all rules that an injector may have
+            await self._arm(added)
         return await self.list_faults()
 
     def _is_armed(self, rule: FaultRule) -> bool:
@@ -173,6 +179,7 @@ class FaultDirector(FaultControl, FaultListener):
                 for injector, rules in done:
                     await injector.disarm(rules)
             self._schedule.discard([armed.label for armed in added])
+            self._save()
             raise
 
     def _by_injector(self, rules: Sequence[ArmedRule]) -> list[tuple[LayerInjector, list[ArmedRule]]]:

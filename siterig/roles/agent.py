@@ -51,7 +51,7 @@ async def run(
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(partial(run, retry_delays_s=QUICK_DELAYS_S) if QUICK_RETRIES in sys.argv else run, holds_keys=True)
+    run_role("agent", partial(run, retry_delays_s=QUICK_DELAYS_S) if QUICK_RETRIES in sys.argv else run, holds_keys=True)
 
 
 if __name__ == "__main__":

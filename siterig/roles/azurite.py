@@ -27,7 +27,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(run, holds_keys=True)
+    run_role("azurite", run, holds_keys=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import RoleHealth, Wait, Waits
 from siterig.blockfs.files.json_text import json_text
 from siterig.core.failures import unwrap_rig_error
+from siterig.core.hosts import join_boot
 from siterig.core.paths import PRIVATE_UMASK, Layout
 from siterig.core.process_setup import allow_many_files, die_with_parent, forbid_core_dumps
 from siterig.supervisor.process import HealthAnswer, Readiness
@@ -93,10 +94,13 @@ def report(fd: int, readiness: Readiness) -> None:
     os.write(fd, json_text(readiness).encode() + b"\n")
 
 
-def run_role(work: RoleWork, *, holds_keys: bool = False) -> None:
+def run_role(role: str, work: RoleWork, *, holds_keys: bool = False) -> None:
     """Run a role with the arguments ``DIR [OPTION ...] CHANNEL_FD PARENT_PID`` of this process.
 
-    ``holds_keys``: the process has a secret in its memory.
+    Args:
+        role: its name.
+        work: its work.
+        holds_keys: the process has a secret in its memory.
     """
     folder, channel_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[-2]), int(sys.argv[-1])
     die_with_parent(parent_pid)
@@ -106,7 +110,8 @@ def run_role(work: RoleWork, *, holds_keys: bool = False) -> None:
     layout = Layout(folder)
     log_to_stderr(layout.log("").parent)
     try:
-        allow_many_files()
+        allow_many_files(sys.argv)
+        join_boot(layout, role)
         trio.run(run_until_signal, work, layout, channel_fd)
     except (RigError, ExceptionGroup) as error:
         failure = unwrap_rig_error(error)

@@ -28,7 +28,7 @@ async def run(
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(partial(run, limits=Limits.of_words(sys.argv), fuse_options=FuseOptions.of_words(sys.argv)))
+    run_role("site", partial(run, limits=Limits.of_words(sys.argv), fuse_options=FuseOptions.of_words(sys.argv)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
@@ -31,6 +32,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
         "ApplierReports": (ApplierReports, vault.reports),
         "DamageReports": (DamageReports, vault.reports),
         "RoleReports": (RoleReports, vault.reports),
+        "MomentFeed": (MomentFeed, vault.context.database.moments),
     }
     try:
         async with trio.open_nursery() as nursery:
@@ -45,7 +47,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(run)
+    run_role("vault", run)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
+from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.contracts.control import DiskHostControl
+from siterig.core.fault_contract import FaultControl, FaultInjector
 from siterig.core.paths import Layout
-from siterig.core.supervisor_contract import SupervisorControl
+from siterig.core.supervisor_contract import RoleStarts, SupervisorControl
 from siterig.replication.contracts.ports import VaultLink
 from siterig.rpc.client import proxy
 
@@ -67,6 +69,16 @@ recovery_side = Service(RecoverySide, "applier")
 """The applier with its managed disks."""
 supervisor = Service(SupervisorControl, "supervisor")
 """The supervisor of the rig's processes."""
+moments = Service(MomentFeed, "vault")
+"""The moments of the vault that fault rules wait for."""
+faults = Service(FaultControl, "faults")
+"""The director of the rig's faults; the role is started by the first command that needs it."""
+role_starts = Service(RoleStarts, "faults")
+"""The questions of the supervisor to the director of faults."""
+site_faults = Service(FaultInjector, "site")
+"""The injector of the faults of the site's disk host."""
+azure_faults = Service(FaultInjector, "azure")
+"""The injector of the faults of the disk host of the recovery side."""
 
 SERVICES: tuple[Service[Any], ...] = (
     vault,
@@ -79,5 +91,10 @@ SERVICES: tuple[Service[Any], ...] = (
     provider,
     recovery_side,
     supervisor,
+    moments,
+    faults,
+    role_starts,
+    site_faults,
+    azure_faults,
 )
 """All services of a rig."""

@@ -19,6 +19,7 @@ import trio
 from siterig.blockfs.core.errors import RigError
 from siterig.core import fuse_options, limits, quick_start
 from siterig.core.failures import unwrap_rig_error
+from siterig.core.fault_contract import DIRECTOR
 from siterig.core.lock import take_lock
 from siterig.core.paths import PRIVATE_UMASK, Layout, check_format, create
 from siterig.core.process_setup import allow_many_files, forbid_core_dumps
@@ -37,11 +38,14 @@ ROLES: dict[str, tuple[str, ...]] = {
     "vault": (),
     "applier": ("azurite",),
     "agent": ("azurite", "site"),
+    DIRECTOR: (),
 }
 """Each role, and the roles that must be ready before its first start.  For other roles it waits when it calls them."""
 
 
 _HOST_OPTIONS = (*fuse_options.OPTIONS, *limits.OPTIONS)
+ON_DEMAND = (DIRECTOR,)
+"""Roles that the first command which needs them starts, and not ``up``: a rig without faults has no process for them."""
 OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,)}
 """The options of the rig that a role receives; each is one word, some with a value after ``=``."""
 
@@ -54,7 +58,13 @@ def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
         return [option for option in options if option.partition("=")[0] in OPTIONS.get(role, ())]
 
     return [
-        RoleSpec(name, (*quick_start.command(f"siterig.roles.{name}"), root, *options_of(name)), needs, answers_checks=True)
+        RoleSpec(
+            name,
+            (*quick_start.command(f"siterig.roles.{name}"), root, *options_of(name)),
+            needs,
+            answers_checks=True,
+            on_demand=name in ON_DEMAND,
+        )
         for name, needs in ROLES.items()
     ]
 
@@ -76,13 +86,18 @@ async def _end_on_signal(cancel: Callable[[], None], *, task_status: trio.TaskSt
 async def _supervise(layout: Layout, report: Callable[[dict[str, object]], None], options: list[str]) -> None:
     specs = role_specs(layout, options)
     vault = directory.role_reports(layout, "supervisor")
-    forker = Forker(layout, options, [quick_start.parse(spec.command)[0] for spec in specs])
+    started = [spec for spec in specs if not spec.on_demand]
+    forker = Forker(layout, options, [quick_start.parse(spec.command)[0] for spec in started])
+    starts = directory.role_starts(layout, "supervisor")
+    layout.fault_run.unlink(missing_ok=True)  # the rules of a rig that was up before have ended with it
     supervisor = Supervisor(
         layout,
         specs,
         start=forker.start,
         announce=lambda role, state: report({"role": role, "state": state}),
         report=lambda roles: vault.report_roles(roles=roles),
+        start_faults=lambda role: starts.role_starts(role=role),
+        director=DIRECTOR,
     )
     for line in await cleanup.clear(layout):
         structlog.get_logger().info("leftover_removed", action=line)

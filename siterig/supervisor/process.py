@@ -234,6 +234,7 @@ class Child:
         """End the child with SIGTERM, after ``TERM_TIMEOUT_S`` with SIGKILL; cannot be cancelled, so no child is left."""
         with trio.CancelScope(shield=True):
             self.send(signal.SIGTERM)
+            self.send(signal.SIGCONT)  # a fault may have stopped it
             with SYSTEM_CLOCK.move_on_after(TERM_TIMEOUT_S):
                 await self.wait()
             self.send(signal.SIGKILL)

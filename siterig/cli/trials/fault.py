@@ -1,4 +1,7 @@
-"""``siterig fault check`` and ``siterig fault import``: files of fault rules, without a rig."""
+"""``siterig fault check`` and ``siterig fault import``: files of fault rules, without a rig.
+
+:mod:`siterig.cli.trials.armed_faults` has the commands for rules that are armed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import typer
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import exit_status, output
 from siterig.cli.commands.options import Json, example
+from siterig.cli.trials import armed_faults
 
 if TYPE_CHECKING:
     from siterig.scenarios.faults.rules import FaultRule, FaultRules
@@ -23,8 +27,12 @@ def register(app: typer.Typer) -> None:
     fault = typer.Typer(no_args_is_help=True)
     fault.command("check", epilog=example("siterig fault check faults.toml"))(check)
     fault.command("import", epilog=example("siterig fault import toxiproxy toxiproxy.json --to faults.toml"))(import_faults)
+    armed_faults.register(fault)
     app.add_typer(
-        fault, name="fault", help="Check and import files of fault rules.", epilog=example("siterig fault check faults.toml")
+        fault,
+        name="fault",
+        help="Arm faults, see what they did, and check files of fault rules.",
+        epilog=example("siterig fault list"),
     )
 
 

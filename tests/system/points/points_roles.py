@@ -169,4 +169,4 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
 
 
 if __name__ == "__main__":
-    run_role({"applier": run_applier, "vault": run_vault}[sys.argv[2]])
+    run_role("vault", {"applier": run_applier, "vault": run_vault}[sys.argv[2]])

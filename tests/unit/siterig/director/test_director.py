@@ -195,7 +195,7 @@ async def test_the_run_is_saved_before_an_immediate_fault_acts() -> None:
 
         stage.injector.act = acting  # type: ignore[method-assign]
         await stage.add("process site kill=SIGKILL name=end")
-        assert saves == [1]
+        assert saves == [2]  # the first one before the rule was armed
 
 
 async def test_a_rule_that_only_sets_a_mark_needs_no_injector() -> None:

@@ -1,0 +1,244 @@
+"""``siterig fault add``, ``list``, ``remove``, ``clear``, ``wait`` and so on: the rules that are armed in a rig."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from siterig.blockfs.core.errors import Code, ExitStatus, RigError
+from siterig.cli import completion, exit_status, output
+from siterig.cli.commands.options import Dir, Json, example
+from siterig.cli.light_commands import running
+
+if TYPE_CHECKING:
+    from siterig.core.fault_contract import FaultControl, FaultSummary
+    from siterig.core.supervisor_contract import SupervisorControl
+    from siterig.scenarios.faults.records import RuleStatus
+
+COLUMNS = ("fault", "layer", "state", "matched", "fired", "last", "expected")
+INJECTION_COLUMNS = ("number", "time", "fault", "operation", "done")
+RuleName = Annotated[
+    str, typer.Argument(metavar="FAULT", help="Name of the rule, as in the list.", autocompletion=completion.faults)
+]
+
+
+def register(fault: typer.Typer) -> None:
+    """Add these commands to ``siterig fault``."""
+    add_example = example("siterig fault add disk web01/data write error=EIO times=3 name=journal")
+    fault.command("add", epilog=add_example)(add)
+    fault.command("list", epilog=example("siterig fault list"))(list_rules)
+    fault.command("remove", epilog=example("siterig fault remove journal"))(remove)
+    fault.command("clear", epilog=example("siterig fault clear"))(clear)
+    fault.command("wait", epilog=example("siterig fault wait journal --fired 3 --timeout 60"))(wait)
+    fault.command("mark", epilog=example("siterig fault mark loaded"))(mark)
+    fault.command("injections", epilog=example("siterig fault injections --json"))(injections)
+    fault.command("verdict", epilog=example("siterig fault verdict"))(verdict)
+
+
+async def _director(folder: Path) -> FaultControl:
+    """Return the director of the rig, which is started if it does not run yet."""
+    from siterig.core.fault_contract import DIRECTOR
+    from siterig.rpc import directory
+
+    layout = running(folder)
+    supervisor = directory.supervisor(layout)
+    if not await _is_started(supervisor):
+        await supervisor.start_role(name=DIRECTOR)
+    return directory.faults(layout)
+
+
+async def _director_if_any(folder: Path) -> FaultControl | None:
+    """Return the director of the rig; None if no command has needed it yet, so there are no rules."""
+    from siterig.rpc import directory
+
+    layout = running(folder)
+    return directory.faults(layout) if await _is_started(directory.supervisor(layout)) else None
+
+
+async def _is_started(supervisor: SupervisorControl) -> bool:
+    from siterig.core.fault_contract import DIRECTOR
+
+    return any(role.name == DIRECTOR for role in (await supervisor.status()).roles)
+
+
+async def _known_director(folder: Path, name: str) -> FaultControl:
+    director = await _director_if_any(folder)
+    if director is None:
+        raise RigError(Code.InvalidFault, f"there is no fault {name!r}; there are: none")
+    return director
+
+
+async def arm(folder: Path, rules: Sequence[dict[str, Any]], seed: int | None) -> FaultSummary:
+    """Arm rules in a rig that is up."""
+    director = await _director(folder)
+    return await director.add_faults(rules=list(rules), seed=seed)
+
+
+def documents_of_file(file: Path, seed: int | None) -> tuple[list[dict[str, Any]], int | None]:
+    """Return the rules of a file, and the seed: that of the command, or that of the file."""
+    from siterig.scenarios.faults.rule_files import read_rules
+
+    rules = read_rules(file)
+    return [rule.document() for rule in rules.fault], rules.seed if seed is None else seed
+
+
+def _print(summary: FaultSummary | None, *, as_json: bool) -> None:
+    rules = [] if summary is None else summary.rules
+    if as_json:
+        output.print_json({"seed": None if summary is None else summary.seed, "faults": rules})
+    else:
+        output.print_table(COLUMNS, [_row(rule) for rule in rules], empty="no faults are armed")
+
+
+def _row(rule: RuleStatus) -> tuple[object, ...]:
+    return (rule.name, rule.layer, rule.state, rule.matched, rule.fired, rule.last or "-", rule.expected)
+
+
+def add(
+    folder: Dir,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RULE]...", help="One rule as words: LAYER [TARGET] [OPERATION] [KEY=VALUE ...].", show_default=False
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="TOML file with [[fault]] tables, in place of words.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", min=0, help="Seed of the random choices. Default: that of the file or rig."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Arm fault rules in the rig, all or none; they are in force when the command ends."""
+
+    async def work() -> None:
+        if file is not None and words:
+            raise RigError(Code.BadRequest, f"--file {file} stands beside the words of a rule: write one of them")
+        if file is not None:
+            rules, chosen = documents_of_file(file, seed)
+        else:
+            from siterig.scenarios.faults.rules import FaultRule, read_rule
+            from siterig.scenarios.faults.words import mapping_of_words
+
+            rule: FaultRule = read_rule(mapping_of_words(words or []))
+            rules, chosen = [rule.document()], seed
+        _print(await arm(folder, rules, chosen), as_json=as_json)
+
+    exit_status.run(work)
+
+
+def list_rules(folder: Dir, as_json: Json = False) -> None:
+    """List the fault rules of the rig: how many operations matched, how many met the fault, and when the last one did."""
+
+    async def work() -> None:
+        director = await _director_if_any(folder)
+        _print(None if director is None else await director.list_faults(), as_json=as_json)
+
+    exit_status.run(work)
+
+
+def remove(folder: Dir, name: RuleName, as_json: Json = False) -> None:
+    """Remove a fault rule, and undo all that it keeps up: stopped roles and waiting operations continue."""
+
+    async def work() -> None:
+        director = await _known_director(folder, name)
+        _print(await director.remove_fault(name=name), as_json=as_json)
+
+    exit_status.run(work)
+
+
+def clear(folder: Dir, as_json: Json = False) -> None:
+    """Remove all fault rules of the rig."""
+
+    async def work() -> None:
+        director = await _director_if_any(folder)
+        removed = 0 if director is None else await director.clear_faults()
+        if as_json:
+            output.print_json({"removed": removed})
+        else:
+            output.line(f"removed {removed} {'fault' if removed == 1 else 'faults'}")
+
+    exit_status.run(work)
+
+
+def wait(
+    folder: Dir,
+    name: RuleName,
+    fired: Annotated[int, typer.Option("--fired", metavar="N", min=1, help="Number of faults to wait for.")] = 1,
+    timeout_s: Annotated[
+        float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="Fail after this time. Default: never.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Wait until a fault rule has fired so often."""
+    import trio
+
+    from siterig.blockfs.core.clock import SYSTEM_CLOCK
+
+    async def work() -> None:
+        director = await _known_director(folder, name)
+        try:
+            with SYSTEM_CLOCK.fail_after(timeout_s) if timeout_s is not None else trio.CancelScope():
+                status = await director.wait_fired(name=name, times=fired)
+        except trio.TooSlowError:
+            found = next((rule for rule in (await director.list_faults()).rules if rule.name == name), None)
+            so_far = 0 if found is None else found.fired
+            text = f"fault {name!r} has fired {so_far} of {fired} times within {timeout_s:g} s"
+            raise RigError(Code.FaultNotFired, text) from None
+        if as_json:
+            output.print_json(status)
+        else:
+            output.print_table(COLUMNS, [_row(status)], empty="")
+
+    exit_status.run(work)
+
+
+def mark(folder: Dir, name: Annotated[str, typer.Argument(metavar="MARK", help="Name of the mark.")]) -> None:
+    """Set a mark; the windows of rules with after = mark:NAME are open when the command ends, until = mark:NAME closed."""
+
+    async def work() -> None:
+        director = await _director(folder)
+        await director.note_mark(name=name)
+
+    exit_status.run(work)
+
+
+def injections(
+    folder: Dir,
+    after: Annotated[int, typer.Option("--after", metavar="N", min=0, help="Only those with a number above N.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show the faults that were injected since the rig is up: the operation, and what was done to it."""
+
+    async def work() -> None:
+        director = await _director_if_any(folder)
+        found = [] if director is None else await director.injections(after=after)
+        if as_json:
+            output.print_json(found)
+        else:
+            rows = [(each.sequence, each.time, each.rule, each.operation, each.done) for each in found]
+            output.print_table(INJECTION_COLUMNS, rows, empty="no fault was injected")
+
+    exit_status.run(work)
+
+
+def verdict(folder: Dir, as_json: Json = False) -> None:
+    """Judge each rule since the rig is up, also removed ones; exit status 1 if one fired too rarely or too often."""
+
+    async def work() -> bool:
+        director = await _director_if_any(folder)
+        found = [] if director is None else await director.verdicts()
+        if as_json:
+            output.print_json(found)
+        else:
+            rows = [("ok" if each.ok else "FAILED", each.name, each.fired, each.expected, each.text) for each in found]
+            output.print_table(("verdict", "fault", "fired", "expected", "reason"), rows, empty="there was no fault rule")
+        return all(each.ok for each in found)
+
+    if not exit_status.run(work):
+        raise typer.Exit(ExitStatus.FAILED)

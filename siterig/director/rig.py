@@ -1,0 +1,102 @@
+"""A rig under faults: the director with the injectors of every layer that the rig has, and the files of the run.
+
+An injector of a further layer is made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from siterig.azure_emu.contracts.moments import MomentFeed
+from siterig.blockfs.contracts.control import DiskHostControl
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.core.fault_contract import FaultInjector
+from siterig.core.supervisor_contract import SupervisorControl
+from siterig.director.director import FaultDirector
+from siterig.director.injectors import LayerInjector
+from siterig.director.machine_faults import MachineInjector
+from siterig.director.process_faults import ProcessInjector
+from siterig.director.remote import RemoteInjector
+from siterig.director.rig_events import RigEvents
+from siterig.director.run_file import InjectionFile, read_run, restore_run, state_of, write_run
+from siterig.scenarios.faults.schedule import FaultSchedule
+
+SAVE_EVERY_S = 0.5
+
+
+class DirectedRig:
+    """The director of one rig, and everything that it needs.
+
+    Args:
+        run_file: the state of the run, for the next director.
+        injection_file: gets one line for each injection.
+        supervisor: the supervisor of the rig.
+        moments: the events of the vault.
+        hosts: the disk hosts.
+        injectors: the injector of each role that has one.
+        note_reboot: lets later processes of a host belong to a new boot.
+        clock: the clock of schedule, windows and retries.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_file: Path,
+        injection_file: Path,
+        supervisor: SupervisorControl,
+        moments: MomentFeed,
+        hosts: Mapping[str, DiskHostControl],
+        injectors: Mapping[str, FaultInjector],
+        note_reboot: Callable[[str], None],
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._run_file, self._clock = run_file, clock
+        self._saved = read_run(run_file)
+        self.schedule = FaultSchedule(None if self._saved is None else self._saved.seed, clock=clock)
+        if self._saved is not None:
+            restore_run(self.schedule, self._saved)
+        self.schedule.subscribe(InjectionFile(injection_file))
+        self.remote = RemoteInjector(self.schedule, injectors, clock=clock)
+        self.processes = ProcessInjector(self.schedule, supervisor)
+        self._machines = MachineInjector(supervisor=supervisor, hosts=hosts, injectors=injectors, note_reboot=note_reboot)
+        layers: list[LayerInjector] = [self.remote, self.processes, self._machines]
+        self.director = FaultDirector(self.schedule, layers, clock=clock, save=self._save)
+        self._layers = layers
+        self._events = RigEvents(
+            self.schedule,
+            vault=moments,
+            supervisor=supervisor,
+            site=hosts["site"],
+            role_ready=self._role_is_ready,
+            clock=clock,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Continue the run of a director that was killed, if there was one, and direct until cancelled."""
+        if self._saved is not None:
+            await self.remote.resume(self._saved.roles)
+            await self.processes.resume()
+            await self._machines.resume(self.schedule.armed("machine"))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.director.run)
+            nursery.start_soon(partial(self._events.run, self.director.next_change))
+            nursery.start_soon(self._save_often)
+            task_status.started()
+
+    async def _role_is_ready(self, name: str) -> None:
+        self.remote.role_is_ready(name)
+        await self._machines.role_is_ready(name)
+
+    def _save(self) -> None:
+        write_run(self._run_file, state_of(self.schedule, self.remote.saved()))
+
+    async def _save_often(self) -> None:
+        """Save the counts of operations, which change without a change of rules."""
+        while True:
+            await self.director.next_change().wait()
+            self._save()
+            await self._clock.sleep(SAVE_EVERY_S)
