@@ -198,12 +198,18 @@ def wait(
     exit_status.run(work)
 
 
-def mark(folder: Dir, name: Annotated[str, typer.Argument(metavar="MARK", help="Name of the mark.")]) -> None:
+def mark(
+    folder: Dir, name: Annotated[str, typer.Argument(metavar="MARK", help="Name of the mark.")], as_json: Json = False
+) -> None:
     """Set a mark; the windows of rules with after = mark:NAME are open when the command ends, until = mark:NAME closed."""
 
     async def work() -> None:
         director = await _director(folder)
         await director.note_mark(name=name)
+        if as_json:
+            output.print_json({"mark": name})
+        else:
+            output.line(f"the mark {name} is set")
 
     exit_status.run(work)
 

@@ -28,6 +28,7 @@ from siterig.cli import output, rig_status
 from siterig.cli.app import program
 from siterig.cli.commands import mount
 from siterig.cli.trials import drill
+from siterig.core.fault_contract import FaultControl
 from siterig.core.paths import Layout, create
 from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.scenarios.contracts.results import DrillResult
@@ -87,6 +88,14 @@ COMMANDS = {
     "log import": "{folder}/dm --onto-log {folder}/new",
     "fault check": "{folder}/faults.toml",
     "fault import": "blkdebug {folder}/blkdebug.conf",
+    "fault add": "disk web01/os write error=EIO",
+    "fault list": "",
+    "fault remove": "bad",
+    "fault clear": "",
+    "fault wait": "bad",
+    "fault mark": "loaded",
+    "fault injections": "",
+    "fault verdict": "",
     "drill": "",
     "role list": "",
     "role restart": "agent",
@@ -126,11 +135,14 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     disk = sample(DiskInfo).model_copy(update={"vm": "web01", "name": "os", "path": "/dev/null"})
     finalize = sample(Job).model_copy(update={"scenarioName": "FinalizeProtection", "targetObjectName": "web01"})
     status = sample(RigStatus)
-    status = status.model_copy(update={"roles": [status.roles[0].model_copy(update={"name": "azure"})]})
+    status = status.model_copy(
+        update={"roles": [status.roles[0].model_copy(update={"name": name}) for name in ("azure", "faults")]}
+    )
     answers = {"list_disks": [disk], "resize_disk": disk, "managed_disks": [], "jobs": [finalize], "status": status}
     for name, protocol in {
         "vault": VaultApi, "site": DiskHostControl, "azure": DiskHostControl, "supervisor": SupervisorControl,
         "recovery_side": RecoverySide, "damage_reports": DamageReports,
+        "faults": FaultControl,
     }.items():  # fmt: skip
         monkeypatch.setattr(f"siterig.rpc.directory.{name}", lambda _layout, protocol=protocol: Canned(protocol, answers))
     monkeypatch.setattr("siterig.cli.commands.disks._until_seen", nothing)

@@ -124,7 +124,7 @@ async def test_counts_and_injections_of_all_roles_are_those_of_the_rule() -> Non
         ]
 
 
-async def test_a_fault_in_a_role_ends_a_wait_and_opens_the_window_of_a_rule_in_another() -> None:
+async def test_a_fault_in_a_role_opens_the_window_of_a_rule_in_another() -> None:
     async with running(new_stage()) as stage:
         await stage.add("disk web01/data write error=EIO name=first")
         await stage.add("disk web02 write error=EIO after=fault:first name=second")
