@@ -64,6 +64,16 @@ class FaultDirector(FaultControl, FaultListener):
             nursery.start_soon(self._follow_windows)
             task_status.started()
 
+    async def resume(self) -> None:
+        """Continue a run whose rules the schedule has already; the failure of an injector is logged."""
+        async with self._changing:
+            for injector in self._injectors:
+                own = [armed for armed in self._schedule.armed() if armed.rule.where.layer in injector.layers]
+                try:
+                    await injector.resume([armed for armed in own if not _is_only_mark(armed.rule)])
+                except RigError as error:
+                    _log.error("faults_not_resumed", layers=injector.layers, code=error.code, reason=error.message)
+
     # --- listening --------------------------------------------------------------------------------------------------
 
     def window_changed(self, armed: ArmedRule) -> None:

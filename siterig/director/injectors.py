@@ -61,6 +61,17 @@ class LayerInjector:
     async def window_closed(self, armed: ArmedRule) -> None:
         """Let a rule act no more; faults that last end, as with :meth:`disarm`."""
 
+    async def resume(self, rules: Sequence[ArmedRule]) -> None:
+        """Continue with the rules of a director that was killed; immediate faults among them may have happened.
+
+        Args:
+            rules: all rules of the layers that are armed; there may be none, and leftovers of others.
+        """
+        await self.arm(rules)
+        for armed in rules:
+            if armed.window.is_open:
+                await self.window_opened(armed)
+
     async def collect(self) -> None:
         """Adopt the newest counts and injections that other roles have, before somebody reads them."""
 

@@ -107,7 +107,6 @@ class MachineInjector(LayerInjector):
                     _log.warning("power_loss_not_prepared", rule=armed.label, role=name, reason=error.message)
 
     async def resume(self, rules: Sequence[ArmedRule]) -> None:
-        """Continue after a director that was killed."""
         await self.arm([armed for armed in rules if not armed.fired])
 
     # --- faults -----------------------------------------------------------------------------------------------------

@@ -66,12 +66,11 @@ class ProcessInjector(LayerInjector, RoleStarts):
     async def window_closed(self, armed: ArmedRule) -> None:
         await self._supervisor.lift_role_faults(fault=armed.label)
 
-    async def resume(self) -> None:
-        """Lift the faults of rules that exist no more, after a director was killed."""
+    async def resume(self, rules: Sequence[ArmedRule]) -> None:
         known = {armed.label for armed in self._schedule.armed() if armed.window.is_open}
         for fault in {fault.fault for fault in await self._supervisor.role_faults()} - known:
             await self._supervisor.lift_role_faults(fault=fault)
-        await self.arm(self._schedule.armed("process"))
+        await self.arm(rules)
 
     async def act(self, decision: FaultDecision) -> str:
         what = decision.rule.what

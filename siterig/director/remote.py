@@ -80,6 +80,7 @@ class RemoteInjector(LayerInjector):
         schedule: the rules.
         roles: the injector of each role that has one.
         layers: the layers of each role.
+        former: the values of :meth:`saved` at the end of the former director, for :meth:`resume`.
         clock: the clock of retries.
     """
 
@@ -91,10 +92,13 @@ class RemoteInjector(LayerInjector):
         schedule: FaultSchedule,
         roles: Mapping[str, FaultInjector],
         layers: Mapping[str, tuple[str, ...]] = LAYERS_OF_ROLE,
+        *,
+        former: Mapping[str, tuple[str, int]] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._schedule = schedule
         self._clock = clock
+        self._former = former or {}
         self._roles = {name: _RemoteRole(name, injector, tuple(layers[name])) for name, injector in roles.items()}
 
     def _of(self, rule: FaultRule) -> list[_RemoteRole]:
@@ -282,14 +286,11 @@ class RemoteInjector(LayerInjector):
         """Return for each role the epoch and the sequence number of the last injection that was adopted."""
         return {role.name: (role.epoch, role.sequence) for role in self._roles.values()}
 
-    async def resume(self, saved: Mapping[str, tuple[str, int]]) -> None:
-        """Continue with the rules of the schedule; rules that the roles have beside these are removed there.
-
-        Args:
-            saved: the values of :meth:`saved` at the end of the former director.
-        """
-        reports = {role.name: await self._resume_role(role, *saved.get(role.name, ("", 0))) for role in self._roles.values()}
-        for armed in self._schedule.armed():
+    async def resume(self, rules: Sequence[ArmedRule]) -> None:
+        reports = {
+            role.name: await self._resume_role(role, *self._former.get(role.name, ("", 0))) for role in self._roles.values()
+        }
+        for armed in rules:
             roles = [role for role in self._roles.values() if armed.label in role.rules]
             found = [
                 count

@@ -39,6 +39,7 @@ class DirectedRig:
         hosts: the disk hosts.
         injectors: the injector of each role that has one.
         note_reboot: lets later processes of a host belong to a new boot.
+        others: makes the injectors of further layers.
         clock: the clock of schedule, windows and retries.
     """
 
@@ -52,6 +53,7 @@ class DirectedRig:
         hosts: Mapping[str, DiskHostControl],
         injectors: Mapping[str, FaultInjector],
         note_reboot: Callable[[str], None],
+        others: Callable[[FaultSchedule], list[LayerInjector]] = lambda _schedule: [],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._run_file, self._clock = run_file, clock
@@ -60,12 +62,12 @@ class DirectedRig:
         if self._saved is not None:
             restore_run(self.schedule, self._saved)
         self.schedule.subscribe(InjectionFile(injection_file))
-        self.remote = RemoteInjector(self.schedule, injectors, clock=clock)
+        former = None if self._saved is None else self._saved.roles
+        self.remote = RemoteInjector(self.schedule, injectors, former=former, clock=clock)
         self.processes = ProcessInjector(self.schedule, supervisor)
         self._machines = MachineInjector(supervisor=supervisor, hosts=hosts, injectors=injectors, note_reboot=note_reboot)
-        layers: list[LayerInjector] = [self.remote, self.processes, self._machines]
+        layers: list[LayerInjector] = [self.remote, self.processes, self._machines, *others(self.schedule)]
         self.director = FaultDirector(self.schedule, layers, clock=clock, save=self._save)
-        self._layers = layers
         self._events = RigEvents(
             self.schedule,
             vault=moments,
@@ -77,12 +79,10 @@ class DirectedRig:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Continue the run of a director that was killed, if there was one, and direct until cancelled."""
-        if self._saved is not None:
-            await self.remote.resume(self._saved.roles)
-            await self.processes.resume()
-            await self._machines.resume(self.schedule.armed("machine"))
         async with trio.open_nursery() as nursery:
             await nursery.start(self.director.run)
+            if self._saved is not None:
+                await self.director.resume()
             nursery.start_soon(partial(self._events.run, self.director.next_change))
             nursery.start_soon(self._save_often)
             task_status.started()

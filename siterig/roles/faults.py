@@ -6,10 +6,11 @@ from functools import partial
 
 import trio
 
-from siterig.core.fault_contract import FaultControl
+from siterig.core.fault_contract import DIRECTOR, FaultControl
 from siterig.core.hosts import note_reboot
 from siterig.core.paths import Layout
 from siterig.core.supervisor_contract import RoleStarts
+from siterig.director.links.wiring import link_injectors
 from siterig.director.rig import DirectedRig
 from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
@@ -20,16 +21,17 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
     rig = DirectedRig(
         run_file=layout.fault_run,
         injection_file=layout.injections,
-        supervisor=directory.supervisor(layout),
-        moments=directory.moments(layout),
-        hosts={"site": directory.site(layout), "azure": directory.azure(layout)},
-        injectors={"site": directory.site_faults(layout), "azure": directory.azure_faults(layout)},
+        supervisor=directory.supervisor(layout, DIRECTOR),
+        moments=directory.moments(layout, DIRECTOR),
+        hosts={"site": directory.site(layout, DIRECTOR), "azure": directory.azure(layout, DIRECTOR)},
+        injectors={"site": directory.site_faults(layout, DIRECTOR), "azure": directory.azure_faults(layout, DIRECTOR)},
         note_reboot=partial(note_reboot, layout),
+        others=partial(link_injectors, layout),
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(rig.run)
         faces = {"FaultControl": (FaultControl, rig.director), "RoleStarts": (RoleStarts, rig.processes)}
-        await nursery.start(server.serve, faces, layout.socket("faults"))
+        await nursery.start(server.serve, faces, layout.socket(DIRECTOR))
         task_status.started()
 
 

@@ -10,7 +10,9 @@ import trio
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.fuse.server import serve
 from siterig.blockfs.host.disk_host import DiskHost
+from siterig.core.fault_contract import FaultInjector
 from siterig.core.fuse_options import FuseOptions
+from siterig.roles.fault_injection import HostInjector
 from siterig.rpc import server
 from siterig.supervisor import cleanup
 
@@ -27,7 +29,10 @@ async def host_disks(
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve_files)
-            await nursery.start(server.serve, {"DiskHostControl": (DiskHostControl, host)}, socket)
+            injector = HostInjector(host)
+            nursery.start_soon(injector.run)
+            faces = {"DiskHostControl": (DiskHostControl, host), "FaultInjector": (FaultInjector, injector)}
+            await nursery.start(server.serve, faces, socket)
             task_status.started()
     finally:
         host.close()

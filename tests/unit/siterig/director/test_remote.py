@@ -83,11 +83,17 @@ class FakeRole(FaultInjector):
 class Stage:
     """A director with two roles that have disks."""
 
-    def __init__(self, site: FakeRole, azure: FakeRole, schedule: FaultSchedule | None = None) -> None:
+    def __init__(
+        self,
+        site: FakeRole,
+        azure: FakeRole,
+        schedule: FaultSchedule | None = None,
+        former: dict[str, tuple[str, int]] | None = None,
+    ) -> None:
         self.clock = FakeClock()
         self.site, self.azure = site, azure
         self.schedule = FaultSchedule(1, clock=self.clock) if schedule is None else schedule
-        self.remote = RemoteInjector(self.schedule, {"site": site, "azure": azure}, clock=self.clock)
+        self.remote = RemoteInjector(self.schedule, {"site": site, "azure": azure}, former=former, clock=self.clock)
         self.director = FaultDirector(self.schedule, [self.remote], clock=self.clock)
 
     async def add(self, line: str) -> None:
@@ -202,9 +208,9 @@ async def test_a_director_that_starts_again_continues_the_run(tmp_path: Path) ->
     assert run is not None
     schedule = FaultSchedule(run.seed)
     restore_run(schedule, run)
-    again = Stage(stage.site, stage.azure, schedule)
-    await again.remote.resume(run.roles)
+    again = Stage(stage.site, stage.azure, schedule, run.roles)
     async with running(again):
+        await again.director.resume()
         assert sorted(stage.site.plans) == ["bad", "waiting"]
         assert await again.counts("bad") == (2, 2)
         assert [each.sequence for each in await again.director.injections(after=0)] == [3]  # 1 and 2 are in the file
