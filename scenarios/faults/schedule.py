@@ -251,17 +251,26 @@ class FaultSchedule:
         with self._lock:
             return [*self._removed, *self._armed.values()]
 
-    def resume(self, rules: Iterable[tuple[FaultRule, Mapping[str, Any]]], *, sequence: int, marks: Iterable[str]) -> None:
+    def resume(
+        self,
+        rules: Iterable[tuple[FaultRule, Mapping[str, Any]]],
+        *,
+        injections: Sequence[Injection] = (),
+        sequence: int,
+        marks: Iterable[str],
+    ) -> None:
         """Continue a run whose schedule is lost: no listener hears of its rules, and durations begin again.
 
         Args:
             rules: each rule with its ``seed``, ``matched``, ``fired``, ``spared``, ``last_ns``, ``was_open``, ``is_closed``
                 and ``is_removed``.
-            sequence: the number of injections so far.
+            injections: those that are known, oldest first.
+            sequence: the number of injections so far, at least.
             marks: the marks that are set.
         """
         with self._lock:
-            self._sequence = sequence
+            self._injections = list(injections[-INJECTIONS_KEPT:])
+            self._sequence = max([sequence, *(injection.sequence for injection in injections[-1:])])
             for mark in marks:
                 self._board.note_mark(mark)
             for rule, state in rules:

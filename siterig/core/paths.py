@@ -139,6 +139,16 @@ class Layout:
         """The rules of the run with their counts (:mod:`siterig.director.run_file`)."""
         return self.faults / "run.json"
 
+    @property
+    def former_injections(self) -> Path:
+        """The injections before those of :attr:`injections`."""
+        return self.faults / f"{self.injections.name}.1"
+
+    @property
+    def fault_files(self) -> tuple[Path, ...]:
+        """The files of one run with faults."""
+        return self.fault_run, self.injections, self.former_injections
+
     def reboot(self, host: str) -> Path:
         """The id of the last emulated reboot of a host; missing if there was none."""
         return self.root / host / "reboot"

@@ -9,13 +9,13 @@ that it had.  A role that is away when a rule is armed gets the rule when it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import structlog
 import trio
 
-from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock, rfc3339
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import (
     INJECTOR_LAYERS,
@@ -46,7 +46,7 @@ class _RemoteRole:
     layers: tuple[str, ...]
     rules: dict[str, ArmedRule] = field(default_factory=dict)
     opened: dict[str, bool] = field(default_factory=dict)
-    """Whether the window of each rule is open there, as it was told last."""
+    """The state of each rule's window there."""
     leaving: set[str] = field(default_factory=set)
     """Rules that are being removed: they are not armed again, but their last counts are adopted."""
     epoch: str = ""
@@ -64,7 +64,7 @@ class _RemoteRole:
 
     def plans(self) -> list[FaultPlan]:
         """Return the rules that the role must have."""
-        return [_plan(armed) for name, armed in self.rules.items() if name not in self.leaving]
+        return [_plan(armed) for name, armed in self.rules.items() if name not in self.leaving and not _is_over(armed)]
 
     def totals(self, name: str) -> tuple[int, int, int | None]:
         """Return matched, fired and the time of the last fault of a rule in this role."""
@@ -232,12 +232,15 @@ class RemoteInjector(LayerInjector):
             report = await role.injector.fault_report(after=role.sequence, epoch=role.epoch, patience_s=patience_s)
             await self._adopt(role, report)
 
-    async def _adopt(self, role: _RemoteRole, report: FaultReport) -> None:
+    async def _adopt(
+        self, role: _RemoteRole, report: FaultReport, known: Set[tuple[str, str, int, str]] = frozenset()
+    ) -> None:
         if report.epoch != role.epoch:
             await self._begin_epoch(role, report.epoch)
         new = report.sequence - role.sequence  # an answer to an earlier question repeats injections
         for injected in report.injections[-new:] if new > 0 else ():
-            if injected.name in role.rules:
+            key = (injected.name, injected.operation, injected.n, rfc3339(injected.time_ns))
+            if injected.name in role.rules and key not in known:
                 self._schedule.adopt_injection(
                     injected.name,
                     operation=injected.operation,
@@ -251,18 +254,19 @@ class RemoteInjector(LayerInjector):
             _log.warning("injections_dropped", role=role.name, count=report.dropped)
         role.sequence = max(role.sequence, report.sequence)
         for name, count in report.counts.items():
-            known = role.counts.get(name)
-            if name in role.rules and (known is None or count.matched >= known.matched):
+            last = role.counts.get(name)
+            if name in role.rules and (last is None or count.matched >= last.matched):
                 role.counts[name] = count
                 self._adopt_counts(name)
 
     def _adopt_counts(self, name: str) -> None:
         totals = [role.totals(name) for role in self._roles.values() if name in role.rules]
+        most = 1 if self._schedule.rule(name).rule.is_immediate else None  # it happens once, in whatever role
         times = [last_ns for _, _, last_ns in totals if last_ns is not None]
         self._schedule.adopt_counts(
             name,
-            matched=sum(matched for matched, _, _ in totals),
-            fired=sum(fired for _, fired, _ in totals),
+            matched=_at_most(sum(matched for matched, _, _ in totals), most),
+            fired=_at_most(sum(fired for _, fired, _ in totals), most),
             last_ns=max(times, default=self._schedule.rule(name).last_ns),
         )
 
@@ -287,6 +291,7 @@ class RemoteInjector(LayerInjector):
         return {role.name: (role.epoch, role.sequence) for role in self._roles.values()}
 
     async def resume(self, rules: Sequence[ArmedRule]) -> None:
+        already = self._schedule.injections  # the former director may have recorded more than it has saved
         reports = {
             role.name: await self._resume_role(role, *self._former.get(role.name, ("", 0))) for role in self._roles.values()
         }
@@ -308,7 +313,7 @@ class RemoteInjector(LayerInjector):
         for role in self._roles.values():
             report = reports[role.name]
             if report is not None and role.rules:
-                await self._adopt(role, report)
+                await self._adopt(role, report, {(each.rule, each.operation, each.n, each.time) for each in already})
             role.wake()
 
     async def _resume_role(self, role: _RemoteRole, epoch: str, sequence: int) -> FaultReport | None:
@@ -329,6 +334,15 @@ class RemoteInjector(LayerInjector):
             for armed in role.rules.values():
                 await self._set_window_of(role, armed, is_open=armed.window.is_open)
         return report
+
+
+def _at_most(count: int, most: int | None) -> int:
+    return count if most is None else min(count, most)
+
+
+def _is_over(armed: ArmedRule) -> bool:
+    """Return True for a fault that has happened, and that a role which was started again must not have a second time."""
+    return armed.rule.is_immediate and armed.fired > 0 and armed.rule.what.pause is None
 
 
 def _plan(armed: ArmedRule) -> FaultPlan:

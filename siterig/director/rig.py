@@ -22,7 +22,7 @@ from siterig.director.machine_faults import MachineInjector
 from siterig.director.process_faults import ProcessInjector
 from siterig.director.remote import RemoteInjector
 from siterig.director.rig_events import RigEvents
-from siterig.director.run_file import InjectionFile, read_run, restore_run, state_of, write_run
+from siterig.director.run_file import InjectionFile, read_injections, read_run, restore_run, state_of, write_run
 from siterig.scenarios.faults.schedule import FaultSchedule
 
 SAVE_EVERY_S = 0.5
@@ -60,7 +60,7 @@ class DirectedRig:
         self._saved = read_run(run_file)
         self.schedule = FaultSchedule(None if self._saved is None else self._saved.seed, clock=clock)
         if self._saved is not None:
-            restore_run(self.schedule, self._saved)
+            restore_run(self.schedule, self._saved, read_injections(injection_file))
         self.schedule.subscribe(InjectionFile(injection_file))
         former = None if self._saved is None else self._saved.roles
         self.remote = RemoteInjector(self.schedule, injectors, former=former, clock=clock)

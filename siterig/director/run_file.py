@@ -3,13 +3,15 @@
 Fault contract: ``run.json`` is replaced as a whole, so a director that is killed at any moment leaves the old one or the
 new one; the counts of operations may be half a second old.  It is not synced, because a power loss of the real machine ends
 the run.  Durations (``for``, ``time:``) begin again with the new director.  ``injections.jsonl`` grows up to
-``INJECTION_BYTES_MAX``, then becomes ``injections.jsonl.1`` and replaces the former one.
+``INJECTION_BYTES_MAX``, then becomes ``injections.jsonl.1`` and replaces the former one.  Both files are those of the last
+time that the rig was up: they stay when it is down.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +97,26 @@ def state_of(schedule: FaultSchedule, roles: dict[str, tuple[str, int]]) -> Save
     )
 
 
-def restore_run(schedule: FaultSchedule, run: SavedRun) -> None:
+def read_injections(path: Path) -> list[Injection]:
+    """Return the injections of the run, oldest first; of a long run the last ones, and a torn last line is left out."""
+    found: list[Injection] = []
+    for file in (former_file(path), path):
+        with contextlib.suppress(FileNotFoundError):
+            for line in file.read_bytes().splitlines():
+                with contextlib.suppress(ValidationError):
+                    found.append(Injection.model_validate_json(line))
+    return found
+
+
+def former_file(path: Path) -> Path:
+    """Return the file that has the injections before those of ``path``."""
+    return path.with_name(f"{path.name}.1")
+
+
+def restore_run(schedule: FaultSchedule, run: SavedRun, injections: Sequence[Injection] = ()) -> None:
     """Put a run into a new schedule, which has its seed already; no listener hears of it."""
     schedule.resume(
+        injections=injections,
         sequence=run.sequence,
         marks=run.marks,
         rules=[(read_rule(saved.rule), saved.model_dump(exclude={"rule"})) for saved in run.rules],
@@ -115,7 +134,7 @@ class InjectionFile(FaultListener):
         try:
             with contextlib.suppress(FileNotFoundError):
                 if self._path.stat().st_size + len(line) > INJECTION_BYTES_MAX:
-                    self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+                    self._path.replace(former_file(self._path))
             with os.fdopen(safe_files.open_file(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
                 file.write(line.encode())
         except OSError as error:

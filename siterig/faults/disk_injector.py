@@ -283,6 +283,8 @@ class DiskInjector(FaultInjector):
         for armed in rules:
             if not armed.mapped.is_immediate or not armed.is_on or armed.has_acted:
                 continue
+            if not armed.targets():
+                continue  # the disks are those of another process
             armed.acted_ns = self._clock.wall_ns()
             if armed.mapped.loss is not None:
                 done, position = await self._lose(armed)

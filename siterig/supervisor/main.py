@@ -89,7 +89,8 @@ async def _supervise(layout: Layout, report: Callable[[dict[str, object]], None]
     started = [spec for spec in specs if not spec.on_demand]
     forker = Forker(layout, options, [quick_start.parse(spec.command)[0] for spec in started])
     starts = directory.role_starts(layout, "supervisor")
-    layout.fault_run.unlink(missing_ok=True)  # the rules of a rig that was up before have ended with it
+    for path in layout.fault_files:  # the rules of a rig that was up before have ended with it
+        path.unlink(missing_ok=True)
     supervisor = Supervisor(
         layout,
         specs,

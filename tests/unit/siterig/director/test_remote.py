@@ -14,7 +14,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import ArmedFaults, FaultCount, FaultInjector, FaultPlan, FaultReport, InjectedFault
 from siterig.director.director import FaultDirector
 from siterig.director.remote import RemoteInjector
-from siterig.director.run_file import InjectionFile, read_run, restore_run, state_of, write_run
+from siterig.director.run_file import InjectionFile, read_injections, read_run, restore_run, state_of, write_run
 from siterig.scenarios.faults.rules import read_rule
 from siterig.scenarios.faults.schedule import FaultSchedule
 from tests.support.clocks import FakeClock
@@ -160,6 +160,19 @@ async def test_a_role_that_started_again_gets_its_rules_and_the_counts_go_on() -
         assert len(await stage.director.injections(after=0)) == 2
 
 
+async def test_a_fault_that_happened_once_does_not_happen_again_in_a_new_process() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("disk web01 lose=unflushed name=loss")
+        stage.site.fire("loss")
+        await trio.testing.wait_all_tasks_blocked()
+        old = stage.site.news
+        stage.site.begin()
+        old.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert stage.site.plans == {}
+        assert await stage.counts("loss") == (1, 1)
+
+
 async def test_a_rule_that_matches_no_disk_is_refused_unless_it_waits_for_a_moment() -> None:
     async with running(Stage(FakeRole(), FakeRole())) as stage:
         with pytest.raises(RigError, match="fault 'bad': where: vm = 'web09' matches no disk of this rig: siterig vm list"):
@@ -194,6 +207,7 @@ async def test_a_removed_rule_keeps_the_counts_of_its_last_moment() -> None:
 async def test_a_director_that_starts_again_continues_the_run(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     async with running(new_stage()) as stage:
+        stage.schedule.subscribe(InjectionFile(tmp_path / "injections.jsonl"))
         await stage.add("disk * write error=EIO name=bad")
         await stage.add("disk * mark=seen name=mark")
         await stage.add("disk * read error=EIO after=mark:later name=waiting")
@@ -201,23 +215,32 @@ async def test_a_director_that_starts_again_continues_the_run(tmp_path: Path) ->
         assert await stage.counts("bad") == (1, 1)
         await stage.director.remove_fault(name="mark")
         write_run(path, state_of(stage.schedule, stage.remote.saved()))
+        await stage.director.injections(after=0)
+        stage.site.fire("bad")
+        assert await stage.counts("bad") == (2, 2)  # it is in the file of injections, and the counts are not saved
     stage.site.fire("bad")
     stage.site.plans["stranger"] = stage.site.plans["bad"]
     stage.site.counts["stranger"] = FaultCount(matched=0, fired=0)
     run = read_run(path)
     assert run is not None
     schedule = FaultSchedule(run.seed)
-    restore_run(schedule, run)
+    restore_run(schedule, run, read_injections(tmp_path / "injections.jsonl"))
     again = Stage(stage.site, stage.azure, schedule, run.roles)
     async with running(again):
         await again.director.resume()
         assert sorted(stage.site.plans) == ["bad", "waiting"]
-        assert await again.counts("bad") == (2, 2)
-        assert [each.sequence for each in await again.director.injections(after=0)] == [3]  # 1 and 2 are in the file
+        assert await again.counts("bad") == (3, 3)
+        found = await again.director.injections(after=0)
+        assert [(each.sequence, each.rule, each.n) for each in found] == [
+            (1, "mark", 1),
+            (2, "bad", 1),
+            (3, "bad", 2),
+            (4, "bad", 3),
+        ]
         assert schedule.marks == ("seen",)
         assert {verdict.name: verdict.fired for verdict in await again.director.verdicts()} == {
             "mark": 1,
-            "bad": 2,
+            "bad": 3,
             "waiting": 0,
         }
         await again.director.note_mark(name="later")
