@@ -356,7 +356,7 @@ def _unreadable(view: Layer, touched: RangeList, clock: Clock) -> set[int]:
     bad = _unreadable_now(view, touched)
     for _ in range(REREADS):
         if bad:
-            clock.sleep_thread(REREAD_DELAY_S)
+            clock.real.sleep_thread(REREAD_DELAY_S)
             bad &= _unreadable_now(view, [(block, BLOCK_BYTES) for block in sorted(bad)])
     return bad
 

@@ -81,7 +81,7 @@ def _header(fd: int, frame: Frame, clock: Clock, *, is_last: bool) -> _ReadBytes
     for attempt in range(_TORN_READS if is_last else 0):
         if head.unread or any(head.data):
             break
-        clock.sleep_thread(TORN_WAIT_S * 2**attempt)
+        clock.real.sleep_thread(TORN_WAIT_S * 2**attempt)
         head = _read(fd, frame.start, HEADER_BYTES)
     return head
 
@@ -103,7 +103,7 @@ def _end(loaded: StoreState, clock: Clock) -> Iterator[ClassifiedDamage]:
 def _still_torn(folder: Path, torn: TornFrame, clock: Clock) -> TornFrame | None:
     """Return the torn frame if it stays torn; None if it was just being written."""
     for attempt in range(_TORN_READS):
-        clock.sleep_thread(TORN_WAIT_S * 2**attempt)
+        clock.real.sleep_thread(TORN_WAIT_S * 2**attempt)
         if load_history(folder).journal.torn != torn:
             return None
     return torn

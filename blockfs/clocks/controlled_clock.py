@@ -152,8 +152,16 @@ class ControlledClock(Clock):
         return float(left_ns) / SECOND_NS * MILLION / rate_ppm if rate_ppm else math.inf
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the changes until cancelled; ``started`` means that none is missed from now on."""
-        instance = self._watch()
+        """Follow the changes until cancelled; ``started`` means that none is missed from now on.
+
+        Without a free inotify instance the sleepers do not follow; each change of the clock then reports this role.
+        """
+        try:
+            instance = self._watch()
+        except OSError as error:
+            _log.warning("clock_not_watched", file=str(self._page.path), error=error.strerror)
+            task_status.started()
+            await trio.sleep_forever()
         try:
             task_status.started()
             while True:

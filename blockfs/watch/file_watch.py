@@ -96,7 +96,7 @@ class FileWatch:
     """Watches the files of one process's disks, on one trio thread; without a free inotify instance it detects nothing."""
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._clock = clock
+        self._clock = clock.real
         self._fd = -1
         self._release: weakref.finalize[[int], FileWatch] | None = None
         self._begun = trio.Event()

@@ -94,7 +94,7 @@ class HyperVAgent:
             uploads=trio.CapacityLimiter(UPLOADS_IN_FLIGHT),
             retry=RetryTable(retry_delays_s),
             clock=clock,
-            waits=waits or Waits(),
+            waits=waits or Waits(clock),
         )
         self._replicas: dict[str, Replica] = {}
         self._making: dict[str, ProgressTracker] = {}
@@ -158,7 +158,7 @@ class HyperVAgent:
                     return
             else:
                 return
-            await self._context.clock.sleep(_REMOVE_AGAIN_S)
+            await self._context.clock.real.sleep(_REMOVE_AGAIN_S)
 
     async def list_vms(self) -> list[DiskInfo]:
         """Return every disk of every VM on this host."""

@@ -64,6 +64,11 @@ class Layout:
         """Locked by the supervisor for as long as it lives (:mod:`siterig.core.lock`); holds its process id."""
         return self.root / "lock"
 
+    @property
+    def clock(self) -> Path:
+        """The page of the rig's clock (:mod:`siterig.blockfs.clocks.clock_page`)."""
+        return self.root / "clock"
+
     def socket(self, role: str) -> Path:
         """Unix socket on which a role, or the supervisor, answers calls."""
         return self.root / "run" / f"{role}.sock"

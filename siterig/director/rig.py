@@ -40,7 +40,7 @@ class DirectedRig:
         injectors: the injector of each role that has one.
         note_reboot: lets later processes of a host belong to a new boot.
         others: makes the injectors of further layers.
-        clock: the clock of schedule, windows and retries.
+        clock: the clock of the schedule and its windows; retries of calls take real time.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class DirectedRig:
             restore_run(self.schedule, self._saved, read_injections(injection_file))
         self.schedule.subscribe(InjectionFile(injection_file))
         former = None if self._saved is None else self._saved.roles
-        self.remote = RemoteInjector(self.schedule, injectors, former=former, clock=clock)
+        self.remote = RemoteInjector(self.schedule, injectors, former=former, clock=clock.real)
         self.processes = ProcessInjector(self.schedule, supervisor)
         self._machines = MachineInjector(supervisor=supervisor, hosts=hosts, injectors=injectors, note_reboot=note_reboot)
         layers: list[LayerInjector] = [self.remote, self.processes, self._machines, *others(self.schedule)]
@@ -74,7 +74,7 @@ class DirectedRig:
             supervisor=supervisor,
             site=hosts["site"],
             role_ready=self._role_is_ready,
-            clock=clock,
+            clock=clock.real,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -99,4 +99,4 @@ class DirectedRig:
         while True:
             await self.director.next_change().wait()
             self._save()
-            await self._clock.sleep(SAVE_EVERY_S)
+            await self._clock.real.sleep(SAVE_EVERY_S)

@@ -10,6 +10,7 @@ import trio
 from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
+from siterig.blockfs.core.clock import Clock
 from siterig.core.paths import Layout
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S
 from siterig.replication.hyperv.agent import HyperVAgent
@@ -25,6 +26,7 @@ async def run(
     layout: Layout,
     *,
     retry_delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S,
+    clock: Clock,
     health: Health,
     task_status: trio.TaskStatus[None],
 ) -> None:
@@ -38,6 +40,7 @@ async def run(
         vault=directory.vault_link(layout, "agent"),
         folder=layout.agent,
         retry_delays_s=retry_delays_s,
+        clock=clock,
         waits=health.waits,
     )
     try:

@@ -9,17 +9,18 @@ from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
+from siterig.blockfs.core.clock import Clock
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
 
-async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
+async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     cache = BlobCacheAccount(
         connection_string(layout.azurite, layout.keys), folder=layout.azurite, link=layout.link("applier", "azurite")
     )
-    applier = Applier(layout.managed_disks, cache, directory.applier_reports(layout, "applier"), health.waits)
+    applier = Applier(layout.managed_disks, cache, directory.applier_reports(layout, "applier"), health.waits, clock)
     service = RecoveryService(applier, cache)
     try:
         async with trio.open_nursery() as nursery:

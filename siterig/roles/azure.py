@@ -9,6 +9,7 @@ import trio
 
 from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
 from siterig.azure_emu.disks.view_provider import ManagedDiskViews
+from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
@@ -19,11 +20,17 @@ from siterig.rpc import directory
 
 
 async def run(
-    layout: Layout, *, limits: Limits, fuse_options: FuseOptions, health: Health, task_status: trio.TaskStatus[None]
+    layout: Layout,
+    *,
+    limits: Limits,
+    fuse_options: FuseOptions,
+    clock: Clock,
+    health: Health,
+    task_status: trio.TaskStatus[None],
 ) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
-    views, changed = ManagedDiskViews(layout.managed_disks), ChangedVmDisks()
+    views, changed = ManagedDiskViews(layout.managed_disks, clock), ChangedVmDisks(clock)
     host = DiskHost(
         layout.azure_vms,
         layout.azure_mount,
@@ -31,6 +38,7 @@ async def run(
         policy=limits.log_policy,
         snapshot_share_max=limits.snapshot_share_max,
         waits=health.waits,
+        clock=clock,
         report_changed=changed.note,
     )
     async with trio.open_nursery() as nursery:

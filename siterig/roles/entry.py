@@ -1,4 +1,4 @@
-"""The common part of every role's process: readiness, health checks, the end on SIGTERM or with its parent."""
+"""The common part of every role's process: clock, readiness, health checks, the end on SIGTERM or with its parent."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typing import Protocol
 import structlog
 import trio
 
+from siterig.blockfs.clocks.controlled_clock import ControlledClock
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import RoleHealth, Wait, Waits
 from siterig.blockfs.files.json_text import json_text
@@ -32,8 +34,8 @@ class Health(RoleHealth):
     ``probe`` asks a process that the role serves, if there is one, and raises ``RigError`` if it does not answer.
     """
 
-    def __init__(self) -> None:
-        self.waits = Waits()
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.waits = Waits(clock)
         self.probe: Callable[[], Awaitable[None]] | None = None
 
     async def report(self) -> list[Wait]:
@@ -57,12 +59,14 @@ class Health(RoleHealth):
 class RoleWork(Protocol):
     """The work of a role: it runs until cancelled; ``started`` means that it answers calls."""
 
-    async def __call__(self, layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None: ...
+    async def __call__(
+        self, layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]
+    ) -> None: ...
 
 
-async def run_until_signal(work: RoleWork, layout: Layout, channel_fd: int) -> None:
+async def run_until_signal(work: RoleWork, layout: Layout, clock: ControlledClock, channel_fd: int) -> None:
     """Run ``work`` until SIGTERM or SIGINT; report readiness, then answer health checks."""
-    health = Health()
+    health = Health(clock)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -71,7 +75,8 @@ async def run_until_signal(work: RoleWork, layout: Layout, channel_fd: int) -> N
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(end_on_signal)
-            await nursery.start(partial(work, layout, health=health))
+            await nursery.start(clock.run)
+            await nursery.start(partial(work, layout, clock=clock, health=health))
             report(channel_fd, Readiness())
             await answer_checks(health, channel_fd)
 
@@ -112,7 +117,10 @@ def run_role(role: str, work: RoleWork, *, holds_keys: bool = False) -> None:
     try:
         allow_many_files(sys.argv)
         join_boot(layout, role)
-        trio.run(run_until_signal, work, layout, channel_fd)
+        clock = ControlledClock(layout.clock, role)  # mapped to the end of the process: threads of the core read it
+        clock.attach_core()
+        log_to_stderr(layout.log("").parent, clock)
+        trio.run(run_until_signal, work, layout, clock, channel_fd)
     except (RigError, ExceptionGroup) as error:
         failure = unwrap_rig_error(error)
         if failure is None:

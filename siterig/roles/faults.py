@@ -6,6 +6,7 @@ from functools import partial
 
 import trio
 
+from siterig.blockfs.core.clock import Clock
 from siterig.core.fault_contract import DIRECTOR, FaultControl
 from siterig.core.hosts import note_reboot
 from siterig.core.paths import Layout
@@ -16,7 +17,7 @@ from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
 
-async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
+async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     rig = DirectedRig(
         run_file=layout.fault_run,
@@ -27,6 +28,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
         injectors={"site": directory.site_faults(layout, DIRECTOR), "azure": directory.azure_faults(layout, DIRECTOR)},
         note_reboot=partial(note_reboot, layout),
         others=partial(link_injectors, layout),
+        clock=clock,
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(rig.run)

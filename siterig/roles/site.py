@@ -7,6 +7,7 @@ from functools import partial
 
 import trio
 
+from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
@@ -16,12 +17,22 @@ from siterig.roles.hosting import clear_stale, host_disks
 
 
 async def run(
-    layout: Layout, *, limits: Limits, fuse_options: FuseOptions, health: Health, task_status: trio.TaskStatus[None]
+    layout: Layout,
+    *,
+    limits: Limits,
+    fuse_options: FuseOptions,
+    clock: Clock,
+    health: Health,
+    task_status: trio.TaskStatus[None],
 ) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.site_mount)
     host = DiskHost(
-        layout.site_disks, layout.site_mount, policy=limits.log_policy, snapshot_share_max=limits.snapshot_share_max
+        layout.site_disks,
+        layout.site_mount,
+        policy=limits.log_policy,
+        snapshot_share_max=limits.snapshot_share_max,
+        clock=clock,
     )
     await host_disks(host, layout.site_mount, layout.socket("site"), task_status, fuse_options=fuse_options)
 

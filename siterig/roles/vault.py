@@ -8,6 +8,7 @@ from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.guests import loop_devices
 from siterig.core.paths import Layout
 from siterig.replication.contracts.ports import VaultLink
@@ -15,7 +16,7 @@ from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
 
-async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
+async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
@@ -24,6 +25,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
         azure_host=directory.azure(layout, "vault"),
         shut_down=loop_devices.shutdown,
         check_shut_down=loop_devices.check_shutdown,
+        clock=clock,
         waits=health.waits,
     )
     faces = {

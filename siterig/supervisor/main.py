@@ -16,6 +16,8 @@ from pathlib import Path
 import structlog
 import trio
 
+from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
+from siterig.blockfs.clocks.controlled_clock import ControlledClock
 from siterig.blockfs.core.errors import RigError
 from siterig.core import fuse_options, limits, quick_start
 from siterig.core.failures import unwrap_rig_error
@@ -83,7 +85,17 @@ async def _end_on_signal(cancel: Callable[[], None], *, task_status: trio.TaskSt
             cancel()
 
 
-async def _supervise(layout: Layout, report: Callable[[dict[str, object]], None], options: list[str]) -> None:
+def _clock(layout: Layout) -> ControlledClock:
+    """Return the rig's clock, right for this boot of the machine."""
+    ensure_page(layout.clock)
+    with ClockPage(layout.clock) as page:
+        page.settle_after_reboot()
+    return ControlledClock(layout.clock, "supervisor")
+
+
+async def _supervise(
+    layout: Layout, clock: ControlledClock, report: Callable[[dict[str, object]], None], options: list[str]
+) -> None:
     specs = role_specs(layout, options)
     vault = directory.role_reports(layout, "supervisor")
     started = [spec for spec in specs if not spec.on_demand]
@@ -99,15 +111,19 @@ async def _supervise(layout: Layout, report: Callable[[dict[str, object]], None]
         report=lambda roles: vault.report_roles(roles=roles),
         start_faults=lambda role: starts.role_starts(role=role),
         director=DIRECTOR,
+        clock=clock,
     )
     for line in await cleanup.clear(layout):
         structlog.get_logger().info("leftover_removed", action=line)
     with contextlib.closing(forker):
-        await _run(supervisor, report, options)
+        await _run(supervisor, clock, report, options)
 
 
-async def _run(supervisor: Supervisor, report: Callable[[dict[str, object]], None], options: list[str]) -> None:
+async def _run(
+    supervisor: Supervisor, clock: ControlledClock, report: Callable[[dict[str, object]], None], options: list[str]
+) -> None:
     async with trio.open_nursery() as nursery:
+        await nursery.start(clock.run)
         await nursery.start(_end_on_signal, nursery.cancel_scope.cancel)
         if UNTIL_EOF in options:
             nursery.start_soon(_end_at_eof, nursery.cancel_scope.cancel)
@@ -138,7 +154,9 @@ def main() -> None:
         check_format(layout)
         take_lock(layout.lock)  # held to the end of this process: the next holder finds no process of this rig
         create(layout)
-        trio.run(_supervise, layout, report, options)
+        clock = _clock(layout)
+        log_to_stderr(layout.log("").parent, clock)
+        trio.run(_supervise, layout, clock, report, options)
     except (RigError, ExceptionGroup) as error:
         failure = unwrap_rig_error(error)
         if failure is None:

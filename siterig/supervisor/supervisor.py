@@ -157,6 +157,7 @@ class Supervisor(SupervisorControl):
     ``start(name, command, log)`` starts the process of a role.  ``announce(role, state)`` is called for each step of the
     start.  ``report(roles)`` sends the states of all roles to the vault; a report that fails is not repeated, the next one
     replaces it.  ``start_faults(role)`` asks the director of faults, the role ``director``, for the faults of a start.
+    ``clock``: the wall time of states; the waits of the supervisor are real, because they are about processes.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class Supervisor(SupervisorControl):
     ) -> None:
         self._layout = layout
         self._start_child = start
-        self._clock = clock
+        self._clock, self._real = clock, clock.real
         self._report = report
         self._news = trio.Event()
         self._faults = LastingFaults()
@@ -225,7 +226,7 @@ class Supervisor(SupervisorControl):
 
     async def _check_often(self, role: _Role) -> None:
         while True:
-            await self._clock.sleep(CHECK_EVERY_S)
+            await self._real.sleep(CHECK_EVERY_S)
             await self._check(role, ANSWER_S)
 
     async def _check(self, role: _Role, limit_s: float, *, times: int = 1) -> None:
@@ -234,7 +235,7 @@ class Supervisor(SupervisorControl):
         if child is None or role.state not in ("ready", "hung") or self._faults.is_paused(role.spec.name):
             return
         answer = None
-        with self._clock.move_on_after(limit_s):
+        with self._real.move_on_after(limit_s):
             answer = await child.health()
         if role.child is not child or role.state not in ("ready", "hung") or self._faults.is_paused(role.spec.name):
             return  # it ended or was stopped meanwhile
@@ -253,7 +254,7 @@ class Supervisor(SupervisorControl):
                 await report([role.status() for role in self._wanted()])
             except RigError as error:
                 _log.debug("role_states_not_reported", reason=error.message)
-            with self._clock.move_on_after(REPORT_EVERY_S):
+            with self._real.move_on_after(REPORT_EVERY_S):
                 await self._news.wait()
 
     async def _first_start(self, role: _Role, *, task_status: trio.TaskStatus[None]) -> None:
@@ -276,7 +277,7 @@ class Supervisor(SupervisorControl):
         faults = await self._faults_of_start(role)
         if faults.delay_ns:
             role.enter("starting", f"its start is delayed by fault {faults.fault!r}")
-            await self._clock.sleep(faults.delay_ns / 1e9)
+            await self._real.sleep(faults.delay_ns / 1e9)
         files_max = self._faults.limits(name).get("files_max")
         words = role.spec.command if files_max is None else (*role.spec.command, f"{FILES_MAX}={files_max}")
         child = role.child = await self._start_child(name, words, self._layout.log(name))
@@ -304,7 +305,7 @@ class Supervisor(SupervisorControl):
         if not self._asks_before_starts or role.spec.name == self._director:
             return StartFaults()
         try:
-            with self._clock.move_on_after(DIRECTOR_WAIT_S):
+            with self._real.move_on_after(DIRECTOR_WAIT_S):
                 await self._roles[self._director].wait_for_state("ready")
             faults = await self._start_faults(role.spec.name)
         except RigError as error:
@@ -349,9 +350,9 @@ class Supervisor(SupervisorControl):
         _log.warning("role_ended", role=role.spec.name, reason=reason, on_purpose=role.killed)
         if not role.killed:
             role.restarts += 1
-            role.deaths.append(self._clock.trio_time_s())
+            role.deaths.append(self._real.trio_time_s())
         role.killed = False
-        while role.deaths and role.deaths[0] < self._clock.trio_time_s() - DEATHS_WINDOW_S:
+        while role.deaths and role.deaths[0] < self._real.trio_time_s() - DEATHS_WINDOW_S:
             role.deaths.popleft()
         role.wake = trio.Event()
         if len(role.deaths) >= DEATHS_MAX and not role.hold:
@@ -360,7 +361,7 @@ class Supervisor(SupervisorControl):
         elif not role.hold:
             role.enter("restarting", reason)
             if role.deaths:
-                with self._clock.move_on_after(BACKOFF_FIRST_S * 2 ** (len(role.deaths) - 1)):
+                with self._real.move_on_after(BACKOFF_FIRST_S * 2 ** (len(role.deaths) - 1)):
                     await role.wake.wait()
         while role.hold:
             role.wake = trio.Event()
@@ -449,7 +450,7 @@ class Supervisor(SupervisorControl):
 
     async def _pause(self, role: _Role, child: Child) -> None:
         child.send(signals.SIGSTOP)
-        await wait_stopped(child, self._clock)
+        await wait_stopped(child, self._real)
         if role.state == "ready":
             role.enter("hung")
 
@@ -476,7 +477,7 @@ class Supervisor(SupervisorControl):
         self._asks_before_starts = ask
 
     async def role_changes(self, *, after: int, patience_s: float) -> RoleChanges:
-        with self._clock.move_on_after(patience_s):
+        with self._real.move_on_after(patience_s):
             await self._changes.wait(after)
         return self._changes.after(after)
 
