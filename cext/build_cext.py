@@ -18,7 +18,7 @@ HEADERS = (
     *("base/siterig.h", "base/clock_page.h", "base/io.h", "base/positions.h", "base/record.h"),
     *("index/segment_index.h", "index/extent_map.h"),
     *("layers/layer.h", "layers/view.h", "layers/base_update.h"),
-    *("faults/decisions.h", "faults/rules.h"),
+    *("faults/decisions.h", "faults/rules.h", "faults/host_files.h"),
     *("disk/disk.h", "disk/faulty.h"),
     "fuse/server.h",
 )
@@ -38,6 +38,7 @@ ffibuilder = FFI()
 ffibuilder.cdef("struct iovec { void *iov_base; size_t iov_len; };")
 for header in HEADERS:
     ffibuilder.cdef(declarations((SOURCE_ROOT / header).read_text()))
+ffibuilder.cdef('extern "Python" int64_t sr_py_host_call(int, int, int64_t, int64_t, const struct iovec *, int);')
 ffibuilder.set_source(
     "siterig.cext._core",
     "".join(f'#include "{header}"\n' for header in HEADERS),

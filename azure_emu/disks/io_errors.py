@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.files import host_calls
 from siterig.blockfs.files.os_errors import FULL, files_of, reason
 
 _MEDIA_ERRORS = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EUCLEAN, errno.EBADMSG)
@@ -44,7 +45,7 @@ def pread_past_bad_sectors(fd: int, length: int, offset: int) -> bytes:
     No checksum of a managed disk matches such bytes.
     """
     try:
-        return os.pread(fd, length, offset)
+        return host_calls.pread(fd, length, offset)
     except OSError as exc:
         if exc.errno != errno.EIO:
             raise
@@ -53,7 +54,7 @@ def pread_past_bad_sectors(fd: int, length: int, offset: int) -> bytes:
     while offset < end:
         some = min(_SECTOR_BYTES - offset % _SECTOR_BYTES, end - offset)
         try:
-            data = os.pread(fd, some, offset)
+            data = host_calls.pread(fd, some, offset)
         except OSError as exc:
             if exc.errno != errno.EIO:
                 raise

@@ -29,7 +29,7 @@ from siterig.blockfs.changelog.segment import (
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import DISK_BYTES_MAX, SECTOR_BYTES
-from siterig.blockfs.files import safe_files
+from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import naming
 from siterig.blockfs.layers.layer import WritableLayer, merge_ranges
@@ -286,7 +286,7 @@ _CHANGING = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 def _holds_nothing(path: Path) -> bool:
     """Return True if a segment has no header: its file was created, and nothing was written to it."""
     with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
-        head = file.read(HEADER_BYTES)
+        head = host_calls.read_open(file, HEADER_BYTES)
     return len(head) < HEADER_BYTES or not any(head)
 
 
@@ -296,6 +296,6 @@ def _truncate_durably(path: Path, end: int) -> None:
     try:
         with naming(path):
             os.ftruncate(fd, end)
-            os.fsync(fd)
+            host_calls.fsync(fd)
     finally:
         os.close(fd)
