@@ -10,10 +10,8 @@ from pathlib import Path
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import host_calls
-from siterig.blockfs.files.os_errors import FULL, files_of, reason
+from siterig.blockfs.files.os_errors import FULL, files_of, is_media_error, reason
 
-_MEDIA_ERRORS = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EUCLEAN, errno.EBADMSG)
-"""Errors of a read of damaged or lost data; any other error is temporary: no memory, too many open files, no right."""
 _SECTOR_BYTES = 4096
 _UNREADABLE = b"\xff"
 
@@ -32,11 +30,6 @@ def host_disk_errors(folder: Path) -> Iterator[None]:
         if exc.errno in FULL:
             raise RigError(Code.DiskFull, f"{where}: no space left on the host's disk", recoverable=True) from exc
         raise RigError(Code.StoreIo, f"{where}: {reason(exc, where)}", recoverable=not is_media_error(exc)) from exc
-
-
-def is_media_error(exc: OSError) -> bool:
-    """Return whether a read failed because of the stored data, not because of a temporary lack of something."""
-    return exc.errno in _MEDIA_ERRORS
 
 
 def pread_past_bad_sectors(fd: int, length: int, offset: int) -> bytes:

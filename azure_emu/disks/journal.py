@@ -58,6 +58,8 @@ JOURNAL_FILE_BYTES = 32 << 20
 _DISK_SHARE = 256
 _NAME = re.compile(r"(\d{12})\.journal")
 _WRITE_BYTES = 1 << 20
+REREADS_MAX = 8
+"""A header that is different whenever it is read is damage after so many times; the applier writes a header once."""
 NEVER_WRITTEN = "its header was never written"
 """The reason for a repair that a kill explains: everything else of the frame was written before its header."""
 
@@ -202,6 +204,7 @@ class _JournalFileReader:
         self._journal_file = journal_file
         self._disk = disk
         self._tail = tail
+        self._rereads = 0
 
     def run(self) -> None:
         fd = host_calls.open_path(self.path, os.O_RDONLY)
@@ -223,7 +226,8 @@ class _JournalFileReader:
         except BadFrameError as exc:
             why = str(exc)
             data = pread_past_bad_sectors(fd, size - self.at, self.at)
-            if data[:HEADER_BYTES] != raw:  # the applier is just writing it
+            if data[:HEADER_BYTES] != raw and self._rereads < REREADS_MAX:  # the applier is just writing it
+                self._rereads += 1
                 return True
             found = self._from_copy(data, number)
             if found is None:
@@ -237,7 +241,7 @@ class _JournalFileReader:
             self.torn = TornFrame(self._journal_file, self.at, size - self.at)
             return False
         self.frames.append(frame)
-        self.at = end
+        self.at, self._rereads = end, 0
         return True
 
     def _checked(self, frame: Frame, number: int) -> Frame:

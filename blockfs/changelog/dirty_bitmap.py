@@ -23,7 +23,7 @@ from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.durable_io import write_synced
-from siterig.blockfs.files.os_errors import naming, reason
+from siterig.blockfs.files.os_errors import is_media_error, naming, reason
 from siterig.cext._core import lib
 from siterig.cext.checksums import crc32c
 
@@ -98,11 +98,14 @@ def read(path: Path) -> DirtyFile:
 
     Raises:
         RigError: ``DirtyCorrupt`` (also for a missing file) or ``DirtyVersion``; both name the file.
+        OSError: the error says nothing about the file: too many open files, for example.
     """
     try:
         with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
             data = host_calls.read_open(file)
     except OSError as exc:
+        if not is_media_error(exc):
+            raise
         raise RigError(Code.DirtyCorrupt, f"{path}: cannot be read: {reason(exc, path)}") from exc
     if len(data) < HEADER_BYTES:
         raise RigError(Code.DirtyCorrupt, f"{path}: has {len(data)} bytes; its header has {HEADER_BYTES}")

@@ -158,7 +158,7 @@ EFFECTS: Mapping[str, FaultKind] = {
         | _on("torn tail: the last frame of the journal is partly written", "store")
         | _on("with power: writes in flight are torn", "machine"),
         operations={"disk": ("write",), "log": ("append",), "store": ("write",)},
-        joins=("lose", "power"),
+        joins=("lose", "power", "kill"),
         destroys=True,
     ),
     "misdirect": FaultKind(
@@ -178,6 +178,7 @@ EFFECTS: Mapping[str, FaultKind] = {
             "store": ("read", "write"),
             "blob": (*_BODY_SENT, "GetBlob"),
         },
+        immediate=("log", "store"),
         destroys=True,
     ),
     "bad_sectors": FaultKind(
@@ -241,7 +242,16 @@ EFFECTS: Mapping[str, FaultKind] = {
     "account": FaultKind(
         _on("the key is rotated, the containers are deleted, or the account is", "blob"), immediate=("blob",)
     ),
-    "kill": FaultKind(_on("the process gets this signal", "process"), immediate=("process",), late=True),
+    "kill": FaultKind(
+        _on("the process gets this signal", "process")
+        | _on(
+            "the process that does the operation gets this signal, before or after it; with tear within it",
+            "log",
+            "store",
+        ),
+        immediate=("process",),
+        late=True,
+    ),
     "files_max": FaultKind(
         _on("out of descriptors: RLIMIT_NOFILE", "process"), immediate=("process",), joins=("memory_max",)
     ),

@@ -80,6 +80,7 @@ log read flip=true
 log part=segment lost=true
 log open part=snapshot error=EIO
 log broken_chain=true
+log append tear=true kill=SIGKILL
 store web01/os write error=ENOSPC
 store write tear=true
 store full_after=1MiB
@@ -87,6 +88,7 @@ store read flip.bits=8
 store part=journal lost=true
 store part=checkpoint lost=true
 store broken_chain=true
+store sync kill=SIGKILL
 link agent-vault delay=200ms jitter=50ms
 link agent-vault rate=1MiB/s
 link connection=reset
