@@ -86,7 +86,7 @@ def save(folder: Path, disk_id: str, frame: Frame, checkpoint: Checkpoint) -> No
         crc32c(rows, crc32c(table)),
     )
     path, data = checkpoint_path(folder, frame.number), b"".join((head, _CRC.pack(crc32c(head)), table, rows))
-    with host_calls.step("checkpoint", path, len(data)):
+    with host_calls.operation("checkpoint", path, len(data)):
         write_atomically(path, data)
 
 

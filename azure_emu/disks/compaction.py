@@ -110,7 +110,7 @@ class Compactor:
         if intent is None:
             return
         state = self._state
-        with host_calls.step("compact", state.folder):
+        with host_calls.operation("compact", state.folder):
             state.begin_compaction(progress, intent)
             update_base(state.folder, state.history, intent, self._clock)
             done = state.end_compaction(intent)

@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal
 
 from typing_extensions import Buffer
 
-HostStep = Literal["checkpoint", "compact"]
+HostOperation = Literal["checkpoint", "compact"]
 """Operations of a managed disk that have many calls."""
 
 
@@ -46,11 +46,11 @@ class HostCalls:
         """Allocate like ``os.posix_fallocate``."""
         os.posix_fallocate(fd, offset, length)
 
-    def step(self, name: HostStep, path: Path, length: int) -> AbstractContextManager[None]:
-        """Return the context of a step that has many calls; entering and leaving it may fail.
+    def operation(self, name: HostOperation, path: Path, length: int) -> AbstractContextManager[None]:
+        """Return the context of an operation that has many calls; entering and leaving it may fail.
 
         Args:
-            name: the step.
+            name: the operation.
             path: the file that it writes, or the folder of the managed disk.
             length: bytes of the file; 0 if it has none.
         """
@@ -178,7 +178,7 @@ def allocate(fd: int, offset: int, length: int) -> None:
         calls.allocate(fd, offset, length)
 
 
-def step(name: HostStep, path: Path, length: int = 0) -> AbstractContextManager[None]:
-    """Return the context of a step that has many calls (:meth:`HostCalls.step`)."""
+def operation(name: HostOperation, path: Path, length: int = 0) -> AbstractContextManager[None]:
+    """Return the context of an operation that has many calls (:meth:`HostCalls.operation`)."""
     calls = _Seam.calls
-    return nullcontext() if calls is None else calls.step(name, path, length)
+    return nullcontext() if calls is None else calls.operation(name, path, length)

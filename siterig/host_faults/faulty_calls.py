@@ -22,7 +22,7 @@ import structlog
 from typing_extensions import Buffer
 
 from siterig.blockfs.files import host_calls
-from siterig.blockfs.files.host_calls import HostCalls, HostStep
+from siterig.blockfs.files.host_calls import HostCalls, HostOperation
 from siterig.cext._core import ffi, lib
 from siterig.host_faults.host_rules import HostRule
 from siterig.host_faults.places import HostFile
@@ -150,7 +150,7 @@ class FaultyCalls(HostCalls):
         super().allocate(fd, offset, length)
 
     @contextmanager
-    def step(self, name: HostStep, path: Path, length: int) -> Iterator[None]:
+    def operation(self, name: HostOperation, path: Path, length: int) -> Iterator[None]:
         file = self._book.file_of(path / "base.img" if name == "compact" else path)
         if file is None:
             yield
