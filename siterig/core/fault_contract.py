@@ -114,14 +114,6 @@ class FaultInjector(Protocol):
         """Let a rule count and act from now on, or no more."""
         ...
 
-    @deadline(ANSWER_S)
-    async def name_disks(self, *, disks: dict[str, tuple[str, str]]) -> None:
-        """Learn VM and name of managed disks by their id; without them, rules that name a VM do not match a managed disk.
-
-        Names that are known already are replaced.  Roles without managed disks ignore them.
-        """
-        ...
-
     @deadline(REPORT_S)
     async def fault_report(self, *, after: Whole, epoch: str, patience_s: float) -> FaultReport:
         """Return what happened after a sequence number; waits for it at most ``patience_s`` seconds, below 4.

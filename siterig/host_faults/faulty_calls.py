@@ -80,6 +80,11 @@ class FaultyCalls(HostCalls):
         host_calls.uninstall()
         self._files.clear()
 
+    def files_changed(self) -> None:
+        """Look up again which files belong to which disk."""
+        self._files.clear()
+        self.rules_changed()
+
     def rules_changed(self) -> None:
         """Let the engine ask again which calls a rule can meet."""
         lib.sr_host_files_forget_all()
@@ -220,7 +225,7 @@ class FaultyCalls(HostCalls):
         return done
 
     def _operations(self, file: HostFile, op: str) -> list[str]:
-        """Return the operations that a write is, for the space that it takes: it may belong to a step."""
+        """Return the operations that a write is, for the space that it takes: it may belong to one with many calls."""
         if file.layer != "store":
             return [op]
         if file.part == "checkpoint":

@@ -6,12 +6,15 @@ the engine in C has no hook.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import structlog
 import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.errors import RigError
 from siterig.core.fault_contract import ArmedFaults, FaultInjector, FaultPlan, FaultReport
+from siterig.faults.injection_log import InjectionLog
 from siterig.host_faults import damage
 from siterig.host_faults.faulty_calls import FaultyCalls
 from siterig.host_faults.host_rules import HostRule
@@ -19,17 +22,28 @@ from siterig.host_faults.places import FilePlaces
 from siterig.host_faults.rule_book import RuleBook
 from siterig.scenarios.faults.atlas import FaultAtlas
 
-PATIENCE_S_MAX = 4.0
 TARGETS_MAX = 20
 """At most so many files of a rule are listed."""
+NAMES_EVERY_S = 2.0
+"""The delay between two questions for the names of managed disks, while rules are armed."""
+DiskNames = Mapping[str, tuple[str, str]]
+"""VM and name of managed disks by their id."""
+_log = structlog.get_logger("faults")
+
+
+async def _no_names() -> DiskNames:
+    return {}
 
 
 class HostFileInjector(FaultInjector):
-    """Injects the faults of change logs and managed disks into one process.  Use it on one trio thread.
+    """Injects the faults of change logs and managed disks into one process; :meth:`run` must run while rules are armed.
+
+    Use it on one trio thread; there is one in a process.
 
     Args:
         places: the files of the process, for each layer once.
         acts_at_once: False in a process that has the same files as another one: that one carries out immediate faults.
+        ask_names: returns VM and name of the managed disks by their id; :attr:`names` has them then.
         clock: the time of injections.
         atlas: the intact copies of blocks, for rules with ``recoverable = true``; None if they are not known here.
     """
@@ -39,60 +53,99 @@ class HostFileInjector(FaultInjector):
         places: Sequence[FilePlaces],
         *,
         acts_at_once: bool = True,
+        ask_names: Callable[[], Awaitable[DiskNames]] = _no_names,
         clock: Clock = SYSTEM_CLOCK,
         atlas: FaultAtlas | None = None,
     ) -> None:
-        self.names: dict[str, tuple[str, str]] = {}
-        """VM and name of managed disks by their id, as the director knows them."""
         self._book = RuleBook(places, clock=clock, atlas=atlas)
         self._calls = FaultyCalls(self._book)
-        self._acts_at_once = acts_at_once
-        self._clock = clock
-        self._in_force = False
-        self._news = trio.Event()
+        self._log = InjectionLog(self._book.counts, clock)
+        self._acts_at_once, self._ask_names, self._clock = acts_at_once, ask_names, clock
+        self._names: DiskNames = {}
+        self._epoch = ""
         self._token: trio.lowlevel.TrioToken | None = None
+        self._in_force = False
+        self._changed = trio.Event()
         self._book.has_news = self._wake
 
-    @property
-    def is_in_force(self) -> bool:
-        """True if a rule is armed."""
-        return self._in_force
+    def name_of(self, disk_id: str) -> tuple[str, str] | None:
+        """Return VM and name of a managed disk; None if they are not known (for the places)."""
+        return self._names.get(disk_id)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follow the names of managed disks until cancelled; then remove all rules."""
+        task_status.started()
+        try:
+            while True:
+                changed = self._changed
+                if self._in_force:
+                    await self._learn_names()
+                    with self._clock.move_on_after(NAMES_EVERY_S):
+                        await changed.wait()
+                else:
+                    await changed.wait()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Remove all rules."""
-        self._book.remove([rule.name for rule in self._book.rules()])
-        self._follow()
+        self._remove([rule.name for rule in self._book.rules()])
+
+    async def _learn_names(self) -> None:
+        if "store" not in self._book.layers:
+            return
+        try:
+            names = await self._ask_names()
+        except RigError as error:
+            _log.info("disk_names_unknown", code=error.code, reason=error.message)
+            return
+        if names != self._names:
+            self._names = dict(names)
+            self._calls.files_changed()
 
     def _follow(self) -> None:
         """Put the rules in force, or none."""
         wanted = bool(self._book.rules())
         if wanted and not self._in_force:
+            self._token = trio.lowlevel.current_trio_token()
             self._calls.begin()
         elif not wanted and self._in_force:
             self._calls.end()
         self._in_force = wanted
         self._calls.rules_changed()
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _remove(self, names: Sequence[str]) -> None:
+        for name, count in self._book.remove(names).items():
+            self._log.note_over(name, count)
+        self._follow()
 
     # --- the contract ---------------------------------------------------------------------------------------------
 
     async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:
         new = self._book.add(plans)
         try:
+            await self._learn_names()
             for rule in new:
-                if rule.rule.is_immediate and rule.is_open and self._acts_at_once:
+                self._log.forget_over(rule.name)
+                if self._is_due(rule):
                     damage.check_possible(self._book, rule)
             self._follow()
             for rule in new:
                 await self._act(rule)
         except BaseException:
-            self._book.remove([rule.name for rule in new])
-            self._follow()
+            self._remove([rule.name for rule in new])
             raise
-        return self._armed(new)
+        return self._armed([self._book.rule(plan.name) for plan in plans])
+
+    def _is_due(self, rule: HostRule) -> bool:
+        return rule.rule.is_immediate and rule.is_open and self._acts_at_once
 
     async def _act(self, rule: HostRule) -> None:
-        if rule.rule.is_immediate and rule.is_open and self._acts_at_once:
+        if self._is_due(rule):
             await trio.to_thread.run_sync(damage.act_at_once, self._book, rule)
+            self._note_news()
 
     def _armed(self, rules: Sequence[HostRule]) -> ArmedFaults:
         targets = {}
@@ -103,8 +156,7 @@ class HostFileInjector(FaultInjector):
         return ArmedFaults(targets=targets)
 
     async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
-        self._book.remove(names)
-        self._follow()
+        self._remove(names)
         return ArmedFaults(targets={})
 
     async def set_fault_window(self, *, name: str, is_open: bool) -> ArmedFaults:
@@ -114,22 +166,18 @@ class HostFileInjector(FaultInjector):
         await self._act(rule)
         return self._armed([rule])
 
-    async def name_disks(self, *, disks: Mapping[str, tuple[str, str]]) -> None:
-        self.names.update(disks)
-
     async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
-        self._token = trio.lowlevel.current_trio_token()
-        after = after if epoch == self._book.epoch else 0
-        self._book.report(after)  # everything up to there has arrived
-        with self._clock.move_on_after(min(patience_s, PATIENCE_S_MAX)):
-            while self._book.sequence <= after:
-                await self._news.wait()
-        return self._book.report(after)
+        if epoch == self._epoch:
+            self._book.note_arrived(after)
+        self._note_news()
+        report = await self._log.report(after=after, epoch=epoch, patience_s=patience_s)
+        self._epoch = report.epoch
+        return report
+
+    def _note_news(self) -> None:
+        for injected in self._book.take_injections():
+            self._log.add(injected)
 
     def _wake(self) -> None:
         if self._token is not None:
-            self._token.run_sync_soon(self._set_news, idempotent=True)
-
-    def _set_news(self) -> None:
-        self._news.set()
-        self._news = trio.Event()
+            self._token.run_sync_soon(self._note_news, idempotent=True)

@@ -6,10 +6,8 @@ Threads: every method may be called from every thread; a decision takes one lock
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,13 +18,12 @@ import structlog
 from siterig.blockfs.core import fault_decisions as decisions
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.core.fault_contract import FaultPlan, FaultReport, InjectedFault
+from siterig.core.fault_contract import FaultCount, FaultPlan, InjectedFault
 from siterig.host_faults.host_rules import HostRule
 from siterig.host_faults.places import FilePlaces, HostFile, HostLayer
 from siterig.scenarios.faults.atlas import FaultAtlas
 from siterig.scenarios.faults.operations import ByteRange, FaultOperation
 
-INJECTIONS_KEPT = 4096
 KILL_AFTER_S = 2.0
 """A process that a rule kills waits at most so long for its report to arrive."""
 _KILL_POLL_S = 0.01
@@ -73,16 +70,14 @@ class RuleBook:
         self, places: Sequence[FilePlaces], *, clock: Clock = SYSTEM_CLOCK, atlas: FaultAtlas | None = None
     ) -> None:
         self.places = tuple(places)
-        self.epoch = secrets.token_hex(8)
         self.has_news: Callable[[], None] = lambda: None
-        """Called without the lock after each injection."""
+        """Called without the lock after each injection, in any thread."""
         self._clock, self._atlas = clock, atlas
         self._lock = threading.Lock()
         self._own = _OwnCalls()
         self._rules: dict[str, HostRule] = {}
-        self._injections: deque[InjectedFault] = deque(maxlen=INJECTIONS_KEPT)
-        self._sequence = 0
-        self._collected = 0
+        self._injections: list[InjectedFault] = []
+        self._sequence = self._arrived = 0
 
     @property
     def layers(self) -> set[HostLayer]:
@@ -106,12 +101,13 @@ class RuleBook:
             _log.info("fault_armed", rule=rule.name, words=rule.rule.words())
         return new
 
-    def remove(self, names: Sequence[str]) -> None:
-        """Remove rules; unknown names are ignored."""
+    def remove(self, names: Sequence[str]) -> dict[str, FaultCount]:
+        """Remove rules, and return their last counts; unknown names are ignored."""
         with self._lock:
             removed = [rule for name in names if (rule := self._rules.pop(name, None)) is not None]
         for rule in removed:
             _log.info("fault_removed", rule=rule.name, matched=rule.matched, fired=rule.fired)
+        return {rule.name: rule.count() for rule in removed}
 
     def rule(self, name: str) -> HostRule:
         """Return a rule.
@@ -241,28 +237,24 @@ class RuleBook:
         self.has_news()
         return sequence
 
-    @property
-    def sequence(self) -> int:
-        """The number of the newest injection."""
-        return self._sequence
-
-    def report(self, after: int) -> FaultReport:
-        """Return the counts, and the injections after a sequence number, which are known to have arrived up to it."""
+    def take_injections(self) -> list[InjectedFault]:
+        """Return the injections since the last call, oldest first."""
         with self._lock:
-            self._collected = max(self._collected, after)
-            first = self._sequence - len(self._injections)
-            return FaultReport(
-                epoch=self.epoch,
-                sequence=self._sequence,
-                dropped=max(0, first - after),
-                injections=list(self._injections)[max(0, after - first) :],
-                counts={name: rule.count() for name, rule in self._rules.items()},
-            )
+            taken, self._injections = self._injections, []
+        return taken
+
+    def counts(self) -> dict[str, FaultCount]:
+        """Return the counts of all rules."""
+        return {rule.name: rule.count() for rule in self.rules()}
+
+    def note_arrived(self, sequence: int) -> None:
+        """Note that the director has all injections up to this one."""
+        self._arrived = max(self._arrived, sequence)
 
     def kill(self, rule: HostRule, sequence: int) -> None:
         """Send this process the signal of a rule, as soon as the record of it has arrived."""
         until_ns = self._clock.monotonic_ns() + int(KILL_AFTER_S * 1e9)
-        while self._collected < sequence and self._clock.monotonic_ns() < until_ns:
+        while self._arrived < sequence and self._clock.monotonic_ns() < until_ns:
             self._clock.sleep_thread(_KILL_POLL_S)
         os.kill(os.getpid(), signal.Signals[rule.rule.what.kill or "SIGKILL"])
 
