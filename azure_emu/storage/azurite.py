@@ -35,7 +35,7 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 CHECK_TIMEOUT_S = 1.0
-_WITHOUT_TELEMETRY = Path(__file__).with_name("without_telemetry.cjs")
+_WITHOUT_UNUSED = Path(__file__).with_name("without_unused.cjs")
 
 _READY = re.compile(r"successfully listens on http://[^:]+:(\d+)")
 _TAIL_LINES = 12
@@ -226,7 +226,7 @@ def find_azurite() -> list[str]:
         RigError: ``AzuriteMissing``, ``NodeMissing``.
     """
     script = find_script()
-    return [find_node(), "--require", str(_WITHOUT_TELEMETRY), str(script)]
+    return [find_node(), "--require", str(_WITHOUT_UNUSED), str(script)]
 
 
 def _arguments(folder: Path, port: int) -> list[str]:

@@ -48,8 +48,16 @@ _OPTIONS = (
     *("--fetch-retries=2", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"),
 )
 _DEVELOPER_FILES = re.compile(r".*(\.map|\.d\.[mc]?ts)$")
-_NO_REGISTRY = {"EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "ENETUNREACH", "ENOTFOUND", "ERR_SOCKET_TIMEOUT",
-                "ETIMEDOUT"}  # fmt: skip
+_NO_REGISTRY = {
+    "EAI_AGAIN",
+    "ECONNREFUSED",
+    "ECONNRESET",
+    "EHOSTUNREACH",
+    "ENETUNREACH",
+    "ENOTFOUND",
+    "ERR_SOCKET_TIMEOUT",
+    "ETIMEDOUT",
+}
 
 
 @dataclass(frozen=True, slots=True)

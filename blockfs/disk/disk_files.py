@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import DISK_BYTES_MAX, SECTOR_BYTES, SectorBytes
@@ -63,15 +64,32 @@ def make_raw(paths: DiskPaths, size_bytes: int, sector_bytes: SectorBytes = 512)
             f"most {DISK_BYTES_MAX >> 40} TiB",
         )
     with _new_file(paths.file("img"), size_bytes):
-        DiskState(
-            disk_id=str(uuid.uuid4()),
-            size_bytes=size_bytes,
-            kind="raw",
-            generation=0,
-            tracked=False,
-            needs_resync=None,
-            sector_bytes=sector_bytes,
-        ).save(paths.file("disk"))
+        _save_new(paths, "raw", size_bytes, sector_bytes)
+
+
+def _save_new(
+    paths: DiskPaths,
+    kind: Literal["raw", "top"],
+    size_bytes: int,
+    sector_bytes: SectorBytes,
+    *,
+    managed_disk: str | None = None,
+    position: int | None = None,
+    parent: ParentNote | None = None,
+) -> None:
+    """Save the state of a new disk: it has an id of its own, and no log."""
+    DiskState(
+        disk_id=str(uuid.uuid4()),
+        size_bytes=size_bytes,
+        kind=kind,
+        generation=0,
+        tracked=False,
+        needs_resync=None,
+        managed_disk=managed_disk,
+        position=position,
+        sector_bytes=sector_bytes,
+        parent=parent,
+    ).save(paths.file("disk"))
 
 
 @contextmanager
@@ -94,17 +112,7 @@ def make_over_managed_disk(
     paths: DiskPaths, *, managed_disk: str, position: int, size_bytes: int, sector_bytes: SectorBytes = 512
 ) -> None:
     """Create the files of a writable disk over a managed disk, which has this size at this position."""
-    DiskState(
-        disk_id=str(uuid.uuid4()),
-        size_bytes=size_bytes,
-        kind="top",
-        generation=0,
-        tracked=False,
-        needs_resync=None,
-        managed_disk=managed_disk,
-        position=position,
-        sector_bytes=sector_bytes,
-    ).save(paths.file("disk"))
+    _save_new(paths, "top", size_bytes, sector_bytes, managed_disk=managed_disk, position=position)
 
 
 def make_over_image(paths: DiskPaths, parent: ParentNote, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
@@ -116,16 +124,7 @@ def make_over_image(paths: DiskPaths, parent: ParentNote, size_bytes: int, secto
             f"{parent.size_bytes} of its parent and at most {DISK_BYTES_MAX >> 40} TiB",
         )
     with _new_file(paths.file("top"), size_bytes):
-        DiskState(
-            disk_id=str(uuid.uuid4()),
-            size_bytes=size_bytes,
-            kind="top",
-            generation=0,
-            tracked=False,
-            needs_resync=None,
-            sector_bytes=sector_bytes,
-            parent=parent,
-        ).save(paths.file("disk"))
+        _save_new(paths, "top", size_bytes, sector_bytes, parent=parent)
 
 
 def convert_to_raw(paths: DiskPaths, state: DiskState) -> DiskState:

@@ -36,8 +36,13 @@ _OPERATIONS: dict[Level, dict[str, dict[str, str]]] = {
         "batch": {"POST": "BlobBatch"},
     },
     "blob": {
-        "": {"GET": "GetBlob", "HEAD": "GetBlobProperties", "PUT": "PutBlob", "DELETE": "DeleteBlob",
-             "OPTIONS": "PreflightBlobRequest"},
+        "": {
+            "GET": "GetBlob",
+            "HEAD": "GetBlobProperties",
+            "PUT": "PutBlob",
+            "DELETE": "DeleteBlob",
+            "OPTIONS": "PreflightBlobRequest",
+        },
         "block": {"PUT": "PutBlock"},
         "blocklist": {"GET": "GetBlockList", "PUT": "PutBlockList"},
         "page": {"PUT": "PutPage"},
@@ -58,7 +63,7 @@ _OPERATIONS: dict[Level, dict[str, dict[str, str]]] = {
         "immutabilityPolicies": {"PUT": "SetBlobImmutabilityPolicy", "DELETE": "DeleteBlobImmutabilityPolicy"},
         "legalhold": {"PUT": "SetBlobLegalHold"},
     },
-}  # fmt: skip
+}
 _FROM_URL = {"PutBlock": "PutBlockFromURL", "PutPage": "PutPageFromURL", "AppendBlock": "AppendBlockFromURL"}
 _COPIES = ("CopyBlob", "CopyBlobFromURL", "PutBlobFromURL", *_FROM_URL.values())
 

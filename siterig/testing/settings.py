@@ -126,7 +126,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("seed", "random", "seed of all random choices", f"random, or a whole number from 0 to {SEED_MAX}", _seed),
     Setting("interval", "1", "replication interval of protected VMs, in seconds", "a positive number", _seconds),
     Setting("timeout", "120", "longest wait for a server or a job, in seconds", "a positive number", _seconds),
-)  # fmt: skip
+)
 """All settings, in the order of the documents."""
 
 

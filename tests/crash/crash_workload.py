@@ -162,10 +162,15 @@ class Life:
         self._data[:] = disk.read(0, disk.size_bytes)
         known.versions.append(bytes(self._data))
         self._tell(
-            phase="open", acked=len(known.versions) - 1, tracked=disk.tracking.active, generation=disk.state.generation,
-            next_seq=disk.tracking.log.next_seq if disk.tracking.active else 0, abandoned=disk.state.needs_resync,
-            position=positions.value, torn=False,
-        )  # fmt: skip
+            phase="open",
+            acked=len(known.versions) - 1,
+            tracked=disk.tracking.active,
+            generation=disk.state.generation,
+            next_seq=disk.tracking.log.next_seq if disk.tracking.active else 0,
+            abandoned=disk.state.needs_resync,
+            position=positions.value,
+            torn=False,
+        )
 
     def _close(self, disk: Disk, positions: PositionCounter) -> None:
         self._tell(phase="closing")

@@ -204,9 +204,19 @@ class Recorder:
         hook = ffi.callback("sr_io_hook_fn", self._engine)
         with contextlib.ExitStack() as stack:
             for name in (
-                "open", "write", "pwrite", "pwritev", "ftruncate", "truncate", "posix_fallocate", "fsync", "fdatasync",
-                "rename", "replace", "unlink",
-            ):  # fmt: skip
+                "open",
+                "write",
+                "pwrite",
+                "pwritev",
+                "ftruncate",
+                "truncate",
+                "posix_fallocate",
+                "fsync",
+                "fdatasync",
+                "rename",
+                "replace",
+                "unlink",
+            ):
                 stack.enter_context(mock.patch.object(os, name, getattr(self, f"_{name}")(getattr(os, name))))
             stack.enter_context(mock.patch.object(PositionCounter, "close", self._position_closed(PositionCounter.close)))
             lib.sr_io_set_hook(hook)

@@ -23,9 +23,33 @@ OTHER_ID = str(uuid.UUID(int=5))
 GENERATION = 2
 DISK_BYTES = 64 * 1024
 EDGES = [
-    0, 1, 2, 5, 6, 7, 63, 64, 65, 127, 128, 255, 512, 4095, 4096, DISK_BYTES, (1 << 16) - 1, log.PAYLOAD_BYTES_MAX,
-    log.PAYLOAD_BYTES_MAX + 1, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1,
-]  # fmt: skip
+    0,
+    1,
+    2,
+    5,
+    6,
+    7,
+    63,
+    64,
+    65,
+    127,
+    128,
+    255,
+    512,
+    4095,
+    4096,
+    DISK_BYTES,
+    (1 << 16) - 1,
+    log.PAYLOAD_BYTES_MAX,
+    log.PAYLOAD_BYTES_MAX + 1,
+    (1 << 31) - 1,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 62,
+    (1 << 63) - 1,
+    1 << 63,
+    (1 << 64) - 1,
+]
 KINDS = [log.WRITE, log.WRITE, log.ZERO, log.DISCARD, log.FLUSH, log.TAG, log.RESIZE]
 
 T = TypeVar("T")
@@ -74,9 +98,13 @@ class RowMaker:
         if self.stream:
             number, self.seq = self.first_seq + len(self.segments), 1
         head = log.make_header(
-            disk_id=DISK_ID, first_seq=number, disk_size_bytes=self.size, boot_id=self.boot_id, stream=self.stream,
+            disk_id=DISK_ID,
+            first_seq=number,
+            disk_size_bytes=self.size,
+            boot_id=self.boot_id,
+            stream=self.stream,
             generation=GENERATION,
-        )  # fmt: skip
+        )
         self.segments.append([head])
 
     def add(self, kind: int, offset: int, length: int, *, flags: int = 0) -> None:

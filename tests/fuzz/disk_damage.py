@@ -11,10 +11,14 @@ def state_of(size_bytes: int) -> bytes:
     """Return the ``NAME.disk`` of a tracked disk."""
     return small_damage.seal_state(
         {
-            "disk_id": damage.DISK_ID, "size_bytes": size_bytes, "kind": "raw", "generation": damage.GENERATION,
-            "tracked": True, "needs_resync": None,
+            "disk_id": damage.DISK_ID,
+            "size_bytes": size_bytes,
+            "kind": "raw",
+            "generation": damage.GENERATION,
+            "tracked": True,
+            "needs_resync": None,
         }
-    )  # fmt: skip
+    )
 
 
 def folder(pick: Choices, boot_id: str) -> dict[str, bytes]:

@@ -34,16 +34,30 @@ IMAGE_BYTES_MAX = 1 << 20
 def plain(record: Record, payload: bytes) -> tuple[object, ...]:
     """Return a record in the form in which both readers are compared."""
     return (
-        int(record.type), record.flags, record.seq, record.position, record.time_ns, record.offset, record.length, payload,
+        int(record.type),
+        record.flags,
+        record.seq,
+        record.position,
+        record.time_ns,
+        record.offset,
+        record.length,
+        payload,
         record.end,
-    )  # fmt: skip
+    )
 
 
 def strict_plain(record: log.Record) -> tuple[object, ...]:
     return (
-        record.type, record.flags, record.seq, record.position, record.time_ns, record.offset, record.length,
-        record.payload, record.end,
-    )  # fmt: skip
+        record.type,
+        record.flags,
+        record.seq,
+        record.position,
+        record.time_ns,
+        record.offset,
+        record.length,
+        record.payload,
+        record.end,
+    )
 
 
 def assert_clear(error: RigError, codes: set[str], *names: Path) -> None:
@@ -114,8 +128,13 @@ def _refused_header(path: Path, bad: log.BadLogError) -> str:
 def _same_header(reader: SegmentReader, want: log.Header) -> None:
     got = reader.header
     assert (got.disk_id, got.generation, got.first_seq, got.boot_id, got.created_ns, got.disk_size_bytes) == (
-        want.disk_id, want.generation, want.first_seq, want.boot_id, want.created_ns, want.disk_size_bytes,
-    )  # fmt: skip
+        want.disk_id,
+        want.generation,
+        want.first_seq,
+        want.boot_id,
+        want.created_ns,
+        want.disk_size_bytes,
+    )
     assert got.stream == ("log", "sync")[want.stream]
 
 

@@ -15,8 +15,13 @@ from tests.fuzz.strict_log import crc32c
 SECTOR = 512
 DM_SUPER_FIELDS = {"magic": (0, "Q"), "version": (8, "Q"), "entries": (16, "Q"), "sector": (24, "I")}
 DM_ENTRY_FIELDS = {
-    "sector": (0, "Q"), "sectors": (8, "Q"), "flags": (16, "Q"), "data_len": (24, "Q"), "data": (32, "B"), "far": (400, "Q"),
-}  # fmt: skip
+    "sector": (0, "Q"),
+    "sectors": (8, "Q"),
+    "flags": (16, "Q"),
+    "data_len": (24, "Q"),
+    "data": (32, "B"),
+    "far": (400, "Q"),
+}
 
 
 def dm_log(pick: Choices) -> bytes:
@@ -42,9 +47,32 @@ def dm_log(pick: Choices) -> bytes:
 
 
 VALUES: list[object] = [
-    None, True, False, 0, 1, 1.0, 0.5, -1, 512, "512", "", "raw", "top", [], {}, [512], {"a": 1}, 1e300, "\x1b[2J", "ä",
-    OTHER := "6a83da7e-b542-496d-a113-08b9b71d9e22", OTHER.upper(), OTHER.replace("-", ""), *EDGES[-6:], 1 << 80,
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    1.0,
+    0.5,
+    -1,
+    512,
+    "512",
+    "",
+    "raw",
+    "top",
+    [],
+    {},
+    [512],
+    {"a": 1},
+    1e300,
+    "\x1b[2J",
+    "ä",
+    OTHER := "6a83da7e-b542-496d-a113-08b9b71d9e22",
+    OTHER.upper(),
+    OTHER.replace("-", ""),
+    *EDGES[-6:],
+    1 << 80,
+]
 
 
 def seal_state(body: object, *, version: object = 1) -> bytes:
@@ -57,9 +85,14 @@ def disk_state(pick: Choices) -> bytes:
     """Return a ``NAME.disk``, mostly damaged."""
     top = pick.once_in(2)
     body: dict[str, Any] = {
-        "disk_id": DISK_ID, "size_bytes": 65536, "kind": "top" if top else "raw", "generation": 3,
-        "tracked": pick.once_in(2), "needs_resync": pick.of([None, "PowerLoss"]), "position": 77 if top else None,
-    }  # fmt: skip
+        "disk_id": DISK_ID,
+        "size_bytes": 65536,
+        "kind": "top" if top else "raw",
+        "generation": 3,
+        "tracked": pick.once_in(2),
+        "needs_resync": pick.of([None, "PowerLoss"]),
+        "position": 77 if top else None,
+    }
     version = pick.of([1, 2, 3, 3])
     key, values = ("store", ["/stores/a", "/", "/stores/.a", "a"]) if version < 3 else ("managed_disk", [OTHER, ".a", "a/b"])
     body[key] = pick.of(values) if top else None
@@ -103,10 +136,22 @@ def disk_state(pick: Choices) -> bytes:
 
 
 DIRTY_FIELDS = {
-    "magic": (0, "8s"), "version": (8, "H"), "header_bytes": (10, "H"), "chunk_bytes": (12, "I"), "disk_id": (16, "16s"),
-    "generation": (32, "Q"), "boot_id": (40, "16s"), "zero_b": (56, "I"), "crc": (60, "I"), "state": (64, "I"),
-    "zero_c": (68, "B"), "newest": (72, "Q"), "mtime": (80, "Q"), "zero_d": (88, "B"), "zero_e": (4095, "B"),
-}  # fmt: skip
+    "magic": (0, "8s"),
+    "version": (8, "H"),
+    "header_bytes": (10, "H"),
+    "chunk_bytes": (12, "I"),
+    "disk_id": (16, "16s"),
+    "generation": (32, "Q"),
+    "boot_id": (40, "16s"),
+    "zero_b": (56, "I"),
+    "crc": (60, "I"),
+    "state": (64, "I"),
+    "zero_c": (68, "B"),
+    "newest": (72, "Q"),
+    "mtime": (80, "Q"),
+    "zero_d": (88, "B"),
+    "zero_e": (4095, "B"),
+}
 
 
 def seal_dirty(raw: bytes) -> bytes:
@@ -133,9 +178,16 @@ def dirty_file(pick: Choices) -> bytes:
 
 
 DURABLE_FIELDS = {
-    "magic": (0, "8s"), "version": (8, "H"), "header_bytes": (10, "H"), "block_bytes": (12, "I"), "boot_id": (16, "16s"),
-    "zero_a": (32, "I"), "crc": (60, "I"), "zero_b": (64, "I"), "zero_c": (4095, "B"),
-}  # fmt: skip
+    "magic": (0, "8s"),
+    "version": (8, "H"),
+    "header_bytes": (10, "H"),
+    "block_bytes": (12, "I"),
+    "boot_id": (16, "16s"),
+    "zero_a": (32, "I"),
+    "crc": (60, "I"),
+    "zero_b": (64, "I"),
+    "zero_c": (4095, "B"),
+}
 
 
 def make_durable(boot_id: str, bits: bytes) -> bytes:
@@ -162,9 +214,16 @@ def top_maps(pick: Choices, boot_id: str) -> dict[str, bytes]:
 
 
 VHD_FIELDS = {
-    "cookie": (0, "8s"), "features": (8, "I"), "version": (12, "I"), "data": (16, "Q"), "size": (48, "Q"), "type": (60, "I"),
-    "checksum": (64, "I"), "saved": (84, "B"), "reserved": (511, "B"),
-}  # fmt: skip
+    "cookie": (0, "8s"),
+    "features": (8, "I"),
+    "version": (12, "I"),
+    "data": (16, "Q"),
+    "size": (48, "Q"),
+    "type": (60, "I"),
+    "checksum": (64, "I"),
+    "saved": (84, "B"),
+    "reserved": (511, "B"),
+}
 
 
 def seal_vhd(raw: bytes) -> bytes:

@@ -229,9 +229,12 @@ def vhd(raw: bytes, folder: Path) -> str:
         kind, checksum = struct.unpack_from(">II", footer, 60)
         without = footer[:64] + bytes(4) + footer[68:]
         good = (
-            version >> 16 == 1 and kind == 2 and size == len(raw) - 512 and checksum == ~sum(without) & 0xFFFFFFFF
+            version >> 16 == 1
+            and kind == 2
+            and size == len(raw) - 512
+            and checksum == ~sum(without) & 0xFFFFFFFF
             and footer[1:9] != b"conectix"
-        )  # fmt: skip
+        )
     try:
         got = read_footer(path)
     except RigError as error:
@@ -297,9 +300,13 @@ def _is_digest(value: object) -> bool:
 
 def _is_stamp(value: object) -> bool:
     keys = {
-        "file": _is_text, "size_bytes": _whole, "mtime_ns": _number, "ctime_ns": _number,
-        "inode": lambda inode: inode is None or _whole(inode), "digest": _is_digest,
-    }  # fmt: skip
+        "file": _is_text,
+        "size_bytes": _whole,
+        "mtime_ns": _number,
+        "ctime_ns": _number,
+        "inode": lambda inode: inode is None or _whole(inode),
+        "digest": _is_digest,
+    }
     return _has(value, keys, {"digest"})
 
 
@@ -374,11 +381,15 @@ def _is_parent(parent: object) -> bool:
     size, mtime, digest = parent["size_bytes"], parent["mtime_ns"], parent["digest"]
     return (
         isinstance(parent["path"], str)
-        and _whole(size) and size > 0 and size % 512 == 0
+        and _whole(size)
+        and size > 0
+        and size % 512 == 0
         and _whole(parent["file_bytes"])
-        and type(mtime) is int and -(1 << 63) <= mtime < 1 << 63
-        and isinstance(digest, str) and re.fullmatch("[0-9a-f]{32}", digest) is not None
-    )  # fmt: skip
+        and type(mtime) is int
+        and -(1 << 63) <= mtime < 1 << 63
+        and isinstance(digest, str)
+        and re.fullmatch("[0-9a-f]{32}", digest) is not None
+    )
 
 
 def _is_whole_number(value: object) -> bool:
@@ -416,27 +427,39 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
     promoting = body.get("promoting", False)
     good = (
         _is_uuid(body["disk_id"])
-        and _whole(body["size_bytes"]) and body["size_bytes"] > 0 and body["size_bytes"] % 512 == 0
+        and _whole(body["size_bytes"])
+        and body["size_bytes"] > 0
+        and body["size_bytes"] % 512 == 0
         and body["kind"] in ("raw", "top")
         and over
-        and type(promoting) is bool and (not promoting or over_managed_disk)
+        and type(promoting) is bool
+        and (not promoting or over_managed_disk)
         and _whole(body["generation"])
-        and _whole(body.get("first_segment", 1)) and body.get("first_segment", 1) > 0
+        and _whole(body.get("first_segment", 1))
+        and body.get("first_segment", 1) > 0
         and type(body["tracked"]) is bool
         and (body["needs_resync"] is None or isinstance(body["needs_resync"], str))
         and (body.get("image") is None or isinstance(body["image"], str))
         and (body.get("closed") is None or _is_closed(body["closed"]))
         and _shown(body.get("shown", {})) is not None
         and (body.get("opened") is None or _is_opened(body["opened"]))
-        and type(body.get("sector_bytes", 512)) is int and body.get("sector_bytes", 512) in (512, 4096)
+        and type(body.get("sector_bytes", 512)) is int
+        and body.get("sector_bytes", 512) in (512, 4096)
         and (body.get("parent") is None or (_is_parent(body["parent"]) and body["kind"] == "top"))
-    )  # fmt: skip
+    )
     if not good:
         return None
     absent: dict[str, Any] = {
-        "managed_disk": None, "position": None, "promoting": False, "image": None, "first_segment": 1,
-        "closed": None, "opened": None, "sector_bytes": 512, "parent": None,
-    }  # fmt: skip
+        "managed_disk": None,
+        "position": None,
+        "promoting": False,
+        "image": None,
+        "first_segment": 1,
+        "closed": None,
+        "opened": None,
+        "sector_bytes": 512,
+        "parent": None,
+    }
     whole = copy.deepcopy(absent | body | {"shown": _shown(body.get("shown", {}))})
     for stamp in whole["closed"]["files"] if whole["closed"] else []:
         stamp.setdefault("digest", None)

@@ -69,9 +69,17 @@ def meta(pick: Choices) -> tuple[str, bytes]:
         case "progress":
             body = {"generation": 1, "sync_parts": 2, "first_position": 40, "complete": not pick.once_in(3), "fold": None}
             done = {
-                "position": 50, "time_ns": 500, "first_seq": 3, "log_seq": 9, "log_position": 70, "log_time_ns": 700,
-                "frame": 2, "floor": 70, "floor_time_ns": 700, "size_bytes": 65536,
-            }  # fmt: skip
+                "position": 50,
+                "time_ns": 500,
+                "first_seq": 3,
+                "log_seq": 9,
+                "log_position": 70,
+                "log_time_ns": 700,
+                "frame": 2,
+                "floor": 70,
+                "floor_time_ns": 700,
+                "size_bytes": 65536,
+            }
             body |= done if body["complete"] else dict.fromkeys(done, 0)
             body["opened"] = _changed({"boot": OTHER_ID, "frame": pick.below(4)}, pick)
             if pick.once_in(3):
@@ -110,9 +118,18 @@ def note(pick: Choices) -> bytes:
 # --- base.map, intent -----------------------------------------------------------------------------------------------
 
 MAP_FIELDS = {
-    "magic": (0, "8s"), "version": (8, "I"), "crc": (12, "I"), "count": (16, "Q"), "one": (24, "Q"), "two": (32, "Q"),
-    "three": (40, "Q"), "row": (48, "Q"), "row_length": (56, "Q"), "next": (64, "Q"), "next_length": (72, "Q"),
-}  # fmt: skip
+    "magic": (0, "8s"),
+    "version": (8, "I"),
+    "crc": (12, "I"),
+    "count": (16, "Q"),
+    "one": (24, "Q"),
+    "two": (32, "Q"),
+    "three": (40, "Q"),
+    "row": (48, "Q"),
+    "row_length": (56, "Q"),
+    "next": (64, "Q"),
+    "next_length": (72, "Q"),
+}
 
 
 def seal_map(raw: bytes) -> bytes:
@@ -201,17 +218,45 @@ def journal_files_of(files: dict[str, bytes]) -> dict[int, bytes]:
 
 
 HEADER_FIELDS = {
-    "magic": (0, "8s"), "version": (8, "H"), "header_bytes": (10, "H"), "stream": (12, "B"), "sync_end": (13, "B"),
-    "zero_a": (14, "H"), "disk_id": (16, "16s"), "number": (32, "Q"), "start": (40, "Q"),
-    "generation": (48, "Q"), "first": (56, "Q"), "last": (64, "Q"), "first_position": (72, "Q"), "position": (80, "Q"),
-    "first_time": (88, "Q"), "time": (96, "Q"), "size": (104, "Q"), "sync_end_seq": (112, "Q"), "segment": (120, "Q"),
-    "entries": (128, "I"), "pieces": (132, "I"), "tags": (136, "I"), "records": (140, "I"), "segment_crc": (144, "I"),
-    "index_crc": (148, "I"), "tags_crc": (152, "I"), "zero_b": (156, "I"), "zero_c": (168, "I"), "crc": (172, "I"),
-}  # fmt: skip
+    "magic": (0, "8s"),
+    "version": (8, "H"),
+    "header_bytes": (10, "H"),
+    "stream": (12, "B"),
+    "sync_end": (13, "B"),
+    "zero_a": (14, "H"),
+    "disk_id": (16, "16s"),
+    "number": (32, "Q"),
+    "start": (40, "Q"),
+    "generation": (48, "Q"),
+    "first": (56, "Q"),
+    "last": (64, "Q"),
+    "first_position": (72, "Q"),
+    "position": (80, "Q"),
+    "first_time": (88, "Q"),
+    "time": (96, "Q"),
+    "size": (104, "Q"),
+    "sync_end_seq": (112, "Q"),
+    "segment": (120, "Q"),
+    "entries": (128, "I"),
+    "pieces": (132, "I"),
+    "tags": (136, "I"),
+    "records": (140, "I"),
+    "segment_crc": (144, "I"),
+    "index_crc": (148, "I"),
+    "tags_crc": (152, "I"),
+    "zero_b": (156, "I"),
+    "zero_c": (168, "I"),
+    "crc": (172, "I"),
+}
 ENTRY_FIELDS = {
-    "position": (0, "Q"), "time": (8, "Q"), "offset": (16, "Q"), "length": (24, "Q"), "payload_at": (32, "Q"),
-    "first_piece": (40, "I"), "type": (44, "I"),
-}  # fmt: skip
+    "position": (0, "Q"),
+    "time": (8, "Q"),
+    "offset": (16, "Q"),
+    "length": (24, "Q"),
+    "payload_at": (32, "Q"),
+    "first_piece": (40, "I"),
+    "type": (44, "I"),
+}
 
 
 def _seal_header(raw: bytes, magic: bytes) -> bytes:
@@ -225,9 +270,16 @@ Pieces = list[bytes]
 
 def _pieces_of(frame: Frame, journal_file: bytes) -> Pieces:
     cuts = [
-        frame.start, frame.segment[0], frame.segment[1], frame.index[0], frame.pieces_at, frame.index[1], frame.tags[1],
-        frame.end - HEADER_BYTES, frame.end,
-    ]  # fmt: skip
+        frame.start,
+        frame.segment[0],
+        frame.segment[1],
+        frame.index[0],
+        frame.pieces_at,
+        frame.index[1],
+        frame.tags[1],
+        frame.end - HEADER_BYTES,
+        frame.end,
+    ]
     return [journal_file[start:stop] for start, stop in pairwise(cuts)]
 
 
@@ -314,14 +366,29 @@ def store(pick: Choices) -> tuple[Good, dict[str, bytes]]:
 
 
 CHECKPOINT_FIELDS = {
-    "magic": (0, "8s"), "version": (8, "I"), "journal_files": (12, "I"), "disk_id": (16, "16s"), "frame": (32, "Q"),
-    "frame_crc": (40, "I"), "zero": (44, "I"), "size": (48, "Q"), "bytes": (56, "Q"), "crc_rest": (64, "I"),
-    "crc": (68, "I"), "journal_file": (72, "Q"), "journal_file_b": (80, "Q"),
-}  # fmt: skip
+    "magic": (0, "8s"),
+    "version": (8, "I"),
+    "journal_files": (12, "I"),
+    "disk_id": (16, "16s"),
+    "frame": (32, "Q"),
+    "frame_crc": (40, "I"),
+    "zero": (44, "I"),
+    "size": (48, "Q"),
+    "bytes": (56, "Q"),
+    "crc_rest": (64, "I"),
+    "crc": (68, "I"),
+    "journal_file": (72, "Q"),
+    "journal_file_b": (80, "Q"),
+}
 EXTENT_FIELDS = {
-    "start": (0, "Q"), "end": (8, "Q"), "offset": (16, "Q"), "piece": (24, "Q"), "source": (32, "I"), "before": (36, "H"),
+    "start": (0, "Q"),
+    "end": (8, "Q"),
+    "offset": (16, "Q"),
+    "piece": (24, "Q"),
+    "source": (32, "I"),
+    "before": (36, "H"),
     "after": (38, "H"),
-}  # fmt: skip
+}
 
 
 def seal_checkpoint(raw: bytes) -> bytes:

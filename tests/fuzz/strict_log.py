@@ -21,15 +21,36 @@ CHANGES = (WRITE, ZERO, DISCARD)
 CLOSED = 1
 
 HEADER_FIELDS = {
-    "magic": (0, "8s"), "version": (8, "H"), "header_bytes": (10, "H"), "stream": (12, "B"), "zero_a": (13, "B"),
-    "disk_id": (16, "16s"), "generation": (32, "Q"), "first_seq": (40, "Q"), "boot_id": (48, "16s"),
-    "created_ns": (64, "Q"), "disk_size_bytes": (72, "Q"), "zero_b": (80, "I"), "zero_c": (120, "I"), "crc": (124, "I"),
-}  # fmt: skip
+    "magic": (0, "8s"),
+    "version": (8, "H"),
+    "header_bytes": (10, "H"),
+    "stream": (12, "B"),
+    "zero_a": (13, "B"),
+    "disk_id": (16, "16s"),
+    "generation": (32, "Q"),
+    "first_seq": (40, "Q"),
+    "boot_id": (48, "16s"),
+    "created_ns": (64, "Q"),
+    "disk_size_bytes": (72, "Q"),
+    "zero_b": (80, "I"),
+    "zero_c": (120, "I"),
+    "crc": (124, "I"),
+}
 RECORD_FIELDS = {
-    "magic": (0, "I"), "type": (4, "B"), "flags": (5, "B"), "header_bytes": (6, "H"), "seq": (8, "Q"), "position": (16, "Q"),
-    "time_ns": (24, "Q"), "offset": (32, "Q"), "length": (40, "Q"), "payload_bytes": (48, "I"), "zero_a": (52, "I"),
-    "zero_b": (56, "I"), "crc": (60, "I"),
-}  # fmt: skip
+    "magic": (0, "I"),
+    "type": (4, "B"),
+    "flags": (5, "B"),
+    "header_bytes": (6, "H"),
+    "seq": (8, "Q"),
+    "position": (16, "Q"),
+    "time_ns": (24, "Q"),
+    "offset": (32, "Q"),
+    "length": (40, "Q"),
+    "payload_bytes": (48, "I"),
+    "zero_a": (52, "I"),
+    "zero_b": (56, "I"),
+    "crc": (60, "I"),
+}
 
 
 def _table() -> list[int]:
@@ -192,9 +213,16 @@ def read_record(raw: bytes, at: int, seed: int) -> Record | None:
     if not good:
         return None
     return Record(
-        values["type"], values["flags"], values["seq"], values["position"], values["time_ns"], values["offset"],
-        values["length"], payload, end,
-    )  # fmt: skip
+        values["type"],
+        values["flags"],
+        values["seq"],
+        values["position"],
+        values["time_ns"],
+        values["offset"],
+        values["length"],
+        payload,
+        end,
+    )
 
 
 @dataclass(frozen=True)
@@ -294,9 +322,18 @@ def make_header(
     created_ns: int = 1,
 ) -> bytes:
     raw = struct.pack(
-        "<8sHHB3x16sQQ16sQQ44x", MAGIC, 1, HEADER_BYTES, stream, uuid.UUID(disk_id).bytes, generation, first_seq,
-        uuid.UUID(boot_id).bytes, created_ns, disk_size_bytes,
-    )  # fmt: skip
+        "<8sHHB3x16sQQ16sQQ44x",
+        MAGIC,
+        1,
+        HEADER_BYTES,
+        stream,
+        uuid.UUID(disk_id).bytes,
+        generation,
+        first_seq,
+        uuid.UUID(boot_id).bytes,
+        created_ns,
+        disk_size_bytes,
+    )
     return raw + struct.pack("<I", crc32c(raw))
 
 

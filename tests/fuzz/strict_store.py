@@ -40,9 +40,17 @@ def need(good: object, why: str) -> None:
 
 NUMBERS_BEFORE = ("generation", "sync_parts", "first_position")
 NUMBERS_BEHIND = (
-    "position", "time_ns", "first_seq", "log_seq", "log_position", "log_time_ns", "frame", "floor", "floor_time_ns",
+    "position",
+    "time_ns",
+    "first_seq",
+    "log_seq",
+    "log_position",
+    "log_time_ns",
+    "frame",
+    "floor",
+    "floor_time_ns",
     "size_bytes",
-)  # fmt: skip
+)
 
 
 def whole(value: object) -> bool:
@@ -118,9 +126,8 @@ def intent(raw: bytes) -> tuple[tuple[int, ...], dict[int, bytes]]:
     need(len(raw) == 48 + (8 + BLOCK) * count, "length")
     need(crc32c(raw[48:], crc32c(struct.pack("<QQQ", *three))) == crc, "checksum")
     blocks = {
-        int.from_bytes(raw[at : at + 8], "little"): raw[at + 8 : at + 8 + BLOCK]
-        for at in range(48, len(raw), 8 + BLOCK)
-    }  # fmt: skip
+        int.from_bytes(raw[at : at + 8], "little"): raw[at + 8 : at + 8 + BLOCK] for at in range(48, len(raw), 8 + BLOCK)
+    }
     need(len(blocks) == count and all(offset % BLOCK == 0 for offset in blocks), "blocks")
     return three, blocks
 
@@ -195,10 +202,14 @@ def header(raw: bytes, disk: bytes, magic: bytes = FRONT) -> bytes | None:
     if len(raw) != HEADER_BYTES or raw[:8] != magic or crc32c(raw[:172]) != struct.unpack_from("<I", raw, 172)[0]:
         return None
     good = (
-        raw[8:12] == struct.pack("<HH", 2, HEADER_BYTES) and max(raw[12:14]) <= 1 and not any(raw[14:16])
-        and raw[16:32] == disk and max(struct.unpack_from("<12Q", raw, 32)) <= NUMBER_MAX and not any(raw[156:172])
+        raw[8:12] == struct.pack("<HH", 2, HEADER_BYTES)
+        and max(raw[12:14]) <= 1
+        and not any(raw[14:16])
+        and raw[16:32] == disk
+        and max(struct.unpack_from("<12Q", raw, 32)) <= NUMBER_MAX
+        and not any(raw[156:172])
         and (raw[13] or not any(raw[112:120]))
-    )  # fmt: skip
+    )
     if not good:
         return None
     front = FRONT + raw[8:172]

@@ -140,3 +140,16 @@ class DiskServer:
 
 StartServer = Callable[[int], DiskServer]
 """A function that starts a disk server whose disks have this many bytes."""
+
+
+def message_of_failed_server(root: Path, mountpoint: Path, disk_bytes: int) -> str:
+    """Start a server that cannot start, and return its error output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.disks.disk_server", str(root), str(mountpoint), str(disk_bytes), "server"],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode != 0
+    return done.stderr

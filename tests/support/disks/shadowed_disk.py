@@ -52,6 +52,4 @@ class ShadowedDisk:
     def forget(self) -> None:
         """Report all replayed segments as applied, so that they are deleted."""
         newest = self.closed()[-1]
-        self._server.call(
-            "trim_log", disk_id=newest.disk_id, generation=newest.generation, last_seq=newest.last_seq
-        )  # fmt: skip
+        self._server.call("trim_log", disk_id=newest.disk_id, generation=newest.generation, last_seq=newest.last_seq)

@@ -115,11 +115,25 @@ class World:
     def disk(self, vm: str, name: str, size_bytes: int, disk_id: str | None = None) -> DiskInfo:
         """Return the description of a new disk."""
         return DiskInfo(
-            vm=vm, name=name, disk_id=disk_id or str(uuid.uuid4()), size_bytes=size_bytes, path=f"/mnt/{vm}/{name}.img",
-            folder=f"/disks/{vm}", tracked=True, generation=1, last_seq=0, last_position=0, unsent_log_bytes=0,
-            log_bytes_max=None, dirty_bytes=0, snapshot_bytes=0, snapshot_bytes_max=None,
-            snapshot=False, needs_resync=None, open_handles=0,
-        )  # fmt: skip
+            vm=vm,
+            name=name,
+            disk_id=disk_id or str(uuid.uuid4()),
+            size_bytes=size_bytes,
+            path=f"/mnt/{vm}/{name}.img",
+            folder=f"/disks/{vm}",
+            tracked=True,
+            generation=1,
+            last_seq=0,
+            last_position=0,
+            unsent_log_bytes=0,
+            log_bytes_max=None,
+            dirty_bytes=0,
+            snapshot_bytes=0,
+            snapshot_bytes_max=None,
+            snapshot=False,
+            needs_resync=None,
+            open_handles=0,
+        )
 
     async def report(self, disk_id: str, cut: CutInfo | None = None) -> None:
         """Report the watermark of a disk to the vault, with a cut's tag if there is one."""
@@ -138,9 +152,14 @@ class World:
     def mark(self, disk_id: str, generation: int, position: int, log_seq: int) -> Watermark:
         """Return a watermark of a disk whose sync is complete."""
         return Watermark(
-            disk_id=disk_id, generation=generation, sync_parts=1, sync_complete=True, log_seq=log_seq,
-            complete_position=position, complete_time_ns=START_NS + position,
-        )  # fmt: skip
+            disk_id=disk_id,
+            generation=generation,
+            sync_parts=1,
+            sync_complete=True,
+            log_seq=log_seq,
+            complete_position=position,
+            complete_time_ns=START_NS + position,
+        )
 
     async def apply_cached(self) -> None:
         """Apply all cuts that are in the cache account, and report them."""
@@ -226,9 +245,14 @@ class FakeProvider(Provider):
             cut = cut.model_copy(update={"kind": "CrashConsistent", "downgraded_because": world.downgrading})
             world.cached[-1] = (vm, cut)
         await world.vault.reports.point_sent(
-            vm=vm, tag_id=cut.tag_id, kind=cut.kind, name=name, position=cut.position, time_ns=time_ns,
+            vm=vm,
+            tag_id=cut.tag_id,
+            kind=cut.kind,
+            name=name,
+            position=cut.position,
+            time_ns=time_ns,
             downgraded_because=cut.downgraded_because,
-        )  # fmt: skip
+        )
         if world.apply:
             await world.apply_cached()
         return cut
@@ -280,7 +304,7 @@ class FakeRecovery(RecoverySide):
         await self.world.called("recovery.create_managed_disk")
         self.world.managed.setdefault(
             disk_id, self.world.mark(disk_id, 0, 0, 0).model_copy(update={"sync_complete": False, "sync_parts": 0})
-        )  # fmt: skip
+        )
 
     async def delete_managed_disk(self, *, disk_id: str) -> None:
         await self.world.called("recovery.delete_managed_disk")
@@ -303,9 +327,16 @@ class FakeRecovery(RecoverySide):
         await self.world.called("recovery.disk_state")
         first, last = self.world.floors.get(disk_id, 1), self.world.managed[disk_id].complete_position
         return ManagedDiskState(
-            disk_id=disk_id, size_bytes=1 << 30, floor=first, floor_time_ns=START_NS, valid_ranges=[(first, last)], retain=0,
-            pins=[], base_bytes=0, journal_bytes=0,
-        )  # fmt: skip
+            disk_id=disk_id,
+            size_bytes=1 << 30,
+            floor=first,
+            floor_time_ns=START_NS,
+            valid_ranges=[(first, last)],
+            retain=0,
+            pins=[],
+            base_bytes=0,
+            journal_bytes=0,
+        )
 
     async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
         await self.world.called("recovery.changes")
@@ -394,11 +425,16 @@ class FakeHost:
         await self.world.called("azure.open_mounted_point")
         shown = [
             MountedPointDisk(
-                name=disk.name, disk_id=disk.disk_id, size_bytes=1 << 30, path=f"/mnt/recovery/{vm}/{name}/{disk.name}.img",
-                vhd_path=None, open_handles=0, sector_bytes=disk.sector_bytes,
+                name=disk.name,
+                disk_id=disk.disk_id,
+                size_bytes=1 << 30,
+                path=f"/mnt/recovery/{vm}/{name}/{disk.name}.img",
+                vhd_path=None,
+                open_handles=0,
+                sector_bytes=disk.sector_bytes,
             )
             for disk in disks
-        ]  # fmt: skip
+        ]
         self.world.mounted_points[vm, name] = MountedPointInfo(vm=vm, name=name, position=position, disks=shown, broken=None)
         return self.world.mounted_points[vm, name]
 

@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import pytest
 
 from tests.support.disks.disk_model import replay_files
 from tests.support.disks.disk_server import DISK_BYTES
-from tests.support.disks.disk_server_process import DiskServer, skip_unless_possible
+from tests.support.disks.disk_server_process import DiskServer, message_of_failed_server, skip_unless_possible
 from tests.support.disks.fuse_device import fuse_for_all
 from tests.support.disks.holes import COLLAPSE_RANGE, fallocate, punch
 
@@ -224,23 +223,10 @@ def test_two_mounts_serve_concurrently(server: DiskServer, tmp_path: Path, front
         second.clean_up()
 
 
-def served(mountpoint: Path, root: Path) -> str:
-    """Return the error of a server that cannot start."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.disks.disk_server", str(root), str(mountpoint), str(DISK_BYTES), "server"],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode != 0
-    return done.stderr
-
-
 def test_a_file_is_refused_as_a_mount_point(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for mountpoint, why in (("file", "File exists"), ("file/mnt", "Not a directory")):
-        said = served(tmp_path / mountpoint, tmp_path / "disks")
+        said = message_of_failed_server(tmp_path / "disks", tmp_path / mountpoint, DISK_BYTES)
         assert f"{tmp_path / mountpoint}: cannot be created as a mount point: {why}" in said
 
 

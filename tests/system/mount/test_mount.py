@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from siterig.blockfs.changelog.segment import HEADER_BYTES
 from tests.support.disks.disk_model import replay_files
 from tests.support.disks.disk_server import DISK_BYTES
-from tests.support.disks.disk_server_process import DiskServer
+from tests.support.disks.disk_server_process import DiskServer, message_of_failed_server
 from tests.support.needs import needs_program
 
 pytestmark = pytest.mark.system
@@ -154,26 +153,16 @@ def test_a_stop_unmounts(server: DiskServer) -> None:
     assert not server.mountpoint.is_mount()
 
 
-def said_by_another_server(root: Path, mountpoint: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.disks.disk_server", str(root), str(mountpoint), str(DISK_BYTES), "server"],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode != 0
-    return done.stderr
-
-
 def test_a_second_server_of_the_same_disks_is_refused(server: DiskServer) -> None:
     write(server.os_disk, 0, b"x" * 5000)
     before = logs(server)[0].read_bytes()
-    said = said_by_another_server(server.root, server.folder / "mnt2")
+    said = message_of_failed_server(server.root, server.folder / "mnt2", DISK_BYTES)
     assert f"{server.root}: another process serves its disks" in said
     assert logs(server)[0].read_bytes() == before
 
 
 def test_a_second_mount_at_the_same_place_is_refused(server: DiskServer) -> None:
-    assert "something is mounted here already" in said_by_another_server(server.folder / "disks2", server.mountpoint)
+    assert "something is mounted here already" in message_of_failed_server(
+        server.folder / "disks2", server.mountpoint, DISK_BYTES
+    )
     assert server.os_disk.stat().st_size == DISK_BYTES

@@ -79,8 +79,12 @@ def test_an_ordinary_user_gets_an_error_for_the_files_of_others(home: Path) -> N
     def refused(*arguments: object) -> tuple[int, str]:
         done = subprocess.run(
             [*AS_NOBODY, RIG, "mount", *map(str, arguments)],
-            capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"HOME": str(home)},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            env=os.environ | {"HOME": str(home)},
+        )
         return done.returncode, done.stderr
 
     assert refused(foreign, "--mnt", home / "m") == (
@@ -101,4 +105,4 @@ def test_an_ordinary_user_gets_an_error_for_the_files_of_others(home: Path) -> N
         2,
         f"siterig: error: {home}: cannot hold the change log of own.img: Permission denied ({home}/own.disk) "
         "(FolderUnusable)\n",
-    )  # fmt: skip
+    )

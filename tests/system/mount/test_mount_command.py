@@ -85,11 +85,21 @@ def test_a_file_system_on_a_tracked_image_is_sound_and_its_log_replays(
     before = copied(image)
     mount = start_each(image, where, "--log")
     assert mount.mounted == {
-        "image": str(image), "format": "raw", "size_bytes": SIZE, "read_only": False, "disk": str(where / "disk.img"),
+        "image": str(image),
+        "format": "raw",
+        "size_bytes": SIZE,
+        "read_only": False,
+        "disk": str(where / "disk.img"),
         "vhd": str(where / "disk.vhd"),
-        "log": {"disk_id": mount.mounted["log"]["disk_id"], "generation": 1, "segments": 1,
-                "first": str(logs(image)[0]), "last": str(logs(image)[0]), "bytes": logs(image)[0].stat().st_size},
-    }  # fmt: skip
+        "log": {
+            "disk_id": mount.mounted["log"]["disk_id"],
+            "generation": 1,
+            "segments": 1,
+            "first": str(logs(image)[0]),
+            "last": str(logs(image)[0]),
+            "bytes": logs(image)[0].stat().st_size,
+        },
+    }
     assert names(where) == ["disk.000001.hrl", "disk.img", "disk.stats", "disk.vhd"]
     guest = tmp_path / "guest"
     guest.mkdir()
@@ -134,8 +144,11 @@ def test_an_untracked_image_has_no_files_next_to_it(image: Path, where: Path, st
 def test_the_text_for_people_shows_the_disk_and_how_to_end_the_mount(image: Path, where: Path, start: Start) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "siterig", "mount", str(image), "--mnt", str(where), "--log"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     try:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -187,9 +200,15 @@ def test_no_name_can_be_created_removed_or_moved(image: Path, where: Path, start
     mount = start_each(image, where)
     new = where / "new"
     deeds: list[Callable[[], object]] = [
-        mount.disk.unlink, new.mkdir, new.touch, lambda: new.symlink_to("x"), lambda: new.hardlink_to(mount.disk),
-        lambda: mount.disk.rename(new), lambda: os.mkfifo(new), lambda: (where / "disk.vhd").rename(mount.disk),
-    ]  # fmt: skip
+        mount.disk.unlink,
+        new.mkdir,
+        new.touch,
+        lambda: new.symlink_to("x"),
+        lambda: new.hardlink_to(mount.disk),
+        lambda: mount.disk.rename(new),
+        lambda: os.mkfifo(new),
+        lambda: (where / "disk.vhd").rename(mount.disk),
+    ]
     for deed in deeds:
         with pytest.raises(PermissionError):
             deed()
@@ -400,14 +419,19 @@ def test_an_image_can_have_any_name(tmp_path: Path, start: Start) -> None:
     assert names(where) == [os.fsdecode(b"a,b \\c\xff.1" + end) for end in (b".000001.hrl", b".img", b".stats", b".vhd")]
     second = subprocess.run(
         [sys.executable, "-m", "siterig", "mount", image, "--mnt", tmp_path / "second"],
-        capture_output=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        check=False,
+        cwd=ROOT,
+    )
     assert b"(mounted at " in second.stderr, "the table of mounts was not understood"
     mount.end()
     process = subprocess.Popen(
         [sys.executable, "-m", "siterig", "mount", image, "--mnt", where],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, env=os.environ | environment,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+        env=os.environ | environment,
+    )
     try:
         assert process.stdout is not None
         shown = printable(str(image)).encode()
@@ -471,8 +495,9 @@ def test_a_mount_point_that_is_in_use_is_refused(image: Path, where: Path, start
     start(image, where)
     second = siterig("mount", other, "--mnt", where)
     assert (second.returncode, second.stderr) == (
-        1, f"siterig: error: {where}: siterig:{image} is mounted here already (MountFailed)\n",
-    )  # fmt: skip
+        1,
+        f"siterig: error: {where}: siterig:{image} is mounted here already (MountFailed)\n",
+    )
 
 
 def test_an_image_on_a_loop_device_is_refused(image: Path, where: Path) -> None:
@@ -509,8 +534,9 @@ def test_an_image_on_a_read_only_file_system_can_be_read(image: Path, where: Pat
         mount.end()
         refused = siterig("mount", image, "--mnt", where, "--log")
         assert (refused.returncode, refused.stderr.splitlines()[-1]) == (
-            2, f"siterig: error: {image}: can only be read, so there is nothing to log (ImageUnusable)",
-        )  # fmt: skip
+            2,
+            f"siterig: error: {image}: can only be read, so there is nothing to log (ImageUnusable)",
+        )
     finally:
         subprocess.run(["umount", folder], check=True)
     assert not where.exists()

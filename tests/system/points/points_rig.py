@@ -28,9 +28,18 @@ from tests.system.points.points_source import NS, VM, Source
 ROLES = ("azure", "applier", "vault")
 PATIENCE_S = 60.0
 UNEXPECTED = (
-    "Traceback", "call_crashed", "job_crashed", "apply_failed", "compaction_failed", "damage_not_served",
-    "mounted_point_not_opened", "disk_not_opened", "pins_not_reconciled", "base_map_rebuilt", "damaged_store_set_aside",
-)  # fmt: skip
+    "Traceback",
+    "call_crashed",
+    "job_crashed",
+    "apply_failed",
+    "compaction_failed",
+    "damage_not_served",
+    "mounted_point_not_opened",
+    "disk_not_opened",
+    "pins_not_reconciled",
+    "base_map_rebuilt",
+    "damaged_store_set_aside",
+)
 """Words that no role's log may contain, however its process was killed."""
 _HOST_OPTIONS = [*FuseOptions().words(), *Limits(log_share_max=1.0, when_log_full="bitmap").words()]
 _COMMANDS = {

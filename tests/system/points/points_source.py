@@ -204,13 +204,27 @@ class Source:
     def _infos(self) -> list[DiskInfo]:
         return [
             DiskInfo(
-                vm=VM, name=name, disk_id=disk.site.disk_id, size_bytes=len(disk.site.data), path=f"/site/{name}.img",
-                folder="/site", tracked=True, generation=disk.site.generation, last_seq=0, last_position=0,
-                unsent_log_bytes=0, log_bytes_max=None, dirty_bytes=0, snapshot_bytes=0, snapshot_bytes_max=None,
-                snapshot=False, needs_resync=None, open_handles=0,
+                vm=VM,
+                name=name,
+                disk_id=disk.site.disk_id,
+                size_bytes=len(disk.site.data),
+                path=f"/site/{name}.img",
+                folder="/site",
+                tracked=True,
+                generation=disk.site.generation,
+                last_seq=0,
+                last_position=0,
+                unsent_log_bytes=0,
+                log_bytes_max=None,
+                dirty_bytes=0,
+                snapshot_bytes=0,
+                snapshot_bytes_max=None,
+                snapshot=False,
+                needs_resync=None,
+                open_handles=0,
             )
             for name, disk in self.disks.items()
-        ]  # fmt: skip
+        ]
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> list[DiskInfo]:
         del vm, disks

@@ -552,11 +552,28 @@ class Walk:
         self._rng.seed(f"{self._seed} {number}")
         often = (self.write, self.close_log, self.tag, self.deliver, self.deliver, self.mount, self.mount, self.use)
         seldom = (
-            self.grow, self.deliver_all, self.create_point, self.resync, self.mount_refused, self.unmount, self.unmount,
-            self.scrub, self.test_failover, self.test_failover, self.clean_up, self.kill,
-            self.age, self.age, self.age, self.age, self.kill_during_work, self.mount_interrupted,
-            self.test_failover_interrupted, self.resync_interrupted, self.in_use,
-        )  # fmt: skip
+            self.grow,
+            self.deliver_all,
+            self.create_point,
+            self.resync,
+            self.mount_refused,
+            self.unmount,
+            self.unmount,
+            self.scrub,
+            self.test_failover,
+            self.test_failover,
+            self.clean_up,
+            self.kill,
+            self.age,
+            self.age,
+            self.age,
+            self.age,
+            self.kill_during_work,
+            self.mount_interrupted,
+            self.test_failover_interrupted,
+            self.resync_interrupted,
+            self.in_use,
+        )
         act = self._rng.choice((*often, *often, *often, *seldom))
         self._say(act.__name__)
         await act()

@@ -181,13 +181,27 @@ async def test_an_azurite_that_fails_to_start_shows_its_output(tmp_path: Path, m
     assert caught.value.message == "Azurite exited with status 3 while starting; its last output: no such luck"
 
 
-async def test_azurite_does_not_load_the_client_of_its_telemetry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path / "azurite-blob"
-    script.write_text("console.error('loaded', require('applicationinsights'), typeof require('fs').open); process.exit(3)")
+@pytest.mark.parametrize("name", ["applicationinsights", "sequelize"])
+async def test_azurite_does_not_load_modules_that_it_does_not_use(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "azurite-blob"  # neither module can be found from here
+    script.write_text(f"console.error('loaded', typeof require('{name}'), typeof require('fs').open); process.exit(3)")
     monkeypatch.setenv("SITERIG_AZURITE", str(script))
     with pytest.raises(RigError) as caught:
         await start_azurite(tmp_path / "azurite", tmp_path / "keys")
-    assert caught.value.message.endswith("its last output: loaded {} function")
+    assert caught.value.message.endswith("its last output: loaded object function")
+
+
+async def test_azurite_loads_sequelize_if_its_metadata_are_in_a_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "azurite-blob"
+    script.write_text("require('sequelize')")
+    monkeypatch.setenv("SITERIG_AZURITE", str(script))
+    monkeypatch.setenv("AZURITE_DB", "mysql://nowhere")
+    with pytest.raises(RigError, match="MODULE_NOT_FOUND"):
+        await start_azurite(tmp_path / "azurite", tmp_path / "keys")
 
 
 async def test_an_azurite_that_never_gets_ready_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,8 +175,9 @@ def path_of(vm: str, made: dict[str, Any]) -> str:
 @pytest.mark.parametrize("command", ["points", "failover planned", "resync"])
 def test_an_unknown_vm_is_reported_with_the_known_vms(rig: Rig, command: str) -> None:
     assert rig.refused(*command.split(), "nosuch") == (
-        2, "siterig: error: VM 'nosuch' is not protected; protected VMs: none (VmNotFound)\n",
-    )  # fmt: skip
+        2,
+        "siterig: error: VM 'nosuch' is not protected; protected VMs: none (VmNotFound)\n",
+    )
 
 
 def test_an_unknown_vm_cannot_be_protected(rig: Rig) -> None:
@@ -233,8 +234,9 @@ def test_a_truncated_image_leaves_no_vm(rig: Rig, tmp_path: Path, name: str, opt
 def test_the_error_for_a_disk_too_small_for_its_file_system_names_its_file(rig: Rig) -> None:
     path = rig.layout.site_mount / "tiny" / "a.img"
     assert rig.refused("vm", "create", "tiny", "--disk", "a:1MiB:xfs") == (
-        2, f"siterig: error: {path} has 1048576 bytes: an xfs needs at least 314572800 (300 MiB) (DiskTooSmall)\n",
-    )  # fmt: skip
+        2,
+        f"siterig: error: {path} has 1048576 bytes: an xfs needs at least 314572800 (300 MiB) (DiskTooSmall)\n",
+    )
     assert not (rig.layout.site_disks / "tiny").exists()
 
 
@@ -242,8 +244,9 @@ def test_the_error_for_a_disk_too_small_for_its_file_system_names_its_file(rig: 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_an_interval_that_is_not_finite_is_refused(rig: Rig, option: str, value: str) -> None:
     assert rig.refused("protect", "nosuch", option, value) == (
-        2, f"siterig: error: {option}: {value} is not allowed; allowed: a finite number of seconds (InvalidPolicy)\n",
-    )  # fmt: skip
+        2,
+        f"siterig: error: {option}: {value} is not allowed; allowed: a finite number of seconds (InvalidPolicy)\n",
+    )
 
 
 # ---- the folder
@@ -417,8 +420,9 @@ def test_up_clears_mounts_of_a_killed_rig_and_keeps_its_disks(down: Rig, tmp_pat
     until(lambda: not launch.is_up(rig.layout), "the end of the supervisor")
     assert cleanup.mounts_below(rig.layout.root / "site")
     assert rig.refused("vm", "list") == (
-        3, f"siterig: error: the rig in {rig.layout.root} was killed: siterig up or down clears it (NotUp)\n",
-    )  # fmt: skip
+        3,
+        f"siterig: error: the rig in {rig.layout.root} was killed: siterig up or down clears it (NotUp)\n",
+    )
     rig.good("up", "--quick-retries")
     with mounted(path_of("kept", made), tmp_path / "guest") as guest:
         assert (guest / "file").read_bytes() == b"kept" * 10_000

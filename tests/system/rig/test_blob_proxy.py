@@ -169,8 +169,10 @@ async def test_errors_of_the_service_have_its_status_and_code(tmp_path: Path) ->
         def work() -> None:
             caught = error_of(lambda: names(made.client))
             assert (caught.status_code, caught.error_code, type(caught).__name__) == (
-                403, "AuthenticationFailed", "ClientAuthenticationError"
-            )  # fmt: skip
+                403,
+                "AuthenticationFailed",
+                "ClientAuthenticationError",
+            )
             caught = error_of(lambda: made.client.upload_blob("a", BODY))
             assert (caught.status_code, caught.error_code) == (404, "ContainerNotFound")
             caught = error_of(lambda: made.client.get_blob_client("a").get_blob_properties())

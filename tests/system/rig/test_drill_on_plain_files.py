@@ -96,10 +96,20 @@ class PlainRig:
 
     def _job(self, scenario: str, vm: Vm | None = None, point: RecoveryPoint | None = None) -> Job:
         job = Job(
-            name=f"job-{len(self.job_list)}", scenarioName=scenario, friendlyName=scenario, state="Succeeded",
-            stateDescription="Completed", targetObjectName="web01", vm="web01", startTime=NOW, endTime=NOW, tasks=[],
-            errors=[], result=vm, recovery_point=point,
-        )  # fmt: skip
+            name=f"job-{len(self.job_list)}",
+            scenarioName=scenario,
+            friendlyName=scenario,
+            state="Succeeded",
+            stateDescription="Completed",
+            targetObjectName="web01",
+            vm="web01",
+            startTime=NOW,
+            endTime=NOW,
+            tasks=[],
+            errors=[],
+            result=vm,
+            recovery_point=point,
+        )
         self.job_list.append(job)
         return job
 
@@ -126,21 +136,34 @@ class PlainRig:
         number = len(self.point_list) + 1
         position = await self._copy(f"point-{number}-{len(self.job_list)}")
         point = RecoveryPoint(
-            id=f"point-{number}-{len(self.job_list)}", name=name, type=kind, time=NOW,
-            position=position, time_ns=number,
-        )  # fmt: skip
+            id=f"point-{number}-{len(self.job_list)}",
+            name=name,
+            type=kind,
+            time=NOW,
+            position=position,
+            time_ns=number,
+        )
         self.point_list.append(point)
         return point
 
     async def items(self) -> list[ProtectedItem]:
         return [
             ProtectedItem(
-                name="web01", policy_interval_s=5, recoveryPointHistoryDuration=24, protectionState=self.state,
-                testFailoverState="None", replicationHealth="Normal", healthErrors=[], lastRpoInSeconds=1.0,
-                applied_lag_s=0.0, newest_point_age_s=1.0, unapplied_bytes=0,
-                activeLocation="Primary", resynchronizationRequired=None,
+                name="web01",
+                policy_interval_s=5,
+                recoveryPointHistoryDuration=24,
+                protectionState=self.state,
+                testFailoverState="None",
+                replicationHealth="Normal",
+                healthErrors=[],
+                lastRpoInSeconds=1.0,
+                applied_lag_s=0.0,
+                newest_point_age_s=1.0,
+                unapplied_bytes=0,
+                activeLocation="Primary",
+                resynchronizationRequired=None,
             )
-        ]  # fmt: skip
+        ]
 
     async def points(self, *, vm: str) -> list[RecoveryPoint]:
         return list(self.point_list)

@@ -409,8 +409,13 @@ def as_nobody(checkout: Checkout, *arguments: str, **extra: str) -> subprocess.C
     del environment["HOME"]
     return subprocess.run(
         [*AS_NOBODY, str(checkout.root / "rig"), *arguments],
-        cwd="/", env=environment, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 @needs_root
@@ -473,8 +478,12 @@ def test_without_any_reachable_python_one_line_names_the_remedy(shared: Checkout
 def test_another_user_can_use_this_checkout() -> None:
     result = subprocess.run(
         [*AS_NOBODY, "env", "-i", "PATH=/usr/bin:/bin", str(RIG), "mount", "--help"],
-        cwd="/", capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     if result.returncode != 0 and not _reachable(RIG):
         pytest.skip(f"{RIG} lies where other users cannot reach it")
     assert result.returncode == 0, result.stderr

@@ -27,9 +27,15 @@ class Export:
         self.parts: list[PartName] = []
         folder.mkdir()
         stream = SyncStream(
-            folder, disk_id=self.source_id, generation=1, disk_size_bytes=SIZE, position=9, time_ns=1, first_seq=1,
+            folder,
+            disk_id=self.source_id,
+            generation=1,
+            disk_size_bytes=SIZE,
+            position=9,
+            time_ns=1,
+            first_seq=1,
             part_bytes_max=100 << 10,
-        )  # fmt: skip
+        )
         rng = random.Random(3)
         for offset in range(0, SIZE, 128 << 10):
             if rng.random() < 0.3:

@@ -85,9 +85,14 @@ def test_every_json_example_is_json() -> None:
 
 
 SHARED: dict[str, type[BaseModel]] = {
-    "Recovery point": RecoveryPoint, "VM": Vm, "Mounted point": MountedPoint, "Job": Job, "Role": RoleStatus,
-    "Protected item": ProtectedItem, "Disk": DiskInfo,
-}  # fmt: skip
+    "Recovery point": RecoveryPoint,
+    "VM": Vm,
+    "Mounted point": MountedPoint,
+    "Job": Job,
+    "Role": RoleStatus,
+    "Protected item": ProtectedItem,
+    "Disk": DiskInfo,
+}
 
 
 @pytest.mark.parametrize("title", SHARED)
@@ -114,8 +119,14 @@ def test_a_manual_page_has_all_its_parts(page: Any) -> None:
     text = roff.render(page, "1")
     parts = re.findall(r"^\.SH (.+)$", text, re.M)
     assert [part for part in parts if part not in {"ARGUMENTS", "SEE ALSO"}] == [
-        "NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "OPTIONS", "JSON", "EXIT STATUS"
-    ]  # fmt: skip
+        "NAME",
+        "SYNOPSIS",
+        "DESCRIPTION",
+        "EXAMPLES",
+        "OPTIONS",
+        "JSON",
+        "EXIT STATUS",
+    ]
     assert text.count(".TS") == text.count(".TE")
     assert not re.search(r"^\.[^A-Zn'f]", text, re.M)
     assert "](" not in text

@@ -29,10 +29,18 @@ def result(*, failed: bool = False, error: str | None = None) -> DrillResult:
         name="FailoverTask", friendlyName="x", state="Succeeded", stateDescription=None, startTime=stamp, endTime=stamp
     )
     job = Job(
-        name="j1", scenarioName="UnplannedFailover", friendlyName="Failover", state="Failed", stateDescription=None,
-        targetObjectName=EVIL, vm=EVIL, startTime=stamp, endTime=stamp, tasks=[task],
+        name="j1",
+        scenarioName="UnplannedFailover",
+        friendlyName="Failover",
+        state="Failed",
+        stateDescription=None,
+        targetObjectName=EVIL,
+        vm=EVIL,
+        startTime=stamp,
+        endTime=stamp,
+        tasks=[task],
         errors=[JobError(code="Bad", message=EVIL)],
-    )  # fmt: skip
+    )
     return DrillResult(
         ok=not failed and error is None,
         error=error,

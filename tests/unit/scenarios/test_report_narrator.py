@@ -16,6 +16,9 @@ def test_steps_events_and_checks_are_lines_and_work_is_a_bar() -> None:
     with narrator.progress("copy") as update:
         update(1, 0)
     assert screen.lines == [
-        "", "3/10 A title", "    1.2 s  · disk [os] /a/path", "    2.0 s  ✗ ledger - 3 [missing]",
-    ]  # fmt: skip
+        "",
+        "3/10 A title",
+        "    1.2 s  · disk [os] /a/path",
+        "    2.0 s  ✗ ledger - 3 [missing]",
+    ]
     assert screen.bars == [("copy", 1, 0)]

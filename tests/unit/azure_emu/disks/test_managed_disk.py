@@ -407,14 +407,29 @@ def test_the_kill_test_reaches_all_failpoints(tmp_path: Path) -> None:
         apply(store, parts)
         store.delete()
     assert set(names) == {
-        "store.create.folder", "store.create.base", "store.create.meta", "store.create.renamed",
-        "store.apply.unpacked", "store.journal_file.created", "store.journal_file.synced",
-        "store.append.begun", "store.append.followed", "store.append.written", "store.append.synced",
-        "store.initial_sync.restarted", "store.initial_sync.grown", "store.initial_sync.cleared",
-        "store.initial_sync.mapped", "store.initial_sync.counted",
-        "store.base.announced", "store.base.noted", "store.base.copied", "store.base.synced", "store.base.concluded",
+        "store.create.folder",
+        "store.create.base",
+        "store.create.meta",
+        "store.create.renamed",
+        "store.apply.unpacked",
+        "store.journal_file.created",
+        "store.journal_file.synced",
+        "store.append.begun",
+        "store.append.followed",
+        "store.append.written",
+        "store.append.synced",
+        "store.initial_sync.restarted",
+        "store.initial_sync.grown",
+        "store.initial_sync.cleared",
+        "store.initial_sync.mapped",
+        "store.initial_sync.counted",
+        "store.base.announced",
+        "store.base.noted",
+        "store.base.copied",
+        "store.base.synced",
+        "store.base.concluded",
         "store.delete.renamed",
-    }  # fmt: skip
+    }
 
 
 def test_an_apply_that_failed_can_be_done_again_in_the_same_process(tmp_path: Path) -> None:

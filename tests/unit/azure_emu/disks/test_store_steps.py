@@ -111,10 +111,17 @@ def test_a_kill_at_any_failpoint_of_a_compaction(tmp_path: Path, seed: int) -> N
         store.compactor.checkpoint()
 
     expected = {
-        "store.compaction.announced", "store.base.announced", "store.base.noted", "store.base.copied", "store.base.synced",
-        "store.base.concluded", "store.compaction.mapped", "store.compaction.counted",
-        "store.compaction.journal_file_deleted", "store.compaction.done",
-    }  # fmt: skip
+        "store.compaction.announced",
+        "store.base.announced",
+        "store.base.noted",
+        "store.base.copied",
+        "store.base.synced",
+        "store.base.concluded",
+        "store.compaction.mapped",
+        "store.compaction.counted",
+        "store.compaction.journal_file_deleted",
+        "store.compaction.done",
+    }
     survives(tmp_path, life, all_parts, fold, least=target, expected=expected)
 
 

@@ -144,9 +144,12 @@ def test_long_discards_and_zeros_are_split_as_replay_log_needs_it(tmp_path: Path
     with DmLogReader(tmp_path / "out") as reader:
         found = [(int(e.flags), e.offset, e.length) for e in reader.entries()]
     assert found == [
-        (4, 512, DISCARD_BYTES_MAX), (4, 512 + DISCARD_BYTES_MAX, DISCARD_BYTES_MAX), (4, 512 + 2 * DISCARD_BYTES_MAX, 512),
-        (0, 0, 16 << 20), (0, 16 << 20, 512),
-    ]  # fmt: skip
+        (4, 512, DISCARD_BYTES_MAX),
+        (4, 512 + DISCARD_BYTES_MAX, DISCARD_BYTES_MAX),
+        (4, 512 + 2 * DISCARD_BYTES_MAX, 512),
+        (0, 0, 16 << 20),
+        (0, 16 << 20, 512),
+    ]
     assert (tmp_path / "out").stat().st_blocks * 512 < 1 << 20  # zeros are holes
 
 
@@ -172,8 +175,12 @@ def test_flags_and_other_sector_sizes_are_imported(tmp_path: Path) -> None:
     with SegmentReader(made.paths[0]) as reader:
         records = list(reader.records())
         assert [(r.type.name, r.offset, r.length) for r in records] == [
-            ("FLUSH", 0, 0), ("WRITE", 3072, 2048), ("ZERO", 0, 1024), ("DISCARD", 3072, 1024), ("TAG", 0, 0),
-        ]  # fmt: skip
+            ("FLUSH", 0, 0),
+            ("WRITE", 3072, 2048),
+            ("ZERO", 0, 1024),
+            ("DISCARD", 3072, 1024),
+            ("TAG", 0, 0),
+        ]
         tag = decode_tag(reader.payload(records[4]))
     assert (tag.name, tag.kind, tag.position) == ("end", "CrashConsistent", 5)
     assert replayed(tmp_path, made.paths, b"\xff" * 5120) == bytes(1024) + b"\xff" * 2048 + bytes(1024) + b"\x22" * 1024
@@ -262,9 +269,7 @@ def test_an_unnamed_tag_is_marked_by_its_id_a_long_name_is_refused(tmp_path: Pat
         export_log(check(row.paths), tmp_path / "more")
 
 
-def test_an_import_is_split_into_consecutive_segments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_an_import_is_split_into_consecutive_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("siterig.blockfs.changelog.exchange.SEGMENT_BYTES_MAX", 4096)
     monkeypatch.setattr("siterig.blockfs.changelog.exchange.PIECE_BYTES_MAX", 1024)
     row = LogRow(tmp_path)

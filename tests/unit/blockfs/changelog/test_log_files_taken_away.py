@@ -43,10 +43,12 @@ class Opened:
 
     def open(self) -> None:
         options = DiskOptions(
-            self.positions, policy=LogPolicy(kept_share_max=None), watch=self.watch,
+            self.positions,
+            policy=LogPolicy(kept_share_max=None),
+            watch=self.watch,
             report_changed=lambda _paths, what: self.reported.append(what),
             report_log_lost=lambda _paths, what: self.lost.append(what),
-        )  # fmt: skip
+        )
         self.disk = Disk.open(self.paths, options, None)
 
     def fill(self, segments: int) -> None:

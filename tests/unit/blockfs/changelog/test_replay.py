@@ -111,8 +111,9 @@ def test_a_missing_segment_is_a_gap(tmp_path: Path) -> None:
     with pytest.raises(RigError) as failed:
         check([row.paths[2], row.paths[0]])
     assert (failed.value.code, failed.value.message) == (
-        "LogGap", f"{row.paths[2]}: begins with record 5; the segment with record 3 is missing",
-    )  # fmt: skip
+        "LogGap",
+        f"{row.paths[2]}: begins with record 5; the segment with record 3 is missing",
+    )
     assert faults([row.paths[0], row.paths[2]]) == [None, "LogGap"]
 
 
@@ -362,6 +363,7 @@ def test_an_unreadable_log_file_is_reported_with_its_name(tmp_path: Path) -> Non
     found = dict(verify([tmp_path / "none", tmp_path, long]))
     messages = {str(fault) for fault in found.values() if not isinstance(fault, FileSummary)}
     assert messages == {
-        f"{tmp_path}/none: does not exist", f"{tmp_path}: is a folder; a change log is a file",
+        f"{tmp_path}/none: does not exist",
+        f"{tmp_path}: is a folder; a change log is a file",
         f"{long}: cannot be opened: File name too long",
-    }  # fmt: skip
+    }

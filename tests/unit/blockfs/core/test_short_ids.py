@@ -19,8 +19,9 @@ def test_the_beginning_of_several_ids_is_an_error_that_lists_them() -> None:
     with pytest.raises(RigError) as caught:
         short_ids.find("point", "0d2c", [FIRST, SECOND])
     assert (caught.value.code, caught.value.message) == (
-        "AmbiguousId", f"point '0d2c' is the beginning of 2 ids: {SECOND}, {FIRST}; give more characters",
-    )  # fmt: skip
+        "AmbiguousId",
+        f"point '0d2c' is the beginning of 2 ids: {SECOND}, {FIRST}; give more characters",
+    )
 
 
 @pytest.mark.parametrize("text", ["", "0d2", "0d2c7d1f", "scheduled", "@12", FIRST + "1"])

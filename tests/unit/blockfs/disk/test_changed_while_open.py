@@ -44,9 +44,11 @@ class Opened:
             (folder / "below").write_bytes(os.urandom(SIZE))
             make_over_managed_disk(self.paths, managed_disk="below", position=1, size_bytes=SIZE)
         options = DiskOptions(
-            self.positions, policy=LogPolicy(kept_share_max=None), watch=self.watch,
+            self.positions,
+            policy=LogPolicy(kept_share_max=None),
+            watch=self.watch,
             report_changed=lambda _paths, what: self.reported.append(what),
-        )  # fmt: skip
+        )
         self.disk = Disk.open(self.paths, options, FileViews(folder / "below"))
         self.disk.tracking.start(new_generation=False)
         self.path = self.disk.layer.path

@@ -92,8 +92,12 @@ async def test_requests_are_counted_by_kind_with_their_bytes_errors_and_times(ho
 
     reported = {kind: (r.ops, r.bytes, r.errors) for kind, r in found.requests.items()}
     assert reported == {
-        "read": (2, 8192 + 512, 0), "write": (11, 40960, 1), "flush": (1, 0, 0), "discard": (1, 65536, 0), "seek": (1, 0, 0)
-    }  # fmt: skip
+        "read": (2, 8192 + 512, 0),
+        "write": (11, 40960, 1),
+        "flush": (1, 0, 0),
+        "discard": (1, 65536, 0),
+        "seek": (1, 0, 0),
+    }
     for request in found.requests.values():
         assert sum(request.latency_log2_us) == request.ops
         assert None not in (request.p50_us, request.p99_us, request.longest_us)

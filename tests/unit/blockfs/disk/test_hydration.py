@@ -349,9 +349,13 @@ class Steps:
         self.kill_at = kill_at
         self.done: list[str] = []
         for thing, name in (
-            (os, "rename"), (os, "unlink"), (os, "fsync"), (DiskHydration, "detach_backing"),
-            (DiskHydration, "convert_to_raw"), (DiskState, "save"),
-        ):  # fmt: skip
+            (os, "rename"),
+            (os, "unlink"),
+            (os, "fsync"),
+            (DiskHydration, "detach_backing"),
+            (DiskHydration, "convert_to_raw"),
+            (DiskState, "save"),
+        ):
             monkeypatch.setattr(thing, name, self._counting(name, getattr(thing, name)))
 
     def _counting(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
@@ -442,8 +446,12 @@ def test_a_kill_before_any_step_of_hydration_loses_nothing(
     steps = hydrate_counting(fresh("whole"), monkeypatch, None)
     assert len(steps) > 40
     assert [step for step in steps if "rename" in step or "unlink" in step][-5:] == [
-        "rename os.top", "rename .os.disk.tmp", "unlink os.top.present", "unlink os.top.durable", "unlink holder"
-    ]  # fmt: skip
+        "rename os.top",
+        "rename .os.disk.tmp",
+        "unlink os.top.present",
+        "unlink os.top.durable",
+        "unlink holder",
+    ]
     for kill_at, step in enumerate(steps):
         folder = fresh(str(kill_at))
         killed_at(folder, monkeypatch, kill_at)

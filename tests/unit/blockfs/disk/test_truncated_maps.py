@@ -56,9 +56,10 @@ class Opened:
     def open(self) -> None:
         self.positions = PositionCounter(self.folder / "position")
         options = DiskOptions(
-            self.positions, policy=LogPolicy(kept_share_max=None),
+            self.positions,
+            policy=LogPolicy(kept_share_max=None),
             report_changed=lambda _paths, what: self.reported.append(what),
-        )  # fmt: skip
+        )
         self.disk = Disk.open(self.paths, options, FileViews(self.folder / "below"))
 
     def refuses(self, work: Callable[[], object]) -> bool:
@@ -225,8 +226,11 @@ def ended(case: Callable[[Path, int], None], folder: Path, bytes_left: int) -> i
     code = f"import sys; from pathlib import Path; from {__name__} import {case.__name__} as c; "
     done = subprocess.run(
         [sys.executable, "-c", code + "c(Path(sys.argv[1]), int(sys.argv[2]))", str(folder), str(bytes_left)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     sys.stderr.write(done.stderr)
     return done.returncode
 

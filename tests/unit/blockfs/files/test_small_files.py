@@ -44,11 +44,14 @@ def book(folder: Path) -> tuple[Path, Callable[[], object]]:
 @pytest.mark.parametrize(
     ("kind", "code", "mib"),
     [
-        (state, "DiskStateCorrupt", 1), (pin, "StoreCorrupt", 1), (note, "RecoveryNoteCorrupt", 1), (rig, "StateVersion", 1),
+        (state, "DiskStateCorrupt", 1),
+        (pin, "StoreCorrupt", 1),
+        (note, "RecoveryNoteCorrupt", 1),
+        (rig, "StateVersion", 1),
         (book, "AgentStateUnreadable", 16),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
-)  # fmt: skip
+)
 def test_a_state_file_that_is_too_large_is_refused_with_the_limit(
     tmp_path: Path, kind: Callable[[Path], tuple[Path, Callable[[], object]]], code: str, mib: int
 ) -> None:

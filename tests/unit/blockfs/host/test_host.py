@@ -77,9 +77,13 @@ async def test_a_disk_keeps_the_sector_size_that_it_declares(host: DiskHost) -> 
 
 def test_a_state_file_of_format_1_means_sectors_of_512_bytes(tmp_path: Path) -> None:
     body = {
-        "disk_id": "5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42", "size_bytes": 4096, "kind": "raw", "generation": 0,
-        "tracked": False, "needs_resync": None,
-    }  # fmt: skip
+        "disk_id": "5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42",
+        "size_bytes": 4096,
+        "kind": "raw",
+        "generation": 0,
+        "tracked": False,
+        "needs_resync": None,
+    }
     crc = crc32c(json.dumps(body, sort_keys=True).encode())
     (tmp_path / "os.disk").write_text(json.dumps({"format": 1, "crc32c": crc, "disk": body}))
     assert DiskState.load(tmp_path / "os.disk").sector_bytes == 512

@@ -90,9 +90,13 @@ def test_a_disk_over_a_view_reports_data_and_holes_in_whole_blocks(tmp_path: Pat
     blocks = {at // BLOCK_BYTES for start, length in view.data_ranges() for at in range(start, start + length)}
     positions = PositionCounter(tmp_path / "position")
     state = DiskState(
-        disk_id="5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42", size_bytes=view.size_bytes, kind="raw", generation=0, tracked=False,
+        disk_id="5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42",
+        size_bytes=view.size_bytes,
+        kind="raw",
+        generation=0,
+        tracked=False,
         needs_resync=None,
-    )  # fmt: skip
+    )
     options = DiskOptions(positions, can_grow=False, read_only=True)
     disk = Disk(DiskPaths(tmp_path, "", "os"), state=state, layer=cast("WritableLayer", view), options=options)
 
@@ -413,9 +417,13 @@ def test_stored_bytes_of_a_disk_include_its_base_and_its_own_data(
     assert view.stored_bytes == data_bytes
     top = OverlayLayer(view, folder / "os.top")
     state = DiskState(
-        disk_id="6f1c2f5e-8a51-4d10-9a7e-0d6f5f3c2b1a", size_bytes=DISK_BYTES, kind="raw", generation=0, tracked=False,
+        disk_id="6f1c2f5e-8a51-4d10-9a7e-0d6f5f3c2b1a",
+        size_bytes=DISK_BYTES,
+        kind="raw",
+        generation=0,
+        tracked=False,
         needs_resync=None,
-    )  # fmt: skip
+    )
     positions = PositionCounter(None)
     disk = Disk(DiskPaths(folder, "web01", "os"), state=state, layer=top, options=DiskOptions(positions))
     assert disk.stored_bytes <= DISK_BYTES

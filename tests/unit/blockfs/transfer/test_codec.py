@@ -102,7 +102,7 @@ def test_a_sync_part_does_not_hold_more_bytes_than_its_disk(tmp_path: Path) -> N
         (lambda _data: b"not zstd at all", "is not sound zstd data"),
         (lambda _data: zstandard.ZstdCompressor(write_content_size=False).compress(b"x" * 500), "declares"),
     ],
-)  # fmt: skip
+)
 def test_data_that_is_not_exactly_one_whole_zstd_frame_is_refused(tmp_path: Path, change: object, why: str) -> None:
     part, data = log_part(tmp_path)
     assert callable(change)

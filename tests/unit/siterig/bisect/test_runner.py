@@ -114,13 +114,23 @@ class FileStates:
 
 def point(position: int) -> RecoveryPoint:
     return RecoveryPoint(
-        id=f"id-{position}", name="", type="CrashConsistent", time=rfc3339(position),
-        position=position, time_ns=position,
-    )  # fmt: skip
+        id=f"id-{position}",
+        name="",
+        type="CrashConsistent",
+        time=rfc3339(position),
+        position=position,
+        time_ns=position,
+    )
 
 
-def wanted(*words: str, good: str = "good", bad: str = "bad", timeout_s: float | None = None, writable: bool = False,
-           keep: bool = False) -> BisectRequest:  # fmt: skip
+def wanted(
+    *words: str,
+    good: str = "good",
+    bad: str = "bad",
+    timeout_s: float | None = None,
+    writable: bool = False,
+    keep: bool = False,
+) -> BisectRequest:
     return BisectRequest(good, bad, list(words), timeout_s, writable, keep, verbose=False)
 
 
@@ -309,8 +319,12 @@ def words(*given: str) -> list[str]:
 
 def test_names_in_braces_stand_for_images() -> None:
     assert words("cmp", "{os}", "a{data}b{os}", "{{os}}", "}}{{") == [
-        "cmp", "/m/os.img", "a/m/data.imgb/m/os.img", "{os}", "}{"
-    ]  # fmt: skip
+        "cmp",
+        "/m/os.img",
+        "a/m/data.imgb/m/os.img",
+        "{os}",
+        "}{",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -400,9 +414,7 @@ async def test_the_report_in_words_and_in_json(states: FileStates, capsys: pytes
         "  + " + "0000fff0  45 56 49 4c".ljust(60) + "|EVIL|",
     ]
     found = command.report_json("web01", report, trials, keep=False)
-    assert found["first_bad"] == {
-        "position": evil.position, "time": rfc3339(evil.position * 10**9), "mounted": None
-    }  # fmt: skip
+    assert found["first_bad"] == {"position": evil.position, "time": rfc3339(evil.position * 10**9), "mounted": None}
     (change,) = found["changes"]  # type: ignore[misc]
     assert change["lines"] == [{"offset": 65520, "before": "00000000", "after": "4556494c"}]  # type: ignore[has-type]
     assert command.trial_line(3, trials[2]).startswith(f"3. position {trials[2].position} (")

@@ -32,9 +32,14 @@ class Rig:
         self.asked.append({name: value for name, value in wanted.items() if value is not None and name != "vm"})
         disks = [MountedDisk(name=d, size_bytes=512, path=f"/m/{wanted['name']}/{d}.img", vhd=None) for d in ("data", "os")]
         return MountedPoint(
-            vm="web01", name=wanted["name"], position=wanted["position"] or 7, time=None, recovery_point=None, disks=disks,
+            vm="web01",
+            name=wanted["name"],
+            position=wanted["position"] or 7,
+            time=None,
+            recovery_point=None,
+            disks=disks,
             broken=self.broken,
-        )  # fmt: skip
+        )
 
     async def unmount_point(self, *, vm: str, name: str) -> None:
         if self.unmount_fails is not None:
@@ -90,8 +95,9 @@ async def test_a_point_is_what_it_is_of_the_other_commands(text: str, asked: dic
     state = await states_of(rig).open_point(text)
     assert rig.asked == [asked | {"name": "bisect-1-1"}]
     assert {name: str(path) for name, path in state.images.items()} == {
-        "data": "/m/bisect-1-1/data.img", "os": "/m/bisect-1-1/os.img"
-    }  # fmt: skip
+        "data": "/m/bisect-1-1/data.img",
+        "os": "/m/bisect-1-1/os.img",
+    }
 
 
 async def test_states_are_lent_to_the_process_that_is_said() -> None:

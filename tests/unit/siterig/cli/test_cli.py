@@ -29,24 +29,42 @@ from tests.support.command import siterig
 
 VM = Vm(name="web01-test", side="azure", state="TestFailover", disks=[VmDisk(name="os", size_bytes=2**30, path="/r/os.img")])
 POINT_JSON = {
-    "id": "p1", "name": "n", "type": "CrashConsistent", "time": "t", "time_ns": 1, "position": 9, "downgraded_because": None
-}  # fmt: skip
+    "id": "p1",
+    "name": "n",
+    "type": "CrashConsistent",
+    "time": "t",
+    "time_ns": 1,
+    "position": 9,
+    "downgraded_because": None,
+}
 
 
 def job(state: str, *, result: Vm | None = None, errors: tuple[JobError, ...] = ()) -> Job:
     ended = state in ("Succeeded", "Failed")
     task = {
-        "name": "FailoverTask", "friendlyName": "Failing over", "state": state, "stateDescription": None,
-        "startTime": "t0", "endTime": "t1" if ended else None,
-    }  # fmt: skip
+        "name": "FailoverTask",
+        "friendlyName": "Failing over",
+        "state": state,
+        "stateDescription": None,
+        "startTime": "t0",
+        "endTime": "t1" if ended else None,
+    }
     return Job.model_validate(
         {
-            "name": "j1", "scenarioName": "TestFailover", "friendlyName": "Test failover", "state": state,
-            "stateDescription": None, "targetObjectName": "web01", "vm": "web01", "startTime": "t0",
-            "endTime": "t1" if ended else None, "tasks": [Task.model_validate(task)], "errors": list(errors),
+            "name": "j1",
+            "scenarioName": "TestFailover",
+            "friendlyName": "Test failover",
+            "state": state,
+            "stateDescription": None,
+            "targetObjectName": "web01",
+            "vm": "web01",
+            "startTime": "t0",
+            "endTime": "t1" if ended else None,
+            "tasks": [Task.model_validate(task)],
+            "errors": list(errors),
             "result": result,
         }
-    )  # fmt: skip
+    )
 
 
 class FakeVault:
@@ -66,9 +84,7 @@ class FakeVault:
     async def points(self, *, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
         if vm != "web01":
             raise RigError(Code.VmNotFound, f"there is no VM {vm!r};\nthere are: web01")
-        return [
-            RecoveryPoint(id="p1", name="n", type="CrashConsistent", time="t", position=9, time_ns=1)
-        ]  # fmt: skip
+        return [RecoveryPoint(id="p1", name="n", type="CrashConsistent", time="t", position=9, time_ns=1)]
 
     async def progress(self, *, vm: str) -> VmProgress:
         return VmProgress(vm=vm, phase=None, disks=[])
@@ -235,10 +251,12 @@ def test_vms_are_given_by_the_contract(vault: FakeVault) -> None:
     result = siterig("vm", "list", "--json")
     assert json.loads(result.stdout) == [
         {
-            "vm": "web01-test", "side": "azure", "state": "TestFailover",
+            "vm": "web01-test",
+            "side": "azure",
+            "state": "TestFailover",
             "disks": [{"name": "os", "size_bytes": 2**30, "path": "/r/os.img", "sector_bytes": 512}],
         }
-    ]  # fmt: skip
+    ]
 
 
 def test_an_expected_error_is_one_line_and_its_status(vault: FakeVault) -> None:
@@ -261,9 +279,7 @@ def test_a_bad_disk_is_refused_before_the_vault_is_asked(vault: FakeVault) -> No
 def test_a_rig_that_is_not_up_is_status_3(tmp_path: Path) -> None:
     result = siterig("vm", "list", "--dir", str(tmp_path / "none"))
     assert result.exit_code == 3
-    assert result.stderr == (
-        f"siterig: error: the rig in {tmp_path}/none is not up: start it with siterig up (NotUp)\n"
-    )  # fmt: skip
+    assert result.stderr == (f"siterig: error: the rig in {tmp_path}/none is not up: start it with siterig up (NotUp)\n")
 
 
 def test_a_rig_that_was_killed_is_status_3_too(vault: FakeVault, tmp_path: Path) -> None:
@@ -379,8 +395,9 @@ def test_the_version_names_commit_python_kernel_and_azurite(monkeypatch: pytest.
     assert (found["python"], found["kernel"]) == (platform.python_version(), platform.release())
     monkeypatch.setattr(provenance, "versions", lambda: dict.fromkeys(found))
     assert siterig("--version").stdout.splitlines() == [
-        "siterig unknown, commit unknown", "Python unknown, Linux unknown, Azurite unknown",
-    ]  # fmt: skip
+        "siterig unknown, commit unknown",
+        "Python unknown, Linux unknown, Azurite unknown",
+    ]
 
 
 @pytest.mark.slow

@@ -28,14 +28,15 @@ ANSWERS: dict[str, Any] = {
         {"vm": "we\x1b[31m", "side": "site", "state": "Protected", "disks": []},
     ],
     "/VaultApi/points": [
-        {"id": POINT, "time": "t", "name": "before"}, {"id": "p2", "time": "t", "name": "scheduled"},
+        {"id": POINT, "time": "t", "name": "before"},
+        {"id": "p2", "time": "t", "name": "scheduled"},
         {"id": "p3", "time": "t", "name": "scheduled"},
     ],
     "/VaultApi/mounted_points": [{"name": "@13", "position": 13}],
     "/VaultApi/jobs": [{"name": "7c42e561", "friendlyName": "Failover", "vm": "web01", "state": "Succeeded"}],
     "/DiskHostControl/list_disks": [{"name": "os", "kept": [{"file": "os-20261129T141500Z.img", "disk": "os"}]}],
     "/SupervisorControl/status": {"roles": [{"name": "agent", "state": "ready"}]},
-}  # fmt: skip
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -83,8 +84,10 @@ def offered(capsys: pytest.CaptureFixture[str], *words: str, of: str = "fish") -
     [
         (("points", ""), ["web01"]),
         (("failover", "test", "x"), []),
-        (("failover", "test", "web01", "--point", ""),
-         ["latest", "latest-processed", "latest-app", "before", POINT, "p2", "p3"]),
+        (
+            ("failover", "test", "web01", "--point", ""),
+            ["latest", "latest-processed", "latest-app", "before", POINT, "p2", "p3"],
+        ),
         (("failover", "test", "web01", "--point=5"), [f"--point={POINT}"]),
         (("point", "mount", "web01", "--point", "be"), ["before"]),
         (("bisect", "web01", "--good", "50"), [POINT]),
@@ -109,7 +112,7 @@ def offered(capsys: pytest.CaptureFixture[str], *words: str, of: str = "fish") -
         (("log", "verify", "a.hrl", ""), [":files"]),
         (("no-such", ""), []),
     ],
-)  # fmt: skip
+)
 def test_what_can_follow_is_offered(
     rig: Layout, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], found: list[str]
 ) -> None:

@@ -36,8 +36,9 @@ class Hosts:
 
     def __init__(self, folder: Path) -> None:
         self.of: dict[Side, DiskHost] = {
-            "site": DiskHost(folder / "site", folder / "site-mnt"), "azure": DiskHost(folder / "azure", folder / "azure-mnt")
-        }  # fmt: skip
+            "site": DiskHost(folder / "site", folder / "site-mnt"),
+            "azure": DiskHost(folder / "azure", folder / "azure-mnt"),
+        }
         self.gone: set[Side] = set()
 
     def __getitem__(self, side: Side) -> Any:

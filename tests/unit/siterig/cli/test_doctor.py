@@ -254,7 +254,7 @@ def test_version_of_azurite_is_read_from_its_package(tmp_path: Path, monkeypatch
         (Fake(files=63), "TooFewFiles", "open files: 63 (remedy: raise the hard limit of open files to 64"),
         (Fake(release="4.19.0"), "MachineUnfit", "kernel: 4.19.0, too old"),
     ],
-)  # fmt: skip
+)
 def test_a_rig_is_refused_for_what_the_machine_lacks_with_the_remedy(
     tmp_path: Path, machine: Fake, code: str, text: str
 ) -> None:

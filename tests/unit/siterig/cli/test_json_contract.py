@@ -38,11 +38,27 @@ from tests.support.samples import Canned, sample
 from tests.support.screens import text_of
 
 OFFICIAL = {
-    "scenarioName", "friendlyName", "stateDescription", "targetObjectName", "startTime", "endTime",
-    "recoveryPointHistoryDuration", "protectionState", "testFailoverState", "replicationHealth", "healthErrors",
-    "lastRpoInSeconds", "activeLocation", "resynchronizationRequired", "errorCode", "summaryMessage", "eventCode",
-    "eventType", "timeOfOccurrence", "affectedObject",
-}  # fmt: skip
+    "scenarioName",
+    "friendlyName",
+    "stateDescription",
+    "targetObjectName",
+    "startTime",
+    "endTime",
+    "recoveryPointHistoryDuration",
+    "protectionState",
+    "testFailoverState",
+    "replicationHealth",
+    "healthErrors",
+    "lastRpoInSeconds",
+    "activeLocation",
+    "resynchronizationRequired",
+    "errorCode",
+    "summaryMessage",
+    "eventCode",
+    "eventType",
+    "timeOfOccurrence",
+    "affectedObject",
+}
 """Properties of the service, which keep their names; every other property is the rig's own and in snake_case."""
 
 COMMANDS = {
@@ -140,10 +156,14 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     )
     answers = {"list_disks": [disk], "resize_disk": disk, "managed_disks": [], "jobs": [finalize], "status": status}
     for name, protocol in {
-        "vault": VaultApi, "site": DiskHostControl, "azure": DiskHostControl, "supervisor": SupervisorControl,
-        "recovery_side": RecoverySide, "damage_reports": DamageReports,
+        "vault": VaultApi,
+        "site": DiskHostControl,
+        "azure": DiskHostControl,
+        "supervisor": SupervisorControl,
+        "recovery_side": RecoverySide,
+        "damage_reports": DamageReports,
         "faults": FaultControl,
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setattr(f"siterig.rpc.directory.{name}", lambda _layout, protocol=protocol: Canned(protocol, answers))
     monkeypatch.setattr("siterig.cli.commands.disks._until_seen", nothing)
     monkeypatch.setattr("siterig.supervisor.launch.up", up)

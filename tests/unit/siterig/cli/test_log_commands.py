@@ -58,13 +58,24 @@ def test_show_picks_types_and_stops_at_the_limit(row: LogRow) -> None:
     result = siterig("show", *row.paths, "--type", "write", "--type", "tag", "--limit", "2", "--json")
     documents = [json.loads(line) for line in result.stdout.splitlines()]
     assert documents[0]["segment"] == {
-        "file": str(row.paths[0]), "disk_id": DISK_ID, "generation": 2, "stream": "log", "first_seq": 1,
-        "boot_id": current_boot_id(), "created": "1970-01-01T00:00:00.000000Z", "disk_size_bytes": DISK_BYTES,
-    }  # fmt: skip
+        "file": str(row.paths[0]),
+        "disk_id": DISK_ID,
+        "generation": 2,
+        "stream": "log",
+        "first_seq": 1,
+        "boot_id": current_boot_id(),
+        "created": "1970-01-01T00:00:00.000000Z",
+        "disk_size_bytes": DISK_BYTES,
+    }
     records = [document["record"] for document in documents if "record" in document]
     assert records[0] == {
-        "seq": 1, "position": 43, "time": "1970-01-01T00:00:00.000000Z", "type": "WRITE", "offset": 0, "length": 512,
-    }  # fmt: skip
+        "seq": 1,
+        "position": 43,
+        "time": "1970-01-01T00:00:00.000000Z",
+        "type": "WRITE",
+        "offset": 0,
+        "length": 512,
+    }
     assert [record["type"] for record in records] == ["WRITE", "TAG"]
     assert (records[1]["tag"]["name"], records[1]["tag"]["kind"]) == ("before \x1b[31mred", "ApplicationConsistent")
 
@@ -118,10 +129,16 @@ def test_verify_names_preallocated_room_as_what_it_is(row: LogRow) -> None:
     assert [document.get("preallocated_bytes") for document in documents] == [3 << 20, 3 << 20, 1 << 20, None]
     assert documents[-1] == {
         "total": {
-            "files": 3, "bad_files": 0, "records": 4, "first_position": 43, "last_position": 52, "written_bytes": 536,
-            "torn_bytes": 0, "preallocated_bytes": 7 << 20,
+            "files": 3,
+            "bad_files": 0,
+            "records": 4,
+            "first_position": 43,
+            "last_position": 52,
+            "written_bytes": 536,
+            "torn_bytes": 0,
+            "preallocated_bytes": 7 << 20,
         }
-    }  # fmt: skip
+    }
 
 
 def test_verify_tells_a_torn_record_from_the_room_behind_it(row: LogRow) -> None:
@@ -189,7 +206,7 @@ def test_replay_of_a_log_that_begins_later_says_what_the_image_must_be(row: LogR
     result = siterig("replay", row.paths[1], "--onto", image)
     assert result.stderr == (
         "siterig: note: the log begins with record 3: the image must be the disk as it was before that\n"
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.slow
@@ -200,8 +217,9 @@ def test_replay_touches_nothing_if_the_log_is_bad_or_the_image_in_use(row: LogRo
         result = siterig("replay", *row.paths, "--onto", image)
         other.communicate()
     assert (result.exit_code, result.stderr) == (
-        1, f"siterig: error: {image}: is in use by cat ({other.pid}) (ImageBusy)\n",
-    )  # fmt: skip
+        1,
+        f"siterig: error: {image}: is in use by cat ({other.pid}) (ImageBusy)\n",
+    )
     flip(row.paths[1], row.paths[1].stat().st_size - 1)
     row.rotate()
     row.close()
@@ -279,12 +297,14 @@ def test_import_refuses_what_is_no_log_and_where_nothing_can_be_made(row: LogRow
     assert "a dm-log-writes log begins with 0x6a736677736872 (DmLogCorrupt)" in result.stderr
     result = siterig("import", tmp_path, "--onto-log", tmp_path / "back")
     assert (result.exit_code, result.stderr) == (
-        2, f"siterig: error: {tmp_path}: is a folder; a log is a file or a block device (LogUnreadable)\n",
-    )  # fmt: skip
+        2,
+        f"siterig: error: {tmp_path}: is a folder; a log is a file or a block device (LogUnreadable)\n",
+    )
     result = siterig("import", row.paths[0], "--onto-log", tmp_path / "none" / "back")
     assert (result.exit_code, result.stderr) == (
-        2, f"siterig: error: {tmp_path}/none: is not a folder; write --onto-log DIR/NAME (FolderUnusable)\n",
-    )  # fmt: skip
+        2,
+        f"siterig: error: {tmp_path}/none: is not a folder; write --onto-log DIR/NAME (FolderUnusable)\n",
+    )
 
 
 @needs_root

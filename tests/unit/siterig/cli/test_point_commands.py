@@ -23,9 +23,13 @@ MIB = 1 << 20
 
 def point(number: int) -> RecoveryPoint:
     return RecoveryPoint(
-        id=f"p{number}", name="scheduled", type="CrashConsistent", time=f"t{number}",
-        position=number, time_ns=number,
-    )  # fmt: skip
+        id=f"p{number}",
+        name="scheduled",
+        type="CrashConsistent",
+        time=f"t{number}",
+        position=number,
+        time_ns=number,
+    )
 
 
 class FakeVault:
@@ -60,9 +64,14 @@ class FakeVault:
             vhd.write_bytes(path.read_bytes() + bytes(512))
             disks.append(MountedDisk(name=disk, size_bytes=size_bytes, path=str(path), vhd=str(vhd) if whole else None))
         made = MountedPoint(
-            vm=vm, name=name or f"@{position}", position=position, time=choice["time"],
-            recovery_point=point(30) if position == 30 else None, disks=disks, broken=None,
-        )  # fmt: skip
+            vm=vm,
+            name=name or f"@{position}",
+            position=position,
+            time=choice["time"],
+            recovery_point=point(30) if position == 30 else None,
+            disks=disks,
+            broken=None,
+        )
         self.mounted[made.name] = made
         return made
 
@@ -96,8 +105,10 @@ def test_mount_asks_for_what_was_said_and_shows_the_files(vault: FakeVault) -> N
     result = siterig("point", "mount", "web01", "--position", "17")
     assert result.exit_code == 0, result.stderr
     assert [line.split("\t")[:3] for line in result.stdout.splitlines()] == [
-        ["mounted", "position", "disk"], ["@17", "17", "os"], ["@17", "17", "odd"],
-    ]  # fmt: skip
+        ["mounted", "position", "disk"],
+        ["@17", "17", "os"],
+        ["@17", "17", "odd"],
+    ]
     siterig("point", "mount", "web01", "--point", "latest-app")
     siterig("point", "mount", "web01", "--time", "2026-11-21T22:13:17Z")
     assert vault.lent_to == [None] * 3, "they stay until they are unmounted"
@@ -133,8 +144,9 @@ def test_list_shows_what_is_mounted_with_its_point_or_between_points(vault: Fake
 def test_an_unknown_name_is_told_with_status_2(vault: FakeVault) -> None:
     result = siterig("point", "unmount", "web01", "@1")
     assert (result.exit_code, result.stderr) == (
-        2, "siterig: error: VM 'web01' has no mounted point '@1'; mounted are: none (NotMounted)\n",
-    )  # fmt: skip
+        2,
+        "siterig: error: VM 'web01' has no mounted point '@1'; mounted are: none (NotMounted)\n",
+    )
 
 
 @pytest.mark.parametrize("format_", ["raw", "vhd"])

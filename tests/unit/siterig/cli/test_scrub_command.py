@@ -68,11 +68,15 @@ class Vault:
         assert vm == "web01"
         return [
             RecoveryPoint(
-                id=f"p{position}", name="n", type="CrashConsistent", time="t", position=position,
+                id=f"p{position}",
+                name="n",
+                type="CrashConsistent",
+                time="t",
+                position=position,
                 time_ns=1,
             )
             for position in (self.position, self.position - 5)
-        ]  # fmt: skip
+        ]
 
 
 @pytest.fixture
@@ -153,8 +157,9 @@ def test_a_scrub_tells_what_it_found_also_if_the_vault_goes_meanwhile(
     result = siterig("disk", "scrub", "--dir", str(rig))
     assert result.stdout.startswith("web01/os: no damage, ")
     assert (result.exit_code, result.stderr) == (
-        0, "siterig: note: the result was not reported to the vault: nobody answers (RoleUnavailable)\n",
-    )  # fmt: skip
+        0,
+        "siterig: note: the result was not reported to the vault: nobody answers (RoleUnavailable)\n",
+    )
 
 
 class Recovery:
@@ -180,8 +185,9 @@ def test_a_repair_tells_what_is_left(rig: Path, up: tuple[Path, SiteDisk, Vault]
     monkeypatch.setattr("siterig.rpc.directory.recovery_side", lambda _layout: recovery)
     refused = siterig("disk", "scrub", "--repair", "--dir", str(rig))
     assert (refused.exit_code, refused.stderr) == (
-        3, f"siterig: error: the rig in {rig} is not up: start it with siterig up (NotUp)\n",
-    )  # fmt: skip
+        3,
+        f"siterig: error: the rig in {rig} is not up: start it with siterig up (NotUp)\n",
+    )
     monkeypatch.setattr(scrub, "running", Layout)
     kept = siterig("disk", "scrub", "--repair", "--dir", str(rig))
     assert kept.exit_code == 1

@@ -27,22 +27,44 @@ from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.rpc import server
 
 HEAVY = {
-    "alembic", "asyncio", "azure", "httpx", "hypercorn", "jinja2", "matplotlib", "numpy", "pydantic", "pyfuse3", "rich",
-    "sqlalchemy", "starlette", "structlog", "trio",
-}  # fmt: skip
+    "alembic",
+    "asyncio",
+    "azure",
+    "httpx",
+    "hypercorn",
+    "jinja2",
+    "matplotlib",
+    "numpy",
+    "pydantic",
+    "pyfuse3",
+    "rich",
+    "sqlalchemy",
+    "starlette",
+    "structlog",
+    "trio",
+}
 RUN = "import sys, siterig.__main__ as m\ntry: m.main()\nfinally: print(*sys.modules, file=sys.stderr)"
 VMS = [Vm(name="web01", side="site", state="Protected", disks=[VmDisk(name="os", size_bytes=2**30, path="/r/os.img")])]
 MANAGED = [ManagedDisk(vm="web01", name="os", disk_id="0b5e55ed-0000-4000-8000-000000000001")]
 ITEMS = [
     ProtectedItem.model_validate(
         {
-            "vm": "web01", "policy_interval_s": 30.0, "recoveryPointHistoryDuration": 24, "protectionState": "Protected",
-            "testFailoverState": "None", "replicationHealth": "Normal", "healthErrors": [], "lastRpoInSeconds": 3.0,
-            "applied_lag_s": 1e-7, "newest_point_age_s": None, "unapplied_bytes": 0, "activeLocation": "Primary",
+            "vm": "web01",
+            "policy_interval_s": 30.0,
+            "recoveryPointHistoryDuration": 24,
+            "protectionState": "Protected",
+            "testFailoverState": "None",
+            "replicationHealth": "Normal",
+            "healthErrors": [],
+            "lastRpoInSeconds": 3.0,
+            "applied_lag_s": 1e-7,
+            "newest_point_age_s": None,
+            "unapplied_bytes": 0,
+            "activeLocation": "Primary",
             "resynchronizationRequired": None,
         }
     )
-]  # fmt: skip
+]
 
 
 def loaded_by(*arguments: str) -> set[str]:
@@ -71,8 +93,14 @@ class FakeSupervisor:
     async def status(self) -> RigStatus:
         wait = Wait(vm=None, disk=MANAGED[0].disk_id, code="DiskFull", reason="no room", since_ns=1)
         role = {
-            "name": "applier", "state": "ready", "pid": 7, "restarts": 0, "detail": "", "since_ns": 1, "waits": [wait],
-        }  # fmt: skip
+            "name": "applier",
+            "state": "ready",
+            "pid": 7,
+            "restarts": 0,
+            "detail": "",
+            "since_ns": 1,
+            "waits": [wait],
+        }
         return RigStatus.model_validate({"folder": "/r", "pid": 5, "roles": [role]})
 
 
@@ -122,9 +150,12 @@ def test_a_rig_that_is_not_up_is_reported_without_a_heavy_library(arguments: tup
 @pytest.mark.parametrize("as_json", [(), ("--json",)], ids=["table", "json"])
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_the_light_way_prints_the_same_as_the_complete_program(
-    arguments: tuple[str, ...], as_json: tuple[str, ...], served: Layout, monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    as_json: tuple[str, ...],
+    served: Layout,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     light = light_command([*arguments, *as_json])
     assert light is not None
     light()
@@ -141,12 +172,20 @@ def test_the_light_way_prints_the_same_as_the_complete_program(
 @pytest.mark.parametrize(
     "words",
     [
-        ["status", "--watch"], ["status", "--help"], ["status", "--dir"], ["status", "--dir="],
+        ["status", "--watch"],
+        ["status", "--help"],
+        ["status", "--dir"],
+        ["status", "--dir="],
         ["status", "--json", "--json"],
-        ["status", "--dir", "--json"], ["vm"], ["vm", "list", "x"], ["vm", "create"], ["vm", "list", "--dir", __file__], [],
+        ["status", "--dir", "--json"],
+        ["vm"],
+        ["vm", "list", "x"],
+        ["vm", "create"],
+        ["vm", "list", "--dir", __file__],
+        [],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_a_command_line_that_is_not_plain_is_parsed_by_the_complete_program(words: list[str]) -> None:
     assert light_command(words) is None
 

@@ -33,8 +33,10 @@ def piped(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]
 
 def test_a_table_that_fits_is_whole_and_aligned() -> None:
     assert fitted(("VM", "state"), [("web01", "Protected"), ("db", "-")], 80) == [
-        "VM     state", "web01  Protected", "db     -",
-    ]  # fmt: skip
+        "VM     state",
+        "web01  Protected",
+        "db     -",
+    ]
 
 
 def test_points_fit_80_columns_with_short_ids_that_tell_them_apart() -> None:
@@ -62,8 +64,12 @@ def test_no_id_time_or_word_is_broken_at_any_width(width: int) -> None:
 
 def test_40_columns_have_a_line_for_each_value() -> None:
     assert fitted(POINTS, ROWS[1:], 40) == [
-        "id: 0d2c7d1e", "type: CrashConsistent", "time: 2026-11-21T22:13:47Z", "position: 12", "name: scheduled",
-    ]  # fmt: skip
+        "id: 0d2c7d1e",
+        "type: CrashConsistent",
+        "time: 2026-11-21T22:13:47Z",
+        "position: 12",
+        "name: scheduled",
+    ]
 
 
 def test_a_long_path_moves_below_its_row_and_only_there() -> None:
@@ -74,8 +80,10 @@ def test_a_long_path_moves_below_its_row_and_only_there() -> None:
 
 def test_words_of_the_last_column_are_wrapped_below_each_other() -> None:
     assert fitted(("check", "found"), [("space", "12 GiB at /rig, of which 10 are wanted by a drill")], 40) == [
-        "check  found", "space  12 GiB at /rig, of which 10 are", "       wanted by a drill",
-    ]  # fmt: skip
+        "check  found",
+        "space  12 GiB at /rig, of which 10 are",
+        "       wanted by a drill",
+    ]
 
 
 def test_values_without_room_move_below_and_empty_columns_are_omitted() -> None:

@@ -83,8 +83,9 @@ def test_the_url_of_a_service_has_its_parts() -> None:
     service = BlobService.parse("https://account.blob.core.windows.net")
     assert (service.port, service.account_path, service.tls is None) == (443, "", False)
     assert service.forwarded([(b"Host", b"127.0.0.1:1"), (b"x-ms-date", b"d")]) == [
-        (b"Host", b"account.blob.core.windows.net"), (b"x-ms-date", b"d")
-    ]  # fmt: skip
+        (b"Host", b"account.blob.core.windows.net"),
+        (b"x-ms-date", b"d"),
+    ]
 
 
 @given(st.binary(min_size=1, max_size=200), st.integers(1, 60), st.integers(1, 20), st.integers(0, 5))
@@ -112,15 +113,19 @@ def test_a_body_without_a_known_length_is_damaged_in_its_first_piece() -> None:
 @pytest.mark.parametrize(("kept", "expected"), [(0, b""), (3, b"abc"), (4, b"abcd"), (5, b"abcde")])
 def test_a_body_ends_after_the_bytes_that_are_kept(kept: int, expected: bytes) -> None:
     assert through(BodyDamage(bytes_kept=kept), [b"abcd", b"ef"], body_bytes=6) == (
-        expected, True, [f"the body ends after {kept} of 6 bytes"]
-    )  # fmt: skip
+        expected,
+        True,
+        [f"the body ends after {kept} of 6 bytes"],
+    )
 
 
 @pytest.mark.parametrize("kept", [6, 7])
 def test_a_body_that_is_no_longer_than_what_is_kept_is_not_cut(kept: int) -> None:
     assert through(BodyDamage(bytes_kept=kept), [b"abcdef"], body_bytes=6) == (
-        b"abcdef", False, ["nothing: the body has 6 bytes"]
-    )  # fmt: skip
+        b"abcdef",
+        False,
+        ["nothing: the body has 6 bytes"],
+    )
 
 
 async def test_a_rate_is_kept_and_pauses_are_not_made_up_for(autojump_clock: trio.testing.MockClock) -> None:

@@ -99,18 +99,19 @@ async def test_several_requests_in_one_burst_are_answered_in_their_order() -> No
             assert await answers(made.client, 5) == [(200, LONG)] * 5
         bodies = [(target, body) for target, _, body in made.service.requests]
         assert bodies == [
-            ("/account/c/1", LONG), ("/account/c/2", b"short"), ("/account/c/3", b""), ("/account/c/4", LONG * 3),
+            ("/account/c/1", LONG),
+            ("/account/c/2", b"short"),
+            ("/account/c/3", b""),
+            ("/account/c/4", LONG * 3),
             ("/account/c/5", b"x"),
-        ]  # fmt: skip
+        ]
 
 
 async def test_headers_keep_their_case_and_order() -> None:
     async with proxied() as made:
         await made.client.send_all(put("1", b"x"))
         await answers(made.client, 1)
-        assert made.service.requests[0][1] == [
-            (b"Host", b"127.0.0.1"), (b"X-Ms-Date", b"today"), (b"Content-Length", b"1")
-        ]  # fmt: skip
+        assert made.service.requests[0][1] == [(b"Host", b"127.0.0.1"), (b"X-Ms-Date", b"today"), (b"Content-Length", b"1")]
 
 
 @pytest.mark.parametrize("length", [10, len(LONG)])

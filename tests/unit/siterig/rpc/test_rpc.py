@@ -141,18 +141,34 @@ async def test_a_bug_tells_the_caller_no_detail(depot: Served) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
-        ("/Depot/store", '{"boxx": 1, "box": {"name": "x", "weights": []}}', 400,
-         "Depot.store: unknown argument 'boxx'; allowed: box, kind, limit_s"),
+        (
+            "/Depot/store",
+            '{"boxx": 1, "box": {"name": "x", "weights": []}}',
+            400,
+            "Depot.store: unknown argument 'boxx'; allowed: box, kind, limit_s",
+        ),
         ("/Depot/store", "{}", 400, "Depot.store: argument 'box' is missing"),
-        ("/Depot/store", '{"box": {"name": 5, "weights": []}}', 400,
-         "Depot.store: argument 'box.name' = 5: Input should be a valid string"),
-        ("/Depot/store", '{"box": {"name": "x", "weights": []}, "kind": "c"}', 400,
-         "Depot.store: argument 'kind' = 'c': Input should be 'a' or 'b'"),
-        ("/Depot/none", "{}", 404,
-         "unknown method 'Depot.none'; Depot has: count, crash, fail, fail_in_a_task, listed, store, wait_for_ever"),
+        (
+            "/Depot/store",
+            '{"box": {"name": 5, "weights": []}}',
+            400,
+            "Depot.store: argument 'box.name' = 5: Input should be a valid string",
+        ),
+        (
+            "/Depot/store",
+            '{"box": {"name": "x", "weights": []}, "kind": "c"}',
+            400,
+            "Depot.store: argument 'kind' = 'c': Input should be 'a' or 'b'",
+        ),
+        (
+            "/Depot/none",
+            "{}",
+            404,
+            "unknown method 'Depot.none'; Depot has: count, crash, fail, fail_in_a_task, listed, store, wait_for_ever",
+        ),
         ("/Shop/count", "{}", 404, "unknown service 'Shop'; here are: Depot"),
     ],
-)  # fmt: skip
+)
 async def test_a_bad_request_is_named(depot: Served, path: str, body: str, status: int, message: str) -> None:
     answer = await depot.post(path, body)
     assert answer.status_code == status

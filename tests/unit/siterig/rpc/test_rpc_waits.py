@@ -79,9 +79,10 @@ def test_every_service_has_deadlines_but_long_calls_have_none() -> None:
 def test_a_name_that_is_not_utf_8_is_refused_by_name(hung: Layout) -> None:
     result = siterig("points", "web\udcff", "--dir", str(hung.root))
     assert (result.exit_code, result.stderr) == (
-        2, "siterig: error: vm is 'web\\udcff', with bytes that are not UTF-8: a rig cannot take such a name or path "
+        2,
+        "siterig: error: vm is 'web\\udcff', with bytes that are not UTF-8: a rig cannot take such a name or path "
         "(InvalidName)\n",
-    )  # fmt: skip
+    )
 
 
 def test_a_name_within_an_argument_that_is_not_utf_8_is_shown_alone(hung: Layout) -> None:

@@ -221,8 +221,9 @@ async def test_a_role_reports_its_waits(layout: Layout) -> None:
     async with running(layout, checked("a", ANSWER)) as supervisor:
         found = await until(supervisor, "a", lambda role: bool(role.waits))
     assert (found.state, found.waits) == (
-        "ready", [Wait(vm="web01", disk=None, code="DiskFull", reason="no room", since_ns=7)]
-    )  # fmt: skip
+        "ready",
+        [Wait(vm="web01", disk=None, code="DiskFull", reason="no room", since_ns=7)],
+    )
 
 
 async def test_status_shows_a_stopped_role_as_hung_until_it_answers(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,13 @@ async def take(world: World, *, age_s: float = 0.0) -> CutInfo:
     assert world.vault is not None
     world.position += 10
     cut = CutInfo(
-        vm="web01", tag_id=f"00000000-0000-4000-8000-{world.position:012}", kind="CrashConsistent", name="cycle",
-        position=world.position, time_ns=world.now_ns,
-    )  # fmt: skip
+        vm="web01",
+        tag_id=f"00000000-0000-4000-8000-{world.position:012}",
+        kind="CrashConsistent",
+        name="cycle",
+        position=world.position,
+        time_ns=world.now_ns,
+    )
     world.cached.append(("web01", cut))
     await world.vault.reports.point_sent(**cut.model_dump(), age_s=age_s)
     await world.apply_cached()

@@ -137,9 +137,14 @@ def test_the_results_of_earlier_jobs_can_be_read(tmp_path: Path) -> None:
     path = of_version_4(tmp_path)
     vm = {"name": "web01-test", "fabric": "azure", "state": "TestFailover", "disks": []}
     point = {
-        "id": "p1", "name": "first", "recoveryPointType": "CrashConsistent", "recoveryPointTime": "2027-01-15T08:00:00Z",
-        "position": 7, "time_ns": 1800000000000000000, "downgradedBecause": None,
-    }  # fmt: skip
+        "id": "p1",
+        "name": "first",
+        "recoveryPointType": "CrashConsistent",
+        "recoveryPointTime": "2027-01-15T08:00:00Z",
+        "position": 7,
+        "time_ns": 1800000000000000000,
+        "downgradedBecause": None,
+    }
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE job SET result_vm = ?, result_point = ?", (json.dumps(vm), json.dumps(point)))
     opened(path)

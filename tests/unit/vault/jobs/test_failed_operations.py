@@ -98,7 +98,7 @@ ROWS: list[tuple[tuple[Step, ...], Operation, Step, str, str | None]] = [
     ((), Operation.RESYNC, resync, "site.check_vm", None),
     ((), Operation.RESYNC, resync, "site.resync", None),
     ((), Operation.DISABLE, disable, "recovery.delete_managed_disk", ProtectionState.DISABLING_FAILED),
-]  # fmt: skip
+]
 
 
 async def row_of(vault: Vault) -> ItemRow:

@@ -16,10 +16,21 @@ from tests.support.rigs.vault_fakes import World, ended, idle, protected, runnin
 pytestmark = pytest.mark.slow
 
 CHANGES = {
-    "site.shutdown_vm", "site.suspend", "site.remove_relationship", "site.commit_failback", "site.receive_disk",
-    "site.create_relationship", "site.resync", "azure.remove_vm", "azure.create_disk_from_point", "azure.promote_vm",
-    "azure.close_mounted_point", "recovery.delete_managed_disk", "recovery.create_managed_disk", "recovery.export_disk",
-}  # fmt: skip
+    "site.shutdown_vm",
+    "site.suspend",
+    "site.remove_relationship",
+    "site.commit_failback",
+    "site.receive_disk",
+    "site.create_relationship",
+    "site.resync",
+    "azure.remove_vm",
+    "azure.create_disk_from_point",
+    "azure.promote_vm",
+    "azure.close_mounted_point",
+    "recovery.delete_managed_disk",
+    "recovery.create_managed_disk",
+    "recovery.export_disk",
+}
 """Calls that change something."""
 Operate = Callable[[Vault], Awaitable[Job]]
 
@@ -130,21 +141,41 @@ ROWS = [
     ("planned failover: source held", nothing, failing("site.check_shutdown", BUSY), planned, "VmBusy"),
     ("planned failover: managed disks not readable", nothing, points_unreadable, planned, "InvalidPosition"),
     ("commit: VM incomplete", failed_over, stranger("web01"), commit, "VmIncomplete"),
-    ("commit: no room to become independent", failed_over, failing("azure.check_promotion", NO_ROOM), commit,
-     "NotEnoughSpace"),
+    (
+        "commit: no room to become independent",
+        failed_over,
+        failing("azure.check_promotion", NO_ROOM),
+        commit,
+        "NotEnoughSpace",
+    ),
     ("failback: site's disks in use", committed, failing("site.check_failback", IN_USE), failback, "DiskInUse"),
     ("failback: no room at the site", committed, failing("site.check_failback", NO_ROOM), failback, "NotEnoughSpace"),
     ("failback: Azure VM held", committed, failing("check_shut_down", BUSY), failback, "VmBusy"),
     ("failback: Azure VM incomplete", committed, stranger("web01"), failback, "VmIncomplete"),
     ("commit of failback: Azure VM in use", failed_back, open_at_azure("web01"), commit, "VmBusy"),
     ("commit of failback: Azure VM written to", failed_back, written_after_download, commit, "VmChanged"),
-    ("reprotect: no room", back, failing("site.check_vm", NO_ROOM), lambda vault: vault.reprotect(vm="web01"),
-     "NotEnoughSpace"),
-    ("resync: no room", nothing, failing("site.check_vm", NO_ROOM), lambda vault: vault.resync(vm="web01"),
-     "NotEnoughSpace"),
-    ("cleanup: test VM in use", with_test_vm, open_at_azure("web01-test"),
-     lambda vault: vault.cleanup_test_failover(vm="web01"), "DiskInUse"),
-]  # fmt: skip
+    (
+        "reprotect: no room",
+        back,
+        failing("site.check_vm", NO_ROOM),
+        lambda vault: vault.reprotect(vm="web01"),
+        "NotEnoughSpace",
+    ),
+    (
+        "resync: no room",
+        nothing,
+        failing("site.check_vm", NO_ROOM),
+        lambda vault: vault.resync(vm="web01"),
+        "NotEnoughSpace",
+    ),
+    (
+        "cleanup: test VM in use",
+        with_test_vm,
+        open_at_azure("web01-test"),
+        lambda vault: vault.cleanup_test_failover(vm="web01"),
+        "DiskInUse",
+    ),
+]
 
 
 @pytest.mark.parametrize(("before", "arrange", "operate", "code"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])

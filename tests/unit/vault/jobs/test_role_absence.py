@@ -33,11 +33,16 @@ def retries_soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def states(detail: str = "", *, pid: int = 1, **others: RoleState) -> list[RoleStatus]:
     return [
         RoleStatus(
-            name=name, state=others.get(name, "ready"), pid=pid, restarts=0, detail=detail if name in others else "",
-            since_ns=0, waits=[],
+            name=name,
+            state=others.get(name, "ready"),
+            pid=pid,
+            restarts=0,
+            detail=detail if name in others else "",
+            since_ns=0,
+            waits=[],
         )
         for name in NAMES
-    ]  # fmt: skip
+    ]
 
 
 def cache_away() -> RigError:

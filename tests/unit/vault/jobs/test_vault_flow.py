@@ -35,8 +35,11 @@ async def test_protection_has_the_official_jobs_and_tasks(tmp_path: Path) -> Non
         await protected(vault)
         finalize, enable = await vault.jobs()
         assert (enable.scenarioName, enable.friendlyName, enable.state, enable.stateDescription) == (
-            "EnableDr", "Enable replication", "Succeeded", "Completed",
-        )  # fmt: skip
+            "EnableDr",
+            "Enable replication",
+            "Succeeded",
+            "Completed",
+        )
         assert [task.name for task in enable.tasks] == [
             "EnableProtectionPreflightChecksTask",
             "CreateProtectionTargetTask",

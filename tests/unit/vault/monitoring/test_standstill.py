@@ -56,7 +56,7 @@ class Watched:
         time_ns = self.world.now_ns
         await self.vault.reports.point_sent(
             vm="web01", tag_id=str(self.position), kind="CrashConsistent", name="c", position=self.position, time_ns=time_ns
-        )  # fmt: skip
+        )
         if apply:
             await self.apply()
 

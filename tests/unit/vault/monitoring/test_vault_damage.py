@@ -42,7 +42,7 @@ HEAD = "the managed disk of web01/os is damaged in one place (/m/d/base.img: byt
         (damage(5, 9), "Warning", "states between positions 5 and 9 are damaged; retention removes them in time"),
         (damage(None), "Warning", "every state is readable; a repair rebuilds the file"),
     ],
-)  # fmt: skip
+)
 async def test_what_a_scrub_finds_is_in_the_health_until_a_scrub_finds_it_gone(
     tmp_path: Path, found: Damage, health: Health, why: str
 ) -> None:

@@ -25,7 +25,7 @@ async def cycle(world: World, vault: Vault, at_s: float) -> None:
     position = next(_positions)
     await vault.reports.point_sent(
         vm="web01", tag_id=str(position), kind="CrashConsistent", name="cycle", position=position, time_ns=world.now_ns
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.slow

@@ -43,8 +43,9 @@ async def test_a_point_a_position_and_a_time_are_mounted_at_once_and_shown(tmp_p
         assert (by_position.name, by_position.position, by_position.recovery_point) == ("@15", 15, None)
         assert (by_time.name, by_time.position) == ("2027-01-15T08:00:00.000000018Z", 17)  # the later of both disks
         assert [disk.path for disk in by_position.disks] == [
-            "/mnt/recovery/web01/@15/data.img", "/mnt/recovery/web01/@15/os.img",
-        ]  # fmt: skip
+            "/mnt/recovery/web01/@15/data.img",
+            "/mnt/recovery/web01/@15/os.img",
+        ]
         assert [state.name for state in await vault.mounted_points(vm="web01")] == [point.id, by_time.name, "@15"]
         assert await vault.mount_point(vm="web01", position=15) == by_position  # again is no error
         await vault.unmount_point(vm="web01", name="@15")
@@ -157,8 +158,9 @@ async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -
         for disk in world.site["web01"].values():
             world.floors[disk.disk_id] = 4
         assert await refused(vault, position=3) == (
-            "InvalidPosition", "VM 'web01': position 3 cannot be read; allowed: 4 to 10",
-        )  # fmt: skip
+            "InvalidPosition",
+            "VM 'web01': position 3 cannot be read; allowed: 4 to 10",
+        )
         assert (await refused(vault, position=11))[0] == "InvalidPosition"
         span = "allowed: 2027-01-15T08:00:00.000000Z to 2027-01-15T08:00:00.000000Z"
         for time in ("2026-01-15T08:00:00Z", "2028-01-15T08:00:00Z"):
@@ -179,8 +181,9 @@ async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -
         assert (await refused(vault, position=10, time="2027-01-15T08:00:00Z"))[0] == "BadRequest"
         await vault.mount_point(vm="web01", position=10, name="mine")
         assert await refused(vault, position=9, name="mine") == (
-            "RecoveryExists", "VM 'web01': mine is mounted already, at position 10, not 9; unmount it first",
-        )  # fmt: skip
+            "RecoveryExists",
+            "VM 'web01': mine is mounted already, at position 10, not 9; unmount it first",
+        )
         assert list(world.mounted_points) == [("web01", "mine")]
 
 
@@ -309,8 +312,9 @@ async def test_nothing_is_mounted_while_protection_is_given_up(tmp_path: Path) -
         job = await vault.disable_protection(vm="web01")
         await reach(world, "recovery.delete_managed_disk")
         assert await refused(vault, position=10) == (
-            "InvalidState", "a point of VM 'web01' cannot be mounted: protectionState is DisablingProtection",
-        )  # fmt: skip
+            "InvalidState",
+            "a point of VM 'web01' cannot be mounted: protectionState is DisablingProtection",
+        )
         deleting.set()
         assert ((await ended(vault, job)).state, world.mounted_points) == ("Succeeded", {})
 

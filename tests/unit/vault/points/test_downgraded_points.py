@@ -36,9 +36,14 @@ async def test_a_scheduled_point_does_before_and_after_the_report(tmp_path: Path
             await world.apply_cached()
         for _ in range(2):  # a repeat changes nothing
             await vault.reports.point_sent(
-                vm="web01", tag_id=cut.tag_id, kind=cut.kind, name=cut.name, position=cut.position, time_ns=cut.time_ns,
+                vm="web01",
+                tag_id=cut.tag_id,
+                kind=cut.kind,
+                name=cut.name,
+                position=cut.position,
+                time_ns=cut.time_ns,
                 downgraded_because=WHY,
-            )  # fmt: skip
+            )
         if not applied_first:
             assert len(await vault.points(vm="web01")) == 1, "its tag was not applied yet"
             await world.apply_cached()
@@ -46,17 +51,27 @@ async def test_a_scheduled_point_does_before_and_after_the_report(tmp_path: Path
         assert (newest.id, newest.name, newest.downgraded_because) == (cut.tag_id, "scheduled", WHY)
         # A point that a newer one has passed by cannot come any more.
         await vault.reports.point_sent(
-            vm="web01", tag_id="late", kind=cut.kind, name="x", position=cut.position - 1, time_ns=START_NS,
+            vm="web01",
+            tag_id="late",
+            kind=cut.kind,
+            name="x",
+            position=cut.position - 1,
+            time_ns=START_NS,
             downgraded_because=WHY,
-        )  # fmt: skip
+        )
         assert len(await vault.points(vm="web01")) == 2
 
 
 def test_take_point_says_on_stderr_that_it_was_downgraded(monkeypatch: pytest.MonkeyPatch) -> None:
     made = RecoveryPoint(
-        id="p1", name="app1", type="CrashConsistent", time="t", position=3, time_ns=1,
+        id="p1",
+        name="app1",
+        type="CrashConsistent",
+        time="t",
+        position=3,
+        time_ns=1,
         downgraded_because=WHY,
-    )  # fmt: skip
+    )
 
     class Vault:
         async def create_point(self, **_arguments: object) -> RecoveryPoint:

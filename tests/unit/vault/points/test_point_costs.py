@@ -167,10 +167,18 @@ async def test_a_point_costs_the_vault_the_same_after_any_number_of_points(tmp_p
             def fill(session: Any, first: int = have, count: int = count) -> None:
                 ids = [(n, f"00000000-0000-4000-9000-{n:012}") for n in range(first, count)]
                 rows = [
-                    {"tag_id": tag_id, "vm": "web01", "kind": "CrashConsistent", "name": "x", "position": 100 + n,
-                     "time_ns": START_NS + n, "elapsed_ns": n, "available": True}
+                    {
+                        "tag_id": tag_id,
+                        "vm": "web01",
+                        "kind": "CrashConsistent",
+                        "name": "x",
+                        "position": 100 + n,
+                        "time_ns": START_NS + n,
+                        "elapsed_ns": n,
+                        "available": True,
+                    }
                     for n, tag_id in ids
-                ]  # fmt: skip
+                ]
                 session.execute(insert(PointRow), rows)
                 seen = [{"tag_id": tag_id, "disk_id": disk_id} for _, tag_id in ids for disk_id in disks]
                 session.execute(insert(TagSeenRow), seen)

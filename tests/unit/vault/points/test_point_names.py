@@ -29,11 +29,33 @@ async def test_a_point_is_not_named_so_that_a_line_cannot_tell_it(tmp_path: Path
 
 
 RESERVED = [
-    "latest", "Latest", "LATEST", "latest-processed", "LatestProcessed", "latest_processed", "latest-app", "Latest-App",
-    "LatestApplicationConsistent", "latest-application-consistent", "latest app", "@5", "@0", "@", "@five",
-    "@99999999999999999999",     "2026-11-21T22:13:17Z", "2026-11-21 22:13:17+01:00", "2026-11-21t", "2026-11-21T25:99:99Z",
-    "2b4ddfef-d68f-4a11-8a22-0123456789ab", "2B4DDFEF-D68F-4A11-8A22-0123456789AB", "-x", "--point", " before", "after ",
-]  # fmt: skip
+    "latest",
+    "Latest",
+    "LATEST",
+    "latest-processed",
+    "LatestProcessed",
+    "latest_processed",
+    "latest-app",
+    "Latest-App",
+    "LatestApplicationConsistent",
+    "latest-application-consistent",
+    "latest app",
+    "@5",
+    "@0",
+    "@",
+    "@five",
+    "@99999999999999999999",
+    "2026-11-21T22:13:17Z",
+    "2026-11-21 22:13:17+01:00",
+    "2026-11-21t",
+    "2026-11-21T25:99:99Z",
+    "2b4ddfef-d68f-4a11-8a22-0123456789ab",
+    "2B4DDFEF-D68F-4A11-8A22-0123456789AB",
+    "-x",
+    "--point",
+    " before",
+    "after ",
+]
 SELECTABLE = ["5", "before the upgrade", "2026-11-21", "latest-backup", "a@5", "2b4ddfef", "x-", "vor dem Öffnen", "None"]
 
 
@@ -145,8 +167,10 @@ async def test_a_vm_name_that_the_other_side_forbids_is_refused_first(tmp_path: 
 def test_a_table_tells_a_name_in_its_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("name", "n"), [("a\nb\x1b[31mc\u202e", 1), ("ö", 2)], empty="")
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        ["name", "n"], [r"a\nb\x1b[31mc\u202e", "1"], ["ö", "2"],
-    ]  # fmt: skip
+        ["name", "n"],
+        [r"a\nb\x1b[31mc\u202e", "1"],
+        ["ö", "2"],
+    ]
 
 
 async def test_a_point_is_found_by_its_name_if_no_other_has_it(tmp_path: Path) -> None:
@@ -179,6 +203,7 @@ async def test_after_a_commit_it_is_told_what_can_be_read_without_points(tmp_pat
             with pytest.raises(RigError) as caught:
                 await vault.mount_point(vm="web01", point=choice)
             assert (caught.value.code, caught.value.message) == (
-                "NoSuchPoint", "VM 'web01': points were deleted by the commit; positions 1 to 10 can be read",
-            )  # fmt: skip
+                "NoSuchPoint",
+                "VM 'web01': points were deleted by the commit; positions 1 to 10 can be read",
+            )
         assert (await vault.mount_point(vm="web01", position=9)).position == 9

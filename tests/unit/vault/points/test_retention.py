@@ -271,11 +271,19 @@ async def test_ten_thousand_points_are_listed_and_limited(tmp_path: Path) -> Non
             session.execute(
                 insert(PointRow),
                 [
-                    {"tag_id": f"p{n}", "vm": "web01", "kind": "CrashConsistent", "name": "x", "position": 100 + n,
-                     "time_ns": START_NS + n, "elapsed_ns": n, "available": True}
+                    {
+                        "tag_id": f"p{n}",
+                        "vm": "web01",
+                        "kind": "CrashConsistent",
+                        "name": "x",
+                        "position": 100 + n,
+                        "time_ns": START_NS + n,
+                        "elapsed_ns": n,
+                        "available": True,
+                    }
                     for n in range(10_000)
                 ],
-            )  # fmt: skip
+            )
 
         await vault.context.database.transact(fill)
         began = trio.current_time()

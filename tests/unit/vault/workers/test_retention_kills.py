@@ -54,10 +54,14 @@ class RecordingWorld(World):
                 self.position += 10
                 self.cuts.append(
                     CutInfo(
-                        vm=vm, tag_id=f"00000000-0000-4000-8000-{self.position:012}", name="cycle", position=self.position,
-                        kind="ApplicationConsistent" if number % 9 == 0 else "CrashConsistent", time_ns=self.now_ns,
+                        vm=vm,
+                        tag_id=f"00000000-0000-4000-8000-{self.position:012}",
+                        name="cycle",
+                        position=self.position,
+                        kind="ApplicationConsistent" if number % 9 == 0 else "CrashConsistent",
+                        time_ns=self.now_ns,
                     )
-                )  # fmt: skip
+                )
                 self.cached.append((vm, self.cuts[-1]))
                 await self.apply_cached()
         for vm in VMS:
