@@ -12,8 +12,8 @@ async def cut(world: World, kind: str = "CrashConsistent") -> CutInfo:
     made = CutInfo(
         vm="web01",
         tag_id=f"00000000-0000-4000-8000-{world.position:012}",
-        kind=kind,
-        name="cycle",  # type: ignore[arg-type]
+        kind=kind,  # type: ignore[arg-type]
+        name="cycle",
         position=world.position,
         time_ns=world.now_ns,
     )
