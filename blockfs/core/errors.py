@@ -227,6 +227,8 @@ class Code(StrEnum):
     InvalidRetryTable = ("InvalidRetryTable", _FAILED,
         "The table of retry delays is empty or has a delay that is not positive.",
         "Give at least one positive delay.")
+    InvalidScenario = ("InvalidScenario", _BAD_INPUT, "A scenario file is not allowed.",
+        "Correct the key that the message names; docs/reference/scenario-files.md lists all keys.")
     InvalidState = ("InvalidState", _FAILED, "The operation is not possible in the current state of the VM.",
         "Run one of the operations that the message allows first.")
     InvalidTime = ("InvalidTime", _BAD_INPUT, "The time cannot be parsed, or no state of that time can be read.",
@@ -286,6 +288,8 @@ class Code(StrEnum):
     NoSuchPoint = ("NoSuchPoint", _BAD_INPUT, "The VM has no such recovery point.",
         "Choose a point that siterig point list prints.")
     NoSuchRole = "NoSuchRole", _BAD_INPUT, "No such role exists.", "Choose one of the roles that the message lists."
+    NoSuchScenario = ("NoSuchScenario", _BAD_INPUT, "The library has no scenario of this name.",
+        "Choose one that siterig scenario list shows, or give the path of a file.")
     NoSuchSite = "NoSuchSite", _BAD_INPUT, "No such site exists.", "Choose one of the sites that the message lists."
     NodeMissing = ("NodeMissing", _ENVIRONMENT, "Node.js is missing or too old for Azurite.",
         "Install Node.js, or the extra siterig[azurite]; in a checkout, run ./rig.")
@@ -351,6 +355,10 @@ class Code(StrEnum):
     RoleHung = ("RoleHung", _NOT_UP, "A role does not answer its health checks.",
         "Wait for the restart, or run siterig role restart.")
     RoleUnavailable = "RoleUnavailable", _NOT_UP, "A role does not answer.", "Wait: siterig status shows its state."
+    ScenarioFailed = ("ScenarioFailed", _FAILED, "An operation of a scenario did not end as the file demands.",
+        "Read the job, the event or the output that the message quotes.")
+    ScenarioTimedOut = ("ScenarioTimedOut", _FAILED, "A moment or an operation of a scenario did not come in time.",
+        "Read the last observation in the message, and the logs of the rig.")
     SiteTimeout = ("SiteTimeout", _FAILED, "The site did not complete a step of the failover in time.",
         "Start the operation again; siterig status shows the roles.")
     SnapshotExists = "SnapshotExists", _FAILED, "The disk has a snapshot already.", "Report it: this is a bug."
@@ -406,6 +414,8 @@ class Code(StrEnum):
     VmNotFound = "VmNotFound", _BAD_INPUT, "No such VM exists.", "Choose one of the VMs that the message lists."
     VmNotProtected = ("VmNotProtected", _FAILED, "The VM is not replicated from this host.",
         "Protect it with siterig protect.")
+    WorkloadFailed = ("WorkloadFailed", _FAILED, "A workload of a scenario did not start, or cannot be used now.",
+        "Read the output that the message quotes.")
     WriteFailed = ("WriteFailed", _FAILED, "The host could not write the disk, so log and disk may differ.",
         "Check the host's disk, then run siterig resync VM.")
     # fmt: on

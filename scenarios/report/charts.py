@@ -46,12 +46,17 @@ def chart_scripts(folders: Sequence[Path] | None = None) -> list[Markup]:
     Args:
         folders: the folders ``node_modules`` to search; by default those of siterig's own packages.
     """
+    return scripts(_OWN, folders)
+
+
+def scripts(own: Path, folders: Sequence[Path] | None = None) -> list[Markup]:
+    """Return the scripts to inline for a page: the chart library, and the page's own; see :func:`chart_scripts`."""
     for folder in npm_packages.node_modules() if folders is None else folders:
         try:
             texts = [(folder / name).read_text() for name in LIBRARIES]
         except OSError:
             continue
-        return [_inline(text) for text in [*texts, _OWN.read_text()]]
+        return [_inline(text) for text in [*texts, own.read_text()]]
     return []
 
 

@@ -29,6 +29,7 @@ SUBJECTS = {
     "trials.fault": ("fault",),
     "commands.mount": ("mount",),
     "trials.drill": ("drill",),
+    "trials.scenario": ("scenario",),
     "commands.shells": ("completion",),
     "commands.manual": ("man",),
 }

@@ -37,4 +37,5 @@ SUMMARIES = {
     "site": "Lose a site, and restore it.",
     "log": "Read change logs.",
     "fault": "Arm faults, see what they did, and check files of fault rules.",
+    "scenario": "Run scenario files: a rig, workloads, faults and operations over time, and what must hold.",
 }

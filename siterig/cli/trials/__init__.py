@@ -1,6 +1,6 @@
 """Commands that try software under faults: drill, bisect, fault.
 
 Imports azure_emu.vault.model, blockfs.core, scenarios.contracts, scenarios.drill, scenarios.faults,
-scenarios.faults.importers, scenarios.report, siterig.bisect, siterig.cli, siterig.cli.commands, siterig.core,
-siterig.rpc, siterig.supervisor, siterig.testing.
+scenarios.faults.importers, scenarios.files, scenarios.report, siterig.bisect, siterig.cli, siterig.cli.commands,
+siterig.core, siterig.rpc, siterig.scenario_runs, siterig.supervisor, siterig.testing.
 """

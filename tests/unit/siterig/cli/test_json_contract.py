@@ -32,6 +32,7 @@ from siterig.core.fault_contract import FaultControl
 from siterig.core.paths import Layout, create
 from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.scenarios.contracts.results import DrillResult
+from siterig.scenarios.contracts.scenario_result import ScenarioResult
 from tests.support.disks.log_row import START, LogRow
 from tests.support.documents import documented_keys, key_paths
 from tests.support.samples import Canned, sample
@@ -113,6 +114,11 @@ COMMANDS = {
     "fault injections": "",
     "fault verdict": "",
     "drill": "",
+    "scenario list": "",
+    "scenario describe": "site-lost-under-load",
+    "scenario validate": "site-lost-under-load",
+    "scenario new": "{folder}/new.toml",
+    "scenario run": "site-lost-under-load",
     "role list": "",
     "role restart": "agent",
     "role kill": "agent",
@@ -175,6 +181,8 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(Bisection, "run", bisected)
     monkeypatch.setattr(siterig.scenarios.drill.drill, "run_drill", drilled)
     monkeypatch.setattr(drill, "_check_machine", nothing)
+    monkeypatch.setattr("siterig.cli.doctor.require", lambda _: None)
+    monkeypatch.setattr("siterig.scenario_runs.batch.Batch.run", scenarios_run)
     log = LogRow(tmp_path)
     log.rotate()
     log.write(0, b"x" * 512)
@@ -221,6 +229,10 @@ async def installed(_: object) -> InstalledAzurite:
 
 async def drilled(*_: Any) -> DrillResult:
     return typing.cast(DrillResult, sample(DrillResult))
+
+
+async def scenarios_run(*_: Any) -> list[ScenarioResult]:
+    return [sample(ScenarioResult)]
 
 
 async def bisected(_: Bisection) -> Report:

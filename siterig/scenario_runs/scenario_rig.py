@@ -1,0 +1,76 @@
+"""The rig of a scenario: it can be stopped and started again, and its faults and clock are controlled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.core.fault_contract import FaultControl
+from siterig.core.limits import Limits
+from siterig.core.paths import Layout
+from siterig.core.supervisor_contract import SupervisorControl
+from siterig.scenarios.contracts.rig import Rig
+from siterig.scenarios.files.topology import Topology
+from siterig.supervisor import launch
+from siterig.testing.testbed import Testbed
+
+Announce = Callable[[str, str], None]
+
+
+class ScenarioRig(Rig, Protocol):
+    """A rig as a scenario uses it."""
+
+    root: Path
+    """The folder of the rig."""
+    supervisor: SupervisorControl
+
+    @property
+    def faults(self) -> FaultControl:
+        """The control of faults; ``FaultNotPossible`` if this rig has none."""
+        ...
+
+    async def start(self, announce: Announce) -> None:
+        """Start the rig, and return when every role is ready."""
+        ...
+
+    async def stop(self) -> None:
+        """End the rig; does nothing if it is down.  Cancellation does not interrupt it."""
+        ...
+
+
+class OwnRig(Testbed, ScenarioRig):
+    """A rig in a folder of its own; it ends with this process, also if this process is killed."""
+
+    def __init__(self, folder: Path, topology: Topology) -> None:
+        super().__init__(Layout.of(folder))
+        self.root = self.layout.root
+        self._topology = topology
+        self._launched: launch.Launched | None = None
+
+    @property
+    def faults(self) -> FaultControl:
+        raise RigError(Code.FaultNotPossible, "this rig has no role that injects faults")
+
+    async def start(self, announce: Announce) -> None:
+        limits = self._topology.limits
+        self._launched = await launch.up(
+            self.layout,
+            until_eof=True,
+            quick_retries=self._topology.quick_retries,
+            limits=Limits(
+                log_share_max=limits.log_share_max,
+                when_log_full=limits.when_log_full,
+                snapshot_share_max=limits.snapshot_share_max,
+            ),
+            announce=announce,
+        )
+
+    async def stop(self) -> None:
+        launched, self._launched = self._launched, None
+        if launched is not None:
+            with trio.CancelScope(shield=True):
+                await launched.end()
