@@ -151,6 +151,7 @@ class ScenarioRun:
             if table.start:
                 await self._machines.boot(table.vm, "site")
         if self._has_faults:
+            await self._rig.start_director()
             await self._rig.faults.add_faults(
                 rules=[rule.document() for rule in self._scenario.fault], seed=self._options.seed
             )

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import trio
 
-from siterig.blockfs.core.errors import Code, RigError
-from siterig.core.fault_contract import FaultControl
+from siterig.core.fault_contract import DIRECTOR, FaultControl
 from siterig.core.limits import Limits
 from siterig.core.paths import Layout
 from siterig.core.supervisor_contract import SupervisorControl
+from siterig.rpc import directory
 from siterig.scenarios.contracts.rig import Rig
 from siterig.scenarios.files.topology import Topology
 from siterig.supervisor import launch
@@ -28,13 +28,15 @@ class ScenarioRig(Rig, Protocol):
     """The folder of the rig."""
     supervisor: SupervisorControl
 
-    @property
-    def faults(self) -> FaultControl:
-        """The control of faults; ``FaultNotPossible`` if this rig has none."""
-        ...
+    faults: FaultControl
+    """The control of faults, after :meth:`start_director`."""
 
     async def start(self, announce: Announce) -> None:
         """Start the rig, and return when every role is ready."""
+        ...
+
+    async def start_director(self) -> None:
+        """Start the role that directs faults."""
         ...
 
     async def stop(self) -> None:
@@ -48,12 +50,9 @@ class OwnRig(Testbed, ScenarioRig):
     def __init__(self, folder: Path, topology: Topology) -> None:
         super().__init__(Layout.of(folder))
         self.root = self.layout.root
+        self.faults: FaultControl = directory.faults(self.layout)
         self._topology = topology
         self._launched: launch.Launched | None = None
-
-    @property
-    def faults(self) -> FaultControl:
-        raise RigError(Code.FaultNotPossible, "this rig has no role that injects faults")
 
     async def start(self, announce: Announce) -> None:
         limits = self._topology.limits
@@ -68,6 +67,9 @@ class OwnRig(Testbed, ScenarioRig):
             ),
             announce=announce,
         )
+
+    async def start_director(self) -> None:
+        await self.supervisor.start_role(name=DIRECTOR)
 
     async def stop(self) -> None:
         launched, self._launched = self._launched, None

@@ -69,7 +69,7 @@ class RecordingRig(ScenarioRig):
         self.answers: dict[str, Any] = {"items": [item], "events": self.events, "points": [sample(RecoveryPoint)]}
         self.answers["list_vms"] = [sample(Vm).model_copy(update={"name": "web01", "side": "site"})]
         self.fired = FaultVerdict(name="slow", ok=True, fired=1, expected=">=1", text="fired 1")
-        self.control: FaultControl = Recording(
+        self.faults: FaultControl = Recording(
             self,
             Canned(FaultControl, {"verdicts": [self.fired], "injections": []}),
             ("add_faults", "clear_faults", "note_mark"),
@@ -102,12 +102,11 @@ class RecordingRig(ScenarioRig):
 
     azure_position = site_position
 
-    @property
-    def faults(self) -> FaultControl:
-        return self.control
-
     async def start(self, announce: Any) -> None:
         self.note("start")
+
+    async def start_director(self) -> None:
+        self.note("start_director")
 
     async def stop(self) -> None:
         self.note("stop")
@@ -203,16 +202,24 @@ async def test_a_fault_that_cannot_be_armed_ends_the_run_before_the_timeline(tmp
     rig.failures["add_faults"] = RigError(Code.FaultNotPossible, "fault 'slow': where.disk: no such disk")
     result = await run(rig, FAULT + '[[timeline]]\ndo = "lose-site"\n')
     assert result.error == "set-up: FaultNotPossible: fault 'slow': where.disk: no such disk"
-    assert [call for _, call in rig.calls] == ["start", "create_vm", "add_faults", "clear_faults", "stop"]
+    assert [call for _, call in rig.calls] == ["start", "create_vm", "start_director", "add_faults", "clear_faults", "stop"]
 
 
 async def test_a_fault_that_did_not_fire_fails_the_run(tmp_path: Path, autojump_clock: Any) -> None:
     rig = RecordingRig(tmp_path)
     mark = '[[timeline]]\ndo = "mark"\nmark = "now"\n'
     assert (await run(rig, FAULT + mark)).ok
-    assert [call for _, call in rig.calls] == ["start", "create_vm", "add_faults", "note_mark", "clear_faults", "stop"]
+    assert [call for _, call in rig.calls] == [
+        "start",
+        "create_vm",
+        "start_director",
+        "add_faults",
+        "note_mark",
+        "clear_faults",
+        "stop",
+    ]
     silent = rig.fired.model_copy(update={"ok": False, "fired": 0, "text": "fired 0, expected >=1"})
-    rig.control = Recording(rig, Canned(FaultControl, {"verdicts": [silent], "injections": []}))
+    rig.faults = Recording(rig, Canned(FaultControl, {"verdicts": [silent], "injections": []}))
     result = await run(rig, FAULT)
     assert (result.ok, [check.evidence for check in result.checks]) == (False, ["fired 0, expected >=1"])
 
@@ -222,7 +229,7 @@ async def test_a_cancelled_run_is_cleaned_up(tmp_path: Path, autojump_clock: Any
     with trio.move_on_after(2) as scope:
         await run(rig, FAULT + '[[timeline]]\ndo = "wait"\nat = "30s"\n')
     assert scope.cancelled_caught
-    assert [call for _, call in rig.calls] == ["start", "create_vm", "add_faults", "clear_faults", "stop"]
+    assert [call for _, call in rig.calls] == ["start", "create_vm", "start_director", "add_faults", "clear_faults", "stop"]
 
 
 async def test_a_bug_passes_through_after_the_cleanup(tmp_path: Path, autojump_clock: Any) -> None:
