@@ -110,6 +110,9 @@ def lines_of(state: RigState) -> list[Line]:
     lines += output.table(("role", "state", "pid", "restarts"), rows)
     lost = sites.lost({role["name"] for role in roles if role["state"] == "held"})
     lines += [f"site {name} is lost: siterig site restore {name} brings it back" for name in lost]
+    if rig.get("faults"):
+        count = rig["faults"]
+        lines += output.detail("faults", f"{count} fault rule{'s are' if count != 1 else ' is'} armed: siterig fault list")
     for role in roles:
         if role["detail"]:
             lines += output.detail(role["name"], role["detail"])

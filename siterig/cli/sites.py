@@ -9,7 +9,7 @@ from siterig.core.hosts import ROLES_OF_HOST
 
 if TYPE_CHECKING:
     from siterig.azure_emu.contracts.reports import RoleStatus
-    from siterig.core.supervisor_contract import SupervisorControl
+    from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 
 DEFAULT = "site"
 ROLES_OF_SITE = {DEFAULT: ROLES_OF_HOST[DEFAULT]}
@@ -20,6 +20,17 @@ def _roles(site: str) -> tuple[str, ...]:
     if site not in ROLES_OF_SITE:
         raise RigError(Code.NoSuchSite, f"there is no site {site!r}; there are: {', '.join(ROLES_OF_SITE)}")
     return ROLES_OF_SITE[site]
+
+
+def check(site: str) -> str:
+    """Return the name of a site; ``NoSuchSite`` if there is none of this name."""
+    _roles(site)
+    return site
+
+
+def of(rig: RigStatus, site: str) -> list[RoleStatus]:
+    """Return the states of the roles of a site."""
+    return [role for role in rig.roles if role.name in _roles(site)]
 
 
 async def lose(supervisor: SupervisorControl, site: str = DEFAULT) -> list[RoleStatus]:

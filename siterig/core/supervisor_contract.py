@@ -17,6 +17,8 @@ class RigStatus(WireModel):
     folder: str
     pid: int
     roles: list[RoleStatus]
+    faults: Whole = 0
+    """Number of fault rules that are armed."""
 
 
 class RoleFault(WireModel):
@@ -143,6 +145,11 @@ class SupervisorControl(Protocol):
     @deadline(REPORT_S)
     async def ask_before_starts(self, *, ask: bool) -> None:
         """Ask the director of faults (``RoleStarts``) before each start of a role, or no more."""
+        ...
+
+    @deadline(REPORT_S)
+    async def note_armed_faults(self, *, count: Whole) -> None:
+        """Note the number of fault rules that are armed, for the status."""
         ...
 
     @deadline(REPORT_S)

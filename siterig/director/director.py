@@ -10,7 +10,7 @@ counts, so that the next director continues the run; the injectors of other role
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 import structlog
@@ -27,6 +27,10 @@ from siterig.scenarios.faults.schedule import ArmedRule, FaultListener, FaultSch
 _log = structlog.get_logger("faults")
 
 
+async def _nobody(_count: int) -> None:
+    pass
+
+
 class FaultDirector(FaultControl, FaultListener):
     """The director of one rig.  Use it on one trio thread; :meth:`run` must run.
 
@@ -35,6 +39,7 @@ class FaultDirector(FaultControl, FaultListener):
         injectors: the injectors; each layer belongs to one of them at most.
         clock: the clock of the schedule.
         save: called after each change of rules, windows or counts, before an immediate fault acts.
+        note_count: awaited with the number of rules after it changed.
     """
 
     def __init__(
@@ -44,11 +49,12 @@ class FaultDirector(FaultControl, FaultListener):
         *,
         clock: Clock = SYSTEM_CLOCK,
         save: Callable[[], None] = lambda: None,
+        note_count: Callable[[int], Awaitable[None]] = _nobody,
     ) -> None:
         self._schedule = schedule
         self._injectors = list(injectors)
         self._clock = clock
-        self._save = save
+        self._save, self._note_count = save, note_count
         self._changing = trio.Lock()
         self._changed_windows: deque[ArmedRule] = deque()
         self._news = trio.Event()
@@ -170,6 +176,7 @@ class FaultDirector(FaultControl, FaultListener):
             added = self._schedule.add(new, seed=seed)
             self._save()  # the next director finds all rules that an injector may have
             await self._arm(added)
+            await self._note_count(len(self._schedule.armed()))
         return await self.list_faults()
 
     def _is_armed(self, rule: FaultRule) -> bool:
@@ -227,6 +234,7 @@ class FaultDirector(FaultControl, FaultListener):
         for armed in rules:
             self._schedule.remove(armed.label)
         await self._settle()
+        await self._note_count(len(self._schedule.armed()))
 
     async def wait_fired(self, *, name: str, times: int) -> RuleStatus:
         await self._collect()

@@ -67,7 +67,7 @@ class MachineInjector(LayerInjector):
     async def arm(self, rules: Sequence[ArmedRule]) -> None:
         """Let the disks of a power loss keep their unsynced writes from now on."""
         for armed in rules:
-            if armed.rule.what.power == "loss":
+            if armed.rule.what.power in ("loss", "off"):
                 plans = {host: _plan(armed) for host in self._hosts_of(armed.rule)}
                 self._prepared[armed.label] = armed, plans
                 for host, plan in plans.items():
@@ -128,13 +128,13 @@ class MachineInjector(LayerInjector):
         hosts = self._hosts_of(rule)
         if rule.where.vm is not None or rule.where.disk is not None:
             hosts = list(dict.fromkeys(host for host, _ in await self._disks(rule)))
-        lost = await self._lose_writes(label, hosts) if rule.what.power == "loss" else []
+        lost = [] if rule.what.power == "reboot" else await self._lose_writes(label, hosts)
         for host in hosts:
             for role in ROLES_OF_HOST[host]:
                 await self._supervisor.impose_role_fault(fault=RoleFault(fault=label, role=role, hold=True))
-        if rule.what.power == "off":
-            return f"{' and '.join(hosts)}: off"
         await self._forget_disks(label)
+        if rule.what.power == "off":
+            return "; ".join([*lost, f"{' and '.join(hosts)}: off"])
         is_whole = rule.where.vm is None and rule.where.disk is None
         for host in hosts if is_whole else ():
             self._note_reboot(host)

@@ -5,6 +5,7 @@ An injector of a further layer is made here.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import trio
 from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.errors import RigError
 from siterig.core.fault_contract import FaultInjector
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.director.director import FaultDirector
@@ -56,7 +58,7 @@ class DirectedRig:
         others: Callable[[FaultSchedule], list[LayerInjector]] = lambda _schedule: [],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._run_file, self._clock = run_file, clock
+        self._run_file, self._clock, self._supervisor = run_file, clock, supervisor
         self._saved = read_run(run_file)
         self.schedule = FaultSchedule(None if self._saved is None else self._saved.seed, clock=clock)
         if self._saved is not None:
@@ -67,7 +69,7 @@ class DirectedRig:
         self.processes = ProcessInjector(self.schedule, supervisor)
         self._machines = MachineInjector(supervisor=supervisor, hosts=hosts, injectors=injectors, note_reboot=note_reboot)
         layers: list[LayerInjector] = [self.remote, self.processes, self._machines, *others(self.schedule)]
-        self.director = FaultDirector(self.schedule, layers, clock=clock, save=self._save)
+        self.director = FaultDirector(self.schedule, layers, clock=clock, save=self._save, note_count=self._note_count)
         self._events = RigEvents(
             self.schedule,
             vault=moments,
@@ -90,6 +92,10 @@ class DirectedRig:
     async def _role_is_ready(self, name: str) -> None:
         self.remote.role_is_ready(name)
         await self._machines.role_is_ready(name)
+
+    async def _note_count(self, count: int) -> None:
+        with contextlib.suppress(RigError):  # the supervisor ends, and the rig with it
+            await self._supervisor.note_armed_faults(count=count)
 
     def _save(self) -> None:
         write_run(self._run_file, state_of(self.schedule, self.remote.saved()))

@@ -181,6 +181,7 @@ class Supervisor(SupervisorControl):
         self._changes = RoleChangeLog()
         self._start_faults, self._director, self._asks_before_starts = start_faults, director, False
         self._roles = {spec.name: _Role(spec, clock, self._wake_reporter, self._faults) for spec in specs}
+        self._armed_faults = 0
         self._demands, self._demanded = trio.open_memory_channel[_Role](len(specs))
         self._announce = announce
         self._role_tasks = trio.CancelScope()
@@ -380,7 +381,7 @@ class Supervisor(SupervisorControl):
                 if role.spec.answers_checks:
                     nursery.start_soon(partial(self._check, role, STATUS_ANSWER_S, times=2))
         roles = [role.status() for role in self._wanted()]
-        return RigStatus(folder=str(self._layout.root), pid=os.getpid(), roles=roles)
+        return RigStatus(folder=str(self._layout.root), pid=os.getpid(), roles=roles, faults=self._armed_faults)
 
     async def wait_for_steady_state(self, *, name: str) -> RoleStatus:
         role = self._role(name)
@@ -475,6 +476,9 @@ class Supervisor(SupervisorControl):
 
     async def ask_before_starts(self, *, ask: bool) -> None:
         self._asks_before_starts = ask
+
+    async def note_armed_faults(self, *, count: int) -> None:
+        self._armed_faults = count
 
     async def role_changes(self, *, after: int, patience_s: float) -> RoleChanges:
         with self._real.move_on_after(patience_s):

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from siterig.azure_emu.contracts.reports import RoleStatus
-from siterig.blockfs.core.errors import ExitStatus
-from siterig.cli import completion, exit_status, output, sites
+from siterig.blockfs.core.errors import Code, ExitStatus, RigError
+from siterig.cli import completion, exit_status, fault_director, output, power, sites
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.light_commands import running
 from siterig.core.supervisor_contract import SupervisorControl
@@ -107,12 +107,40 @@ def kill(
     exit_status.run(work)
 
 
-def lose(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) -> None:
+def lose(
+    folder: Dir,
+    site: SiteName = sites.DEFAULT,
+    *,
+    lose_power: Annotated[
+        bool, typer.Option("--power", help="Lose the power of its host: unsynced writes are lost, and its boot ends.")
+    ] = False,
+    tear: Annotated[
+        bool, typer.Option("--tear", help="With --power: some unsynced writes are kept, and some are torn.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the random choices.")] = None,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="With --power: only keep unsynced writes from now on, for the loss.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Lose a site: kill its processes, and keep them down until siterig site restore."""
 
     async def work() -> None:
         supervisor = await _supervisor(folder)
-        _print(await sites.lose(supervisor, site), as_json=as_json)
+        if not lose_power:
+            if tear or prepare or seed is not None:
+                option = "--tear" if tear else "--prepare" if prepare else f"--seed {seed}"
+                raise RigError(Code.BadRequest, f"{option}: belongs to --power, which is missing")
+            _print(await sites.lose(supervisor, site), as_json=as_json)
+            return
+        where = {"host": sites.check(site)}
+        director = await fault_director.started_director(folder)
+        if prepare:
+            await power.prepare(director, site, where, "off", tear=tear, seed=seed)
+        else:
+            lost = await power.lose(director, site, where, "off", tear=tear, seed=seed)
+            output.notice(lost.done)
+        _print(sites.of(await supervisor.status(), site), as_json=as_json)
 
     exit_status.run(work)
 
@@ -122,6 +150,10 @@ def restore(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) 
 
     async def work() -> None:
         supervisor = await _supervisor(folder)
+        director = await fault_director.director_if_any(folder)
+        name = power.loss_name(sites.check(site))
+        if director is not None and any(rule.name == name for rule in (await director.list_faults()).rules):
+            await director.remove_fault(name=name)
         _print(await sites.restore(supervisor, site), as_json=as_json)
 
     exit_status.run(work)

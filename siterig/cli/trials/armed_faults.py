@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.cli import completion, exit_status, output
+from siterig.cli import completion, exit_status, fault_director, output
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.light_commands import running
 
 if TYPE_CHECKING:
-    from siterig.core.fault_contract import FaultControl, FaultSummary
-    from siterig.core.supervisor_contract import SupervisorControl
+    from siterig.core.fault_contract import FaultSummary
     from siterig.scenarios.faults.records import RuleStatus
 
 COLUMNS = ("fault", "layer", "state", "matched", "fired", "last", "expected")
@@ -36,53 +34,6 @@ def register(fault: typer.Typer) -> None:
     fault.command("mark", epilog=example("siterig fault mark loaded"))(mark)
     fault.command("injections", epilog=example("siterig fault injections --json"))(injections)
     fault.command("verdict", epilog=example("siterig fault verdict"))(verdict)
-
-
-async def _director(folder: Path) -> FaultControl:
-    """Return the director of the rig, which is started if it does not run yet."""
-    from siterig.core.fault_contract import DIRECTOR
-    from siterig.rpc import directory
-
-    layout = running(folder)
-    supervisor = directory.supervisor(layout)
-    if not await _is_started(supervisor):
-        await supervisor.start_role(name=DIRECTOR)
-    return directory.faults(layout)
-
-
-async def _director_if_any(folder: Path) -> FaultControl | None:
-    """Return the director of the rig; None if no command has needed it yet, so there are no rules."""
-    from siterig.rpc import directory
-
-    layout = running(folder)
-    return directory.faults(layout) if await _is_started(directory.supervisor(layout)) else None
-
-
-async def _is_started(supervisor: SupervisorControl) -> bool:
-    from siterig.core.fault_contract import DIRECTOR
-
-    return any(role.name == DIRECTOR for role in (await supervisor.status()).roles)
-
-
-async def _known_director(folder: Path, name: str) -> FaultControl:
-    director = await _director_if_any(folder)
-    if director is None:
-        raise RigError(Code.InvalidFault, f"there is no fault {name!r}; there are: none")
-    return director
-
-
-async def arm(folder: Path, rules: Sequence[dict[str, Any]], seed: int | None) -> FaultSummary:
-    """Arm rules in a rig that is up."""
-    director = await _director(folder)
-    return await director.add_faults(rules=list(rules), seed=seed)
-
-
-def documents_of_file(file: Path, seed: int | None) -> tuple[list[dict[str, Any]], int | None]:
-    """Return the rules of a file, and the seed: that of the command, or that of the file."""
-    from siterig.scenarios.faults.rule_files import read_rules
-
-    rules = read_rules(file)
-    return [rule.document() for rule in rules.fault], rules.seed if seed is None else seed
 
 
 def _print(summary: FaultSummary | None, *, as_json: bool) -> None:
@@ -120,14 +71,14 @@ def add(
         if file is not None and words:
             raise RigError(Code.BadRequest, f"--file {file} stands beside the words of a rule: write one of them")
         if file is not None:
-            rules, chosen = documents_of_file(file, seed)
+            rules, chosen = fault_director.rules_of_file(file, seed)
         else:
             from siterig.scenarios.faults.rules import FaultRule, read_rule
             from siterig.scenarios.faults.words import mapping_of_words
 
             rule: FaultRule = read_rule(mapping_of_words(words or []))
             rules, chosen = [rule.document()], seed
-        _print(await arm(folder, rules, chosen), as_json=as_json)
+        _print(await fault_director.arm(running(folder), rules, chosen), as_json=as_json)
 
     exit_status.run(work)
 
@@ -136,7 +87,7 @@ def list_rules(folder: Dir, as_json: Json = False) -> None:
     """List the fault rules of the rig: how many operations matched, how many met the fault, and when the last one did."""
 
     async def work() -> None:
-        director = await _director_if_any(folder)
+        director = await fault_director.director_if_any(folder)
         _print(None if director is None else await director.list_faults(), as_json=as_json)
 
     exit_status.run(work)
@@ -146,7 +97,7 @@ def remove(folder: Dir, name: RuleName, as_json: Json = False) -> None:
     """Remove a fault rule, and undo all that it keeps up: stopped roles and waiting operations continue."""
 
     async def work() -> None:
-        director = await _known_director(folder, name)
+        director = await fault_director.known_director(folder, name)
         _print(await director.remove_fault(name=name), as_json=as_json)
 
     exit_status.run(work)
@@ -156,7 +107,7 @@ def clear(folder: Dir, as_json: Json = False) -> None:
     """Remove all fault rules of the rig."""
 
     async def work() -> None:
-        director = await _director_if_any(folder)
+        director = await fault_director.director_if_any(folder)
         removed = 0 if director is None else await director.clear_faults()
         if as_json:
             output.print_json({"removed": removed})
@@ -181,7 +132,7 @@ def wait(
     from siterig.blockfs.core.clock import SYSTEM_CLOCK
 
     async def work() -> None:
-        director = await _known_director(folder, name)
+        director = await fault_director.known_director(folder, name)
         try:
             with SYSTEM_CLOCK.fail_after(timeout_s) if timeout_s is not None else trio.CancelScope():
                 status = await director.wait_fired(name=name, times=fired)
@@ -204,7 +155,7 @@ def mark(
     """Set a mark; the windows of rules with after = mark:NAME are open when the command ends, until = mark:NAME closed."""
 
     async def work() -> None:
-        director = await _director(folder)
+        director = await fault_director.started_director(folder)
         await director.note_mark(name=name)
         if as_json:
             output.print_json({"mark": name})
@@ -222,7 +173,7 @@ def injections(
     """Show the faults that were injected since the rig is up: the operation, and what was done to it."""
 
     async def work() -> None:
-        director = await _director_if_any(folder)
+        director = await fault_director.director_if_any(folder)
         found = [] if director is None else await director.injections(after=after)
         if as_json:
             output.print_json(found)
@@ -237,7 +188,7 @@ def verdict(folder: Dir, as_json: Json = False) -> None:
     """Judge each rule since the rig is up, also removed ones; exit status 1 if one fired too rarely or too often."""
 
     async def work() -> bool:
-        director = await _director_if_any(folder)
+        director = await fault_director.director_if_any(folder)
         found = [] if director is None else await director.verdicts()
         if as_json:
             output.print_json(found)

@@ -1,0 +1,68 @@
+"""The way from a command to the director of a rig's faults, which the first command that needs it has started.
+
+The modules of the fault language are loaded only when they are needed: commands without faults import this, too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.cli.light_commands import running
+from siterig.core.paths import Layout
+
+if TYPE_CHECKING:
+    from siterig.core.fault_contract import FaultControl, FaultSummary
+    from siterig.core.supervisor_contract import SupervisorControl
+
+
+async def started_director(folder: Path) -> FaultControl:
+    """Return the director of a rig that is up, which is started if it does not run yet."""
+    return await _started(running(folder))
+
+
+async def _started(layout: Layout) -> FaultControl:
+    from siterig.core.fault_contract import DIRECTOR
+    from siterig.rpc import directory
+
+    supervisor = directory.supervisor(layout)
+    if not await _is_started(supervisor):
+        await supervisor.start_role(name=DIRECTOR)
+    return directory.faults(layout)
+
+
+async def director_if_any(folder: Path) -> FaultControl | None:
+    """Return the director of a rig that is up; None if no command has needed it yet, so there are no rules."""
+    from siterig.rpc import directory
+
+    layout = running(folder)
+    return directory.faults(layout) if await _is_started(directory.supervisor(layout)) else None
+
+
+async def known_director(folder: Path, name: str) -> FaultControl:
+    """Return the director that has a rule of this name; ``InvalidFault`` if there are no rules at all."""
+    director = await director_if_any(folder)
+    if director is None:
+        raise RigError(Code.InvalidFault, f"there is no fault {name!r}; there are: none")
+    return director
+
+
+async def _is_started(supervisor: SupervisorControl) -> bool:
+    from siterig.core.fault_contract import DIRECTOR
+
+    return any(role.name == DIRECTOR for role in (await supervisor.status()).roles)
+
+
+async def arm(layout: Layout, rules: list[dict[str, Any]], seed: int | None) -> FaultSummary:
+    """Arm rules in a rig that is up, and return all rules, with the seed of those that were added."""
+    armed = await (await _started(layout)).add_faults(rules=rules, seed=seed)
+    return armed if seed is None else armed.model_copy(update={"seed": seed})
+
+
+def rules_of_file(file: Path, seed: int | None) -> tuple[list[dict[str, Any]], int | None]:
+    """Return the rules of a file, and the seed: that of the command, or that of the file."""
+    from siterig.scenarios.faults.rule_files import read_rules
+
+    rules = read_rules(file)
+    return [rule.document() for rule in rules.fault], rules.seed if seed is None else seed
