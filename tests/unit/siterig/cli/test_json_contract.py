@@ -65,7 +65,7 @@ OFFICIAL = {
 COMMANDS = {
     "doctor": "",
     "setup azurite": "",
-    "up": "",
+    "up": "--faults {folder}/faults.toml",
     "down": "",
     "status": "",
     "vm create": "web01 --disk os:1GiB",
