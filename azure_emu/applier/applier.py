@@ -171,6 +171,7 @@ class Applier:
                 return
             self.waits.set("apply", exc.code, exc.message, disk=disk.disk_id)
             if exc.code == Code.CacheUnreachable:
+                disk.retry_at_s = self.clock.trio_time_s() + exc.retry_after_s
                 self._log_transient_error(exc)
             else:
                 await self._refuse(disk, exc)

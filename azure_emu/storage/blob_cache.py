@@ -53,6 +53,8 @@ UNLISTED = "(a blob whose name cannot be listed)"
 
 _OWN_BYTES = 1 << 20
 """Bytes that an emulator writes in addition to a blob: its list of blobs and blocks."""
+RETRY_AFTER_MAX_S = 1800.0
+"""A longer Retry-After is taken for this: the last delay of the official retry table."""
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset({"ContainerBeingDeleted", "OperationTimedOut"})
 _ALREADY_THERE = frozenset({"BlobAlreadyExists", "ConditionNotMet"})  # for a put, and for the commit of a put in blocks
@@ -302,11 +304,21 @@ def classified(error: AzureError, *, what: str, where: str) -> RigError:
     if status == 403:
         return RigError(Code.CacheForbidden, f"cannot {what}: {where} forbids it ({answer}): check its firewall and rights")
     if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
-        return RigError(Code.CacheUnreachable, f"cannot {what}: {where} is busy or failing ({answer})", recoverable=True)
+        retry_after_s = _retry_after_s(error)
+        asks = f", and asks to wait {retry_after_s:g} s" if retry_after_s else ""
+        text = f"cannot {what}: {where} is busy or failing ({answer}){asks}"
+        return RigError(Code.CacheUnreachable, text, recoverable=True, retry_after_s=retry_after_s)
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         text = f"cannot {what}: {where} takes no body of this size ({answer}): check what limits requests on the way to it"
         return RigError(Code.CacheError, text)
     return RigError(Code.CacheError, f"cannot {what}: {where} refused it ({answer})")
+
+
+def _retry_after_s(error: AzureError) -> float:
+    """Return the seconds of the header ``Retry-After``; 0 without one, and for a date, which no storage service sends."""
+    response = getattr(error, "response", None)
+    text = str(response.headers.get("Retry-After", "")) if response is not None else ""
+    return min(float(text), RETRY_AFTER_MAX_S) if text.isdecimal() else 0.0
 
 
 def _is_signature_refused(error: AzureError) -> bool:

@@ -434,10 +434,18 @@ class RigError(Exception):
         role: the role of the rig that did not answer, if that was the reason.
         uncertain: True if a call was sent to that role and not answered, so that it may have been executed; the call must
             not be repeated unless a second execution does no harm.
+        retry_after_s: the time for which the peer asks to wait before the next attempt; it stays in this process.
     """
 
     def __init__(
-        self, code: Code, message: str, *, recoverable: bool = False, role: str | None = None, uncertain: bool = False
+        self,
+        code: Code,
+        message: str,
+        *,
+        recoverable: bool = False,
+        role: str | None = None,
+        uncertain: bool = False,
+        retry_after_s: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -445,3 +453,4 @@ class RigError(Exception):
         self.recoverable = recoverable
         self.role = role
         self.uncertain = uncertain
+        self.retry_after_s = retry_after_s

@@ -324,7 +324,7 @@ class Replica:
                 return result
             self._failures += 1
             self._context.waits.set("retry", error.code, error.message, vm=self.vm)
-            delay_s = self._context.retry.delay_s(self._failures) if error.recoverable else None
+            delay_s = self._context.retry.delay_s(self._failures, error) if error.recoverable else None
             if delay_s is None:
                 self._critical = True
                 self._copy_result.resolve(error)

@@ -211,7 +211,7 @@ class _BlobConnection:
         request = parse_request(self._next_number(), method, target, headers, self._service.account_path)
         action = self._faults.decide(request)
         if action is not None and action.delay_s > 0:
-            self._note(request, action, f"delayed by {action.delay_s:.3g} s")
+            self._note(request, action, f"delayed by {action.delay_s:g} s")
             await self._clock.sleep(action.delay_s)
         if action is not None and action.before is not None:
             await action.before()

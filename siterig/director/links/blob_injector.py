@@ -180,7 +180,7 @@ class BlobRules(BlobFaults):
 
         async def work() -> None:
             for decision, life, seconds in delays:
-                self._injector.schedule.record(decision, f"delayed by {seconds:.3g} s")
+                self._injector.schedule.record(decision, f"delayed by {round(seconds, 6):g} s")
                 with self._injector.clock.move_on_after(seconds):
                     await life.ended.wait()
             for decision in decisions:
