@@ -404,7 +404,19 @@ class Vault(VaultApi):
             return points.to_wire(point)
 
         with self.context.awaiting_apply(vm, f"recovery point {name!r} of VM {vm!r} is sent and not applied yet"):
+            await self._apply_again(vm)
             return await self.context.notifications.wait_until(vm, there)
+
+    async def _apply_again(self, vm: str) -> None:
+        """Let the applier try again what it refused: the agent has just reached the account, so the reason may be gone."""
+
+        def refused(session: Session) -> list[str]:
+            is_refused = health.apply_error(session, vm) is not None
+            return [disk.disk_id for disk in find_item(session, vm).disks] if is_refused else []
+
+        if disk_ids := await self.context.database.transact(refused):
+            with suppress(RigError):  # the wait for the point finds what is wrong now
+                await self.context.recovery.process_latest(disk_ids=disk_ids)
 
     async def _cut_point(self, vm: str, kind: TagKind, name: str) -> CutInfo:
         """Take one cut, also if a role is away meanwhile; two points of one name would be ambiguous."""
