@@ -50,7 +50,7 @@ def light_state(layout: Layout) -> RigState | None:
     from siterig.rpc.light_client import Call, answers
 
     calls = [Call(layout.way("cli", "vault"), f"VaultApi/{method}") for method in VAULT_LISTS]
-    found = answers([*calls, Call(layout.way("cli", "supervisor"), "SupervisorControl/status")], LIGHT_ANSWER_S)
+    found = answers([*calls, Call(layout.socket("supervisor"), "SupervisorControl/status")], LIGHT_ANSWER_S)
     if found is None:
         return None
     vms, items, managed, rig = found

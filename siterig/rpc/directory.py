@@ -30,9 +30,13 @@ CLIENTS = {
     "azure": ("vault",),
     "vault": ("agent", "applier", "azure"),
     "supervisor": ("vault",),
-    CLI: ("vault", "site", "azure", "applier", "supervisor"),
+    CLI: ("vault", "site", "azure", "applier"),
 }
-"""The links of a rig: each client with its servers.  The link CLIENT-azurite is TCP, the others are Unix sockets."""
+"""The links of a rig that faults can be in: each client with its servers.
+
+The link CLIENT-azurite is TCP, the others are Unix sockets.  Commands always reach the supervisor and the director of the
+faults: a rule can be removed, and a rig ended, whatever rules there are.
+"""
 LINKS = tuple(f"{client}-{server}" for client, servers in CLIENTS.items() for server in servers)
 """The names of the links."""
 

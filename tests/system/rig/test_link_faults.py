@@ -13,12 +13,10 @@ import trio
 
 from siterig.azure_emu.vault.model.api import ProtectedItem
 from siterig.blockfs.contracts.disk_spec import DiskSpec
-from siterig.core.fault_contract import FaultControl
-from siterig.director.director import FaultDirector
-from siterig.director.links.wiring import link_injectors
+from siterig.core.fault_contract import DIRECTOR, FaultControl
+from siterig.rpc import directory
 from siterig.scenarios.faults.records import Injection
 from siterig.scenarios.faults.rules import read_rule
-from siterig.scenarios.faults.schedule import FaultSchedule
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.jobs import ended
 
@@ -102,19 +100,17 @@ async def until(what: str, check: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def test_faults_of_links_and_blobs_are_reported_and_healed(tmp_path: Path) -> None:
-    async with Testbed.up(tmp_path / "rig") as rig, trio.open_nursery() as nursery:
+    async with Testbed.up(tmp_path / "rig") as rig:
         await rig.vault.create_vm(vm=VM, disks=[DiskSpec(name="os", size_bytes=DISK_BYTES)])
         await ended(rig, await rig.vault.enable_protection(vm=VM, interval_s=INTERVAL_S))
-        schedule = FaultSchedule(1)
-        director = FaultDirector(schedule, link_injectors(rig.layout, schedule))
-        await nursery.start(director.run)
+        await rig.supervisor.start_role(name=DIRECTOR)
+        director = directory.faults(rig.layout)
         faulted = FaultedRig(rig, director)
-        for check in (black_hole, server_busy, lost_blob, key_rotated, deleted_container, slow_link):
+        for check in (black_hole, server_busy, lost_blob, key_rotated, deleted_container, killed_director):
             await check(faulted)
-            await faulted.new_point_comes()
             await faulted.healthy()
+        await faulted.new_point_comes()
         assert all(verdict.ok for verdict in await director.verdicts())
-        nursery.cancel_scope.cancel()
 
 
 async def black_hole(faulted: FaultedRig) -> None:
@@ -160,7 +156,6 @@ async def lost_blob(faulted: FaultedRig) -> None:
         await faulted.write()
         await faulted.director.wait_fired(name="it", times=1)
         await faulted.new_point_comes()
-        assert (await faulted.item()).resynchronizationRequired is None
 
 
 async def key_rotated(faulted: FaultedRig) -> None:
@@ -179,7 +174,13 @@ async def deleted_container(faulted: FaultedRig) -> None:
         await faulted.new_point_comes()
 
 
-async def slow_link(faulted: FaultedRig) -> None:
-    """A delay on the account's link slows replication and does not stop it."""
+async def killed_director(faulted: FaultedRig) -> None:
+    """Without its director a rig works by direct ways; the next director puts the rule in force again."""
+    supervisor = faulted.rig.supervisor
     async with faulted.fault("link *-azurite send delay=20ms jitter=10ms distribution=pareto rate=4MiB/s"):
+        await supervisor.kill_role(name=DIRECTOR, hold=True)
         await faulted.new_point_comes()
+        await supervisor.start_role(name=DIRECTOR)
+        seen = len(await faulted.done())
+        await faulted.new_point_comes()
+        assert len(await faulted.done()) > seen
