@@ -168,7 +168,7 @@ async def key_rotated(faulted: FaultedRig) -> None:
 
 
 async def deleted_container(faulted: FaultedRig) -> None:
-    """The container is made again, and what it had is sent again."""
+    """The next upload creates the container, and its lost parts are sent again."""
     async with faulted.fault("blob account=container-deleted"):
         assert (await faulted.done())[-1].done == "deleted the containers asr-cache"
         await faulted.new_point_comes()
