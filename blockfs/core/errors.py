@@ -137,6 +137,8 @@ class Code(StrEnum):
     ConvertFailed = "ConvertFailed", _FAILED, "qemu-img could not convert an image.", "Read the reason in the message."
     CorpusTooSmall = ("CorpusTooSmall", _FAILED, "The folders for the files of the drill hold too few readable bytes.",
         "Name other folders, or use smaller disks.")
+    DeadMount = ("DeadMount", _FAILED, "The process of a mount was killed; nothing answers there.",
+        "Unmount it: fusermount3 -u DIR.")
     DirtyCorrupt = "DirtyCorrupt", _FAILED, "The dirty bitmap of a disk is damaged.", "Run siterig resync VM."
     DirtyVersion = ("DirtyVersion", _FAILED, "The dirty bitmap of a disk has a format that this siterig does not read.",
         "Use the siterig that wrote it.")
@@ -293,6 +295,8 @@ class Code(StrEnum):
     NoSuchSite = "NoSuchSite", _BAD_INPUT, "No such site exists.", "Choose one of the sites that the message lists."
     NodeMissing = ("NodeMissing", _ENVIRONMENT, "Node.js is missing or too old for Azurite.",
         "Install Node.js, or the extra siterig[azurite]; in a checkout, run ./rig.")
+    NotAMount = ("NotAMount", _BAD_INPUT, "The folder is no mount of siterig mount.",
+        "Choose one of the mounts that the message lists.")
     NotARecoveryHost = ("NotARecoveryHost", _FAILED, "Only the recovery side can open states of managed disks.",
         "Report it: this is a bug.")
     NotARig = ("NotARig", _BAD_INPUT, "The folder is not empty and is not the state folder of a rig.",

@@ -117,7 +117,7 @@ def ranges_of(disk: Path, pattern: str) -> list[ByteRange]:
     files = 0
     for each in usable:
         _sync(each.mountpoint)
-        for path in _matching(each.mountpoint, pattern):
+        for path in matching_files(each.mountpoint, pattern):
             files += 1
             found += [(each.offset_bytes + start, length) for start, length in _extents(path)]
     where = ", ".join(str(each.mountpoint) for each in usable)
@@ -148,7 +148,8 @@ def _sync(mountpoint: Path) -> None:
     try:
         fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if _libc.syncfs(fd) != 0:
+            # The first call also reports an error of an earlier write, which a rule may have caused.
+            if _libc.syncfs(fd) != 0 and _libc.syncfs(fd) != 0:
                 number = ctypes.get_errno() or errno.EIO
                 raise OSError(number, os.strerror(number))
         finally:
@@ -157,7 +158,7 @@ def _sync(mountpoint: Path) -> None:
         raise _not_possible(f"{mountpoint} cannot be synced: {error.strerror}") from error
 
 
-def _matching(mountpoint: Path, pattern: str) -> Iterator[Path]:
+def matching_files(mountpoint: Path, pattern: str) -> Iterator[Path]:
     """Yield the regular files of one file system that match, without following links."""
     literal = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
     if literal == pattern:

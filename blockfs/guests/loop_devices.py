@@ -196,6 +196,23 @@ async def uses(disk: Path) -> list[DiskUse]:
     return found
 
 
+async def holders(disk: Path) -> list[str]:
+    """Return, as text for people, everything that uses a disk file: file systems, and processes that have it open.
+
+    A loop device over it that no file system and no process uses is none of them.
+    """
+    found = []
+    for use in await uses(disk):
+        found += [f"{use.loop} (mounted at {where})" for where in use.mountpoints]
+        found += use.processes
+        if use.loop is not None and not use.mountpoints:
+            found += await trio.to_thread.run_sync(_processes_at, use.loop)
+        if use.loop is not None:
+            elsewhere = await trio.to_thread.run_sync(_mounted_elsewhere, use.loop)
+            found += [f"{use.loop} (mounted in the mount namespace of {process})" for process in elsewhere]
+    return found
+
+
 async def loops(disk: Path) -> list[DiskUse]:
     """Return the loop devices over a disk file, with their mounts."""
     wanted = await _resolved(disk)

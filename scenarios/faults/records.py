@@ -41,6 +41,8 @@ class RuleStatus(WireModel):
     """Faults that did not happen because they would have destroyed the last intact copy of a block."""
     last: str | None
     """Time of the last fault."""
+    waiting: Whole = 0
+    """Operations that the rule keeps waiting now."""
     expected: str
 
 

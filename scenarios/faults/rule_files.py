@@ -21,7 +21,7 @@ def read_rules(path: Path) -> FaultRules:
     """
     document = TomlDocument.read(path, Code.InvalidFault)
     rules = _validated(document)
-    return rules.model_copy(update={"fault": tuple(_with_file(rule, path.absolute().parent) for rule in rules.fault)})
+    return rules.model_copy(update={"fault": tuple(with_file_in(rule, path.absolute().parent) for rule in rules.fault)})
 
 
 def parse_rules(name: str, text: str) -> FaultRules:
@@ -36,7 +36,8 @@ def _validated(document: TomlDocument) -> FaultRules:
         raise document.error(problems_of(error, FaultRules)) from None
 
 
-def _with_file(rule: FaultRule, folder: Path) -> FaultRule:
+def with_file_in(rule: FaultRule, folder: Path) -> FaultRule:
+    """Return a rule whose ``while_file``, if it is relative, is in this folder: another process watches the file."""
     if rule.when.while_file is None:
         return rule
     when = rule.when.model_copy(update={"while_file": str(folder / rule.when.while_file)})

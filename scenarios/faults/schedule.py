@@ -59,6 +59,7 @@ class ArmedRule:
     fired: int = 0
     spared: int = 0
     last_ns: int | None = None
+    waiting: int = 0
     is_removed: bool = False
 
 
@@ -463,7 +464,7 @@ class FaultSchedule:
         with self._lock:
             return list(self._injections)
 
-    def adopt_counts(self, name: str, *, matched: int, fired: int, last_ns: int | None) -> None:
+    def adopt_counts(self, name: str, *, matched: int, fired: int, last_ns: int | None, waiting: int = 0) -> None:
         """Take over the counts of a rule that the C core decides.
 
         Args:
@@ -471,10 +472,11 @@ class FaultSchedule:
             matched: operations that matched it.
             fired: faults.
             last_ns: wall time of the last fault, in nanoseconds since the epoch; None if there was none.
+            waiting: operations that the rule keeps waiting now.
         """
         with self._lock:
             armed = self._known(name)
-            armed.matched, armed.last_ns = matched, last_ns
+            armed.matched, armed.last_ns, armed.waiting = matched, last_ns, waiting
             if fired > armed.fired:
                 self._board.note_fault(name)
                 if armed.rule.what.mark is not None:
@@ -520,6 +522,7 @@ def _status(armed: ArmedRule) -> RuleStatus:
         fired=armed.fired,
         spared=armed.spared,
         last=rfc3339_or_none(armed.last_ns),
+        waiting=armed.waiting,
         expected=str(armed.rule.expect.fired),
     )
 

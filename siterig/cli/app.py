@@ -29,6 +29,7 @@ SUBJECTS = {
     "trials.fault": ("fault",),
     "commands.mount": ("mount",),
     "trials.drill": ("drill",),
+    "trials.power_loss": ("power-loss",),
     "trials.scenario": ("scenario",),
     "commands.shells": ("completion",),
     "commands.manual": ("man",),

@@ -1,4 +1,4 @@
-"""The way from a command to the director of a rig's faults, which the first command that needs it has started.
+"""The way from a command to the director of faults: that of a mount, or of a rig, which the first command has started.
 
 The modules of the fault language are loaded only when they are needed: commands without faults import this, too.
 """
@@ -17,9 +17,16 @@ if TYPE_CHECKING:
     from siterig.core.supervisor_contract import SupervisorControl
 
 
-async def started_director(folder: Path) -> FaultControl:
-    """Return the director of a rig that is up, which is started if it does not run yet."""
-    return await _started(running(folder))
+def _of_mount(mnt: Path) -> FaultControl:
+    from siterig.core.fault_contract import FaultControl
+    from siterig.images.mount_calls import of_mount
+
+    return of_mount(mnt, FaultControl)
+
+
+async def started_director(folder: Path, mnt: Path | None = None) -> FaultControl:
+    """Return the director of a mount, or of a rig that is up, which is started if it does not run yet."""
+    return await _started(running(folder)) if mnt is None else _of_mount(mnt)
 
 
 async def _started(layout: Layout) -> FaultControl:
@@ -32,17 +39,19 @@ async def _started(layout: Layout) -> FaultControl:
     return directory.faults(layout)
 
 
-async def director_if_any(folder: Path) -> FaultControl | None:
-    """Return the director of a rig that is up; None if no command has needed it yet, so there are no rules."""
+async def director_if_any(folder: Path, mnt: Path | None = None) -> FaultControl | None:
+    """Return the director of a mount, or of a rig that is up; None if no command needed it yet, so there are no rules."""
     from siterig.rpc import directory
 
+    if mnt is not None:
+        return _of_mount(mnt)
     layout = running(folder)
     return directory.faults(layout) if await _is_started(directory.supervisor(layout)) else None
 
 
-async def known_director(folder: Path, name: str) -> FaultControl:
+async def known_director(folder: Path, mnt: Path | None, name: str) -> FaultControl:
     """Return the director that has a rule of this name; ``InvalidFault`` if there are no rules at all."""
-    director = await director_if_any(folder)
+    director = await director_if_any(folder, mnt)
     if director is None:
         raise RigError(Code.InvalidFault, f"there is no fault {name!r}; there are: none")
     return director
@@ -56,7 +65,12 @@ async def _is_started(supervisor: SupervisorControl) -> bool:
 
 async def arm(layout: Layout, rules: list[dict[str, Any]], seed: int | None) -> FaultSummary:
     """Arm rules in a rig that is up, and return all rules, with the seed of those that were added."""
-    armed = await (await _started(layout)).add_faults(rules=rules, seed=seed)
+    return await add(await _started(layout), rules, seed)
+
+
+async def add(director: FaultControl, rules: list[dict[str, Any]], seed: int | None) -> FaultSummary:
+    """Arm rules, and return all rules, with the seed of those that were added."""
+    armed = await director.add_faults(rules=rules, seed=seed)
     return armed if seed is None else armed.model_copy(update={"seed": seed})
 
 

@@ -118,6 +118,11 @@ class FaultDirector(FaultControl, FaultListener):
                 with self._clock.move_on_after(max(0.0, (due_ns - self._clock.monotonic_ns()) / 1e9)):
                     await news.wait()
 
+    async def settled(self) -> None:
+        """Return when all windows that changed so far are in force."""
+        async with self._changing:
+            await self._settle()
+
     async def _settle(self, added: Collection[ArmedRule] = ()) -> None:
         """Act on all windows that changed; the caller holds the lock.
 

@@ -268,6 +268,7 @@ class RemoteInjector(LayerInjector):
             matched=_at_most(sum(matched for matched, _, _ in totals), most),
             fired=_at_most(sum(fired for _, fired, _ in totals), most),
             last_ns=max(times, default=self._schedule.rule(name).last_ns),
+            waiting=sum(role.counts[name].waiting for role in self._roles.values() if name in role.counts),
         )
 
     async def _begin_epoch(self, role: _RemoteRole, epoch: str) -> None:

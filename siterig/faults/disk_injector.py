@@ -99,6 +99,17 @@ class DiskInjector(FaultInjector):
         self._tell_soon(acted)
         return ArmedFaults(position=position, targets={plan.name: self._armed[plan.name].targets() for plan in plans})
 
+    def check(self, plan: FaultPlan) -> None:
+        """Refuse a rule that cannot be armed here.
+
+        Raises:
+            RigError: ``FaultNotPossible``.
+        """
+        rule = read_rule(plan.rule)
+        armed = ArmedDiskRule(plan, rule, map_rule(plan.name, rule, plan.seed), plan.is_open)
+        if self._must_match:
+            self._check_matches([armed])
+
     def _new(self, plans: Sequence[FaultPlan]) -> list[tuple[FaultPlan, FaultRule]]:
         """Return the plans that are not armed yet, with their rules."""
         found: dict[str, tuple[FaultPlan, FaultRule]] = {}
@@ -305,7 +316,7 @@ class DiskInjector(FaultInjector):
             raise AssertionError("only for rules that lose")
         disks = [disk for disk in armed.titles if disk.core.is_open]
         if crashes:
-            await self._crash(armed, [disk for disk in disks if disk not in armed.crash_ids])
+            await self._crash(armed, [disk for disk in disks if armed.crash_ids.get(disk) not in disk.rules()])
         lost, position = await lose_power(disks, replace(loss, ranges=self._numbered(armed)))
         return loss_words(lost, position, crashes=crashes), position
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket as stdlib_socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -149,16 +151,27 @@ async def serve(
     socket: Path,
     *,
     until: Callable[[], Awaitable[None]] | None = None,
+    listener: stdlib_socket.socket | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer calls on ``socket`` until cancelled, or until ``until`` returns; running calls then finish.
 
     A socket that a killed process left is replaced.  The caller holds the lock of the rig, so no other process listens.
+
+    Args:
+        services: Protocol and implementation by name.
+        socket: the path of the socket.
+        until: returns when the server has to end.
+        listener: a socket that listens on this path already; it stays open, and the path stays.
+        task_status: gets the start, when calls are answered.
     """
-    check_socket_path(socket)
-    _make_room(socket)
     config = Config()
-    config.bind = [f"unix:{socket}"]
+    if listener is None:
+        check_socket_path(socket)
+        _make_room(socket)
+        config.bind = [f"unix:{socket}"]
+    else:
+        config.bind = [f"fd://{os.dup(listener.fileno())}"]
     config.umask = 0o177
     config.loglevel = "WARNING"
 
@@ -173,4 +186,5 @@ async def serve(
             cast(Any, application(services)), config, shutdown_trigger=until, task_status=cast(Any, Started()), mode="asgi"
         )
     finally:
-        _remove(socket)
+        if listener is None:
+            _remove(socket)

@@ -2,5 +2,5 @@
 
 Imports azure_emu.vault.model, blockfs.core, scenarios.contracts, scenarios.drill, scenarios.faults,
 scenarios.faults.importers, scenarios.files, scenarios.report, siterig.bisect, siterig.cli, siterig.cli.commands,
-siterig.core, siterig.rpc, siterig.scenario_runs, siterig.supervisor, siterig.testing.
+siterig.core, siterig.images, siterig.rpc, siterig.scenario_runs, siterig.supervisor, siterig.testing.
 """

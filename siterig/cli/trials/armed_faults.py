@@ -1,4 +1,4 @@
-"""``siterig fault add``, ``list``, ``remove``, ``clear``, ``wait`` and so on: the rules that are armed in a rig."""
+"""``siterig fault add``, ``list``, ``remove``, ``clear``, ``wait`` and so on: the rules that a rig or a mount has."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import typer
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import completion, exit_status, fault_director, output
 from siterig.cli.commands.options import Dir, Json, example
-from siterig.cli.light_commands import running
 
 if TYPE_CHECKING:
     from siterig.core.fault_contract import FaultSummary
     from siterig.scenarios.faults.records import RuleStatus
 
-COLUMNS = ("fault", "layer", "state", "matched", "fired", "last", "expected")
+COLUMNS = ("fault", "layer", "state", "matched", "fired", "waiting", "last", "expected")
 INJECTION_COLUMNS = ("number", "time", "fault", "operation", "done")
 RuleName = Annotated[
     str, typer.Argument(metavar="FAULT", help="Name of the rule, as in the list.", autocompletion=completion.faults)
+]
+
+Mnt = Annotated[
+    Path | None, typer.Option("--mnt", metavar="DIR", help="Folder of siterig mount: its rules, in place of a rig's.")
 ]
 
 
@@ -45,10 +48,11 @@ def _print(summary: FaultSummary | None, *, as_json: bool) -> None:
 
 
 def _row(rule: RuleStatus) -> tuple[object, ...]:
-    return (rule.name, rule.layer, rule.state, rule.matched, rule.fired, rule.last or "-", rule.expected)
+    return (rule.name, rule.layer, rule.state, rule.matched, rule.fired, rule.waiting, rule.last or "-", rule.expected)
 
 
 def add(
+    *,
     folder: Dir,
     words: Annotated[
         list[str] | None,
@@ -61,11 +65,14 @@ def add(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, help="Seed of the random choices. Default: that of the file or rig."),
+        typer.Option(
+            "--seed", metavar="N", min=0, help="Seed of the random choices. Default: that of the file, rig or mount."
+        ),
     ] = None,
+    mnt: Mnt = None,
     as_json: Json = False,
 ) -> None:
-    """Arm fault rules in the rig, all or none; they are in force when the command ends."""
+    """Arm fault rules in the rig or mount, all or none; they are in force when the command ends."""
 
     async def work() -> None:
         if file is not None and words:
@@ -73,41 +80,43 @@ def add(
         if file is not None:
             rules, chosen = fault_director.rules_of_file(file, seed)
         else:
+            from siterig.scenarios.faults.rule_files import with_file_in
             from siterig.scenarios.faults.rules import FaultRule, read_rule
             from siterig.scenarios.faults.words import mapping_of_words
 
-            rule: FaultRule = read_rule(mapping_of_words(words or []))
+            rule: FaultRule = with_file_in(read_rule(mapping_of_words(words or [])), Path.cwd())
             rules, chosen = [rule.document()], seed
-        _print(await fault_director.arm(running(folder), rules, chosen), as_json=as_json)
+        director = await fault_director.started_director(folder, mnt)
+        _print(await fault_director.add(director, rules, chosen), as_json=as_json)
 
     exit_status.run(work)
 
 
-def list_rules(folder: Dir, as_json: Json = False) -> None:
-    """List the fault rules of the rig: how many operations matched, how many met the fault, and when the last one did."""
+def list_rules(*, folder: Dir, mnt: Mnt = None, as_json: Json = False) -> None:
+    """List the fault rules of the rig or mount: how many operations matched, how many met the fault, and the last time."""
 
     async def work() -> None:
-        director = await fault_director.director_if_any(folder)
+        director = await fault_director.director_if_any(folder, mnt)
         _print(None if director is None else await director.list_faults(), as_json=as_json)
 
     exit_status.run(work)
 
 
-def remove(folder: Dir, name: RuleName, as_json: Json = False) -> None:
+def remove(*, folder: Dir, name: RuleName, mnt: Mnt = None, as_json: Json = False) -> None:
     """Remove a fault rule, and undo all that it keeps up: stopped roles and waiting operations continue."""
 
     async def work() -> None:
-        director = await fault_director.known_director(folder, name)
+        director = await fault_director.known_director(folder, mnt, name)
         _print(await director.remove_fault(name=name), as_json=as_json)
 
     exit_status.run(work)
 
 
-def clear(folder: Dir, as_json: Json = False) -> None:
-    """Remove all fault rules of the rig."""
+def clear(*, folder: Dir, mnt: Mnt = None, as_json: Json = False) -> None:
+    """Remove all fault rules of the rig or mount."""
 
     async def work() -> None:
-        director = await fault_director.director_if_any(folder)
+        director = await fault_director.director_if_any(folder, mnt)
         removed = 0 if director is None else await director.clear_faults()
         if as_json:
             output.print_json({"removed": removed})
@@ -118,12 +127,14 @@ def clear(folder: Dir, as_json: Json = False) -> None:
 
 
 def wait(
+    *,
     folder: Dir,
     name: RuleName,
     fired: Annotated[int, typer.Option("--fired", metavar="N", min=1, help="Number of faults to wait for.")] = 1,
     timeout_s: Annotated[
         float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="Fail after this time. Default: never.")
     ] = None,
+    mnt: Mnt = None,
     as_json: Json = False,
 ) -> None:
     """Wait until a fault rule has fired so often."""
@@ -132,7 +143,7 @@ def wait(
     from siterig.blockfs.core.clock import SYSTEM_CLOCK
 
     async def work() -> None:
-        director = await fault_director.known_director(folder, name)
+        director = await fault_director.known_director(folder, mnt, name)
         try:
             with SYSTEM_CLOCK.fail_after(timeout_s) if timeout_s is not None else trio.CancelScope():
                 status = await director.wait_fired(name=name, times=fired)
@@ -150,12 +161,16 @@ def wait(
 
 
 def mark(
-    folder: Dir, name: Annotated[str, typer.Argument(metavar="MARK", help="Name of the mark.")], as_json: Json = False
+    *,
+    folder: Dir,
+    name: Annotated[str, typer.Argument(metavar="MARK", help="Name of the mark.")],
+    mnt: Mnt = None,
+    as_json: Json = False,
 ) -> None:
     """Set a mark; the windows of rules with after = mark:NAME are open when the command ends, until = mark:NAME closed."""
 
     async def work() -> None:
-        director = await fault_director.started_director(folder)
+        director = await fault_director.started_director(folder, mnt)
         await director.note_mark(name=name)
         if as_json:
             output.print_json({"mark": name})
@@ -166,14 +181,16 @@ def mark(
 
 
 def injections(
+    *,
     folder: Dir,
     after: Annotated[int, typer.Option("--after", metavar="N", min=0, help="Only those with a number above N.")] = 0,
+    mnt: Mnt = None,
     as_json: Json = False,
 ) -> None:
-    """Show the faults that were injected since the rig is up: the operation, and what was done to it."""
+    """Show the faults that were injected since the rig or mount is up: the operation, and what was done to it."""
 
     async def work() -> None:
-        director = await fault_director.director_if_any(folder)
+        director = await fault_director.director_if_any(folder, mnt)
         found = [] if director is None else await director.injections(after=after)
         if as_json:
             output.print_json(found)
@@ -184,11 +201,11 @@ def injections(
     exit_status.run(work)
 
 
-def verdict(folder: Dir, as_json: Json = False) -> None:
-    """Judge each rule since the rig is up, also removed ones; exit status 1 if one fired too rarely or too often."""
+def verdict(*, folder: Dir, mnt: Mnt = None, as_json: Json = False) -> None:
+    """Judge each rule of the rig or mount, also removed ones; exit status 1 if one fired too rarely or too often."""
 
     async def work() -> bool:
-        director = await fault_director.director_if_any(folder)
+        director = await fault_director.director_if_any(folder, mnt)
         found = [] if director is None else await director.verdicts()
         if as_json:
             output.print_json(found)

@@ -27,12 +27,13 @@ from siterig.blockfs.core.waits import Wait
 from siterig.cli import output, rig_status
 from siterig.cli.app import program
 from siterig.cli.commands import mount
-from siterig.cli.trials import drill
+from siterig.cli.trials import drill, power_loss
 from siterig.core.fault_contract import FaultControl
 from siterig.core.paths import Layout, create
 from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.scenarios.contracts.results import DrillResult
 from siterig.scenarios.contracts.scenario_result import ScenarioResult
+from siterig.scenarios.faults.records import FaultVerdict, Injection
 from tests.support.disks.log_row import START, LogRow
 from tests.support.documents import documented_keys, key_paths
 from tests.support.samples import Canned, sample
@@ -103,6 +104,7 @@ COMMANDS = {
     "log replay": "{log} --onto {folder}/os.img",
     "log export": "{log} --dm-log-writes {folder}/os.dmlog",
     "log import": "{folder}/dm --onto-log {folder}/new",
+    "power-loss": "{folder}",
     "fault check": "{folder}/faults.toml",
     "fault import": "blkdebug {folder}/blkdebug.conf",
     "fault add": "disk web01/os write error=EIO",
@@ -177,6 +179,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr("siterig.images.image_export.export", export)
     monkeypatch.setattr("siterig.azure_emu.storage.azurite_setup.install_azurite", installed)
     monkeypatch.setattr(mount, "expose", expose)
+    monkeypatch.setattr(power_loss, "of_mount", lambda _where, protocol: Canned(protocol, answers))
     monkeypatch.setattr(mount, "fuse_options_of", lambda *_, **__: None)
     monkeypatch.setattr(Bisection, "run", bisected)
     monkeypatch.setattr(siterig.scenarios.drill.drill, "run_drill", drilled)
@@ -243,12 +246,15 @@ async def bisected(_: Bisection) -> Report:
     return Report(state, state, (), (change,), True, point, point, failing, 1)
 
 
-async def expose(wanted: Any, *, ready: Any, note: Any) -> Any:
+async def expose(wanted: Any, listener: Any) -> Any:
     image = SimpleNamespace(path=wanted.image, format="raw", size_bytes=1 << 20, read_only=False)
     state = SimpleNamespace(tracked=True, disk_id="id", generation=1)
     alone = SimpleNamespace(disk=SimpleNamespace(state=state), segments=lambda: [Path("os.000001.hrl")])
-    mounted = SimpleNamespace(image=image, alone=alone, disk=wanted.where / "os.img")
-    ready(mounted)
+    faults, verdicts = SimpleNamespace(seed=1, armed=["x"]), [sample(FaultVerdict)]
+    disk = wanted.where / "os.img"
+    mounted = SimpleNamespace(image=image, alone=alone, disk=disk, faults=faults, verdicts=verdicts)
+    listener.ready(mounted)
+    listener.injected(sample(Injection))
     return mounted
 
 

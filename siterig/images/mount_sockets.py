@@ -1,0 +1,170 @@
+"""The socket of a mount's process, and the way from a mount point to it.
+
+The socket is ``mount.sock`` in a private folder (0700) of the user of the mount, which is named by the device number of the
+mount: ``/run/user/UID/siterig/mount-0-57``.  The table of mounts has device number and user of each mount point, so that
+every process of this host finds the socket, and no access to the mount is needed.
+
+Fault contract: a killed process leaves the folder.  The next mount with this device number takes it over; a command finds
+that nothing answers there, and says that the mount is dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.guests import loop_devices
+from siterig.images.mountpoint import SOURCE_PREFIX
+
+SOCKET = "mount.sock"
+_OWN = "siterig"
+_BACKLOG = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FoundMount:
+    """A siterig mount in the table of mounts."""
+
+    point: Path
+    device: str
+    uid: int
+
+
+def folder_name(device: str) -> str:
+    """Return the name of the folder of a mount with this device number (``MAJ:MIN``)."""
+    return f"mount-{device.replace(':', '-')}"
+
+
+def _bases(uid: int) -> list[Path]:
+    """Return the folders in which a user's sockets may be, best first."""
+    found = [Path(f"/run/user/{uid}")]
+    if uid == os.geteuid() and (own := os.environ.get("XDG_RUNTIME_DIR")):
+        found.insert(0, Path(own))
+    shared = [Path(tempfile.gettempdir()), Path("/tmp")]  # noqa: S108 (the folder in it is checked to be private)
+    return [base / _OWN for base in found] + [base / f"{_OWN}-{uid}" for base in dict.fromkeys(shared)]
+
+
+def _is_private(folder: Path, uid: int) -> bool:
+    """Return True if only this user can have put anything there."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o077
+
+
+@contextmanager
+def listening(device: str) -> Iterator[tuple[socket.socket, Path]]:
+    """Yield a socket that listens for calls to this process, and its path; remove both at the end.
+
+    Args:
+        device: the device number of the mount.
+    Raises:
+        RigError: ``FolderUnusable`` if there is no folder for it.
+    """
+    folder = _new_folder(device)
+    path = folder / SOCKET
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        try:
+            path.unlink(missing_ok=True)  # of a killed process
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+        except OSError as error:
+            raise RigError(Code.FolderUnusable, f"{path}: no socket can be made: {reason(error, path)}") from error
+        yield listener, path
+    finally:
+        listener.close()
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            folder.rmdir()
+
+
+def _new_folder(device: str) -> Path:
+    uid, problem = os.geteuid(), "none"
+    for base in _bases(uid):
+        if not base.parent.is_dir():
+            continue
+        try:
+            base.mkdir(mode=0o700, exist_ok=True)
+            if not _is_private(base, uid):
+                problem = f"{base} is not a private folder of this user"
+                continue
+            folder = base / folder_name(device)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            problem = f"{base}: {reason(error, base)}"
+            continue
+        return folder
+    raise RigError(Code.FolderUnusable, f"there is no folder for the socket of the mount: {problem}; set XDG_RUNTIME_DIR")
+
+
+# --- from a mount point to the socket --------------------------------------------------------------------------------
+
+
+def find_mount(where: Path) -> FoundMount:
+    """Return the siterig mount at a folder.
+
+    Raises:
+        RigError: ``NotAMount`` names the siterig mounts that there are.
+    """
+    point = os.path.realpath(where)
+    lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n")
+    at_point, ours = None, dict[str, FoundMount]()
+    for line in lines:
+        (device, source, mounted), *_ = loop_devices.parse_mountinfo(line)
+        if mounted == point:
+            at_point = source
+            ours.pop(mounted, None)  # something is mounted over it
+        if source.startswith(SOURCE_PREFIX):
+            uid = re.search(r"(?:^|,)user_id=(\d+)", line.rpartition(" ")[2])
+            ours[mounted] = FoundMount(Path(mounted), device, int(uid[1]) if uid else 0)
+    if point in ours:
+        return ours[point]
+    there = ", ".join(ours) or "none"
+    now = "nothing is mounted there" if at_point is None else f"{at_point} is mounted there"
+    raise RigError(Code.NotAMount, f"{where}: is no mount of siterig: {now}; the mounts of siterig are: {there}")
+
+
+def socket_of(mount: FoundMount) -> Path:
+    """Return the socket of a mount's process.
+
+    Raises:
+        RigError: ``DeadMount`` if the process was killed; ``NotPermitted`` if it belongs to another user.
+    """
+    for base in _bases(mount.uid):
+        path = base / folder_name(mount.device) / SOCKET
+        if _is_private(base, mount.uid) and path.exists():
+            _check_answers(mount, path)
+            return path
+    if os.geteuid() not in (0, mount.uid):
+        raise RigError(Code.NotPermitted, f"{mount.point}: belongs to the user with the number {mount.uid}")
+    raise lost(mount)
+
+
+def _check_answers(mount: FoundMount, path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
+        try:
+            asking.connect(str(path))
+        except OSError as error:
+            raise lost(mount) from error
+
+
+def lost(mount: FoundMount) -> RigError:
+    """Return the error that nothing serves a mount any more."""
+    return RigError(
+        Code.DeadMount,
+        f"{mount.point}: its process does not answer: it was killed; unmount it: fusermount3 -u {mount.point}",
+    )
