@@ -11,8 +11,10 @@ from siterig.blockfs.core.wire_model import Whole, WireModel
 class VaultMoment(WireModel):
     """Something that happened in the vault.
 
-    ``name``: the code of an event (``EnableDrSucceeded``), or the name of a job or task with the state that it reached:
-    ``InitialReplicationStarted``.  ``vm``: the VM that it is about; empty if it is about none.
+    ``name``: the code of an event (``EnableDrSucceeded``); the name of a job or task with ``Started`` or the state that it
+    reached (``StartInitialReplicationTaskSucceeded``); the state that an item entered (``Protected``).
+    ``InitialReplicationStarted`` is another name of the state ``InitialReplicationInProgress``.  ``vm``: the VM that it is
+    about; empty if it is about none.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The moments of the vault, read off the rows that a transaction writes, so that no task that writes them must note them.
+"""The moments of the vault, read off the rows that a transaction writes: no task that writes a row has to note them.
 
 Fault contract: moments are in memory only, the last ``MOMENTS_KEPT`` of them.  Those of a transaction count when it is
 committed.
@@ -15,11 +15,13 @@ from sqlalchemy import event, inspect
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.moments import MomentFeed, VaultMoment, VaultMoments
-from siterig.azure_emu.vault.db.schema import EventRow, JobRow, TaskRow
+from siterig.azure_emu.vault.db.schema import EventRow, ItemRow, JobRow, TaskRow
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 
 MOMENTS_KEPT = 1000
 _STARTED = "InProgress"
+_ALIASES = {"InitialReplicationInProgress": "InitialReplicationStarted"}
+"""Further names of states of an item."""
 
 
 class MomentLog(MomentFeed):
@@ -65,6 +67,10 @@ class WrittenMoments:
                 self._found.append((row.code, row.affected_object))
             elif isinstance(row, JobRow) and row in session.new:
                 self._found.append((f"{row.scenario}Started", row.vm))
+            elif isinstance(row, ItemRow) and inspect(row).attrs.protection_state.history.has_changes():
+                self._found.append((row.protection_state, row.vm))
+                if row.protection_state in _ALIASES:
+                    self._found.append((_ALIASES[row.protection_state], row.vm))
             elif isinstance(row, TaskRow) and inspect(row).attrs.state.history.has_changes() and row.state != "NotStarted":
                 state = "Started" if row.state == _STARTED else row.state
                 self._found.append((f"{row.name}{state}", row.job_id))

@@ -84,7 +84,7 @@ async def test_faults_of_a_rig_are_in_force_recorded_and_undone(tmp_path: Path) 
     async with Testbed.up(tmp_path / "rig") as rig:
         await rig.vault.create_vm(vm=VM, disks=[DiskSpec(name=name, size_bytes=DISK_BYTES) for name in ("os", "data")])
         steps = Steps(rig, await rig.start_faults())
-        await steps.add("process mark=protected after=event:EnableDrSucceeded/web01 name=event")
+        await steps.add("process mark=protected after=event:InitialReplicationStarted/web01 name=event")
         await ended(rig, await rig.vault.enable_protection(vm=VM, interval_s=30))
         await a_guest_meets_an_error_once(steps)
         await a_killed_director_continues(steps)
