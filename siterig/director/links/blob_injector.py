@@ -45,6 +45,8 @@ BLOB_LINKS = tuple(link for link in LINKS if link.endswith(f"-{AZURITE}"))
 """The links to the storage account."""
 CONNECTION_FAULTS = ("reset", "refuse", "black-hole")
 """The faults of a connection that concern one request; the others are faults of links."""
+_LASTING = ("key-rotated", "account-deleted")
+"""The faults of an account that last as long as their rule."""
 DeleteContainers = Callable[[str], Awaitable[list[str]]]
 """Deletes the containers whose names match a pattern, and returns the names."""
 
@@ -93,6 +95,12 @@ class BlobInjector(LayerInjector):
             for link in matching_links(armed.rule, BLOB_LINKS):
                 await self._entries.enter(link, armed.label)
 
+    async def resume(self, rules: Sequence[ArmedRule]) -> None:
+        await self.arm(rules)
+        for armed in rules:  # the account is still in the state that the former director gave it; nothing is deleted twice
+            if armed.fired and armed.window.is_open and armed.rule.what.account in _LASTING:
+                self._account_faults[armed.label] = armed.rule
+
     async def disarm(self, rules: Sequence[ArmedRule]) -> None:
         for armed in rules:
             self._end(armed)
@@ -114,7 +122,7 @@ class BlobInjector(LayerInjector):
         fault, where = decision.rule.what.account, decision.rule.where
         if fault is None:
             raise not_possible(decision.rule, "it needs an operation; allowed without one: account")
-        if fault in ("key-rotated", "account-deleted"):
+        if fault in _LASTING:
             self._account_faults[decision.label] = decision.rule
         if fault == "key-rotated":
             return "requests are answered 403 AuthenticationFailed from now on"
@@ -217,7 +225,7 @@ class BlobRules(BlobFaults):
                 return WithholdAnswer(is_carried_out=is_late, is_reset=True, rule=label)
             if what.lost:
                 return LoseRequest(rule=label)
-            if what.account in ("key-rotated", "account-deleted"):
+            if what.account in _LASTING:
                 return _denial(decision.rule, label)
         return None
 

@@ -83,7 +83,8 @@ class Rig:
         self.layout.link("", "").parent.mkdir()
         self.service = Service()
         self.schedule = FaultSchedule(7)
-        self.director = FaultDirector(self.schedule, link_injectors(self.layout, self.schedule))
+        self.injectors = link_injectors(self.layout, self.schedule)
+        self.director = FaultDirector(self.schedule, self.injectors)
 
     def account(self, role: str) -> BlobCacheAccount:
         text = connection_string(self.layout.azurite, self.layout.keys)
@@ -249,6 +250,18 @@ async def test_a_rotated_key_refuses_every_request_until_the_rule_is_removed(tmp
             assert (error.code, error.recoverable) == ("CacheAuthentication", False)
         await made.director.remove_fault(name="key")
         await put(agent)()
+
+
+async def test_the_next_director_keeps_the_account_as_it_is(tmp_path: Path) -> None:
+    async with rig(tmp_path) as (made, agent):
+        await made.add("blob account=account-deleted name=gone")
+        (armed,) = made.schedule.armed("blob")
+        blobs = made.injectors[1]
+        await blobs.disarm([armed])
+        await put(agent)()
+        await blobs.resume([armed])
+        assert (await failure(put(agent))).code == "CacheUnreachable"
+        assert made.service.container_deletions == 1
 
 
 async def test_containers_are_really_deleted_at_the_request_that_the_rule_counts(tmp_path: Path) -> None:
