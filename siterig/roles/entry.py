@@ -24,6 +24,7 @@ from siterig.core.failures import unwrap_rig_error
 from siterig.core.hosts import join_boot
 from siterig.core.paths import PRIVATE_UMASK, Layout
 from siterig.core.process_setup import allow_many_files, die_with_parent, forbid_core_dumps
+from siterig.rpc.client import WATCH
 from siterig.supervisor.process import HealthAnswer, Readiness
 from siterig.supervisor.process_log import log_to_stderr
 
@@ -67,6 +68,7 @@ class RoleWork(Protocol):
 async def run_until_signal(work: RoleWork, layout: Layout, clock: ControlledClock, channel_fd: int) -> None:
     """Run ``work`` until SIGTERM or SIGINT; report readiness, then answer health checks."""
     health = Health(clock)
+    WATCH.set(health.waits)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -17,7 +19,8 @@ from pydantic_core import PydanticSerializationError
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import valid_unicode
-from siterig.rpc.contract import Method, error_of, method_names
+from siterig.blockfs.core.waits import Waits
+from siterig.rpc.contract import CALL_HEADER, CALLS_PATH, Method, error_of, method_names
 
 T = TypeVar("T")
 
@@ -49,6 +52,12 @@ class Guide(Protocol):
         ...
 
 
+WATCH: ContextVar[Waits | None] = ContextVar("WATCH", default=None)
+"""The waits of this role: a call without a deadline is one while the link does not carry it."""
+WATCH_EVERY_S = 10.0
+"""The time between two questions about a call without a deadline; an answer must come within half of it."""
+LOST_AFTER = 2
+"""A call has been lost when the server does not know it so many times."""
 GUIDE: ContextVar[Callable[[Path], Guide] | None] = ContextVar("GUIDE", default=None)
 """Makes the guide for a folder of sockets; with None calls fail at once, and no wait is reported."""
 
@@ -126,18 +135,19 @@ class _Proxy:
             answered = isinstance(answer, httpx.Response)
             await guide.wait_until_back(failure.role, failure, again=harmless or not (failure.uncertain or answered))
 
-    async def _answer_to(self, path: str, body: bytes) -> httpx.Response:
+    async def _answer_to(self, path: str, body: bytes, call: str | None = None) -> httpx.Response:
         if self._link is not None and os.path.lexists(self._link):  # a fault rule is armed on the link
             if self._linked_client is None:
                 self._linked_client = _client(self._link)
             try:
-                return await self._exchange(self._linked_client, path, body)
+                return await self._exchange(self._linked_client, path, body, call)
             except httpx.ConnectError:  # the last rule was just removed, or the director of the faults was killed
                 pass
-        return await self._exchange(self._client, path, body)
+        return await self._exchange(self._client, path, body, call)
 
-    async def _exchange(self, client: httpx.AsyncClient, path: str, body: bytes) -> httpx.Response:
-        async with client.stream("POST", path, content=body) as answer:
+    async def _exchange(self, client: httpx.AsyncClient, path: str, body: bytes, call: str | None) -> httpx.Response:
+        headers = {} if call is None else {CALL_HEADER: call}
+        async with client.stream("POST", path, content=body, headers=headers) as answer:
             size_bytes = int(answer.headers.get("content-length", 0))  # every answer of the server has it
             if size_bytes > ANSWER_BYTES_MAX:
                 raise RigError(
@@ -149,13 +159,17 @@ class _Proxy:
     async def _ask(self, method: Method, body: bytes, guide: Guide | None) -> httpx.Response | RigError:
         """Call once; return the answer, or the failure if there is none."""
         limit_s = method.deadline_s
+        watch = WATCH.get()
+        call = None if watch is None or math.isfinite(limit_s) else str(uuid.uuid4())
         answer: httpx.Response | httpx.TransportError | RigError | None = None
         with self._clock.move_on_after(limit_s):
             async with trio.open_nursery() as nursery:
                 if guide is not None:
                     nursery.start_soon(self._report_wait, guide)
+                if call is not None and watch is not None:
+                    nursery.start_soon(self._watch, watch, method, call, nursery.cancel_scope)
                 try:
-                    answer = await self._answer_to(f"/{self._service}/{method.name}", body)
+                    answer = await self._answer_to(f"/{self._service}/{method.name}", body, call)
                 except (httpx.TransportError, RigError) as error:
                     answer = error
                 nursery.cancel_scope.cancel()
@@ -164,13 +178,39 @@ class _Proxy:
         if isinstance(answer, RigError):
             raise answer
         uncertain = not isinstance(answer, httpx.ConnectError)
-        if answer is None:
+        if answer is None and call is not None:
+            message = f"the {self._role} no longer works on the call {method.name}: its answer is lost{self._by_link}"
+        elif answer is None:
             message = f"the {self._role} did not answer within {limit_s:g} s{self._by_link}"
         else:
             message = f"the {self._role} does not answer at {self._socket}{self._by_link}: {answer or type(answer).__name__}"
         failure = RigError(Code.RoleUnavailable, message, recoverable=True, role=self._role, uncertain=uncertain)
         failure.__cause__ = answer
         return failure
+
+    async def _watch(self, waits: Waits, method: Method, call: str, scope: trio.CancelScope) -> None:
+        """Ask for a call without a deadline: report a link that does not carry it, and end a call that was lost."""
+        place, lost = f"call {call}", 0
+        try:
+            while lost < LOST_AFTER:
+                await self._clock.sleep(WATCH_EVERY_S)
+                is_known = await self._knows(call)
+                lost = lost + 1 if is_known is False else 0
+                if is_known is None:
+                    text = f"the {self._role} does not answer{self._by_link}, and the call {method.name} waits for it"
+                    waits.set(place, Code.RoleUnavailable, text)
+                else:
+                    waits.clear(place)
+        finally:
+            waits.clear(place)
+        scope.cancel()
+
+    async def _knows(self, call: str) -> bool | None:
+        """Return True if the server works on a call; None if it does not answer in time."""
+        with self._clock.move_on_after(WATCH_EVERY_S / 2), suppress(httpx.TransportError, RigError):
+            answer = await self._answer_to(CALLS_PATH, call.encode())
+            return bool(answer.json()["is_running"])
+        return None
 
     @property
     def _role(self) -> str:

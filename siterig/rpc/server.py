@@ -25,7 +25,7 @@ from siterig.blockfs.core.printable import valid_unicode
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.json_text import json_text
 from siterig.core.failures import unwrap_rig_error
-from siterig.rpc.contract import ErrorBody, Method, check_socket_path, error_body, methods
+from siterig.rpc.contract import CALL_HEADER, CALLS_PATH, ErrorBody, Method, check_socket_path, error_body, methods
 
 REQUEST_BYTES_MAX = 16 << 20
 """The longest request is a report of damage or tags, of some hundred kilobytes."""
@@ -101,6 +101,7 @@ async def _call(where: str, method: Method, service: object, body: bytes) -> Res
 
 def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
     """Return the ASGI application that answers for ``services`` (name -> Protocol, implementation)."""
+    running: set[str] = set()
     table = {name: (methods(protocol), service) for name, (protocol, service) in services.items()}
 
     async def call(request: Request) -> Response:
@@ -124,16 +125,31 @@ def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
                 pass
             nursery.cancel_scope.cancel()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(cancel_on_disconnect)
-            response = await _call(where, known[wanted], service, body)
-            nursery.cancel_scope.cancel()
+        call_name = request.headers.get(CALL_HEADER)
+        if call_name is not None:
+            running.add(call_name)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel_on_disconnect)
+                response = await _call(where, known[wanted], service, body)
+                nursery.cancel_scope.cancel()
+        finally:
+            running.discard(call_name or "")
         return response
+
+    async def is_running(request: Request) -> Response:
+        return JSONResponse({"is_running": (await request.body()).decode(errors="replace") in running})
 
     async def health(_: Request) -> Response:
         return JSONResponse({"services": list(table)})
 
-    return Starlette(routes=[Route("/health", health), Route("/{service}/{method}", call, methods=["POST"])])
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route(CALLS_PATH, is_running, methods=["POST"]),
+            Route("/{service}/{method}", call, methods=["POST"]),
+        ]
+    )
 
 
 def _make_room(socket: Path) -> None:
