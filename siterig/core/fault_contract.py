@@ -22,7 +22,12 @@ from siterig.scenarios.faults.records import FaultVerdict, Injection, RuleStatus
 
 INJECTOR_LAYERS: tuple[LayerName, ...] = ("disk", "log", "store")
 """The layers whose operations are decided in other roles."""
-LAYERS_OF_ROLE: Mapping[str, tuple[LayerName, ...]] = {"site": ("disk",), "azure": ("disk",)}
+LAYERS_OF_ROLE: Mapping[str, tuple[LayerName, ...]] = {
+    "site": ("disk", "log"),
+    "agent": ("log",),
+    "applier": ("store",),
+    "azure": ("disk", "log", "store"),
+}
 """The roles that serve a ``FaultInjector``, and the layers that it has."""
 DIRECTOR = "faults"
 """The role that directs the faults of a rig."""

@@ -46,6 +46,7 @@ class DiskInjector(FaultInjector):
         list_disks: returns the open disks.
         must_match: refuse a rule that matches none of them; otherwise a disk that it matches may be opened later.
         injected: is awaited with injections that happened, before the operations that are held for them continue.
+        log: the log of the process's injections; None for one of its own.
         clock: gives the times of faults without an operation.
     """
 
@@ -55,6 +56,7 @@ class DiskInjector(FaultInjector):
         *,
         must_match: bool = False,
         injected: Callable[[Sequence[InjectedFault]], Awaitable[None]] = _tell_nobody,
+        log: InjectionLog | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._list_disks, self._must_match, self._injected, self._clock = list_disks, must_match, injected, clock
@@ -64,7 +66,9 @@ class DiskInjector(FaultInjector):
         self._read: dict[DiskFaults, tuple[int, int]] = {}
         self._kept_unsynced: set[DiskFaults] = set()
         self._nursery: trio.Nursery | None = None
-        self._log = InjectionLog(lambda: {name: armed.count() for name, armed in self._armed.items()}, clock)
+        self._log = log or InjectionLog(self.counts, clock)
+        if log is not None:
+            log.count_also(self.counts)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Record injections, until cancelled."""

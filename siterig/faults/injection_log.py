@@ -29,12 +29,16 @@ class InjectionLog:
     """
 
     def __init__(self, counts: Callable[[], dict[str, FaultCount]], clock: Clock = SYSTEM_CLOCK) -> None:
-        self._counts, self._clock = counts, clock
+        self._sources, self._clock = [counts], clock
         self._epoch = str(uuid.uuid4())
         self._sequence = self._dropped = self._reported = 0
         self._kept: deque[tuple[int, InjectedFault]] = deque()
         self._over: dict[str, FaultCount] = {}
         self._news = trio.Event()
+
+    def count_also(self, counts: Callable[[], dict[str, FaultCount]]) -> None:
+        """Report the counts of another injector of this process, too."""
+        self._sources.append(counts)
 
     def add(self, injected: InjectedFault) -> None:
         """Note an injection."""
@@ -74,7 +78,7 @@ class InjectionLog:
             sequence=found[-1][0] if found else max(after, self._sequence),
             dropped=self._dropped,
             injections=[injected for _, injected in found],
-            counts=self._over | self._counts(),
+            counts=self._over | {name: count for counts in self._sources for name, count in counts().items()},
         )
 
     def _wake(self) -> None:

@@ -6,19 +6,18 @@ the engine in C has no hook.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
-import structlog
 import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
-from siterig.blockfs.core.errors import RigError
 from siterig.core.fault_contract import ArmedFaults, FaultInjector, FaultPlan, FaultReport
 from siterig.faults.injection_log import InjectionLog
 from siterig.host_faults import damage
+from siterig.host_faults.disk_names import DiskNames
 from siterig.host_faults.faulty_calls import FaultyCalls
 from siterig.host_faults.host_rules import HostRule
-from siterig.host_faults.places import FilePlaces
+from siterig.host_faults.places import FilePlaces, HostLayer
 from siterig.host_faults.rule_book import RuleBook
 from siterig.scenarios.faults.atlas import FaultAtlas
 
@@ -26,13 +25,6 @@ TARGETS_MAX = 20
 """At most so many files of a rule are listed."""
 NAMES_EVERY_S = 2.0
 """The delay between two questions for the names of managed disks, while rules are armed."""
-DiskNames = Mapping[str, tuple[str, str]]
-"""VM and name of managed disks by their id."""
-_log = structlog.get_logger("faults")
-
-
-async def _no_names() -> DiskNames:
-    return {}
 
 
 class HostFileInjector(FaultInjector):
@@ -40,10 +32,13 @@ class HostFileInjector(FaultInjector):
 
     Use it on one trio thread; there is one in a process.
 
+    Attributes:
+        log: the log of injections, which other injectors of the process may use, too.
+
     Args:
         places: the files of the process, for each layer once.
-        acts_at_once: False in a process that has the same files as another one: that one carries out immediate faults.
-        ask_names: returns VM and name of the managed disks by their id; :attr:`names` has them then.
+        lent: layers whose files belong to another process, which carries out immediate faults.
+        names: the names of the managed disks, which are asked for while rules are armed; None without managed disks.
         clock: the time of injections.
         atlas: the intact copies of blocks, for rules with ``recoverable = true``; None if they are not known here.
     """
@@ -52,25 +47,20 @@ class HostFileInjector(FaultInjector):
         self,
         places: Sequence[FilePlaces],
         *,
-        acts_at_once: bool = True,
-        ask_names: Callable[[], Awaitable[DiskNames]] = _no_names,
+        lent: Collection[HostLayer] = (),
+        names: DiskNames | None = None,
         clock: Clock = SYSTEM_CLOCK,
         atlas: FaultAtlas | None = None,
     ) -> None:
         self._book = RuleBook(places, clock=clock, atlas=atlas)
         self._calls = FaultyCalls(self._book)
-        self._log = InjectionLog(self._book.counts, clock)
-        self._acts_at_once, self._ask_names, self._clock = acts_at_once, ask_names, clock
-        self._names: DiskNames = {}
+        self.log = InjectionLog(self._book.counts, clock)
+        self._lent, self._names, self._clock = frozenset(lent), names, clock
         self._epoch = ""
         self._token: trio.lowlevel.TrioToken | None = None
         self._in_force = False
         self._changed = trio.Event()
         self._book.has_news = self._wake
-
-    def name_of(self, disk_id: str) -> tuple[str, str] | None:
-        """Return VM and name of a managed disk; None if they are not known (for the places)."""
-        return self._names.get(disk_id)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the names of managed disks until cancelled; then remove all rules."""
@@ -92,15 +82,7 @@ class HostFileInjector(FaultInjector):
         self._remove([rule.name for rule in self._book.rules()])
 
     async def _learn_names(self) -> None:
-        if "store" not in self._book.layers:
-            return
-        try:
-            names = await self._ask_names()
-        except RigError as error:
-            _log.info("disk_names_unknown", code=error.code, reason=error.message)
-            return
-        if names != self._names:
-            self._names = dict(names)
+        if self._names is not None and await self._names.learn():
             self._calls.files_changed()
 
     def _follow(self) -> None:
@@ -118,7 +100,7 @@ class HostFileInjector(FaultInjector):
 
     def _remove(self, names: Sequence[str]) -> None:
         for name, count in self._book.remove(names).items():
-            self._log.note_over(name, count)
+            self.log.note_over(name, count)
         self._follow()
 
     # --- the contract ---------------------------------------------------------------------------------------------
@@ -128,7 +110,7 @@ class HostFileInjector(FaultInjector):
         try:
             await self._learn_names()
             for rule in new:
-                self._log.forget_over(rule.name)
+                self.log.forget_over(rule.name)
                 if self._is_due(rule):
                     damage.check_possible(self._book, rule)
             self._follow()
@@ -140,7 +122,7 @@ class HostFileInjector(FaultInjector):
         return self._armed([self._book.rule(plan.name) for plan in plans])
 
     def _is_due(self, rule: HostRule) -> bool:
-        return rule.rule.is_immediate and rule.is_open and self._acts_at_once
+        return rule.rule.is_immediate and rule.is_open and rule.layer not in self._lent
 
     async def _act(self, rule: HostRule) -> None:
         if self._is_due(rule):
@@ -170,13 +152,13 @@ class HostFileInjector(FaultInjector):
         if epoch == self._epoch:
             self._book.note_arrived(after)
         self._note_news()
-        report = await self._log.report(after=after, epoch=epoch, patience_s=patience_s)
+        report = await self.log.report(after=after, epoch=epoch, patience_s=patience_s)
         self._epoch = report.epoch
         return report
 
     def _note_news(self) -> None:
         for injected in self._book.take_injections():
-            self._log.add(injected)
+            self.log.add(injected)
 
     def _wake(self) -> None:
         if self._token is not None:

@@ -11,10 +11,12 @@ from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.blockfs.core.clock import Clock
+from siterig.core.fault_contract import FaultInjector
 from siterig.core.paths import Layout
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S
 from siterig.replication.hyperv.agent import HyperVAgent
 from siterig.roles.entry import Health, run_role
+from siterig.roles.fault_injection import RoleInjector, of_agent
 from siterig.rpc import directory, server
 from siterig.supervisor.launch import QUICK_RETRIES
 
@@ -43,10 +45,13 @@ async def run(
         clock=clock,
         waits=health.waits,
     )
+    injector = RoleInjector(partial(of_agent, layout, clock))
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(agent.run)
-            await nursery.start(server.serve, {"Provider": (Provider, agent)}, layout.socket("agent"))
+            nursery.start_soon(injector.run)
+            faces = {"Provider": (Provider, agent), "FaultInjector": (FaultInjector, injector)}
+            await nursery.start(server.serve, faces, layout.socket("agent"))
             task_status.started()
     finally:
         cache.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import trio
 
 from siterig.azure_emu.applier.applier import Applier
@@ -10,8 +12,10 @@ from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.blockfs.core.clock import Clock
+from siterig.core.fault_contract import FaultInjector
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
+from siterig.roles.fault_injection import RoleInjector, of_applier
 from siterig.rpc import directory, server
 
 
@@ -22,10 +26,13 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
     )
     applier = Applier(layout.managed_disks, cache, directory.applier_reports(layout, "applier"), health.waits, clock)
     service = RecoveryService(applier, cache)
+    injector = RoleInjector(partial(of_applier, layout, clock))
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(service.run)
-            await nursery.start(server.serve, {"RecoverySide": (RecoverySide, service)}, layout.socket("applier"))
+            nursery.start_soon(injector.run)
+            faces = {"RecoverySide": (RecoverySide, service), "FaultInjector": (FaultInjector, injector)}
+            await nursery.start(server.serve, faces, layout.socket("applier"))
             task_status.started()
     finally:
         cache.close()

@@ -15,6 +15,7 @@ from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
+from siterig.roles.fault_injection import RoleInjector, of_disk_host
 from siterig.roles.hosting import clear_stale, host_disks
 from siterig.rpc import directory
 
@@ -41,10 +42,13 @@ async def run(
         clock=clock,
         report_changed=changed.note,
     )
+    injector = RoleInjector(partial(of_disk_host, host, layout, "azure", clock))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(views.watch, directory.damage_reports(layout, "azure"))
         nursery.start_soon(changed.report, directory.damage_reports(layout, "azure"))
-        await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, fuse_options=fuse_options)
+        await host_disks(
+            host, layout.azure_mount, layout.socket("azure"), task_status, fuse_options=fuse_options, injector=injector
+        )
         nursery.cancel_scope.cancel()
 
 

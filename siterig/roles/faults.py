@@ -25,7 +25,12 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
         supervisor=directory.supervisor(layout, DIRECTOR),
         moments=directory.moments(layout, DIRECTOR),
         hosts={"site": directory.site(layout, DIRECTOR), "azure": directory.azure(layout, DIRECTOR)},
-        injectors={"site": directory.site_faults(layout, DIRECTOR), "azure": directory.azure_faults(layout, DIRECTOR)},
+        injectors={
+            "site": directory.site_faults(layout, DIRECTOR),
+            "agent": directory.agent_faults(layout, DIRECTOR),
+            "applier": directory.applier_faults(layout, DIRECTOR),
+            "azure": directory.azure_faults(layout, DIRECTOR),
+        },
         note_reboot=partial(note_reboot, layout),
         others=partial(link_injectors, layout),
         clock=clock,

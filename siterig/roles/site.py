@@ -13,6 +13,7 @@ from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
+from siterig.roles.fault_injection import RoleInjector, of_disk_host
 from siterig.roles.hosting import clear_stale, host_disks
 
 
@@ -34,7 +35,10 @@ async def run(
         snapshot_share_max=limits.snapshot_share_max,
         clock=clock,
     )
-    await host_disks(host, layout.site_mount, layout.socket("site"), task_status, fuse_options=fuse_options)
+    injector = RoleInjector(partial(of_disk_host, host, layout, "site", clock))
+    await host_disks(
+        host, layout.site_mount, layout.socket("site"), task_status, fuse_options=fuse_options, injector=injector
+    )
 
 
 def main() -> None:

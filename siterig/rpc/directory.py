@@ -83,6 +83,10 @@ site_faults = Service(FaultInjector, "site")
 """The injector of the faults of the site's disk host."""
 azure_faults = Service(FaultInjector, "azure")
 """The injector of the faults of the disk host of the recovery side."""
+applier_faults = Service(FaultInjector, "applier")
+"""The injector of the faults of managed disks in the applier."""
+agent_faults = Service(FaultInjector, "agent")
+"""The injector of the faults that the agent meets when it reads change logs."""
 
 SERVICES: tuple[Service[Any], ...] = (
     vault,
@@ -100,5 +104,7 @@ SERVICES: tuple[Service[Any], ...] = (
     role_starts,
     site_faults,
     azure_faults,
+    applier_faults,
+    agent_faults,
 )
 """All services of a rig."""
