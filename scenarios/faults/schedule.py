@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -131,6 +131,7 @@ class FaultSchedule:
         seed: the seed of all random choices; None for a random one, which :attr:`seed` has.
         clock: gives the times of windows and injections.
         atlas: decides which damage is recoverable; needed for rules with ``recoverable = true``.
+        remote_layers: layers whose operations another process decides, also which damage there is recoverable.
         exists: returns True if the file of ``while_file`` exists.
     """
 
@@ -140,10 +141,12 @@ class FaultSchedule:
         *,
         clock: Clock = SYSTEM_CLOCK,
         atlas: FaultAtlas | None = None,
+        remote_layers: Collection[LayerName] = (),
         exists: Callable[[Path], bool] = Path.exists,
     ) -> None:
         self.seed = secrets.randbelow(10**9) if seed is None else seed
         self._clock, self._atlas, self._exists = clock, atlas, exists
+        self._remote_layers = frozenset(remote_layers)
         self._board = TriggerBoard(clock)
         self._lock = threading.RLock()
         self._armed: dict[str, ArmedRule] = {}
@@ -182,7 +185,7 @@ class FaultSchedule:
                 raise RigError(Code.InvalidFault, "; ".join(map(str, located)))
             default = self.seed if seed is None else seed
             new = [self._arm(rule, None if ranges is None else ranges(rule), default) for rule in added]
-            if any(armed.rule.expect.recoverable for armed in new) and self._atlas is None:
+            if self._atlas is None and any(map(self._asks_atlas, new)):
                 raise RigError(Code.InvalidFault, "expect.recoverable: true: it is not known here which copies a block has")
             self._armed |= {armed.label: armed for armed in new}
             changes = _Changes(windows=[armed for armed in new if armed.window.refresh(self._board)])
@@ -190,6 +193,9 @@ class FaultSchedule:
             _log.info("fault_armed", rule=armed.label, words=armed.rule.words())
         self._announce(changes)
         return new
+
+    def _asks_atlas(self, armed: ArmedRule) -> bool:
+        return armed.rule.expect.recoverable and armed.rule.where.layer not in self._remote_layers
 
     def _arm(self, rule: FaultRule, ranges: Sequence[ByteRange] | None, default_seed: int) -> ArmedRule:
         when, label = rule.when, rule.label

@@ -16,7 +16,7 @@ from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
-from siterig.core.fault_contract import FaultInjector
+from siterig.core.fault_contract import INJECTOR_LAYERS, FaultInjector
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.director.director import FaultDirector
 from siterig.director.injectors import LayerInjector
@@ -60,7 +60,8 @@ class DirectedRig:
     ) -> None:
         self._run_file, self._clock, self._supervisor = run_file, clock, supervisor
         self._saved = read_run(run_file)
-        self.schedule = FaultSchedule(None if self._saved is None else self._saved.seed, clock=clock)
+        seed = None if self._saved is None else self._saved.seed
+        self.schedule = FaultSchedule(seed, remote_layers=INJECTOR_LAYERS, clock=clock)
         if self._saved is not None:
             restore_run(self.schedule, self._saved, read_injections(injection_file))
         self.schedule.subscribe(InjectionFile(injection_file))

@@ -14,18 +14,20 @@ from siterig.scenarios.faults.operations import FaultOperation
 
 _N = 1
 """An immediate fault is its own first operation."""
+_FILE_CHOICE = 1
+"""The number of the choice of a file: these rules have no delay, to which it belongs otherwise."""
 
 
 def act_at_once(book: RuleBook, rule: HostRule) -> None:
-    """Carry out the immediate fault of a rule whose window is open, unless it has happened already.
+    """Carry out the immediate fault of a rule whose window is open, unless it has happened.
 
-    The seed chooses among the files at the rule's place.
+    Without a file at the rule's place nothing happens: another process may have one.  The seed chooses among the files at the rule's place.
 
     Raises:
-        RigError: ``FaultNotPossible`` if there is no such file, or none with bytes to change; nothing has happened then.
+        RigError: ``FaultNotPossible`` if none of the files has bytes or a chain to change; nothing has happened then.
     """
     files = sorted(book.files_of(rule), key=lambda file: file.path)
-    if book.decide_immediate(rule) is None:
+    if not files or book.decide_immediate(rule) is None:
         return
     try:
         with book.unobserved():
@@ -37,20 +39,8 @@ def act_at_once(book: RuleBook, rule: HostRule) -> None:
     book.record(rule, _N, operation, damage.done, damage.ranges)
 
 
-def check_possible(book: RuleBook, rule: HostRule) -> None:
-    """Check that the files of an immediate fault exist.
-
-    Raises:
-        RigError: ``FaultNotPossible``.
-    """
-    if not book.files_of(rule):
-        raise _not_possible(rule, "there is no such file now")
-
-
 def _damage(book: RuleBook, rule: HostRule, files: list[HostFile]) -> FileDamage:
     if "mark" in rule.effects:
-        if not files:
-            raise _not_possible(rule, "there is no such file now")
         return FileDamage(files[0], f"set the mark {rule.rule.what.mark}", ())
     if "lost" in rule.effects:
         return _lose(rule, files)
@@ -60,12 +50,10 @@ def _damage(book: RuleBook, rule: HostRule, files: list[HostFile]) -> FileDamage
 
 
 def _choose(rule: HostRule, count: int) -> int:
-    return decisions.below(rule.turns.stream, _N, decisions.FIRST_CHOICE - 1, count)
+    return decisions.below(rule.turns.stream, _N, _FILE_CHOICE, count)
 
 
 def _lose(rule: HostRule, files: list[HostFile]) -> FileDamage:
-    if not files:
-        raise _not_possible(rule, "there is no such file now")
     file = files[_choose(rule, len(files))]
     size = file.path.stat().st_size
     file.path.unlink()
@@ -75,7 +63,7 @@ def _lose(rule: HostRule, files: list[HostFile]) -> FileDamage:
 def _flip(rule: HostRule, files: list[HostFile]) -> FileDamage:
     stored = [(file, ranges) for file in files if (ranges := _stored_ranges(rule, file))]
     if not stored:
-        raise _not_possible(rule, "no file at this place has stored bytes in this range now")
+        raise not_possible(rule, "no file at this place has stored bytes in this range now")
     file, ranges = stored[_choose(rule, len(stored))]
     bits = flipped_bits(rule, _N, sum(end - start for start, end in ranges) * 8)
     places = [_place(ranges, bit // 8) for bit in bits]
@@ -125,8 +113,9 @@ def _break_chain(book: RuleBook, rule: HostRule, files: list[HostFile]) -> FileD
         if damage is not None:
             return damage
     needed = "no log has two segments" if rule.layer == "log" else "no journal has a frame"
-    raise _not_possible(rule, f"there is no chain to break: {needed} now")
+    raise not_possible(rule, f"there is no chain to break: {needed} now")
 
 
-def _not_possible(rule: HostRule, why: str) -> RigError:
+def not_possible(rule: HostRule, why: str) -> RigError:
+    """Return ``FaultNotPossible`` for a rule."""
     return RigError(Code.FaultNotPossible, f"fault {rule.name!r}: {rule.rule.words()}: {why}")

@@ -38,6 +38,7 @@ class HostFileInjector(FaultInjector):
     Args:
         places: the files of the process, for each layer once.
         lent: layers whose files belong to another process, which carries out immediate faults.
+        must_match: refuse a rule that matches no file now; otherwise another process may have such files.
         names: the names of the managed disks, which are asked for while rules are armed; None without managed disks.
         clock: the time of injections.
         atlas: the intact copies of blocks, for rules with ``recoverable = true``; None if they are not known here.
@@ -48,14 +49,15 @@ class HostFileInjector(FaultInjector):
         places: Sequence[FilePlaces],
         *,
         lent: Collection[HostLayer] = (),
+        must_match: bool = False,
         names: DiskNames | None = None,
         clock: Clock = SYSTEM_CLOCK,
         atlas: FaultAtlas | None = None,
     ) -> None:
-        self._book = RuleBook(places, clock=clock, atlas=atlas)
+        self._book = RuleBook(places, clock=clock, atlas=atlas, lent=lent)
         self._calls = FaultyCalls(self._book)
         self.log = InjectionLog(self._book.counts, clock)
-        self._lent, self._names, self._clock = frozenset(lent), names, clock
+        self._lent, self._must_match, self._names, self._clock = frozenset(lent), must_match, names, clock
         self._epoch = ""
         self._token: trio.lowlevel.TrioToken | None = None
         self._in_force = False
@@ -111,8 +113,7 @@ class HostFileInjector(FaultInjector):
             await self._learn_names()
             for rule in new:
                 self.log.forget_over(rule.name)
-                if self._is_due(rule):
-                    damage.check_possible(self._book, rule)
+                self._check_matches(rule)
             self._follow()
             for rule in new:
                 await self._act(rule)
@@ -120,6 +121,10 @@ class HostFileInjector(FaultInjector):
             self._remove([rule.name for rule in new])
             raise
         return self._armed([self._book.rule(plan.name) for plan in plans])
+
+    def _check_matches(self, rule: HostRule) -> None:
+        if self._must_match and not self._book.files_of(rule):
+            raise damage.not_possible(rule, "there is no such file now")
 
     def _is_due(self, rule: HostRule) -> bool:
         return rule.rule.is_immediate and rule.is_open and rule.layer not in self._lent

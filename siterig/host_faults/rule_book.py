@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,15 +64,21 @@ class RuleBook:
         places: the files, one for each layer.
         clock: the time of injections.
         atlas: the intact copies of blocks, for rules with ``recoverable = true``; None if they are not known.
+        lent: layers whose files belong to another process, which knows their copies.
     """
 
     def __init__(
-        self, places: Sequence[FilePlaces], *, clock: Clock = SYSTEM_CLOCK, atlas: FaultAtlas | None = None
+        self,
+        places: Sequence[FilePlaces],
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        atlas: FaultAtlas | None = None,
+        lent: Collection[HostLayer] = (),
     ) -> None:
         self.places = tuple(places)
         self.has_news: Callable[[], None] = lambda: None
         """Called without the lock after each injection, in any thread."""
-        self._clock, self._atlas = clock, atlas
+        self._clock, self._atlas, self._lent = clock, atlas, frozenset(lent)
         self._lock = threading.Lock()
         self._own = _OwnCalls()
         self._rules: dict[str, HostRule] = {}
@@ -95,7 +101,7 @@ class RuleBook:
         with self._lock:
             new = [HostRule(plan) for plan in plans if plan.name not in self._rules]
             for rule in new:
-                rule.check(self.layers, knows_copies=self._atlas is not None)
+                rule.check(self.layers, knows_copies=self._atlas is not None or rule.layer in self._lent)
             self._rules |= {rule.name: rule for rule in new}
         for rule in new:
             _log.info("fault_armed", rule=rule.name, words=rule.rule.words())

@@ -85,6 +85,7 @@ def of_disk_host(host: DiskHost, layout: Layout, role: str, clock: Clock) -> Mad
     from siterig.faults.disk_injector import DiskInjector  # noqa: PLC0415
     from siterig.host_faults.injector import HostFileInjector  # noqa: PLC0415
     from siterig.host_faults.log_files import DiskHostLogs  # noqa: PLC0415
+    from siterig.scenarios.faults.atlas import FaultAtlas  # noqa: PLC0415
 
     places: list[FilePlaces] = [DiskHostLogs(host.root)]
     names = None
@@ -93,7 +94,7 @@ def of_disk_host(host: DiskHost, layout: Layout, role: str, clock: Clock) -> Mad
 
         names = _names(layout, role)
         places.append(ManagedDisks(layout.managed_disks, names.name_of))
-    files = HostFileInjector(places, lent=["store"], names=names, clock=clock)
+    files = HostFileInjector(places, lent=["store"], names=names, atlas=FaultAtlas(), clock=clock)
     disks = DiskInjector(lambda: disks_of_host(host), log=files.log, clock=clock)
     host.registry.report_opened = lambda disk: disks.disk_opened(disk_of_host(host, disk))
     return MadeInjector(LayeredInjector({"disk": disks, "log": files, "store": files}, files), (disks, files))
