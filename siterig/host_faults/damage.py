@@ -21,7 +21,7 @@ _FILE_CHOICE = 1
 def act_at_once(book: RuleBook, rule: HostRule) -> None:
     """Carry out the immediate fault of a rule whose window is open, unless it has happened.
 
-    Without a file at the rule's place nothing happens: another process may have one.  The seed chooses among the files at the rule's place.
+    The seed chooses among the files at the rule's place.  Without one nothing happens: another process may have it.
 
     Raises:
         RigError: ``FaultNotPossible`` if none of the files has bytes or a chain to change; nothing has happened then.

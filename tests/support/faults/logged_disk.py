@@ -31,12 +31,15 @@ class LoggedDisk:
     def __post_init__(self) -> None:
         self.positions = PositionCounter(self.root / "position")
         self.paths = DiskPaths(self.root / "web01", "web01", "os")
-        self.paths.folder.mkdir()
-        make_raw(self.paths, SIZE_BYTES)
+        is_new = not self.paths.folder.exists()
+        if is_new:
+            self.paths.folder.mkdir()
+            make_raw(self.paths, SIZE_BYTES)
         self._rng = random.Random(1)
         self._data, self._unknown = bytearray(SIZE_BYTES), bytearray(SIZE_BYTES // SECTOR_BYTES)
         self.open()
-        self.disk.tracking.start(new_generation=False)
+        if is_new:
+            self.disk.tracking.start(new_generation=False)
 
     def open(self) -> None:
         """Open the disk, as a start of its host does."""

@@ -55,11 +55,11 @@ AT_REST: list[tuple[str, str | None, bool]] = [
     ("store part=journal lost=true", None, False),  # the newest one: the watermark is lower, which the applier reports
     ("store part=base lost=true", "base", False),
     ("store part=checkpoint lost=true", None, True),
-    ("store part=metadata lost=true", "is missing", False),
+    ("store part=metadata lost=true", "managed disk is corrupt", False),
     ("store part=journal flip.bits=3", None, False),
     ("store part=base flip.bits=3 start=4KiB", None, False),
     ("store part=checkpoint flip=true", None, False),
-    ("store part=metadata flip=true", "checksum", False),
+    ("store part=metadata flip=true", "managed disk is corrupt", False),
     ("store broken_chain=true", "comes next", False),
 ]
 """Rule, a word of the error at the opening, and True if everything is intact after the fault has ended."""
