@@ -211,8 +211,9 @@ EFFECTS: Mapping[str, FaultKind] = {
         needs=("lose",),
     ),
     "survive": FaultKind(
-        _on("writes since the last flush that the power loss leaves, although they were not flushed", "disk"),
-        needs=("lose",),
+        _on("writes since the last flush that the power loss leaves, although they were not flushed", "disk")
+        | _on("with power: `random`: a random part of the writes that were not flushed is left", "machine"),
+        needs=("lose", "power"),
     ),
     "lost": FaultKind(
         _on("the file is lost", "log", "store") | _on("acknowledged, but not stored", "blob"),

@@ -159,6 +159,10 @@ def _value_problems(where: FaultPlace, what: FaultEffect) -> Iterator[Problem]:
         yield ("what", "close_after"), "is for connection = reset, black-hole or slow-close"
     if where.layer == "machine" and what.tear is not None and what.power is None:
         yield ("what", "tear"), "needs power in the same rule"
+    if where.layer == "machine" and what.survive not in (None, "random"):
+        yield ("what", "survive"), f"{list(what.survive or ())}: the writes of a whole host have no numbers; allowed: random"
+    if where.layer == "machine" and what.survive is not None and what.power not in ("loss", "off"):
+        yield ("what", "survive"), f"power = {what.power} loses no write; it is for: loss, off"
     if what.delete and where.vm is None:
         yield ("where", "vm"), "is missing: a fault that deletes a VM names it"
     if what.resize is not None and (where.vm is None or where.disk is None):

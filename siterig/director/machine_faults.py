@@ -211,5 +211,7 @@ def _plan(armed: ArmedRule) -> FaultPlan:
     lost: dict[str, Any] = {"lose": "unflushed"}
     if what.tear is not None:
         lost["tear"] = what.tear.model_dump(mode="json", exclude_none=True)
+    if what.survive is not None:
+        lost["survive"] = "random"
     name = f"{armed.label} (disks)"
     return FaultPlan(name=name, rule={"name": name, "where": place, "what": lost}, seed=armed.seed, is_open=False)

@@ -12,6 +12,7 @@ from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import completion, exit_status, fault_director, output, power, sites
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.light_commands import running
+from siterig.cli.power import PowerTarget
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc import directory
 
@@ -114,8 +115,9 @@ def lose(
     lose_power: Annotated[
         bool, typer.Option("--power", help="Lose the power of its host: unsynced writes are lost, and its boot ends.")
     ] = False,
-    tear: Annotated[
-        bool, typer.Option("--tear", help="With --power: some unsynced writes are kept, and some are torn.")
+    tear: Annotated[bool, typer.Option("--tear", help="With --power: some unsynced writes are torn, too.")] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help="With --power: all unsynced writes are lost, in place of a random part of them.")
     ] = False,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the random choices.")] = None,
     prepare: Annotated[
@@ -128,17 +130,18 @@ def lose(
     async def work() -> None:
         supervisor = await _supervisor(folder)
         if not lose_power:
-            if tear or prepare or seed is not None:
-                option = "--tear" if tear else "--prepare" if prepare else f"--seed {seed}"
+            given = {"--tear": tear, "--all": all_, "--prepare": prepare, f"--seed {seed}": seed is not None}
+            option = next((name for name, is_given in given.items() if is_given), None)
+            if option is not None:
                 raise RigError(Code.BadRequest, f"{option}: belongs to --power, which is missing")
             _print(await sites.lose(supervisor, site), as_json=as_json)
             return
-        where = {"host": sites.check(site)}
+        target, extent = PowerTarget.site(sites.check(site)), power.extent_of(tear=tear, all_=all_)
         director = await fault_director.started_director(folder)
         if prepare:
-            await power.prepare(director, site, where, "off", tear=tear, seed=seed)
+            await power.prepare(director, target, extent, seed)
         else:
-            lost = await power.lose(director, site, where, "off", tear=tear, seed=seed)
+            lost = await power.lose(director, target, extent, seed)
             output.notice(lost.done)
         _print(sites.of(await supervisor.status(), site), as_json=as_json)
 
@@ -151,7 +154,7 @@ def restore(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) 
     async def work() -> None:
         supervisor = await _supervisor(folder)
         director = await fault_director.director_if_any(folder)
-        name = power.loss_name(sites.check(site))
+        name = PowerTarget.site(sites.check(site)).rule_name
         if director is not None and any(rule.name == name for rule in (await director.list_faults()).rules):
             await director.remove_fault(name=name)
         _print(await sites.restore(supervisor, site), as_json=as_json)

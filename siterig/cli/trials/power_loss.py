@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.cli import exit_status, output
-from siterig.cli.commands.options import Json, example
+from siterig.cli import completion, exit_status, fault_director, output, power
+from siterig.cli.commands.options import Dir, Json, example
+from siterig.cli.power import PowerTarget
 from siterig.core.power_contract import LossExtent, PowerControl, PowerLossReport
 from siterig.images.mount_calls import of_mount
 
@@ -28,7 +29,15 @@ def power_of(target: Path) -> tuple[PowerControl, str]:
 
 
 def power_loss(
-    target: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of siterig mount --power-loss.")],
+    folder: Dir,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR|VM",
+            help="Folder of siterig mount --power-loss, or name of a VM of the rig.",
+            autocompletion=completion.vms,
+        ),
+    ],
     *,
     tear: Annotated[bool, typer.Option("--tear", help="Tear some of the writes into sectors of 512 bytes, too.")] = False,
     all_: Annotated[
@@ -40,18 +49,24 @@ def power_loss(
             "--seed", metavar="N", min=0, help="Seed of the random choices. Default: a random one, which is shown."
         ),
     ] = None,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="VM: only let its disks keep unsynced writes from now on, for the loss.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Lose the power of the disks of a mount at one position: unsynced writes are lost, all or some of them.
+    """Lose the power of the disks of a mount or VM at one position: unsynced writes are lost, all or some of them.
 
-    It is refused while a file system is mounted from a disk, or a program has it open.
+    In a mount it is refused while a file system is mounted from a disk, or a program has it open.  Guests of a VM lose it.
     """
 
     async def work() -> None:
-        if tear and all_:
-            raise RigError(Code.BadRequest, "--tear and --all: they exclude each other: writes are either torn or lost")
-        extent: LossExtent = "torn" if tear else "all" if all_ else "random"
-        control, vm = power_of(target)
+        extent = power.extent_of(tear=tear, all_=all_)
+        if not Path(target).is_dir() and "/" not in target:
+            await _lose_vm(folder, target, extent, seed, prepares=prepare, as_json=as_json)
+            return
+        if prepare:
+            raise RigError(Code.BadRequest, "--prepare: is for a VM; for a mount, make it with siterig mount --power-loss")
+        control, vm = power_of(Path(target))
         report = await control.lose_disk_power(vm=vm, extent=extent, seed=seed)
         if as_json:
             output.print_json(report)
@@ -59,6 +74,26 @@ def power_loss(
             _print(report, is_random=not all_)
 
     exit_status.run(work)
+
+
+async def _lose_vm(folder: Path, vm: str, extent: LossExtent, seed: int | None, *, prepares: bool, as_json: bool) -> None:
+    """Lose the power of a VM of a rig: its disk host is killed, too, so guests lose the disks, and its recovery runs."""
+    director = await fault_director.started_director(folder)
+    lost_vm = PowerTarget.vm(vm)
+    if prepares:
+        await power.prepare(director, lost_vm, extent, seed)
+        rule = next(rule for rule in (await director.list_faults()).rules if rule.name == lost_vm.rule_name)
+        if as_json:
+            output.print_json(rule)
+        else:
+            output.line(f"the disks of VM {vm} keep their unsynced writes: siterig power-loss {vm}")
+        return
+    lost = await power.lose(director, lost_vm, extent, seed)
+    await director.remove_fault(name=lost_vm.rule_name)
+    if as_json:
+        output.print_json(lost)
+    else:
+        output.line(lost.done)
 
 
 def _print(report: PowerLossReport, *, is_random: bool) -> None:

@@ -15,6 +15,8 @@ import trio
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
+from siterig.cli import power
+from siterig.cli.power import PowerTarget
 from siterig.core.fault_contract import FaultControl
 from siterig.scenarios.faults.records import RuleStatus
 from siterig.scenarios.faults.rules import read_rule
@@ -163,12 +165,20 @@ async def two_disks_lose_power_at_one_position(steps: Steps) -> None:
 
 
 async def a_host_that_is_off_stays_off(steps: Steps) -> None:
-    await steps.add("machine site power=off name=off")
-    with pytest.raises(RigError, match="held down by fault 'off'"):
+    target = PowerTarget.site("site")
+    await power.prepare(steps.director, target, "all", 7)
+    steps.write("data", b"unsynced" * 512, 32768, sync=False)
+    with pytest.raises(RigError, match="--tear had to be given with --prepare"):
+        await power.lose(steps.director, target, "torn", None)
+    lost = await power.lose(steps.director, target, "random", None)
+    assert "1 of 1 unsynced writes lost" in lost.done
+    assert lost.done.endswith("; site: off")
+    with pytest.raises(RigError, match="held down by fault 'power loss of site'"):
         await steps.rig.supervisor.start_role(name="site")
     assert (await steps.rig.supervisor.status()).faults == len(await steps.rules())
-    await steps.director.remove_fault(name="off")
+    await steps.director.remove_fault(name=target.rule_name)
     await steps.ready("site")
+    assert steps.read("data", 32768) == bytes(4096)
 
 
 async def the_verdict_names_the_rule_that_never_fired(steps: Steps) -> None:

@@ -117,6 +117,7 @@ process agent memory_max=256MiB
 clock jump=+1h
 clock drift=+200ppm
 clock agent skew=+5m
+machine azure power=off survive=random
 machine site power=loss
 machine site power=loss tear=true
 machine site power=reboot
