@@ -44,6 +44,9 @@ class FaultPlan(WireModel):
     """The seed of its random choices."""
     is_open: bool
     """False: the rule does nothing and counts nothing until its window opens."""
+    is_awaited: bool = False
+    """Other rules follow its first fault: the operation that meets it is answered when their windows are open, if the
+    injector and the director are in one process."""
 
 
 class ArmedFaults(WireModel):

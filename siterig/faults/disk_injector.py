@@ -29,6 +29,8 @@ from siterig.faults.disk_words import changed_ranges, done_words, loss_words, op
 from siterig.faults.injection_log import InjectionLog
 from siterig.scenarios.faults.rules import FaultRule, read_rule
 
+ALL_FAULTS = (1 << 63) - 1
+"""A number that no fault reaches: it releases all operations that a rule holds, now and later."""
 MAPPING_S = 10.0
 """Time limit for the sync of a guest's file system, and the map of a file in it."""
 _TRIES = 5
@@ -85,7 +87,7 @@ class DiskInjector(FaultInjector):
     async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:
         async with self._lock:
             new = [
-                ArmedDiskRule(plan, rule, map_rule(plan.name, rule, plan.seed), plan.is_open)
+                ArmedDiskRule(plan, rule, map_rule(plan.name, rule, plan.seed, is_awaited=plan.is_awaited), plan.is_open)
                 for plan, rule in self._new(plans)
             ]
             if self._must_match:
@@ -110,7 +112,7 @@ class DiskInjector(FaultInjector):
             RigError: ``FaultNotPossible``.
         """
         rule = read_rule(plan.rule)
-        armed = ArmedDiskRule(plan, rule, map_rule(plan.name, rule, plan.seed), plan.is_open)
+        armed = ArmedDiskRule(plan, rule, map_rule(plan.name, rule, plan.seed, is_awaited=plan.is_awaited), plan.is_open)
         if self._must_match:
             self._check_matches([armed])
 
@@ -381,8 +383,8 @@ class DiskInjector(FaultInjector):
                     done[armed], _ = await self._lose(armed)
             await self._tell(self._record_rows(disk, rows, done))
         finally:
-            for armed, fired in upto.items():
-                armed.release(fired)
+            for armed, fired in upto.items():  # other rules follow the first fault alone
+                armed.release(fired if armed.mapped.loss is not None else ALL_FAULTS)
 
     def _new_rows(self, disk: DiskFaults) -> tuple[int, list[tuple[ArmedDiskRule, DiskInjection]]]:
         """Return the injections of a disk since the last call, with their rules, and the number of lost ones."""

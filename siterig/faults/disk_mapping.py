@@ -64,13 +64,14 @@ def crash_fault(name: str) -> DiskFault:
     return DiskFault(name, FailEffect(errno.EIO))
 
 
-def map_rule(name: str, rule: FaultRule, seed: int) -> MappedFault:
+def map_rule(name: str, rule: FaultRule, seed: int, *, is_awaited: bool = False) -> MappedFault:
     """Return a rule of the layer ``disk`` as the C core takes it.
 
     Args:
         name: the label of the rule.
         rule: the rule.
         seed: the seed of its random choices.
+        is_awaited: other rules follow its first fault, so the operation that meets it is held for them.
     Raises:
         RigError: ``FaultNotPossible`` with the key, its value, and the remedy.
     """
@@ -82,7 +83,7 @@ def map_rule(name: str, rule: FaultRule, seed: int) -> MappedFault:
         return _immediate(name, rule, seed)
     if rule.what.lose is not None:
         return _losing(name, rule, seed)
-    return MappedFault(_fault(name, rule, seed, _effect(rule)))
+    return MappedFault(_fault(name, rule, seed, _effect(rule), holds="after" if is_awaited else "never"))
 
 
 def _turns(name: str, rule: FaultRule, seed: int) -> Turns:

@@ -42,7 +42,13 @@ class _LocalDisks(LayerInjector):
         self._injector.check(_plan(rule.label, rule, 0, is_open=False))
 
     async def arm(self, rules: Sequence[ArmedRule]) -> None:
-        plans = [_plan(armed.label, armed.rule, armed.seed, is_open=armed.window.is_open) for armed in rules]
+        awaited = _awaited([armed.rule for armed in self._schedule.armed()])
+        plans = [
+            _plan(armed.label, armed.rule, armed.seed, is_open=armed.window.is_open).model_copy(
+                update={"is_awaited": armed.label in awaited}
+            )
+            for armed in rules
+        ]
         await self._injector.arm_faults(plans=plans)
         await self.collect()
 
@@ -91,6 +97,14 @@ class _LocalDisks(LayerInjector):
 
 def _plan(name: str, rule: FaultRule, seed: int, *, is_open: bool) -> FaultPlan:
     return FaultPlan(name=name, rule=rule.document(), seed=seed, is_open=is_open)
+
+
+def _awaited(rules: Sequence[FaultRule]) -> set[str]:
+    """Return the labels of the rules that other rules follow, by their names or by marks that they set."""
+    triggers = [trigger for rule in rules for trigger in (rule.when.after, rule.when.until) if trigger is not None]
+    faults = {trigger.name for trigger in triggers if trigger.kind == "fault"}
+    marks = {trigger.name for trigger in triggers if trigger.kind == "mark"}
+    return faults | {rule.label for rule in rules if rule.what.mark in marks}
 
 
 class _Report(FaultListener):

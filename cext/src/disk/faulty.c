@@ -42,6 +42,16 @@ static int wait_out(struct sr_disk *disk, struct sr_verdict *verdict)
 	return rc || disk->ended ? -EIO : 0;
 }
 
+/* The request fails before it is done: of what comes after it, only a rule that holds it waits. */
+static int fail(struct sr_disk *disk, struct sr_verdict *verdict)
+{
+	for (int i = 0; i < verdict->late_wait_count; i++)
+		if (verdict->late_waits[i].held)
+			verdict->waits[verdict->wait_count++] = verdict->late_waits[i];
+	int rc = verdict->wait_count ? wait_out(disk, verdict) : 0;
+	return rc ? rc : -verdict->error;
+}
+
 /* Judge a request, and wait as long as its rules want. 0: proceed; SR_WOULD_WAIT; otherwise the error of the request. */
 static int judge(struct sr_disk *disk, int may_wait, struct sr_verdict *verdict)
 {
@@ -52,7 +62,7 @@ static int judge(struct sr_disk *disk, int may_wait, struct sr_verdict *verdict)
 		if (rc)
 			return rc;
 	}
-	return -verdict->error;
+	return verdict->error ? fail(disk, verdict) : 0;
 }
 
 /* Do what rules want after the operation, whose result is given. */

@@ -459,3 +459,57 @@ def test_a_fault_that_is_not_possible_is_refused(
 ) -> None:
     with pytest.raises(RigError, match=f"fault 'fault': {message}"):
         DiskFault("fault", effect, operations)
+
+
+async def test_a_rule_with_several_ranges_is_one_rule(guest: GuestDisk) -> None:
+    ranges = ((8192, 512), (16384, 4096), (65536, 1024))
+    rule = await guest.faults.attach(DiskFault("fault", FailEffect(errno.EIO), ("write",), ranges=ranges))
+    places = {
+        0: 512,
+        7680: 512,
+        7681: -errno.EIO,
+        8191: -errno.EIO,
+        8703: -errno.EIO,
+        8704: 512,
+        20479: -errno.EIO,
+        20480: 512,
+    }
+    places |= {65024: 512, 66559: -errno.EIO, 66560: 512}
+    assert {at: guest.write(at, bytes(512)) for at in places} == places
+    assert guest.write(0, bytes(128 * KIB)) == -errno.EIO
+    assert guest.faults.counts(rule).matched == 6
+
+
+async def test_bad_sectors_of_several_ranges_are_healed_one_by_one(guest: GuestDisk) -> None:
+    ranges = ((4096, 1024), (12288, 1024))
+    await guest.faults.attach(DiskFault("fault", BadSectorsEffect(), ranges=ranges))
+    bad = [0, 4096, 4608, 5120, 12288, 12800, 13312]
+
+    def unreadable() -> list[int]:
+        return [at for at in bad if guest.read(at, 512) == -errno.EIO]
+
+    assert unreadable() == [4096, 4608, 12288, 12800]
+    guest.write(12800, bytes(512))
+    assert unreadable() == [4096, 4608, 12288]
+    guest.write(4608, bytes(512))
+    guest.write(0, bytes(4607))
+    assert unreadable() == [4096, 12288], "a part of a sector does not heal it"
+    guest.write(0, bytes(4608))
+    assert unreadable() == [12288]
+
+
+async def test_flipped_bits_stay_in_the_first_range_that_the_operation_touches(guest: GuestDisk) -> None:
+    await guest.faults.attach(DiskFault("fault", FlipEffect(64), ("write",), ranges=((512, 8), (2048, 8))))
+    guest.write(0, bytes(4096))
+    found = guest.contents[:4096]
+    assert found[512:520] == b"\xff" * 8
+    assert not any(found[:512] + found[520:])
+    guest.check_log()
+
+
+async def test_a_delay_stands_before_an_error(guest: GuestDisk) -> None:
+    fault_ = DiskFault("fault", FailEffect(errno.EIO), ("write",), delay=DelayEffect(20 * MS))
+    await guest.faults.attach(fault_)
+    began_ns = SYSTEM_CLOCK.monotonic_ns()
+    assert guest.write(0, bytes(512)) == -errno.EIO
+    assert SYSTEM_CLOCK.monotonic_ns() - began_ns >= 20 * MS
