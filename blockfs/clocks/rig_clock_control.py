@@ -131,7 +131,14 @@ class RigClockControl:
         return [self._page.claim(role).number for role in roles]
 
     async def _change(self, make: Callable[[ClockTerms, KernelTimes], ClockTerms]) -> ClockState:
-        generation = self._page.change(make).generation
+        return await self.wait_followed(self._page.change(make).generation)
+
+    async def wait_followed(self, generation: int) -> ClockState:
+        """Wait until all roles follow a change, and return the clock.
+
+        Raises:
+            RigError: ``ClockNotFollowed`` names those that do not.
+        """
         await self._follow(generation)
         state = self.state()
         if state.not_following:

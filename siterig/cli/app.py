@@ -27,6 +27,7 @@ SUBJECTS = {
     "commands.roles": ("role", "site"),
     "commands.log": ("log",),
     "trials.fault": ("fault",),
+    "trials.clock": ("clock",),
     "commands.mount": ("mount",),
     "trials.drill": ("drill",),
     "trials.power_loss": ("power-loss",),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.cli import exit_status, output, rig_status
+from siterig.cli import exit_status, output, rig_clock, rig_status
 from siterig.core.parsing import format_size
 from siterig.core.paths import Layout, check_format, default_dir
 
@@ -65,7 +65,7 @@ def _printed(work: Callable[[], None]) -> None:
 
 
 def running(folder: Path) -> Layout:
-    """Return the layout of a rig that is up; ``NotUp``, ``StateVersion``."""
+    """Return the layout of a rig that is up, whose clock the ages of this command count by; ``NotUp``, ``StateVersion``."""
     layout = Layout.of(folder)
     check_format(layout)
     with socket.socket(socket.AF_UNIX) as probe:
@@ -75,6 +75,8 @@ def running(folder: Path) -> Layout:
             raise RigError(Code.NotUp, f"the rig in {layout.root} was killed: siterig up or down clears it") from None
         except OSError:
             raise RigError(Code.NotUp, f"the rig in {layout.root} is not up: start it with siterig up") from None
+    clock = rig_clock.changed_clock(layout)
+    output.set_wall_ahead(0 if clock is None else clock.wall_ahead_ns)
     return layout
 
 

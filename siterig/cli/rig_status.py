@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from siterig.cli import output, sites
+from siterig.cli import output, rig_clock, sites
 from siterig.cli.tables import Line
 from siterig.core.paths import Layout
 
@@ -28,12 +28,21 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RigState:
-    """All that ``status`` shows; ``problem`` is the reason why a list of the vault is missing, or None."""
+    """All that ``status`` shows.
+
+    Args:
+        rig: the supervisor and its roles.
+        vms: the VMs of both sides.
+        items: the protected items.
+        problem: the reason why a list of the vault is missing.
+        clock: the clock of the rig; None if it is the system's.
+    """
 
     rig: Document
     vms: Sequence[Document]
     items: Sequence[Document]
     problem: str | None = None
+    clock: Document | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -42,7 +51,7 @@ class RigState:
 
     def document(self) -> dict[str, object]:
         """The JSON document of the command."""
-        return {**self.rig, "vms": self.vms, "items": self.items}
+        return {**self.rig, "clock": self.clock, "vms": self.vms, "items": self.items}
 
 
 def light_state(layout: Layout) -> RigState | None:
@@ -54,7 +63,7 @@ def light_state(layout: Layout) -> RigState | None:
     if found is None:
         return None
     vms, items, managed, rig = found
-    return RigState(with_disk_names(rig, managed), vms, items)
+    return RigState(with_disk_names(rig, managed), vms, items, clock=_clock(layout))
 
 
 async def rig_state(layout: Layout) -> RigState:
@@ -90,7 +99,12 @@ async def rig_state(layout: Layout) -> RigState:
         nursery.start_soon(ask_vault, "items", vault.items)
         nursery.start_soon(ask_vault, "managed_disks", vault.managed_disks)
     named = with_disk_names(rig, found["managed_disks"])
-    return RigState(named, found["list_vms"], found["items"], problems[0] if problems else None)
+    return RigState(named, found["list_vms"], found["items"], problems[0] if problems else None, _clock(layout))
+
+
+def _clock(layout: Layout) -> Document | None:
+    state = rig_clock.changed_clock(layout)
+    return None if state is None else rig_clock.document_of(state)
 
 
 def with_disk_names(rig: Document, managed: Sequence[Document]) -> Document:
@@ -105,7 +119,10 @@ def with_disk_names(rig: Document, managed: Sequence[Document]) -> Document:
 def lines_of(state: RigState) -> list[Line]:
     """Narrow tables, and below each a line for everything that needs words: why a role is not ready, what a VM lacks."""
     rig, roles = state.rig, state.rig["roles"]
-    lines: list[Line] = [f"rig in {rig['folder']}, supervisor {rig['pid']}", ""]
+    lines: list[Line] = [f"rig in {rig['folder']}, supervisor {rig['pid']}"]
+    if state.clock is not None:
+        lines += output.detail("clock", rig_clock.words_of(state.clock))
+    lines.append("")
     rows = [(role["name"], role["state"], role["pid"] or "-", role["restarts"]) for role in roles]
     lines += output.table(("role", "state", "pid", "restarts"), rows)
     lost = sites.lost({role["name"] for role in roles if role["state"] == "held"})

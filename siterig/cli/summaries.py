@@ -38,5 +38,6 @@ SUMMARIES = {
     "site": "Lose a site, and restore it.",
     "log": "Read change logs.",
     "fault": "Arm faults, see what they did, and check files of fault rules.",
+    "clock": "Show, move and bend the time of the rig.",
     "scenario": "Run scenario files: a rig, workloads, faults and operations over time, and what must hold.",
 }

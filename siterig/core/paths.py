@@ -69,6 +69,11 @@ class Layout:
         """The page of the rig's clock (:mod:`siterig.blockfs.clocks.clock_page`)."""
         return self.root / "clock"
 
+    @property
+    def clock_faults(self) -> Path:
+        """The faults of the clock that are in force (:mod:`siterig.blockfs.clocks.imposed_faults`)."""
+        return self.root / "clock-faults.json"
+
     def socket(self, role: str) -> Path:
         """Unix socket on which a role, or the supervisor, answers calls."""
         return self.root / "run" / f"{role}.sock"

@@ -11,6 +11,7 @@ from siterig.core.fault_contract import DIRECTOR, FaultControl
 from siterig.core.hosts import note_reboot
 from siterig.core.paths import Layout
 from siterig.core.supervisor_contract import RoleStarts
+from siterig.director.clock_faults import ClockInjector
 from siterig.director.links.wiring import link_injectors
 from siterig.director.rig import DirectedRig
 from siterig.roles.entry import Health, run_role
@@ -32,7 +33,7 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
             "azure": directory.azure_faults(layout, DIRECTOR),
         },
         note_reboot=partial(note_reboot, layout),
-        others=partial(link_injectors, layout),
+        others=lambda schedule: [*link_injectors(layout, schedule), ClockInjector(layout.clock, layout.clock_faults)],
         clock=clock,
     )
     async with trio.open_nursery() as nursery:

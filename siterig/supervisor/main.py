@@ -18,6 +18,7 @@ import trio
 
 from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
 from siterig.blockfs.clocks.controlled_clock import ControlledClock
+from siterig.blockfs.clocks.imposed_faults import ImposedClockFaults
 from siterig.blockfs.core.errors import RigError
 from siterig.core import fuse_options, limits, quick_start
 from siterig.core.failures import unwrap_rig_error
@@ -90,6 +91,7 @@ def _clock(layout: Layout) -> ControlledClock:
     ensure_page(layout.clock)
     with ClockPage(layout.clock) as page:
         page.settle_after_reboot()
+        ImposedClockFaults(page, layout.clock_faults).lift()  # rules end with the rig
     return ControlledClock(layout.clock, "supervisor")
 
 

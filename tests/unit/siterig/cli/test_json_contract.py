@@ -22,6 +22,7 @@ from siterig.azure_emu.storage.azurite_setup import InstalledAzurite
 from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
 from siterig.bisect.runner import Bisection, ChangeSeen, Report
 from siterig.bisect.states import BisectState
+from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
 from siterig.blockfs.core.waits import Wait
 from siterig.cli import output, rig_status
@@ -115,6 +116,12 @@ COMMANDS = {
     "fault mark": "loaded",
     "fault injections": "",
     "fault verdict": "",
+    "clock show": "",
+    "clock advance": "1s",
+    "clock rate": "2",
+    "clock jump": "-1s",
+    "clock skew": "agent +1s",
+    "clock reset": "",
     "drill": "",
     "scenario list": "",
     "scenario describe": "site-lost-under-load",
@@ -156,6 +163,10 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Gives a command's words; the rig's services, and whatever takes long, are replaced by samples."""
     layout = Layout.of(tmp_path / "rig")
     create(layout)
+    ensure_page(layout.clock)
+    with ClockPage(layout.clock) as page:
+        slot = page.claim("agent").number
+        page.change(lambda terms, kernel: terms.with_skews({slot: 10**9}, kernel))
     disk = sample(DiskInfo).model_copy(update={"vm": "web01", "name": "os", "path": "/dev/null"})
     finalize = sample(Job).model_copy(update={"scenarioName": "FinalizeProtection", "targetObjectName": "web01"})
     status = sample(RigStatus)
@@ -357,7 +368,8 @@ def test_status_fits_80_columns_with_every_problem_in_words(monkeypatch: pytest.
     wait = sample(Wait).model_copy(update={"reason": reason, "since_ns": 1})
     status = sample(RigStatus)
     status = status.model_copy(update={"roles": [status.roles[0].model_copy(update={"waits": [wait] * 2, "state": "hung"})]})
-    state = rig_status.RigState(status.model_dump(), [sample(Vm).model_dump()], [item.model_dump()])
+    clock = {"wall_ahead_ns": -(10**13), "monotonic_ahead_ns": 10**15, "rate": 12.5, "skewed_roles": ["agent", "vault"]}
+    state = rig_status.RigState(status.model_dump(), [sample(Vm).model_dump()], [item.model_dump()], clock=clock)
     lines = [text_of(line) for line in rig_status.lines_of(state)]
     assert max(map(len, lines)) <= 80
     words = " ".join(" ".join(lines).split())
