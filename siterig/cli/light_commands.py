@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from siterig.blockfs.clocks import quick_look
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.cli import exit_status, output, rig_clock, rig_status
+from siterig.cli import exit_status, output, rig_status
 from siterig.core.parsing import format_size
 from siterig.core.paths import Layout, check_format, default_dir
 
@@ -75,7 +76,7 @@ def running(folder: Path) -> Layout:
             raise RigError(Code.NotUp, f"the rig in {layout.root} was killed: siterig up or down clears it") from None
         except OSError:
             raise RigError(Code.NotUp, f"the rig in {layout.root} is not up: start it with siterig up") from None
-    clock = rig_clock.changed_clock(layout)
+    clock = quick_look.changed_clock(layout.clock)
     output.set_wall_ahead(0 if clock is None else clock.wall_ahead_ns)
     return layout
 

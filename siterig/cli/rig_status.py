@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from siterig.cli import output, rig_clock, sites
+from siterig.blockfs.clocks import quick_look
+from siterig.cli import output, sites
 from siterig.cli.tables import Line
 from siterig.core.paths import Layout
 
@@ -103,8 +104,8 @@ async def rig_state(layout: Layout) -> RigState:
 
 
 def _clock(layout: Layout) -> Document | None:
-    state = rig_clock.changed_clock(layout)
-    return None if state is None else rig_clock.document_of(state)
+    state = quick_look.changed_clock(layout.clock)
+    return None if state is None else quick_look.document_of(state)
 
 
 def with_disk_names(rig: Document, managed: Sequence[Document]) -> Document:
@@ -121,7 +122,7 @@ def lines_of(state: RigState) -> list[Line]:
     rig, roles = state.rig, state.rig["roles"]
     lines: list[Line] = [f"rig in {rig['folder']}, supervisor {rig['pid']}"]
     if state.clock is not None:
-        lines += output.detail("clock", rig_clock.words_of(state.clock))
+        lines += output.detail("clock", quick_look.words_of(state.clock))
     lines.append("")
     rows = [(role["name"], role["state"], role["pid"] or "-", role["restarts"]) for role in roles]
     lines += output.table(("role", "state", "pid", "restarts"), rows)

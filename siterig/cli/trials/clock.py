@@ -24,7 +24,7 @@ RoleName = Annotated[
     str,
     typer.Argument(metavar="ROLE", help="Name of the role; siterig clock show lists them.", autocompletion=completion.roles),
 ]
-Shift = Annotated[str, typer.Argument(metavar="SHIFT", help="How far, with a sign: +1h, -30s.", show_default=False)]
+Shift = Annotated[str, typer.Argument(metavar="SHIFT", help="Time with a sign: +1h, -30s.", show_default=False)]
 
 
 class _ShiftCommand(TyperCommand):
@@ -124,7 +124,7 @@ def show(folder: Dir, as_json: Json = False) -> None:
 
 def advance(
     folder: Dir,
-    by: Annotated[str, typer.Argument(metavar="TIME", help="How far: 90s, 25h, 3d.", show_default=False)],
+    by: Annotated[str, typer.Argument(metavar="TIME", help="Time that passes: 90s, 25h, 3d.", show_default=False)],
     as_json: Json = False,
 ) -> None:
     """Move wall and monotonic time forward, and wake everything that is due, in the order of the times."""
@@ -139,7 +139,7 @@ def rate(
     folder: Dir,
     times: Annotated[
         float,
-        typer.Argument(metavar="N", help="How many times as fast as real time: 0 stands still, 1000 is the most."),
+        typer.Argument(metavar="N", help="Speed; 1 is real time, 0 stands still, 1000 is the most."),
     ],
     as_json: Json = False,
 ) -> None:
@@ -166,11 +166,9 @@ def skew(
     folder: Dir,
     role: RoleName,
     by: Annotated[
-        str, typer.Argument(metavar="SHIFT", help="How far, with a sign: +1h, -30s; 0 ends it.", show_default=False)
+        str, typer.Argument(metavar="SHIFT", help="Time with a sign: +1h, -30s; 0 ends the skew.", show_default=False)
     ],
-    drift: Annotated[
-        str | None, typer.Option("--drift", metavar="DRIFT", help="How fast it grows from there: +200ppm, -1%.")
-    ] = None,
+    drift: Annotated[str | None, typer.Option("--drift", metavar="DRIFT", help="Growth of the skew: +200ppm, -1%.")] = None,
     as_json: Json = False,
 ) -> None:
     """Let the wall time of one role differ from that of the others."""

@@ -1,13 +1,12 @@
-"""The clock of a rig, as its commands need it: ages count by it, and ``status`` shows it if it is not the system's."""
+"""The clock of a rig, as commands need it: ages count by it, and ``status`` shows it if it is not the system's."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from siterig.core.paths import Layout
 
 if TYPE_CHECKING:
     from siterig.blockfs.clocks.rig_clock_control import ClockState
@@ -16,13 +15,13 @@ _SEQUENCE_AT, _SEQUENCE_BYTES = 16, 8
 """The number of the last change on the page of the clock (:mod:`siterig.blockfs.clocks.clock_page`)."""
 
 
-def changed_clock(layout: Layout) -> ClockState | None:
-    """Return the clock of a rig; None if it is the system's.
+def changed_clock(path: Path) -> ClockState | None:
+    """Return the clock of the page at ``path``; None if it is the system's.
 
     A clock without any change is recognized from 8 bytes, because the rest takes longer to load than most commands do.
     """
     with suppress(OSError):
-        fd = os.open(layout.clock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             number = os.pread(fd, _SEQUENCE_BYTES, _SEQUENCE_AT)
         finally:
@@ -30,7 +29,7 @@ def changed_clock(layout: Layout) -> ClockState | None:
         if any(number):
             from siterig.blockfs.clocks.rig_clock_control import RigClockControl
 
-            with RigClockControl(layout.clock) as control:
+            with RigClockControl(path) as control:
                 state = control.state()
             return None if state.is_system else state
     return None
