@@ -27,7 +27,7 @@ def changed_clock(path: Path) -> ClockState | None:
         finally:
             os.close(fd)
         if any(number):
-            from siterig.blockfs.clocks.rig_clock_control import RigClockControl
+            from siterig.blockfs.clocks.rig_clock_control import RigClockControl  # noqa: PLC0415 (it loads trio and pydantic)
 
             with RigClockControl(path) as control:
                 state = control.state()
