@@ -70,7 +70,7 @@ OPERATIONS: Mapping[str, KeyedTable] = {
     "skew-clock": KeyedTable("Moves wall time of one role only, like `-1h`.", ("role", "shift")),
 }  # fmt: skip
 """The operations with their keys; docs/reference/scenario-files.md is drawn from it."""
-COMMON_KEYS = ("do", "name", "at", "after", "when", "within", "background", "fails")
+COMMON_KEYS = ("do", "name", "delay", "at", "after", "when", "within", "background", "fails")
 
 
 class TimelineEntry(ScenarioTable):
@@ -78,6 +78,7 @@ class TimelineEntry(ScenarioTable):
 
     do: OperationName = Field(description="the operation")
     name: Text | None = Field(default=None, description="shown in place of the operation; `[proof]` refers to it")
+    delay: Duration | None = Field(default=None, description="not before this time has passed since the entry before")
     at: Duration | None = Field(default=None, description="not before this time since the timeline began")
     after: Trigger | None = Field(
         default=None, description="not before this moment: `event:CODE`, `mark:NAME`, `fault:NAME`, `position:N` or `time:T`"
@@ -137,8 +138,8 @@ class TimelineEntry(ScenarioTable):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.do == "wait" and self.at is None and self.after is None and self.when is None:
-            raise misfit((("do",), "wait needs at, after or when"))
+        if self.do == "wait" and (self.delay, self.at, self.after, self.when) == (None, None, None, None):
+            raise misfit((("do",), "wait needs delay, at, after or when"))
         if self.do == "wait" and (self.background or self.fails is not None):
             raise misfit((("background" if self.background else "fails",), "is no key of wait"))
         return self

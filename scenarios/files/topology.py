@@ -30,6 +30,11 @@ class TopologyDisk(ScenarioTable):
     filesystem: Literal["ext4", "xfs"] | None = Field(
         default=None, description="file system that it is formatted with: `ext4` or `xfs`; none if left out"
     )
+    backing: Text | None = Field(
+        default=None,
+        description="a raw image under a thin disk, which is used in place; a relative path begins in the folder "
+        "`SITERIG_SCRATCH`, where an operation `run` can make it",
+    )
     sector: Literal[512, 4096] = Field(default=512, description="logical sector size: 512 (default) or 4096")
 
     @field_validator("size")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from siterig.azure_emu.vault.model.api import Job, Vm
+from siterig.blockfs.contracts.control import BackingImage
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
@@ -151,11 +152,20 @@ class Operations:
 
     async def _create(self, vm: TopologyVm) -> None:
         specs = [
-            DiskSpec(name=disk.name, size_bytes=disk.size, filesystem=disk.filesystem, sector_bytes=disk.sector)
+            DiskSpec(
+                name=disk.name,
+                size_bytes=disk.size,
+                filesystem=disk.filesystem,
+                sector_bytes=disk.sector,
+                backing=self._backing(disk.backing),
+            )
             for disk in vm.disk
         ]
         await self._rig.vault.create_vm(vm=vm.name, disks=specs)
         self._machines.add_vm(vm.name, vm.filesystems())
+
+    def _backing(self, path: str | None) -> BackingImage | None:
+        return None if path is None else BackingImage(path=str(self._rig.folder / path), format="raw")
 
     async def _create_vm(self, entry: TimelineEntry) -> None:
         await self._create(TopologyVm(name=_needed(entry.vm), disk=_needed(entry.disk_of_vm)))

@@ -188,6 +188,8 @@ class ScenarioRun:
     async def _wait_for(self, entry: TimelineEntry) -> None:
         """Wait for the moment of an entry; the wait for ``after`` and ``when`` is limited."""
         began_s, base = self._records.now(), self._conditions.baseline()
+        if entry.delay is not None:
+            await SYSTEM_CLOCK.sleep(entry.delay / SECOND_NS)
         if entry.at is not None:
             await SYSTEM_CLOCK.sleep(max(0.0, entry.at / SECOND_NS - self._records.now()))
         seen = Observation(True, "")

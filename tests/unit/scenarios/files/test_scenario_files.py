@@ -137,7 +137,7 @@ def test_a_wrong_file_is_refused_with_line_and_key(name: str) -> None:
 
 
 def test_a_wait_without_a_moment_is_refused() -> None:
-    with pytest.raises(RigError, match=r"timeline\[4\]\.do: wait needs at, after or when"):
+    with pytest.raises(RigError, match=r"timeline\[4\]\.do: wait needs delay, at, after or when"):
         parse_scenario("f.toml", TEXT.replace("[expect]", '[[timeline]]\ndo = "wait"\n[expect]'))
 
 
