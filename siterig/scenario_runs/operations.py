@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from siterig.azure_emu.vault.model.api import Job, Vm
+from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.contracts.control import BackingImage
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
@@ -24,6 +25,7 @@ from siterig.scenarios.loads.command_load import OUTPUT_SHOWN, run_bound
 
 T = TypeVar("T")
 _POLL_S = 0.1
+_REPLICATED_S = 60.0
 
 
 class OperationFailedError(RigError):
@@ -90,9 +92,9 @@ class Operations:
             "mark": self._mark,
             "add-fault": self._add_fault,
             "remove-fault": self._remove_fault,
-            "advance-clock": self._no_clock,
-            "jump-clock": self._no_clock,
-            "skew-clock": self._no_clock,
+            "advance-clock": self._clock,
+            "jump-clock": self._clock,
+            "skew-clock": self._clock,
         }
 
     async def do(self, entry: TimelineEntry) -> None:
@@ -272,6 +274,10 @@ class Operations:
     async def source_and_test(self, vm: str) -> tuple[Vm, Vm]:
         """Shut a VM down, make a test failover to Latest after everything is replicated, and return both VMs."""
         await self._machines.shut_down(vm, "site")
+        written = read_position(self._rig.site_position)
+        with SYSTEM_CLOCK.move_on_after(_REPLICATED_S):
+            while (await self._rig.vault.points(vm=vm, limit=1))[0].position < written:
+                await SYSTEM_CLOCK.sleep(_POLL_S)
         job = await self.finish(await self._rig.vault.test_failover(vm=vm, point="Latest"))
         if job.result is None:
             raise OperationFailedError(f"job {job.scenarioName} does not name the VM that it made", ())
@@ -327,8 +333,16 @@ class Operations:
     async def _remove_fault(self, entry: TimelineEntry) -> None:
         await self._rig.faults.remove_fault(name=_needed(entry.fault))
 
-    async def _no_clock(self, entry: TimelineEntry) -> None:
-        raise OperationFailedError(f"{entry.do}: the clock of this rig cannot be set", (Code.FaultNotPossible,))
+    async def _clock(self, entry: TimelineEntry) -> None:
+        with self._rig.clock() as clock:
+            match entry.do:
+                case "advance-clock":
+                    state = await clock.advance(_needed(entry.by))
+                case "jump-clock":
+                    state = await clock.jump(_needed(entry.shift))
+                case _:
+                    state = await clock.set_skew([_needed(entry.role)], _needed(entry.shift))
+        self._records.say("rig", f"the clock of the rig shows {state.wall_time}")
 
 
 def _needed(value: T | None) -> T:

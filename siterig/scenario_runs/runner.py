@@ -181,9 +181,9 @@ class ScenarioRun:
                 else:
                     await self._do(entry)
 
-    def _within_ns(self, entry: TimelineEntry) -> int:
+    def _within_ns(self, entry: TimelineEntry, *, is_wait: bool = False) -> int:
         within_ns = WITHIN_NS if entry.within is None else entry.within
-        return min(within_ns, PROOF_WITHIN_NS) if self._options.without_mechanism else within_ns
+        return min(within_ns, PROOF_WITHIN_NS) if is_wait and self._options.without_mechanism else within_ns
 
     async def _wait_for(self, entry: TimelineEntry) -> None:
         """Wait for the moment of an entry; the wait for ``after`` and ``when`` is limited."""
@@ -193,7 +193,7 @@ class ScenarioRun:
         if entry.at is not None:
             await SYSTEM_CLOCK.sleep(max(0.0, entry.at / SECOND_NS - self._records.now()))
         seen = Observation(True, "")
-        with _within(entry.label, self._within_ns(entry), lambda: seen.text):
+        with _within(entry.label, self._within_ns(entry, is_wait=True), lambda: seen.text):
             if entry.after is not None:
                 while not (seen := await self._conditions.reached(entry.after, self._records.now())).ok:
                     await SYSTEM_CLOCK.sleep(_POLL_S)

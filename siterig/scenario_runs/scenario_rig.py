@@ -8,6 +8,8 @@ from typing import Protocol
 
 import trio
 
+from siterig.blockfs.clocks.rig_clock_control import RigClockControl
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.core.fault_contract import DIRECTOR, FaultControl
 from siterig.core.limits import Limits
 from siterig.core.paths import Layout
@@ -18,6 +20,7 @@ from siterig.scenarios.files.topology import Topology
 from siterig.supervisor import launch
 from siterig.testing.testbed import Testbed
 
+_CLOCK_PAGE = "clock"
 Announce = Callable[[str, str], None]
 
 
@@ -33,6 +36,14 @@ class ScenarioRig(Rig, Protocol):
 
     async def start(self, announce: Announce) -> None:
         """Start the rig, and return when every role is ready."""
+        ...
+
+    def clock(self) -> RigClockControl:
+        """Return the control of the rig's clock; use it as a context manager."""
+        ...
+
+    def wall_ns(self) -> int:
+        """Return the wall time of the rig in nanoseconds since the epoch; an operation may have moved it."""
         ...
 
     async def start_director(self) -> None:
@@ -67,6 +78,16 @@ class OwnRig(Testbed, ScenarioRig):
             ),
             announce=announce,
         )
+
+    def clock(self) -> RigClockControl:
+        return RigClockControl(self.root / _CLOCK_PAGE)
+
+    def wall_ns(self) -> int:
+        now_ns = SYSTEM_CLOCK.wall_ns()
+        if not (self.root / _CLOCK_PAGE).exists():
+            return now_ns
+        with self.clock() as clock:
+            return now_ns + clock.state().wall_ahead_ns
 
     async def start_director(self) -> None:
         await self.supervisor.start_role(name=DIRECTOR)

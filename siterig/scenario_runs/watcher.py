@@ -66,7 +66,7 @@ class Watcher:
 
     async def _look_at_items(self) -> None:
         items = await self.rig.vault.items()
-        now_ns = SYSTEM_CLOCK.wall_ns()
+        now_ns = self.rig.wall_ns()
         if items:
             self.records.rpo.append(RpoSample(at_s=self.records.now(), rpo_s=items[0].lastRpoInSeconds))
         for item in items:

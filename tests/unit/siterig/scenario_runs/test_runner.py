@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from siterig.azure_emu.vault.model.api import Event, HealthError, Job, ProtectedItem, RecoveryPoint, VaultApi, Vm
+from siterig.blockfs.clocks.rig_clock_control import RigClockControl
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
@@ -104,6 +105,12 @@ class RecordingRig(ScenarioRig):
 
     async def start(self, announce: Any) -> None:
         self.note("start")
+
+    def clock(self) -> RigClockControl:
+        return RigClockControl(self.root / "clock")
+
+    def wall_ns(self) -> int:
+        return SYSTEM_CLOCK.wall_ns()
 
     async def start_director(self) -> None:
         self.note("start_director")
