@@ -98,7 +98,14 @@ def set_problems(rules: Sequence[FaultRule], known: Sequence[str] = ()) -> list[
     found = [
         DocumentProblem((number, "name"), f"{name!r} is the name of fault[{names.index(name) + 1}], too: write another one")
         for number, name in enumerate(names)
-        if names.index(name) != number or name in known
+        if names.index(name) != number
+    ]
+    found += [
+        DocumentProblem(
+            (number, "name"), f"another rule with the name {name!r} is armed: remove it first, or write another name"
+        )
+        for number, name in enumerate(names)
+        if name in known
     ]
     awaited = {
         name: rule.when.after.name

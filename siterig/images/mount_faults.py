@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import structlog
 import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
@@ -24,6 +25,7 @@ from siterig.scenarios.faults.records import FaultVerdict, Injection
 from siterig.scenarios.faults.rules import FaultRule, FaultRules
 from siterig.scenarios.faults.schedule import ArmedRule, FaultListener, FaultSchedule
 
+_log = structlog.get_logger("siterig.images.mount_faults")
 POWER_REMEDY = "mount it with siterig mount --power-loss"
 
 
@@ -36,7 +38,7 @@ class _LocalDisks(LayerInjector):
     def __init__(self, schedule: FaultSchedule, injector: DiskInjector) -> None:
         self._schedule, self._injector = schedule, injector
         self._collecting = trio.Lock()
-        self._epoch, self._sequence = "", 0
+        self._epoch, self._sequence, self._dropped = "", 0, 0
 
     async def check(self, rule: FaultRule) -> None:
         self._injector.check(_plan(rule.label, rule, 0, is_open=False))
@@ -68,6 +70,9 @@ class _LocalDisks(LayerInjector):
             while True:
                 report = await self._injector.fault_report(after=self._sequence, epoch=self._epoch, patience_s=0)
                 self._epoch, self._sequence = report.epoch, report.sequence
+                if report.dropped > self._dropped:
+                    _log.warning("faults_too_many_to_record", count=report.dropped - self._dropped)
+                    self._dropped = report.dropped
                 for injected in report.injections:
                     self._adopt(injected)
                 if not report.injections:

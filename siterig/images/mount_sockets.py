@@ -27,6 +27,8 @@ from siterig.blockfs.guests import loop_devices
 from siterig.images.mountpoint import SOURCE_PREFIX
 
 SOCKET = "mount.sock"
+RIG_SOURCE = "siterig:disks"
+"""The source that the table of mounts shows for the disks of a rig."""
 _OWN = "siterig"
 _BACKLOG = 64
 
@@ -114,6 +116,11 @@ def _new_folder(device: str) -> Path:
 # --- from a mount point to the socket --------------------------------------------------------------------------------
 
 
+def mount_lines() -> list[str]:
+    """Return the lines of the table of mounts."""
+    return os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n")
+
+
 def find_mount(where: Path) -> FoundMount:
     """Return the siterig mount at a folder.
 
@@ -121,20 +128,21 @@ def find_mount(where: Path) -> FoundMount:
         RigError: ``NotAMount`` names the siterig mounts that there are.
     """
     point = os.path.realpath(where)
-    lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n")
-    at_point, ours = None, dict[str, FoundMount]()
-    for line in lines:
+    at_point, ours = "", dict[str, FoundMount]()
+    for line in mount_lines():
         (device, source, mounted), *_ = loop_devices.parse_mountinfo(line)
         if mounted == point:
             at_point = source
             ours.pop(mounted, None)  # something is mounted over it
-        if source.startswith(SOURCE_PREFIX):
+        if source.startswith(SOURCE_PREFIX) and source != RIG_SOURCE:
             uid = re.search(r"(?:^|,)user_id=(\d+)", line.rpartition(" ")[2])
             ours[mounted] = FoundMount(Path(mounted), device, int(uid[1]) if uid else 0)
     if point in ours:
         return ours[point]
     there = ", ".join(ours) or "none"
-    now = "nothing is mounted there" if at_point is None else f"{at_point} is mounted there"
+    now = f"{at_point} is mounted there" if at_point else "nothing is mounted there"
+    if at_point == RIG_SOURCE:
+        now = "the disks of a rig are mounted there, whose folder --dir names"
     raise RigError(Code.NotAMount, f"{where}: is no mount of siterig: {now}; the mounts of siterig are: {there}")
 
 

@@ -376,8 +376,13 @@ int sr_disks_lose_power(struct sr_disk **disks, size_t count, const struct sr_po
 	int rc = are_kept(disks, count) ? 0 : -ENODATA;
 	if (rc == 0) {
 		*position = count ? sr_position_value(disks[0]->positions) : 0;
-		for (size_t i = 0; i < count; i++)
-			lose_of(disks[i], how, &out[i]);
+		for (size_t i = 0; i < count; i++) {
+			struct sr_power_loss own = *how; /* with random choices of its own */
+
+			if (i > 0)
+				own.stream = sr_fault_draw(how->stream, i, SR_FIRST_CHOICE);
+			lose_of(disks[i], &own, &out[i]);
+		}
 	}
 	sr_disks_go_on(disks, count);
 	sr_disks_alone_no_more();

@@ -219,3 +219,17 @@ async def test_each_state_is_one_that_the_flushes_allow(guest: GuestDisk, tear_b
             piece = now[at : at + SECTOR]
             assert piece in (flushed[at : at + SECTOR], end[at : at + SECTOR]), f"turn {turn}, sector at {at}"
         guest.check_log()
+
+
+async def test_several_disks_lose_different_writes(tmp_path: Path, positions: PositionCounter) -> None:
+    disks = [GuestDisk(tmp_path, name=name, positions=positions) for name in ("os", "data")]
+    for disk in disks:
+        disk.faults.keep_unsynced()
+        for block in range(32):
+            disk.write(block * 4096, b"x")
+    await disk_faults.lose_power([disk.faults for disk in disks], PowerLoss(stream=7, keeps=True))
+    first, second = ([disk.contents[block * 4096] for block in range(32)] for disk in disks)
+    assert first != second
+    assert set(first) == set(second) == {0, ord("x")}
+    for disk in disks:
+        disk.close()

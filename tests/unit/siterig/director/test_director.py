@@ -140,7 +140,7 @@ async def test_the_same_rule_again_stays_and_another_of_its_name_is_refused() ->
         await stage.add("process site kill=SIGKILL name=end")
         await stage.add("process site kill=SIGKILL name=end")
         assert stage.injector.calls.count("act end") == 1
-        with pytest.raises(RigError, match="'end' is the name of"):
+        with pytest.raises(RigError, match="another rule with the name 'end' is armed"):
             await stage.add("process agent kill=SIGKILL name=end")
 
 

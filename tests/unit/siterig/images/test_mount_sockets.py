@@ -71,3 +71,17 @@ def test_a_folder_that_is_no_mount_is_refused_with_the_mounts_that_there_are(tmp
     assert caught.value.code == Code.NotAMount
     with pytest.raises(RigError, match=r"/proc: is no mount of siterig: .* is mounted there"):
         find_mount(Path("/proc"))
+
+
+def test_the_disks_of_a_rig_are_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"68 27 0:42 / {tmp_path} rw - fuse.siterig siterig:disks rw,user_id=0"
+    monkeypatch.setattr(mount_sockets, "mount_lines", lambda: [line])
+    with pytest.raises(RigError, match=r"the disks of a rig are mounted there, whose folder --dir names; .* are: none"):
+        find_mount(tmp_path)
+    monkeypatch.setattr(mount_sockets, "mount_lines", lambda: [line.replace(":disks", ":/disk.img"), line])
+    with pytest.raises(RigError, match="the disks of a rig are mounted there"):
+        find_mount(tmp_path)
+    monkeypatch.setattr(
+        mount_sockets, "mount_lines", lambda: [line, line.replace(":disks rw,user_id=0", ":/d rw,user_id=7")]
+    )
+    assert find_mount(tmp_path) == FoundMount(tmp_path, "0:42", 7)
