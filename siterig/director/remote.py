@@ -342,8 +342,16 @@ def _at_most(count: int, most: int | None) -> int:
 
 
 def _is_over(armed: ArmedRule) -> bool:
-    """Return True for a fault that has happened, and that a role which was started again must not have a second time."""
-    return armed.rule.is_immediate and armed.fired > 0 and armed.rule.what.pause is None
+    """Return True for a fault that has happened, and that a role which was started again must not have a second time.
+
+    It is immediate, or it kills the role and has done that as often as it may.
+    """
+    rule = armed.rule
+    if rule.is_immediate:
+        return armed.fired > 0 and rule.what.pause is None
+    once = rule.when.occurrence is not None and rule.when.every is None
+    most = 1 if once else rule.when.times
+    return rule.what.kill is not None and most is not None and armed.fired >= most
 
 
 def _plan(armed: ArmedRule) -> FaultPlan:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import ArmedFaults, FaultInjector, FaultPlan, FaultReport
+from siterig.scenarios.faults.catalog import LayerName
 from siterig.scenarios.faults.rules import read_rule
 
 
@@ -18,7 +19,7 @@ class LayeredInjector(FaultInjector):
         reporter: the one that reports for all of them.
     """
 
-    def __init__(self, layers: Mapping[str, FaultInjector], reporter: FaultInjector) -> None:
+    def __init__(self, layers: Mapping[LayerName, FaultInjector], reporter: FaultInjector) -> None:
         self._layers, self._reporter = layers, reporter
         self._of_rule: dict[str, FaultInjector] = {}
 

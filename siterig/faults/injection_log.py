@@ -81,6 +81,10 @@ class InjectionLog:
             counts=self._over | {name: count for counts in self._sources for name, count in counts().items()},
         )
 
+    def next_news(self) -> trio.Event:
+        """Return an event that is set when something is noted after this call."""
+        return self._news
+
     def _wake(self) -> None:
         self._news.set()
         self._news = trio.Event()

@@ -105,6 +105,14 @@ class HostFileInjector(FaultInjector):
             self.log.note_over(name, count)
         self._follow()
 
+    def check(self, plan: FaultPlan) -> None:
+        """Refuse a rule that cannot be armed here.
+
+        Raises:
+            RigError: ``FaultNotPossible``.
+        """
+        self._check_matches(self._book.checked(plan))
+
     # --- the contract ---------------------------------------------------------------------------------------------
 
     async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:

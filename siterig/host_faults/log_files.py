@@ -74,7 +74,7 @@ class DiskHostLogs(_LogFiles):
 
 @dataclass(frozen=True)
 class StandaloneLog(_LogFiles):
-    """The change log next to an image that is mounted alone.
+    """The change log next to an image that is mounted alone; its VM has the name of the disk.
 
     Args:
         folder: the folder of the image.
@@ -85,7 +85,7 @@ class StandaloneLog(_LogFiles):
     name: str
 
     def file_of(self, path: Path) -> HostFile | None:
-        found = _log_file(path, "") if path.parent in forms_of(self.folder) else None
+        found = _log_file(path, self.name) if path.parent in forms_of(self.folder) else None
         return found if found is not None and found.disk == self.name else None
 
     def files(self) -> Iterator[HostFile]:

@@ -101,9 +101,12 @@ def final_name(name: str) -> str:
 
 
 def existing(places: FilePlaces, paths: Iterable[Path]) -> Iterator[HostFile]:
-    """Yield the files of these paths, sorted, without hidden ones."""
+    """Yield the files of these paths, sorted, without hidden ones.
+
+    Only paths with a name of such a file are looked at: another one may be a mount that this process itself serves.
+    """
     for path in sorted(paths):
-        if not path.name.startswith(".") and path.is_file() and (file := places.file_of(path)) is not None:
+        if not path.name.startswith(".") and (file := places.file_of(path)) is not None and path.is_file():
             yield file
 
 

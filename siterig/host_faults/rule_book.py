@@ -99,13 +99,21 @@ class RuleBook:
             RigError: ``FaultNotPossible``, ``InvalidFault``.
         """
         with self._lock:
-            new = [HostRule(plan) for plan in plans if plan.name not in self._rules]
-            for rule in new:
-                rule.check(self.layers, knows_copies=self._atlas is not None or rule.layer in self._lent)
+            new = [self.checked(plan) for plan in plans if plan.name not in self._rules]
             self._rules |= {rule.name: rule for rule in new}
         for rule in new:
             _log.info("fault_armed", rule=rule.name, words=rule.rule.words())
         return new
+
+    def checked(self, plan: FaultPlan) -> HostRule:
+        """Return the rule of a plan, which is not armed yet.
+
+        Raises:
+            RigError: ``FaultNotPossible``, ``InvalidFault``.
+        """
+        rule = HostRule(plan)
+        rule.check(self.layers, knows_copies=self._atlas is not None or rule.layer in self._lent)
+        return rule
 
     def remove(self, names: Sequence[str]) -> dict[str, FaultCount]:
         """Remove rules, and return their last counts; unknown names are ignored."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 import trio
@@ -13,14 +14,18 @@ import trio
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.standalone import StandAlone
-from siterig.core.fault_contract import FaultControl, FaultPlan, InjectedFault
+from siterig.core.fault_contract import FaultControl, FaultInjector, FaultPlan, InjectedFault
 from siterig.core.power_contract import PowerControl
 from siterig.director.director import FaultDirector
 from siterig.director.injectors import LayerInjector
 from siterig.faults.armed_disk_rule import OpenDisk
+from siterig.faults.by_layer import LayeredInjector
 from siterig.faults.disk_injector import DiskInjector
 from siterig.faults.disk_power import DiskPower
+from siterig.host_faults.injector import HostFileInjector
+from siterig.host_faults.log_files import StandaloneLog
 from siterig.images.mount_sockets import listening
+from siterig.scenarios.faults.catalog import LayerName
 from siterig.scenarios.faults.records import FaultVerdict, Injection
 from siterig.scenarios.faults.rules import FaultRule, FaultRules
 from siterig.scenarios.faults.schedule import ArmedRule, FaultListener, FaultSchedule
@@ -29,19 +34,27 @@ _log = structlog.get_logger("siterig.images.mount_faults")
 POWER_REMEDY = "mount it with siterig mount --power-loss"
 
 
-class _LocalDisks(LayerInjector):
-    """The injector of the disks of this process, as the director uses it."""
+class _CheckingInjector(FaultInjector, Protocol):
+    """An injector that can refuse a rule before anything is changed."""
 
-    layers = ("disk",)
+    def check(self, plan: FaultPlan) -> None:
+        """Refuse a rule that cannot be armed here."""
+        ...
+
+
+class _LocalDisks(LayerInjector):
+    """The injector of the disk of this process, and of its change log, as the director uses it."""
+
     is_remote = True
 
-    def __init__(self, schedule: FaultSchedule, injector: DiskInjector) -> None:
-        self._schedule, self._injector = schedule, injector
+    def __init__(self, schedule: FaultSchedule, layers: Mapping[LayerName, _CheckingInjector], all_: FaultInjector) -> None:
+        self.layers = tuple(layers)
+        self._schedule, self._of_layer, self._injector = schedule, layers, all_
         self._collecting = trio.Lock()
         self._epoch, self._sequence, self._dropped = "", 0, 0
 
     async def check(self, rule: FaultRule) -> None:
-        self._injector.check(_plan(rule.label, rule, 0, is_open=False))
+        self._of_layer[rule.where.layer].check(_plan(rule.label, rule, 0, is_open=False))
 
     async def arm(self, rules: Sequence[ArmedRule]) -> None:
         awaited = _awaited([armed.rule for armed in self._schedule.armed()])
@@ -149,8 +162,14 @@ class MountFaults:
         self.seed_is_given = seed is not None
         self._schedule = FaultSchedule(seed, clock=clock)
         self._schedule.subscribe(_Report(report))
-        self._injector = DiskInjector(lambda: disks, must_match=True, injected=self._injected, clock=clock)
-        self._local = _LocalDisks(self._schedule, self._injector)
+        paths = alone.disk.paths
+        places = [StandaloneLog(paths.folder, paths.name)] if alone.disk.state.tracked else []
+        self._log = HostFileInjector(places, must_match=True, clock=clock)
+        self._disks = DiskInjector(lambda: disks, must_match=True, injected=self._injected, log=self._log.log, clock=clock)
+        layers: dict[LayerName, _CheckingInjector] = {"disk": self._disks}
+        if places:
+            layers["log"] = self._log
+        self._local = _LocalDisks(self._schedule, layers, LayeredInjector(layers, self._log))
         self._director = FaultDirector(self._schedule, [self._local], clock=clock)
         self._power = DiskPower(lambda: disks, remedy=POWER_REMEDY)
         self.control: FaultControl = self._director
@@ -173,9 +192,18 @@ class MountFaults:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Record injections, and open and close windows, until cancelled."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._injector.run)
+            await nursery.start(self._disks.run)
+            await nursery.start(self._log.run)
+            nursery.start_soon(self._follow_log)
             await nursery.start(self._director.run)
             task_status.started()
+
+    async def _follow_log(self) -> None:
+        """Adopt the faults of the log, which happen in other threads."""
+        while True:
+            news = self._log.log.next_news()
+            await self._local.collect()
+            await news.wait()
 
     async def arm(self, rules: FaultRules) -> None:
         """Arm the rules of a file.

@@ -160,9 +160,10 @@ async def test_a_role_that_started_again_gets_its_rules_and_the_counts_go_on() -
         assert len(await stage.director.injections(after=0)) == 2
 
 
-async def test_a_fault_that_happened_once_does_not_happen_again_in_a_new_process() -> None:
+@pytest.mark.parametrize("line", ["disk web01 lose=unflushed name=loss", "log append kill=SIGKILL times=1 name=loss"])
+async def test_a_fault_that_happened_once_does_not_happen_again_in_a_new_process(line: str) -> None:
     async with running(new_stage()) as stage:
-        await stage.add("disk web01 lose=unflushed name=loss")
+        await stage.add(line)
         stage.site.fire("loss")
         await trio.testing.wait_all_tasks_blocked()
         old = stage.site.news

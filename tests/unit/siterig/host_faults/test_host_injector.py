@@ -221,10 +221,26 @@ async def test_a_standalone_log_has_only_the_files_of_its_disk(tmp_path: Path) -
     for name in ("disk.000001.hrl", "disk.dirty", "disk.spare", "other.000001.hrl", "disk.img", "disk.disk"):
         (tmp_path / name).touch()
     assert [(file.path.name, file.part, file.owner) for file in places.files()] == [
-        ("disk.000001.hrl", "segment", "disk"),
-        ("disk.dirty", "dirty-bitmap", "disk"),
-        ("disk.spare", "segment", "disk"),
+        ("disk.000001.hrl", "segment", "disk/disk"),
+        ("disk.dirty", "dirty-bitmap", "disk/disk"),
+        ("disk.spare", "segment", "disk/disk"),
     ]
+
+
+async def test_only_files_of_the_log_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder may have the mount that this process serves: a look at it would wait for ever."""
+    looked: list[str] = []
+    is_file = Path.is_file
+
+    def look(path: Path) -> bool:
+        looked.append(path.name)
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", look)
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "disk.dirty").touch()
+    assert len(list(StandaloneLog(tmp_path, "disk").files())) == 1
+    assert looked == ["disk.dirty"]
 
 
 async def test_managed_disks_are_named_as_the_vault_names_them(tmp_path: Path) -> None:
