@@ -234,7 +234,7 @@ class FaultDirector(FaultControl, FaultListener):
         return len(armed)
 
     async def _remove(self, rules: Sequence[ArmedRule]) -> None:
-        for injector, own in self._by_injector(rules):
+        for injector, own in reversed(self._by_injector(rules)):  # roles that a rule has stopped continue first
             await injector.disarm(own)
         for armed in rules:
             self._schedule.remove(armed.label)

@@ -37,7 +37,7 @@ class ProcessInjector(LayerInjector, RoleStarts):
         self._supervisor = supervisor
 
     async def _roles(self, rule: FaultRule) -> list[str]:
-        """Return the roles that a rule names; the director itself is none of them, unless it is named exactly."""
+        """Return the roles that a rule names; the director itself is none of them."""
         known = [role.name for role in (await self._supervisor.status()).roles if role.name != DIRECTOR]
         pattern = rule.where.role or "*"
         roles = [name for name in known if fnmatch.fnmatchcase(name, pattern)]

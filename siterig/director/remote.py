@@ -9,8 +9,9 @@ that it had.  A role that is away when a rule is armed gets the rule when it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Awaitable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import structlog
 import trio
@@ -20,6 +21,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import (
     INJECTOR_LAYERS,
     LAYERS_OF_ROLE,
+    ArmedFaults,
     FaultCount,
     FaultInjector,
     FaultPlan,
@@ -29,12 +31,44 @@ from siterig.director.injectors import LayerInjector, not_possible
 from siterig.scenarios.faults.rules import FaultRule
 from siterig.scenarios.faults.schedule import ArmedRule, FaultSchedule
 
-PATIENCE_S = 3.0
+T = TypeVar("T")
+PATIENCE_S = 2.5
 """One long poll."""
+CHANGE_S = 5.0
+"""The time within which a role carries out a change, or counts as away."""
+REPORT_S = 1.0
+"""The time within which a role reports, beside its patience."""
 RETRY_S = 1.0
 """The longest time between two attempts to reach a role that is away."""
 _AWAY = (Code.RoleUnavailable, Code.RoleHung, Code.RoleHeld)
 _log = structlog.get_logger("faults")
+
+
+class _PromptInjector(FaultInjector):
+    """An injector whose calls end soon: a role that is stopped must not keep a change of other rules waiting."""
+
+    def __init__(self, role: str, injector: FaultInjector, clock: Clock) -> None:
+        self._role, self._injector, self._clock = role, injector, clock
+
+    async def _within(self, limit_s: float, call: Awaitable[T]) -> T:
+        with self._clock.move_on_after(limit_s):
+            return await call
+        raise RigError(
+            Code.RoleUnavailable, f"the {self._role} did not answer within {limit_s:g} s", recoverable=True, role=self._role
+        )
+
+    async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:
+        return await self._within(CHANGE_S, self._injector.arm_faults(plans=plans))
+
+    async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
+        return await self._within(CHANGE_S, self._injector.disarm_faults(names=names))
+
+    async def set_fault_window(self, *, name: str, is_open: bool) -> ArmedFaults:
+        return await self._within(CHANGE_S, self._injector.set_fault_window(name=name, is_open=is_open))
+
+    async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
+        call = self._injector.fault_report(after=after, epoch=epoch, patience_s=patience_s)
+        return await self._within(patience_s + REPORT_S, call)
 
 
 @dataclass
@@ -49,6 +83,10 @@ class _RemoteRole:
     """The state of each rule's window there."""
     leaving: set[str] = field(default_factory=set)
     """Rules that are being removed: they are not armed again, but their last counts are adopted."""
+    leftover: set[str] = field(default_factory=set)
+    """Rules that were removed while the role did not answer: it may still have them."""
+    is_stale: bool = False
+    """True if the role has missed a change because it did not answer."""
     epoch: str = ""
     sequence: int = 0
     before: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -99,7 +137,10 @@ class RemoteInjector(LayerInjector):
         self._schedule = schedule
         self._clock = clock
         self._former = former or {}
-        self._roles = {name: _RemoteRole(name, injector, tuple(layers[name])) for name, injector in roles.items()}
+        self._roles = {
+            name: _RemoteRole(name, _PromptInjector(name, injector, clock), tuple(layers[name]))
+            for name, injector in roles.items()
+        }
 
     def _of(self, rule: FaultRule) -> list[_RemoteRole]:
         return [role for role in self._roles.values() if rule.where.layer in role.layers]
@@ -124,6 +165,7 @@ class RemoteInjector(LayerInjector):
                 if error.code not in _AWAY:
                     raise
                 away[role.name] = error
+                role.is_stale = True
             else:
                 for name, found in answer.targets.items():
                     targets.setdefault(name, []).extend(found)
@@ -162,7 +204,10 @@ class RemoteInjector(LayerInjector):
             except RigError as error:
                 if error.code not in _AWAY:
                     raise
-                _log.info("faults_ended_with_role", role=role.name, rules=own, reason=error.message)
+                _log.info("role_away_at_disarming", role=role.name, rules=own, reason=error.message)
+                role.leftover.update(own)
+                role.is_stale = True
+                role.wake()
         for role in self._roles.values():  # the total of a rule is that of all roles, so none is forgotten before
             for name in role.leaving & set(names):
                 role.leaving.discard(name)
@@ -190,17 +235,22 @@ class RemoteInjector(LayerInjector):
         except RigError as error:
             if error.code not in _AWAY:
                 raise
-            role.wake()  # it gets the window with its rules when it is back
+            role.is_stale = True
+            role.wake()
 
     # --- counts and injections --------------------------------------------------------------------------------------
 
     async def collect(self) -> None:
-        for role in self._roles.values():
-            if role.rules:
-                try:
-                    await self._ask(role, 0.0)
-                except RigError as error:
-                    _log.debug("faults_not_reported", role=role.name, reason=error.message)
+        async with trio.open_nursery() as nursery:
+            for role in self._roles.values():
+                if role.rules and not role.is_stale:
+                    nursery.start_soon(self._collect_from, role)
+
+    async def _collect_from(self, role: _RemoteRole) -> None:
+        try:
+            await self._ask(role, 0.0)
+        except RigError as error:
+            _log.debug("faults_not_reported", role=role.name, reason=error.message)
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -210,17 +260,37 @@ class RemoteInjector(LayerInjector):
     async def _follow(self, role: _RemoteRole) -> None:
         while True:
             news = role.news
-            if not role.rules:
+            if not role.rules and not role.is_stale:
                 await news.wait()
                 continue
             try:
-                report = await role.injector.fault_report(after=role.sequence, epoch=role.epoch, patience_s=PATIENCE_S)
+                patience_s = 0.0 if role.is_stale else PATIENCE_S
+                report = await role.injector.fault_report(after=role.sequence, epoch=role.epoch, patience_s=patience_s)
                 async with role.asking:
                     await self._adopt(role, report)
+                    await self._catch_up(role)
             except RigError as error:
                 _log.debug("faults_not_reported", role=role.name, reason=error.message)
                 with self._clock.move_on_after(RETRY_S):
                     await news.wait()
+
+    async def _catch_up(self, role: _RemoteRole) -> None:
+        """Tell a role that did not answer the changes that it has missed; all of them may be repeated."""
+        if not role.is_stale:
+            return
+        role.is_stale = False
+        try:
+            leftover = sorted(role.leftover - set(role.rules))
+            if leftover:
+                await role.injector.disarm_faults(names=leftover)
+            role.leftover.clear()
+            await role.injector.arm_faults(plans=role.plans())
+            for plan in role.plans():
+                await role.injector.set_fault_window(name=plan.name, is_open=plan.is_open)
+                role.opened[plan.name] = plan.is_open
+        except RigError:
+            role.is_stale = True
+            raise
 
     def role_is_ready(self, name: str) -> None:
         """Arm the rules of a role that was started again, without waiting for the next attempt."""

@@ -27,7 +27,7 @@ class FakeRole(FaultInjector):
 
     def __init__(self, *disks: str) -> None:
         self.disks = list(disks)
-        self.is_away = False
+        self.is_away = self.hangs = False
         self.begin()
 
     def begin(self) -> None:
@@ -55,6 +55,8 @@ class FakeRole(FaultInjector):
 
     async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:
         self._check()
+        if self.hangs:
+            await trio.sleep_forever()
         for plan in plans:
             self.plans.setdefault(plan.name, plan)
             self.counts.setdefault(plan.name, FaultCount(matched=0, fired=0))
@@ -194,6 +196,34 @@ async def test_a_role_that_is_away_gets_the_rules_later_and_all_away_is_refused(
         stage.azure.is_away = stage.site.is_away = True
         with pytest.raises(RigError, match="the role does not answer"):
             await stage.add("disk * read error=EIO name=worse")
+
+
+async def test_a_stopped_role_keeps_nobody_waiting_and_catches_up() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("disk * write error=EIO name=bad")
+        await stage.add("disk * read error=EIO after=mark:later name=late")
+        stage.azure.is_away = True
+        stage.remote.role_is_ready("azure")
+        await trio.testing.wait_all_tasks_blocked()
+        await stage.director.remove_fault(name="bad")
+        await stage.add("disk * flush error=EIO name=new")
+        await stage.director.note_mark(name="later")
+        assert {name: plan.is_open for name, plan in stage.azure.plans.items()} == {"bad": True, "late": False}
+        stage.azure.is_away = False
+        for _ in range(2):  # the poll that was under way ends, and the next attempt follows
+            stage.clock.advance_ns(4_000_000_000)
+            await trio.testing.wait_all_tasks_blocked()
+        assert {name: plan.is_open for name, plan in stage.azure.plans.items()} == {"late": True, "new": True}
+
+
+async def test_a_role_that_does_not_answer_at_all_counts_as_away_after_seconds() -> None:
+    async with running(new_stage()) as stage:
+        stage.azure.hangs = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.add, "disk * write error=EIO name=bad")
+            await trio.testing.wait_all_tasks_blocked()
+            stage.clock.advance_ns(5_000_000_000)
+        assert list(stage.site.plans) == ["bad"]
 
 
 async def test_a_removed_rule_keeps_the_counts_of_its_last_moment() -> None:
