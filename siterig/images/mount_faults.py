@@ -52,6 +52,7 @@ class _LocalDisks(LayerInjector):
         self._schedule, self._of_layer, self._injector = schedule, layers, all_
         self._collecting = trio.Lock()
         self._epoch, self._sequence, self._dropped = "", 0, 0
+        self._in_force: set[str] = set()
 
     async def check(self, rule: FaultRule) -> None:
         self._of_layer[rule.where.layer].check(_plan(rule.label, rule, 0, is_open=False))
@@ -65,11 +66,13 @@ class _LocalDisks(LayerInjector):
             for armed in rules
         ]
         await self._injector.arm_faults(plans=plans)
+        self._in_force |= {armed.label for armed in rules}
         await self.collect()
 
     async def disarm(self, rules: Sequence[ArmedRule]) -> None:
         await self._injector.disarm_faults(names=[armed.label for armed in rules])
         await self.collect()
+        self._in_force -= {armed.label for armed in rules}
 
     async def window_opened(self, armed: ArmedRule) -> None:
         await self._injector.set_fault_window(name=armed.label, is_open=True)
@@ -90,7 +93,8 @@ class _LocalDisks(LayerInjector):
                     self._adopt(injected)
                 if not report.injections:
                     break
-            known = {armed.label for armed in self._schedule.armed()}
+            # Not those of a former rule that had the name of one which is about to be armed.
+            known = self._in_force & {armed.label for armed in self._schedule.armed()}
             for name, count in report.counts.items():
                 if name in known:
                     self._schedule.adopt_counts(

@@ -4,8 +4,8 @@ The socket is ``mount.sock`` in a private folder (0700) of the user of the mount
 mount: ``/run/user/UID/siterig/mount-0-57``.  The table of mounts has device number and user of each mount point, so that
 every process of this host finds the socket, and no access to the mount is needed.
 
-Fault contract: a killed process leaves the folder.  The next mount with this device number takes it over; a command finds
-that nothing answers there, and says that the mount is dead.
+Fault contract: a killed process leaves the folder.  A command finds that nothing answers there, and reports a dead mount.
+The next mount of this user removes the folder.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from siterig.images.mountpoint import SOURCE_PREFIX
 SOCKET = "mount.sock"
 RIG_SOURCE = "siterig:disks"
 """The source that the table of mounts shows for the disks of a rig."""
+_NEW = "new.sock"
 _OWN = "siterig"
 _BACKLOG = 64
 
@@ -79,11 +80,13 @@ def listening(device: str) -> Iterator[tuple[socket.socket, Path]]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         try:
-            path.unlink(missing_ok=True)  # of a killed process
-            listener.bind(str(path))
-            path.chmod(0o600)
+            new = path.with_name(_NEW)
+            new.unlink(missing_ok=True)
+            listener.bind(str(new))
+            new.chmod(0o600)
             listener.listen(_BACKLOG)
             listener.setblocking(False)
+            new.rename(path)  # in place of that of a killed process; a socket with this name always listens
         except OSError as error:
             raise RigError(Code.FolderUnusable, f"{path}: no socket can be made: {reason(error, path)}") from error
         yield listener, path
@@ -104,6 +107,7 @@ def _new_folder(device: str) -> Path:
             if not _is_private(base, uid):
                 problem = f"{base} is not a private folder of this user"
                 continue
+            _remove_dead(base)
             folder = base / folder_name(device)
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
@@ -111,6 +115,26 @@ def _new_folder(device: str) -> Path:
             continue
         return folder
     raise RigError(Code.FolderUnusable, f"there is no folder for the socket of the mount: {problem}; set XDG_RUNTIME_DIR")
+
+
+def _remove_dead(base: Path) -> None:
+    """Remove the sockets of killed processes."""
+    for path in base.glob(f"{folder_name('*')}/{SOCKET}"):
+        if not _listens(path):
+            with contextlib.suppress(OSError):  # another process does the same
+                path.unlink()
+                path.parent.rmdir()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
+        try:
+            asking.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True
 
 
 # --- from a mount point to the socket --------------------------------------------------------------------------------

@@ -54,6 +54,17 @@ def test_a_socket_that_a_killed_process_left_is_reported_and_replaced(runtime: P
         assert socket_of(mount()) == again
 
 
+def test_the_sockets_of_killed_processes_are_removed_by_the_next_mount(runtime: Path) -> None:
+    with listening("0:57") as (_, alive):
+        left = alive.parent.parent / "mount-0-99" / "mount.sock"
+        left.parent.mkdir(mode=0o700)
+        with socket.socket(socket.AF_UNIX) as of_killed:
+            of_killed.bind(str(left))
+        with listening("0:58"):
+            assert sorted(folder.name for folder in (runtime / "siterig").iterdir()) == ["mount-0-57", "mount-0-58"]
+            assert socket_of(mount()) == alive
+
+
 def test_a_folder_that_others_can_write_to_is_not_used(runtime: Path) -> None:
     (runtime / "siterig").mkdir(mode=0o755)
     with pytest.raises(RigError, match="is not a private folder of this user; set XDG_RUNTIME_DIR"), listening("0:57"):
