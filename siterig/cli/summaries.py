@@ -26,7 +26,7 @@ SUMMARIES = {
     "events": "List the events of the vault.",
     "mount": "Expose an image as a disk, DIR/NAME.img, until it is unmounted.",
     "drill": "Run everything once: protect a VM under load, lose the site, recover, fail back; exit 0 if all checks passed.",
-    "power-loss": "Lose the power of the disks of a mount at one position: unsynced writes are lost, all or some of them.",
+    "power-loss": "Lose the power of the disks of a mount or VM at one position: unsynced writes are lost, all or some.",
     "completion": "Print a script that completes siterig and ./rig in a shell; its first lines explain how to use it.",
     "man": "Show the manual page of a command, or write all pages.",
     "setup": "Install Azurite for this user.",

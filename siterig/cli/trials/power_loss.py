@@ -54,7 +54,7 @@ def power_loss(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Lose the power of the disks of a mount or VM at one position: unsynced writes are lost, all or some of them.
+    """Lose the power of the disks of a mount or VM at one position: unsynced writes are lost, all or some.
 
     In a mount it is refused while a file system is mounted from a disk, or a program has it open.  Guests of a VM lose it.
     """
