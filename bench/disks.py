@@ -191,7 +191,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print, and write the figures down."""
+    """Run the measurements, print the figures, and write them to a file."""
     options = _options()
     console = Console(width=200)
     began = time.time()

@@ -58,7 +58,7 @@ def run(column: Column, disk: Path, *, seconds: float, launcher: list[str]) -> F
 
 
 def read_figure(column: Column, report: dict[str, Any]) -> Figure:
-    """The figure of a job in fio's JSON."""
+    """Return the figure of a job in fio's JSON."""
     part = report["jobs"][0]["read" if "read" in column.arguments[0] else "write"]
     value, latency = part["iops" if column.unit == "IOPS" else "bw_bytes"], part["clat_ns"]
     if value == 0:

@@ -24,7 +24,7 @@ def _run(command: list[str], folder: Path | None = None) -> str:
 
 
 def build() -> tuple[Path, str]:
-    """The program and its version, built if it is not there yet.
+    """Return the path of the program and its version; build it if it is missing.
 
     One change: an ``O_DIRECT`` of the guest's is not passed on to the host's file.  As it is, each direct write fails
     (``EINVAL``: libfuse's buffers are not aligned), and direct reads bypass the host's cache, which all others here use.

@@ -71,9 +71,9 @@ def _run(options: argparse.Namespace, console: Console) -> Figures:
     return found
 
 
-def _print(console: Console, found: Figures) -> None:
+def _print(console: Console, measured: Figures) -> None:
     table = Table("median", *COLUMNS)
-    for name, figures in found.items():
+    for name, figures in measured.items():
         cells = [f"{statistics.median(figures[column]):,.1f}" for column in COLUMNS]
         cells[0] += f" (longest {max(figures['create ms']):,.1f})"
         table.add_row(SUBJECTS[name][0], *cells)
@@ -81,7 +81,7 @@ def _print(console: Console, found: Figures) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write the figures down."""
+    """Run the measurements, print the figures, and write them to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--writes", type=int, default=500, help="before each point")

@@ -46,7 +46,7 @@ class SiteHistory:
         self._folder.rmdir()
 
     def blocks(self, count: int, among: int) -> list[int]:
-        """So many blocks out of ``among``, at random."""
+        """Return so many blocks out of ``among``, at random."""
         return [self._dice.randrange(among) for _ in range(count)]
 
     def _bytes(self, length: int) -> bytes:
@@ -54,7 +54,7 @@ class SiteHistory:
         return self._noise[start : start + length]
 
     def initial(self, data_bytes: int) -> Iterator[Packed]:
-        """The initial replication of a disk that has ``data_bytes`` of data, from its start."""
+        """Return the initial replication of a disk that has ``data_bytes`` of data, from its start."""
         stream = SyncStream(
             self._folder,
             disk_id=self.disk_id,
@@ -77,7 +77,7 @@ class SiteHistory:
         return packed
 
     def log_part(self, writes: int, *, tag: str | None = None, within_bytes: int | None = None) -> Packed:
-        """A part of so many writes to the disk's first ``within_bytes``; ``tag``: with a TAG of that name behind them."""
+        """Return a part of so many writes to the disk's first ``within_bytes``; a TAG named ``tag`` follows."""
         path = self._folder / "part.hrl"
         first = self.seq + 1
         header = SegmentHeader(self.disk_id, 1, "log", first, current_boot_id(), 1, self.size_bytes)

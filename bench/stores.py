@@ -78,7 +78,7 @@ class StoreResults:
 
 
 def _apply(
-    store: ManagedDiskStore, history: SiteHistory, options: argparse.Namespace, folder: Path, found: StoreResults
+    store: ManagedDiskStore, history: SiteHistory, options: argparse.Namespace, folder: Path, results: StoreResults
 ) -> None:
     """Grow the journal; the peer is measured beside it, part by part."""
     peer = os.open(folder / "peer", os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -110,8 +110,8 @@ def _apply(
     os.close(peer)
     (folder / "peer").unlink()
     steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip([(0.0, 0.0), *per_round], per_round, strict=False)]
-    found.apply_ratios = [theirs / ours for ours, theirs in steps]
-    found.apply_mb_s, found.apply_peer_mb_s = total / ours_s / 1e6, total / peer_s / 1e6
+    results.apply_ratios = [theirs / ours for ours, theirs in steps]
+    results.apply_mb_s, results.apply_peer_mb_s = total / ours_s / 1e6, total / peer_s / 1e6
 
 
 def _mount(store: Path, position: int) -> tuple[float, float]:
@@ -126,7 +126,7 @@ def _changes(store: ManagedDiskStore, after: int, upto: int, limit: int) -> list
 
 
 def _read(
-    store: ManagedDiskStore, history: SiteHistory, folder: Path, options: argparse.Namespace, found: StoreResults
+    store: ManagedDiskStore, history: SiteHistory, folder: Path, options: argparse.Namespace, results: StoreResults
 ) -> None:
     server = PointServer(folder / "host", folder / "mnt", folder)
     plain = server.plain(DISK_BYTES)
@@ -140,12 +140,12 @@ def _read(
             pair = {}
             for path in (point, plain) if number % 2 else (plain, point):
                 pair[path] = fio.run(COLUMNS[name], path, seconds=options.seconds, launcher=[]).value
-            found.read_iops.setdefault(name, []).append((pair[point], pair[plain]))
+            results.read_iops.setdefault(name, []).append((pair[point], pair[plain]))
     server.unmount("p")
     server.close()
 
 
-def _memory(options: argparse.Namespace, folder: Path, found: StoreResults) -> None:
+def _memory(options: argparse.Namespace, folder: Path, results: StoreResults) -> None:
     """Each figure is of a store of its own, whose disk is empty before."""
     for size_bytes in (DISK_BYTES, 8 * DISK_BYTES):
         for records in (options.records // 100, options.records):
@@ -161,7 +161,7 @@ def _memory(options: argparse.Namespace, folder: Path, found: StoreResults) -> N
             history.forget()
             _, kib = _mount(where, history.position)
             extents = len(build_map(where, load_history(where).history, None).extents)
-            found.memory.append((size_bytes, history.seq, extents, kib))
+            results.memory.append((size_bytes, history.seq, extents, kib))
             shutil.rmtree(where)
 
 
@@ -179,7 +179,7 @@ def _sequential_mb_s(path: Path, length: int) -> float:
 
 
 def _run(options: argparse.Namespace, console: Console) -> StoreResults:
-    found = StoreResults()
+    results = StoreResults()
     history = SiteHistory(DISK_BYTES, options.seed)
     with tempfile.TemporaryDirectory(prefix="siterig-bench-", dir=options.folder) as name:
         folder = Path(name)
@@ -189,39 +189,39 @@ def _run(options: argparse.Namespace, console: Console) -> StoreResults:
             store.apply_part(part, data)
         first = history.position
         console.print(f"a journal of {options.records:,} records", style="dim")
-        _apply(store, history, options, folder, found)
+        _apply(store, history, options, folder, results)
         dice = random.Random(options.seed)  # noqa: S311
         for _ in range(options.rounds):
-            found.mount_newest_ms.append(_mount(folder / "disk", history.position)[0])
-            found.mount_random_ms.append(_mount(folder / "disk", dice.randrange(first, history.position))[0])
+            results.mount_newest_ms.append(_mount(folder / "disk", history.position)[0])
+            results.mount_random_ms.append(_mount(folder / "disk", dice.randrange(first, history.position))[0])
         console.print("reading", style="dim")
-        _read(store, history, folder, options, found)
+        _read(store, history, folder, options, results)
         console.print("fold of half of it", style="dim")
         half = first + (history.position - first) // 2
         changed = len({change.offset for change in _changes(store, first, half, options.records)}) * BLOCK_BYTES
         os.sync()
         began = time.perf_counter()
         store.compactor.compact(half)
-        found.fold_mb_s = changed / (time.perf_counter() - began) / 1e6
+        results.fold_mb_s = changed / (time.perf_counter() - began) / 1e6
         os.sync()
-        found.fold_peer_mb_s = _sequential_mb_s(folder / "peer", changed)
+        results.fold_peer_mb_s = _sequential_mb_s(folder / "peer", changed)
         store.close()
         history.forget()
         shutil.rmtree(folder / "disk")
         console.print("memory", style="dim")
-        _memory(options, folder, found)
-    return found
+        _memory(options, folder, results)
+    return results
 
 
-def _print(console: Console, found: StoreResults) -> None:
+def _print(console: Console, results: StoreResults) -> None:
     table = Table("", "found", "beside it", "ratio", "target", "")
 
     def row(what: str, mb_s: float, peer: float, least: float) -> None:
         holds = "holds" if mb_s / peer >= least else "[bold]does not hold[/bold]"
         table.add_row(what, f"{mb_s:,.0f} MB/s", f"{peer:,.0f} MB/s", f"{mb_s / peer:.2f}x", f"{least:g}x", holds)
 
-    row("apply, beside write + fdatasync", found.apply_mb_s, found.apply_peer_mb_s, 0.8)
-    for name, pairs in found.read_iops.items():
+    row("apply, beside write + fdatasync", results.apply_mb_s, results.apply_peer_mb_s, 0.8)
+    for name, pairs in results.read_iops.items():
         ours, plain = (statistics.median(values) for values in zip(*pairs, strict=True))
         ratios = [a / b for a, b in pairs]
         ratio = statistics.median(ratios)
@@ -234,19 +234,19 @@ def _print(console: Console, found: StoreResults) -> None:
             "0.7x",
             holds,
         )
-    row("fold, beside writing in order", found.fold_mb_s, found.fold_peer_mb_s, 0.5)
-    for what, times in (("mount, newest", found.mount_newest_ms), ("mount, at random", found.mount_random_ms)):
+    row("fold, beside writing in order", results.fold_mb_s, results.fold_peer_mb_s, 0.5)
+    for what, times in (("mount, newest", results.mount_newest_ms), ("mount, at random", results.mount_random_ms)):
         holds = "holds" if max(times) < 100 else "[bold]does not hold[/bold]"
         spread = f"{min(times):.1f} to {max(times):.1f}"
         table.add_row(what, f"{statistics.median(times):.1f} ms", "", spread, "100 ms", holds)
-    for size_bytes, records, extents, kib in found.memory:
+    for size_bytes, records, extents, kib in results.memory:
         what = f"memory of a view, {size_bytes >> 30} GiB, {records:,} records"
         table.add_row(what, f"{kib / 1024:.1f} MiB", "", f"{kib * 1024 / extents:.0f} bytes an extent", "", "")
     console.print(table)
 
 
 def main() -> None:
-    """Measure, print, and write the figures down."""
+    """Run the measurements, print the figures, and write them to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=1_000_000, help="in the journal")
     parser.add_argument("--rounds", type=int, default=3)

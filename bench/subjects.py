@@ -56,13 +56,13 @@ class Place:
 
 @contextlib.contextmanager
 def bare_file(place: Place) -> Iterator[Path]:
-    """The host's file system, nothing between."""
+    """Yield the host's file system, without a layer between."""
     yield place.image
 
 
 @contextlib.contextmanager
 def loop_device(place: Place) -> Iterator[Path]:
-    """A loop device over the bare file, as ``losetup`` makes it: through the host's cache."""
+    """Return a loop device over the bare file, as ``losetup`` makes it: through the host's cache."""
     done = subprocess.run(["losetup", "--find", "--show", str(place.image)], stdout=subprocess.PIPE, text=True, check=True)
     device = done.stdout.strip()
     try:
@@ -93,14 +93,14 @@ def _served(place: Place, command: list[str], name: str, checkout: Path | None =
 
 
 def libfuse_example(place: Place) -> contextlib.AbstractContextManager[Path]:
-    """The peer in C, with its defaults (multi-threaded, ``cache=auto``)."""
+    """Return the peer in C, with its defaults (multi-threaded, ``cache=auto``)."""
     program, _ = passthrough_ll.build()
     command = [str(program), "-f", "-o", f"source={place.image.parent}", str(place.mountpoint)]
     return _served(place, command, place.image.name)
 
 
 def naive_pyfuse3(place: Place) -> contextlib.AbstractContextManager[Path]:
-    """The peer in Python."""
+    """Return the peer in Python."""
     command = [sys.executable, "-m", "bench.naive_passthrough", str(place.image), str(place.mountpoint)]
     return _served(place, command, "os.img")
 

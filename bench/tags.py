@@ -164,19 +164,19 @@ async def measure(folder: Path, *, disks: int, seconds: float, every_s: float) -
     )
 
 
-def _print(console: Console, found: TagResults) -> None:
+def _print(console: Console, results: TagResults) -> None:
     table = Table("4K randwrite", "IOPS", "p50 µs", "p99 µs", "p99.9 µs", "max µs")
-    for title, writers in (("undisturbed", found.calm), (f"{found.cuts} cuts meanwhile", found.cut)):
+    for title, writers in (("undisturbed", results.calm), (f"{results.cuts} cuts meanwhile", results.cut)):
         table.add_row(title, *(f"{value:,.0f}" for value in asdict(writers).values()))
     console.print(table)
-    tags = found.tags_us
+    tags = results.tags_us
     p50, p99 = statistics.median(tags), tags[int(len(tags) * 0.99)]
     table = Table("stall of a disk", "µs", "allowed", "")
     for title, value, allowed in (
         (f"tag, median of {len(tags)}", p50, TAG_STALL_MAX_US),
         ("tag, 99th percentile", p99, TAG_STALL_MAX_US),
-        ("tag, longest hold of the lock", found.longest_tag_us, TAG_STALL_MAX_US),
-        (f"segment, longest hold of {found.segments_switched} switches", found.longest_switch_us, SWITCH_STALL_MAX_US),
+        ("tag, longest hold of the lock", results.longest_tag_us, TAG_STALL_MAX_US),
+        (f"segment, longest hold of {results.segments_switched} switches", results.longest_switch_us, SWITCH_STALL_MAX_US),
     ):
         table.add_row(
             title, f"{value:,.1f}", f"{allowed:,.0f}", "holds" if value < allowed else "[bold]does not hold[/bold]"

@@ -58,7 +58,7 @@ class TargetResult:
 
 
 def judge(values: Values) -> list[TargetResult]:
-    """Each target whose two subjects and column were measured."""
+    """Judge each target whose two subjects and column were measured."""
     found = []
     for target in TARGETS:
         ours, theirs = (values.get(name, {}).get(target.column, []) for name in (target.subject, target.peer))

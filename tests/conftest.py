@@ -32,7 +32,7 @@ LONGEST_FIRST = (
     "system/rig/test_lost_blobs.py",
     "system/rig/test_drill.py",
     "system/rig/test_drill_on_plain_files.py",
-    "system/disks/test_promotion.py",
+    "system/disks/test_hydrated_disks.py",
     "crash/test_kill_roles.py",
     "crash/test_kill_loop.py",
     "sanitizers/test_sanitizers.py",
@@ -64,7 +64,7 @@ def boot_id_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def umask() -> Iterator[None]:
-    """A usual one: folders that tests make are not for others to write to, which siterig would refuse."""
+    """Set the usual umask: siterig refuses folders that other users can write to, and tests create folders."""
     before = os.umask(0o022)
     yield
     os.umask(before)

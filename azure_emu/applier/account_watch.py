@@ -98,12 +98,12 @@ class AccountWatch:
             return None
         return BadPartError(part, error)
 
-    async def check_missing(self, store: ManagedDiskStore, left: list[PartName]) -> RigError | None:
+    async def check_missing(self, store: ManagedDiskStore, unapplied: list[PartName]) -> RigError | None:
         """Return ``PartMissing`` if the next part is not in the account while later ones are; ask the site after a while."""
         mark = store.watermark()
         later = [
             part
-            for part in left
+            for part in unapplied
             if part.generation == mark.generation
             and store.classify(part) == "later"
             and (part.stream == "sync" or mark.sync_complete)
@@ -123,9 +123,9 @@ class AccountWatch:
         if self._clock.trio_time_s() >= max(self._seen_at_s, self._begun_s) + SEEN_EVERY_S:
             await self.report(store, listing, [part for part in listing.sizes if store.classify(part) != "applied"])
 
-    async def report(self, store: ManagedDiskStore, listing: Listing, left: list[PartName]) -> None:
+    async def report(self, store: ManagedDiskStore, listing: Listing, unapplied: list[PartName]) -> None:
         """Report the bytes of the parts ``left``, which wait, and the skipped blobs, if anything changed."""
-        waiting = sum(listing.sizes.get(part, 0) for part in left)
+        waiting = sum(listing.sizes.get(part, 0) for part in unapplied)
         skipped = [SkippedBlob(name=name, reason="not the name of a replication part") for name in listing.foreign]
         skipped += [
             SkippedBlob(name=part.blob(), reason=self.bad.reason(part) or "")

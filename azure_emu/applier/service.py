@@ -44,15 +44,10 @@ class RecoveryService(RecoverySide):
         await self._applier.run(poll_s=poll_s, task_status=task_status)
 
     async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:
-        """Create an empty managed disk; no-op if one of this size or a larger one exists.
-
-        Raises:
-            RigError: ``DiskExists`` if a smaller one exists; ``InvalidDiskSize``, ``DiskFull``.
-        """
         disk, folder = self._applier.disk(disk_id), self._folder / disk_id
         async with disk.lock:
             if folder.exists():
-                store = await self._applier.open(disk)
+                store = await self._applier.parts.open(disk)
                 if store.created_size_bytes < size_bytes:  # a larger one is right: the disk has grown
                     raise RigError(
                         Code.DiskExists,
@@ -74,7 +69,6 @@ class RecoveryService(RecoverySide):
             disk.refused.clear()
 
     async def delete_managed_disk(self, *, disk_id: str) -> None:
-        """Delete the disk, its journal and its blobs in the cache account; no-op if there is none."""
         disk = self._applier.disk(disk_id)
         async with disk.lock:
             if disk.store is not None:
@@ -87,7 +81,6 @@ class RecoveryService(RecoverySide):
                 await self._cache.delete(part)
 
     async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:
-        """Apply all parts of these disks that are in the cache account now; see :meth:`Applier.process_latest`."""
         return await self._applier.process_latest(disk_ids)
 
     async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
@@ -113,12 +106,11 @@ class RecoveryService(RecoverySide):
         await self._applier.process_latest([disk_id])
         disk = self._applier.disk(disk_id)
         async with disk.lock:
-            store = await self._applier.open(disk)
+            store = await self._applier.parts.open(disk)
             tags = await trio.to_thread.run_sync(store.checksums, key, chunk_bytes, first, count)
         return [tag.hex() for tag in tags]
 
     async def retain(self, *, disk_id: str, position: int) -> None:
-        """Allow the compaction of all positions below ``position``; a lower value than before changes nothing."""
         disk = self._applier.disk(disk_id)
         if position > disk.retain:
             disk.retain, disk.compact_at_s = position, 0.0
@@ -129,15 +121,12 @@ class RecoveryService(RecoverySide):
         return await trio.to_thread.run_sync(disk_state, self._folder / disk_id, disk.retain)
 
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
-        """Return the last valid position whose record has the wall time ``time_ns`` or an earlier one."""
         return await self._query(disk_id, lambda state: position_at(state, time_ns))
 
     async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
-        """Return the first ``limit`` changes with ``after < position <= upto``."""
         return await self._query(disk_id, lambda state: change_list(state, after, upto, limit))
 
     async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
-        """Return the positions with ``after < position <= upto`` at which the disk changed, or groups of them."""
         return await self._query(disk_id, lambda state: change_steps(state, after, upto))
 
     async def _query(self, disk_id: str, query: Callable[[StoreState], T]) -> T:
@@ -160,21 +149,14 @@ class RecoveryService(RecoverySide):
                 await trio.to_thread.run_sync(disk.store.close)  # waits for a compaction step
                 disk.store = None
                 disk.begin_reports()
-            await self._applier.open(disk)
+            await self._applier.parts.open(disk)
 
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
-        """Put file ``source`` into the cache account as sync parts of ``source_id``, for a failback.
-
-        Returns:
-            The number of parts.
-        """
         self._applier.disk(source_id)
         return await self._exporter.export(source=Path(source), source_id=source_id, size_bytes=size_bytes)
 
     async def data_bytes(self, *, source: str) -> int:
-        """Return the number of bytes of a file that are not holes."""
         return await trio.to_thread.run_sync(data_bytes, Path(source))
 
     async def export_progress(self, *, source_id: str) -> int:
-        """Return how many bytes of the source were read so far; 0 if there is no export."""
         return self._exporter.progress(source_id)

@@ -1,4 +1,4 @@
-"""Contracts between the roles of the recovery side, and with the site.
+"""Contracts between the roles of the recovery side.
 
-Imports blockfs.changelog, blockfs.contracts, blockfs.core, blockfs.transfer.
+Imports blockfs.changelog, blockfs.core, blockfs.transfer.
 """

@@ -51,7 +51,8 @@ REREADS, REREAD_DELAY_S = 2, 1.0
 """How often, and after how many seconds each time, an unreadable block is read again before it counts as bad."""
 _PROBE_BLOCKS = 1024
 _PROBE_BYTES = _PROBE_BLOCKS * BLOCK_BYTES
-_ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
+ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
+"""The checksum of a block of zeros."""
 
 _MAP_MAGIC = b"SRIGMAP\0"
 _INTENT_MAGIC = b"SRIGINT\0"
@@ -228,7 +229,7 @@ def rebuild_map(folder: Path) -> None:
                 continue
             for i, (current, following) in enumerate(PAIR.iter_unpack(sums)):
                 block = data[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
-                if not {current, following} <= {0, _ZERO_SUM} or not is_zero(block):
+                if not {current, following} <= {0, ZERO_SUM} or not is_zero(block):
                     ranges.append(((first + i) * BLOCK_BYTES, BLOCK_BYTES))
     write_map(folder, merge_ranges(ranges))
 
@@ -255,16 +256,16 @@ def merge_blocks(folder: Path, view: Layer, blocks: MergeBlocks, owner: IntentOw
         clock: delays the next attempt to read a block that cannot be read.
     """
     with _opened(folder) as (base_fd, sums_fd):
-        left, bad = _without_unreadable(lambda ranges: prepare_checksums(view, sums_fd, ranges), view, blocks, clock)
+        readable, bad = _without_unreadable(lambda ranges: prepare_checksums(view, sums_fd, ranges), view, blocks, clock)
         host_calls.fdatasync(sums_fd)
         _ANNOUNCED.reach()
-        write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in left.edges}, owner))
+        write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in readable.edges}, owner))
         _NOTED.reach()
-        left, also_bad = _without_unreadable(lambda ranges: copy_blocks(view, base_fd, ranges), view, left, clock)
+        readable, also_bad = _without_unreadable(lambda ranges: copy_blocks(view, base_fd, ranges), view, readable, clock)
         _COPIED.reach()
         host_calls.fdatasync(base_fd)
         _SYNCED.reach()
-        commit_checksums(sums_fd, left.touched)
+        commit_checksums(sums_fd, readable.touched)
         for offset in bad | also_bad:
             _poison_block(base_fd, sums_fd, offset)
         host_calls.fdatasync(sums_fd)

@@ -206,7 +206,7 @@ def update_base(folder: Path, history: DiskHistory, intent: CompactionIntent, cl
 
 
 def merge_into_base(
-    folder: Path, found: DiskMap, owner: IntentOwner, clock: Clock, view_map: Callable[[DiskMap], ViewLayer] | None = None
+    folder: Path, disk_map: DiskMap, owner: IntentOwner, clock: Clock, view_map: Callable[[DiskMap], ViewLayer] | None = None
 ) -> None:
     """Merge all extents of ``found`` into the base, and record in its map which ranges hold data now.
 
@@ -218,15 +218,15 @@ def merge_into_base(
         view_map: opens the merged map; by default from the folder's files.
     """
     data = unpack_map(read_map(folder))
-    blocks = MergeBlocks(found.extents.touched(BLOCK_BYTES), _edges(found.extents.touched(), data))
-    found.extents.add_base(data)
-    found.extents.merge_pending()
-    view = view_map(found) if view_map else view_of(folder, found)
+    blocks = MergeBlocks(disk_map.extents.touched(BLOCK_BYTES), _edges(disk_map.extents.touched(), data))
+    disk_map.extents.add_base(data)
+    disk_map.extents.merge_pending()
+    view = view_map(disk_map) if view_map else view_of(folder, disk_map)
     try:
         merge_blocks(folder, view, blocks, owner, clock)
     finally:
         view.close()
-    write_map(folder, _whole_blocks(found.extents.ranges()))
+    write_map(folder, _whole_blocks(disk_map.extents.ranges()))
 
 
 def _edges(touched: RangeList, data: RangeList) -> list[int]:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from siterig.blockfs.changelog.segment import Stream
 from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.core.sizes import NUMBER_MAX
 from siterig.blockfs.transfer.part_index import ENTRY_BYTES, PartIndex
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.cext.checksums import crc32c
@@ -32,7 +33,6 @@ _CRC = struct.Struct("<I")
 ENTRY = struct.Struct("<QQQQQII")
 """An entry of an index: position, time_ns, offset, length, payload_at (in the segment), first_piece, type of the record."""
 _STREAMS: tuple[Stream, Stream] = ("log", "sync")
-_NUMBER_MAX = (1 << 63) - 1
 _ALIGN = 8
 """Alignment of the sections of a frame; a piece checksum is found by its byte in the journal file divided by 4."""
 
@@ -194,7 +194,7 @@ def decode_header(raw: bytes, *, journal_file: int, disk: DiskUuid, back: bool =
     if len(raw) != HEADER_BYTES:
         raise BadFrameError(f"frame header has {len(raw)} bytes; it must have {HEADER_BYTES}")
     fields: tuple[Any, ...] = _HEADER.unpack_from(raw)
-    magic, version, header_bytes, stream, has_sync_end, reserved, found, *numbers, rest = fields
+    magic, version, header_bytes, stream, has_sync_end, reserved, disk_bytes, *numbers, rest = fields
     if magic != (_BACK if back else _FRONT):
         raise BadFrameError("no frame begins here")
     if crc32c(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
@@ -203,9 +203,9 @@ def decode_header(raw: bytes, *, journal_file: int, disk: DiskUuid, back: bool =
         stream, has_sync_end
     ) > 1:
         raise BadFrameError(f"frame header has version {version}, {header_bytes} bytes, or reserved bytes that are not zero")
-    if found != disk.raw:
-        raise BadFrameError(f"frame is of disk {uuid.UUID(bytes=found)}, not of {disk.disk_id}")
-    if max(numbers) > _NUMBER_MAX:
+    if disk_bytes != disk.raw:
+        raise BadFrameError(f"frame is of disk {uuid.UUID(bytes=disk_bytes)}, not of {disk.disk_id}")
+    if max(numbers) > NUMBER_MAX:
         raise BadFrameError("frame header has a number above 2^63 - 1")
     number, start, generation, first, last, first_position, position, first_time, time_ns, size, sync_end = numbers[:11]
     if sync_end and not has_sync_end:

@@ -229,10 +229,10 @@ class _JournalFileReader:
             if data[:HEADER_BYTES] != raw and self._rereads < REREADS_MAX:  # the applier is just writing it
                 self._rereads += 1
                 return True
-            found = self._from_copy(data, number)
-            if found is None:
+            from_copy = self._from_copy(data, number)
+            if from_copy is None:
                 return self._unreadable(number, data, size, why)
-            frame = found
+            frame = from_copy
             self.repaired.append((frame, self.at, why if any(raw) else NEVER_WRITTEN))
         end = frame.end
         if end > size:
@@ -344,10 +344,10 @@ def index_in(fd: int, path: Path, frame: Frame, size_bytes_before: int) -> Frame
     return FrameIndex(found.entries, found.pieces, rebuilt=True)
 
 
-def _is_index_of(frame: Frame, made: PartIndex) -> bool:
-    lengths = (len(made.entries), len(made.pieces))
+def _is_index_of(frame: Frame, index: PartIndex) -> bool:
+    lengths = (len(index.entries), len(index.pieces))
     return lengths == (frame.entries * ENTRY_BYTES, frame.pieces * PIECE_CRC_BYTES) and (
-        crc32c(made.pieces, crc32c(made.entries)) == frame.index_crc
+        crc32c(index.pieces, crc32c(index.entries)) == frame.index_crc
     )
 
 

@@ -150,11 +150,11 @@ def reset_disk(folder: Path, *, created_ns: int, clock: Clock = SYSTEM_CLOCK) ->
     with host_disk_errors(folder):
         size_bytes = _size_of_damaged(folder)
         with locked(folder):
-            for each in pins(folder):
+            for pin in pins(folder):
                 raise RigError(
                     Code.DiskPinned,
-                    f"{folder}: the managed disk is damaged and must be replicated again, but position {each.position} of "
-                    f"it is held by {each.holder}: remove that first",
+                    f"{folder}: the managed disk is damaged and must be replicated again, but position {pin.position} of "
+                    f"it is held by {pin.holder}: remove that first",
                 )
             shutil.rmtree(aside, ignore_errors=True)
             new = folder.with_name(_NEW + folder.name)
@@ -357,11 +357,15 @@ class ManagedDiskStore:
             _CLEARED.reach()
         owner = IntentOwner(generation=part.generation, part=part.first)
         redo_intent(self.folder, owner)
-        found = DiskMap(ExtentMap(), size_bytes, {}, {})
-        found.extents.add(1, index.entries, segment_at=0, piece_at=0)
-        found.extents.merge_pending()
+        disk_map = DiskMap(ExtentMap(), size_bytes, {}, {})
+        disk_map.extents.add(1, index.entries, segment_at=0, piece_at=0)
+        disk_map.extents.merge_pending()
         merge_into_base(
-            self.folder, found, owner, self._clock, lambda found: _initial_sync_view(self.folder, found, segment, index)
+            self.folder,
+            disk_map,
+            owner,
+            self._clock,
+            lambda found: _initial_sync_view(self.folder, disk_map, segment, index),
         )
         _MAPPED.reach()
         done = index.sync_end_seq is not None
@@ -488,7 +492,7 @@ def _check_map(loaded: StoreState) -> None:
         rebuild_map(loaded.folder)
 
 
-def _initial_sync_view(folder: Path, found: DiskMap, segment: bytes, index: PartIndex) -> ViewLayer:
+def _initial_sync_view(folder: Path, disk_map: DiskMap, segment: bytes, index: PartIndex) -> ViewLayer:
     """Open a view of a part, which is in no file yet, over the base."""
     fds = []
     for name, data in (("segment", segment), ("sums", index.pieces)):
@@ -496,7 +500,7 @@ def _initial_sync_view(folder: Path, found: DiskMap, segment: bytes, index: Part
         view = memoryview(data)
         while view:
             view = view[os.write(fds[-1], view) :]
-    return ViewLayer(found.extents, [base_source(folder), Source(fd=fds[0], sums_fd=fds[1])], found.size_bytes)
+    return ViewLayer(disk_map.extents, [base_source(folder), Source(fd=fds[0], sums_fd=fds[1])], disk_map.size_bytes)
 
 
 def _layer_tags(layer: Layer, ranges: list[tuple[int, int]], key: bytes, chunk_bytes: int, chunks: range) -> Iterator[bytes]:

@@ -108,11 +108,11 @@ def build_map(
         RigError: ``StoreCorrupt``.
         FileNotFoundError: a compaction deleted a journal file.
     """
-    made = _from_checkpoint(folder, history, bound, drop_bad=drop_bad) if base else None
-    if made is None:
-        first, found = 0, DiskMap(ExtentMap(), history.size_of_base, {}, {})
+    from_checkpoint = _from_checkpoint(folder, history, bound, drop_bad=drop_bad) if base else None
+    if from_checkpoint is None:
+        first, disk_map = 0, DiskMap(ExtentMap(), history.size_of_base, {}, {})
     else:
-        first, found = made
+        first, disk_map = from_checkpoint
     journal_file, path, fd = 0, folder, -1
     try:
         for frame in history.frames[first:]:
@@ -125,21 +125,21 @@ def build_map(
                 fd = host_calls.open_path(path, os.O_RDONLY)
             index = index_in(fd, path, frame, history.size_before(frame))
             try:
-                _add_frame(history, frame, index, bound, found)
+                _add_frame(history, frame, index, bound, disk_map)
             except RigError as exc:
                 raise store_corrupt(path, f"byte {frame.entries_at}: index of frame {frame.number}: {exc.message}") from exc
     finally:
         if fd >= 0:
             os.close(fd)
     if base:
-        found.extents.add_base(unpack_map(read_map(folder)))
-    found.extents.merge_pending()
-    return found
+        disk_map.extents.add_base(unpack_map(read_map(folder)))
+    disk_map.extents.merge_pending()
+    return disk_map
 
 
-def _add_frame(history: DiskHistory, frame: Frame, index: FrameIndex, bound: ReplayBound | None, found: DiskMap) -> None:
-    source, piece_at = _source_of(frame, index, found)
-    grown = found.extents.add(
+def _add_frame(history: DiskHistory, frame: Frame, index: FrameIndex, bound: ReplayBound | None, disk_map: DiskMap) -> None:
+    source, piece_at = _source_of(frame, index, disk_map)
+    grown = disk_map.extents.add(
         source,
         index.entries,
         segment_at=frame.segment_at,
@@ -148,17 +148,17 @@ def _add_frame(history: DiskHistory, frame: Frame, index: FrameIndex, bound: Rep
         upto=None if bound is None or bound.contains(frame) else bound.position,
     )
     if bound is None or bound.contains(frame):
-        found.size_bytes = frame.size_bytes_after
+        disk_map.size_bytes = frame.size_bytes_after
     elif grown:
-        found.size_bytes = grown
+        disk_map.size_bytes = grown
 
 
-def _source_of(frame: Frame, index: FrameIndex, found: DiskMap) -> tuple[int, int]:
-    number = len(found.sources) + len(found.rebuilt) + 1
+def _source_of(frame: Frame, index: FrameIndex, disk_map: DiskMap) -> tuple[int, int]:
+    number = len(disk_map.sources) + len(disk_map.rebuilt) + 1
     if index.rebuilt:
-        found.rebuilt[number] = (frame.journal_file, index.pieces)
+        disk_map.rebuilt[number] = (frame.journal_file, index.pieces)
         return number, 0
-    return found.sources.setdefault(frame.journal_file, number), frame.pieces_at // 4
+    return disk_map.sources.setdefault(frame.journal_file, number), frame.pieces_at // 4
 
 
 def _from_checkpoint(
@@ -202,12 +202,12 @@ def build_view(folder: Path, history: DiskHistory, bound: ReplayBound | None) ->
     return view_of(folder, build_map(folder, history, bound))
 
 
-def view_of(folder: Path, found: DiskMap) -> ViewLayer:
+def view_of(folder: Path, disk_map: DiskMap) -> ViewLayer:
     """Open a view of the map with the files that it needs; a long journal has more files than a process may open."""
-    journal_files = {source: journal_file for journal_file, source in found.sources.items()}
-    sums = {source: pieces for source, (_, pieces) in found.rebuilt.items()}
-    journal_files.update({source: journal_file for source, (journal_file, _) in found.rebuilt.items()})
-    used = set(found.extents.used(len(journal_files) + 1))
+    journal_files = {source: journal_file for journal_file, source in disk_map.sources.items()}
+    sums = {source: pieces for source, (_, pieces) in disk_map.rebuilt.items()}
+    journal_files.update({source: journal_file for source, (journal_file, _) in disk_map.rebuilt.items()})
+    used = set(disk_map.extents.used(len(journal_files) + 1))
     sources: list[Source | None] = []
     try:
         sources.append(base_source(folder) if 0 in used else None)
@@ -220,7 +220,7 @@ def view_of(folder: Path, found: DiskMap) -> ViewLayer:
                 if fd >= 0:
                     os.close(fd)
         raise
-    return ViewLayer(found.extents, sources, found.size_bytes)
+    return ViewLayer(disk_map.extents, sources, disk_map.size_bytes)
 
 
 def base_source(folder: Path) -> Source:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from siterig.azure_emu.contracts.recovery_side import Damage
-from siterig.azure_emu.disks.base_image import BASE, PAIR, SUMS, RangeList, read_map, sums_bytes, unpack_map
+from siterig.azure_emu.disks.base_image import BASE, PAIR, SUMS, ZERO_SUM, RangeList, read_map, sums_bytes, unpack_map
 from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.metadata import PROGRESS, Progress, read_meta
 from siterig.blockfs.core.errors import RigError
@@ -24,11 +24,10 @@ from siterig.blockfs.core.failpoint import Failpoint
 from siterig.blockfs.files import host_calls
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.base_update import BLOCK_BYTES, bad_blocks
-from siterig.cext.checksums import crc32c, is_zero
+from siterig.cext.checksums import is_zero
 
 _SUMS = Failpoint("scrub.base.sums")  # the map of the idle base is read, the checksums are not
 _READ_BYTES = 4096 * BLOCK_BYTES
-_ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
 
 
 class _BadBlocks(NamedTuple):
@@ -224,7 +223,7 @@ def _check_sums(path: Path, fd: int, start: int, stop: int, *, is_data: bool) ->
     if not is_data and is_zero(raw):
         return
     for i, (current, following) in enumerate(PAIR.iter_unpack(raw[: len(raw) // PAIR.size * PAIR.size])):
-        if current != following or not (is_data or current in (0, _ZERO_SUM)):
+        if current != following or not (is_data or current in (0, ZERO_SUM)):
             block = start // BLOCK_BYTES + i
             what = f"checksums {current:08x} and {following:08x} of block {block} differ"
             if current == following:

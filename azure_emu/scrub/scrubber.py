@@ -27,7 +27,7 @@ from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, read_meta
 from siterig.azure_emu.disks.pins import LOCK, PINS
 from siterig.azure_emu.scrub.base import bad_ranges, check_idle_base, open_base
 from siterig.azure_emu.scrub.journal import damaged_pieces, scrub_journal
-from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.changelog.segment import CHANGES
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import Advance
@@ -36,7 +36,6 @@ from siterig.blockfs.layers.base_update import BLOCK_BYTES
 
 _NEEDED = {LOCK, PINS, checkpoints.CHECKPOINTS}
 _KNOWN = {BASE, SUMS, MAP, INTENT, DISK_META, PROGRESS, JOURNAL, *_NEEDED}
-_CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 
 def scrub(folder: Path, advance: Advance = lambda _bytes: None, clock: Clock = SYSTEM_CLOCK) -> Iterator[Damage]:
@@ -53,11 +52,11 @@ def scrub(folder: Path, advance: Advance = lambda _bytes: None, clock: Clock = S
         yield from _aggregate(_while_it_exists(folder, _check_all(folder, advance, clock)))
 
 
-def _aggregate(found: Iterator[ClassifiedDamage]) -> Iterator[Damage]:
+def _aggregate(damages: Iterator[ClassifiedDamage]) -> Iterator[Damage]:
     """Yield the first damages of each kind one by one, and the others of a kind in one."""
     counts: dict[str, int] = {}
     more: dict[str, Damage] = {}
-    for kind, damage in found:
+    for kind, damage in damages:
         counts[kind] = counts.get(kind, 0) + 1
         if counts[kind] <= REPORTED_MAX:
             yield damage
@@ -71,11 +70,11 @@ def _aggregate(found: Iterator[ClassifiedDamage]) -> Iterator[Damage]:
         yield damage.model_copy(update={"what": what})
 
 
-def _while_it_exists(folder: Path, found: Iterator[ClassifiedDamage]) -> Iterator[ClassifiedDamage]:
+def _while_it_exists(folder: Path, damages: Iterator[ClassifiedDamage]) -> Iterator[ClassifiedDamage]:
     """Yield the damage as long as the disk is in its place; one that is deleted or set aside meanwhile is not damaged."""
     before = _identity(folder)
     try:
-        for each in found:
+        for each in damages:
             if _identity(folder) != before:
                 break
             yield each
@@ -109,10 +108,10 @@ def _check_all(folder: Path, advance: Advance, clock: Clock) -> Iterator[Classif
         yield _file("store", Path(f"{folder}{name}"), why, first_position=0)
 
 
-def _readable(found: Iterator[ClassifiedDamage], first_position: int | None = None) -> Iterator[ClassifiedDamage]:
+def _readable(damages: Iterator[ClassifiedDamage], first_position: int | None = None) -> Iterator[ClassifiedDamage]:
     """Yield the damage; a file or folder that cannot be opened is damage of the positions from ``first_position`` on."""
     try:
-        yield from found
+        yield from damages
     except OSError as exc:
         if exc.errno != errno.EIO or exc.filename is None:
             raise
@@ -183,18 +182,18 @@ def _position_damage(folder: Path, advance: Advance, loaded: StoreState, frames:
     If there is damage and a compaction came between, everything is checked again: the compaction may have carried the damage
     into the base, or overwritten it.
     """
-    wanted: RangeList | None = None  # everything
+    ranges: RangeList | None = None  # everything
     for _ in range(TRIES_MAX):
         before, loaded = loaded.history.compacted, load_history(folder)
         if any(before < frame.number <= loaded.history.compacted for frame in frames):
-            wanted = None
+            ranges = None
         damage_map = DamageMap()
         bad_map: list[ClassifiedDamage] = []
         try:
-            _check_base(loaded, advance, wanted, damage_map)
+            _check_base(loaded, advance, ranges, damage_map)
         except RigError as exc:
             bad_map = [_file("map", folder / MAP, _why(exc), loaded.history.oldest_position)]
-        wanted = damage_map.ranges() if damage_map.complete else None
+        ranges = damage_map.ranges() if damage_map.complete else None
         advance = _nothing
         if _follow(loaded, damage_map, frames) and (
             not (damage_map or bad_map) or load_history(folder).progress == loaded.progress
@@ -213,22 +212,22 @@ def _nothing(_bytes: int) -> None:
     pass
 
 
-def _check_base(loaded: StoreState, advance: Advance, wanted: RangeList | None, damage_map: DamageMap) -> None:
+def _check_base(loaded: StoreState, advance: Advance, only: RangeList | None, damage_map: DamageMap) -> None:
     """Add the damage of the base to the map; ``wanted`` limits the check to these ranges."""
     folder, oldest, size = loaded.folder, loaded.history.oldest_position, loaded.history.size_bytes
     ranges = unpack_map(read_map(folder))
     with open_base(folder) as files:
-        for offset, length in ranges if wanted is None else _common(ranges, wanted):
+        for offset, length in ranges if only is None else _common(ranges, only):
             for start, stop, kind, damage in bad_ranges(files, offset, length, advance):
                 from_oldest = damage.model_copy(update={"first_position": oldest})
                 damage_map.add(kind, start, min(stop, max(size, start)), from_oldest, is_current=start < size)
 
 
-def _common(ranges: RangeList, wanted: RangeList) -> Iterator[tuple[int, int]]:
+def _common(ranges: RangeList, only: RangeList) -> Iterator[tuple[int, int]]:
     """Yield the ranges that are in both lists, extended to whole blocks."""
     following = iter(ranges)
     offset, length = next(following, (0, 0))
-    for start, wanted_length in wanted:
+    for start, wanted_length in only:
         stop = -(-(start + wanted_length) // BLOCK_BYTES) * BLOCK_BYTES
         while length and offset + length <= start:
             offset, length = next(following, (0, 0))
@@ -262,7 +261,7 @@ def _follow(loaded: StoreState, damage_map: DamageMap, damaged_frames: list[Fram
         contained = history.contained(frame.part.generation) if frame.part.stream == "log" else -1
         for record, (position, _, offset, length, _, _, kind) in enumerate(ENTRY.iter_unpack(entries)):
             counts = position > contained
-            if counts and kind in _CHANGES:
+            if counts and kind in CHANGES:
                 damage_map.overwrite(offset, offset + length, position)
             while piece is not None and piece.record == record:
                 damage_map.add("payload", piece.start, piece.stop, piece.damage, is_current=counts)

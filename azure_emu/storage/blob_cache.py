@@ -84,7 +84,7 @@ class BlobCacheAccount(CacheAccount):
         Args:
             connection_string: holds the key, so it must not be logged.
             folder: the folder in which an emulator on this host keeps its blobs.  An emulator whose disk is full returns the
-                same error as a broken one; the free space of this folder tells the two apart (``DiskFull``).
+                same error as a broken one; the free space of this folder decides which of the two it is.
             link: the socket of the proxy between this process and the account; requests use it while it exists.
             in_flight_max: limit of concurrent calls.
         Raises:

@@ -27,6 +27,7 @@ from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code
+from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.part_name import Watermark
 
 # In these states the managed disks do not exist yet, or may be deleted already.
@@ -54,8 +55,8 @@ class _Applied:
     """The watermark that the vault knows already, if it is further."""
 
 
-class ReportHandlers(ApplierReports, DamageReports, RoleReports):
-    """The handlers of all reports to one vault; also the implementation of replication's VaultLink."""
+class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
+    """The handlers of all reports to one vault."""
 
     def __init__(self, context: VaultContext, repairs: Repairs) -> None:
         self._context = context
@@ -201,11 +202,6 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports):
     # ---- VaultLink
 
     async def may_replicate(self, *, vm: str) -> bool:
-        """Return True if the site's agent may run cycles for this VM; the agent asks when it starts.
-
-        The result is False for a VM that is not protected, and for one that was failed over while the site was unreachable.
-        """
-
         def look(session: Session) -> bool:
             item = self._item(session, vm)
             return item is not None and not item.suspended
@@ -213,8 +209,6 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports):
         return await self._context.database.transact(look)
 
     async def watermarks(self, *, vm: str) -> list[Watermark]:
-        """Return the durable progress of the VM's disks; an empty list for a VM that is not protected."""
-
         def look(session: Session) -> list[Watermark]:
             known_as = vm_tasks.name_in_vault(session, vm)
             rows = session.scalars(select(DiskRow).where(DiskRow.vm == known_as).order_by(DiskRow.name))
@@ -235,11 +229,6 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports):
         age_s: float = 0.0,
         waiting_bytes: dict[str, int] | None = None,
     ) -> None:
-        """Record that all data up to ``position`` and its tags are in the cache account: the RPO is met.
-
-        The cut is ``age_s`` seconds old.  The recovery point itself is made of the tags that the applier reports; tags do
-        not have the reason of a downgrade, so it is recorded here.
-        """
         tag = TagSeen(tag_id=tag_id, kind=kind, name=name, position=position, time_ns=time_ns)
 
         def note(session: Session) -> str | None:
@@ -250,6 +239,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports):
             if position > item.sent_position:
                 item.sent_position, item.sent_time_ns = position, time_ns
                 item.sent_elapsed_ns = max(item.sent_elapsed_ns or 0, elapsed_ns - int(max(0.0, age_s) * SECOND_NS))
+            # The recovery point itself is made of the tags that the applier reports.  They do not have this reason.
             if downgraded_because is not None:
                 points.note_downgrade(session, item, tag, downgraded_because, elapsed_ns)
             health.cycle_done(session, item.vm, elapsed_ns)
@@ -265,8 +255,6 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports):
     async def replication_error(
         self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None
     ) -> None:
-        """Record that a cycle failed; without ``next_try_s`` the VM's health becomes Critical."""
-
         def note(session: Session) -> str | None:
             if session.get(ItemRow, vm) is None:
                 return None
@@ -282,8 +270,6 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports):
         self._wake(await self._context.database.transact(note))
 
     async def replication_recovered(self, *, vm: str) -> None:
-        """Record the first success after errors."""
-
         def note(session: Session) -> str | None:
             self._note_recovered(session, vm)
             return vm
@@ -295,8 +281,6 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports):
             self._event(session, vm, "ReplicationRecovered", "OK", f"replication of VM {vm!r} works again")
 
     async def resync_required(self, *, vm: str, reason: str) -> None:
-        """Mark the VM for resynchronization."""
-
         def note(session: Session) -> str | None:
             item = self._item(session, vm)
             if item is None or item.active_location != PRIMARY:
@@ -307,7 +291,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports):
         self._wake(await self._context.database.transact(note))
 
     async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
-        """Forward the call to the recovery side: the vault is its proxy for the site, which cannot reach it."""
+        # The vault is the recovery side's proxy for the site, which cannot reach it.
         return await self._context.recovery.checksums(
             disk_id=disk_id, key_hex=key_hex, chunk_bytes=chunk_bytes, first=first, count=count
         )

@@ -184,7 +184,7 @@ class DiskLog:
         header: SegmentHeader,
         files: _NewFiles,
         setup: Any,
-        kept: list[KeptSegment],
+        segments: list[KeptSegment],
     ) -> None:
         """Take over prepared files; :meth:`prepare` creates them, and ``setup``, the writer's ``struct sr_log_setup``."""
         self.folder = folder
@@ -192,7 +192,7 @@ class DiskLog:
         self.disk_id = header.disk_id
         self.generation = header.generation
         self._disk = disk
-        self._kept = kept
+        self._kept = segments
         self._segment_bytes = segment_bytes(header.disk_size_bytes)
         self._lock = threading.Lock()  # protects the list of segments and their names
         self._spare_lock = threading.Lock()  # one spare is created at a time
@@ -221,7 +221,7 @@ class DiskLog:
         next_number: int,
         next_seq: int = 1,
         last_position: int = 0,
-        kept: list[KeptSegment] | None = None,
+        segments: list[KeptSegment] | None = None,
     ) -> DiskLog:
         """Create the files of a log that :meth:`start` starts or :meth:`discard` removes; a failure leaves nothing.
 
@@ -238,7 +238,7 @@ class DiskLog:
             last_position: position of the newest record.
             kept: segments of the same generation that are kept already.
         """
-        kept = kept or []
+        segments = segments or []
         header = SegmentHeader(
             disk_id=disk_id,
             generation=generation,
@@ -250,14 +250,14 @@ class DiskLog:
         )
         setup = ffi.new("struct sr_log_setup *")
         setup.number, setup.next_seq, setup.last_position = next_number, next_seq, last_position
-        setup.oldest_number = kept[0].number if kept else next_number
-        setup.kept_bytes = sum(segment.size_bytes for segment in kept)
+        setup.oldest_number = segments[0].number if segments else next_number
+        setup.kept_bytes = sum(segment.size_bytes for segment in segments)
         setup.segment_bytes = segment_bytes(disk_size_bytes)
         setup.kept_bytes_max = policy.kept_bytes_max(disk_size_bytes)
         setup.abandon_when_full = policy.when_full == "bitmap"
-        kept_files = {segment.number: own_file.named(segment.path) for segment in kept}
+        kept_files = {segment.number: own_file.named(segment.path) for segment in segments}
         files = _NewFiles.create(folder, name, header, next_number)
-        log = cls(disk, folder, name, header=header, files=files, setup=setup, kept=kept)
+        log = cls(disk, folder, name, header=header, files=files, setup=setup, segments=segments)
         log._made = {**kept_files, next_number: own_file.opened(files.segment_fd)}
         log._dirty_made = own_file.opened(files.dirty_fd)
         return log

@@ -81,7 +81,7 @@ class DmLogReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         wanted = "a log is a file or a block device"
-        self._fd = open_file(path, os.O_RDONLY, code=Code.LogUnreadable, wanted=wanted, devices=True)
+        self._fd = open_file(path, os.O_RDONLY, code=Code.LogUnreadable, purpose=wanted, devices=True)
         try:
             self._size = block_device.size_bytes(self._fd)
             self._read_super()

@@ -211,11 +211,11 @@ def import_log(
         if find_segments(folder, name):
             raise RigError(Code.LogExists, f"{folder / name}: has change logs already")
         done = Imported(str(uuid.uuid4()), touched if size_bytes is None else size_bytes)
-        made = _Import(reader, folder, name, done, now_ns=clock.wall_ns())
+        new_log = _Import(reader, folder, name, done, now_ns=clock.wall_ns())
         try:
-            return made.run(advance)
+            return new_log.run(advance)
         except BaseException:
-            made.abandon()
+            new_log.abandon()
             raise
 
 

@@ -139,36 +139,36 @@ def recover_log(
     row = _SegmentSequence(disk_id, generation, disk_size_bytes)
     with _unreadable_as_corrupt(folder / name):
         _take_over_spare(folder, name, disk_id, generation)
-        found = _read_segments(folder, name, first_segment, row)
-    if not found:
+        segments = _read_segments(folder, name, first_segment, row)
+    if not segments:
         raise RigError(Code.LogCorrupt, f"{folder}: all segments ({name}.NNNNNN.hrl) of generation {generation} are missing")
-    last = found[-1]
+    last = segments[-1]
     if last.header.boot_id != boot.current_boot_id() and not last.clean:
         raise RigError(
             Code.PowerLoss,
             f"{last.path}: was being written when boot {last.header.boot_id} ended; unsynced data may be gone",
         )
-    _check_none_missing(folder / name, found, closed, newest_segment)
+    _check_none_missing(folder / name, segments, closed, newest_segment)
     newest = None
     if last.newest is not None:
         with _unreadable_as_corrupt(last.path), SegmentReader(last.path) as reader:
             newest = (last.newest, reader.payload(last.newest))
-    kept = []
-    for segment in found:
+    kept_segments = []
+    for segment in segments:
         if segment.newest is not None:
             _truncate_durably(segment.path, segment.end)
             first_seq = segment.header.first_seq
-            kept.append(
+            kept_segments.append(
                 KeptSegment(
                     segment.number, first_seq, segment.newest.seq, segment.newest.position, segment.end, segment.path
                 )
             )
     sync_folder(folder)
-    positions.advance(max((k.position for k in kept), default=0))
+    positions.advance(max((k.position for k in kept_segments), default=0))
     return RecoveredLog(
-        kept=kept,
-        empty=[segment.path for segment in found if segment.newest is None],
-        changed=[(segment.number, range_) for segment in found for range_ in segment.changed],
+        kept=kept_segments,
+        empty=[segment.path for segment in segments if segment.newest is None],
+        changed=[(segment.number, range_) for segment in segments for range_ in segment.changed],
         disk_bytes=row.disk_bytes,
         # Segments of another generation can exist, too.
         next_number=max([last.number, *(number for number, _ in find_segments(folder, name))]) + 1,
@@ -196,15 +196,15 @@ def _unreadable_as_corrupt(path: Path) -> Iterator[None]:
         raise RigError(Code.LogCorrupt, exc.message) from exc
 
 
-def _check_none_missing(path: Path, found: list[FoundSegment], closed: LogExtent | None, newest_segment: int) -> None:
+def _check_none_missing(path: Path, segments: list[FoundSegment], closed: LogExtent | None, newest_segment: int) -> None:
     """Check that no segment is missing at either end, where it leaves no gap."""
-    last = found[-1]
+    last = segments[-1]
     if last.number < newest_segment:
         raise RigError(Code.LogCorrupt, f"{path}: segment {newest_segment} of the change log is missing")
-    if closed is not None and (found[0].header.first_seq, last.next_seq) != (closed.first_seq, closed.next_seq):
+    if closed is not None and (segments[0].header.first_seq, last.next_seq) != (closed.first_seq, closed.next_seq):
         raise RigError(
             Code.LogCorrupt,
-            f"{path}: the change log has records {found[0].header.first_seq} to {last.next_seq - 1}; it had "
+            f"{path}: the change log has records {segments[0].header.first_seq} to {last.next_seq - 1}; it had "
             f"{closed.first_seq} to {closed.next_seq - 1} when the disk was closed: segments are missing, or were replaced",
         )
 
@@ -278,7 +278,7 @@ def _read_segments(folder: Path, name: str, first_number: int, row: _SegmentSequ
     The last segment can have a torn tail.  So can the one before, if its preallocated end was not truncated yet: the first
     sequence number of the next segment shows that none of its records is missing.
     """
-    found: list[FoundSegment] = []
+    segments: list[FoundSegment] = []
     paths = [(number, path) for number, path in find_segments(folder, name) if number >= first_number]
     for number, path in paths:
         if number == paths[-1][0] and _holds_nothing(path):  # a kill interrupted its creation
@@ -291,7 +291,7 @@ def _read_segments(folder: Path, name: str, first_number: int, row: _SegmentSequ
             scan = scan_tail(reader)
         row.take(path, header, scan.records)
         changed = [(r.offset, r.length) for r in scan.records if r.type in _CHANGING]
-        found.append(
+        segments.append(
             FoundSegment(
                 number,
                 path,
@@ -302,7 +302,7 @@ def _read_segments(folder: Path, name: str, first_number: int, row: _SegmentSequ
                 scan.torn_bytes,
             )
         )
-    return found
+    return segments
 
 
 _CHANGING = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)

@@ -373,7 +373,7 @@ def open_image(path: Path, log: CheckedLog, *, writable: bool, format_: Literal[
             to grow and cannot.
     """
     flags = os.O_RDWR if writable else os.O_RDONLY
-    fd = user_files.open_file(path, flags, code=Code.ImageUnusable, wanted=WANTED, devices=True)
+    fd = user_files.open_file(path, flags, code=Code.ImageUnusable, purpose=WANTED, devices=True)
     try:
         return RawLayer(path, size_bytes=_disk_bytes(path, fd, log, writable=writable, format_=format_), fd=fd)
     except BaseException:

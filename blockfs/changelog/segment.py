@@ -28,6 +28,7 @@ from typing_extensions import Buffer
 
 from siterig.blockfs.changelog.tags import decode_tag
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import NUMBER_MAX
 from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.os_errors import naming, reason
 from siterig.blockfs.files.user_files import open_file
@@ -48,7 +49,6 @@ _RECORD = struct.Struct("<IBBHQQQQQIQ")  # then CRC32C
 _CRC = struct.Struct("<I")
 _CLAIM = struct.Struct("<I44xI")
 """The part of a record's header with the magic number and the payload's length."""
-_NUMBER_MAX = (1 << 63) - 1
 """Limit of sequence numbers, positions, generations and disk offsets: a signed 64-bit number."""
 _WINDOW_BYTES = 4 << 20
 _SEARCHED_TIMES_MAX = 16
@@ -67,6 +67,10 @@ class RecordType(IntEnum):
     FLUSH = 4
     TAG = 5
     RESIZE = 6
+
+
+CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
+"""The types of records that change bytes of a disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,7 @@ def decode_header(path: Path | str, raw: bytes) -> SegmentHeader:
         raise corrupt(path, 0, "header checksum does not match")
     if header_bytes != HEADER_BYTES or stream not in _STREAMS or any(raw[13:16]) or any(raw[80:124]):
         raise corrupt(path, 0, f"header names {header_bytes} bytes and stream {stream}, or is not zero where it must be")
-    if not 1 <= first_seq <= _NUMBER_MAX or max(generation, size) > _NUMBER_MAX:
+    if not 1 <= first_seq <= NUMBER_MAX or max(generation, size) > NUMBER_MAX:
         raise corrupt(path, 0, f"header names generation {generation}, first record {first_seq} and {size} bytes")
     return SegmentHeader(
         str(uuid.UUID(bytes=disk)), generation, _STREAMS[stream], first_seq, str(uuid.UUID(bytes=boot)), created, size
@@ -191,16 +195,16 @@ class _Window:
             return 0
         return index
 
-    def find(self, wanted: bytes, at: int) -> int:
+    def find(self, magic: bytes, at: int) -> int:
         """Return the offset of the next ``wanted`` from ``at``; -1 if there is none."""
         while True:
-            index = self.index_of(at, len(wanted))
-            if len(self._data) - index < len(wanted):
+            index = self.index_of(at, len(magic))
+            if len(self._data) - index < len(magic):
                 return -1
-            found = self._data.find(wanted, index)
+            found = self._data.find(magic, index)
             if found >= 0:
                 return self.start + found
-            at = self.start + len(self._data) - len(wanted) + 1
+            at = self.start + len(self._data) - len(magic) + 1
 
 
 class _Memory:
@@ -234,7 +238,7 @@ def _parse_record(window: _Window | _Memory, at: int, seed: int, *, verify: bool
             raise _BadRecordError("record checksum does not match")
     if header_bytes != RECORD_HEADER_BYTES or reserved:
         raise _BadRecordError(f"record header of {header_bytes} bytes, or not zero where it must be", sealed=verify)
-    if max(seq, position, time_ns, offset + length) > _NUMBER_MAX:
+    if max(seq, position, time_ns, offset + length) > NUMBER_MAX:
         raise _BadRecordError(
             f"record {seq}, position {position}, time {time_ns}, range {offset}+{length}: beyond any disk", sealed=verify
         )
@@ -295,7 +299,7 @@ class SegmentReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.fd = open_file(path, os.O_RDONLY, code=Code.LogUnreadable, wanted="a change log is a file")
+        self.fd = open_file(path, os.O_RDONLY, code=Code.LogUnreadable, purpose="a change log is a file")
         try:
             head = host_calls.pread(self.fd, HEADER_BYTES, 0)
             self.header = decode_header(path, head)

@@ -23,7 +23,7 @@ CLOSE_IT = "unmount it and detach its loop devices"
 """The remedy for a disk that is in use, as messages name it."""
 
 
-class PromotionInfo(WireModel):
+class HydrationInfo(WireModel):
     """Progress of a disk that becomes independent of the managed disk under it.
 
     Attributes:
@@ -39,7 +39,7 @@ class PromotionInfo(WireModel):
     error: str | None
 
     @classmethod
-    def of(cls, done_bytes: int, total_bytes: int, stopped_by: RigError | None) -> PromotionInfo:
+    def of(cls, done_bytes: int, total_bytes: int, stopped_by: RigError | None) -> HydrationInfo:
         """Make the model from the error that stops the hydration, if any."""
         code, message = (None, None) if stopped_by is None else (stopped_by.code, stopped_by.message)
         return cls(done_bytes=done_bytes, total_bytes=total_bytes, error_code=code, error=message)
@@ -96,7 +96,7 @@ class DiskInfo(WireModel):
     snapshot_bytes_max: int | None
     needs_resync: str | None
     open_handles: int
-    promotion: PromotionInfo | None = None
+    promotion: HydrationInfo | None = None
     sector_bytes: SectorBytes = 512
     opening: str = ""
     opened_seq: int | None = None
@@ -248,7 +248,11 @@ class DiskHostControl(Protocol):
 
     @deadline(ANSWER_S)
     async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
-        """Return all disks, or those of one VM (``VmNotFound``)."""
+        """Return all disks, or those of one VM.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
         ...
 
     @deadline(ANSWER_S)
@@ -281,23 +285,35 @@ class DiskHostControl(Protocol):
         ...
 
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
-        """Grow a disk while it is in use (``InvalidDiskSize``, ``DiskFull``); guests see the new size when they ask."""
+        """Grow a disk while it is in use; guests see the new size when they ask.
+
+        Raises:
+            RigError: ``InvalidDiskSize`` or ``DiskFull``.
+        """
         ...
 
     @deadline(ANSWER_S)
     async def counters(self, *, vm: str, disk: str) -> DiskCounters:
-        """Return a disk's counters since it was opened, without stopping a request (``VmNotFound``, ``DiskNotFound``)."""
+        """Return a disk's counters since it was opened, without stopping a request.
+
+        Raises:
+            RigError: ``VmNotFound`` or ``DiskNotFound``.
+        """
         ...
 
     async def remove_vm(self, *, vm: str) -> None:
-        """Delete the disks, logs and folder of a VM (``VmNotFound``, ``DiskInUse``)."""
+        """Delete the disks, logs and folder of a VM.
+
+        Raises:
+            RigError: ``VmNotFound`` or ``DiskInUse``.
+        """
         ...
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
         """Rename a VM whose disks are not open; does nothing if that was done already.
 
         Raises:
-            RigError: ``VmNotFound``, ``VmExists``, ``InvalidName``, ``DiskInUse``; ``VmBusy`` if a promotion is under way.
+            RigError: ``VmNotFound``, ``VmExists``, ``InvalidName``, ``DiskInUse``; ``VmBusy`` if a hydration is under way.
         """
         ...
 
@@ -351,7 +367,11 @@ class DiskHostControl(Protocol):
         ...
 
     async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
-        """Begin a copy-before-write snapshot over all disks (``SnapshotExists``, ``NotTracked``)."""
+        """Begin a copy-before-write snapshot over all disks.
+
+        Raises:
+            RigError: ``SnapshotExists`` or ``NotTracked``.
+        """
         ...
 
     async def release_snapshot(self, *, vm: str, disk: str, upto: int) -> None:
@@ -363,13 +383,16 @@ class DiskHostControl(Protocol):
         ...
 
     async def begin_replace(self, *, vm: str, disk: str, size_bytes: int) -> StagingInfo:
-        """Create an empty staging file next to the disk, which is not touched (``DiskInUse``).
+        """Create an empty staging file next to the disk, which is not touched.
 
         Args:
             vm: the VM.
             disk: the disk to replace.
             size_bytes: the size of the disk that returns.  The file has the size of the old disk if that is larger: a disk
                 is never shrunk, and it may have grown after the returning state was replicated.
+
+        Raises:
+            RigError: ``DiskInUse``.
         """
         ...
 
@@ -381,11 +404,19 @@ class DiskHostControl(Protocol):
         ...
 
     async def delete_kept(self, *, vm: str, file: str) -> None:
-        """Delete an old disk that was kept (``VmNotFound``, ``KeptImageNotFound``)."""
+        """Delete an old disk that was kept.
+
+        Raises:
+            RigError: ``VmNotFound`` or ``KeptImageNotFound``.
+        """
         ...
 
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
-        """Return how the disks of the VM were used after a position (``VmNotFound``)."""
+        """Return how the disks of the VM were used after a position.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
         ...
 
     async def check_replace(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
@@ -406,14 +437,21 @@ class DiskHostControl(Protocol):
         """
         ...
 
-    async def check_promotion(self, *, vm: str) -> None:
-        """Check that the disks of the VM have room to become independent (``VmNotFound``, ``NotEnoughSpace``)."""
+    async def check_hydration(self, *, vm: str) -> None:
+        """Check that the disks of the VM have room to become independent.
+
+        Raises:
+            RigError: ``VmNotFound`` or ``NotEnoughSpace``.
+        """
         ...
 
-    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
-        """Make the disks of the VM independent of the managed disks under them, while guests use them (``VmNotFound``).
+    async def hydrate_vm(self, *, vm: str) -> list[DiskInfo]:
+        """Make the disks of the VM independent of the managed disks under them, while guests use them.
 
         The call returns at once; ``DiskInfo.promotion`` has the progress.  Disks over no managed disk do not change.
+
+        Raises:
+            RigError: ``VmNotFound``.
         """
         ...
 
@@ -438,7 +476,11 @@ class DiskHostControl(Protocol):
         ...
 
     async def close_mounted_point(self, *, vm: str, name: str) -> None:
-        """Remove a mounted point; does nothing if there is none (``RecoveryInUse``)."""
+        """Remove a mounted point; does nothing if there is none.
+
+        Raises:
+            RigError: ``RecoveryInUse``.
+        """
         ...
 
     @deadline(ANSWER_S)

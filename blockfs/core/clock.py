@@ -1,6 +1,6 @@
 """The clock that every part of siterig reads and sleeps by; tests and faults replace it.
 
-No other module reads the time or sleeps (tests/unit/repo/test_house_clock.py).  Components take a :class:`Clock` as an
+No other module reads the time or sleeps (tests/unit/repo/test_clock_use.py).  Components take a :class:`Clock` as an
 argument; :data:`SYSTEM_CLOCK` is the default.
 
 Wall time is shown to people, elapsed time decides (:mod:`siterig.blockfs.core.clock_reading`): the wall clock can be set

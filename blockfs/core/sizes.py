@@ -13,6 +13,8 @@ SECTOR_BYTES = 512
 """The smallest sector, and the default: every disk's size is a multiple of it."""
 STAT_BLOCK_BYTES = 512
 """Unit of ``st_blocks`` (inode(7)), whatever the file system's block size is."""
+NUMBER_MAX = (1 << 63) - 1
+"""The largest offset, position or number in a file of siterig: C has it as a signed integer of 64 bits, too."""
 DISK_BYTES_MAX = 64 << 40
 """The largest disk: the maps of the C core have room for it (``SR_DISK_BYTES_MAX`` in cext/src/layers/layer.h)."""
 
@@ -25,7 +27,7 @@ def check_sectors(what: str, size_bytes: int, sector_bytes: int) -> None:
         size_bytes: size of the disk.
         sector_bytes: its logical sector size.
     Raises:
-        RigError: ``InvalidDiskSize`` if it has not.
+        RigError: ``InvalidDiskSize`` if the last sector is incomplete.
     """
     if size_bytes % sector_bytes:
         raise RigError(

@@ -41,7 +41,7 @@ from siterig.blockfs.core.sizes import DISK_BYTES_MAX
 from siterig.blockfs.disk import disk_identity
 from siterig.blockfs.disk.disk_core import DiskCore
 from siterig.blockfs.disk.disk_faults import DiskFaults
-from siterig.blockfs.disk.disk_files import DiskPaths, finish_promotion, open_layer, remove_overlay
+from siterig.blockfs.disk.disk_files import DiskPaths, finish_hydration, open_layer, remove_overlay
 from siterig.blockfs.disk.disk_guard import DiskGuard
 from siterig.blockfs.disk.disk_hydration import DiskHydration
 from siterig.blockfs.disk.disk_options import DiskOptions
@@ -156,7 +156,7 @@ class Disk:
         Raises:
             RigError: ``DiskCorrupt``, ``DiskStateCorrupt``, ``StateVersion``, ``NotARecoveryHost``, ``BrokenVhdChain``.
         """
-        state = finish_promotion(paths, DiskState.load(paths.file("disk")))
+        state = finish_hydration(paths, DiskState.load(paths.file("disk")))
         paths.file("snapshot").unlink(missing_ok=True)
         disk_identity.check_files_there(paths, state)
         found = disk_identity.identify(paths, state)
@@ -352,11 +352,11 @@ class Disk:
         fresh = RawLayer(self.staging, writable=True)
         fresh.sync()
         if fresh.size_bytes < self.size_bytes:
-            found = fresh.size_bytes
+            fresh_bytes = fresh.size_bytes
             fresh.close()
             raise RigError(
                 Code.InvalidDiskSize,
-                f"{self.staging}: has {found} bytes; the disk has {self.size_bytes} and is never shrunk",
+                f"{self.staging}: has {fresh_bytes} bytes; the disk has {self.size_bytes} and is never shrunk",
             )
         self.tracking.replace()
         self.staging.rename(self.paths.file("img"))

@@ -56,7 +56,11 @@ MakeFiles = Callable[[DiskPaths], None]
 
 
 def make_raw(paths: DiskPaths, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
-    """Create the files of a disk of zeros; no file is left if that fails (``InvalidDiskSize``)."""
+    """Create the files of a disk of zeros; no file is left if that fails.
+
+    Raises:
+        RigError: ``InvalidDiskSize``.
+    """
     if not 0 < size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
         raise RigError(
             Code.InvalidDiskSize,
@@ -116,7 +120,11 @@ def make_over_managed_disk(
 
 
 def make_over_image(paths: DiskPaths, parent: ParentNote, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
-    """Create the files of a thin disk over an image; no file is left if that fails (``InvalidDiskSize``)."""
+    """Create the files of a thin disk over an image; no file is left if that fails.
+
+    Raises:
+        RigError: ``InvalidDiskSize``.
+    """
     if not parent.size_bytes <= size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
         raise RigError(
             Code.InvalidDiskSize,
@@ -162,7 +170,7 @@ def remove_overlay(paths: DiskPaths) -> None:
     remove_maps(paths)
 
 
-def finish_promotion(paths: DiskPaths, state: DiskState) -> DiskState:
+def finish_hydration(paths: DiskPaths, state: DiskState) -> DiskState:
     """Complete, at the start, the conversion of an overlay to a raw disk that a kill has interrupted; return the state."""
     if state.kind == "top" and state.promoting and not paths.file("top").exists() and paths.file("img").exists():
         state = _note_raw(paths, state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from siterig.blockfs.contracts import counters
-from siterig.blockfs.contracts.control import DiskInfo, PromotionInfo
+from siterig.blockfs.contracts.control import DiskInfo, HydrationInfo
 from siterig.blockfs.contracts.counters import DiskCounters
 from siterig.blockfs.disk import parent_image
 from siterig.blockfs.disk.disk import Disk
@@ -19,7 +19,7 @@ def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
     log = disk.tracking.log if disk.tracking.active else None
     promotion = None
     if disk.state.promoting:
-        promotion = PromotionInfo.of(disk.hydration.done_bytes, disk.size_bytes, disk.hydration.stopped_by)
+        promotion = HydrationInfo.of(disk.hydration.done_bytes, disk.size_bytes, disk.hydration.stopped_by)
     return DiskInfo(
         vm=disk.paths.vm,
         name=disk.paths.name,

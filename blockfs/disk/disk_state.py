@@ -152,7 +152,7 @@ class DiskState(WireModel):
         if self.parent is not None and self.kind != "top":
             raise ValueError("only a disk of kind top has a parent")
         if self.promoting and not over_managed_disk:
-            raise ValueError("only a disk over a managed disk is promoted")
+            raise ValueError("only a disk over a managed disk is hydrated")
         return self
 
     def save(self, path: Path) -> None:

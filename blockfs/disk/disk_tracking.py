@@ -92,7 +92,7 @@ class DiskTracking:
             core.save(tracked=False, needs_resync=why)
             return True
         try:
-            found = recover_log(
+            recovered = recover_log(
                 core.paths.folder,
                 core.paths.name,
                 disk_id=core.state.disk_id,
@@ -110,23 +110,23 @@ class DiskTracking:
             self.not_continued = exc
             core.save(tracked=False, needs_resync=exc.code)
             return exc.code != Code.PowerLoss
-        self._continue(found)
+        self._continue(recovered)
         return True
 
-    def _continue(self, found: RecoveredLog) -> None:
+    def _continue(self, recovered: RecoveredLog) -> None:
         core = self._core
-        self.opened_seq = found.next_seq - 1
-        found.complete(core.layer)
+        self.opened_seq = recovered.next_seq - 1
+        recovered.complete(core.layer)
         core.layer.sync()
-        log = self._make_log(found)
+        log = self._make_log(recovered)
         log.start()
-        for path in found.empty:
+        for path in recovered.empty:
             path.unlink()
-        for number, (offset, length) in found.changed:
+        for number, (offset, length) in recovered.changed:
             lib.sr_log_touch(core.c, number, offset, length)
         self._log = log
         self._note_opened()
-        _log.info("log_continued", disk=str(core.paths), next_seq=found.next_seq, torn_bytes=found.torn_bytes)
+        _log.info("log_continued", disk=str(core.paths), next_seq=recovered.next_seq, torn_bytes=recovered.torn_bytes)
 
     def _note_opened(self) -> None:
         core = self._core
@@ -150,7 +150,7 @@ class DiskTracking:
         resume_dirty_tracking(core.c, core.paths.file("dirty"))
         self._dirty_tracking = True
 
-    def _make_log(self, found: RecoveredLog) -> DiskLog:
+    def _make_log(self, recovered: RecoveredLog) -> DiskLog:
         core = self._core
         return DiskLog.prepare(
             core.c,
@@ -160,10 +160,10 @@ class DiskTracking:
             generation=core.state.generation,
             disk_size_bytes=core.size_bytes,
             policy=core.options.policy,
-            next_number=found.next_number,
-            next_seq=found.next_seq,
-            last_position=found.last_position,
-            kept=found.kept,
+            next_number=recovered.next_number,
+            next_seq=recovered.next_seq,
+            last_position=recovered.last_position,
+            segments=recovered.kept,
         )
 
     # --- starting and stopping ----------------------------------------------------------------------------------

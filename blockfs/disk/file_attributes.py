@@ -120,7 +120,7 @@ class DiskAttributes:
         """Show the disk as changed although this process has not changed it."""
         os.utime(self._disk.layer.fileno())
 
-    def change(self, wanted: WantedAttributes) -> None:
+    def change(self, attributes: WantedAttributes) -> None:
         """Set attributes as a program asks.
 
         Raises:
@@ -128,12 +128,12 @@ class DiskAttributes:
         """
         times, shown = self.times, self._disk.state.shown
         update: dict[str, object] = {
-            key: value for key in ("mode", "uid", "gid") if (value := getattr(wanted, key)) is not None
+            key: value for key in ("mode", "uid", "gid") if (value := getattr(attributes, key)) is not None
         }
-        if wanted.atime_ns is not None or wanted.mtime_ns is not None:
+        if attributes.atime_ns is not None or attributes.mtime_ns is not None:
             update["touched"] = TouchedTimes(
-                atime_ns=times.atime_ns if wanted.atime_ns is None else wanted.atime_ns,
-                mtime_ns=times.mtime_ns if wanted.mtime_ns is None else wanted.mtime_ns,
+                atime_ns=times.atime_ns if attributes.atime_ns is None else attributes.atime_ns,
+                mtime_ns=times.mtime_ns if attributes.mtime_ns is None else attributes.mtime_ns,
                 file_mtime_ns=self._file_mtime_ns,
             )
         self._disk.save(shown=shown.model_copy(update=update))

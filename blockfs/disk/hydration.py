@@ -1,4 +1,4 @@
-"""Hydration: a disk over a managed disk becomes a raw disk while guests use it (users call this promotion).
+"""Hydration: a disk over a managed disk becomes a raw disk while guests use it.
 
 Fault contract
 --------------
@@ -100,7 +100,7 @@ class Hydrator:
     def _forget_removed(self) -> None:
         """Clear the waits of disks that were removed."""
         for vm, name in self._stopped - {(disk.paths.vm, disk.paths.name) for disk in self._disks()}:
-            self._waits.clear("promotion", vm=vm, disk=name)
+            self._waits.clear("hydration", vm=vm, disk=name)
             self._stopped.discard((vm, name))
 
     async def attempt(self, disk: Disk) -> None:
@@ -110,13 +110,13 @@ class Hydrator:
                 await self._hydrate_wholly(disk)
         except RigError as error:
             if disk.hydration.stopped_by is None or disk.hydration.stopped_by.message != error.message:
-                _log.warning("promotion_stopped", disk=str(disk.paths), reason=error.code, message=error.message)
+                _log.warning("hydration_stopped", disk=str(disk.paths), reason=error.code, message=error.message)
             disk.hydration.stopped_by = error
             self._stopped.add((disk.paths.vm, disk.paths.name))
-            self._waits.set("promotion", error.code, error.message, vm=disk.paths.vm, disk=disk.paths.name)
+            self._waits.set("hydration", error.code, error.message, vm=disk.paths.vm, disk=disk.paths.name)
         else:
             disk.hydration.stopped_by = None
-            self._waits.clear("promotion", vm=disk.paths.vm, disk=disk.paths.name)
+            self._waits.clear("hydration", vm=disk.paths.vm, disk=disk.paths.name)
 
     async def _hydrate_wholly(self, disk: Disk) -> None:
         managed_disk, total_bytes = disk.state.managed_disk, disk.state.size_bytes
@@ -131,7 +131,7 @@ class Hydrator:
             if disk.state.promoting:  # the disk was closed, because its VM was removed
                 return
         await trio.to_thread.run_sync(self._release, managed_disk, disk.paths)
-        _log.info("promoted", disk=str(disk.paths), total_bytes=total_bytes)
+        _log.info("hydrated", disk=str(disk.paths), total_bytes=total_bytes)
 
     async def _hydrate(self, disk: Disk) -> None:
         """Copy until the disk has all blocks on stable storage."""
@@ -173,7 +173,7 @@ def _check_room(disk: Disk, step_bytes: int) -> None:
     if free_bytes < FREE_BYTES_MIN + step_bytes:
         raise RigError(
             Code.DiskFull,
-            f"promotion of disk {disk.paths}: {free_bytes >> 20} MiB are free on the host's disk, of which "
+            f"hydration of disk {disk.paths}: {free_bytes >> 20} MiB are free on the host's disk, of which "
             f"{FREE_BYTES_MIN >> 20} MiB are kept for guests; it continues when there is more",
             recoverable=True,
         )
@@ -182,10 +182,10 @@ def _check_room(disk: Disk, step_bytes: int) -> None:
 def _stopped_by(disk: Disk, exc: OSError) -> RigError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         why = "the host's disk is full; it continues when there is room"
-        return RigError(Code.DiskFull, f"promotion of disk {disk.paths}: {why}", recoverable=True)
+        return RigError(Code.DiskFull, f"hydration of disk {disk.paths}: {why}", recoverable=True)
     where = f"stopped at byte {disk.hydration.done_bytes} of {disk.size_bytes}"
     return RigError(
         Code.HostIoError,
-        f"promotion of disk {disk.paths}: {where}: {reason(exc, disk.paths)}",
+        f"hydration of disk {disk.paths}: {where}: {reason(exc, disk.paths)}",
         recoverable=True,
     )

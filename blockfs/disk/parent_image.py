@@ -76,7 +76,7 @@ def _check(note: ParentNote, fd: int) -> None:
 
 
 def broken_chain(state: DiskState, layer: Layer) -> str | None:
-    """Return how the parent of an open thin disk changed (``BrokenVhdChain``); None if it did not, or there is none."""
+    """Return the text of a ``BrokenVhdChain``: how the parent of an open thin disk changed; else None."""
     if state.parent is None or not isinstance(layer, OverlayLayer) or layer.lower_fd is None:
         return None
     return why_broken(state.parent, layer.lower_fd)
@@ -100,7 +100,7 @@ def why_broken(note: ParentNote, fd: int) -> str | None:
 
 def _opened(path: Path) -> int:
     """Open an image read-only, locked against writers as long as it is open."""
-    fd = user_files.open_file(path, os.O_RDONLY, code=Code.ImageUnusable, wanted=WANTED)
+    fd = user_files.open_file(path, os.O_RDONLY, code=Code.ImageUnusable, purpose=WANTED)
     try:
         locked = image_file.try_lock(path, fd, shared=True)
     except BaseException:

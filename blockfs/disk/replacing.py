@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from siterig.blockfs.changelog.disk_log import find_segments
-from siterig.blockfs.changelog.segment import RecordType, SegmentReader
+from siterig.blockfs.changelog.segment import CHANGES, SegmentReader
 from siterig.blockfs.contracts.control import CLOSE_IT, DownloadedDisk, KeptImage, SourceUse
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
@@ -28,7 +28,6 @@ KEPT_FOLDER = "kept"
 """Name of the folder of kept images, in the folder of a VM."""
 _KEPT = re.compile(r"(?P<disk>.+)-\d{8}T\d{6}Z(-\d+)?\.img")
 _COPY_BYTES = 1 << 20
-_CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 
 def keep_image(disk: Disk) -> None:
@@ -128,7 +127,7 @@ def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk])
 def check_idle(disk: Disk) -> None:
     """Raise ``DiskInUse`` if the disk is open through the mount."""
     if disk.handles:
-        raise RigError(Code.DiskInUse, f"disk {disk.paths} is in use: it is open {disk.handles} times; {CLOSE_IT}")
+        raise RigError(Code.DiskInUse, f"disk {disk.paths} is in use (open handles: {disk.handles}); {CLOSE_IT}")
 
 
 def source_use(disk: Disk, after: int) -> SourceUse:
@@ -150,7 +149,7 @@ def _written_bytes(disk: Disk, after: int) -> int | None:
             with SegmentReader(path) as segment:
                 for record in segment.records(verify=False):
                     read_position = record.position
-                    if record.position > after and record.type in _CHANGES:
+                    if record.position > after and record.type in CHANGES:
                         written += record.length
         except RigError:
             if path != paths[-1]:  # only the newest may end with preallocated space, or in an unfinished record

@@ -41,15 +41,15 @@ def _is_private_group(gid: int, uid: int) -> bool:
     return group.gr_name == owner and set(group.gr_mem) <= {owner}
 
 
-def _others_can_write(fd: int, found: os.stat_result) -> bool:
-    if found.st_mode & stat.S_IWOTH:
+def _others_can_write(fd: int, status: os.stat_result) -> bool:
+    if status.st_mode & stat.S_IWOTH:
         return True
-    if not found.st_mode & stat.S_IWGRP:
+    if not status.st_mode & stat.S_IWGRP:
         return False
     with suppress(OSError):  # with an access control list, the group bits limit all its entries
         os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access")
         return True
-    return not _is_private_group(found.st_gid, found.st_uid)
+    return not _is_private_group(status.st_gid, status.st_uid)
 
 
 def changed_by_others(fd: int) -> str | None:

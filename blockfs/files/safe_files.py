@@ -58,11 +58,11 @@ class _Walk:
         """Walk one name further; the parts of a link are inserted before the remaining parts."""
         following = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
         try:
-            found = _link_behind(following)
+            link_target = _link_behind(following)
         except BaseException:
             os.close(following)
             raise
-        if found is None:
+        if link_target is None:
             os.close(self.fd)
             self.fd = following
             self.path = self.path.parent if part == ".." else self.path / part
@@ -71,8 +71,8 @@ class _Walk:
             self.links += 1
             if self.links > _LINKS_MAX:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-            if not is_trusted(found.st_uid):
-                made_by = user_text(found.st_uid)
+            if not is_trusted(link_target.st_uid):
+                made_by = user_text(link_target.st_uid)
                 raise _foreign(
                     self.path / part, f"is a symbolic link of {made_by}, which is not followed", "name the file it points to"
                 )
@@ -87,7 +87,7 @@ class _Walk:
         if target.startswith("/"):
             os.close(self.fd)
             self.fd, self.path = _root(), Path("/")
-        todo.extend(reversed([each for each in target.split("/") if each not in ("", ".")]))
+        todo.extend(reversed([piece for piece in target.split("/") if piece not in ("", ".")]))
 
 
 def _link_behind(fd: int) -> os.stat_result | None:
@@ -218,11 +218,11 @@ class Folder:
         made_by = user_text(self._entry(name).st_uid)
         raise _foreign(self.path / name, f"is a symbolic link of {made_by}, which is not followed", "move it away")
 
-    def _check_regular(self, name: str, found: os.stat_result) -> None:
-        if not stat.S_ISREG(found.st_mode):
+    def _check_regular(self, name: str, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
             raise _foreign(self.path / name, "is no regular file", "move it away")
 
-    def _check_ours(self, name: str, found: os.stat_result) -> None:
+    def _check_ours(self, name: str, status: os.stat_result) -> None:
         """Check that the file is this user's, if others can change the folder.
 
         Raises:
@@ -232,15 +232,15 @@ class Folder:
         if others is None:
             return
         path = self.path / name
-        if stat.S_ISLNK(found.st_mode):
+        if stat.S_ISLNK(status.st_mode):
             self._refuse_link(name)
-        if found.st_uid != os.geteuid():
+        if status.st_uid != os.geteuid():
             raise _foreign(
-                path, f"belongs to {user_text(found.st_uid)}", "move it away, or run the command as the user who owns it"
+                path, f"belongs to {user_text(status.st_uid)}", "move it away, or run the command as the user who owns it"
             )
-        self._check_regular(name, found)
-        if found.st_nlink > 1:
-            raise _foreign(path, f"has {found.st_nlink} names (hard links), in a folder that {others}", "move it away")
+        self._check_regular(name, status)
+        if status.st_nlink > 1:
+            raise _foreign(path, f"has {status.st_nlink} names (hard links), in a folder that {others}", "move it away")
 
     def check_free(self, name: str) -> None:
         """Check that a file of that name, if there is one, is this user's to replace or remove.

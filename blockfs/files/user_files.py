@@ -32,7 +32,7 @@ _NOT_OPENED = {
 }
 
 
-def open_file(path: Path, flags: int, *, code: Code, wanted: str, devices: bool = False) -> int:
+def open_file(path: Path, flags: int, *, code: Code, purpose: str, devices: bool = False) -> int:
     """Return a descriptor of a regular file or, with ``devices``, of a block device; nothing is created.
 
     Args:
@@ -47,14 +47,14 @@ def open_file(path: Path, flags: int, *, code: Code, wanted: str, devices: bool 
     """
     device = 0
 
-    def check(found: os.stat_result) -> int:
+    def check(status: os.stat_result) -> int:
         nonlocal device
-        kind = stat.S_IFMT(found.st_mode)
+        kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFBLK and devices:
-            device = found.st_rdev
+            device = status.st_rdev
             return os.O_EXCL
         if kind != stat.S_IFREG:
-            raise RigError(code, f"{path}: {_NOT_OPENED.get(kind, 'is no regular file')}; {wanted}")
+            raise RigError(code, f"{path}: {_NOT_OPENED.get(kind, 'is no regular file')}; {purpose}")
         return 0
 
     try:

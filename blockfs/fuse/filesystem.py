@@ -231,12 +231,12 @@ class DiskFileSystem(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EPERM)
         if disk.read_only:
             raise pyfuse3.FUSEError(errno.EROFS)
-        wanted = _wanted(attr, fields)
+        attributes = _wanted(attr, fields)
         try:
             if fields.update_size and attr.st_size != entry.st_size:
                 disk.resize(attr.st_size)
-            elif not wanted.nothing:
-                disk.attributes.change(wanted)
+            elif not attributes.nothing:
+                disk.attributes.change(attributes)
         except RigError as exc:
             _log.info("attributes_not_set", disk=str(disk.paths), code=exc.code, message=exc.message)
             refused = exc.code == Code.InvalidDiskSize
@@ -425,8 +425,8 @@ def _blocks(stored_bytes: int) -> int:
     return -(-stored_bytes // 512)
 
 
-def _times_of(found: os.stat_result) -> FileTimes:
-    return FileTimes(found.st_mtime_ns, found.st_mtime_ns, found.st_ctime_ns)
+def _times_of(status: os.stat_result) -> FileTimes:
+    return FileTimes(status.st_mtime_ns, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _set_times(entry: pyfuse3.EntryAttributes, times: FileTimes) -> None:

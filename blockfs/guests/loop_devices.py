@@ -370,14 +370,14 @@ async def frozen(mountpoints: list[str], *, timeout_s: float) -> AsyncIterator[N
     assert child.stdout is not None  # noqa: S101
     finished = False
     try:
-        said = ""
+        message = ""
         with trio.move_on_after(timeout_s + _FREEZE_GRACE_S):
-            said = await _line(child.stdout)
-        if said == "frozen":
+            message = await _line(child.stdout)
+        if message == "frozen":
             yield
             finished = True
-        elif said.startswith("failed "):
-            raise RigError(Code.FreezeFailed, f"cannot freeze {said.removeprefix('failed ')}", recoverable=True)
+        elif message.startswith("failed "):
+            raise RigError(Code.FreezeFailed, f"cannot freeze {message.removeprefix('failed ')}", recoverable=True)
         else:
             raise RigError(Code.FreezeTimedOut, _late(mountpoints, timeout_s), recoverable=True)
     finally:

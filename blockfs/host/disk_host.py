@@ -38,19 +38,19 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.waits import Waits
-from siterig.blockfs.disk import hydration, parent_image, replacing
+from siterig.blockfs.disk import hydration, replacing
 from siterig.blockfs.disk.disk import Disk, begin_snapshots_of
-from siterig.blockfs.disk.disk_files import DiskPaths, make_over_image, make_over_managed_disk, make_raw
+from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.disk.disk_options import DiskOptions, log_changed
 from siterig.blockfs.disk.disk_report import count, describe
 from siterig.blockfs.disk.replacing import check_idle
-from siterig.blockfs.disk.views import OpenedView, Views, open_counted
-from siterig.blockfs.files.host_errors import host_error, os_errors_as
+from siterig.blockfs.disk.views import Views
+from siterig.blockfs.files.host_errors import os_errors_as
+from siterig.blockfs.host.disk_maker import DiskMaker
 from siterig.blockfs.host.disk_registry import DiskRegistry
 from siterig.blockfs.host.disk_tree import ROOT, DiskTree, run_maintenance
 from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, check_name
 from siterig.blockfs.host.mounted_points import MountedPoints
-from siterig.blockfs.layers.layer import Layer
 
 
 class DiskHost(DiskHostControl, DiskTree):
@@ -59,7 +59,7 @@ class DiskHost(DiskHostControl, DiskTree):
     In its tree each VM has a folder, and so has each mounted point.
 
     Attributes:
-        hydrator: copies from the managed disks what the disks of promoted VMs lack.
+        hydrator: copies from the managed disks what the disks of hydrated VMs lack.
         registry: the disks, their folder and their shared options.
     """
 
@@ -101,11 +101,9 @@ class DiskHost(DiskHostControl, DiskTree):
             report_changed=report_changed,
             clock=clock,
         )
-        self._opening: set[str] = set()
-        self._locks = KeyedLock()  # by name of a disk, while its view is pinned or released
-        self.hydrator = hydration.Hydrator(
-            self.registry.all_disks, self.registry.release_view, self._locks, waits, clock=clock
-        )
+        locks = KeyedLock()  # by name of a disk, while its view is pinned or released
+        self._maker = DiskMaker(self.registry, locks)
+        self.hydrator = hydration.Hydrator(self.registry.all_disks, self.registry.release_view, locks, waits, clock=clock)
         self._report_grown: Callable[[Disk], None] = lambda _disk: None
         self._mounted_points = None
         if views is not None:
@@ -187,11 +185,6 @@ class DiskHost(DiskHostControl, DiskTree):
     async def position(self) -> int:
         return self.positions.value
 
-    def _check_new(self, vm: str, name: str) -> None:
-        self.registry.check_new(vm, name)
-        if f"{vm}/{name}" in self._opening:
-            raise RigError(Code.DiskExists, f"VM {vm!r} has a disk {name!r} already")
-
     async def create_disk(
         self,
         *,
@@ -201,72 +194,17 @@ class DiskHost(DiskHostControl, DiskTree):
         sector_bytes: SectorBytes = 512,
         backing: BackingImage | None = None,
     ) -> DiskInfo:
-        self._check_new(vm, name)
-        if backing is not None:
-            return await self._create_thin(vm, name, size_bytes, sector_bytes, backing)
-        with os_errors_as(f"disk {vm}/{name} of {size_bytes} bytes"):
-            disk = self.registry.add(vm, name, lambda paths: make_raw(paths, size_bytes, sector_bytes), None)
-        return describe(disk, self.mountpoint)
-
-    async def _create_thin(
-        self, vm: str, name: str, size_bytes: int, sector_bytes: SectorBytes, backing: BackingImage
-    ) -> DiskInfo:
-        if Path(backing.path).is_relative_to(self.mountpoint):
-            raise RigError(Code.ImageUnusable, f"{backing.path}: is in the mount of this host, which cannot lie over itself")
-        # In a thread: the image's file system may be slow, and requests on other disks must not wait for it.
-        parent = await trio.to_thread.run_sync(parent_image.describe_parent, backing)
-        self._check_new(vm, name)  # again: another call may have created it meanwhile
-        with os_errors_as(f"disk {vm}/{name} of {size_bytes} bytes"):
-            disk = self.registry.add(vm, name, lambda paths: make_over_image(paths, parent, size_bytes, sector_bytes), None)
+        if backing is None:
+            disk = self._maker.make_empty(vm, name, size_bytes, sector_bytes)
+        else:
+            disk = await self._maker.make_thin(vm, name, size_bytes, sector_bytes, backing)
         return describe(disk, self.mountpoint)
 
     async def create_disk_from_point(
         self, *, vm: str, name: str, managed_disk: ManagedDiskId, position: int, sector_bytes: SectorBytes = 512
     ) -> DiskInfo:
-        views = self.registry.views
-        if views is None:
-            raise RigError(Code.NotARecoveryHost, f"cannot open managed disk {managed_disk} here: this host serves a site")
-        self._check_new(vm, name)
-        paths = DiskPaths(self.root / vm, vm, name)
-        self._opening.add(str(paths))
-        try:
-            async with self._locks.hold(str(paths)):
-                # In a thread: it waits for the host's disk, and requests on other disks must not wait for it.
-                view = await trio.to_thread.run_sync(open_counted, views, managed_disk, position, paths.holder)
-                try:
-                    disk = self._over_point(paths, managed_disk, position, view, sector_bytes)
-                except BaseException:
-                    views.release(managed_disk, paths.holder)
-                    raise
-        finally:
-            self._opening.discard(str(paths))
+        disk = await self._maker.make_over_point(vm, name, managed_disk, position, sector_bytes)
         return describe(disk, self.mountpoint)
-
-    def _over_point(
-        self, paths: DiskPaths, managed_disk: str, position: int, view: Layer, sector_bytes: SectorBytes
-    ) -> Disk:
-        """Make a tracked disk over a view; if that fails, close the view and leave no file of the disk."""
-        try:
-            disk = self.registry.add(
-                paths.vm,
-                paths.name,
-                lambda made: make_over_managed_disk(
-                    made, managed_disk=managed_disk, position=position, size_bytes=view.size_bytes, sector_bytes=sector_bytes
-                ),
-                OpenedView(view),
-            )
-        except OSError as exc:
-            view.close()
-            raise host_error(f"disk {paths}", exc) from exc
-        except BaseException:
-            view.close()
-            raise
-        try:
-            disk.tracking.start(new_generation=False)
-        except OSError as exc:
-            self.registry.discard(disk)
-            raise host_error(f"change log of disk {paths}", exc) from exc
-        return disk
 
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
         target = self.disk(vm, disk)
@@ -284,13 +222,13 @@ class DiskHost(DiskHostControl, DiskTree):
     async def rename_vm(self, *, vm: str, name: str) -> None:
         self.registry.rename_vm(vm, name)
 
-    async def check_promotion(self, *, vm: str) -> None:
-        with os_errors_as(f"promotion of VM {vm}"):
+    async def check_hydration(self, *, vm: str) -> None:
+        with os_errors_as(f"hydration of VM {vm}"):
             await trio.to_thread.run_sync(hydration.check_room, vm, self.registry.disks(vm))
 
-    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+    async def hydrate_vm(self, *, vm: str) -> list[DiskInfo]:
         disks = self.registry.disks(vm)
-        with os_errors_as(f"promotion of VM {vm}"):
+        with os_errors_as(f"hydration of VM {vm}"):
             for disk in disks:
                 disk.hydration.begin()
         self.hydrator.wake()

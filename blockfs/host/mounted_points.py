@@ -210,11 +210,18 @@ class MountedPoints:
                 f"mounted point is named {name!r}; allowed: 1 to 127 letters, digits and '@.+_:-', not '.+_:-' first",
             )
         async with self._locks.hold(f"{vm}/{name}"):
-            there = self._mounted.get(vm, {}).get(name)
-            if there is not None:
-                if there.broken is None and (there.record.position, there.record.disks) == (position, disks):
-                    return self._info(there)
-                why = f"cannot be opened: {there.broken}" if there.broken else f"is position {there.record.position}"
+            mounted_point = self._mounted.get(vm, {}).get(name)
+            if mounted_point is not None:
+                if mounted_point.broken is None and (mounted_point.record.position, mounted_point.record.disks) == (
+                    position,
+                    disks,
+                ):
+                    return self._info(mounted_point)
+                why = (
+                    f"cannot be opened: {mounted_point.broken}"
+                    if mounted_point.broken
+                    else f"is position {mounted_point.record.position}"
+                )
                 raise RigError(
                     Code.RecoveryExists, f"{RECOVERY_FOLDER}/{vm}/{name} is there already and {why}; unmount it first"
                 )
@@ -291,9 +298,7 @@ class MountedPoints:
                     await clock.sleep(0.01)
             for disk in mounted.disks.values():
                 if disk.handles:
-                    raise RigError(
-                        Code.RecoveryInUse, f"{disk.paths} is in use: it is open {disk.handles} times; {CLOSE_IT}"
-                    )
+                    raise RigError(Code.RecoveryInUse, f"{disk.paths} is in use (open handles: {disk.handles}); {CLOSE_IT}")
             for disk in mounted.disks.values():
                 disk.abandon()
             mounted.disks, mounted.broken = {}, "it was not unmounted completely"

@@ -315,9 +315,9 @@ def _remove_files(paths: DiskPaths) -> None:
         path.unlink(missing_ok=True)
 
 
-def _begin_tracked(image: Image, paths: DiskPaths, found: DiskState | None, report: ReportChange) -> StandAlone:
+def _begin_tracked(image: Image, paths: DiskPaths, old_state: DiskState | None, report: ReportChange) -> StandAlone:
     why = closed = None
-    if found is None:
+    if old_state is None:
         state = DiskState(
             disk_id=str(uuid.uuid4()),
             size_bytes=image.size_bytes,
@@ -327,7 +327,7 @@ def _begin_tracked(image: Image, paths: DiskPaths, found: DiskState | None, repo
             needs_resync=None,
         )
     else:
-        identified = identify(paths, found)
+        identified = identify(paths, old_state)
         state, closed, why = identified.state, identified.closed, identified.why
         if state.tracked and image.size_bytes < state.size_bytes:  # after a kill, the log may have the record of a growth
             why = f"the disk had {state.size_bytes} bytes, and has {image.size_bytes}"
@@ -340,7 +340,7 @@ def _begin_tracked(image: Image, paths: DiskPaths, found: DiskState | None, repo
     begun = state if state.tracked else state.model_copy(update={"needs_resync": None})
     positions = PositionCounter(paths.file("position"))
     alone = StandAlone(image, paths, begun, positions, tracked=True, report=report, closed=closed)
-    alone.before = found
+    alone.before = old_state
     if alone.disk.tracking.active:
         return alone
     reason = state.needs_resync or alone.disk.state.needs_resync

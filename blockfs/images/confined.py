@@ -61,21 +61,21 @@ def restrict(reads: Iterable[int], writes: Iterable[int], folders: Iterable[str]
     rights, attributes = _rights(version)
     ruleset = _syscall(_CREATE_RULESET, attributes, len(attributes), 0)
 
-    def allow(fd: int, wanted: int) -> None:
-        rule = struct.pack("=Qi", wanted & rights, fd)
+    def allow(fd: int, access: int) -> None:
+        rule = struct.pack("=Qi", access & rights, fd)
         _syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0)
 
     for fd in reads:
         allow(fd, _READ | _IOCTL_DEVICE)
     for fd in writes:
         allow(fd, _READ | _WRITE | _TRUNCATE | _IOCTL_DEVICE)
-    for names, wanted in ((folders, _READ | _EXECUTE | _READ_FOLDER), (_FILES, _READ | _WRITE)):
+    for names, access in ((folders, _READ | _EXECUTE | _READ_FOLDER), (_FILES, _READ | _WRITE)):
         for name in names:
             try:
                 fd = os.open(name, os.O_PATH | os.O_CLOEXEC)
             except OSError:
                 continue  # this machine does not have it
-            allow(fd, wanted)
+            allow(fd, access)
             os.close(fd)
     _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
     _syscall(_RESTRICT_SELF, ruleset, 0)
@@ -83,10 +83,10 @@ def restrict(reads: Iterable[int], writes: Iterable[int], folders: Iterable[str]
     return True
 
 
-def _limit(what: int, wanted: int) -> None:
+def _limit(what: int, limit: int) -> None:
     """Lower a limit; a lower limit that exists stays."""
     soft, hard = resource.getrlimit(what)
-    found = [each for each in (wanted, soft, hard) if each != resource.RLIM_INFINITY]
+    found = [each for each in (limit, soft, hard) if each != resource.RLIM_INFINITY]
     resource.setrlimit(what, (min(found), min(found)))
 
 

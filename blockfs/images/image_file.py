@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import struct
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import block_device, safe_files, user_files
 from siterig.blockfs.files.file_limit import check_file_limit
 from siterig.blockfs.files.lock_holders import lock_holders
+from siterig.blockfs.files.open_file_locks import is_locked_by_another, lock_request
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.images import image_headers, image_kind, vhd
@@ -33,8 +33,10 @@ LOCK_PATIENCE_S = 3.0
 """Seconds to wait for a lock: an image that is being unmounted stays locked until its log is closed."""
 MountFormat = Literal["raw", "vhd"]
 
-_FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length (0: all), pid
-_QEMU_WRITES, _QEMU_BEARS_NO_WRITER = 101, 201  # bytes that QEMU read-locks while it does (block/file-posix.c)
+_QEMU_WRITES, _QEMU_BEARS_NO_WRITER = (
+    101,
+    201,
+)  # bytes that QEMU locks (block/file-posix.c)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +109,12 @@ async def open_image(path: Path, *, format_: MountFormat | None = None, read_onl
 
 
 async def open_locked(path: Path, *, read_only: bool) -> LockedFile:
-    """Open and lock the file of an image of any format (``ImageUnusable``, ``ImageBusy``).
+    """Open and lock the file of an image of any format.
 
     A cancelled call returns at once, also while the file system does not answer.
+
+    Raises:
+        RigError: ``ImageUnusable`` or ``ImageBusy``.
     """
     # In threads: the path may be in a file system that another process of siterig serves.
     real = await trio.to_thread.run_sync(_resolved, path, abandon_on_cancel=True)
@@ -134,7 +139,7 @@ def _resolved(path: Path) -> Path:
 
 async def _opened(path: Path, read_only: bool) -> tuple[int, bool]:
     """Return a descriptor, and True if it is read-only."""
-    open_ = partial(user_files.open_file, path, code=Code.ImageUnusable, wanted=WANTED, devices=True)
+    open_ = partial(user_files.open_file, path, code=Code.ImageUnusable, purpose=WANTED, devices=True)
     try:
         return await user_files.open_in_thread(partial(open_, os.O_RDONLY if read_only else os.O_RDWR)), read_only
     except user_files.NotOpenedError as error:
@@ -155,12 +160,12 @@ async def _refuse_mounted(path: Path) -> None:
         return
     try:
         fd = await user_files.open_in_thread(
-            partial(user_files.open_file, path, os.O_RDONLY, code=Code.ImageUnusable, wanted=WANTED, devices=True)
+            partial(user_files.open_file, path, os.O_RDONLY, code=Code.ImageUnusable, purpose=WANTED, devices=True)
         )
     except user_files.NotOpenedError:
         return  # opening it for writing reports why
     try:
-        if _would_block(fd, 0):
+        if is_locked_by_another(fd, 0):
             raise await _busy(path, fd, where)
     finally:
         os.close(fd)
@@ -168,7 +173,7 @@ async def _refuse_mounted(path: Path) -> None:
 
 def _wanted_lock(*, shared: bool) -> bytes:
     kind, start, length = (fcntl.F_RDLCK, _QEMU_BEARS_NO_WRITER, 1) if shared else (fcntl.F_WRLCK, 0, 0)
-    return _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+    return lock_request(kind, start, length)
 
 
 def try_lock(path: Path, fd: int, *, shared: bool) -> bool:
@@ -182,7 +187,7 @@ def try_lock(path: Path, fd: int, *, shared: bool) -> bool:
     """
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _wanted_lock(shared=shared))
-        return not shared or not _would_block(fd, _QEMU_WRITES)
+        return not shared or not is_locked_by_another(fd, _QEMU_WRITES)
     except OSError as exc:
         if exc.errno not in (errno.EAGAIN, errno.EACCES):
             raise RigError(Code.ImageUnusable, f"{path}: cannot be locked: {reason(exc, path)}") from exc
@@ -197,7 +202,7 @@ async def _lock(path: Path, fd: int, *, shared: bool) -> None:
     if where is None:
         with trio.move_on_after(LOCK_PATIENCE_S):
             await trio.to_thread.run_sync(fcntl.fcntl, fd, fcntl.F_OFD_SETLKW, wanted, abandon_on_cancel=True)
-            if not shared or not _would_block(fd, _QEMU_WRITES):
+            if not shared or not is_locked_by_another(fd, _QEMU_WRITES):
                 return
     raise await _busy(path, fd, where)
 
@@ -217,12 +222,6 @@ async def _refuse_loops(path: Path, fd: int) -> None:
         raise RigError(Code.ImageBusy, f"{path}: is in use by {loop}, under another name")
 
 
-def _would_block(fd: int, byte: int) -> bool:
-    """Return True if another program has a lock on the byte."""
-    found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
-    return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
-
-
 def mount_source(path: Path) -> str:
     """Return the source that the table of mounts shows for the image."""
     return f"siterig:{path}"
@@ -233,9 +232,9 @@ def mounted_at(path: Path) -> str | None:
     return next((point for _, source, point in loop_devices.mounts() if source == mount_source(path)), None)
 
 
-def _exposed_as(file: LockedFile, wanted: MountFormat | None) -> tuple[MountFormat, int]:
+def _exposed_as(file: LockedFile, format_: MountFormat | None) -> tuple[MountFormat, int]:
     """Return the format of the image and the size of its disk."""
-    found = wanted or image_kind.guess(file.path, file.contents(), is_device=file.is_device)
+    found = format_ or image_kind.guess(file.path, file.contents(), is_device=file.is_device)
     if found == "vhd":
         return "vhd", vhd.read_fixed(file.bytes())
     if found != "raw":

@@ -115,8 +115,8 @@ def guess(path: Path, contents: Contents, *, is_device: bool = False) -> ImageFo
     """
     if is_device:
         return "raw"
-    if (found := contents.container()) is not None:
-        return found
+    if (container := contents.container()) is not None:
+        return container
     _refuse(path, contents)
     named = path.suffix.lower() == ".vhd"
     if named and not contents.looks_like_vhd():

@@ -82,9 +82,9 @@ async def _opened(path: Path, format_: ImageFormat | None) -> AsyncIterator[_Ope
         file.close()
 
 
-async def _examined(file: LockedFile, wanted: ImageFormat | None) -> _Opened:
+async def _examined(file: LockedFile, expected: ImageFormat | None) -> _Opened:
     contents = await trio.to_thread.run_sync(file.contents, abandon_on_cancel=True)
-    format_ = wanted or image_kind.guess(file.path, contents, is_device=file.is_device)
+    format_ = expected or image_kind.guess(file.path, contents, is_device=file.is_device)
     sector_bytes = SECTOR_BYTES
     if format_ == "raw" or (format_ == "vhd" and not contents.head.startswith(vhd.COOKIE)):
         copied_by = "bytes"
@@ -101,7 +101,7 @@ async def _examined(file: LockedFile, wanted: ImageFormat | None) -> _Opened:
         size_bytes = await _checked(file, format_, header.size_bytes, copied_by)
     if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
         raise RigError(Code.InvalidDiskSize, f"{file.path}: is a disk of {size_bytes} bytes; it must be a multiple of 512")
-    remark = None if wanted else image_kind.remark(file.path, format_, contents, size_bytes)
+    remark = None if expected else image_kind.remark(file.path, format_, contents, size_bytes)
     return _Opened(file, ImageSource(file.path, format_, size_bytes, sector_bytes, remark), copied_by)
 
 

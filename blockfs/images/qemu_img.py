@@ -79,7 +79,11 @@ def require(what: str) -> str:
 
 
 async def disk_bytes(image: OpenImage) -> int:
-    """Return the size of the disk in an image (``ImageUnusable``, ``ToolMissing``)."""
+    """Return the size of the disk in an image.
+
+    Raises:
+        RigError: ``ImageUnusable`` or ``ToolMissing``.
+    """
     done = await _look(image, "info", "--output=json")
     if done.status != 0:
         raise RigError(Code.ImageUnusable, f"{image.path}: {_reason(image.named(_text(done)))}")
@@ -104,9 +108,9 @@ async def check_whole(image: OpenImage, file_bytes: int) -> None:
         nonlocal rest, beyond
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
-            found = _EXTENT.search(line)
-            if found is not None and beyond is None and int(found[3]) + int(found[2]) > file_bytes:
-                beyond = int(found[1]), int(found[3])
+            match = _EXTENT.search(line)
+            if match is not None and beyond is None and int(match[3]) + int(match[2]) > file_bytes:
+                beyond = int(match[1]), int(match[3])
 
     program = require(f"{image.path}: a {image.format} image")
     command = [program, "map", "--output=json", image.node()]

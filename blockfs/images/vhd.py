@@ -105,8 +105,10 @@ def read_fixed(file: ImageBytes) -> int:
     kind, size = _checked(path, tail)
     if kind != _FIXED:
         names = {_DYNAMIC: "a dynamic VHD", _DIFFERENCING: "a differencing VHD, which needs its parent"}
-        found = names.get(kind, f"a VHD of type {kind}")
-        raise RigError(Code.VhdUnsupported, f"{path}: is {found}; only fixed ones (type {_FIXED}) are supported; {_CONVERT}")
+        kind_name = names.get(kind, f"a VHD of type {kind}")
+        raise RigError(
+            Code.VhdUnsupported, f"{path}: is {kind_name}; only fixed ones (type {_FIXED}) are supported; {_CONVERT}"
+        )
     if size != file.size_bytes - FOOTER_BYTES:
         raise RigError(
             Code.VhdCorrupt,

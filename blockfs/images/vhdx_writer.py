@@ -41,7 +41,11 @@ class VhdxWriter:
     sector_bytes: int
 
     async def run(self, advance: Advance) -> None:
-        """Write the whole image (``ReadFailed``, ``DiskFull``, ``InvalidDiskSize``, ``HostIoError``)."""
+        """Write the whole image.
+
+        Raises:
+            RigError: ``ReadFailed``, ``DiskFull``, ``InvalidDiskSize`` or ``HostIoError``.
+        """
         chunk_blocks = vhdx.CHUNK_SECTORS * self.sector_bytes // BLOCK_BYTES
         blocks = -(-self.size_bytes // BLOCK_BYTES)
         table = bytearray(8 * (blocks + (blocks - 1) // chunk_blocks))

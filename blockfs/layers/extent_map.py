@@ -20,6 +20,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.cext._core import ffi, lib
 
 EXTENT_BYTES: int = ffi.sizeof("struct sr_extent_row")
+_BASE_RANGE = f"at least one byte, from a multiple of {lib.SR_PIECE_BYTES}"
 _ENTRY_BYTES: int = ffi.sizeof("struct sr_entry")
 ZEROS: int = lib.SR_SOURCE_ZEROS
 """The source of an extent that reads as zeros."""
@@ -64,7 +65,11 @@ class ExtentMap:
         The base lies under everything else, whenever it is added.
         """
         packed = pack_ranges(ranges)
-        _check(lib.sr_extents_add_base(self._c, ffi.from_buffer("uint64_t[]", packed), len(ranges)), "a range of the base")
+        _check(
+            lib.sr_extents_add_base(self._c, ffi.from_buffer("uint64_t[]", packed), len(ranges)),
+            "a range of the base",
+            _BASE_RANGE,
+        )
 
     def add(
         self,
@@ -94,12 +99,12 @@ class ExtentMap:
         most = _POSITION_MAX if upto is None else upto
         rows = len(view) // _ENTRY_BYTES
         added = lib.sr_extents_add(self._c, source, ffi.from_buffer(view), rows, segment_at, piece_at, after, most)
-        _check(added, "an entry of an index")
+        _check(added, "an entry of an index", "at least one byte, and numbers below 2^63")
         return int(added)
 
     def merge_pending(self) -> None:
         """Merge the added changes into the map."""
-        _check(lib.sr_extents_merge(self._c), "the map")
+        _check(lib.sr_extents_merge(self._c))
 
     def used(self, sources: int) -> list[int]:
         """Return the numbers of the sources below ``sources`` that have a merged extent."""
@@ -114,7 +119,11 @@ class ExtentMap:
         """
         from_byte = ffi.new("uint64_t[]", list(least) if least else len(becomes))
         new = ffi.new("int32_t[]", list(becomes))
-        _check(lib.sr_extents_retarget(self._c, new, from_byte, len(becomes)), "the source of an extent")
+        _check(
+            lib.sr_extents_retarget(self._c, new, from_byte, len(becomes)),
+            "the source of an extent",
+            f"0 to {len(becomes) - 1}",
+        )
 
     def ranges(self) -> list[tuple[int, int]]:
         """Return (offset, length) of all merged extents that are not zeros, sorted and joined."""
@@ -167,7 +176,7 @@ class ExtentMap:
             row = _EXTENT.unpack_from(view, loaded * EXTENT_BYTES)
             text = f"extent {loaded} of {count} is invalid: {Extent(*row)}; allowed: sources 0 to {sources - 1}, no overlap"
             raise RigError(Code.ExtentsCorrupt, text)
-        _check(loaded, "the map")
+        _check(loaded)
         return made
 
 
@@ -182,8 +191,8 @@ def _made(pointer: Any) -> Any:
     return pointer
 
 
-def _check(result: int, what: str) -> None:
+def _check(result: int, what: str = "the map", allowed: str = "") -> None:
     if result == -errno.EINVAL:
-        raise RigError(Code.ExtentsCorrupt, f"{what} is invalid")
+        raise RigError(Code.ExtentsCorrupt, f"{what} is invalid; allowed: {allowed}")
     if result < 0:
         raise MemoryError

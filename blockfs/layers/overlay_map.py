@@ -78,9 +78,10 @@ def _check_all_there(present: Path, map_fd: int, durable_fd: int) -> None:
     """Check that the present map has all bits of the durable map: bits are never cleared, and set there first."""
     at = 0
     while piece := os.pread(durable_fd, 1 << 20, HEADER_BYTES + at):
-        present_bits = int.from_bytes(os.pread(map_fd, len(piece), at).ljust(len(piece), b"\0"))
-        if int.from_bytes(piece) & ~present_bits:
-            raise RigError(Code.DiskCorrupt, f"{present}: lacks blocks that its durable map lists")
+        present_bits = int.from_bytes(os.pread(map_fd, len(piece), at).ljust(len(piece), b"\0"), "little")
+        if lacking := int.from_bytes(piece, "little") & ~present_bits:
+            block = at * 8 + (lacking & -lacking).bit_length() - 1
+            raise RigError(Code.DiskCorrupt, f"{present}: lacks block {block}, which its durable map lists")
         at += len(piece)
 
 
@@ -102,7 +103,11 @@ def _boot_of(path: Path, fd: int) -> str:
     raw = os.pread(fd, HEADER_BYTES, 0)
     if len(raw) < HEADER_BYTES:
         raise RigError(Code.DiskCorrupt, f"{path}: has {len(raw)} bytes; its header has {HEADER_BYTES}")
-    booted = str(uuid.UUID(bytes=_HEADER.unpack_from(raw)[4]))
+    magic, version, _, _, boot_id = _HEADER.unpack_from(raw)
+    if magic != _MAGIC:
+        raise RigError(Code.DiskCorrupt, f"{path}: is no durable map: it begins with {magic!r}, and not with {_MAGIC!r}")
+    booted = str(uuid.UUID(bytes=boot_id))
     if raw != _header(booted):
-        raise RigError(Code.DiskCorrupt, f"{path}: header is damaged, or not of a durable map of format {FORMAT_VERSION}")
+        found = "header is damaged" if version == FORMAT_VERSION else f"format is {version}; allowed: {FORMAT_VERSION}"
+        raise RigError(Code.DiskCorrupt, f"{path}: {found}")
     return booted

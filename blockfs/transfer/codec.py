@@ -153,7 +153,11 @@ class _Checked:
 
 
 def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
-    """Decompress ``data`` to ``into``, durably, and verify every record, and that it is ``part`` (``PartCorrupt``)."""
+    """Decompress ``data`` to ``into``, durably, and verify every record, and that it is ``part``.
+
+    Raises:
+        RigError: ``PartCorrupt``.
+    """
     write_synced(into, decompress(part, data))
     try:
         return verify(part, into)
@@ -163,7 +167,11 @@ def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
 
 
 def verify(part: PartName, path: Path) -> SegmentHeader:
-    """Verify every record of the segment file at ``path``, and that it is ``part`` (``PartCorrupt``)."""
+    """Verify every record of the segment file at ``path``, and that it is ``part``.
+
+    Raises:
+        RigError: ``PartCorrupt``.
+    """
     try:
         with SegmentReader(path) as reader:
             last = reader.header.first_seq - 1 if part.stream == "log" else reader.header.first_seq

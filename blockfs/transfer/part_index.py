@@ -96,46 +96,46 @@ def index_segment(data: Buffer, part: PartName, disk_size_bytes: int) -> PartInd
         RigError: ``PartCorrupt`` if it is damaged, or another part; ``PartRefused`` if it does not fit the disk.
     """
     view = memoryview(data).cast("B")
-    found = ffi.gc(ffi.new("struct sr_index *"), lib.sr_index_free)
+    index = ffi.gc(ffi.new("struct sr_index *"), lib.sr_index_free)
     try:
         header = decode_header(part.blob(), bytes(view[:HEADER_BYTES]))
         # A sync stream has the size of its snapshot; in a log, only RESIZE records change the size.
-        _scan(found, view, part, header, header.disk_size_bytes if part.stream == "sync" else disk_size_bytes)
-        tags, sync_end_seq = _read_tags(found, view, part)
-        if found.is_bad:
-            raise bad_record(part.blob(), view, found.bad_at, found.next_seq, found.position)
-        _check_identity(found, part, header)
+        _scan(index, view, part, header, header.disk_size_bytes if part.stream == "sync" else disk_size_bytes)
+        tags, sync_end_seq = _read_tags(index, view, part)
+        if index.is_bad:
+            raise bad_record(part.blob(), view, index.bad_at, index.next_seq, index.position)
+        _check_identity(index, part, header)
     except RigError as exc:
         raise RigError(Code.PartCorrupt, f"part {exc.message}") from exc
-    _check_fit(found, part, header, disk_size_bytes)
+    _check_fit(index, part, header, disk_size_bytes)
     return PartIndex(
         header=header,
-        entries=_bytes(found.entries, found.entry_count * ENTRY_BYTES),
-        pieces=_bytes(found.pieces, found.piece_count * SUM_BYTES),
-        records=found.records,
-        first_position=found.first_position,
-        position=found.position,
-        time_ns=found.time_ns,
-        size_bytes_after=found.size_after,
+        entries=_bytes(index.entries, index.entry_count * ENTRY_BYTES),
+        pieces=_bytes(index.pieces, index.piece_count * SUM_BYTES),
+        records=index.records,
+        first_position=index.first_position,
+        position=index.position,
+        time_ns=index.time_ns,
+        size_bytes_after=index.size_after,
         sync_end_seq=sync_end_seq,
         tags=tags,
     )
 
 
-def _scan(found: Any, view: memoryview, part: PartName, header: SegmentHeader, size_bytes: int) -> None:
+def _scan(index: Any, view: memoryview, part: PartName, header: SegmentHeader, size_bytes: int) -> None:
     seed = _SEED.unpack_from(view, HEADER_BYTES - 4)[0]
-    result = lib.sr_index_segment(found, ffi.from_buffer(view), len(view), seed, header.first_record_seq, size_bytes)
+    result = lib.sr_index_segment(index, ffi.from_buffer(view), len(view), seed, header.first_record_seq, size_bytes)
     if result == -errno.EFBIG:
         raise RigError(Code.LogCorrupt, f"{part.blob()}: has {len(view)} bytes; a segment has less than 4 GiB")
     if result < 0:
         raise MemoryError
 
 
-def _read_tags(found: Any, view: memoryview, part: PartName) -> tuple[tuple[TagSeen, ...], int | None]:
+def _read_tags(index: Any, view: memoryview, part: PartName) -> tuple[tuple[TagSeen, ...], int | None]:
     """Return the tags, and the number in the ``sync-end`` tag.  A bad tag is reported before other damage."""
     tags: list[TagSeen] = []
     sync_end_seq = None
-    for place in ffi.unpack(found.tags, found.tag_count) if found.tag_count else ():
+    for place in ffi.unpack(index.tags, index.tag_count) if index.tag_count else ():
         try:
             tag = decode_tag(bytes(view[place.payload_at : place.payload_at + place.payload_bytes]))
         except RigError as exc:
@@ -147,25 +147,25 @@ def _read_tags(found: Any, view: memoryview, part: PartName) -> tuple[tuple[TagS
     return tuple(tags), sync_end_seq
 
 
-def _check_identity(found: Any, part: PartName, header: SegmentHeader) -> None:
-    last = found.next_seq - 1 if header.stream == "log" else header.first_seq
+def _check_identity(index: Any, part: PartName, header: SegmentHeader) -> None:
+    last = index.next_seq - 1 if header.stream == "log" else header.first_seq
     held = PartName(header.disk_id, header.generation, header.stream, header.first_seq, last)
     if held != part:
         raise RigError(Code.LogMismatch, f"{part.blob()}: holds {held.blob()}")
 
 
-def _check_fit(found: Any, part: PartName, header: SegmentHeader, disk_size_bytes: int) -> None:
+def _check_fit(index: Any, part: PartName, header: SegmentHeader, disk_size_bytes: int) -> None:
     if part.stream == "sync" and header.disk_size_bytes < disk_size_bytes:
         raise _refused(
             part,
             f"is of a disk of {header.disk_size_bytes} bytes; the managed disk has {disk_size_bytes} and cannot shrink",
         )
-    record, size, to = found.refused_seq, found.refused_size, found.refused_to
-    if found.refusal == lib.SR_SHRINKS:
+    record, size, to = index.refused_seq, index.refused_size, index.refused_to
+    if index.refusal == lib.SR_SHRINKS:
         raise _refused(part, f"record {record} shrinks the disk from {size} to {to} bytes")
-    if found.refusal == lib.SR_BEYOND:
+    if index.refusal == lib.SR_BEYOND:
         raise _refused(part, f"record {record} ends at byte {to} of a disk of {size}")
-    if found.records == 0:
+    if index.records == 0:
         raise _refused(part, "holds no record")
 
 

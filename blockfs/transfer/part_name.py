@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from siterig.blockfs.changelog.segment import Stream
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import NUMBER_MAX
 from siterig.blockfs.core.wire_model import WireModel
 
 SYNC_END = "sync-end"
 
-_NUMBER_MAX = (1 << 63) - 1
 _NAME = re.compile(r"([0-9a-f-]{36})/(\d{8})/(sync|log)/(\d{20})-(\d{20})\.hrl\.zst")
 
 
@@ -43,7 +43,7 @@ class PartName:
             raise RigError(Code.BadPartName, f"blob {blob!r} is not a replication part: DISK/GENERATION/STREAM/A-B.hrl.zst")
         stream: Stream = "sync" if m[3] == "sync" else "log"
         part = cls(m[1], int(m[2]), stream, int(m[4]), int(m[5]))
-        if not 1 <= part.first <= part.last <= _NUMBER_MAX or (stream == "sync" and part.first != part.last):
+        if not 1 <= part.first <= part.last <= NUMBER_MAX or (stream == "sync" and part.first != part.last):
             raise RigError(Code.BadPartName, f"blob {blob!r} is not a replication part: numbers {part.first} to {part.last}")
         return part
 

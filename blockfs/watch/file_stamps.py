@@ -55,9 +55,9 @@ class FileStamp(WireModel):
     digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
 
 
-def inode_of(found: os.stat_result) -> int:
+def inode_of(status: os.stat_result) -> int:
     """Return the inode number in the form that stamps use."""
-    return found.st_ino & _INODE_MASK
+    return status.st_ino & _INODE_MASK
 
 
 @dataclass(slots=True)

@@ -103,5 +103,5 @@ def became(now: Identity | None, before: Identity | None) -> str | None:
     return "was deleted, or renamed," if now is None else "was replaced by another file"
 
 
-def _identity(found: os.stat_result) -> Identity:
-    return found.st_dev, found.st_ino
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino

@@ -11,8 +11,8 @@ import trio
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
-from siterig.replication.contracts.ports import VaultLink
 from siterig.replication.engine.guests import Guests
 from siterig.replication.engine.relationship import RelationshipBook
 from siterig.replication.engine.retry import RetryTable

@@ -39,7 +39,11 @@ class Guests(Protocol):
         ...
 
     async def shutdown(self, disks: list[Path]) -> None:
-        """Unmount and detach all uses of the disks (``VmBusy``)."""
+        """Unmount and detach all uses of the disks.
+
+        Raises:
+            RigError: ``VmBusy``.
+        """
         ...
 
     async def format(self, disk: Path, filesystem: str, label: str, *, sector_bytes: int = 512) -> None:

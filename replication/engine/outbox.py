@@ -93,10 +93,10 @@ class Outbox:
                 own = [segment for segment in segments if segment.disk_id == disk.disk_id]
                 missing += self._missing(disk, own, set(listed), fresh=fresh)
             await self._put_all(missing)
-            there = listed | {part: self._put[part] for part, _, _ in missing}
+            in_account = listed | {part: self._put[part] for part, _, _ in missing}
             self.waiting_bytes = {
                 disk.disk_id: sum(
-                    size for part, size in there.items() if part.disk_id == disk.disk_id and self._is_needed(disk, part)
+                    size for part, size in in_account.items() if part.disk_id == disk.disk_id and self._is_needed(disk, part)
                 )
                 for disk in disks
             }
@@ -145,13 +145,13 @@ class Outbox:
                 disk = by_id.get(part.disk_id)
                 if disk is None or part.generation != disk.generation or not self._is_needed(disk, part):
                     continue
-                found = self._source(part, segments)
-                if found is None and self._was_sent(disk, part, segments, last_seqs.get(part.disk_id, 0)):
+                source = self._source(part, segments)
+                if source is None and self._was_sent(disk, part, segments, last_seqs.get(part.disk_id, 0)):
                     self._lost[part] = Code.SyncPartLost if part.stream == "sync" else Code.LogGap
-                elif found is not None and not await trio.to_thread.run_sync(_is_sound, part, found):
+                elif source is not None and not await trio.to_thread.run_sync(_is_sound, part, source):
                     self._lost[part] = Code.SyncPartLost if part.stream == "sync" else Code.LogCorrupt
-                elif found is not None:
-                    sources.append((part, found, disk.name))
+                elif source is not None:
+                    sources.append((part, source, disk.name))
             _log.warning("parts_sent_again", vm=self._vm, parts=len(sources), lost=len(self._lost))
             await self._put_all(sources, replace=True)
 

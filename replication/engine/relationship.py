@@ -24,7 +24,7 @@ FORMAT = 2
 """Format 1 has the wall time of the last application-consistent point; it is read, and that schedule restarts."""
 _BYTES_MAX = 16 << 20
 """Largest size of the file in bytes: it has a record for each protected VM."""
-Phase = Literal["created", "initial", "resync", "delta", "resync-required", "suspended"]
+ReplicationPhase = Literal["created", "initial", "resync", "delta", "resync-required", "suspended"]
 
 
 class DiskSync(WireModel):
@@ -75,7 +75,7 @@ class Relationship(WireModel):
     vm: str
     interval_s: float
     app_consistent_every_s: float | None
-    phase: Phase = "created"
+    phase: ReplicationPhase = "created"
     disks: list[DiskSync] = Field(default_factory=list)
     resync_reason: str | None = None
     resync_reported: bool = False

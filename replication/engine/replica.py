@@ -23,7 +23,7 @@ from siterig.replication.engine.delta import DeltaCycle
 from siterig.replication.engine.initial import replicate_initially
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
-from siterig.replication.engine.relationship import Phase, Relationship
+from siterig.replication.engine.relationship import Relationship, ReplicationPhase
 from siterig.replication.engine.resync import resynchronize
 from siterig.replication.engine.retry import ResyncNeeded, as_rig_error
 from siterig.replication.engine.vault_reporter import VaultReporter
@@ -107,7 +107,7 @@ class Replica:
         """True once the initial replication is done, until the VM is suspended."""
         return self._record.phase in ("delta", "resync", "resync-required")
 
-    async def copy(self, phase: Phase) -> None:
+    async def copy(self, phase: ReplicationPhase) -> None:
         """Order an initial replication or a resync, or join it; return when every part is in the cache account."""
         current = self._record.phase
         if phase == "initial" and current == "delta":
@@ -183,7 +183,7 @@ class Replica:
         """Return the progress, for progress bars."""
         return self._tracker.snapshot()
 
-    async def _order(self, phase: Phase) -> None:
+    async def _order(self, phase: ReplicationPhase) -> None:
         self._copy_result.resolve(RigError(Code.Interrupted, f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
         self._copy_result = _CopyResult()
         self._context.book.update(self.vm, phase=phase, resync_reason=None, resync_reported=False)
@@ -198,12 +198,12 @@ class Replica:
             async with self._working:
                 pass
 
-    def _finish(self, phase: Phase, following: Phase) -> None:
+    def _finish(self, phase: ReplicationPhase, following: ReplicationPhase) -> None:
         if self._record.phase == phase:
             self._context.book.update(self.vm, phase=following)
             self._copy_result.resolve()
 
-    async def _act(self, phase: Phase) -> None:
+    async def _act(self, phase: ReplicationPhase) -> None:
         if self._ask_first and phase in ("initial", "resync", "delta"):
             await self._resume()
         elif phase == "initial":

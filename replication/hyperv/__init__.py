@@ -1,4 +1,4 @@
 """The agent of a Hyper-V host.
 
-Imports blockfs.contracts, blockfs.core, blockfs.files, blockfs.transfer, replication.contracts, replication.engine.
+Imports blockfs.contracts, blockfs.core, blockfs.files, blockfs.sides, blockfs.transfer, replication.engine.
 """

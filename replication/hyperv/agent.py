@@ -1,7 +1,4 @@
-"""The Azure Site Recovery Provider and the Recovery Services agent of a Hyper-V host, as one service.
-
-It implements ``siterig.azure_emu.contracts.provider.Provider`` structurally: this side does not import the other one.
-"""
+"""The Azure Site Recovery Provider and the Recovery Services agent of a Hyper-V host, as one service."""
 
 from __future__ import annotations
 
@@ -27,9 +24,10 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files import safe_files
+from siterig.blockfs.sides.provider import Provider
+from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.part_name import PartName
-from siterig.replication.contracts.ports import VaultLink
 from siterig.replication.engine import failback
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.guests import Guests, HostGuests
@@ -47,7 +45,7 @@ _REMOVE_AGAIN_S = 0.5
 _log = structlog.get_logger(__name__)
 
 
-class HyperVAgent:
+class HyperVAgent(Provider):
     """The agent of one host.  Any task may call its methods while :meth:`run` runs."""
 
     def __init__(
@@ -110,8 +108,7 @@ class HyperVAgent:
             task_status.started()
             await trio.sleep_forever()
 
-    async def create_vm(self, *, vm: str, disks: Sequence[DiskSpec]) -> list[DiskInfo]:
-        """Create a VM with its disks; on failure nothing is left (``VmExists``, ``NotEnoughSpace``)."""
+    async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> list[DiskInfo]:
         if vm in self._making:
             raise RigError(Code.VmExists, f"VM {vm!r} is being created on this host")
         tracker = self._making[vm] = ProgressTracker(vm)
@@ -161,11 +158,9 @@ class HyperVAgent:
             await self._context.clock.real.sleep(_REMOVE_AGAIN_S)
 
     async def list_vms(self) -> list[DiskInfo]:
-        """Return every disk of every VM on this host."""
         return await self._context.host.list_disks()
 
     async def check_delete(self, *, vm: str) -> None:
-        """Check that the VM can be deleted; a VM whose disks cannot be opened can be deleted, too."""
         self._require_made(vm)
         try:
             disks = await self._context.host.list_disks(vm=vm)
@@ -177,7 +172,7 @@ class HyperVAgent:
             if disk.open_handles:
                 raise RigError(
                     Code.DiskInUse,
-                    f"disk {vm}/{disk.name} is in use: {disk.path} is open {disk.open_handles} times; {CLOSE_IT}",
+                    f"disk {vm}/{disk.name} is in use: {disk.path} (open handles: {disk.open_handles}); {CLOSE_IT}",
                 )
             if disk.kept:
                 raise RigError(
@@ -187,7 +182,6 @@ class HyperVAgent:
                 )
 
     async def delete_vm(self, *, vm: str) -> None:
-        """Remove the VM's relationship, and delete its disks and logs."""
         self._require_made(vm)
         replica = self._replicas.pop(vm, None)
         if replica is not None:
@@ -205,7 +199,6 @@ class HyperVAgent:
                 self._start(vm, resumed=True)
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
-        """Rename the VM and its relationship; do nothing if that was done already."""
         self._require_made(vm)
         replica = self._replicas.pop(vm, None)
         if replica is not None:
@@ -223,11 +216,6 @@ class HyperVAgent:
             raise RigError(Code.VmBusy, f"VM {vm!r} is being created on this host", recoverable=True)
 
     async def check_vm(self, *, vm: str) -> list[DiskInfo]:
-        """Check the prerequisites of protection, and return the disks of the VM.
-
-        Raises:
-            RigError: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse``, ``DiskUnhealthy``, ``NotEnoughSpace``.
-        """
         disks = await self._context.host.list_disks(vm=vm)
         await self._context.host.check_tracking(vm=vm)
         await trio.to_thread.run_sync(check_space, vm, disks)
@@ -236,11 +224,8 @@ class HyperVAgent:
     async def create_relationship(
         self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
     ) -> list[DiskInfo]:
-        """Start tracking and record the relationship durably; a repeated call changes the schedule.
-
-        Only a resync begins a new log after an abandoned one: cycles that still run would see a new log as a loss.
-        """
         replica = self._replicas.get(vm)
+        # Only a resync begins a new log after an abandoned one: cycles that still run would see a new log as a loss.
         if replica is not None and replica.has_copied:
             disks = await self._context.host.list_disks(vm=vm)
         else:
@@ -253,30 +238,15 @@ class HyperVAgent:
         return disks
 
     async def initial_replication(self, *, vm: str) -> None:
-        """Replicate the disks; return when every part is in the cache account.  A repeated call joins or resumes it."""
         await self._replica(vm).copy("initial")
 
     async def resync(self, *, vm: str) -> None:
-        """Resynchronize the disks; return when the differing chunks are in the cache account.  Then cycles start."""
         await self._replica(vm).copy("resync")
 
     async def send_again(self, *, vm: str, parts: list[str]) -> None:
-        """Replace parts in the cache account, and send missing ones.
-
-        A part that this host does not have (any more) marks the VM for a resync.  Parts that the VM has not sent are
-        ignored.
-
-        Args:
-            vm: the VM.
-            parts: names of blobs.
-
-        Raises:
-            RigError: an error of the cache account.
-        """
         await self._replica(vm).send_again(PartName.parse(name) for name in parts)
 
     async def progress(self, *, vm: str) -> VmProgress:
-        """Return the progress of the VM, for progress bars; its phase is None when the VM is idle."""
         coming_back = [tracker.snapshot() for (of_vm, _), tracker in self._failbacks.items() if of_vm == vm]
         if coming_back:
             disks = [disk for item in coming_back for disk in item.disks]
@@ -288,38 +258,27 @@ class HyperVAgent:
         return VmProgress(vm=vm, phase=None, disks=[])
 
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
-        """Run one delta cycle now; raise ``InvalidState`` unless the VM is in delta replication."""
         return await self._replica(vm).replicate_now(kind, name, request_id)
 
     async def shutdown_vm(self, *, vm: str) -> None:
-        """Unmount and detach everything on this host that uses the VM's disks (``VmBusy``)."""
         disks = await self._context.host.list_disks(vm=vm)
         await self._context.guests.shutdown([Path(disk.path) for disk in disks])
 
     async def check_shutdown(self, *, vm: str) -> None:
-        """Raise ``VmBusy`` if it is known that :meth:`shutdown_vm` would be refused; change nothing."""
         disks = await self._context.host.list_disks(vm=vm)
         await self._context.guests.check_shutdown([Path(disk.path) for disk in disks])
 
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
-        """Return how the VM's disks were used after a position."""
         return await self._context.host.source_use(vm=vm, after=after)
 
     async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
-        """Check that the disks of the VM can be replaced by a failback.
-
-        Raises:
-            RigError: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``.
-        """
         await self._context.host.check_replace(vm=vm, disks=disks)
 
     async def suspend(self, *, vm: str) -> None:
-        """Stop the cycles of this VM; none runs on return.  Tracking continues."""
         if vm in self._replicas:
             await self._replicas[vm].suspend()
 
     async def remove_relationship(self, *, vm: str) -> None:
-        """Remove the relationship of the VM: stop tracking, delete its logs and its spool."""
         replica = self._replicas.pop(vm, None)
         if replica is not None:
             await replica.stop()
@@ -343,7 +302,6 @@ class HyperVAgent:
                 path.unlink(missing_ok=True)
 
     async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
-        """Download ``parts`` sync parts of ``source_id`` into a staging disk for a failback; it is durable on return."""
         tracker = self._failbacks[vm, disk] = ProgressTracker(vm)
         try:
             await failback.receive_disk(
@@ -353,7 +311,6 @@ class HyperVAgent:
             self._failbacks.pop((vm, disk), None)
 
     async def commit_failback(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
-        """Replace the disks by the staged ones; the old disk of each name in ``keep`` stays as an image file."""
         return await failback.commit_failback(self._context, vm=vm, keep=keep)
 
     def _start(self, vm: str, *, resumed: bool) -> None:

@@ -59,10 +59,10 @@ async def run_drill(rig: Rig, settings: DrillSettings, narrator: Narrator) -> Dr
             jobs = await _jobs(run)
             nursery.cancel_scope.cancel()
     finally:
-        left = await _clean_up(run)
+        leftovers = await _clean_up(run)
     return DrillResult(
-        ok=error is None and not left and all(check.ok for check in run.checks),
-        error=error or left,
+        ok=error is None and not leftovers and all(check.ok for check in run.checks),
+        error=error or leftovers,
         started=started.isoformat(timespec="seconds"),
         duration_s=run.now(),
         vm=settings.vm,

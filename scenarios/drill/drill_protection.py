@@ -74,14 +74,16 @@ async def protect(run: DrillRun) -> None:
     _check_logs(run, logs)
     run.check("load continued during initial replication", _acknowledged(run) > before, _growth(before, _acknowledged(run)))
     disks = await run.rig.site.list_disks(vm=settings.vm)
-    kept = [disk.name for disk in disks if disk.snapshot]
-    run.check("snapshot removed", not kept, f"disks with a snapshot: {', '.join(kept) or 'none'}")
+    with_snapshot = [disk.name for disk in disks if disk.snapshot]
+    run.check("snapshot removed", not with_snapshot, f"disks with a snapshot: {', '.join(with_snapshot) or 'none'}")
     jobs = await run.rig.vault.jobs()
     for name, job in {"EnableDr": enable, "Finalize protection": None}.items():
-        found = next((entry for entry in jobs if _is(entry, job, name)), None)
-        if found is not None and found.endTime is None:
-            found = await run.finish(found)
-        run.check(f"job {name} succeeded", found is not None and found.state == "Succeeded", _tasks(found))
+        finalize_job = next((entry for entry in jobs if _is(entry, job, name)), None)
+        if finalize_job is not None and finalize_job.endTime is None:
+            finalize_job = await run.finish(finalize_job)
+        run.check(
+            f"job {name} succeeded", finalize_job is not None and finalize_job.state == "Succeeded", _tasks(finalize_job)
+        )
 
 
 def _is(entry: Job, job: Job | None, name: str) -> bool:

@@ -129,11 +129,11 @@ class DrillRun:
             raise RigError(Code.JobFailed, f"job {job.scenarioName} of {job.targetObjectName} failed: {reasons}")
         return job
 
-    def _say_tasks(self, job: Job, said: dict[str, str]) -> None:
+    def _say_tasks(self, job: Job, printed: dict[str, str]) -> None:
         for task in job.tasks:
             state = task.state if task.stateDescription in (None, "Completed") else task.stateDescription
-            if task.endTime is not None and said.get(task.name) != state:
-                said[task.name] = state
+            if task.endTime is not None and printed.get(task.name) != state:
+                printed[task.name] = state
                 self.say(f"{job.scenarioName}: {task.name} {state}", "bad" if task.state == "Failed" else "info")
 
     async def show_progress(self, update: Update) -> None:

@@ -46,9 +46,11 @@ def write_file(path: Path, text: str) -> None:
 
 
 def make_report_folder(folder: Path) -> None:
-    """Make it, and see that a report can be written to it.
+    """Create the folder of a report, and check that a report can be written to it.
 
-    ``ReportUnwritable`` names it and the reason; ``ForeignFile``: another user's link or file is in the way.
+    Raises:
+        RigError: ``ReportUnwritable`` names the folder and the reason; ``ForeignFile`` if another user's link or file has
+            the name of one of the report's files.
     """
     with written_to(folder):
         safe_files.make_folder(folder, mode=_FOLDER_MODE, parents=True)
@@ -72,7 +74,7 @@ def written_to(folder: Path) -> Iterator[None]:
 
 
 def print_summary(screen: Screen, result: DrillResult) -> None:
-    """The table at the end: checks by step, failures with their evidence, the measured figures, the verdict."""
+    """Print the table at the end: checks by step, failures with their evidence, the measured figures, the verdict."""
     rows = []
     for step in result.steps:
         checks = [check for check in result.checks if check.step == step]
@@ -86,12 +88,12 @@ def print_summary(screen: Screen, result: DrillResult) -> None:
 
 
 def failed_checks(result: DrillResult) -> list[Check]:
-    """Checks that did not hold."""
+    """Return the checks that did not hold."""
     return [check for check in result.checks if not check.ok]
 
 
 def verdict(result: DrillResult) -> str:
-    """One sentence."""
+    """Return the verdict in one sentence."""
     if result.error is not None:
         return f"The drill did not come to its end: {result.error}"
     failed = len(failed_checks(result))
@@ -101,7 +103,7 @@ def verdict(result: DrillResult) -> str:
 
 
 def figures(result: DrillResult) -> list[tuple[str, str]]:
-    """The measured figures, ready to print; those that were not reached are "-"."""
+    """Return the measured figures, ready to print; those that were not reached are "-"."""
     measures = result.measures
     return [
         ("RPO", _seconds(measures.rpo_s)),
@@ -146,7 +148,7 @@ def shown_in(value: object) -> object:
 
 
 def tested(result: DrillResult) -> list[tuple[str, str]]:
-    """Versions, machine, sizes and command line, ready to print."""
+    """Return versions, machine, sizes and command line, ready to print."""
     about = result.tested
     if about is None:
         return [("siterig", "not recorded")]

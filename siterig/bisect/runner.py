@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import trio
 
+from siterig.azure_emu.contracts.recovery_side import Change
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.bisect import hexdiff
 from siterig.bisect.check_command import CheckCommand, CheckOutcome
 from siterig.bisect.hexdiff import Difference
 from siterig.bisect.search import ChangeGroup, CheckVerdict, search, trials_left
-from siterig.bisect.states import CHANGES_MAX, BisectState, DiskChange, States, check_released
+from siterig.bisect.states import CHANGES_MAX, BisectState, States, check_released
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 
@@ -36,7 +37,7 @@ class ChangeSeen:
     """A change between the last state that passes and the first that fails; ``difference`` is None for a RESIZE."""
 
     disk: str
-    change: DiskChange
+    change: Change
     difference: Difference | None
 
 
@@ -104,9 +105,9 @@ class Bisection:
             with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_S):
                 await self._close_all(kept)
 
-    async def _close_all(self, kept: list[BisectState]) -> None:
+    async def _close_all(self, states: list[BisectState]) -> None:
         """Close all open states; a failure becomes a remark, so that it does not hide the first error."""
-        for give_back in [self._states.discard, *(_closing(self._states, s) for s in self._open if s not in kept)]:
+        for give_back in [self._states.discard, *(_closing(self._states, s) for s in self._open if s not in states)]:
             try:
                 await give_back()
             except RigError as error:
@@ -169,16 +170,16 @@ class Bisection:
                 "no first bad write exists between them",
             )
 
-    async def _judge(self, step: ChangeGroup, left: int) -> CheckVerdict:
+    async def _judge(self, step: ChangeGroup, trials_left: int) -> CheckVerdict:
         try:
             state = await self._remember(self._states.open(step.position, step.time_ns))
         except RigError as error:
             if error.code != Code.InvalidPosition:
                 raise
             self._note(f"position {step.position} is skipped: {error.message}")
-            self._tell(Trial(step.position, step.time_ns, None, "skipped", left))
+            self._tell(Trial(step.position, step.time_ns, None, "skipped", trials_left))
             return "skipped"
-        outcome = await self._try(state, left)
+        outcome = await self._try(state, trials_left)
         if outcome.verdict == "passed":
             await self._close(self._good)
             self._good = state
@@ -192,7 +193,7 @@ class Bisection:
         await self._close(self._bad)
         self._bad = state
 
-    async def _try(self, state: BisectState, left: int) -> CheckOutcome:
+    async def _try(self, state: BisectState, trials_left: int) -> CheckOutcome:
         images = await self._states.writable(state) if self._request.writable else state.images
         outcome = await self._command.run(images)
         await check_released(images)
@@ -201,13 +202,13 @@ class Bisection:
         self._trials += 1
         if outcome.verdict == "failed":
             self._failing = outcome
-        self._tell(Trial(state.position, state.time_ns, outcome, outcome.verdict, left))
+        self._tell(Trial(state.position, state.time_ns, outcome, outcome.verdict, trials_left))
         return outcome
 
     # --- states ---------------------------------------------------------------------------------------------------
 
     async def _remember(self, opening: Awaitable[BisectState]) -> BisectState:
-        with trio.CancelScope(shield=True):  # else a state could stay open that is not in the list
+        with trio.CancelScope(shield=True):  # a cancelled opening could leave a state open that the list lacks
             state = await opening
         self._open.append(state)
         await trio.lowlevel.checkpoint()
@@ -217,7 +218,7 @@ class Bisection:
         await self._states.close(state)
         self._open.remove(state)
 
-    async def _seen(self, disk: str, change: DiskChange) -> ChangeSeen:
+    async def _seen(self, disk: str, change: Change) -> ChangeSeen:
         if change.kind == "RESIZE":
             return ChangeSeen(disk, change, None)
         return ChangeSeen(disk, change, await self._compare(disk, change.offset, change.length))

@@ -62,12 +62,12 @@ async def search(history: History, judge: Judge, *, good: int, bad: int) -> Edge
     while True:
         candidates = [step for step in steps[:-1] if step.position not in skipped]
         if not candidates:
-            if all(each.count == 1 for each in steps):
+            if all(trial.count == 1 for trial in steps):
                 return Edge(good, steps[-1], tuple(steps[:-1]))
             steps = await _split(history, good, steps)
             continue
         step = _choose(steps, candidates)
-        verdict = await judge(step, trials_left(sum(each.count for each in steps)) - 1)
+        verdict = await judge(step, trials_left(sum(trial.count for trial in steps)) - 1)
         if verdict == "skipped":
             skipped.add(step.position)
             continue
@@ -75,8 +75,8 @@ async def search(history: History, judge: Judge, *, good: int, bad: int) -> Edge
             good = step.position
         else:
             bad = step.position
-        if all(each.count == 1 for each in steps):
-            steps = [each for each in steps if good < each.position <= bad]
+        if all(trial.count == 1 for trial in steps):
+            steps = [trial for trial in steps if good < trial.position <= bad]
         else:
             steps = await history.steps(good, bad)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from siterig.azure_emu.contracts.recovery_side import RecoverySide
+from siterig.azure_emu.contracts.recovery_side import Change, RecoverySide
 from siterig.azure_emu.vault.model.api import RecoveryPoint, VaultApi
 from siterig.bisect.search import ChangeGroup
 from siterig.blockfs.contracts.control import DiskHostControl
@@ -21,30 +21,6 @@ from siterig.core.parsing import parse_point
 def make_label() -> str:
     """Return a name for the states of the search of this process."""
     return f"bisect-{SYSTEM_CLOCK.utc():%H%M%S}-{os.getpid()}"
-
-
-class DiskChange(Protocol):
-    """A record that changed a disk: a range of bytes, or (RESIZE) the new size as ``length``."""
-
-    @property
-    def position(self) -> int:
-        """The position of the record."""
-        ...
-
-    @property
-    def kind(self) -> str:
-        """The kind of the record: ``WRITE``, ``ZERO``, ``DISCARD`` or ``RESIZE``."""
-        ...
-
-    @property
-    def offset(self) -> int:
-        """The first byte that changed."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """The number of bytes; the new size of the disk for a RESIZE."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +61,7 @@ class States(Protocol):
         """Return groups of positions, as :class:`siterig.bisect.search.History` does."""
         ...
 
-    async def changes(self, after: int, upto: int) -> list[tuple[str, DiskChange]]:
+    async def changes(self, after: int, upto: int) -> list[tuple[str, Change]]:
         """Return changes with ``after < position <= upto``, each with its disk; at most the first ``CHANGES_MAX``."""
         ...
 
@@ -177,8 +153,8 @@ class MountedStates(States):
                 found[step.position] = ChangeGroup(step.position, step.time_ns, count)
         return [found[position] for position in sorted(found)]
 
-    async def changes(self, after: int, upto: int) -> list[tuple[str, DiskChange]]:
-        found: list[tuple[str, DiskChange]] = []
+    async def changes(self, after: int, upto: int) -> list[tuple[str, Change]]:
+        found: list[tuple[str, Change]] = []
         for name, disk_id in self._disk_ids.items():
             rows = await self._recovery.changes(disk_id=disk_id, after=after, upto=upto, limit=CHANGES_MAX)
             found += [(name, row) for row in rows]

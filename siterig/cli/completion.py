@@ -55,32 +55,32 @@ def _vm(ctx: Any) -> str:
 
 
 def vms(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
-    """Names of VMs of both sides."""
+    """Return the names of VMs of both sides."""
     found = _ask(ctx, "vault", "VaultApi/list_vms")
     return _beginning(incomplete, ((vm.get("vm"), f"{vm.get('side')}, {vm.get('state')}") for vm in found))
 
 
 def disks(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
-    """Disks as ``VM/NAME``."""
+    """Return the disks as ``VM/NAME``."""
     found = _ask(ctx, "vault", "VaultApi/list_vms")
     names = ((f"{vm.get('vm')}/{disk.get('name')}", str(vm.get("side"))) for vm in found for disk in vm.get("disks", []))
     return _beginning(incomplete, names)
 
 
 def vms_and_disks(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
-    """For commands that take either."""
+    """Return the names of VMs and disks, for commands that take either."""
     return vms(ctx, incomplete) + disks(ctx, incomplete)
 
 
 def disks_of_vm(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
-    """Names of the disks of the VM that was given."""
+    """Return the names of the disks of the VM that was given."""
     found = _ask(ctx, "vault", "VaultApi/list_vms")
     mine = [disk.get("name") for vm in found if vm.get("vm") == _vm(ctx) for disk in vm.get("disks", [])]
     return _beginning(incomplete, ((name, "disk") for name in dict.fromkeys(mine)))
 
 
 def points(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
-    """The words for the newest points, then the ids, and the names that only one point has."""
+    """Return the words for the newest points, then the ids, and the names that only one point has."""
     words = [("latest", "lowest RPO"), ("latest-processed", "lowest RTO"), ("latest-app", "application-consistent")]
     found = _ask(ctx, "vault", "VaultApi/points", vm=_vm(ctx), limit=POINTS_MAX) if _vm(ctx) else []
     names = [point.get("name") for point in found]
@@ -90,13 +90,13 @@ def points(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
 
 
 def mounted(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
-    """Folders of mounted points of the VM that was given."""
+    """Return the folders of mounted points of the VM that was given."""
     found = _ask(ctx, "vault", "VaultApi/mounted_points", vm=_vm(ctx)) if _vm(ctx) else []
     return _beginning(incomplete, ((state.get("name"), f"position {state.get('position')}") for state in found))
 
 
 def kept(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
-    """Names of the images that a failback of the VM that was given has kept."""
+    """Return the names of the images that a failback of the VM that was given has kept."""
     found = _ask(ctx, "site", "DiskHostControl/list_disks", vm=_vm(ctx)) if _vm(ctx) else []
     images = [image for disk in found for image in disk.get("kept", []) if isinstance(image, dict)]
     return _beginning(incomplete, ((image.get("file"), f"disk {image.get('disk')}") for image in images))
@@ -113,7 +113,7 @@ def of_disk(values: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def jobs(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
-    """Names of jobs."""
+    """Return the names of jobs."""
     found = _ask(ctx, "vault", "VaultApi/jobs")
     about = ((job.get("name"), f"{job.get('friendlyName')} {job.get('vm')}: {job.get('state')}") for job in found)
     return _beginning(incomplete, about)
@@ -135,16 +135,16 @@ def _faults_of_mount(mount: Path) -> list[dict[str, Any]]:
 
 
 def roles(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
-    """Names of the rig's roles."""
+    """Return the names of the rig's roles."""
     found = _ask(ctx, "supervisor", "SupervisorControl/status")
     return _beginning(incomplete, ((role.get("name"), str(role.get("state"))) for role in found))
 
 
-def _beginning(incomplete: str, found: Iterable[tuple[object, str]]) -> list[tuple[str, str]]:
+def _beginning(incomplete: str, candidates: Iterable[tuple[object, str]]) -> list[tuple[str, str]]:
     """Candidates that continue what was typed; a name that is not printable cannot be typed, either."""
     return [
         (name, about)
-        for name, about in found
+        for name, about in candidates
         if isinstance(name, str) and name.startswith(incomplete) and name.isprintable()
     ]
 
@@ -257,12 +257,12 @@ SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
 def script(shell: str) -> str:
-    """The text that the shell has to evaluate."""
+    """Return the text that the shell has to evaluate."""
     return SCRIPTS[shell]
 
 
 def words_of_bash(line: str) -> list[str]:
-    """The words of a command line up to the cursor, without the program.
+    """Return the words of a command line up to the cursor, without the program.
 
     They are not taken from ``COMP_WORDS``: bash breaks words at ``:``, ``=`` and ``@``, too.
     """

@@ -80,35 +80,35 @@ class Machine(Protocol):
     """The questions that the checks ask; a test answers them itself."""
 
     def fuse_error(self) -> str | None:
-        """Why the FUSE device cannot be opened for reading and writing; None if it can."""
+        """Return the reason why the FUSE device cannot be opened for reading and writing; None if it can."""
         ...
 
     def free_loop(self) -> str:
-        """Path of a free loop device; ``OSError`` if there is none to be had."""
+        """Return the path of a free loop device; ``OSError`` if there is none to be had."""
         ...
 
     def program(self, name: str) -> str | None:
-        """Path of a program, also of an administrator's."""
+        """Return the path of a program, also of an administrator's."""
         ...
 
     def node(self) -> tuple[str, str]:
-        """Path and version of Node; ``RigError`` or ``OSError`` if there is none that runs."""
+        """Return the path and version of Node; ``RigError`` or ``OSError`` if there is none that runs."""
         ...
 
     def azurite(self) -> tuple[str, str]:
-        """Path and version of Azurite; ``RigError`` if there is none, or none that runs."""
+        """Return the path and version of Azurite; ``RigError`` if there is none, or none that runs."""
         ...
 
     def kernel_filesystems(self) -> frozenset[str]:
-        """File systems that the kernel has, or has a module for."""
+        """Return the file systems that the kernel has, or has a module for."""
         ...
 
     def free_bytes(self, folder: Path) -> int:
-        """Space for us on the file system of an existing folder."""
+        """Return the bytes that this user can use on the file system of an existing folder."""
         ...
 
     def capabilities(self) -> int:
-        """This process's effective capabilities on the machine, a bit mask; those of a user namespace do not count."""
+        """Return this process's effective capabilities on the machine, as bits; those of a user namespace do not count."""
         ...
 
     def files_max(self) -> int:
@@ -116,11 +116,11 @@ class Machine(Protocol):
         ...
 
     def kernel(self) -> str:
-        """The kernel's release."""
+        """Return the kernel's release."""
         ...
 
     def python(self) -> str:
-        """This Python's version."""
+        """Return the version of this Python."""
         ...
 
 
@@ -217,9 +217,9 @@ def require_fit(state_dir: Path, machine: Machine | None = None, *, is_new: bool
     require(checks(state_dir, machine, free_bytes_min=UP_BYTES_MIN if is_new else 0))
 
 
-def require(found: list[Prerequisite]) -> None:
+def require(prerequisites: list[Prerequisite]) -> None:
     """Raise if a check failed: the code of the first that did, the text of all."""
-    lacks = [check for check in found if not check.ok]
+    lacks = [check for check in prerequisites if not check.ok]
     if lacks:
         text = "; ".join(f"{check.name}: {check.found} (remedy: {check.remedy})" for check in lacks)
         raise RigError(lacks[0].code, f"this machine cannot run a rig: {text}")
@@ -338,7 +338,7 @@ def _free_space(machine: Machine, state_dir: Path, bytes_min: int) -> Prerequisi
     return Prerequisite("free space", free >= bytes_min, f"{free * 10 // (1 << 30) / 10} GiB at {there}", remedy)
 
 
-def _release(name: str, found: str, least: tuple[int, int], remedy: str) -> Prerequisite:
-    numbers = re.match(r"(\d+)\.(\d+)", found)
+def _release(name: str, version: str, least: tuple[int, int], remedy: str) -> Prerequisite:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
     ok = numbers is not None and (int(numbers[1]), int(numbers[2])) >= least
-    return Prerequisite(name, ok, found if ok else f"{found}, too old (at least {least[0]}.{least[1]})", remedy)
+    return Prerequisite(name, ok, version if ok else f"{version}, too old (at least {least[0]}.{least[1]})", remedy)

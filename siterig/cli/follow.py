@@ -21,7 +21,7 @@ _MARKS = {"Succeeded": "✓", "Failed": "✗", "InProgress": "…", "Other": "-"
 
 
 def task_state(task: Task) -> str:
-    """For people: the service calls a task that had nothing to do ``Other``, and describes it as skipped."""
+    """Return the state of a task for people: a task that had nothing to do is ``Other`` at the service, and skipped here."""
     return task.stateDescription or task.state if task.state == "Other" else task.state
 
 

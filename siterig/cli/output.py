@@ -34,18 +34,18 @@ _json_mode = False
 _wall_ahead_ns = 0
 
 
-def set_json(wanted: bool) -> bool:
-    """True if this command was given ``--json``: then notes and errors are JSON, too."""
+def set_json(is_json: bool) -> bool:
+    """Note whether the command has ``--json``: then notes and errors are JSON, too."""
     global _json_mode  # noqa: PLW0603 (one command a process)
-    _json_mode = wanted
-    return wanted
+    _json_mode = is_json
+    return is_json
 
 
 # --- terminals ----------------------------------------------------------------------------------------------------
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """True if lines may be drawn again on ``stream`` and tables fitted to its width."""
+    """Return True if lines on ``stream`` can be drawn again and tables are fitted to its width."""
     try:
         return stream.isatty()
     except ValueError:  # closed
@@ -53,12 +53,12 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def may_draw(stream: TextIO) -> bool:
-    """True if ``stream`` is a terminal that can move its cursor."""
+    """Return True if ``stream`` is a terminal that can move its cursor."""
     return is_terminal(stream) and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def has_colour(stream: TextIO) -> bool:
-    """``NO_COLOR`` forbids colours, ``FORCE_COLOR`` demands them; otherwise only a terminal has them."""
+    """Return True if colours are used: ``NO_COLOR`` and ``FORCE_COLOR`` decide, otherwise only a terminal has them."""
     if os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or may_draw(stream)
@@ -93,30 +93,30 @@ def _styled(text: str, style: str, *, colour: bool) -> str:
 
 
 def line(*parts: Part) -> None:
-    """One line of a result, written at once."""
+    """Print one line of a result at once."""
     print_lines([list(parts)])
 
 
 def print_lines(lines: Iterable[Line]) -> None:
-    """Lines of a result."""
+    """Print the lines of a result."""
     text = "".join(f"{_text(each, sys.stdout)}\n" for each in lines)
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def print_json(value: object) -> None:
-    """One JSON document; models as their fields."""
+    """Print one JSON document; models become objects of their fields."""
     sys.stdout.write(json_text(value, indent=2) + "\n")
 
 
 def print_json_line(value: object) -> None:
-    """One JSON document of several, in one line, written at once."""
+    """Print one JSON document of several, in one line and at once."""
     sys.stdout.write(json_text(value) + "\n")
     sys.stdout.flush()
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
-    """The table, or ``empty`` if it has no row (in a pipe: nothing)."""
+    """Print a table, or ``empty`` if it has no row (in a pipe: nothing)."""
     if rows:
         print_lines(table(columns, rows))
     elif is_terminal(sys.stdout):
@@ -126,22 +126,27 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[Line]:
-    """The lines of a table on stdout: fitted to a terminal, or separated by tabs."""
+    """Return the lines of a table for stdout: fitted to a terminal, or separated by tabs."""
     if is_terminal(sys.stdout) and len(rows) <= _ROWS_FITTED_MAX:
         return tables.fitted(columns, rows, _columns())
     return list(tables.piped(columns, rows))
 
 
 def row(cells: Sequence[object], widths: Sequence[int]) -> None:
-    """One row of a table whose rows are not known yet: at least so wide on a terminal (negative: to the left)."""
+    """Print one row of a table whose rows are not known yet, in columns of at least these widths (negative: to the left)."""
     if is_terminal(sys.stdout):
         print_lines([tables.aligned(cells, widths)])
     else:
         print_lines(list(tables.piped_rows([cells])))
 
 
+def fits(width: int) -> bool:
+    """Return True if a row of ``width`` characters fits on the terminal; a pipe takes any row."""
+    return not is_terminal(sys.stdout) or width <= _columns()
+
+
 def detail(name: str, text: str) -> list[Line]:
-    """The lines that say more about one row of a table, to be printed below it."""
+    """Print the lines with details of one row of a table, below it."""
     if not is_terminal(sys.stdout):
         return [f"{name}: {text}"]
     first, *more = tables.wrapped(f"{name}: {text}", _columns() - 2, "  ")
@@ -152,17 +157,17 @@ def detail(name: str, text: str) -> list[Line]:
 
 
 def progress(text: str) -> None:
-    """A step on the way to the result."""
+    """Report a step on the way to the result."""
     _say("progress", text, text)
 
 
 def notice(text: str) -> None:
-    """A remark that is not a result."""
+    """Print a remark that is not a result."""
     _say("note", text, f"siterig: note: {text}")
 
 
 def error(failure: RigError) -> None:
-    """Why the command failed.  The exit status is the caller's business."""
+    """Report why the command failed; the caller sets the exit status."""
     text = f"siterig: error: {failure.message} ({failure.code})"
     _say("error", error_json(failure), text, text=text)
 
@@ -173,19 +178,19 @@ def error_json(failure: RigError) -> dict[str, object]:
 
 
 def interrupted() -> None:
-    """The command was ended by a signal."""
+    """Report that a signal ended the command."""
     _say("error", error_json(RigError(Code.Interrupted, "interrupted", recoverable=True)), "siterig: interrupted")
 
 
 def usage_error(message: str, usage: str) -> None:
-    """The command line could not be read; ``usage`` is shown before the error, its line breaks kept."""
+    """Report a command line that cannot be read; ``usage`` is shown before the error, its line breaks kept."""
     if usage and not _json_mode:
         help_text(usage)
     error(RigError(Code.Usage, " ".join(message.split())))  # its lines are the parser's
 
 
 def help_text(text: str) -> None:
-    """The help of a group of commands that was called without one."""
+    """Print the help of a group of commands that was called without one."""
     _to_stderr(printable_lines(text))
 
 
@@ -308,7 +313,7 @@ def _not_drawn(done_bytes: int, total_bytes: int | None = None) -> None:
 
 @contextmanager
 def bar(what: str, total_bytes: int | None) -> Iterator[BarAdvance]:
-    """A progress bar on a terminal's stderr, nothing elsewhere."""
+    """Show a progress bar on stderr if it is a terminal; otherwise show nothing."""
     if not may_draw(sys.stderr):
         yield _not_drawn
         return

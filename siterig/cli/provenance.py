@@ -21,7 +21,7 @@ GIT_S_MAX = 5.0
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of siterig (with its commit), Python, the kernel and Azurite; None for what cannot be known."""
+    """Return the versions of siterig (with its commit), Python, the kernel and Azurite; None for what cannot be known."""
     return {
         "version": importlib.metadata.version("siterig"),
         "commit": commit(),
@@ -32,7 +32,7 @@ def versions() -> dict[str, str | None]:
 
 
 def print_versions(*, as_json: bool) -> None:
-    """The output of ``siterig --version``."""
+    """Print the output of ``siterig --version``."""
     found = versions()
     if as_json:
         output.print_json(found)
@@ -43,7 +43,7 @@ def print_versions(*, as_json: bool) -> None:
 
 
 def commit() -> str | None:
-    """The commit of this code, ending with ``-dirty`` if a file was changed since.
+    """Return the commit of this code, ending with ``-dirty`` if a file was changed since.
 
     In a checkout git is asked; of a package that pip installed from a repository, pip recorded it (PEP 610).
     """
@@ -85,7 +85,7 @@ def _azurite() -> str | None:
 
 
 def host(folder: Path) -> dict[str, str | int | None]:
-    """The machine: CPUs that this process may use, their model, memory, and the file system of ``folder``."""
+    """Return the machine: CPUs that this process may use, their model, memory, and the file system of ``folder``."""
     return {
         "cpus": len(os.sched_getaffinity(0)),
         "cpu_model": _field("/proc/cpuinfo", "model name"),

@@ -51,12 +51,12 @@ class RigState:
         return self.problem is None and all(role["state"] == "ready" for role in self.rig["roles"])
 
     def document(self) -> dict[str, object]:
-        """The JSON document of the command."""
+        """Return the JSON document of the command."""
         return {**self.rig, "clock": self.clock, "vms": self.vms, "items": self.items}
 
 
 def light_state(layout: Layout) -> RigState | None:
-    """The state, without the libraries of the complete client; None if it is not answered at once."""
+    """Return the state, without the libraries of the complete client; None if it is not answered at once."""
     from siterig.rpc.light_client import Call, answers
 
     calls = [Call(layout.way("cli", "vault"), f"VaultApi/{method}") for method in VAULT_LISTS]
@@ -68,14 +68,14 @@ def light_state(layout: Layout) -> RigState | None:
 
 
 async def rig_state(layout: Layout) -> RigState:
-    """The state, with all lists requested at the same time: a role that hangs must not delay the rest."""
+    """Return the state; all lists are requested at the same time, because a role that hangs must not delay the others."""
     import trio
 
     from siterig.blockfs.core.errors import RigError
     from siterig.rpc import directory
 
     vault = directory.vault(layout)
-    found: dict[str, list[dict[str, Any]]] = {method: [] for method in VAULT_LISTS}
+    lists: dict[str, list[dict[str, Any]]] = {method: [] for method in VAULT_LISTS}
     rig: dict[str, Any] = {}
     problems: list[str] = []
 
@@ -87,7 +87,7 @@ async def rig_state(layout: Layout) -> RigState:
         problem = f"the vault did not give the list of {what} within {VAULT_ANSWER_S:g} s (RoleUnavailable)"
         with trio.move_on_after(VAULT_ANSWER_S):
             try:
-                found[method] = [model.model_dump() for model in await list_all()]
+                lists[method] = [model.model_dump() for model in await list_all()]
             except RigError as error:
                 problem = f"{error.message} ({error.code})"
             else:
@@ -99,8 +99,8 @@ async def rig_state(layout: Layout) -> RigState:
         nursery.start_soon(ask_vault, "list_vms", vault.list_vms)
         nursery.start_soon(ask_vault, "items", vault.items)
         nursery.start_soon(ask_vault, "managed_disks", vault.managed_disks)
-    named = with_disk_names(rig, found["managed_disks"])
-    return RigState(named, found["list_vms"], found["items"], problems[0] if problems else None, _clock(layout))
+    named = with_disk_names(rig, lists["managed_disks"])
+    return RigState(named, lists["list_vms"], lists["items"], problems[0] if problems else None, _clock(layout))
 
 
 def _clock(layout: Layout) -> Document | None:
@@ -109,7 +109,7 @@ def _clock(layout: Layout) -> Document | None:
 
 
 def with_disk_names(rig: Document, managed: Sequence[Document]) -> Document:
-    """The rig, with VM and name of each disk that a role knows by the id of the managed disk only."""
+    """Return the rig, with VM and name of each disk that a role knows by the id of the managed disk only."""
     known = {disk["disk_id"]: {"vm": disk["vm"], "disk": disk["name"]} for disk in managed}
     roles = [
         {**role, "waits": [{**wait, **known.get(wait["disk"] or "", {})} for wait in role["waits"]]} for role in rig["roles"]

@@ -34,7 +34,11 @@ def of(rig: RigStatus, site: str) -> list[RoleStatus]:
 
 
 async def lose(supervisor: SupervisorControl, site: str = DEFAULT) -> list[RoleStatus]:
-    """SIGKILL all roles of a site; they stay down.  ``NoSuchSite``."""
+    """Kill all roles of a site with SIGKILL; they stay down.
+
+    Raises:
+        RigError: ``NoSuchSite``.
+    """
     return [await supervisor.kill_role(name=name, hold=True) for name in _roles(site)]
 
 
@@ -44,5 +48,5 @@ async def restore(supervisor: SupervisorControl, site: str = DEFAULT) -> list[Ro
 
 
 def lost(held: set[str]) -> list[str]:
-    """Names of the sites of which every role is held down; ``held``: the names of the roles that are."""
+    """Return the names of the sites of which every role is held down; ``held`` has the names of these roles."""
     return [site for site, names in ROLES_OF_SITE.items() if held.issuperset(names)]

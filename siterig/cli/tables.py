@@ -32,30 +32,34 @@ _STYLES |= {"ok": "green", "MISSING": "red"}
 
 
 def style_of(value: str) -> str:
-    """The style of a value with a meaning (a state); empty for every other."""
+    """Return the style of a value with a meaning (a state); empty for every other."""
     return _STYLES.get(value, "")
 
 
 def piped(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[Line]:
-    """One line a row with whole values, separated by tabs; the first line has the names of the columns."""
+    """Return one line for each row with whole values, separated by tabs; the first line has the names of the columns."""
     yield from piped_rows([columns, *rows])
 
 
 def piped_rows(rows: Sequence[Sequence[object]]) -> Iterator[Line]:
-    """One line a row with whole values, separated by tabs."""
+    """Return one line for each row with whole values, separated by tabs."""
     for row in _texts(rows):
         yield _joined(row, TAB)
 
 
 def aligned(cells: Sequence[object], widths: Sequence[int]) -> Line:
-    """A row for a terminal with columns of fixed widths (negative: to the left); times without a fraction of a second."""
-    texts = [_TIME.sub(r"\1\2", printable(str(cell))) for cell in cells]
+    """Return a row for a terminal, in columns of fixed widths (negative: to the left).
+
+    A time that is wider than its column loses its fraction of a second.
+    """
+    texts = [printable(str(cell)) for cell in cells]
+    texts = [_TIME.sub(r"\1\2", text) if len(text) > abs(size) else text for text, size in zip(texts, widths, strict=True)]
     padded = [text.rjust(size) if size > 0 else text.ljust(-size) for text, size in zip(texts, widths, strict=True)]
     return " ".join(padded).rstrip()
 
 
 def fitted(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> list[Line]:
-    """The lines for a terminal of ``width`` columns."""
+    """Return the lines for a terminal of ``width`` columns."""
     texts: Cells = _texts(rows)
     if not _fits(columns, texts, width):
         texts = [[_TIME.sub(r"\1\2", cell) for cell in row] for row in texts]
@@ -72,7 +76,7 @@ def fitted(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int)
 
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    """Lines of at most ``width`` characters, broken between words; a word that is longer has a line of its own.
+    """Return lines of at most ``width`` characters, broken between words; a word that is longer has a line of its own.
 
     Lines after the first begin with ``indent``.
     """

@@ -6,7 +6,7 @@ from siterig.blockfs.core.errors import RigError
 
 
 def unwrap_rig_error(error: BaseException) -> RigError | None:
-    """The ``RigError`` that ``error`` amounts to; None if anything in it is a bug.
+    """Return the ``RigError`` in ``error``; None if anything in it is a bug.
 
     A nursery raises its tasks' errors as a group.  Several expected failures at once are one failure to a user:
     the first is reported, because the others usually follow from it.

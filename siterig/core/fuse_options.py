@@ -35,7 +35,7 @@ class FuseOptions:
     queue: int = _FUSE_SERVER.queue
 
     @classmethod
-    def parse(cls, said: Mapping[str, str], *, portable: bool) -> FuseOptions:
+    def parse(cls, options: Mapping[str, str], *, portable: bool) -> FuseOptions:
         """Parse the value of each option.
 
         Raises:
@@ -43,8 +43,8 @@ class FuseOptions:
         """
         return cls(
             portable=portable,
-            threads=_whole_number(THREADS_OPTION, said, THREADS_MAX),
-            queue=_whole_number(QUEUE_OPTION, said, QUEUE_MAX),
+            threads=_whole_number(THREADS_OPTION, options, THREADS_MAX),
+            queue=_whole_number(QUEUE_OPTION, options, QUEUE_MAX),
         )
 
     @property
@@ -64,8 +64,8 @@ class FuseOptions:
         return cls.parse(said, portable=PORTABLE_OPTION in said)
 
 
-def _whole_number(option: str, said: Mapping[str, str], most: int) -> int:
-    text = said[option]
+def _whole_number(option: str, options: Mapping[str, str], most: int) -> int:
+    text = options[option]
     number = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(most)) else 0
     if not 1 <= number <= most:
         raise RigError(Code.InvalidLimit, f"{option} is {text!r}: it must be a whole number from 1 to {most}")

@@ -31,20 +31,20 @@ class Limits:
     snapshot_share_max: float = STORE_SHARE_MAX
 
     @classmethod
-    def parse(cls, said: Mapping[str, str]) -> Limits:
+    def parse(cls, options: Mapping[str, str]) -> Limits:
         """Parse the value of each option.
 
         Raises:
             RigError: ``InvalidLimit`` names the option, its value and the allowed values.
         """
-        when_log_full = said[LOG_FULL_OPTION]
+        when_log_full = options[LOG_FULL_OPTION]
         if when_log_full not in get_args(WhenFull):
             allowed = " or ".join(get_args(WhenFull))
             raise RigError(Code.InvalidLimit, f"{LOG_FULL_OPTION} is {when_log_full!r}: it must be {allowed}")
         return cls(
-            log_share_max=_share(LOG_SHARE_OPTION, said),
+            log_share_max=_share(LOG_SHARE_OPTION, options),
             when_log_full=cast(WhenFull, when_log_full),
-            snapshot_share_max=_share(SNAPSHOT_SHARE_OPTION, said),
+            snapshot_share_max=_share(SNAPSHOT_SHARE_OPTION, options),
         )
 
     @property
@@ -67,13 +67,13 @@ class Limits:
         )
 
 
-def _share(option: str, said: Mapping[str, str]) -> float:
+def _share(option: str, options: Mapping[str, str]) -> float:
     try:
-        share = float(said[option])
+        share = float(options[option])
     except ValueError:
         share = nan
     if not 0 < share <= 1:  # nor is nan
         raise RigError(
-            Code.InvalidLimit, f"{option} is {said[option]!r}: it must be a share of the disk, above 0 and at most 1"
+            Code.InvalidLimit, f"{option} is {options[option]!r}: it must be a share of the disk, above 0 and at most 1"
         )
     return share

@@ -10,24 +10,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.open_file_locks import is_locked_by_another, lock_request
 
 RIG, ENDING = 0, 1
 WAIT_S = 120.0
 """The longest wait for another process that ends the rig."""
 _POLL_S = 0.05
-_FLOCK = struct.Struct("hhqqi4x")
-"""``struct flock``: type, whence, start, length, process id (0 for this kind)."""
-
-
-def _request(kind: int, byte: int) -> bytes:
-    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
 
 
 def is_locked(lock: Path, byte: int = RIG) -> bool:
@@ -37,15 +31,14 @@ def is_locked(lock: Path, byte: int = RIG) -> bool:
     except FileNotFoundError:
         return False
     try:
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _request(fcntl.F_WRLCK, byte))
-        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+        return is_locked_by_another(fd, byte)
     finally:
         os.close(fd)
 
 
 def _try(fd: int, byte: int) -> bool:
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _request(fcntl.F_WRLCK, byte))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock_request(fcntl.F_WRLCK, byte, 1))
     except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: another process has it
         return False
     return True

@@ -20,7 +20,11 @@ FILESYSTEMS = ("ext4", "xfs")
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``1GiB``, ``512MiB``, ``1.5G``, ``1048576``; ``InvalidDiskSize`` unless a positive multiple of 512."""
+    """Return the bytes of ``1GiB``, ``512MiB``, ``1.5G`` or ``1048576``.
+
+    Raises:
+        RigError: ``InvalidDiskSize`` unless it is a positive multiple of 512.
+    """
     try:
         size_bytes = parse_bytes(text)
     except ValueError as error:
@@ -42,7 +46,11 @@ def format_size(size_bytes: float) -> str:
 
 
 def parse_disk(text: str) -> DiskSpec:
-    """``NAME:SIZE`` or ``NAME:SIZE:FILESYSTEM``; ``InvalidDisk``, ``InvalidDiskSize``, ``UnknownFilesystem``."""
+    """Return the disk of ``NAME:SIZE`` or ``NAME:SIZE:FILESYSTEM``.
+
+    Raises:
+        RigError: ``InvalidDisk``, ``InvalidDiskSize`` or ``UnknownFilesystem``.
+    """
     parts = text.split(":")
     if len(parts) not in (2, 3) or not parts[0]:
         raise RigError(

@@ -75,7 +75,7 @@ class Layout:
         return self.root / "clock-faults.json"
 
     def socket(self, role: str) -> Path:
-        """Unix socket on which a role, or the supervisor, answers calls."""
+        """Return the Unix socket on which a role, or the supervisor, answers calls."""
         return self.root / "run" / f"{role}.sock"
 
     def link(self, client: str, server: str) -> Path:
@@ -91,7 +91,7 @@ class Layout:
         return link if os.path.lexists(link) else self.socket(server)
 
     def log(self, role: str) -> Path:
-        """The log of a role; every start of the role appends to it."""
+        """Return the log of a role; every start of the role appends to it."""
         return self.root / "log" / f"{role}.log"
 
     @property

@@ -45,7 +45,7 @@ def load(module: str) -> ModuleType:
     finally:
         if sys.modules.get("click", "") is None:
             del sys.modules["click"]
-        gc.freeze()  # what is loaded now is not looked at again
+        gc.freeze()  # the collector does not examine the loaded modules again
         gc.enable()
 
 

@@ -1,14 +1,14 @@
-"""A disk of a mounted point as an image file, in any of the formats people ask for.
+"""A disk of a mounted point as an image file, in one of several formats.
 
-Fault contract: the image is written without a name, made durable, and then named: it is there whole or not at all, and an
-end of any kind (an error, Ctrl-C, a kill, power) leaves nothing.  Where the file system has no files without names (NFS and
-FAT, say), it is hidden (``.NAME.XXXXXXXX.part``) meanwhile: an error or Ctrl-C takes that away; a kill leaves it.  Its
-folder is held by :mod:`siterig.blockfs.files.safe_files`: no link of another user is followed, and no file of another user
-is replaced.
+Fault contract: the image is written to a file without a name, made durable, and then named.  So a file with its name is
+complete, and an end of any kind (an error, Ctrl-C, a kill, a power loss) leaves no other file.  Where the file system has no
+files without names (for example NFS and FAT), the image is written to ``.NAME.XXXXXXXX.part``: an error or Ctrl-C deletes
+this file, and a kill leaves it.  The folder is held by :mod:`siterig.blockfs.files.safe_files`: no link of another user is
+followed, and no file of another user is replaced.
 
 A block device is written in place, opened exclusively: one that is mounted, used as swap or held by another program is
-refused.  An export that ends early leaves it partly written, which the error says; what lies behind the end of the disk
-is not touched.
+refused.  An export that ends early leaves it partly written, and the error reports that; bytes behind the end of the disk
+are not changed.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _is_device(to: Path) -> bool:
 
 def _open_device(to: Path) -> int:
     """For writing, and for nobody else meanwhile."""
-    return user_files.open_file(to, os.O_RDWR, code=Code.BadRequest, wanted="name a file or a block device", devices=True)
+    return user_files.open_file(to, os.O_RDWR, code=Code.BadRequest, purpose="name a file or a block device", devices=True)
 
 
 async def _write_device(source: Path, to: Path, advance: Advance) -> None:

@@ -1,4 +1,4 @@
-"""A folder to mount on: whether it can be, making it, and taking the mount away without harm to who uses it."""
+"""A folder to mount on: checks that it can be used, creates it, and unmounts it without harm to its users."""
 
 from __future__ import annotations
 

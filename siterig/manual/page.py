@@ -69,7 +69,7 @@ class Page:
 
 
 def pages(program: typer.Typer) -> list[Page]:
-    """The pages of all commands, in the order of the program's help.
+    """Return the pages of all commands, in the order of the program's help.
 
     Raises:
         ManualError: a text is missing, or names an option that does not exist.
@@ -87,7 +87,7 @@ def _commands(command: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str,
 
 
 def page_of(command: Any, words: tuple[str, ...]) -> Page:
-    """The page of one command.
+    """Return the page of one command.
 
     Raises:
         ManualError: a text is missing, or names an option that does not exist.

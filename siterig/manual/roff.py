@@ -12,7 +12,7 @@ _FENCE = "```"
 
 
 def render(page: Page, version: str) -> str:
-    """The page for man(1), section 1."""
+    """Return the page for man(1), section 1."""
     lines = ["'\\\" t", f'.TH "{page.name.upper()}" 1 "" "siterig {version}" "siterig"']
     lines += [".SH NAME", f"{page.name} \\- {inline(page.summary[:1].lower() + page.summary[1:])}"]
     lines += [".SH SYNOPSIS", *blocks(f"{_FENCE}\n{page.synopsis}\n{_FENCE}")]
@@ -40,16 +40,16 @@ def _items(items: list[Item]) -> Iterator[str]:
 
 
 def blocks(text: str) -> list[str]:
-    """Markdown as roff: paragraphs, lists, tables, code blocks and headings, as the pages use them."""
-    found = list[str]()
+    """Return Markdown as roff: paragraphs, lists, tables, code blocks and headings, as the pages use them."""
+    output = list[str]()
     paragraph, table = list[str](), list[str]()
     lead = [".PP"]
 
     def end() -> None:
         if paragraph:
-            found.extend((*lead, inline(" ".join(paragraph))))
+            output.extend((*lead, inline(" ".join(paragraph))))
         if table:
-            found.extend(_table(table))
+            output.extend(_table(table))
         paragraph.clear()
         table.clear()
         lead[:] = [".PP"]
@@ -66,13 +66,13 @@ def blocks(text: str) -> list[str]:
                 lead[:] = [".IP \\(bu 2"]
                 paragraph.append(line[2:])
             elif line.startswith("#"):
-                found.append(f".SS {inline(line.lstrip('# '))}")
+                output.append(f".SS {inline(line.lstrip('# '))}")
             elif line.startswith(_FENCE):
-                found.extend(_code(lines))
+                output.extend(_code(lines))
         else:
             paragraph.append(line.strip())
     end()
-    return found
+    return output
 
 
 def _code(lines: Iterator[str]) -> Iterator[str]:
@@ -97,7 +97,7 @@ def _table(rows: list[str]) -> list[str]:
 
 
 def inline(text: str) -> str:
-    """Code in bold, links as their text."""
+    """Return code in bold, and links as their text."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     parts = re.split(r"(`[^`]*`|\*\*[^*]*\*\*|(?<!\w)\*[^*\s][^*]*\*)", text)
     done = []

@@ -7,10 +7,10 @@ from functools import partial
 
 import trio
 
-from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.sides.provider import Provider
 from siterig.core.fault_contract import FaultInjector
 from siterig.core.paths import Layout
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S

@@ -10,8 +10,8 @@ from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.guests import loop_devices
+from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.core.paths import Layout
-from siterig.replication.contracts.ports import VaultLink
 from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
@@ -29,7 +29,7 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
         waits=health.waits,
     )
     faces = {
-        "VaultApi": (VaultApi, vault),
+        "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
         "VaultLink": (VaultLink, vault.reports),
         "ApplierReports": (ApplierReports, vault.reports),
         "DamageReports": (DamageReports, vault.reports),

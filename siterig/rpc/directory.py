@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 from siterig.azure_emu.contracts.moments import MomentFeed
-from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.contracts.control import DiskHostControl
+from siterig.blockfs.sides.provider import Provider
+from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.core.fault_contract import FaultControl, FaultInjector
 from siterig.core.paths import Layout
 from siterig.core.supervisor_contract import RoleStarts, SupervisorControl
-from siterig.replication.contracts.ports import VaultLink
 from siterig.rpc.client import proxy
 
 T = TypeVar("T")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket as stdlib_socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import structlog
 import trio
@@ -25,7 +26,9 @@ from siterig.blockfs.core.printable import valid_unicode
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.json_text import json_text
 from siterig.core.failures import unwrap_rig_error
-from siterig.rpc.contract import CALL_HEADER, CALLS_PATH, ErrorBody, Method, check_socket_path, error_body, methods
+from siterig.rpc.contract import CALL_HEADER, CALLS_PATH, ErrorBody, Method, check_socket_path, error_body, method_names, methods
+
+T = TypeVar("T")
 
 REQUEST_BYTES_MAX = 16 << 20
 """The longest request is a report of damage or tags, of some hundred kilobytes."""
@@ -99,18 +102,33 @@ async def _call(where: str, method: Method, service: object, body: bytes) -> Res
         return _answer(409, error_body(failure))
 
 
+def joined(protocol: type[T], parts: Collection[object]) -> T:
+    """Return an object that implements a Protocol by the methods of several objects.
+
+    Each of them implements a base of the Protocol, so that the type checker sees its methods.
+
+    Raises:
+        TypeError: a method of the Protocol is in none of the objects, or in more than one.
+    """
+    owners = {name: [part for part in parts if hasattr(part, name)] for name in method_names(protocol)}
+    wrong = [f"{name} in {len(found)} of them" for name, found in owners.items() if len(found) != 1]
+    if wrong:
+        raise TypeError(f"each method of {protocol.__name__} must be in one object: {', '.join(wrong)}")
+    return cast(T, SimpleNamespace(**{name: getattr(owner, name) for name, (owner,) in owners.items()}))
+
+
 def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
     """Return the ASGI application that answers for ``services`` (name -> Protocol, implementation)."""
     running: set[str] = set()
     table = {name: (methods(protocol), service) for name, (protocol, service) in services.items()}
 
     async def call(request: Request) -> Response:
-        name, wanted = request.path_params["service"], request.path_params["method"]
-        where = f"{name}.{wanted}"
+        name, method_name = request.path_params["service"], request.path_params["method"]
+        where = f"{name}.{method_name}"
         if name not in table:
             return _refuse(404, Code.BadRequest, f"unknown service {name!r}; here are: {', '.join(table)}")
         known, service = table[name]
-        if wanted not in known:
+        if method_name not in known:
             return _refuse(404, Code.BadRequest, f"unknown method {where!r}; {name} has: {', '.join(known)}")
         response: Response = Response(status_code=499)
         try:
@@ -131,7 +149,7 @@ def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(cancel_on_disconnect)
-                response = await _call(where, known[wanted], service, body)
+                response = await _call(where, known[method_name], service, body)
                 nursery.cancel_scope.cancel()
         finally:
             running.discard(call_name or "")

@@ -128,8 +128,8 @@ async def _launch(
 ) -> Launched:
     report_r, report_w = os.pipe2(os.O_CLOEXEC)
     try:
-        wanted = {UNTIL_EOF: until_eof, QUICK_RETRIES: quick_retries}
-        options = [option for option, on in wanted.items() if on]
+        flags = {UNTIL_EOF: until_eof, QUICK_RETRIES: quick_retries}
+        options = [option for option, on in flags.items() if on]
         options += words
         popen = _spawn(layout, report_w, options)
     except BaseException:
@@ -205,9 +205,12 @@ async def _ended(layout: Layout, limit_s: float) -> bool:
 
 
 async def _stop_supervisor(layout: Layout) -> list[str]:
-    """End the supervisor with its roles; return one line for each action (``VmBusy``).
+    """End the supervisor with its roles; return one line for each action.
 
     A supervisor that does not answer is starting, ending or hanging.  It is killed if it does not end by itself.
+
+    Raises:
+        RigError: ``VmBusy``.
     """
     supervisor = directory.supervisor(layout)
     limit_s = END_TIMEOUT_S

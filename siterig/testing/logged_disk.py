@@ -30,6 +30,7 @@ from siterig.blockfs.changelog.position_counter import read_position
 from siterig.testing.crash_states import find_positions, make_state
 
 END_S = 60.0
+IN_USE_S = 5.0
 
 
 class LoggedDisk:
@@ -59,9 +60,22 @@ class LoggedDisk:
         self.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Unmount the disk, unless its server was killed."""
-        self.stop()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Unmount the disk, unless its server was killed; after an error also if a program still uses it."""
+        if error is None or self._server is None:
+            self.stop()
+            return
+        server, self._server = self._server, None
+        for limit_s in (IN_USE_S, END_S):  # the second signal ends the mount of a disk in use
+            server.send_signal(signal.SIGTERM)
+            try:
+                server.communicate(timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                error.add_note(f"{self.path} is in use")
+            else:
+                return
+        server.kill()
+        server.communicate()
 
     def start(self) -> None:
         """Mount the disk, also again after :meth:`stop` or :meth:`kill`: the log continues."""
@@ -125,7 +139,12 @@ def mkfs(disk: Path, filesystem: str = "ext4") -> None:
 def mounted(disk: Path, where: Path) -> Iterator[Path]:
     """Mount the file system of a disk or image on the folder ``where``, which is made, for the time of the block.
 
-    Needs root.  The file system replays its journal first, as it does after a crash.
+    Needs root.  The file system replays its journal first, as it does after a crash.  If a program still uses the file
+    system at the end of the block, for example because a test failed while its database was open, the folder is unmounted
+    lazily: the file system and its loop device end with their last user.
+
+    Raises:
+        RuntimeError: the block ended without an error, and a program still uses the file system.
     """
     where.mkdir(exist_ok=True)
     # "mount -o loop" takes a loop device that is attached to this file already.  Another mount namespace can keep one with
@@ -136,10 +155,23 @@ def mounted(disk: Path, where: Path) -> Iterator[Path]:
         subprocess.run(["mount", loop, str(where)], check=True)
         try:
             yield where
-        finally:
-            subprocess.run(["umount", str(where)], check=True)
+        except BaseException as error:
+            if in_use := _unmount(where):
+                error.add_note(in_use)
+            raise
+        if in_use := _unmount(where):
+            raise RuntimeError(in_use)
     finally:
         subprocess.run(["losetup", "--detach", loop], check=True)
+
+
+def _unmount(where: Path) -> str | None:
+    """Unmount a folder, lazily if a program uses it, and return that as a message."""
+    done = subprocess.run(["umount", str(where)], stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    subprocess.run(["umount", "--lazy", str(where)], check=True)
+    return f"{where} is in use: close its files and end its programs before the block ends ({done.stderr.strip()})"
 
 
 def _error_text(errors: str) -> str:

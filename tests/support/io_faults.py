@@ -21,7 +21,7 @@ Verdict = Callable[[int, str, int, int], int]
 
 @contextlib.contextmanager
 def io_verdict(verdict: Verdict) -> Iterator[None]:
-    """Each call of the engine asks ``verdict`` first."""
+    """Ask ``verdict`` before each call of the engine during the block."""
 
     def ask(operation: int, fd: int, offset: int, size: int, _iov: Any, _iovs: int) -> int:
         return verdict(operation, str(Path(f"/proc/self/fd/{fd}").readlink()), offset, size)
@@ -36,7 +36,7 @@ def io_verdict(verdict: Verdict) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failing(operation: int, suffix: str, error: int, *, after_bytes: int = 0) -> Iterator[None]:
-    """Operations of that kind on files with that suffix fail; writes after their first ``after_bytes`` bytes."""
+    """Let operations of a kind on files with a suffix fail; writes fail after their first ``after_bytes`` bytes."""
 
     def verdict(asked: int, path: str, _offset: int, _size: int) -> int:
         if asked != operation or not path.endswith(suffix):

@@ -20,7 +20,7 @@ from siterig.scenarios.contracts.scenario_result import ScenarioResult
 from siterig.scenarios.files.scenario import ScenarioDocument
 from siterig.scenarios.files.scenario_files import ScenarioFile, library
 from siterig.scenarios.report.scenario_report import verdict
-from tests.support.documents import DOCS, REFERENCE
+from tests.support.repo.documents import DOCS, REFERENCE
 
 FOLDER = REFERENCE / "scenarios"
 TABLE = REFERENCE / "asr-sentences.md"

@@ -12,20 +12,20 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make fi
 
 
 def folder_of_other_user(path: Path) -> Path:
-    """A new folder that belongs to the other user."""
+    """Create a folder that belongs to the other user."""
     path.mkdir(mode=0o755)
     os.chown(path, UID, UID)
     return path
 
 
 def file_of_other_user(path: Path, data: bytes) -> Path:
-    """A new file that belongs to the other user."""
+    """Create a file that belongs to the other user."""
     path.write_bytes(data)
     os.chown(path, UID, UID)
     return path
 
 
 def link_of_other_user(path: Path, target: Path) -> None:
-    """A symbolic link that the other user made."""
+    """Create a symbolic link that belongs to the other user."""
     path.symlink_to(target)
     os.lchown(path, UID, UID)

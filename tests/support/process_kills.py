@@ -23,14 +23,14 @@ from unittest import mock
 from tests.support.io_faults import PUNCH, RESIZE, SYNC, WRITE, io_verdict
 
 Begin = Callable[[Path], Callable[[], object]]
-"""Opens what is in the folder; what is to be killed then."""
+"""Opens the files in the folder, and returns the function that is to be killed."""
 
 KILLED = 9
 _IN_C = {WRITE: "write", SYNC: "sync", PUNCH: "punch", RESIZE: "resize"}
 
 
 class _Calls:
-    """Counts them, a write twice: it may be killed before it, and when half of it is done."""
+    """Counts system calls; a write counts twice, because a process can be killed before it and in the middle of it."""
 
     def __init__(self, kill_at: int | None) -> None:
         self.done: list[str] = []
@@ -246,7 +246,7 @@ def _name(what: Any) -> str:
 
 
 def without_token(name: str) -> str:
-    """``.os.disk.tmp`` of a temporary file's name, which is another one each time."""
+    """Return the name of a temporary file without its random part: ``.os.disk.tmp``."""
     return re.sub(r"\.[0-9a-f]{16}\.tmp$", ".tmp", name)
 
 
@@ -259,7 +259,7 @@ def calls_of(folder: Path, begin: Begin) -> list[str]:
 
 
 def copy_of(ready: Path, folder: Path) -> None:
-    """``folder`` is then what ``ready`` is."""
+    """Make ``folder`` a copy of ``ready``."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ready, folder)
 

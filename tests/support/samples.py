@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 
 def sample(kind: Any, name: str = "") -> Any:
-    """A value of a type: one element in each list, no None where something else is allowed, a job that has ended well."""
+    """Return a value of a type: one element in each list, no None where a value is allowed, a job that has ended well."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         result = sample(arguments[0], name)

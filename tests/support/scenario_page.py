@@ -26,7 +26,7 @@ from siterig.scenarios.files.scenario import ScenarioDocument
 from siterig.scenarios.files.timeline_tables import COMMON_KEYS, OPERATIONS, TimelineEntry
 from siterig.scenarios.files.topology import Topology, TopologyDisk, TopologyLimits, TopologyVm
 from siterig.scenarios.files.workload_tables import WORKLOADS, WorkloadTable
-from tests.support.documents import REFERENCE
+from tests.support.repo.documents import REFERENCE
 
 PAGE = REFERENCE / "scenario-files.md"
 EXAMPLE = """\

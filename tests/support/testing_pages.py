@@ -15,7 +15,7 @@ from _pytest.fixtures import FixtureFunctionDefinition
 from siterig import testing
 from siterig.testing import plugin
 from siterig.testing.settings import SETTINGS
-from tests.support.rooms import ROOT
+from tests.support.repo.rooms import ROOT
 
 PLUGIN_PAGE = ROOT / "docs" / "reference" / "pytest.md"
 API_PAGE = ROOT / "docs" / "reference" / "testing-api.md"

@@ -75,6 +75,9 @@ class WarmCommand(subprocess.Popen[str]):
         cwd: its working directory.
     """
 
+    _waitpid_lock: threading.Lock
+    """Popen's: one thread waits at a time."""
+
     def __init__(
         self,
         words: Sequence[object],
@@ -127,10 +130,13 @@ class WarmCommand(subprocess.Popen[str]):
 
     def _internal_poll(self, **_: Any) -> int | None:
         """Look for the end."""
-        if self.returncode is None:
-            pid, status = self._try_wait(os.WNOHANG)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
+        if self.returncode is None and self._waitpid_lock.acquire(blocking=False):  # else another thread waits for it
+            try:
+                pid, status = (0, 0) if self.returncode is not None else self._try_wait(os.WNOHANG)
+                if pid:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+            finally:
+                self._waitpid_lock.release()
         return self.returncode
 
 

@@ -20,8 +20,8 @@ import pytest
 
 from siterig.azure_emu.storage.azurite_files import BINARY_VARIABLE, SCRIPT, find_node
 from siterig.blockfs.core import npm_packages
-from tests.support import rooms
-from tests.support.rooms import ROOT
+from tests.support.repo import rooms
+from tests.support.repo.rooms import ROOT
 
 pytestmark = pytest.mark.system
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from siterig.testing.logged_disk import LoggedDisk, mkfs, mounted
+from tests.support.disks.guest import run
 from tests.support.disks.mount_namespace import copied_mount
 
 pytestmark = pytest.mark.system
@@ -68,3 +69,37 @@ def test_a_disk_that_cannot_be_mounted_is_an_error_with_the_reason(tmp_path: Pat
     (tmp_path / "disk.mnt" / "file").touch()
     with pytest.raises(RuntimeError, match=r"not mounted: .*disk\.mnt"), LoggedDisk(tmp_path, MIB):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_failed_test_with_an_open_file_leaves_no_mount(tmp_path: Path) -> None:
+    """The error stays that of the test, and the mounts end with the last open file."""
+
+    def work(open_files: ExitStack) -> None:
+        with LoggedDisk(tmp_path, 16 * MIB) as disk:
+            mkfs(disk.path)
+            with mounted(disk.path, tmp_path / "guest") as guest:
+                open_files.enter_context((guest / "file").open("w"))
+                raise AssertionError("the check failed")
+
+    with ExitStack() as open_files, pytest.raises(AssertionError, match="the check failed") as raised:
+        work(open_files)
+    assert "is in use: close its files" in "".join(raised.value.__notes__)
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert str(tmp_path) not in run("losetup", "--list", "--noheadings", "--output", "BACK-FILE")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_file_left_open_in_a_mounted_state_is_an_error(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with state.open("wb") as file:
+        file.truncate(16 * MIB)
+    mkfs(state)
+    with ExitStack() as open_files:
+        with (
+            pytest.raises(RuntimeError, match="guest is in use: close its files"),
+            mounted(state, tmp_path / "guest") as guest,
+        ):
+            open_files.enter_context((guest / "file").open("w"))
+        assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert str(tmp_path) not in run("losetup", "--list", "--noheadings", "--output", "BACK-FILE")

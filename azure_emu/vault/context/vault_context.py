@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.context.applied_lag import AppliedLag
 from siterig.azure_emu.vault.context.roles import Roles
@@ -22,6 +21,7 @@ from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.sides.provider import Provider
 
 T = TypeVar("T")
 ShutDown = Callable[[list[Path]], Awaitable[None]]
@@ -70,7 +70,11 @@ class VaultContext:
             self.waits.clear(place, vm=vm)
 
     async def change_item(self, vm: str, change: Callable[[Session, ItemRow], T]) -> T:
-        """Change an item in one transaction (``VmNotFound``), then wake all tasks that wait for the VM."""
+        """Change an item in one transaction, then wake all tasks that wait for the VM.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
         result = await self.database.transact(lambda session: change(session, find_item(session, vm)))
         self.notifications.notify(vm)
         return result

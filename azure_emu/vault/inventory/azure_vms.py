@@ -23,7 +23,7 @@ from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sizes import known_size
 from siterig.blockfs.host.host_folder import NAME_CHARS_MAX, RECOVERY_FOLDER, check_name
 
-Kind = Literal["TestFailover", "Recovered", "Copy"]
+AzureVmKind = Literal["TestFailover", "Recovered", "Copy"]
 
 
 def test_vm_name(vm: str) -> str:
@@ -32,7 +32,11 @@ def test_vm_name(vm: str) -> str:
 
 
 def check_vm_name(vm: str) -> None:
-    """Check that a VM can have the name on both sides, with room for the name of its test VM (``InvalidName``)."""
+    """Check that a VM can have the name on both sides, with room for the name of its test VM.
+
+    Raises:
+        RigError: ``InvalidName``.
+    """
     check_name("VM", vm)
     if vm == RECOVERY_FOLDER:
         raise RigError(Code.InvalidName, f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
@@ -54,7 +58,7 @@ async def claim(
     context: VaultContext,
     owner: str,
     name: str,
-    kind: Kind,
+    kind: AzureVmKind,
     *,
     point_id: str | None = None,
     process: HostProcess | None = None,
@@ -72,7 +76,7 @@ async def claim(
 
     def take(session: Session) -> None:
         find_item(session, owner)
-        row = require_ours(session, owner, name, kind, there=bool(former))
+        row = require_ours(session, owner, name, kind, exists=bool(former))
         if row is None:
             row = AzureVmRow(name=name, owner=owner, kind=kind)
             session.add(row)
@@ -84,7 +88,7 @@ async def claim(
     return former
 
 
-def require_ours(session: Session, owner: str, name: str, kind: Kind, *, there: bool) -> AzureVmRow | None:
+def require_ours(session: Session, owner: str, name: str, kind: AzureVmKind, *, exists: bool) -> AzureVmRow | None:
     """Return the row of a VM that ``owner`` may make or replace; None if the name is free.
 
     ``there`` is True if the recovery side has disks of that name.
@@ -93,14 +97,14 @@ def require_ours(session: Session, owner: str, name: str, kind: Kind, *, there: 
         RigError: ``VmExists`` if the name belongs to another VM.
     """
     row = session.get(AzureVmRow, name)
-    if row is None and there:
+    if row is None and exists:
         raise RigError(Code.VmExists, f"the recovery side has a VM {name!r} already that no failover of {owner!r} made")
     if row is not None and (row.owner, row.kind) != (owner, kind):
         raise RigError(Code.VmExists, f"the recovery side has a VM {name!r} already; it belongs to {row.owner!r}")
     return row
 
 
-async def open_at(context: VaultContext, owner: str, name: str, kind: Kind, point: RecoveryPoint) -> None:
+async def open_at(context: VaultContext, owner: str, name: str, kind: AzureVmKind, point: RecoveryPoint) -> None:
     """Make VM ``name`` from all disks of ``owner`` at one position, in place of a former one of that name."""
     former = await claim(context, owner, name, kind, point_id=point.id)
     await _open_disks(context, owner, name, point.position, former)
@@ -129,7 +133,7 @@ async def _open_disks(context: VaultContext, owner: str, name: str, position: in
         )
 
 
-async def verify(context: VaultContext, owner: str, name: str, state: Kind) -> Vm:
+async def verify(context: VaultContext, owner: str, name: str, state: AzureVmKind) -> Vm:
     """Return the VM with all its disks (``VmIncomplete`` names the missing disks)."""
     expected = {disk.name for disk in await context.database.transact(lambda session: disk_rows(session, owner))}
     there = await disks_of(context, name)
@@ -164,13 +168,21 @@ async def remove(context: VaultContext, owner: str, name: str) -> None:
 
 
 async def remove_copy(context: VaultContext, owner: str, name: str) -> None:
-    """Remove a copy (``DiskInUse``); do nothing if there is none of that name."""
+    """Remove a copy; do nothing if there is none of that name.
+
+    Raises:
+        RigError: ``DiskInUse``.
+    """
     if name in await context.database.transact(lambda session: _copies(session, owner)):
         await remove(context, owner, name)
 
 
 async def remove_copies(context: VaultContext, owner: str) -> None:
-    """Remove all copies of a VM (``DiskInUse``)."""
+    """Remove all copies of a VM.
+
+    Raises:
+        RigError: ``DiskInUse``.
+    """
     for name in await context.database.transact(lambda session: _copies(session, owner)):
         await remove(context, owner, name)
 

@@ -9,8 +9,8 @@ another size; this rig replicates it as it is and records an event.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
+from siterig.azure_emu.vault.model.api import VmDisk
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
 
@@ -22,25 +22,11 @@ OS_GIB_MAX = 4_095
 OS_GIB_MAX_GENERATION_1 = 2_048
 
 
-class SizedDisk(Protocol):
-    """A disk of a VM."""
-
-    @property
-    def name(self) -> str:
-        """The name of the disk within its VM."""
-        ...
-
-    @property
-    def size_bytes(self) -> int:
-        """The size of the disk in bytes."""
-        ...
-
-
-def _is_os(disk: SizedDisk, disks: Sequence[SizedDisk]) -> bool:
+def _is_os(disk: DiskInfo | VmDisk, disks: Sequence[DiskInfo | VmDisk]) -> bool:
     return disk.name == OS_DISK or len(disks) == 1
 
 
-def check(vm: str, disks: Sequence[SizedDisk]) -> None:
+def check(vm: str, disks: Sequence[DiskInfo]) -> None:
     """Check the sizes of a VM's disks (``DiskSizeUnsupported`` names the disk, its size and the limit)."""
     for disk in disks:
         gib_max = OS_GIB_MAX if _is_os(disk, disks) else GIB_MAX
@@ -52,7 +38,7 @@ def check(vm: str, disks: Sequence[SizedDisk]) -> None:
             )
 
 
-def remarks(vm: str, disks: Sequence[SizedDisk]) -> list[str]:
+def remarks(vm: str, disks: Sequence[DiskInfo | VmDisk]) -> list[str]:
     """Return remarks about disks that the rig replicates but that the service supports only in part."""
     found = []
     for disk in disks:
@@ -70,7 +56,11 @@ def remarks(vm: str, disks: Sequence[SizedDisk]) -> list[str]:
 
 
 def check_chains(disks: Sequence[DiskInfo]) -> None:
-    """Check that the parent of each thin disk exists and is unchanged (``BrokenVhdChain``)."""
+    """Check that the parent of each thin disk exists and is unchanged.
+
+    Raises:
+        RigError: ``BrokenVhdChain``.
+    """
     for disk in disks:
         if disk.broken_chain is not None:
             raise RigError(Code.BrokenVhdChain, f"disk {disk.vm}/{disk.name}: {disk.broken_chain}")

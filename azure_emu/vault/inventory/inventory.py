@@ -42,10 +42,10 @@ def _known(session: Session, fabric: Side) -> list[Vm]:
     return _described(session, fabric, session.scalars(select(KnownDiskRow).where(KnownDiskRow.fabric == fabric)))
 
 
-def _described(session: Session, fabric: Side, found: Iterable[KnownDiskRow | DiskInfo]) -> list[Vm]:
+def _described(session: Session, fabric: Side, rows: Iterable[KnownDiskRow | DiskInfo]) -> list[Vm]:
     """Return the VMs of these disks, with the state of their protection (site) or their kind (azure)."""
     disks: dict[str, list[VmDisk]] = {}
-    for each in sorted(found, key=lambda each: (each.vm, each.name)):
+    for each in sorted(rows, key=lambda each: (each.vm, each.name)):
         disk = VmDisk(name=each.name, size_bytes=each.size_bytes, path=each.path, sector_bytes=known_size(each.sector_bytes))
         disks.setdefault(each.vm, []).append(disk)
     if fabric == "site":

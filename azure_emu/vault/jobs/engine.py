@@ -383,7 +383,7 @@ class JobEngine:
         task.start_ns = task.start_ns or self._now_ns(job)
 
     def _now_ns(self, job: JobRow) -> int:
-        """Return the wall time, but no time before any other of the job, so a clock that was set back keeps the order."""
+        """Return the wall time, or the latest time of the job if the clock was set back: times stay in order."""
         known = [time_ns for task in job.tasks for time_ns in (task.start_ns, task.end_ns) if time_ns is not None]
         return max([self._context.clock.wall_ns(), job.start_ns, *known])
 

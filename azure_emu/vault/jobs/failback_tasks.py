@@ -77,7 +77,7 @@ def _require_unused(vm: str, disks: list[DiskInfo]) -> None:
         if disk.open_handles:
             raise RigError(
                 Code.VmBusy,
-                f"disk {disk.name!r} of Azure VM {vm!r} is in use: {disk.path} is open {disk.open_handles} times; unmount "
+                f"disk {disk.name!r} of Azure VM {vm!r} is in use: {disk.path} (open handles: {disk.open_handles}); unmount "
                 "it and detach its loop devices before failing back",
                 recoverable=True,
             )

@@ -104,7 +104,7 @@ async def check_unplanned(job: JobContext) -> None:
 
 
 async def synchronize_latest(job: JobContext) -> TaskOutcome | None:
-    """For ``Latest`` apply all parts in the cache account first; an unusable part ends that early."""
+    """Apply all parts in the cache account if the point is ``Latest``; an unusable part ends that early."""
     if job.variables["choice"] != selectors.LATEST:
         return SKIPPED
     await _hold_point(job, await _process_latest(job, _held_point(job)))
@@ -151,7 +151,11 @@ async def boot_test(job: JobContext) -> None:
 
 
 async def check_cleanup(job: JobContext) -> None:
-    """Check that nothing uses the test VM's disks (``DiskInUse``)."""
+    """Check that nothing uses the test VM's disks.
+
+    Raises:
+        RigError: ``DiskInUse``.
+    """
     name = azure_vms.test_vm_name(job.vm)
     preflight.require_idle(await azure_vms.disks_of(job.context, name), f"VM {name!r} at the recovery side")
 
@@ -243,7 +247,11 @@ async def planned_preflight(job: JobContext) -> None:
 
 
 async def shutdown_source(job: JobContext) -> None:
-    """Shut the VM down; if that fails (``VmBusy``), so does the planned failover."""
+    """Shut the VM down; if that fails, so does the planned failover.
+
+    Raises:
+        RigError: ``VmBusy``.
+    """
     await job.context.site.shutdown_vm(vm=job.vm)
 
 
@@ -276,7 +284,7 @@ async def synchronize_all(job: JobContext) -> None:
 async def check_commit(job: JobContext) -> None:
     """Check that the VM is complete, and that there is room for the hydration of its disks."""
     await azure_vms.verify(job.context, job.vm, job.vm, "Recovered")
-    await job.context.azure.check_promotion(vm=job.vm)
+    await job.context.azure.check_hydration(vm=job.vm)
 
 
 async def commit(job: JobContext) -> None:
@@ -284,7 +292,7 @@ async def commit(job: JobContext) -> None:
 
     The changes in the vault happen in the transaction that ends the job (:func:`_committed`).
     """
-    await job.context.azure.promote_vm(vm=job.vm)
+    await job.context.azure.hydrate_vm(vm=job.vm)
 
 
 def _committed(session: Session, item: ItemRow, _job: JobRow) -> None:

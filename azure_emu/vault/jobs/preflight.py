@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import MountRow
 from siterig.azure_emu.vault.inventory import azure_vms
-from siterig.azure_emu.vault.inventory.azure_vms import Kind
+from siterig.azure_emu.vault.inventory.azure_vms import AzureVmKind
 from siterig.blockfs.contracts.control import CLOSE_IT, DiskInfo, DownloadedDisk
 from siterig.blockfs.core.errors import Code, RigError
 
@@ -25,11 +25,11 @@ def require_idle(disks: list[DiskInfo], what: str) -> None:
         if disk.open_handles:
             raise RigError(
                 Code.DiskInUse,
-                f"disk {disk.name!r} of {what} is in use: {disk.path} is open {disk.open_handles} times; {CLOSE_IT}",
+                f"disk {disk.name!r} of {what} is in use: {disk.path} (open handles: {disk.open_handles}); {CLOSE_IT}",
             )
 
 
-async def can_make(context: VaultContext, owner: str, name: str, kind: Kind) -> None:
+async def can_make(context: VaultContext, owner: str, name: str, kind: AzureVmKind) -> None:
     """Check that VM ``name`` can be made on the recovery side, in place of a former one, and that its roles answer.
 
     Raises:
@@ -37,7 +37,7 @@ async def can_make(context: VaultContext, owner: str, name: str, kind: Kind) -> 
     """
     azure_vms.check_vm_name(owner)
     former = await azure_vms.disks_of(context, name)
-    await context.database.transact(lambda session: azure_vms.require_ours(session, owner, name, kind, there=bool(former)))
+    await context.database.transact(lambda session: azure_vms.require_ours(session, owner, name, kind, exists=bool(former)))
     require_idle(former, f"VM {name!r} at the recovery side")
 
 
@@ -85,7 +85,11 @@ async def can_fail_back(context: VaultContext, vm: str, keep: list[str]) -> None
 
 
 async def can_remove_all(context: VaultContext, vm: str) -> None:
-    """Check that nothing uses the VM's mounted points and disks on the recovery side (``RecoveryInUse``, ``DiskInUse``)."""
+    """Check that nothing uses the VM's mounted points and disks on the recovery side.
+
+    Raises:
+        RigError: ``RecoveryInUse`` or ``DiskInUse``.
+    """
     mounted = await context.database.transact(lambda session: _mounted(session, vm))
     if mounted:
         for info in await context.azure.list_mounted_points(vm=vm):
@@ -93,7 +97,7 @@ async def can_remove_all(context: VaultContext, vm: str) -> None:
                 if disk.open_handles:
                     raise RigError(
                         Code.RecoveryInUse,
-                        f"recovery/{vm}/{info.name}/{disk.name} is in use: it is open {disk.open_handles} times; {CLOSE_IT}",
+                        f"recovery/{vm}/{info.name}/{disk.name} is in use (open handles: {disk.open_handles}); {CLOSE_IT}",
                     )
     for name in await context.database.transact(lambda session: azure_vms.names_of(session, vm)):
         require_idle(await azure_vms.disks_of(context, name), f"VM {name!r} at the recovery side")

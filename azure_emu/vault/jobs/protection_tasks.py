@@ -234,7 +234,11 @@ async def disable_at_site(job: JobContext) -> TaskOutcome | None:
 
 
 async def disable_at_recovery(job: JobContext) -> None:
-    """Remove mounted points (``RecoveryInUse``), copies (``DiskInUse``), remains of failovers, managed disks and blobs."""
+    """Remove mounted points, copies, remains of failovers, managed disks and blobs.
+
+    Raises:
+        RigError: ``RecoveryInUse`` or ``DiskInUse``.
+    """
     await mounts.remove_all(job.context, job.vm)
     await azure_vms.remove_copies(job.context, job.vm)
     await azure_vms.remove(job.context, job.vm, azure_vms.test_vm_name(job.vm))

@@ -49,7 +49,11 @@ def require_deletable(session: Session, vm: str, side: Side) -> None:
 
 
 async def check_delete(job: JobContext) -> None:
-    """Check that the VM exists, is not in use, and has no kept image (``VmNotFound``, ``DiskInUse``, ``InvalidState``)."""
+    """Check that the VM exists, is not in use, and has no kept image.
+
+    Raises:
+        RigError: ``VmNotFound``, ``DiskInUse`` or ``InvalidState``.
+    """
     side: Side = job.variables["side"]
     try:
         await _check_delete(job, side)
@@ -128,7 +132,11 @@ def require_renamable(session: Session, vm: str, name: str) -> None:
 
 
 async def check_rename(job: JobContext) -> None:
-    """Check that the new name is free and the VM's disks are unused (``VmExists``, ``DiskInUse``, ``VmBusy``)."""
+    """Check that the new name is free and the VM's disks are unused.
+
+    Raises:
+        RigError: ``VmExists``, ``DiskInUse`` or ``VmBusy``.
+    """
     name = job.variables["name"]
     at_site, at_azure = await job.context.site.list_vms(), await job.context.azure.list_disks()
     for disk in (*at_site, *at_azure):

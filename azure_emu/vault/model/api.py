@@ -191,18 +191,8 @@ class Event(WireModel):
     description: str
 
 
-class VaultApi(Protocol):
-    """The operations of the vault.
-
-    An operation that starts a job returns the job at once; poll :meth:`job` until its ``endTime`` is set.
-
-    The argument ``point`` is ``Latest``, ``LatestProcessed``, ``LatestApplicationConsistent``, the id of a recovery point, a
-    name that only one point has, ``@POSITION`` or a time.
-
-    Raises:
-        RigError: in most methods ``VmNotFound``, ``VmExists``, ``InvalidState`` (with the state and the allowed operations),
-            ``NoSuchPoint``, ``JobInProgress`` or ``InvalidPolicy``.
-    """
+class VmApi(Protocol):
+    """The operations on virtual machines."""
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm:
         """Create a source VM at the site."""
@@ -221,6 +211,10 @@ class VaultApi(Protocol):
         """Rename a VM on both sides, with everything that refers to it."""
         ...
 
+
+class ProtectionApi(Protocol):
+    """The operations that begin, end and repair the replication of a VM."""
+
     async def enable_protection(
         self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None, history_hours: int = HOURS_DEFAULT
     ) -> Job:
@@ -238,15 +232,17 @@ class VaultApi(Protocol):
         """Stop to replicate and forget the VM; a job that waits for replication is cancelled."""
         ...
 
-    @deadline(ANSWER_S)
-    async def items(self) -> list[ProtectedItem]:
-        """Return all protected items, by name."""
+    async def reprotect(self, *, vm: str) -> Job:
+        """Reverse replication, after the commit of a failback."""
         ...
 
-    @deadline(ASKING_S)
-    async def progress(self, *, vm: str) -> VmProgress:
-        """Return the progress of the VM's open job; without a job, of its import at the site."""
+    async def resync(self, *, vm: str) -> Job:
+        """Compare both sides and send the differences; the item keeps its state meanwhile."""
         ...
+
+
+class PointApi(Protocol):
+    """The operations on recovery points."""
 
     @deadline(ANSWER_S)
     async def points(self, *, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
@@ -260,6 +256,10 @@ class VaultApi(Protocol):
             RigError: ``InvalidName`` unless ``name`` has 1 to 100 printable characters and can select the point.
         """
         ...
+
+
+class MountApi(Protocol):
+    """The operations that show a state of a VM: mounted points and writable copies."""
 
     async def mount_point(
         self,
@@ -287,7 +287,11 @@ class VaultApi(Protocol):
         ...
 
     async def unmount_point(self, *, vm: str, name: str) -> None:
-        """Unmount a mounted point (``NotMounted``, ``RecoveryInUse``)."""
+        """Unmount a mounted point.
+
+        Raises:
+            RigError: ``NotMounted`` or ``RecoveryInUse``.
+        """
         ...
 
     @deadline(ASKING_S)
@@ -303,13 +307,16 @@ class VaultApi(Protocol):
         ...
 
     async def remove_copy(self, *, vm: str, name: str) -> None:
-        """Remove a copy (``DiskInUse``)."""
+        """Remove a copy.
+
+        Raises:
+            RigError: ``DiskInUse``.
+        """
         ...
 
-    @deadline(ANSWER_S)
-    async def managed_disks(self) -> list[ManagedDisk]:
-        """Return the managed disks of all protected VMs."""
-        ...
+
+class FailoverApi(Protocol):
+    """The failovers, the failbacks and their commits."""
 
     async def test_failover(self, *, vm: str, point: str) -> Job:
         """Make ``VM-test`` from a recovery point; replication continues."""
@@ -338,12 +345,23 @@ class VaultApi(Protocol):
         """Fail over from Azure to the site, as planned, by a full download."""
         ...
 
-    async def reprotect(self, *, vm: str) -> Job:
-        """Reverse replication, after the commit of a failback."""
+
+class StatusApi(Protocol):
+    """The questions about protected items, their progress, jobs and events."""
+
+    @deadline(ANSWER_S)
+    async def items(self) -> list[ProtectedItem]:
+        """Return all protected items, by name."""
         ...
 
-    async def resync(self, *, vm: str) -> Job:
-        """Compare both sides and send the differences; the item keeps its state meanwhile."""
+    @deadline(ASKING_S)
+    async def progress(self, *, vm: str) -> VmProgress:
+        """Return the progress of the VM's open job; without a job, of its import at the site."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def managed_disks(self) -> list[ManagedDisk]:
+        """Return the managed disks of all protected VMs."""
         ...
 
     @deadline(ANSWER_S)
@@ -353,10 +371,28 @@ class VaultApi(Protocol):
 
     @deadline(ANSWER_S)
     async def job(self, *, name: str) -> Job:
-        """Return the job of this name, or the only one whose name begins with it (``JobNotFound``, ``AmbiguousId``)."""
+        """Return the job of this name, or the only one whose name begins with it.
+
+        Raises:
+            RigError: ``JobNotFound`` or ``AmbiguousId``.
+        """
         ...
 
     @deadline(ANSWER_S)
     async def events(self) -> list[Event]:
         """Return all events, newest first."""
         ...
+
+
+class VaultApi(VmApi, ProtectionApi, PointApi, MountApi, FailoverApi, StatusApi, Protocol):
+    """All operations of the vault.
+
+    An operation that starts a job returns the job at once; poll :meth:`job` until its ``endTime`` is set.
+
+    The argument ``point`` is ``Latest``, ``LatestProcessed``, ``LatestApplicationConsistent``, the id of a recovery point, a
+    name that only one point has, ``@POSITION`` or a time.
+
+    Raises:
+        RigError: in most methods ``VmNotFound``, ``VmExists``, ``InvalidState`` (with the state and the allowed operations),
+            ``NoSuchPoint``, ``JobInProgress`` or ``InvalidPolicy``.
+    """

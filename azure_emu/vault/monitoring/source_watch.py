@@ -27,7 +27,7 @@ def describe(uses: list[SourceUse]) -> str:
     parts = []
     for use in uses:
         written = "unknown changes" if use.written_bytes is None else f"{use.written_bytes} bytes written"
-        parts.append(f"disk {use.name}: {written}" + (f", open {use.open_handles} times" if use.open_handles else ""))
+        parts.append(f"disk {use.name}: {written}" + (f", open handles: {use.open_handles}" if use.open_handles else ""))
     return f"at the site after the failover: {'; '.join(parts)}"
 
 

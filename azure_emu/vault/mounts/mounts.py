@@ -35,10 +35,13 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[
 
 
 def parse_time(text: str) -> int:
-    """Return the nanoseconds since 1970 of a time in RFC 3339 (``InvalidTime``).
+    """Return the nanoseconds since 1970 of a time in RFC 3339.
 
     Without nanoseconds the result is the end of the microsecond, because the displayed times of points are truncated to
     microseconds and must select that point.
+
+    Raises:
+        RigError: ``InvalidTime``.
     """
     found = _TIME.fullmatch(text.strip())
     try:
@@ -61,9 +64,9 @@ def time_name(time_ns: int) -> str:
     return f"{second}.{fraction}Z" if fraction else f"{second}Z"
 
 
-def _moment(found: re.Match[str]) -> datetime:
-    zone = "+00:00" if found[3] in "Zz" else found[3]
-    return datetime.fromisoformat(found[1].upper().replace(" ", "T") + zone).astimezone(UTC)
+def _moment(match: re.Match[str]) -> datetime:
+    zone = "+00:00" if match[3] in "Zz" else match[3]
+    return datetime.fromisoformat(match[1].upper().replace(" ", "T") + zone).astimezone(UTC)
 
 
 async def resolve_selector(
@@ -88,20 +91,24 @@ async def resolve_selector(
         return await _at_time(context, vm, time)
     if position is not None:
         _range_of(vm, position, (await _readable(context, vm))[0])
-        found = await context.database.transact(lambda session: _point_at(session, vm, position))
-        return position, f"@{position}", found
+        at_position = await context.database.transact(lambda session: _point_at(session, vm, position))
+        return position, f"@{position}", at_position
     if selector.text == selectors.LATEST:
-        found = await _latest(context, vm)
-        return found.position, f"@{found.position}" if found.id == selectors.LATEST else found.id, found
-    found = await _resolve(context, vm, selector.text)
-    return found.position, found.id, found
+        at_position = await _latest(context, vm)
+        return (
+            at_position.position,
+            f"@{at_position.position}" if at_position.id == selectors.LATEST else at_position.id,
+            at_position,
+        )
+    at_position = await _resolve(context, vm, selector.text)
+    return at_position.position, at_position.id, at_position
 
 
-async def _resolve(context: VaultContext, vm: str, wanted: str) -> RecoveryPoint:
+async def _resolve(context: VaultContext, vm: str, selector: str) -> RecoveryPoint:
     def look(session: Session) -> tuple[bool, RecoveryPoint | RigError]:
         gone = find_item(session, vm).active_location == RECOVERY
         try:
-            return gone, points.resolve(session, vm, wanted)
+            return gone, points.resolve(session, vm, selector)
         except RigError as error:
             return gone, error
 
@@ -152,7 +159,11 @@ async def _time_of(context: VaultContext, vm: str, position: int) -> int:
 
 
 def _range_of(vm: str, position: int, ranges: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return the newest range that has the position (``InvalidPosition``)."""
+    """Return the newest range that has the position.
+
+    Raises:
+        RigError: ``InvalidPosition``.
+    """
     found = [(first, last) for first, last in ranges if first <= position <= last]
     if not found:
         allowed = ", ".join(f"{first} to {last}" for first, last in ranges) or "none yet"
@@ -229,17 +240,20 @@ async def mount(
     name: str | None,
     process: HostProcess | None,
 ) -> MountedPoint:
-    """Open a state; opening the same state again is no error, another state of that name is (``RecoveryExists``).
+    """Open a state; opening the same state again is no error, another state of that name is.
 
     ``process`` is recorded as the holder (leases.py), unless the state was mounted before.
+
+    Raises:
+        RigError: ``RecoveryExists``.
     """
-    at, default_name, found = await resolve_selector(context, vm, point=point, position=position, time=time)
-    time_ns = found.time_ns if found is not None else await _time_of(context, vm, at)
-    wanted = MountRow(
+    at, default_name, recovery_point = await resolve_selector(context, vm, point=point, position=position, time=time)
+    time_ns = recovery_point.time_ns if recovery_point is not None else await _time_of(context, vm, at)
+    new_row = MountRow(
         vm=vm,
         name=name or default_name,
         position=at,
-        point_id=None if found is None else found.id,
+        point_id=None if recovery_point is None else recovery_point.id,
         asked_time=default_name if _TIME.fullmatch(default_name) else None,
         process_id=None if process is None else process.pid,
         process_started=None if process is None else process.started,
@@ -249,32 +263,36 @@ async def mount(
         state = find_item(session, vm).protection_state
         if state == ProtectionState.DISABLING:  # its mounts are being removed: a late one would stay
             raise RigError(Code.InvalidState, f"a point of VM {vm!r} cannot be mounted: protectionState is {state}")
-        row = session.get(MountRow, (vm, wanted.name))
+        row = session.get(MountRow, (vm, new_row.name))
         if row is not None and row.position != at:
             raise RigError(
                 Code.RecoveryExists,
                 f"VM {vm!r}: {row.name} is mounted already, at position {row.position}, not {at}; unmount it first",
             )
         if row is None:
-            if found is not None and found.id != selectors.LATEST and points.find_available(session, found.id) is None:
-                raise RigError(Code.NoSuchPoint, f"VM {vm!r}: recovery point {found.id} was pruned just now")
-            session.add(wanted)
+            if (
+                recovery_point is not None
+                and recovery_point.id != selectors.LATEST
+                and points.find_available(session, recovery_point.id) is None
+            ):
+                raise RigError(Code.NoSuchPoint, f"VM {vm!r}: recovery point {recovery_point.id} was pruned just now")
+            session.add(new_row)
         return row is None, _disks(session, vm)
 
-    async with context.mounting.hold(f"{vm}/{wanted.name}"):
+    async with context.mounting.hold(f"{vm}/{new_row.name}"):
         fresh, disks = await context.database.transact(note)
         try:
             sources = _sources(disks)
             info = await context.azure.open_mounted_point(
-                vm=vm, name=wanted.name, position=at, disks=sources, time_ns=time_ns
+                vm=vm, name=new_row.name, position=at, disks=sources, time_ns=time_ns
             )
         except BaseException:
             if fresh:
                 with trio.CancelScope(shield=True), context.clock.real.move_on_after(CLEAN_UP_S):
-                    await _close(context, vm, wanted.name)
+                    await _close(context, vm, new_row.name)
             raise
     known = await context.database.transact(lambda session: damage.warning_at(session, vm, at))
-    return _wire(wanted, found, info, known)
+    return _wire(new_row, recovery_point, info, known)
 
 
 def _sources(disks: list[DiskRow]) -> list[MountedPointSource]:
@@ -288,7 +306,10 @@ async def unmount(context: VaultContext, vm: str, name: str) -> None:
     """Close a mounted state (``NotMounted`` names the mounted states; ``RecoveryInUse``).
 
     ``name`` is the name of its folder, or a selector for which :func:`mount` would use that name: a time or position in any
-    form, or the name of a point.  The beginning of a folder's name that is an id is also accepted (``AmbiguousId``).
+    form, or the name of a point.  The beginning of a folder's name that is an id is also accepted.
+
+    Raises:
+        RigError: ``AmbiguousId``.
     """
 
     def look(session: Session) -> str:
@@ -318,7 +339,11 @@ def _default_names(session: Session, vm: str, text: str) -> Iterator[str]:
 
 
 async def close(context: VaultContext, vm: str, name: str) -> None:
-    """Close a state on the recovery host (``RecoveryInUse``) and delete its row; do nothing if it is closed."""
+    """Close a state on the recovery host and delete its row; do nothing if it is closed.
+
+    Raises:
+        RigError: ``RecoveryInUse``.
+    """
     async with context.mounting.hold(f"{vm}/{name}"):
         await _close(context, vm, name)
 
@@ -331,7 +356,11 @@ async def _close(context: VaultContext, vm: str, name: str) -> None:
 
 
 async def remove_all(context: VaultContext, vm: str) -> None:
-    """Close all mounted states of a VM (``RecoveryInUse``)."""
+    """Close all mounted states of a VM.
+
+    Raises:
+        RigError: ``RecoveryInUse``.
+    """
     names = await context.database.transact(
         lambda session: list(session.scalars(select(MountRow.name).where(MountRow.vm == vm)))
     )

@@ -207,17 +207,17 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
     """
     selector = parse(choice)
     if selector.text in (LATEST, LATEST_PROCESSED):
-        found = newest(session, vm)
+        newest_point = newest(session, vm)
     elif selector.text == LATEST_APPLICATION_CONSISTENT:
-        found = newest(session, vm, "ApplicationConsistent")
+        newest_point = newest(session, vm, "ApplicationConsistent")
     else:
         row = find_available(session, selector.text)
-        found = to_wire(row) if row is not None and row.vm == vm else _named(session, vm, choice)
-        if found is None:
-            found = _begun(session, vm, choice)
+        newest_point = to_wire(row) if row is not None and row.vm == vm else _named(session, vm, choice)
+        if newest_point is None:
+            newest_point = _begun(session, vm, choice)
         elif selector.kind == "name":
-            _require_no_short_id(session, vm, choice, found.id)
-    if found is None:
+            _require_no_short_id(session, vm, choice, newest_point.id)
+    if newest_point is None:
         last = newest(session, vm)
         last_text = f"the newest is {last.id} ({last.type})" if last is not None else "it has none yet"
         count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
@@ -225,7 +225,7 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
             Code.NoSuchPoint,
             f"VM {vm!r} has no recovery point {WORDS.get(selector.text, choice)!r}; {last_text}; allowed: {_allowed(count)}",
         )
-    return found
+    return newest_point
 
 
 def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
@@ -239,7 +239,11 @@ def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
 
 
 def check_new_name(session: Session, vm: str, name: str) -> None:
-    """Check that the name is not the short id of another point (``InvalidName``), because it would select either."""
+    """Check that the name is not the short id of another point, because it would select either.
+
+    Raises:
+        RigError: ``InvalidName``.
+    """
     other = _short_id_of(session, vm, name)
     if other is not None:
         raise RigError(
@@ -249,7 +253,11 @@ def check_new_name(session: Session, vm: str, name: str) -> None:
 
 
 def _require_no_short_id(session: Session, vm: str, name: str, own_id: str) -> None:
-    """Check that no other point, which can be newer than the name, has an id that begins with it (``AmbiguousId``)."""
+    """Check that no other point, which can be newer than the name, has an id that begins with it.
+
+    Raises:
+        RigError: ``AmbiguousId``.
+    """
     other = _short_id_of(session, vm, name)
     if other not in (None, own_id):
         raise RigError(
@@ -284,11 +292,19 @@ class FailoverPoint:
     between: RecoveryPoint | None
 
     def check(self, session: Session) -> bool:
-        """Check that the state still exists (``NoSuchPoint``); the result is True."""
+        """Check that the state still exists; the result is True.
+
+        Raises:
+            RigError: ``NoSuchPoint``.
+        """
         return self.between is not None or bool(resolve(session, self.vm, self.choice))
 
     def variables(self, session: Session) -> dict[str, Any]:
-        """Return the variables of the job, with the id of the point, because its name can change (``NoSuchPoint``)."""
+        """Return the variables of the job, with the id of the point, because its name can change.
+
+        Raises:
+            RigError: ``NoSuchPoint``.
+        """
         if self.between is not None:
             return {"choice": self.choice, "between": self.between.model_dump()}
         point = resolve(session, self.vm, self.choice)

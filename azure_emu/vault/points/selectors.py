@@ -56,7 +56,11 @@ def parse(text: str) -> PointSelector:
 
 
 def check_name(name: str) -> None:
-    """Check that a point with this name can be shown in one line and selected by the name (``InvalidName``)."""
+    """Check that a point with this name can be shown in one line and selected by the name.
+
+    Raises:
+        RigError: ``InvalidName``.
+    """
     shown = ascii(name[: 2 * NAME_CHARS_MAX])
     if not (name.isprintable() and 0 < len(name) <= NAME_CHARS_MAX):
         raise RigError(

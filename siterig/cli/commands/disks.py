@@ -13,7 +13,7 @@ import trio
 import typer
 
 from siterig.azure_emu.vault.model.choices import Side
-from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo, PromotionInfo
+from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo, HydrationInfo
 from siterig.blockfs.contracts.counters import DiskCounters, RequestCounters
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, rfc3339
 from siterig.blockfs.core.errors import Code, RigError
@@ -65,16 +65,16 @@ def list_disks(folder: Dir, as_json: Json = False) -> None:
     """
 
     async def work() -> None:
-        found: list[tuple[Side, DiskInfo]] = []
+        disks: list[tuple[Side, DiskInfo]] = []
         failure: RigError | None = None
         for side, host in _hosts(folder).items():
             try:
-                found += [(side, disk) for disk in await host.list_disks()]
+                disks += [(side, disk) for disk in await host.list_disks()]
             except RigError as error:
                 failure = failure or error
         if as_json:
-            output.print_json([_json(side, disk) for side, disk in found])
-        elif found or failure is None:
+            output.print_json([_json(side, disk) for side, disk in disks])
+        elif disks or failure is None:
             columns = (
                 "disk",
                 "side",
@@ -87,7 +87,7 @@ def list_disks(folder: Dir, as_json: Json = False) -> None:
                 "needs resync",
                 "hydration",
             )
-            output.print_table(columns, [_row(side, disk) for side, disk in found], empty="no disks: siterig vm create")
+            output.print_table(columns, [_row(side, disk) for side, disk in disks], empty="no disks: siterig vm create")
         if failure is not None:
             raise failure
 
@@ -106,16 +106,16 @@ def _row(side: Side, disk: DiskInfo) -> tuple[object, ...]:
         format_size(disk.dirty_bytes) if disk.dirty_bytes else "-",
         snapshot,
         disk.needs_resync or "-",
-        promotion_text(disk.promotion),
+        hydration_text(disk.promotion),
     )
 
 
-def promotion_text(found: PromotionInfo | None) -> str:
+def hydration_text(hydration: HydrationInfo | None) -> str:
     """Return the column ``hydration`` of a disk: its progress and the code of the error that stops it."""
-    if found is None:
+    if hydration is None:
         return "-"
-    done = f"{found.done_bytes * 100 // found.total_bytes} %"
-    return done if found.error_code is None else f"{done}, stopped: {found.error_code}"
+    done = f"{hydration.done_bytes * 100 // hydration.total_bytes} %"
+    return done if hydration.error_code is None else f"{done}, stopped: {hydration.error_code}"
 
 
 def _share(used_bytes: int, bytes_max: int | None) -> str:
@@ -126,14 +126,14 @@ def _share(used_bytes: int, bytes_max: int | None) -> str:
 # --- one disk -----------------------------------------------------------------------------------------------------
 
 
-async def _find(folder: Path, text: str, wanted: Side | None) -> tuple[Side, DiskHostControl, DiskInfo]:
+async def _find(folder: Path, text: str, on_side: Side | None) -> tuple[Side, DiskHostControl, DiskInfo]:
     """Return the named disk; a side that does not answer is an error only if it could have the disk."""
     vm, name = parse_disk_name(text)
     found: list[tuple[Side, DiskHostControl, DiskInfo]] = []
     there: list[str] = []
     failure: RigError | None = None
     for side, host in _hosts(folder).items():
-        if wanted in (None, side):
+        if on_side in (None, side):
             try:
                 disks = await host.list_disks()
             except RigError as error:
@@ -149,7 +149,7 @@ async def _find(folder: Path, text: str, wanted: Side | None) -> tuple[Side, Dis
         )
     if failure is not None:
         raise failure
-    where = "" if wanted is None else f" at side {wanted}"
+    where = "" if on_side is None else f" at side {on_side}"
     raise RigError(Code.DiskNotFound, f"there is no disk {text}{where}; there are: {', '.join(there) or 'none'}")
 
 
@@ -205,19 +205,19 @@ def stats(
         if as_json and watch:
             raise RigError(Code.BadRequest, "--json and --watch: they exclude each other: JSON is printed once")
         where, host, info = await _find(folder, disk, side)
-        found, asked_s = await host.counters(vm=info.vm, disk=info.name), SYSTEM_CLOCK.trio_time_s()
+        counters, asked_s = await host.counters(vm=info.vm, disk=info.name), SYSTEM_CLOCK.trio_time_s()
         if as_json:
-            output.print_json({"side": where, **found.model_dump(mode="json")})
+            output.print_json({"side": where, **counters.model_dump(mode="json")})
         elif not watch:
-            output.print_lines(counter_lines(where, found))
+            output.print_lines(counter_lines(where, counters))
         else:
             with output.Drawing(sys.stdout) as drawing:
-                drawing.draw(counter_lines(where, found))
+                drawing.draw(counter_lines(where, counters))
                 while True:
                     await SYSTEM_CLOCK.sleep(WATCH_S)
-                    before, since_s = found, asked_s
-                    found, asked_s = await host.counters(vm=info.vm, disk=info.name), SYSTEM_CLOCK.trio_time_s()
-                    drawing.draw(counter_lines(where, found, before=before, passed_s=asked_s - since_s))
+                    before, since_s = counters, asked_s
+                    counters, asked_s = await host.counters(vm=info.vm, disk=info.name), SYSTEM_CLOCK.trio_time_s()
+                    drawing.draw(counter_lines(where, counters, before=before, passed_s=asked_s - since_s))
 
     exit_status.run(work)
 
@@ -227,7 +227,7 @@ def counter_lines(
 ) -> list[Line]:
     """Return the lines of the counters; with ``before``, the counters of ``passed_s`` seconds ago, also of the rates."""
     if before is not None and before.since_ns != disk.since_ns:
-        before = None  # its server was started again, and counts anew
+        before = None  # its server was started again, and its counters began at 0
     logged = f"generation {disk.generation}" if disk.tracked else f"not tracked ({disk.needs_resync or 'not requested'})"
     columns = ["requests", "ops", "bytes", "errors", "p50", "p99", "longest"]
     rows = [[kind, *_figures(request)] for kind, request in disk.requests.items()]

@@ -38,7 +38,10 @@ Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Segments (
 LogImageFormat = Annotated[
     Literal["raw", "vhd"] | None, typer.Option("--format", help="Format of IMAGE. Default: detected from contents and name.")
 ]
-Kind = Enum("Kind", {kind.name: kind.name.lower() for kind in RecordType}, type=str)  # type: ignore[misc]
+_WIDE = (8, 10, -27, -8, 14, 9, -1)  # the columns of a record with the whole time
+_WIDE_CHARACTERS = 104  # with the name and the kind of a tag
+_NARROW = (8, 10, -20, -8, 14, 9, -1)  # the time without its fraction of a second
+RecordKind = Enum("RecordKind", {kind.name: kind.name.lower() for kind in RecordType}, type=str)  # type: ignore[misc]
 
 
 def register(app: typer.Typer) -> None:
@@ -78,13 +81,13 @@ def _checked(files: list[Path], upto: int | None = None) -> CheckedLog:
     return log
 
 
-def _tail(found: FileSummary) -> list[str]:
+def _tail(summary: FileSummary) -> list[str]:
     """Describe the bytes after the last record of a segment."""
     tail = []
-    if found.torn_bytes:
-        tail.append(f"torn tail of {found.torn_bytes} bytes at byte {found.end}")
-    if found.room_bytes:
-        tail.append(f"{format_size(found.room_bytes)} preallocated at its end")
+    if summary.torn_bytes:
+        tail.append(f"torn tail of {summary.torn_bytes} bytes at byte {summary.end}")
+    if summary.room_bytes:
+        tail.append(f"{format_size(summary.room_bytes)} preallocated at its end")
     return tail
 
 
@@ -94,7 +97,7 @@ def _tail(found: FileSummary) -> list[str]:
 def show_log(
     files: Files,
     kinds: Annotated[
-        list[Kind] | None, typer.Option("--type", help="Show only records of this type; may be repeated.")
+        list[RecordKind] | None, typer.Option("--type", help="Show only records of this type; may be repeated.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Show at most N records.")] = None,
     as_json: JsonLines = False,
@@ -102,8 +105,8 @@ def show_log(
     """Show the header and the records of each segment."""
 
     async def work() -> None:
-        wanted = {RecordType[kind.name] for kind in kinds} if kinds else set(RecordType)
-        left = limit
+        types = {RecordType[kind.name] for kind in kinds} if kinds else set(RecordType)
+        records_left = limit
         for file in in_order(files):
             if file.fault is not None:
                 raise file.fault
@@ -116,11 +119,11 @@ def show_log(
                 _print_header(reader, as_json=as_json)
                 tail = TornTail(reader)
                 for record in tail.records():
-                    if record.type in wanted:
-                        if left == 0:
+                    if record.type in types:
+                        if records_left == 0:
                             return
                         _print_record(reader, record, as_json=as_json)
-                        left = None if left is None else left - 1
+                        records_left = None if records_left is None else records_left - 1
                 if tail.torn_bytes:
                     end = file.size_bytes - tail.torn_bytes - tail.room_bytes
                     output.notice(f"{file.path}: torn tail of {tail.torn_bytes} bytes at byte {end}")
@@ -175,7 +178,7 @@ def _print_record(reader: SegmentReader, record: Record, *, as_json: bool) -> No
 
 def _print_row(*cells: object) -> None:
     """Return the line of a record; its columns have fixed widths, because a record is printed when it is read."""
-    output.row(cells, (8, 10, -20, -8, 14, 9, -1))
+    output.row(cells, _WIDE if output.fits(_WIDE_CHARACTERS) else _NARROW)
 
 
 # --- verify and replay --------------------------------------------------------------------------------------------
@@ -217,19 +220,19 @@ class _Total:
     torn_bytes: int = 0
     preallocated_bytes: int = 0
 
-    def add(self, found: FileSummary | RigError) -> None:
+    def add(self, summary: FileSummary | RigError) -> None:
         """Add one file."""
         self.files += 1
-        if isinstance(found, RigError):
+        if isinstance(summary, RigError):
             self.bad_files += 1
             return
-        if found.records:
-            self.first_position = self.first_position or found.first_position
-            self.last_position = max(self.last_position, found.last_position)
-        self.records += found.records
-        self.written_bytes += found.written_bytes
-        self.torn_bytes += found.torn_bytes
-        self.preallocated_bytes += found.room_bytes
+        if summary.records:
+            self.first_position = self.first_position or summary.first_position
+            self.last_position = max(self.last_position, summary.last_position)
+        self.records += summary.records
+        self.written_bytes += summary.written_bytes
+        self.torn_bytes += summary.torn_bytes
+        self.preallocated_bytes += summary.room_bytes
 
     @property
     def text(self) -> str:
@@ -242,29 +245,29 @@ class _Total:
         return f"total: {self.files} files{bad}: {held}, {format_size(self.written_bytes)} written{torn}"
 
 
-def _verified_json(path: Path, found: FileSummary | RigError) -> dict[str, object]:
-    if isinstance(found, RigError):
-        return {"file": str(path), "ok": False, "error": output.error_json(found)}
+def _verified_json(path: Path, summary: FileSummary | RigError) -> dict[str, object]:
+    if isinstance(summary, RigError):
+        return {"file": str(path), "ok": False, "error": output.error_json(summary)}
     return {
         "file": str(path),
         "ok": True,
-        "records": found.records,
-        "first_seq": found.first_seq,
-        "last_seq": found.last_seq,
-        "first_position": found.first_position,
-        "last_position": found.last_position,
-        "written_bytes": found.written_bytes,
-        "torn_bytes": found.torn_bytes,
-        "preallocated_bytes": found.room_bytes,
+        "records": summary.records,
+        "first_seq": summary.first_seq,
+        "last_seq": summary.last_seq,
+        "first_position": summary.first_position,
+        "last_position": summary.last_position,
+        "written_bytes": summary.written_bytes,
+        "torn_bytes": summary.torn_bytes,
+        "preallocated_bytes": summary.room_bytes,
     }
 
 
-def _contents(found: FileSummary) -> str:
-    if not found.records:
+def _contents(summary: FileSummary) -> str:
+    if not summary.records:
         return "no records"
     return (
-        f"records {found.first_seq} to {found.last_seq}, positions {found.first_position} to {found.last_position}, "
-        f"{format_size(found.written_bytes)} written"
+        f"records {summary.first_seq} to {summary.last_seq}, positions {summary.first_position} to {summary.last_position}, "
+        f"{format_size(summary.written_bytes)} written"
     )
 
 

@@ -47,13 +47,13 @@ def man(
             else:
                 output.line(f"{to / 'man1'}: {len(files)} pages; man --local-file or MANPATH={to} finds them")
             return
-        found = _named(known, command or [])
+        matches = _named(known, command or [])
         if as_json:
-            output.print_json({"pages": [_as_json(page) for page in found]})
+            output.print_json({"pages": [_as_json(page) for page in matches]})
         elif not command:
-            output.print_table(("command", "purpose"), [(page.command, page.summary) for page in found], empty="no pages")
+            output.print_table(("command", "purpose"), [(page.command, page.summary) for page in matches], empty="no pages")
         else:
-            for page in found:
+            for page in matches:
                 _show(page)
 
     exit_status.run(work)

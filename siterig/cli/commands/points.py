@@ -134,9 +134,9 @@ def mount(
     exit_status.run(work)
 
 
-def _tell_damage(made: MountedPoint) -> None:
-    if made.damage is not None:
-        output.notice(made.damage)
+def _tell_damage(mounted_point: MountedPoint) -> None:
+    if mounted_point.damage is not None:
+        output.notice(mounted_point.damage)
 
 
 def unmount(
@@ -186,16 +186,16 @@ async def _mounted(
             await api.unmount_point(vm=vm, name=name)
 
 
-def _disk(made: MountedPoint, name: str | None) -> MountedDisk:
-    there = ", ".join(disk.name for disk in made.disks)
+def _disk(mounted_point: MountedPoint, name: str | None) -> MountedDisk:
+    there = ", ".join(disk.name for disk in mounted_point.disks)
     if name is None:
-        if len(made.disks) == 1:
-            return made.disks[0]
-        raise RigError(Code.BadRequest, f"VM {made.vm!r} has disks {there}: select one with --disk")
-    for disk in made.disks:
+        if len(mounted_point.disks) == 1:
+            return mounted_point.disks[0]
+        raise RigError(Code.BadRequest, f"VM {mounted_point.vm!r} has disks {there}: select one with --disk")
+    for disk in mounted_point.disks:
         if disk.name == name:
             return disk
-    raise RigError(Code.DiskNotFound, f"VM {made.vm!r} has no disk {name!r}; it has: {there}")
+    raise RigError(Code.DiskNotFound, f"VM {mounted_point.vm!r} has no disk {name!r}; it has: {there}")
 
 
 def export(
@@ -227,9 +227,9 @@ def export(
 
     async def work() -> None:
         image_export.check(to, format_, force=force)
-        async with _mounted(vault(folder), vm, point=point, position=position, time=time) as made:
-            _tell_damage(made)
-            source = _disk(made, disk)
+        async with _mounted(vault(folder), vm, point=point, position=position, time=time) as mounted_point:
+            _tell_damage(mounted_point)
+            source = _disk(mounted_point, disk)
             path = source.vhd if format_ == "vhd" else source.path
             if path is None:
                 raise RigError(
@@ -242,7 +242,7 @@ def export(
                     f"cannot express: give --sector-size {source.sector_bytes} when it is imported, or export it as vhdx"
                 )
             disk_bytes, sector_bytes, image = source.size_bytes, source.sector_bytes, Path(path)
-            shown = f"{vm}/{source.name} at {made.position}"
+            shown = f"{vm}/{source.name} at {mounted_point.position}"
 
             async def write() -> None:
                 with output.bar(shown, disk_bytes) as advance:
@@ -251,9 +251,16 @@ def export(
             await read_served(directory.supervisor(running(folder)), "azure", image, write, output.notice)
         size_bytes = source.size_bytes if to.is_block_device() else to.stat().st_size
         if as_json:
-            fields = {"vm": vm, "disk": source.name, "position": made.position, "recovery_point": made.recovery_point}
+            fields = {
+                "vm": vm,
+                "disk": source.name,
+                "position": mounted_point.position,
+                "recovery_point": mounted_point.recovery_point,
+            }
             output.print_json({**fields, "file": str(to), "format": format_, "file_bytes": size_bytes})
         else:
-            output.line(f"{to}: {vm}/{source.name} at position {made.position}, {format_}, {format_size(size_bytes)}")
+            output.line(
+                f"{to}: {vm}/{source.name} at position {mounted_point.position}, {format_}, {format_size(size_bytes)}"
+            )
 
     exit_status.run(work)

@@ -30,12 +30,12 @@ def jobs(
     async def work() -> None:
         api = vault(folder)
         if name is None:
-            found = await api.jobs()
+            all_jobs = await api.jobs()
             if as_json:
-                output.print_json(found)
+                output.print_json(all_jobs)
                 return
             rows = [
-                (j.name, j.scenarioName, j.targetObjectName, j.state, j.startTime or "-", j.endTime or "-") for j in found
+                (j.name, j.scenarioName, j.targetObjectName, j.state, j.startTime or "-", j.endTime or "-") for j in all_jobs
             ]
             output.print_table(("job", "scenario", "VM", "state", "start", "end"), rows, empty="no jobs yet")
             return

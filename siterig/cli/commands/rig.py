@@ -115,8 +115,8 @@ def up(
 
     async def work() -> None:
         layout = Layout.of(folder)
-        said = zip(limits.OPTIONS, (log_share_max, when_log_full, snapshot_share_max), strict=True)
-        allowed = limits.Limits.parse(dict(said))
+        limit_words = zip(limits.OPTIONS, (log_share_max, when_log_full, snapshot_share_max), strict=True)
+        allowed = limits.Limits.parse(dict(limit_words))
         fuse_options = fuse_options_of(fuse_threads, fuse_queue, portable=portable_fuse)
         if faults is None and seed is not None:
             raise RigError(Code.BadRequest, f"--seed {seed}: is the seed of fault rules; name their file with --faults")

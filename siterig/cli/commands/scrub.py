@@ -66,23 +66,23 @@ def scrub(
         api = _vault(folder)
         stores = _chosen(await _stores(layout, api), which or [])
         scrubbed = [(store, await _scrub(store)) for store in stores]
-        found = [(store, damages) for store, damages in scrubbed if damages is not None]
+        damaged = [(store, damages) for store, damages in scrubbed if damages is not None]
         if repair:
             recovery = directory.recovery_side(layout)
-            found = [(store, await _repair(recovery, store, damages) if damages else []) for store, damages in found]
+            damaged = [(store, await _repair(recovery, store, damages) if damages else []) for store, damages in damaged]
         if api is not None:
-            await _report(directory.damage_reports(layout), found)
-        points = await _points(api, [store for store, damages in found if damages])
+            await _report(directory.damage_reports(layout), damaged)
+        points = await _points(api, [store for store, damages in damaged if damages])
         if as_json:
-            output.print_json([_json(store, damages, points) for store, damages in found])
+            output.print_json([_json(store, damages, points) for store, damages in damaged])
         else:
-            for store, damages in found:
+            for store, damages in damaged:
                 _print(store, damages, points)
-            if not repair and any(damages for _, damages in found):
+            if not repair and any(damages for _, damages in damaged):
                 output.notice("siterig disk scrub --repair rebuilds metadata that can be derived from other data")
-            if not found:
+            if not damaged:
                 output.line("no managed disks: siterig protect")
-        return ExitStatus.FAILED if any(damages for _, damages in found) else ExitStatus.OK
+        return ExitStatus.FAILED if any(damages for _, damages in damaged) else ExitStatus.OK
 
     raise typer.Exit(exit_status.run(work))
 
@@ -153,10 +153,10 @@ def used_bytes(folder: Path) -> int:
     return total
 
 
-async def _report(reports: DamageReports, found: list[tuple[_Store, list[Damage]]]) -> None:
+async def _report(reports: DamageReports, damaged: list[tuple[_Store, list[Damage]]]) -> None:
     """Report the damage to the vault, which keeps it for the health of the VMs."""
     try:
-        for store, damages in found:
+        for store, damages in damaged:
             if store.disk is not None:
                 await reports.scrubbed(disk_id=store.disk.disk_id, damages=damages)
     except RigError as error:

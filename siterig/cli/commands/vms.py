@@ -93,11 +93,11 @@ def create(
     async def work() -> None:
         specs = await _specs(disk, format_ or [], sector_size or [], backing=backing)
         api = vault(folder)
-        made = await with_import_progress(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
+        vm_made = await with_import_progress(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
         if as_json:
-            output.print_json(made)
+            output.print_json(vm_made)
         else:
-            rows = [(d.name, format_size(d.size_bytes), d.path) for d in made.disks]
+            rows = [(d.name, format_size(d.size_bytes), d.path) for d in vm_made.disks]
             output.print_table(("disk", "size", "file"), rows, empty=f"{vm} has no disks")
 
     exit_status.run(work)

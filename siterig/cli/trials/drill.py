@@ -187,7 +187,7 @@ async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *
 
     # A rig that is kept must outlive this process; any other ends with it, however it ends.
     launched = await launch.up(layout, until_eof=not keep, quick_retries=True, announce=announce)
-    kept = False
+    is_kept = False
     try:
         result = await run_drill(Testbed(layout), settings, narrator)
         tested = await trio.to_thread.run_sync(_tested, layout, settings)
@@ -199,11 +199,11 @@ async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *
                 screen.line(f"written: {path}")
         if as_json:
             output.print_json(result)
-        kept = keep
+        is_kept = keep
     finally:
-        if not kept:
+        if not is_kept:
             await launched.end()
-    if kept:
+    if is_kept:
         screen.line(f"The rig is up: look at it with  siterig status --dir {layout.root}")
         screen.line(f"End it with  siterig down --dir {layout.root}")
     elif result.ok:

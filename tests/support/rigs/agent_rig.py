@@ -25,11 +25,11 @@ from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.images.image_formats import ImageFormat
+from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.codec import unpack
 from siterig.blockfs.transfer.part_name import SYNC_END, Listing, PartName, Watermark
 from siterig.cext.checksums import chunk_tag
-from siterig.replication.contracts.ports import VaultLink
 from siterig.replication.engine.guests import Guests
 from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.hyperv.agent import HyperVAgent

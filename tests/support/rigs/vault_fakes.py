@@ -12,7 +12,6 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
 from siterig.azure_emu.vault.db.schema import JobRow
 from siterig.azure_emu.vault.model.api import Job
@@ -33,6 +32,7 @@ from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sizes import SectorBytes
+from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.transfer.part_name import Watermark
 from tests.support import clocks
 
@@ -409,13 +409,13 @@ class FakeHost:
         await self.world.called("azure.rename_vm")
         self.world.rename(self.world.azure, vm, name)
 
-    async def check_promotion(self, *, vm: str) -> None:
-        """Allow every promotion."""
-        await self.world.called("azure.check_promotion")
+    async def check_hydration(self, *, vm: str) -> None:
+        """Allow every hydration."""
+        await self.world.called("azure.check_hydration")
 
-    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+    async def hydrate_vm(self, *, vm: str) -> list[DiskInfo]:
         """Return the VM's disks, which stay as they are."""
-        await self.world.called("azure.promote_vm")
+        await self.world.called("azure.hydrate_vm")
         return list(self.world.azure[vm].values())
 
     async def open_mounted_point(
@@ -480,12 +480,12 @@ async def ended(vault: Vault, job: Job) -> Job:
         return row.end_ns is not None or None
 
     await vault.context.notifications.wait_until(job.targetObjectName, over)
-    return await vault.job(name=job.name)
+    return await vault.status.job(name=job.name)
 
 
 async def idle(vault: Vault) -> None:
     """Wait until no job is running; the end of one may have begun another."""
-    while running_jobs := [job for job in await vault.jobs() if job.endTime is None]:
+    while running_jobs := [job for job in await vault.status.jobs() if job.endTime is None]:
         for job in running_jobs:
             await ended(vault, job)
 
@@ -494,8 +494,8 @@ async def protected(
     vault: Vault, vm: str = "web01", disks: tuple[str, ...] = ("data", "os"), *, interval_s: float = 30
 ) -> None:
     """Create and protect a VM."""
-    await vault.create_vm(vm=vm, disks=[DiskSpec(name=name, size_bytes=1 << 30) for name in disks])
-    await vault.enable_protection(vm=vm, interval_s=interval_s)
+    await vault.vms.create_vm(vm=vm, disks=[DiskSpec(name=name, size_bytes=1 << 30) for name in disks])
+    await vault.protection.enable_protection(vm=vm, interval_s=interval_s)
     await idle(vault)
-    (item,) = await vault.items()
+    (item,) = await vault.status.items()
     assert item.protectionState == "Protected"

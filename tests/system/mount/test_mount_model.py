@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.disks.disk_server_process import StartServer
 from tests.support.disks.holes import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate, seek
 from tests.support.disks.log_oracle import Model
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 
 pytestmark = pytest.mark.system
 

@@ -11,10 +11,10 @@ from typing import TypeVar
 
 import trio
 
-from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.contracts.recovery_side import ManagedDiskState
 from siterig.azure_emu.vault.model.api import Job
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.sides.provider import Provider
 from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
 from siterig.core.paths import Layout, create

@@ -27,9 +27,9 @@ from siterig.blockfs.core import failpoint
 from siterig.blockfs.core.clock import Clock, SystemClock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import loop_devices
+from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.part_name import Listing, PartName
 from siterig.core.paths import Layout
-from siterig.replication.contracts.ports import VaultLink
 from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
@@ -152,7 +152,7 @@ async def run_vault(layout: Layout, *, clock: Clock, health: Health, task_status
         waits=health.waits,
     )
     faces = {
-        "VaultApi": (VaultApi, vault),
+        "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
         "VaultLink": (VaultLink, vault.reports),
         "ApplierReports": (ApplierReports, vault.reports),
         "Policies": (Policies, vault.retention),

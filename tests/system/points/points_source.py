@@ -17,8 +17,8 @@ from siterig.blockfs.contracts.control import CutInfo, DiskInfo, TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
+from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.cext.checksums import KEY_BYTES, chunk_tag
-from siterig.replication.contracts.ports import VaultLink
 from tests.support.disks.disk_history import CHUNK_BYTES, Packed, SiteDisk
 from tests.system.points.points_roles import FolderCache
 
@@ -104,7 +104,7 @@ class Point:
 
 
 class Source:
-    """A :class:`siterig.azure_emu.contracts.provider.Provider` with all that the test needs.
+    """A :class:`siterig.blockfs.sides.provider.Provider` with all that the test needs.
 
     The test does the work of the site's agents.
     """

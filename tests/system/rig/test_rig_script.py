@@ -123,7 +123,7 @@ def test_without_arguments_it_prints_its_usage_and_installs_nothing(checkout: Ch
     assert checkout.calls() == []
 
 
-def test_the_first_run_reports_what_it_installs_and_the_second_skips_it(checkout: Checkout, tmp_path: Path) -> None:
+def test_the_first_run_reports_its_installations_and_the_second_skips_them(checkout: Checkout, tmp_path: Path) -> None:
     first = checkout.run("vm", "list")
     root = checkout.root
     assert first.returncode == 0
@@ -181,7 +181,7 @@ def test_a_rebuilt_environment_contains_all_packages_again(checkout: Checkout) -
         ("README.md", []),
     ],
 )
-def test_a_change_renews_only_what_depends_on_it(checkout: Checkout, changed: str, installed: list[str]) -> None:
+def test_a_change_renews_only_the_parts_that_depend_on_it(checkout: Checkout, changed: str, installed: list[str]) -> None:
     checkout.run("status")
     checkout.calls()
     (checkout.root / changed).write_text("b==2\n")

@@ -165,7 +165,7 @@ async def test_down_is_refused_while_a_process_uses_a_mounted_disk(layout: Layou
 
 
 @pytest.mark.parametrize("command", ["down", "up"])
-async def test_up_and_down_clear_what_a_kill_of_all_processes_left(layout: Layout, tmp_path: Path, command: str) -> None:
+async def test_up_and_down_clear_the_traces_of_a_kill_of_all_processes(layout: Layout, tmp_path: Path, command: str) -> None:
     await start(layout)
     where = await guest(Testbed(layout), tmp_path / "guest")
     (where / "file").write_bytes(b"unsynced")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from siterig.azure_emu.storage.azurite_files import BINARY_VARIABLE, find_node, find_script
-from tests.support.documents import DOCS
+from tests.support.repo.documents import DOCS
 from tests.support.leftovers import leftovers
 from tests.support.new_environment import NewEnvironment
 

@@ -42,7 +42,7 @@ async def test_cycles_run_by_interval_and_each_point_is_exact(rig: Rig, autojump
         rig.check_point(position)
 
 
-async def test_segments_are_kept_until_applied_and_then_given_up(rig: Rig, autojump_clock: MockClock) -> None:
+async def test_segments_are_kept_until_applied_and_then_deleted(rig: Rig, autojump_clock: MockClock) -> None:
     async with rig.agent() as agent:
         await rig.protect(agent)
         await trio.sleep(1)
@@ -136,7 +136,9 @@ async def test_growth_needs_no_resync_and_older_points_stay_small(rig: Rig, auto
     assert rig.vault.resyncs == []
 
 
-async def test_a_disk_that_grows_while_its_copy_is_cut_is_copied_anew(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_disk_that_grows_while_its_copy_is_interrupted_is_copied_again(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
     rig = Rig(tmp_path)
     await rig.make_vm()
     rig.write(20)

@@ -128,7 +128,7 @@ async def test_openings_of_the_same_disk_need_no_resync(rig: Restored, orderly: 
     assert rig.same()
 
 
-async def test_a_disk_opened_anew_sends_nothing_before_the_recovery_side_was_asked(
+async def test_a_disk_opened_again_sends_nothing_before_the_recovery_side_answered(
     rig: Restored, autojump_clock: MockClock
 ) -> None:
     await protect(rig)

@@ -133,7 +133,7 @@ async def test_initial_replication_reports_failure_and_resumes_on_request(
     rig.host.close()
 
 
-async def test_what_the_vault_could_not_be_told_is_told_later_and_data_goes_on(
+async def test_reports_that_the_vault_missed_are_sent_later_and_data_still_flows(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(tmp_path)

@@ -18,12 +18,12 @@ SIZE = 64 * 1024
 
 
 async def committed(vault: Vault) -> None:
-    await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
-    await ended(vault, await vault.commit_failover(vm="web01"))
+    await ended(vault, await vault.failovers.unplanned_failover(vm="web01", point="Latest"))
+    await ended(vault, await vault.failovers.commit_failover(vm="web01"))
 
 
 async def source_errors(vault: Vault) -> list[str]:
-    (item,) = await vault.items()
+    (item,) = await vault.status.items()
     return [error.summaryMessage for error in item.healthErrors if error.errorCode == "SourceInUse"]
 
 
@@ -33,10 +33,10 @@ async def test_writes_at_the_site_after_a_failover_are_a_warning_and_one_event(t
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        job = await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
+        job = await ended(vault, await vault.failovers.unplanned_failover(vm="web01", point="Latest"))
         assert job.recovery_point is not None
         if commit:
-            await ended(vault, await vault.commit_failover(vm="web01"))
+            await ended(vault, await vault.failovers.commit_failover(vm="web01"))
         await vault.sources.round()
         assert world.asked_after == [job.recovery_point.position]
         assert await source_errors(vault) == []
@@ -46,16 +46,16 @@ async def test_writes_at_the_site_after_a_failover_are_a_warning_and_one_event(t
             await vault.sources.round()
         (text,) = await source_errors(vault)
         assert text == (
-            "VM 'web01' was failed over, but at the site after the failover: disk data: 0 bytes written, open 2 times; disk "
-            "os: 4096 bytes written; a failback replaces this, and keeps the old disks as files; it is refused while "
+            "VM 'web01' was failed over, but at the site after the failover: disk data: 0 bytes written, open handles: 2; "
+            "disk os: 4096 bytes written; a failback replaces this, and keeps the old disks as files; it is refused while "
             "a disk is open"
         )
-        assert (await vault.items())[0].replicationHealth == "Warning"
-        assert [event.severity for event in await vault.events() if event.eventCode == "SourceInUse"] == ["Warning"]
+        assert (await vault.status.items())[0].replicationHealth == "Warning"
+        assert [event.severity for event in await vault.status.events() if event.eventCode == "SourceInUse"] == ["Warning"]
 
 
 @pytest.mark.slow
-async def test_a_lost_site_keeps_what_was_seen_last(tmp_path: Path) -> None:
+async def test_a_lost_site_keeps_the_last_known_state(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -78,13 +78,13 @@ async def test_a_protected_vms_disks_are_not_watched(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_failback_names_what_will_be_lost_and_keeps_these_disks_only(tmp_path: Path) -> None:
+async def test_a_failback_names_the_lost_writes_and_keeps_these_disks_only(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await committed(vault)
         world.written_bytes = {"os": 4096}
-        job = await ended(vault, await vault.failback(vm="web01"))
+        job = await ended(vault, await vault.failovers.failback(vm="web01"))
         assert job.state == "Succeeded"
         assert [(error.code, error.message) for error in job.errors] == [
             (
@@ -116,7 +116,7 @@ async def test_a_disk_that_is_written_to_while_the_failback_downloads_is_kept_to
             await real(name)
 
         world.called = called  # type: ignore[method-assign]
-        job = await ended(vault, await vault.failback(vm="web01"))
+        job = await ended(vault, await vault.failovers.failback(vm="web01"))
         assert [error.code for error in job.errors] == ["SourceKept"]
         assert [disk.kept != [] for disk in world.site["web01"].values()] == [True, False]
 
@@ -128,8 +128,8 @@ async def test_a_second_failback_keeps_the_disks_of_the_first(tmp_path: Path) ->
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await committed(vault)
-        await ended(vault, await vault.failback(vm="web01"))
-        await ended(vault, await vault.failback(vm="web01"))
+        await ended(vault, await vault.failovers.failback(vm="web01"))
+        await ended(vault, await vault.failovers.failback(vm="web01"))
         assert [disk.kept != [] for disk in world.site["web01"].values()] == [True, True]
 
 
@@ -168,7 +168,7 @@ async def test_bytes_written_after_a_position_are_counted(host: DiskHost) -> Non
 
 
 @pytest.mark.parametrize("hurt", ["a closed segment", "the newest segment"])
-async def test_if_the_log_cannot_be_read_it_is_not_known_what_was_written(host: DiskHost, hurt: str) -> None:
+async def test_if_the_log_cannot_be_read_the_written_ranges_are_unknown(host: DiskHost, hurt: str) -> None:
     disk = host.disk("web01", "os")
     after = await host.position()
     disk.write(0, b"a" * 512)

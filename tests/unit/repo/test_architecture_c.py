@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from siterig.cext.build_cext import HEADERS, SOURCE_ROOT, SOURCES
-from tests.support import c_rooms
+from tests.support.repo import c_rooms
 
 LINES_MAX = 600
 
 
-def test_every_c_room_includes_and_calls_just_what_the_table_says() -> None:
+def test_every_c_room_includes_and_calls_exactly_the_rooms_in_the_table() -> None:
     assert c_rooms.room_uses(c_rooms.files()) == c_rooms.allowed()
 
 
@@ -40,7 +40,7 @@ def test_all_that_is_in_the_c_rooms_is_built() -> None:
     assert set(HEADERS) < set(c_rooms.files())
 
 
-HOUSE = {
+EXAMPLE = {
     "base/io.h": "#include <stdint.h>\n\nint sr_io_read(int fd);\n",
     "base/io.c": '#include "base/io.h"\n\n/* A read of sr_disk_new() */\nint sr_io_read(int fd)\n{\n\treturn fd;\n}\n',
     "disk/disk.h": "struct sr_disk;\nstruct sr_disk *sr_disk_new(int fd);\n",
@@ -51,16 +51,16 @@ HOUSE = {
 
 
 def add(name: str, text: str) -> Callable[[dict[str, str]], None]:
-    def change(house: dict[str, str]) -> None:
-        house[name] = house.get(name, "") + text
+    def change(sources: dict[str, str]) -> None:
+        sources[name] = sources.get(name, "") + text
 
     return change
 
 
-def test_a_house_in_order_is_read_right() -> None:
-    assert c_rooms.functions(HOUSE) == {"sr_io_read": "base/io.c", "sr_disk_new": "disk/disk.c"}
-    assert c_rooms.room_uses(HOUSE) == {"base": set(), "disk": {"base"}}
-    graphlib.TopologicalSorter(c_rooms.uses(HOUSE)).prepare()
+def test_rooms_that_follow_the_table_are_read_correctly() -> None:
+    assert c_rooms.functions(EXAMPLE) == {"sr_io_read": "base/io.c", "sr_disk_new": "disk/disk.c"}
+    assert c_rooms.room_uses(EXAMPLE) == {"base": set(), "disk": {"base"}}
+    graphlib.TopologicalSorter(c_rooms.uses(EXAMPLE)).prepare()
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_a_house_in_order_is_read_right() -> None:
     ids=["an include", "a call", "an address in a table", "a call in a header"],
 )
 def test_a_step_backwards_is_found(change: Callable[[dict[str, str]], None]) -> None:
-    house = dict(HOUSE)
-    change(house)
-    assert c_rooms.room_uses(house)["base"] == {"disk"}
+    sources = dict(EXAMPLE)
+    change(sources)
+    assert c_rooms.room_uses(sources)["base"] == {"disk"}
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_a_step_backwards_is_found(change: Callable[[dict[str, str]], None]) -> 
     ids=["headers", "calls"],
 )
 def test_a_circle_within_a_room_is_found(change: Callable[[dict[str, str]], None]) -> None:
-    house = dict(HOUSE)
-    add("disk/log.h", '#include "disk/disk.h"\nvoid *sr_log_new(void);\n')(house)
-    add("disk/changelog.c", '#include "disk/log.h"\nvoid *sr_log_new(void)\n{\n\treturn sr_disk_new(1);\n}\n')(house)
-    graphlib.TopologicalSorter(c_rooms.uses(house)).prepare()
-    change(house)
+    sources = dict(EXAMPLE)
+    add("disk/log.h", '#include "disk/disk.h"\nvoid *sr_log_new(void);\n')(sources)
+    add("disk/changelog.c", '#include "disk/log.h"\nvoid *sr_log_new(void)\n{\n\treturn sr_disk_new(1);\n}\n')(sources)
+    graphlib.TopologicalSorter(c_rooms.uses(sources)).prepare()
+    change(sources)
     with pytest.raises(graphlib.CycleError):
-        graphlib.TopologicalSorter(c_rooms.uses(house)).prepare()
+        graphlib.TopologicalSorter(c_rooms.uses(sources)).prepare()

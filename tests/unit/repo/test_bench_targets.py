@@ -36,7 +36,7 @@ def test_a_target_that_is_just_missed_does_not_hold() -> None:
     assert not verdict.holds
 
 
-def test_what_was_not_measured_is_not_judged() -> None:
+def test_a_figure_that_was_not_measured_gets_no_verdict() -> None:
     one = [Figure(1.0, 1.0, 1.0)]
     assert judge({"tracked": {"randwrite": one}, "ptll": {"randwrite": one}}) == []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support import rooms
+from tests.support.repo import rooms
 
 ROOT = Path(__file__).resolve().parents[3]
 INSTALLED_MB_MAX = 150

@@ -19,8 +19,8 @@ from siterig.blockfs.contracts.control import DiskInfo
 from siterig.cli.app import program
 from siterig.manual import roff
 from siterig.manual.page import ManualError, page_of, pages
-from tests.support import documents, language, reference, testing_pages
-from tests.support.rooms import ROOT
+from tests.support.repo import documents, language, reference, testing_pages
+from tests.support.repo.rooms import ROOT
 from tests.support.samples import sample
 
 PAGES = pages(program())
@@ -28,7 +28,7 @@ PAGES = pages(program())
 
 def test_the_reference_pages_are_those_of_the_program() -> None:
     written = {path.name: path.read_text() for path in reference.FOLDER.glob("*.md")}
-    assert written == reference.drawn(), "run: python -m tests.support.reference"
+    assert written == reference.drawn(), "run: python -m tests.support.repo.reference"
 
 
 def test_the_pages_of_the_plugin_are_those_of_the_code() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.rpc.contract import error_body, error_of
-from tests.support import error_page
+from tests.support.repo import error_page
 
 STATES = {
     ("azure_emu/vault/jobs/engine.py", "Cancelled"),
@@ -52,7 +52,7 @@ def test_the_name_of_a_code_is_its_value_and_its_texts_are_sentences() -> None:
 
 @pytest.mark.slow
 def test_the_page_of_errors_is_generated_from_the_program() -> None:
-    assert error_page.PAGE.read_text() == error_page.text(), "run python -m tests.support.error_page"
+    assert error_page.PAGE.read_text() == error_page.text(), "run python -m tests.support.repo.error_page"
 
 
 @pytest.mark.parametrize("code", [Code.VmBusy, Code.of("OfAnotherVersion")])

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.support import language
+from tests.support.repo import language
 
 PENDING: dict[str, set[str]] = {}
 """Rooms and documents that do not follow the rules yet.  Remove an entry when its room is clean; never add one."""
@@ -152,13 +152,52 @@ def test_old_words_of_the_glossary_are_not_checked() -> None:
     ]
 
 
+def test_comments_of_a_shell_script_are_checked() -> None:
+    script = "#!/bin/sh\n# Runs the tests.\nrun # what is run\n\n# What is missing\n# is told.\nset_up\n"
+    found = language.check_shell("rig", script).report()
+    assert [line.partition(" ")[0] for line in found] == ["rig:5:", "rig:6:"]
+
+
+@pytest.mark.parametrize(
+    ("docstring", "problem"),
+    [
+        ("Remove a disk (``DiskInUse``).", "Raises:"),
+        ("Remove a disk (``DiskInUse``, ``VmNotFound`` or ``VmBusy``).", "Raises:"),
+        ("The size of a disk.", "begin with a verb"),
+        ("True if the disk is open.", "begin with a verb"),
+    ],
+)
+def test_a_docstring_that_is_no_sentence_of_the_form_is_reported(docstring: str, problem: str) -> None:
+    code = f'"""Sizes of disks."""\n\n\ndef size() -> int:\n    """{docstring}"""\n    return 1\n'
+    (found,) = language.check_python("blockfs/disk.py", code).report()
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    "docstring", ["Remove a disk (``NAME.img``).", "Return the size of a disk (``EIO`` if it is lost)."]
+)
+def test_a_docstring_with_file_names_and_reasons_is_allowed(docstring: str) -> None:
+    code = f'"""Sizes of disks."""\n\n\ndef size() -> int:\n    """{docstring}"""\n    return 1\n'
+    assert language.check_python("blockfs/disk.py", code).report() == []
+
+
 NAME_CHARS_MAX = 75
 
 
-def test_names_of_tests_are_short() -> None:
-    long = []
+def test_names_of_tests_are_short_and_in_plain_english() -> None:
+    problems = []
     for path in language.python_files():
         if path.name.startswith("test_"):
             names = re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
-            long += [f"{path.name}: {name}" for name in names if len(name) > NAME_CHARS_MAX]
-    assert long == []
+            problems += [f"{path.name}: {name}: too long" for name in names if len(name) > NAME_CHARS_MAX]
+            problems += [f"{path.name}: {name}: {problem}" for name in names for problem in language.check_name(name)]
+    assert problems == []
+
+
+@pytest.mark.parametrize("name", ["test_what_is_gone_is_shown", "test_a_role_that_ends_is_told", "test_a_wait_is_given_up"])
+def test_a_name_with_a_forbidden_phrase_is_reported(name: str) -> None:
+    assert language.check_name(name) != []
+
+
+def test_a_plain_name_has_no_problem() -> None:
+    assert language.check_name("test_a_lost_site_stays_down_until_it_is_restored") == []

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from functools import cache
 
-from tests.support.rooms import ROOT, modules
+from tests.support.repo.rooms import ROOT, modules
 
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 LOGGERS = {"log", "_log", "logger", "_logger"}
@@ -59,6 +59,45 @@ def test_a_class_name_is_unique() -> None:
                 places[node.name].append(f"{path}:{node.lineno}")
     assert {name: at for name, at in places.items() if len(at) > 1} == {}
     assert len(places) > 300
+
+
+ALIAS = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*")
+
+
+def aliases(tree: ast.Module) -> list[tuple[str, int]]:
+    """Return the names in CamelCase that a module assigns, with their lines: type aliases and enumerations."""
+    return [
+        (target.id, node.lineno)
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and "TypeVar(" not in ast.unparse(node)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name) and ALIAS.fullmatch(target.id)
+    ]
+
+
+def test_a_type_alias_is_unique() -> None:
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for path, tree in trees():
+        for name, line in aliases(tree):
+            places[name].append(f"{path}:{line}")
+    assert {name: at for name, at in places.items() if len(at) > 1} == {}
+    assert len(places) > 30
+
+
+PARTICIPLES = {"each", "found", "given", "gone", "kept", "left", "lent", "made", "said", "taken", "there", "told", "wanted"}
+"""Words that do not name a value: a parameter has a noun."""
+
+
+def test_a_parameter_has_a_noun() -> None:
+    wrong = [
+        f"{path}:{node.lineno} {node.name}({argument.arg})"
+        for path, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        if argument.arg in PARTICIPLES
+    ]
+    assert wrong == []
 
 
 def test_a_log_event_is_a_snake_case_literal() -> None:

@@ -70,7 +70,7 @@ def ledger(folder: Path, acks: str = "acks") -> Ledger:
     return Ledger(folder / "os.db", folder / "data.db", folder / acks, position)
 
 
-def test_a_ledger_goes_on_where_the_databases_are(tmp_path: Path) -> None:
+def test_a_ledger_continues_where_the_databases_end(tmp_path: Path) -> None:
     first = ledger(tmp_path)
     for _ in range(3):
         first.step()

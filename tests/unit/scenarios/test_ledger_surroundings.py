@@ -34,7 +34,7 @@ def test_corpus_takes_regular_files_in_a_fixed_order_until_it_has_enough(tmp_pat
     assert [size for _, size in corpus.choose(600, [root])] == [100, 300, 200]
 
 
-def test_a_machine_with_too_few_files_is_told_how_many_bytes_there_are(tmp_path: Path) -> None:
+def test_a_machine_with_too_few_files_gets_the_number_of_bytes_there_are(tmp_path: Path) -> None:
     root = tree(tmp_path / "source")
     with pytest.raises(RigError) as caught:
         corpus.choose(601, [root])

@@ -106,7 +106,7 @@ def test_html_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
     assert "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'" in text, "nor may a script load"
 
 
-def test_html_escapes_what_came_from_outside(tmp_path: Path) -> None:
+def test_html_escapes_text_from_outside(tmp_path: Path) -> None:
     text = page(tmp_path, result())
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;q&#34;" in text
@@ -193,7 +193,7 @@ def test_the_verdict_is_one_sentence(made: DrillResult, sentence: str) -> None:
     assert verdict(made) == sentence
 
 
-def test_the_page_says_what_was_tested(tmp_path: Path) -> None:
+def test_the_page_names_the_tested_version(tmp_path: Path) -> None:
     text = page(tmp_path, result())
     for shown in (
         "0.1.0, commit unknown",

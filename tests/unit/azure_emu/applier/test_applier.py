@@ -224,7 +224,7 @@ async def test_a_disk_is_made_once_found_and_deleted_with_its_blobs(rig: Rig) ->
         await side.disk_state(disk_id="../../etc")
 
 
-async def test_a_disk_that_is_made_anew_has_one_writer(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_that_is_created_again_has_one_writer(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     service, create, store_open = rig.service, ManagedDiskStore.create, ManagedDiskStore.open
     for disk_id in (DISK_ID, EXPORT_ID):
         await service.create_managed_disk(disk_id=disk_id, size_bytes=SIZE_BYTES)

@@ -94,9 +94,9 @@ async def test_changes_found_at_start_are_reported_until_the_vault_has_them(
 
 async def failed_over(vault: Vault) -> None:
     await protected(vault)
-    await vault.create_point(vm="web01", kind="CrashConsistent", name="p")
+    await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="p")
     await idle(vault)
-    await vault.test_failover(vm="web01", point="Latest")
+    await vault.failovers.test_failover(vm="web01", point="Latest")
     await idle(vault)
 
 
@@ -107,15 +107,15 @@ async def test_it_is_a_warning_and_an_event_until_the_vm_is_gone(tmp_path: Path)
         for _ in range(2):
             await vault.reports.vm_disk_changed(vm="web01-test", disk="os", what="os.top was cut")
         await vault.reports.vm_disk_changed(vm="nobody", disk="os", what="nothing")
-        (item,) = await vault.items()
+        (item,) = await vault.status.items()
         assert item.replicationHealth == "Warning"
         (error,) = item.healthErrors
         assert (error.errorCode, error.summaryMessage) == (
             "ImageChanged",
             "disk 'os' of VM 'web01-test' on the recovery side: os.top was cut",
         )
-        assert [event.eventCode for event in await vault.events()].count("ImageChanged") == 1
-        await vault.cleanup_test_failover(vm="web01")
+        assert [event.eventCode for event in await vault.status.events()].count("ImageChanged") == 1
+        await vault.failovers.cleanup_test_failover(vm="web01")
         await idle(vault)
-        (item,) = await vault.items()
+        (item,) = await vault.status.items()
         assert item.replicationHealth == "Normal"

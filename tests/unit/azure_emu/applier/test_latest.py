@@ -131,10 +131,10 @@ async def test_latest_applies_waiting_parts_and_latest_processed_does_not(
     monkeypatch.setattr(vault_fakes, "FakeProvider", Provider)
     monkeypatch.setattr(vault_fakes, "FakeRecovery", lambda world: service_of(tmp_path, world))
     async with running(world, tmp_path) as vault:
-        await vault.create_vm(vm="web01", disks=[DiskSpec(name=name, size_bytes=SIZE_BYTES) for name in ("data", "os")])
-        await vault.enable_protection(vm="web01", interval_s=30)
+        await vault.vms.create_vm(vm="web01", disks=[DiskSpec(name=name, size_bytes=SIZE_BYTES) for name in ("data", "os")])
+        await vault.protection.enable_protection(vm="web01", interval_s=30)
         await idle(vault)
-        (first,) = await vault.points(vm="web01")
+        (first,) = await vault.recovery_points.points(vm="web01")
         before = {name: bytes(disk.data) for name, disk in world.disks.items()}
         assert world.cache.blobs == {}
 
@@ -149,12 +149,12 @@ async def test_latest_applies_waiting_parts_and_latest_processed_does_not(
             ("Latest", cut.position, after, {}),
             ("LatestProcessed", cut.position, after, {}),
         ):
-            assert (await ended(vault, await vault.test_failover(vm="web01", point=choice))).state == "Succeeded"
+            assert (await ended(vault, await vault.failovers.test_failover(vm="web01", point=choice))).state == "Succeeded"
             assert set(world.opened_at.values()) == {position}, choice
             assert world.opened() == shown, choice
             assert world.cache.blobs == left, choice
-            assert len(await vault.points(vm="web01")) == (1 if left else 2)
-            await ended(vault, await vault.cleanup_test_failover(vm="web01"))
+            assert len(await vault.recovery_points.points(vm="web01")) == (1 if left else 2)
+            await ended(vault, await vault.failovers.cleanup_test_failover(vm="web01"))
 
 
 async def test_latest_uses_the_usable_parts_and_reports_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,15 +163,15 @@ async def test_latest_uses_the_usable_parts_and_reports_the_rest(tmp_path: Path,
     monkeypatch.setattr(vault_fakes, "FakeProvider", Provider)
     monkeypatch.setattr(vault_fakes, "FakeRecovery", lambda world: service_of(tmp_path, world))
     async with running(world, tmp_path) as vault:
-        await vault.create_vm(vm="web01", disks=[DiskSpec(name=name, size_bytes=SIZE_BYTES) for name in ("data", "os")])
-        await vault.enable_protection(vm="web01", interval_s=30)
+        await vault.vms.create_vm(vm="web01", disks=[DiskSpec(name=name, size_bytes=SIZE_BYTES) for name in ("data", "os")])
+        await vault.protection.enable_protection(vm="web01", interval_s=30)
         await idle(vault)
-        (first,) = await vault.points(vm="web01")
+        (first,) = await vault.recovery_points.points(vm="web01")
         world.apply = False
         await vault.context.site.replicate_now(vm="web01", kind="CrashConsistent", name="lost")
         part = min(world.cache.blobs)
         world.cache.blobs[part] = b"spoilt"
-        job = await ended(vault, await vault.test_failover(vm="web01", point="Latest"))
+        job = await ended(vault, await vault.failovers.test_failover(vm="web01", point="Latest"))
         assert (job.state, job.stateDescription) == ("Succeeded", "CompletedWithInformation")
         assert [error.code for error in job.errors] == ["LatestIncomplete"]
         assert part.blob() in job.errors[0].message

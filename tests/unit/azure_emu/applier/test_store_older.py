@@ -73,23 +73,23 @@ async def test_an_older_store_is_critical_an_event_and_a_resync_that_is_due(tmp_
     async with running(world, tmp_path) as vault:
         await protected(vault)
         for name in ("kept", "lost"):
-            await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+            await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name=name)
             await idle(vault)
-        kept = next(point for point in await vault.points(vm="web01") if point.name == "kept")
+        kept = next(point for point in await vault.recovery_points.points(vm="web01") if point.name == "kept")
         disk_id = world.site["web01"]["os"].disk_id
         older = world.mark(disk_id, world.managed[disk_id].generation, kept.position, kept.position)
         for _ in range(2):
             await marked(world, disk_id, older)
-        (item,) = await vault.items()
+        (item,) = await vault.status.items()
         assert (item.replicationHealth, item.resynchronizationRequired) == ("Critical", OLDER)
         assert OLDER in [error.errorCode for error in item.healthErrors]
-        assert "lost" not in [point.name for point in await vault.points(vm="web01")]
-        assert "kept" in [point.name for point in await vault.points(vm="web01")]
-        codes = [event.eventCode for event in await vault.events() if event.eventType == "VmHealth"]
+        assert "lost" not in [point.name for point in await vault.recovery_points.points(vm="web01")]
+        assert "kept" in [point.name for point in await vault.recovery_points.points(vm="web01")]
+        codes = [event.eventCode for event in await vault.status.events() if event.eventType == "VmHealth"]
         assert codes.count(OLDER) == 1
-        await vault.resync(vm="web01")
+        await vault.protection.resync(vm="web01")
         await idle(vault)
-        (item,) = await vault.items()
+        (item,) = await vault.status.items()
         assert (item.replicationHealth, item.resynchronizationRequired) == ("Normal", None)
 
 
@@ -104,5 +104,5 @@ async def test_a_report_that_came_late_is_no_older_store(tmp_path: Path) -> None
         assert await vault.reports.applied(watermark=before, tags=[]) is not None, (
             "only the store's owner knows that it is older"
         )
-        (item,) = await vault.items()
+        (item,) = await vault.status.items()
         assert (item.replicationHealth, item.resynchronizationRequired) == ("Normal", None)

@@ -103,7 +103,7 @@ def test_a_second_resync_builds_on_an_interrupted_one(tmp_path: Path) -> None:
     assert_same(whole(store.view(old)), disk.states[old], "before both")
 
 
-def test_an_initial_replication_begun_anew_starts_from_zeros(tmp_path: Path) -> None:
+def test_an_initial_replication_that_begins_again_starts_from_zeros(tmp_path: Path) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.write(0, b"x" * SIZE_BYTES)
     apply(store, disk.sync()[:-1])

@@ -218,7 +218,7 @@ def test_a_damaged_payload_that_is_compacted_meanwhile_is_reported(tmp_path: Pat
     assert calls > moment
 
 
-def test_an_initial_replication_that_is_begun_anew_meanwhile_is_no_damage(tmp_path: Path) -> None:
+def test_an_initial_replication_that_begins_again_meanwhile_is_no_damage(tmp_path: Path) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     for at in (0, 64 * 1024, 192 * 1024):
         disk.write(at, disk.rng.randbytes(16 * 1024))
@@ -282,7 +282,7 @@ def test_a_last_frame_that_has_no_header_yet_is_no_damage(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("there", ["all", "header and segment"])
-def test_a_frame_that_is_written_while_its_header_is_looked_at_is_no_damage(
+def test_a_frame_that_is_written_while_its_header_is_read_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
 ) -> None:
     _, store = seeded(tmp_path)

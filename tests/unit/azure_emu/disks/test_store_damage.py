@@ -289,7 +289,7 @@ def test_compaction_carries_damage_into_the_base_and_never_repairs_it(tmp_path: 
 
 
 @pytest.mark.slow
-def test_opening_a_store_repairs_what_a_frame_can_be_rebuilt_from(tmp_path: Path) -> None:
+def test_opening_a_store_repairs_damage_from_which_a_frame_can_be_rebuilt(tmp_path: Path) -> None:
     made = Store(tmp_path, 1)
     repaired = 0
     for path in sorted((made.folder / "journal").iterdir()):

@@ -12,7 +12,8 @@ from unittest import mock
 
 import pytest
 
-from siterig.azure_emu.applier.applier import DAMAGE_RETRIES, Applier
+from siterig.azure_emu.applier.applier import Applier
+from siterig.azure_emu.applier.part_applier import DAMAGE_RETRIES
 from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.reports import SkippedBlob
 from siterig.azure_emu.disks.loader import query_consistently

@@ -24,7 +24,7 @@ from siterig.blockfs.core import failpoint
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import Layer
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 from tests.support.stores.killed_store import Killed
 from tests.support.stores.managed_disk import assert_same
 

@@ -132,14 +132,14 @@ def test_errors_are_distinguished(error: AzureError, code: str, recoverable: boo
     assert "acme" in ours.message
 
 
-def test_forbidden_says_what_to_check() -> None:
+def test_the_error_forbidden_names_the_things_to_check() -> None:
     ours = classified(answer(403, "AuthorizationFailure"), what="list d/", where="account acme")
     assert (
         ours.message == "cannot list d/: account acme forbids it (403 AuthorizationFailure): check its firewall and rights"
     )
 
 
-def test_a_changed_key_and_a_body_that_is_too_large_say_what_to_check() -> None:
+def test_errors_of_a_changed_key_and_a_large_body_name_the_things_to_check() -> None:
     ours = classified(answer(403, "AuthenticationFailed", ClientAuthenticationError), what="put x", where="account acme")
     assert ours.message == (
         "cannot put x: account acme does not accept the account key (403 AuthenticationFailed): check whether its key was "
@@ -154,7 +154,7 @@ def test_a_changed_key_and_a_body_that_is_too_large_say_what_to_check() -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(409, "BlobAlreadyExists"), (412, "ConditionNotMet")])
-async def test_put_of_a_part_that_is_there_says_so(cache: BlobCacheAccount, container: Any, status: int, code: str) -> None:
+async def test_put_of_a_part_that_exists_reports_it(cache: BlobCacheAccount, container: Any, status: int, code: str) -> None:
     container.upload_blob.side_effect = answer(status, code, ResourceExistsError)
     assert await cache.put(PART, b"x") is False
 

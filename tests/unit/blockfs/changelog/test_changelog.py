@@ -24,7 +24,7 @@ from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.codec import pack, unpack
 from siterig.blockfs.transfer.part_name import PartName
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 
 DISK = "6a83da7e-b542-496d-a113-08b9b71d9e21"
 

@@ -18,7 +18,7 @@ from siterig.blockfs.changelog.tags import decode_tag
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import RawLayer
 from tests.support.disks.log_row import DISK_BYTES, START, LogRow, Op, operations
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 
 SECTOR = 512
 

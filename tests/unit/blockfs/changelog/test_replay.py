@@ -22,7 +22,7 @@ from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.transfer.sync_stream import SyncStream
 from tests.support.disks.log_row import DISK_BYTES, DISK_ID, START, LogRow, operations
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 
 
 def row_of_three(folder: Path) -> LogRow:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from siterig.blockfs.core import fault_decisions as decisions
 from siterig.blockfs.core.fault_decisions import SEED_MAX, Turns
 from tests.support import fault_vectors
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 
 SEEDS = st.integers(0, SEED_MAX)
 

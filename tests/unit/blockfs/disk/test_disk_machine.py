@@ -25,7 +25,7 @@ from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Layer, ViewLayer
 from siterig.cext._core import lib
 from tests.support.disks.disk_model import replay
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 from tests.support.stores.volume import Volume, base_source
 
 pytestmark = pytest.mark.slow

@@ -68,7 +68,7 @@ async def test_a_hydrated_disk_is_raw_and_needs_no_managed_disk(host: DiskHost, 
     expected = whole(disk)
     handle = int(lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, b"", -1, 0))
     log_before = disk.tracking.log.next_seq
-    [info] = await host.promote_vm(vm="web01")
+    [info] = await host.hydrate_vm(vm="web01")
     assert (info.promotion is not None, disk.state.kind) == (True, "top")
     await hydrate_until(host, lambda disk: disk.promotion is None and not (tmp_path / "store" / "holder").exists())
     assert (disk.state.kind, disk.state.managed_disk, disk.state.position) == ("raw", None, None)
@@ -90,7 +90,7 @@ async def test_a_hydrated_disk_is_raw_and_needs_no_managed_disk(host: DiskHost, 
 async def test_holes_of_the_backing_stay_holes(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     ranges = disk.layer.data_ranges()
-    await host.promote_vm(vm="web01")
+    await host.hydrate_vm(vm="web01")
     await hydrate_until(host)
     assert disk.layer.data_ranges() == ranges == [(0, HOLE[0]), (sum(HOLE), SIZE - sum(HOLE))]
     assert disk.stored_bytes < SIZE - HOLE[1] + (64 << 10)
@@ -104,7 +104,7 @@ async def test_bytes_left_by_a_power_loss_over_a_hole_are_not_served(tmp_path: P
         file.seek(HOLE[0] + 50_000)
         file.write(b"of a write whose bit is lost")
     again = open_host(tmp_path)
-    await again.promote_vm(vm="web01")
+    await again.hydrate_vm(vm="web01")
     await hydrate_until(again)
     assert whole(again.disk("web01", "os")) == content()
     again.abandon()
@@ -112,16 +112,16 @@ async def test_bytes_left_by_a_power_loss_over_a_hole_are_not_served(tmp_path: P
 
 async def test_a_raw_disk_has_nothing_to_hydrate(host: DiskHost) -> None:
     await host.create_disk(vm="web01", name="os", size_bytes=SIZE - 512)
-    [info] = await host.promote_vm(vm="web01")
+    [info] = await host.hydrate_vm(vm="web01")
     assert info.promotion is None
     with pytest.raises(RigError, match="there is no VM 'web02'"):
-        await host.promote_vm(vm="web02")
+        await host.hydrate_vm(vm="web02")
 
 
 async def test_progress_is_reported(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     assert (await host.list_disks())[0].promotion is None
-    await host.promote_vm(vm="web01")
+    await host.hydrate_vm(vm="web01")
     reported = []
     done = False
     while not done:
@@ -172,17 +172,17 @@ async def test_hydration_is_right_with_concurrent_writes_reads_and_growth(host: 
     for thread in threads:
         thread.start()
     try:
-        await host.promote_vm(vm="web01")
-        promotion_ended = False
+        await host.hydrate_vm(vm="web01")
+        hydration_ended = False
 
         def grown_and_done(info: DiskInfo) -> bool:
-            nonlocal promotion_ended
+            nonlocal hydration_ended
             if disk.size_bytes < SIZE + (40 << 10):
                 with lock:
                     disk.resize(disk.size_bytes + 512)
                     model.extend(bytes(512))
-            promotion_ended = promotion_ended or info.promotion is None
-            return promotion_ended and disk.size_bytes >= SIZE + (40 << 10)
+            hydration_ended = hydration_ended or info.promotion is None
+            return hydration_ended and disk.size_bytes >= SIZE + (40 << 10)
 
         await hydrate_until(host, grown_and_done)
     finally:
@@ -216,7 +216,7 @@ async def test_hydration_of_a_busy_disk_pauses_between_steps(
 
     disk.hydration.hydrate = hydrate_while_a_guest_writes  # type: ignore[method-assign]
     monkeypatch.setattr(trio, "sleep", sleep)
-    await host.promote_vm(vm="web01")
+    await host.hydrate_vm(vm="web01")
     await host.hydrator.attempt(disk)
     assert steps[0] == hydration.STEP_BYTES  # there was no request before
     assert set(steps[1:]) == {65536}
@@ -227,7 +227,7 @@ async def test_hydration_of_a_busy_disk_pauses_between_steps(
 
 async def test_the_vm_can_be_removed_during_hydration(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
-    await host.promote_vm(vm="web01")
+    await host.hydrate_vm(vm="web01")
     disk.hydration.hydrate(65536)
     await host.remove_vm(vm="web01")
     await host.hydrator.attempt(disk)
@@ -255,7 +255,7 @@ async def test_a_new_disk_of_a_released_disks_name_keeps_its_backing(host: DiskH
             super().release(managed_disk, holder)
 
     host.registry.views = Slow(tmp_path)
-    await host.promote_vm(vm="web01")
+    await host.hydrate_vm(vm="web01")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(host.run_maintenance)
         await trio.to_thread.run_sync(releasing.wait)
@@ -271,7 +271,7 @@ async def test_hydration_stops_on_a_full_disk_and_continues_with_room(
     disk = await open_disk(host, make_store(tmp_path / "store"))
     disk.write(700_000, b"guest")
     expected = whole(disk)
-    await host.promote_vm(vm="web01")
+    await host.hydrate_vm(vm="web01")
     written = 0
 
     def full_after_a_while(operation: int, path: str, _offset: int, size: int) -> int:
@@ -285,7 +285,7 @@ async def test_hydration_stops_on_a_full_disk_and_continues_with_room(
         info = await hydrate_until(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
     assert info.promotion is not None
     assert info.promotion.error_code == "DiskFull"
-    assert info.promotion.error == "promotion of disk web01/os: the host's disk is full; it continues when there is room"
+    assert info.promotion.error == "hydration of disk web01/os: the host's disk is full; it continues when there is room"
     assert (info.tracked, info.needs_resync, disk.state.kind) == (True, None, "top")
     assert whole(disk) == expected
     await hydrate_until(host)
@@ -297,7 +297,7 @@ async def test_hydration_leaves_the_last_free_space_to_the_guests(
 ) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     monkeypatch.setattr(hydration, "FREE_BYTES_MIN", 1 << 60)
-    await host.promote_vm(vm="web01")
+    await host.hydrate_vm(vm="web01")
     info = await hydrate_until(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
     assert info.promotion is not None
     assert info.promotion.error_code == "DiskFull"
@@ -310,7 +310,7 @@ async def test_hydration_leaves_the_last_free_space_to_the_guests(
 async def test_an_unreadable_managed_disk_stops_hydration_until_it_is_readable(host: DiskHost, tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     disk = await open_disk(host, store)
-    await host.promote_vm(vm="web01")
+    await host.hydrate_vm(vm="web01")
 
     def bad_below(operation: int, path: str, offset: int, _size: int) -> int:
         return -errno.EIO if path.endswith("/base") and offset >= 131072 else 0
@@ -320,7 +320,7 @@ async def test_an_unreadable_managed_disk_stops_hydration_until_it_is_readable(h
     assert info.promotion is not None
     assert info.promotion.error_code == "HostIoError"
     assert info.promotion.error == (
-        f"promotion of disk web01/os: stopped at byte 131072 of {SIZE}: Input/output error ({store / 'base'})"
+        f"hydration of disk web01/os: stopped at byte 131072 of {SIZE}: Input/output error ({store / 'base'})"
     )
     host.hydrator.wake()
     await hydrate_until(host)
@@ -331,7 +331,7 @@ async def test_a_failed_sync_of_the_hydrator_fails_the_guests_flush_too(host: Di
     """The kernel reports the error once: if the hydrator hid it, the guest's next flush would wrongly succeed."""
     disk = await open_disk(host, make_store(tmp_path / "store"))
     disk.write(0, b"x")
-    await host.promote_vm(vm="web01")
+    await host.hydrate_vm(vm="web01")
     with failing(SYNC, ".top", errno.EIO):
         await hydrate_until(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
     with pytest.raises(OSError, match="Input/output error"):
@@ -467,7 +467,7 @@ def test_a_kill_before_any_step_of_hydration_loses_nothing(
 
 async def test_hydration_continues_after_a_restart(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
-    await host.promote_vm(vm="web01")
+    await host.hydrate_vm(vm="web01")
     disk.hydration.hydrate(1 << 20)
     host.abandon()
     again = open_host(tmp_path)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from siterig.blockfs.documents import quantities as q
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 
 KINDS: list[tuple[Callable[[str], int], Callable[[int], str], st.SearchStrategy[int]]] = [
     (q.parse_bytes, q.bytes_text, st.integers(0, (1 << 63) - 1)),

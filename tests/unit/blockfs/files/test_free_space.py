@@ -67,12 +67,12 @@ async def test_disks_become_independent_only_with_room_for_all_their_data(
     room_bytes = -(-(lacking_bytes + FREE_BYTES_MIN) // BLOCK_BYTES) * BLOCK_BYTES
     limit_room(monkeypatch, room_bytes - BLOCK_BYTES)
     with pytest.raises(RigError, match=rf"bytes are free at {tmp_path}/disks/web01; .* its disks need \d+$") as caught:
-        await host.check_promotion(vm="web01")
+        await host.check_hydration(vm="web01")
     assert caught.value.code == "NotEnoughSpace"
     limit_room(monkeypatch, room_bytes)
-    await host.check_promotion(vm="web01")
+    await host.check_hydration(vm="web01")
     with pytest.raises(RigError, match="there is no VM 'nobody'"):
-        await host.check_promotion(vm="nobody")
+        await host.check_hydration(vm="nobody")
     host.abandon()
 
 

@@ -114,7 +114,7 @@ def test_the_opened_file_is_the_one_whose_type_was_checked(tmp_path: Path, monke
         return found
 
     monkeypatch.setattr(os, "fstat", swap)
-    fd = open_file(path, os.O_RDONLY, code=Code.ImageUnusable, wanted="")
+    fd = open_file(path, os.O_RDONLY, code=Code.ImageUnusable, purpose="")
     assert os.read(fd, 8) == b"the disk"
     os.close(fd)
 
@@ -180,7 +180,7 @@ def test_a_pipe_behind_a_descriptor_is_refused_as_a_fifo() -> None:
             Path(f"/proc/{os.getpid()}/fd/{ends[0]}"),
         ):
             with pytest.raises(RigError, match="is no regular file, but a FIFO") as failed:
-                open_file(safe_files.resolve(path), os.O_RDONLY, code=Code.ImageUnusable, wanted="name a file")
+                open_file(safe_files.resolve(path), os.O_RDONLY, code=Code.ImageUnusable, purpose="name a file")
             assert failed.value.code == "ImageUnusable"
     finally:
         for end in ends:

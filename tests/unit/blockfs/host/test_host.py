@@ -179,7 +179,7 @@ async def test_the_position_file_shows_the_position_to_other_processes(host: Dis
 async def test_a_vm_with_an_open_disk_is_not_removed(host: DiskHost) -> None:
     await two_disks(host)
     host.disk("web01", "b").handles = 1
-    with pytest.raises(RigError, match="disk web01/b is in use: it is open 1 times"):
+    with pytest.raises(RigError, match=r"disk web01/b is in use \(open handles: 1\)"):
         await host.remove_vm(vm="web01")
     host.disk("web01", "b").handles = 0
     await host.remove_vm(vm="web01")

@@ -176,7 +176,7 @@ async def test_a_state_in_use_is_not_closed(stores: Stores, monkeypatch: pytest.
         await host.close_mounted_point(vm="web01", name="@1")
     assert (caught.value.code, caught.value.message) == (
         "RecoveryInUse",
-        "recovery/web01/@1/os is in use: it is open 1 times; unmount it and detach its loop devices",
+        "recovery/web01/@1/os is in use (open handles: 1); unmount it and detach its loop devices",
     )
     disks["os"].handles -= 1
     await host.close_mounted_point(vm="web01", name="@1")

@@ -68,7 +68,7 @@ SIZES = pytest.mark.parametrize("size_bytes", [4096, 8 * MIB, BLOCK_BYTES, 2 * B
 @pytest.mark.slow
 @SIZES
 @needs_program("qemu-img")
-async def test_qemu_reads_what_is_written_with_sectors_of_512(tmp_path: Path, size_bytes: int) -> None:
+async def test_qemu_reads_an_image_with_sectors_of_512(tmp_path: Path, size_bytes: int) -> None:
     disk = disk_file(tmp_path / "disk", size_bytes)
     image = await write(disk, tmp_path / "x.vhdx", 512)
     compare = ["qemu-img", "compare", "-f", "raw", "-F", "vhdx", str(disk), str(image)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import OverlayLayer, RawLayer, merge_ranges
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 
 SIZE = 40_000  # deliberately not a multiple of the block size
 spans = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 9000)).map(lambda s: (s[0], min(s[1], SIZE - s[0])))

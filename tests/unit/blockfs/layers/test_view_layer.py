@@ -25,7 +25,7 @@ from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import OverlayLayer, RawLayer, Source, ViewFault, ViewLayer, WritableLayer
 from siterig.cext._core import lib
 from siterig.cext.checksums import crc32c
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 from tests.support.stores.views import affected, open_base, start_bytes, view_of
 from tests.support.stores.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, base_source, blocks_of, changes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.applier.applier import TAGS_IN_REPORT_MAX
+from siterig.azure_emu.applier.part_applier import TAGS_IN_REPORT_MAX
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.changelog.disk_log import find_segments
 from siterig.blockfs.changelog.position_counter import PositionCounter

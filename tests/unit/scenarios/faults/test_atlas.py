@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from siterig.scenarios.faults.atlas import ATLAS_BLOCK_BYTES, BlockRanges, FaultAtlas
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 
 COPIES = ["disk", "log", "store"]
 BLOCKS = 24

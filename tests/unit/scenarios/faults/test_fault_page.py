@@ -10,9 +10,9 @@ import pytest
 from siterig.scenarios.faults.rule_files import parse_rules
 from siterig.scenarios.faults.rules import read_rule
 from siterig.scenarios.faults.schedule import FaultSchedule
-from tests.support import fault_page
+from tests.support.repo import fault_page
 from tests.support.clocks import SettableClock
-from tests.support.documents import DOCS
+from tests.support.repo.documents import DOCS
 
 HOW_TO = DOCS / "how-to" / "faults.md"
 
@@ -22,7 +22,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def test_the_reference_page_is_that_of_the_program() -> None:
-    assert fault_page.PAGE.read_text() == fault_page.text(), "run: python -m tests.support.fault_page"
+    assert fault_page.PAGE.read_text() == fault_page.text(), "run: python -m tests.support.repo.fault_page"
 
 
 def test_the_three_forms_on_the_page_are_one_rule() -> None:

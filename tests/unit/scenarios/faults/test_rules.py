@@ -15,7 +15,7 @@ from siterig.scenarios.faults.rule_files import parse_rules, rules_text
 from siterig.scenarios.faults.rules import FaultRule, FaultRules, read_rule
 from siterig.scenarios.faults.schema import FaultEffect, FaultExpectation, FaultMoment, FaultPlace
 from siterig.scenarios.faults.words import TABLE_OF
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 from tests.support.faults.rule_samples import raw_rules
 
 

@@ -17,7 +17,7 @@ from siterig.scenarios.faults.records import Injection
 from siterig.scenarios.faults.rules import read_rule
 from siterig.scenarios.faults.schedule import ArmedRule, FaultListener, FaultSchedule
 from tests.support.clocks import SettableClock
-from tests.support.examples import examples
+from tests.support.repo.examples import examples
 
 SECOND = 1_000_000_000
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from siterig.azure_emu.contracts.recovery_side import Change, ChangeKind
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.bisect import hexdiff
 from siterig.bisect.check_command import CheckCommand
 from siterig.bisect.runner import Bisection, BisectRequest, Report, Trial
 from siterig.bisect.search import ChangeGroup
-from siterig.bisect.states import BisectState, DiskChange, resources_in_use
+from siterig.bisect.states import BisectState, resources_in_use
 from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli.trials import bisect as command
@@ -31,10 +32,16 @@ EVIL = b"EVIL"
 class Row:
     position: int
     disk: str
-    kind: str
+    kind: ChangeKind
     offset: int
     length: int
     data: bytes
+
+    @property
+    def change(self) -> Change:
+        return Change(
+            position=self.position, time_ns=self.position * 10**9, kind=self.kind, offset=self.offset, length=self.length
+        )
 
 
 class FileStates:
@@ -50,7 +57,7 @@ class FileStates:
             self.rows.append(Row(position, disk, "WRITE", dice.randrange(SIZE - 3000), len(data), data))
         self.evil_at = dice.randrange(120)
         row = self.rows[self.evil_at]
-        # Where nothing is written later, so that it stays.
+        # No later write reaches this place, so the bytes stay.
         self.rows[self.evil_at] = replace(row, offset=SIZE - 16, length=4, data=EVIL)
         self.open_names: set[str] = set()
         self.copy: dict[str, Path] | None = None
@@ -105,8 +112,8 @@ class FileStates:
     async def steps(self, after: int, upto: int) -> list[ChangeGroup]:
         return [ChangeGroup(row.position, row.position * 10**9, 1) for row in self.rows if after < row.position <= upto]
 
-    async def changes(self, after: int, upto: int) -> list[tuple[str, DiskChange]]:
-        return [(row.disk, row) for row in self.rows if after < row.position <= upto]
+    async def changes(self, after: int, upto: int) -> list[tuple[str, Change]]:
+        return [(row.disk, row.change) for row in self.rows if after < row.position <= upto]
 
     async def points_around(self, position: int) -> tuple[RecoveryPoint | None, RecoveryPoint | None]:
         return point(position - 1), None
@@ -154,14 +161,14 @@ def failed_with(error: ExceptionGroup | RigError) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-async def test_the_write_is_named_with_what_it_changed(tmp_path: Path, seed: int) -> None:
+async def test_the_write_is_named_with_its_changes(tmp_path: Path, seed: int) -> None:
     states = FileStates(tmp_path, seed)
     report, trials, notes = await searched(states, wanted(*NO_EVIL))
     evil, before = states.evil, [GOOD, *(row.position for row in states.rows)][states.evil_at]
     assert (report.good.position, report.bad.position, report.undecided) == (before, evil.position, ())
     assert report.bad.time_ns == evil.position * 10**9
     (seen,) = report.changes
-    assert (seen.disk, seen.change) == (evil.disk, evil)
+    assert (seen.disk, seen.change) == (evil.disk, evil.change)
     assert seen.difference is not None
     assert seen.difference.lines() == [
         "- " + "0000fff0  00 00 00 00".ljust(60) + "|....|",
@@ -192,13 +199,15 @@ async def test_a_check_that_writes_gets_copies_that_are_thrown_away(states: File
 
 
 @pytest.mark.slow
-async def test_positions_that_are_no_state_are_skipped_and_told(states: FileStates) -> None:
+async def test_positions_that_are_no_state_are_skipped_and_reported(states: FileStates) -> None:
     around = range(states.evil_at - 2, states.evil_at)
     states.invalid = {states.rows[number].position for number in around}
     report, trials, notes = await searched(states, wanted(*NO_EVIL))
     assert report.good.position == states.rows[states.evil_at - 3].position
     assert [step.position for step in report.undecided] == sorted(states.invalid)
-    assert [seen.change for seen in report.changes] == states.rows[states.evil_at - 2 : states.evil_at + 1]
+    assert [seen.change for seen in report.changes] == [
+        row.change for row in states.rows[states.evil_at - 2 : states.evil_at + 1]
+    ]
     assert {trial.position for trial in trials if trial.verdict == "skipped"} == states.invalid
     assert all("is skipped: position" in note for note in notes)
 
@@ -225,7 +234,7 @@ async def refused(states: FileStates, asked: BisectRequest) -> RigError:
 
 
 @pytest.mark.slow
-async def test_a_check_that_does_not_tell_the_two_points_apart_is_refused(states: FileStates) -> None:
+async def test_a_check_with_the_same_result_for_both_points_is_refused(states: FileStates) -> None:
     error = await refused(states, wanted("sh", "-c", "echo a; echo no good; exit 3; : {os}"))
     assert (error.code, error.message) == (
         "CheckFails",
@@ -254,7 +263,7 @@ async def test_a_command_that_cannot_be_run_or_dies_is_no_verdict(states: FileSt
 
 
 @pytest.mark.slow
-async def test_a_run_that_takes_too_long_has_failed_and_its_children_are_gone(states: FileStates, tmp_path: Path) -> None:
+async def test_a_run_that_takes_too_long_fails_and_its_children_are_ended(states: FileStates, tmp_path: Path) -> None:
     pids = tmp_path.parent / "pids"
     script = f"grep -q EVIL {{os}} {{data}} || exit 0; sleep 1000 & echo $! >> {pids}; wait"
     report, trials, _ = await searched(states, wanted("sh", "-c", script, timeout_s=0.3))
@@ -281,7 +290,7 @@ async def test_ctrl_c_ends_the_command_and_leaves_nothing_mounted(states: FileSt
 
 
 @pytest.mark.slow
-async def test_what_cannot_be_taken_away_is_told_and_hides_no_error(states: FileStates) -> None:
+async def test_things_that_cannot_be_removed_are_reported_and_hide_no_error(states: FileStates) -> None:
     states.close_fails = {"s1"}
     notes: list[str] = []
     with pytest.raises(RigError, match="does not fail at the bad point"):
@@ -291,7 +300,7 @@ async def test_what_cannot_be_taken_away_is_told_and_hides_no_error(states: File
 
 
 @pytest.mark.slow
-async def test_what_the_command_left_behind_is_named(tmp_path: Path) -> None:
+async def test_things_that_the_command_leaves_are_named(tmp_path: Path) -> None:
     image = tmp_path / "os.img"
     image.write_bytes(bytes(4096))
     holder = await trio.lowlevel.open_process(["sh", "-c", f"exec 3< {image}; exec sleep 1000"])

@@ -85,7 +85,7 @@ def test_a_check_that_passes_and_fails_by_turns_ends_at_an_edge(verdicts: list[C
 
 
 @given(st.lists(st.sampled_from(["passed", "failed", "skipped", "skipped"]), max_size=120), st.sampled_from([2, 3, 1 << 30]))
-def test_what_is_skipped_is_told_and_no_more_than_that(verdicts: list[CheckVerdict], limit: int) -> None:
+def test_skipped_positions_are_reported_and_nothing_else(verdicts: list[CheckVerdict], limit: int) -> None:
     check = Verdicts([*verdicts, "failed"], limit=limit)
     check_edge(check, check.search())
 
@@ -105,7 +105,7 @@ def test_an_untestable_range_near_the_first_bad_change_costs_few_trials(
         assert len(check.tried) <= trials_left(changes) * 2 + hole[1]
 
 
-def test_how_many_trials_are_left_is_told_each_time() -> None:
+def test_the_number_of_remaining_trials_is_reported_each_time() -> None:
     check = Verdicts(monotone(700, 324))
     check.search()
     assert check.told == list(range(9, -1, -1))

@@ -90,7 +90,7 @@ def states_of(rig: Any, *, keep: bool = True) -> MountedStates:
         ("e33bb917-81ef-4bbb-b853-4ee72d1fafee", {"point": "e33bb917-81ef-4bbb-b853-4ee72d1fafee"}),
     ],
 )
-async def test_a_point_is_what_it_is_of_the_other_commands(text: str, asked: dict[str, object]) -> None:
+async def test_a_point_is_selected_as_in_the_other_commands(text: str, asked: dict[str, object]) -> None:
     rig = Rig()
     state = await states_of(rig).open_point(text)
     assert rig.asked == [asked | {"name": "bisect-1-1"}]
@@ -100,7 +100,7 @@ async def test_a_point_is_what_it_is_of_the_other_commands(text: str, asked: dic
     }
 
 
-async def test_states_are_lent_to_the_process_that_is_said() -> None:
+async def test_states_are_leased_to_the_given_process() -> None:
     rig = Rig()
     await states_of(rig, keep=False).open(5, 50)
     assert rig.asked == [{"position": 5, "name": "bisect-1-1", "process": PROCESS}]
@@ -113,8 +113,8 @@ async def test_each_state_has_a_name_and_is_closed_by_it() -> None:
     assert (first.position, first.time_ns, second.name) == (5, 50, "bisect-1-2")
     await states.close(second)
     assert rig.unmounted == ["bisect-1-2"]
-    rig.unmount_fails = RigError(Code.RecoveryInUse, "recovery/web01/bisect-1-1/os is in use: it is open 1 times")
-    with pytest.raises(RigError, match="it is open 1 times"):
+    rig.unmount_fails = RigError(Code.RecoveryInUse, "recovery/web01/bisect-1-1/os is in use (open handles: 1)")
+    with pytest.raises(RigError, match="open handles: 1"):
         await states.close(first)
     rig.broken = "its base has rotted"
     with pytest.raises(RigError, match="position 9 cannot be opened: its base has rotted") as failed:
@@ -139,7 +139,7 @@ async def test_the_disks_changes_come_in_one_order() -> None:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-async def test_a_copy_is_a_vm_that_is_lent_to_the_process_whatever_is_kept(keep: bool) -> None:
+async def test_a_copy_is_a_vm_that_is_leased_to_the_process_whatever_is_kept(keep: bool) -> None:
     rig = Rig()
     states = states_of(rig, keep=keep)
     images = await states.writable(await states.open(5, 50))

@@ -161,7 +161,7 @@ def test_every_example_names_a_command_and_options_that_exist(path: str) -> None
         ("siterig bisect", "--good"),
     ],
 )
-def test_every_command_says_the_same_of_what_a_point_may_be(path: str, option: str) -> None:
+def test_the_help_of_every_command_describes_points_in_the_same_words(path: str, option: str) -> None:
     (found,) = [parameter for parameter in ALL[path].params if option in parameter.opts]
     words = "latest, latest-processed, latest-app, the id or name of a point, @POSITION, or a time (RFC 3339)."
     assert str(found.help).endswith(words)
@@ -409,7 +409,9 @@ def test_the_version_is_answered_without_loading_the_commands() -> None:
 
 
 @pytest.mark.slow
-def test_the_commit_of_an_installed_package_is_what_pip_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_commit_of_an_installed_package_is_the_one_that_pip_recorded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     recorded: dict[str, str | None] = {"direct_url.json": None}
     monkeypatch.setattr(provenance, "CODE_ROOT", tmp_path)
     monkeypatch.setattr("importlib.metadata.distribution", lambda _name: SimpleNamespace(read_text=recorded.get))

@@ -113,7 +113,7 @@ def offered(capsys: pytest.CaptureFixture[str], *words: str, of: str = "fish") -
         (("no-such", ""), []),
     ],
 )
-def test_what_can_follow_is_offered(
+def test_words_that_can_follow_are_offered(
     rig: Layout, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], found: list[str]
 ) -> None:
     assert sorted(offered(capsys, *words)) == sorted(found)
@@ -128,7 +128,7 @@ def test_every_command_is_offered_and_in_a_checkout_the_tests_too(
     assert offered(capsys, "test", "") == [":files"]
 
 
-def test_a_rig_that_is_down_offers_nothing_and_says_nothing(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rig_that_is_down_offers_nothing_and_prints_nothing(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
     completion.answer("fish", ("points", ""))
     assert capsys.readouterr() == ("", "")
 
@@ -154,7 +154,7 @@ def test_a_role_that_hangs_is_not_waited_for(
         ("./rig points ", "", ["web01"]),
     ],
 )
-def test_bash_gets_what_follows_its_current_word(
+def test_bash_gets_the_words_after_its_current_one(
     rig: Layout, capsys: pytest.CaptureFixture[str], line: str, current: str, found: list[str] | None
 ) -> None:
     got = offered(capsys, line, current, of="bash")

@@ -13,7 +13,7 @@ import trio
 
 from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.changelog.disk_log import LogPolicy
-from siterig.blockfs.contracts.control import DiskInfo, PromotionInfo
+from siterig.blockfs.contracts.control import DiskInfo, HydrationInfo
 from siterig.blockfs.contracts.counters import LATENCY_BUCKETS, DiskCounters
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
@@ -87,12 +87,12 @@ def error(result: Any) -> tuple[int, str]:
 # --- list ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_disks_are_said(hosts: Hosts) -> None:
+def test_a_rig_without_disks_is_reported(hosts: Hosts) -> None:
     assert siterig("disk", "list").stderr == "siterig: note: no disks: siterig vm create\n"
     assert json.loads(siterig("disk", "list", "--json").stdout) == []
 
 
-def test_list_shows_the_disks_of_both_sides_with_what_is_used_of_their_limits(hosts: Hosts) -> None:
+def test_list_shows_the_disks_of_both_sides_with_the_used_part_of_their_limits(hosts: Hosts) -> None:
     disk = hosts.make("site")
     disk.write(0, bytes(MIB))
     hosts.make("azure", "data", tracked=False)
@@ -104,7 +104,7 @@ def test_list_shows_the_disks_of_both_sides_with_what_is_used_of_their_limits(ho
     ]
 
 
-def test_list_tells_what_needs_a_resync_and_how_much_changed(hosts: Hosts) -> None:
+def test_list_names_disks_that_need_a_resync_and_the_changed_bytes(hosts: Hosts) -> None:
     disk = hosts.make("site")
     for at in range(33):
         disk.write(at * MIB, bytes(MIB))
@@ -120,10 +120,10 @@ def test_list_as_json_is_all_that_is_known_and_the_side(hosts: Hosts) -> None:
     assert DiskInfo.model_validate(found).size_bytes == 64 * MIB
 
 
-def test_list_tells_how_far_a_promotion_is_and_what_stops_it() -> None:
-    assert disks.promotion_text(None) == "-"
-    assert disks.promotion_text(PromotionInfo.of(70, 200, None)) == "35 %"
-    assert disks.promotion_text(PromotionInfo.of(70, 200, RigError(Code.DiskFull, "..."))) == "35 %, stopped: DiskFull"
+def test_list_shows_the_progress_of_a_hydration_and_its_obstacle() -> None:
+    assert disks.hydration_text(None) == "-"
+    assert disks.hydration_text(HydrationInfo.of(70, 200, None)) == "35 %"
+    assert disks.hydration_text(HydrationInfo.of(70, 200, RigError(Code.DiskFull, "..."))) == "35 %, stopped: DiskFull"
 
 
 @pytest.mark.parametrize("option", [(), ("--json",)])
@@ -144,7 +144,7 @@ def test_a_side_that_is_lost_hides_nothing_of_the_other(hosts: Hosts, option: tu
 
 
 @pytest.mark.parametrize("text", ["web01", "/os", "web01/", "web01/os/x", ""])
-def test_what_names_no_disk_is_refused(hosts: Hosts, text: str) -> None:
+def test_a_word_that_names_no_disk_is_refused(hosts: Hosts, text: str) -> None:
     status, message = error(siterig("disk", "stats", text))
     assert (status, message) == (2, f"disk {text!r} is not understood: write VM/NAME, e.g. web01/os (InvalidDisk)")
 
@@ -159,7 +159,7 @@ def test_an_unknown_disk_is_named_with_those_there_are(hosts: Hosts) -> None:
     assert message == "there is no disk web01/os at side azure; there are: web01/data (DiskNotFound)"
 
 
-def test_a_disk_of_both_sides_must_be_said_and_only_that_one_grows(hosts: Hosts) -> None:
+def test_the_side_of_a_disk_on_both_sides_is_required_and_only_that_disk_grows(hosts: Hosts) -> None:
     site, azure = hosts.make("site"), hosts.make("azure")
     status, message = error(siterig("disk", "resize", "web01/os", "128MiB"))
     assert (status, message) == (
@@ -181,7 +181,7 @@ def test_a_lost_side_matters_only_if_the_disk_is_not_at_the_other(hosts: Hosts) 
 # --- resize -------------------------------------------------------------------------------------------------------
 
 
-def test_resize_grows_and_says_where(hosts: Hosts) -> None:
+def test_resize_grows_and_names_the_side(hosts: Hosts) -> None:
     disk = hosts.make("site")
     result = siterig("disk", "resize", "web01/os", "1GiB")
     assert (result.exit_code, disk.size_bytes) == (0, 1 << 30)
@@ -225,7 +225,7 @@ def test_stats_shows_requests_and_the_state_of_log_and_snapshot(hosts: Hosts) ->
     assert lines[-2:] == ["dirty\t-", "snapshot\t-"]
 
 
-def test_stats_as_json_is_what_the_host_tells_and_the_side(hosts: Hosts) -> None:
+def test_stats_as_json_are_the_counters_of_the_host_and_the_side(hosts: Hosts) -> None:
     hosts.make("azure", tracked=False)
     found = json.loads(siterig("disk", "stats", "web01/os", "--json").stdout)
     assert found.pop("side") == "azure"
@@ -236,7 +236,7 @@ def counters(hosts: Hosts) -> DiskCounters:
     return trio.run(lambda: hosts.of["site"].counters(vm="web01", disk="os"))
 
 
-def test_rates_are_what_was_done_in_between_and_none_after_a_restart(hosts: Hosts) -> None:
+def test_rates_count_the_time_between_and_are_missing_after_a_restart(hosts: Hosts) -> None:
     hosts.make("site")
     before = counters(hosts)
     write = before.requests["write"].model_copy(update={"ops": 300, "bytes": 3 * MIB})

@@ -142,7 +142,7 @@ def test_machine_with_everything_has_nothing_to_complain_of(tmp_path: Path) -> N
         (lambda m: setattr(m, "python_release", "3.10.9"), "python", "3.10.9, too old (at least 3.11)", "newer Python"),
     ],
 )
-def test_what_is_missing_is_named_with_its_remedy(
+def test_missing_things_are_named_with_their_remedies(
     tmp_path: Path, spoil: Callable[[Fake], None], name: str, found: str, remedy: str
 ) -> None:
     machine = Fake()
@@ -152,7 +152,7 @@ def test_what_is_missing_is_named_with_its_remedy(
     assert remedy in check.remedy
 
 
-def test_what_only_the_tests_need_is_no_fault_of_a_rigs_machine(tmp_path: Path) -> None:
+def test_a_machine_without_the_programs_of_the_tests_can_run_a_rig(tmp_path: Path) -> None:
     machine = Fake(absent={"fio", "initdb"})
     assert failures(machine, tmp_path) == []
     assert [(check.name, check.remedy) for check in doctor.test_checks(machine) if not check.ok] == [
@@ -255,7 +255,7 @@ def test_version_of_azurite_is_read_from_its_package(tmp_path: Path, monkeypatch
         (Fake(release="4.19.0"), "MachineUnfit", "kernel: 4.19.0, too old"),
     ],
 )
-def test_a_rig_is_refused_for_what_the_machine_lacks_with_the_remedy(
+def test_a_rig_is_refused_on_a_machine_that_lacks_something_with_the_remedy(
     tmp_path: Path, machine: Fake, code: str, text: str
 ) -> None:
     with pytest.raises(RigError) as caught:

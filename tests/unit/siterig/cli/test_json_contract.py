@@ -36,7 +36,7 @@ from siterig.scenarios.contracts.results import DrillResult
 from siterig.scenarios.contracts.scenario_result import ScenarioResult
 from siterig.scenarios.faults.records import FaultVerdict, Injection
 from tests.support.disks.log_row import START, LogRow
-from tests.support.documents import documented_keys, key_paths
+from tests.support.repo.documents import documented_keys, key_paths
 from tests.support.samples import Canned, sample
 from tests.support.screens import text_of
 
@@ -390,5 +390,5 @@ def test_status_names_vm_and_disk_of_a_wait_that_knows_the_managed_disk_only() -
     assert named == [("web01", "data"), ("web01", "data"), (None, "another"), ("web02", None)]
 
 
-def test_the_sample_of_a_vm_is_what_a_vm_is() -> None:
+def test_the_sample_of_a_vm_has_the_keys_of_a_vm() -> None:
     assert set(sample(Vm).model_dump()) == {"vm", "side", "state", "disks"}

@@ -80,7 +80,7 @@ def test_show_picks_types_and_stops_at_the_limit(row: LogRow) -> None:
     assert (records[1]["tag"]["name"], records[1]["tag"]["kind"]) == ("before \x1b[31mred", "ApplicationConsistent")
 
 
-def test_show_tells_a_disk_that_was_closed_in_order(row: LogRow) -> None:
+def test_show_reports_a_disk_that_was_closed_cleanly(row: LogRow) -> None:
     row.rotate()
     row.close_cleanly()
     result = siterig("show", *row.paths, "--type", "flush")
@@ -111,7 +111,7 @@ def test_verify_gives_a_line_a_file(row: LogRow) -> None:
     ]
 
 
-def test_verify_names_preallocated_room_as_what_it_is(row: LogRow) -> None:
+def test_verify_names_preallocated_space(row: LogRow) -> None:
     """The newest segment of a log in use, the one before it until it is cut, and one in which nothing was begun."""
     for path in row.paths:
         path.write_bytes(path.read_bytes() + bytes(3 << 20))
@@ -141,7 +141,7 @@ def test_verify_names_preallocated_room_as_what_it_is(row: LogRow) -> None:
     }
 
 
-def test_verify_tells_a_torn_record_from_the_room_behind_it(row: LogRow) -> None:
+def test_verify_distinguishes_a_torn_record_from_the_space_behind_it(row: LogRow) -> None:
     last = row.paths[1]
     end = last.stat().st_size
     last.write_bytes(last.read_bytes() + b"torn" + bytes(2 << 20))
@@ -162,7 +162,7 @@ def test_verify_names_a_missing_segment_once(row: LogRow) -> None:
     assert result.stdout.splitlines()[-1].startswith("total: 2 files, 1 of them bad: ")
 
 
-def test_verify_says_what_is_wrong_and_fails(row: LogRow) -> None:
+def test_verify_names_the_damage_and_fails(row: LogRow) -> None:
     row.rotate()
     row.close()
     last = row.paths[2]
@@ -179,7 +179,7 @@ def test_verify_says_what_is_wrong_and_fails(row: LogRow) -> None:
     ]
 
 
-def test_replay_says_what_it_applied(row: LogRow, tmp_path: Path) -> None:
+def test_replay_reports_the_applied_records(row: LogRow, tmp_path: Path) -> None:
     image = tmp_path / "os.img"
     image.write_bytes(START)
     result = siterig("replay", *row.paths, "--onto", image)
@@ -200,7 +200,7 @@ def test_replay_stops_at_a_position(row: LogRow, tmp_path: Path) -> None:
     assert result.stderr == "siterig: note: the log ends with position 52, before 60\n"
 
 
-def test_replay_of_a_log_that_begins_later_says_what_the_image_must_be(row: LogRow, tmp_path: Path) -> None:
+def test_replay_of_a_log_that_begins_later_names_the_image_that_it_needs(row: LogRow, tmp_path: Path) -> None:
     image = tmp_path / "os.img"
     image.write_bytes(START)
     result = siterig("replay", row.paths[1], "--onto", image)
@@ -229,7 +229,7 @@ def test_replay_touches_nothing_if_the_log_is_bad_or_the_image_in_use(row: LogRo
     assert image.read_bytes() == START
 
 
-def test_replay_onto_what_is_no_image_is_bad_input(row: LogRow, tmp_path: Path) -> None:
+def test_replay_onto_a_file_that_is_no_image_is_bad_input(row: LogRow, tmp_path: Path) -> None:
     result = siterig("replay", *row.paths, "--onto", tmp_path / "none")
     assert (result.exit_code, result.stderr) == (2, f"siterig: error: {tmp_path}/none: does not exist (ImageUnusable)\n")
 
@@ -244,7 +244,7 @@ def test_replay_onto_what_is_no_image_is_bad_input(row: LogRow, tmp_path: Path) 
         ),
     ],
 )
-def test_a_replay_that_is_cut_short_says_that_the_image_is_partial(
+def test_a_replay_that_is_interrupted_reports_a_partial_image(
     row: LogRow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException, outcome: tuple[int, str]
 ) -> None:
     image = tmp_path / "os.img"
@@ -291,7 +291,7 @@ def test_a_log_goes_to_dm_log_writes_and_back(row: LogRow, tmp_path: Path) -> No
     assert image.read_bytes() == bytes(row.data[:DISK_BYTES])
 
 
-def test_import_refuses_what_is_no_log_and_where_nothing_can_be_made(row: LogRow, tmp_path: Path) -> None:
+def test_import_refuses_other_files_and_folders_that_it_cannot_write_to(row: LogRow, tmp_path: Path) -> None:
     result = siterig("import", row.paths[0], "--onto-log", tmp_path / "back")
     assert result.exit_code == 1
     assert "a dm-log-writes log begins with 0x6a736677736872 (DmLogCorrupt)" in result.stderr

@@ -157,7 +157,7 @@ def test_a_folder_where_something_is_mounted_is_refused() -> None:
     assert failed.value.code == "MountFailed"
 
 
-def test_a_machine_without_fuse_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_on_a_machine_without_fuse_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*_arguments: object) -> int:
         raise FileNotFoundError
 

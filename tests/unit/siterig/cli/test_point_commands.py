@@ -101,7 +101,7 @@ def siterig(*arguments: str) -> Any:
     return CliRunner().invoke(program(arguments), list(arguments))
 
 
-def test_mount_asks_for_what_was_said_and_shows_the_files(vault: FakeVault) -> None:
+def test_mount_asks_for_the_given_point_and_shows_the_files(vault: FakeVault) -> None:
     result = siterig("point", "mount", "web01", "--position", "17")
     assert result.exit_code == 0, result.stderr
     assert [line.split("\t")[:3] for line in result.stdout.splitlines()] == [
@@ -121,7 +121,7 @@ def test_mount_asks_for_what_was_said_and_shows_the_files(vault: FakeVault) -> N
     assert (shown["name"], shown["recovery_point"]["id"], shown["disks"][1]["vhd"]) == ("@30", "p30", None)
 
 
-def test_list_shows_what_is_mounted_with_its_point_or_between_points(vault: FakeVault) -> None:
+def test_list_shows_mounted_states_with_their_points_or_between_points(vault: FakeVault) -> None:
     for position in ("30", "17"):
         siterig("point", "mount", "web01", "--position", position)
     siterig("point", "mount", "web01", "--time", "2026-11-21T22:13:17Z")  # the fake's is at 30, too
@@ -141,7 +141,7 @@ def test_list_shows_what_is_mounted_with_its_point_or_between_points(vault: Fake
     assert [state["recovery_point"] for state in listed["mounted"]] == [listed["points"][0], None], "points have one shape"
 
 
-def test_an_unknown_name_is_told_with_status_2(vault: FakeVault) -> None:
+def test_an_unknown_name_is_reported_with_status_2(vault: FakeVault) -> None:
     result = siterig("point", "unmount", "web01", "@1")
     assert (result.exit_code, result.stderr) == (
         2,

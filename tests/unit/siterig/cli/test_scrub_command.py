@@ -103,7 +103,7 @@ def test_the_beginning_of_an_id_is_enough(rig: Path) -> None:
     assert siterig("disk", "scrub", DISK_ID[:8] + "-ffff", "--dir", str(rig)).exit_code == 2
 
 
-def test_where_there_are_none_it_says_so(rig: Path) -> None:
+def test_a_rig_without_managed_disks_is_reported(rig: Path) -> None:
     result = siterig("disk", "scrub", "--dir", str(rig))
     assert (result.exit_code, result.stdout) == (0, "no managed disks: siterig protect\n")
 
@@ -132,7 +132,7 @@ def test_damage_is_named_with_the_points_that_are_not_whole(rig: Path, up: tuple
     ] * 3
 
 
-def test_a_resync_is_not_advised_for_what_is_written_over_since(rig: Path, up: tuple[Path, SiteDisk, Vault]) -> None:
+def test_a_resync_is_not_advised_for_damage_that_was_overwritten_since(rig: Path, up: tuple[Path, SiteDisk, Vault]) -> None:
     folder, disk, vault = up
     store = ManagedDiskStore.open(folder)
     disk.write(8192, b"anew" * 1024)
@@ -147,7 +147,7 @@ def test_a_resync_is_not_advised_for_what_is_written_over_since(rig: Path, up: t
     assert told.last_position is not None
 
 
-def test_a_scrub_tells_what_it_found_also_if_the_vault_goes_meanwhile(
+def test_a_scrub_reports_its_findings_also_if_the_vault_ends_meanwhile(
     rig: Path, up: tuple[Path, SiteDisk, Vault], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def gone(**_arguments: object) -> None:
@@ -178,7 +178,9 @@ class Recovery:
             file.write(self.byte)
 
 
-def test_a_repair_tells_what_is_left(rig: Path, up: tuple[Path, SiteDisk, Vault], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repair_reports_the_remaining_damage(
+    rig: Path, up: tuple[Path, SiteDisk, Vault], monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal_file, at = damage_payload(up[0])
     recovery = Recovery(journal_file, at, b"p")
     recovery.refusal = RigError(Code.StoreCorrupt, "byte 0: no frame begins here")
@@ -212,7 +214,9 @@ def test_a_folder_that_is_no_rig_is_refused(tmp_path: Path) -> None:
     assert result.exit_code != 0
 
 
-def test_what_a_fold_or_a_deletion_takes_away_meanwhile_is_no_error(rig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_a_compaction_or_a_deletion_removes_meanwhile_are_no_error(
+    rig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, _, _ = make_store(rig)
     (store / "journal/000000000009.journal").symlink_to("deleted")  # as one that is gone when it is looked at
     assert scrub.used_bytes(store) > 0

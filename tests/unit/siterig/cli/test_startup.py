@@ -203,7 +203,7 @@ def test_the_folder_is_taken_from_the_option_or_else_from_the_environment(
         assert f"the rig in {tmp_path}/{name} is not up" in capsys.readouterr().err
 
 
-def test_a_call_that_fails_is_made_again_by_the_complete_client(
+def test_a_call_that_fails_is_repeated_by_the_complete_client(
     served: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def away(_layout: Layout) -> Any:

@@ -31,6 +31,12 @@ def piped(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]
     return [text_of(line) for line in tables.piped(columns, rows)]
 
 
+@pytest.mark.parametrize(("size", "shown"), [(-27, "2026-11-21T22:13:17.123456Z"), (-20, "2026-11-21T22:13:17Z")])
+def test_a_time_in_a_fixed_column_has_its_fraction_if_it_fits(size: int, shown: str) -> None:
+    row = tables.aligned((3, "2026-11-21T22:13:17.123456Z", "WRITE"), (4, size, -5))
+    assert text_of(row) == f"   3 {shown} WRITE"
+
+
 def test_a_table_that_fits_is_whole_and_aligned() -> None:
     assert fitted(("VM", "state"), [("web01", "Protected"), ("db", "-")], 80) == [
         "VM     state",
@@ -39,7 +45,7 @@ def test_a_table_that_fits_is_whole_and_aligned() -> None:
     ]
 
 
-def test_points_fit_80_columns_with_short_ids_that_tell_them_apart() -> None:
+def test_points_fit_80_columns_with_short_ids_that_are_unique() -> None:
     lines = fitted(POINTS, ROWS, 80)
     assert max(map(len, lines)) <= 80
     assert lines == [
@@ -115,7 +121,7 @@ def test_an_empty_value_is_a_dash_and_a_tab_in_a_value_is_no_separator() -> None
 
 @pytest.mark.slow
 @given(st.lists(st.lists(st.text(max_size=50), min_size=3, max_size=3), min_size=1, max_size=5), st.integers(20, 120))
-def test_whatever_is_in_a_table_is_in_its_lines_and_every_line_is_printable(rows: list[list[str]], width: int) -> None:
+def test_all_values_of_a_table_are_in_its_lines_and_every_line_is_printable(rows: list[list[str]], width: int) -> None:
     lines = fitted(("one", "two", "three"), rows, width)
     assert all(line.isprintable() for line in lines)
     shown = re.sub(r"\s+", "", "".join(lines))
@@ -124,7 +130,7 @@ def test_whatever_is_in_a_table_is_in_its_lines_and_every_line_is_printable(rows
             assert re.sub(r"\s+", "", printable(cell)) in shown
 
 
-def test_ids_are_shortened_to_what_tells_them_apart() -> None:
+def test_ids_are_shortened_to_unique_beginnings() -> None:
     names = [str(uuid.UUID(int=number << 92)) for number in range(300)]
     short = shortened(names)
     assert len(set(short.values())) == len(names)

@@ -84,7 +84,7 @@ def test_an_up_that_waited_for_a_down_in_vain_is_refused(lock: Path, monkeypatch
     os.close(held)
 
 
-def test_a_second_down_that_waits_too_long_says_for_what(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_down_that_waits_too_long_names_the_reason(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_module, "WAIT_S", 0.05)
     ending = take_ending(lock)
     with pytest.raises(RigError) as caught:

@@ -90,7 +90,7 @@ def test_up_looks_at_everything_in_the_folder(layout: Layout) -> None:
         create(layout)
 
 
-def test_what_is_mounted_in_the_folder_is_not_looked_at(layout: Layout) -> None:
+def test_mounts_in_the_folder_are_not_examined(layout: Layout) -> None:
     (layout.site_mount / "web01").mkdir(mode=0o777)
     (layout.site_mount / "web01").chmod(0o777)
     create(layout)

@@ -69,14 +69,12 @@ async def failure(tmp_path: Path) -> tuple[str, str]:
         ("", "ConvertFailed", "x.qcow2: it failed and said nothing"),
     ],
 )
-async def test_what_the_image_cannot_take_is_told_of_the_image(
-    tmp_path: Path, says: Says, text: str, code: str, message: str
-) -> None:
+async def test_an_error_of_writing_names_the_image(tmp_path: Path, says: Says, text: str, code: str, message: str) -> None:
     says(text)
     assert await failure(tmp_path) == (code, message)
 
 
-async def test_an_error_that_hides_a_full_disk_is_told_as_one(
+async def test_an_error_that_hides_a_full_disk_is_reported_as_a_full_disk(
     tmp_path: Path, says: Says, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says("qemu-img: error while writing at byte 774144: Invalid argument")
@@ -109,7 +107,7 @@ async def test_the_first_block_that_cannot_be_read_is_named(
     )
 
 
-async def test_a_read_that_failed_once_is_told_where_qemu_was(tmp_path: Path, says: Says) -> None:
+async def test_a_read_that_failed_once_is_reported_with_the_progress_of_qemu(tmp_path: Path, says: Says) -> None:
     says(READING)
     assert await failure(tmp_path) == (
         "ReadFailed",

@@ -61,7 +61,7 @@ async def export(disk: Path, to: Path, *, force: bool, format_: ExportFormat = "
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("linked", [False, True])
 @KINDS
-async def test_what_is_no_file_is_never_replaced(
+async def test_only_a_regular_file_is_replaced(
     tmp_path: Path, disk: Path, *, make: Callable[[Path], None], kind: str, linked: bool, force: bool
 ) -> None:
     there = tmp_path / "there"
@@ -81,7 +81,7 @@ async def test_what_is_no_file_is_never_replaced(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({"os.img", "there", to.name})
 
 
-async def test_a_symbolic_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path, disk: Path) -> None:
+async def test_a_symbolic_link_stays_and_its_target_is_replaced(tmp_path: Path, disk: Path) -> None:
     (tmp_path / "images").mkdir()
     target, link, dangling = tmp_path / "images" / "x.img", tmp_path / "link", tmp_path / "dangling"
     target.write_bytes(b"precious")

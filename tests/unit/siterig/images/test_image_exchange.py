@@ -125,7 +125,7 @@ async def test_an_image_that_needs_another_file_is_refused(tmp_path: Path) -> No
     ],
 )
 @needs_program("qemu-img")
-async def test_what_is_no_image_is_refused_in_one_line(
+async def test_a_file_that_is_no_image_is_refused_in_one_line(
     tmp_path: Path, name: str, content: bytes, code: str, words: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -138,7 +138,7 @@ async def test_what_is_no_image_is_refused_in_one_line(
 
 @pytest.mark.slow
 @needs_program("qemu-img")
-async def test_what_is_said_of_an_image_that_may_be_a_vhd_helps(tmp_path: Path) -> None:
+async def test_the_message_about_an_image_that_may_be_a_vhd_helps(tmp_path: Path) -> None:
     image, as_vhd_, as_qcow2 = tmp_path / "x", tmp_path / "x.vhd", tmp_path / "x.qcow2"
     image.write_bytes(bytes(MIB) + FOOTER)
     as_vhd_.symlink_to("x")
@@ -159,7 +159,7 @@ async def test_an_image_larger_than_the_disk_is_refused_and_the_disk_untouched(t
     assert disk.read_bytes() == bytes(512)
 
 
-async def test_an_export_replaces_nothing_unless_told_to(tmp_path: Path) -> None:
+async def test_an_export_replaces_a_file_only_with_force(tmp_path: Path) -> None:
     disk, to = disk_bytes(tmp_path / "os.img", 2), tmp_path / "out.img"
     to.write_bytes(b"precious")
     with pytest.raises(RigError) as failed:
@@ -345,7 +345,7 @@ def test_a_blank_disk_is_no_import() -> None:
         parse_import("os=")
 
 
-def test_a_size_in_the_place_of_an_image_is_told_from_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_size_in_the_place_of_an_image_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RigError) as caught:
         parse_import("os=64MiB")

@@ -131,7 +131,7 @@ async def test_an_answer_that_is_too_long_is_not_read(depot: Served, monkeypatch
     assert caught.value.code == "BadAnswer"
 
 
-async def test_a_bug_tells_the_caller_no_detail(depot: Served) -> None:
+async def test_the_caller_of_a_bug_gets_no_detail(depot: Served) -> None:
     with pytest.raises(RigError) as caught:
         await depot.remote.crash()
     assert caught.value.code == "InternalError"
@@ -190,6 +190,34 @@ async def test_a_handler_is_cancelled_when_its_client_goes(depot: Served) -> Non
         await depot.real.cancelled.wait()
 
 
+class Counter:
+    async def count(self) -> int:
+        return 8
+
+
+class Shelves(Protocol):
+    async def listed(self) -> list[Box]: ...
+
+
+class Stock(Shelves, Protocol):
+    async def count(self) -> int: ...
+
+
+async def test_several_objects_implement_one_protocol() -> None:
+    class Lister:
+        async def listed(self) -> list[Box]:
+            return []
+
+    stock = server.joined(Stock, (Counter(), Lister()))
+    assert (await stock.count(), await stock.listed()) == (8, [])
+
+
+def test_each_method_of_a_protocol_is_in_one_of_the_objects() -> None:
+    message = "each method of Stock must be in one object: count in 2 of them, listed in 0 of them"
+    with pytest.raises(TypeError, match=message):
+        server.joined(Stock, (Counter(), Counter()))
+
+
 async def test_a_client_that_goes_while_it_asks_is_no_error() -> None:
     app = server.application({"Depot": (Depot, RealDepot())})
     told: Iterator[MutableMapping[str, Any]] = iter(
@@ -246,7 +274,7 @@ async def test_a_stale_socket_is_replaced_and_a_finished_server_leaves_none(tmp_
     assert not socket.exists()
 
 
-async def test_a_server_told_to_end_finishes_the_running_call(tmp_path: Path) -> None:
+async def test_a_server_that_is_to_end_finishes_the_running_call(tmp_path: Path) -> None:
     socket, end = tmp_path / "run" / "depot.sock", trio.Event()
 
     class Ending(RealDepot):

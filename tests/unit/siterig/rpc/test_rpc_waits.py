@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.contracts.provider import Provider
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.core.deadlines import deadline_s
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.sides.provider import Provider
 from siterig.core.paths import Layout, create
 from siterig.rpc import client, directory
 from siterig.rpc.contract import method_names
@@ -38,7 +38,7 @@ def hung(tmp_path: Path) -> Iterator[Layout]:
         listener.close()
 
 
-def test_a_command_tells_whom_it_waits_for_and_gives_up(hung: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_names_the_role_that_it_waits_for_and_then_fails(hung: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "WAIT_REPORTED_S", 0.05)
     monkeypatch.setattr(VaultApi.points, "_deadline_s", 0.3)
     result = siterig("points", "web01", "--json", "--dir", str(hung.root))
@@ -53,7 +53,7 @@ def test_a_command_tells_whom_it_waits_for_and_gives_up(hung: Layout, monkeypatc
     ]
 
 
-async def test_what_may_take_long_has_no_deadline_and_who_did_not_ask_is_told_nothing(
+async def test_a_long_call_has_no_deadline_and_only_its_caller_gets_notes(
     hung: Layout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "WAIT_REPORTED_S", 0.05)

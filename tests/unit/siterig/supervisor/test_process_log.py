@@ -53,7 +53,7 @@ def run(folder: Path, program: str, *, name: str = "agent.log", files_max: int |
         "print('line', n, 'of many', file=sys.stderr)",
     ],
 )
-def test_a_log_and_the_one_before_it_are_bounded_whoever_writes(tmp_path: Path, line: str) -> None:
+def test_a_log_and_the_one_before_it_are_bounded_for_all_writers(tmp_path: Path, line: str) -> None:
     log = run(tmp_path, f"for n in range(2000):\n    {line}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["agent.log", "agent.log.1"]
     assert log.stat().st_size < 11_000
@@ -110,7 +110,7 @@ def test_a_repeated_line_is_counted_and_written_once_in_a_while() -> None:
     assert repeats(None, "info", dict(event)) == event | {"repeated": 3}
 
 
-def test_what_is_remembered_of_lines_is_bounded() -> None:
+def test_the_kept_part_of_lines_is_bounded() -> None:
     repeats = Repeats(FakeClock())
     lines = [{"event": f"line {number}"} for number in range(10_000)]
     for line in lines:

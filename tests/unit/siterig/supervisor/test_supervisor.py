@@ -116,7 +116,7 @@ async def test_a_role_that_ends_at_start_is_named_with_the_last_line_of_its_log(
             pytest.fail("must not get here")
 
 
-async def test_a_role_that_says_why_it_cannot_start_is_quoted(layout: Layout) -> None:
+async def test_the_reason_of_a_role_that_cannot_start_is_quoted(layout: Layout) -> None:
     with failing("PortTaken", "role a did not start: port 7 is taken"):
         async with running(layout, role("a", REFUSE)):
             pytest.fail("must not get here")
@@ -131,7 +131,7 @@ async def test_a_killed_role_is_started_again(layout: Layout) -> None:
         assert after.restarts == 1
 
 
-async def test_a_role_that_keeps_ending_is_given_up_and_says_why(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_role_that_keeps_ending_is_failed_with_its_reason(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "BACKOFF_FIRST_S", 0.001)
     async with running(layout, role("a", END_SOON)) as supervisor:
         found = await until(supervisor, "a", lambda role: role.state == "failed")
@@ -150,7 +150,7 @@ async def test_a_role_killed_on_purpose_is_held_until_it_is_started(layout: Layo
         assert alive(again.pid)
 
 
-async def test_killing_on_purpose_any_number_of_times_is_never_given_up(layout: Layout) -> None:
+async def test_a_role_that_is_killed_on_purpose_is_always_restarted(layout: Layout) -> None:
     async with running(layout, role("a", SERVE)) as supervisor:
         for _ in range(supervisor_module.DEATHS_MAX + 1):
             await supervisor.kill_role(name="a")
@@ -209,7 +209,7 @@ async def test_a_role_that_ignores_sigterm_is_killed_in_bounded_time(
     assert not alive(pid)
 
 
-async def test_a_role_that_never_gets_ready_is_given_up(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_role_that_never_gets_ready_is_failed(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("siterig.supervisor.process.READY_TIMEOUT_S", 1)
     with failing("RoleFailed", "role a was not ready after 1 s: hm"):
         async with running(layout, role("a", "import signal; print('hm', flush=True); signal.pause()")):
@@ -272,7 +272,7 @@ async def test_a_role_whose_own_server_is_silent_is_hung_and_names_it(layout: La
 
 
 @pytest.mark.usefixtures("quick_checks")
-async def test_a_vault_that_takes_no_report_is_told_again(layout: Layout) -> None:
+async def test_a_report_that_the_vault_refuses_is_sent_again(layout: Layout) -> None:
     reports = 0
     twice = trio.Event()
 

@@ -1,4 +1,4 @@
-"""Somebody sets the host's clock, or the host restarts: no point goes, health and RPO are right, and an event reports it."""
+"""The host's clock is set, or the host restarts: no point is lost, health and RPO are right, and an event reports it."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ async def take(world: World, *, age_s: float = 0.0) -> CutInfo:
 
 
 async def points_of(vault: Vault) -> set[str]:
-    return {point.id for point in await vault.points(vm="web01")}
+    return {point.id for point in await vault.recovery_points.points(vm="web01")}
 
 
 async def jumps(vault: Vault) -> list[Event]:
-    return [event for event in await vault.events() if event.eventCode == "ClockJumped"]
+    return [event for event in await vault.status.events() if event.eventCode == "ClockJumped"]
 
 
 async def hour_of_points(world: World) -> None:
@@ -124,7 +124,7 @@ async def test_time_that_passed_prunes_points_and_an_event_reports_it(tmp_path: 
         world.clock.advance_ns(30 * HOUR_NS)
         await take(world)
         await vault.retention.round()
-        (event,) = [event for event in await vault.events() if event.eventCode == "RecoveryPointsPruned"]
+        (event,) = [event for event in await vault.status.events() if event.eventCode == "RecoveryPointsPruned"]
         assert (event.severity, event.affectedObject) == ("OK", "web01")
         gone = before + 1 - len(await points_of(vault))
         assert gone > 10
@@ -160,7 +160,7 @@ async def test_no_cycle_is_missed_because_the_clock_was_set(tmp_path: Path, by_h
             if number == 20:
                 world.clock.step_wall_ns(by_h * HOUR_NS)
             await take(world)
-        (item,) = await vault.items()
+        (item,) = await vault.status.items()
         assert item.replicationHealth == "Normal", item.healthErrors
         assert item.lastRpoInSeconds == pytest.approx(0, abs=0.001)
 
@@ -174,19 +174,19 @@ async def test_cycles_that_are_missed_after_the_clock_was_set_back_are_reported(
             await take(world)
         world.clock.step_wall_ns(-DAYS_2_H * HOUR_NS)
         world.clock.advance_ns(2 * HOUR_NS)
-        (item,) = await vault.items()
+        (item,) = await vault.status.items()
         assert [error.errorCode for error in item.healthErrors] == ["ReplicationCyclesMissed", "LogUnsent"]
         assert item.lastRpoInSeconds == pytest.approx(7200)
 
 
-async def test_a_report_that_comes_late_tells_how_old_the_state_is(tmp_path: Path) -> None:
+async def test_a_report_that_comes_late_has_the_age_of_the_state(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
         world.clock.advance_ns(HOUR_NS)
         world.clock.step_wall_ns(-5 * HOUR_NS)
         await take(world, age_s=600)
-        (item,) = await vault.items()
+        (item,) = await vault.status.items()
         assert item.lastRpoInSeconds == pytest.approx(600)
 
 
@@ -201,7 +201,7 @@ async def test_a_jobs_times_are_in_order_though_the_clock_is_set_back_while_it_r
             await real(name)
 
         world.called = called  # type: ignore[method-assign]
-        job = await ended(vault, await vault.test_failover(vm="web01", point="Latest"))
+        job = await ended(vault, await vault.failovers.test_failover(vm="web01", point="Latest"))
         times = [time for task in job.tasks for time in (task.startTime, task.endTime)]
         assert None not in times
         shown = [str(job.startTime), *map(str, times), str(job.endTime)]

@@ -25,7 +25,7 @@ from siterig.azure_emu.vault.context.states import (
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.examples import FACTOR, examples
+from tests.support.repo.examples import FACTOR, examples
 from tests.support.rigs.vault_fakes import World, idle, protected, running
 
 
@@ -40,7 +40,7 @@ def test_from_every_resting_state_something_is_allowed(state: ProtectionState, l
 
 
 @pytest.mark.parametrize(("state", "location"), sorted(RESTING))
-def test_every_refusal_names_the_state_and_what_is_allowed(state: ProtectionState, location: str) -> None:
+def test_every_refusal_names_the_state_and_the_allowed_ones(state: ProtectionState, location: str) -> None:
     row = item(state, location)
     now = allowed(row)
     for operation in Operation:
@@ -80,16 +80,16 @@ def test_a_passing_state_allows_nothing() -> None:
 
 
 BEGIN: dict[Operation, Callable[[Vault], Awaitable[object]]] = {
-    Operation.ENABLE: lambda vault: vault.enable_protection(vm="web01", interval_s=30),
-    Operation.DISABLE: lambda vault: vault.disable_protection(vm="web01"),
-    Operation.TEST: lambda vault: vault.test_failover(vm="web01", point="Latest"),
-    Operation.CLEANUP: lambda vault: vault.cleanup_test_failover(vm="web01"),
-    Operation.UNPLANNED: lambda vault: vault.unplanned_failover(vm="web01", point="Latest", source_actions=True),
-    Operation.PLANNED: lambda vault: vault.planned_failover(vm="web01"),
-    Operation.COMMIT: lambda vault: vault.commit_failover(vm="web01"),
-    Operation.FAILBACK: lambda vault: vault.failback(vm="web01"),
-    Operation.REPROTECT: lambda vault: vault.reprotect(vm="web01"),
-    Operation.RESYNC: lambda vault: vault.resync(vm="web01"),
+    Operation.ENABLE: lambda vault: vault.protection.enable_protection(vm="web01", interval_s=30),
+    Operation.DISABLE: lambda vault: vault.protection.disable_protection(vm="web01"),
+    Operation.TEST: lambda vault: vault.failovers.test_failover(vm="web01", point="Latest"),
+    Operation.CLEANUP: lambda vault: vault.failovers.cleanup_test_failover(vm="web01"),
+    Operation.UNPLANNED: lambda vault: vault.failovers.unplanned_failover(vm="web01", point="Latest", source_actions=True),
+    Operation.PLANNED: lambda vault: vault.failovers.planned_failover(vm="web01"),
+    Operation.COMMIT: lambda vault: vault.failovers.commit_failover(vm="web01"),
+    Operation.FAILBACK: lambda vault: vault.failovers.failback(vm="web01"),
+    Operation.REPROTECT: lambda vault: vault.protection.reprotect(vm="web01"),
+    Operation.RESYNC: lambda vault: vault.protection.resync(vm="web01"),
 }
 FAULTS = [
     None,
@@ -150,7 +150,7 @@ async def test_every_sequence_of_operations_faults_and_kills_allows_another(
 async def pick(vault: Vault, which: int) -> Operation:
     """Mostly one that is allowed, so that sequences get somewhere; now and then any."""
     choices = list(BEGIN)
-    for shown in await vault.items():
+    for shown in await vault.status.items():
         if which < 90:
             row = item(ProtectionState(shown.protectionState), shown.activeLocation, shown.testFailoverState)
             # After a kill a resumed job may hold the item in a passing state: then any, to be refused.
@@ -159,7 +159,7 @@ async def pick(vault: Vault, which: int) -> Operation:
 
 
 async def check_resting(vault: Vault, world: World) -> None:
-    for shown in await vault.items():
+    for shown in await vault.status.items():
         state = (ProtectionState(shown.protectionState), shown.activeLocation)
         assert state in RESTING
         assert allowed(item(*state, shown.testFailoverState))

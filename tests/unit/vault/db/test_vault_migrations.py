@@ -211,7 +211,7 @@ def test_a_copy_that_cannot_be_written_for_want_of_room_is_disk_full(
     assert query(path, "SELECT version FROM format") == [(4,)]
 
 
-def test_what_a_killed_copy_left_is_replaced(tmp_path: Path) -> None:
+def test_the_files_of_a_killed_copy_are_replaced(tmp_path: Path) -> None:
     path = of_version_4(tmp_path)
     (tmp_path / "vault.db.version-4.new").write_bytes(b"half")
     opened(path)

@@ -31,39 +31,39 @@ ERROR = RigError(Code.of("Injected"), "it failed")
 
 
 def do_test(vault: Vault) -> Awaitable[Job]:
-    return vault.test_failover(vm="web01", point="Latest")
+    return vault.failovers.test_failover(vm="web01", point="Latest")
 
 
 def cleanup(vault: Vault) -> Awaitable[Job]:
-    return vault.cleanup_test_failover(vm="web01")
+    return vault.failovers.cleanup_test_failover(vm="web01")
 
 
 def unplanned(vault: Vault) -> Awaitable[Job]:
-    return vault.unplanned_failover(vm="web01", point="Latest", source_actions=True)
+    return vault.failovers.unplanned_failover(vm="web01", point="Latest", source_actions=True)
 
 
 def planned(vault: Vault) -> Awaitable[Job]:
-    return vault.planned_failover(vm="web01")
+    return vault.failovers.planned_failover(vm="web01")
 
 
 def commit(vault: Vault) -> Awaitable[Job]:
-    return vault.commit_failover(vm="web01")
+    return vault.failovers.commit_failover(vm="web01")
 
 
 def failback(vault: Vault) -> Awaitable[Job]:
-    return vault.failback(vm="web01")
+    return vault.failovers.failback(vm="web01")
 
 
 def reprotect(vault: Vault) -> Awaitable[Job]:
-    return vault.reprotect(vm="web01")
+    return vault.protection.reprotect(vm="web01")
 
 
 def resync(vault: Vault) -> Awaitable[Job]:
-    return vault.resync(vm="web01")
+    return vault.protection.resync(vm="web01")
 
 
 def disable(vault: Vault) -> Awaitable[Job]:
-    return vault.disable_protection(vm="web01")
+    return vault.protection.disable_protection(vm="web01")
 
 
 AT_AZURE: tuple[Step, ...] = (unplanned, commit)
@@ -85,7 +85,7 @@ ROWS: list[tuple[tuple[Step, ...], Operation, Step, str, str | None]] = [
     ((), Operation.PLANNED, planned, "site.replicate_now", ProtectionState.PLANNED_FAILED),
     ((), Operation.PLANNED, planned, "azure.create_disk_from_point", ProtectionState.PLANNED_FAILED),
     ((unplanned,), Operation.COMMIT, commit, "azure.list_disks", None),
-    ((unplanned,), Operation.COMMIT, commit, "azure.promote_vm", ProtectionState.COMMIT_TO_RECOVERY_FAILED),
+    ((unplanned,), Operation.COMMIT, commit, "azure.hydrate_vm", ProtectionState.COMMIT_TO_RECOVERY_FAILED),
     (AT_AZURE, Operation.FAILBACK, failback, "site.check_failback", None),
     (AT_AZURE, Operation.FAILBACK, failback, "site.receive_disk", ProtectionState.PLANNED_FAILED),
     (AT_AZURE, Operation.FAILBACK, failback, "site.commit_failback", ProtectionState.PLANNED_FAILED),
@@ -106,7 +106,7 @@ async def row_of(vault: Vault) -> ItemRow:
 
 
 async def states_of(vault: Vault) -> tuple[str, str, str | None, str]:
-    (item,) = await vault.items()
+    (item,) = await vault.status.items()
     return item.protectionState, item.testFailoverState, item.resynchronizationRequired, item.activeLocation
 
 
@@ -131,7 +131,7 @@ async def test_a_failed_operation_can_be_repeated_and_points_continue(
         world.stop_failing()
 
         if after is not None:
-            (item,) = await vault.items()
+            (item,) = await vault.status.items()
             assert after in (item.protectionState, item.testFailoverState)
         elif call != "site.resync":  # the one that changed something and keeps the state: it is due again
             assert await states_of(vault) == states
@@ -143,7 +143,7 @@ async def test_a_failed_operation_can_be_repeated_and_points_continue(
         assert operation in allowed(row)
         if is_cycling(row):
             assert await vault.reports.may_replicate(vm="web01")
-            point = await vault.create_point(vm="web01", kind="CrashConsistent", name="after-failure")
+            point = await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="after-failure")
             assert point.name == "after-failure"
         assert (await ended(vault, await operate(vault))).state == "Succeeded"
 
@@ -173,5 +173,5 @@ async def test_a_kill_in_the_first_task_leaves_the_state_as_it_was(tmp_path: Pat
             await trio.lowlevel.checkpoint()
     world.held.clear()
     async with running(world, tmp_path) as vault:
-        assert (await vault.jobs())[0].errors[0].code == "VaultStopped"
+        assert (await vault.status.jobs())[0].errors[0].code == "VaultStopped"
         assert (await states_of(vault))[0] == ProtectionState.PROTECTED

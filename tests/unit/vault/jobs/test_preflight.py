@@ -25,7 +25,7 @@ CHANGES = {
     "site.resync",
     "azure.remove_vm",
     "azure.create_disk_from_point",
-    "azure.promote_vm",
+    "azure.hydrate_vm",
     "azure.close_mounted_point",
     "recovery.delete_managed_disk",
     "recovery.create_managed_disk",
@@ -76,26 +76,26 @@ async def nothing(vault: Vault) -> None:
 
 
 async def with_test_vm(vault: Vault) -> None:
-    await ended(vault, await vault.test_failover(vm="web01", point="Latest"))
+    await ended(vault, await vault.failovers.test_failover(vm="web01", point="Latest"))
 
 
 async def failed_over(vault: Vault) -> None:
-    await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
+    await ended(vault, await vault.failovers.unplanned_failover(vm="web01", point="Latest"))
 
 
 async def committed(vault: Vault) -> None:
     await failed_over(vault)
-    await ended(vault, await vault.commit_failover(vm="web01"))
+    await ended(vault, await vault.failovers.commit_failover(vm="web01"))
 
 
 async def failed_back(vault: Vault) -> None:
     await committed(vault)
-    assert (await ended(vault, await vault.failback(vm="web01"))).state == "Succeeded"
+    assert (await ended(vault, await vault.failovers.failback(vm="web01"))).state == "Succeeded"
 
 
 async def back(vault: Vault) -> None:
     await failed_back(vault)
-    await ended(vault, await vault.commit_failover(vm="web01"))
+    await ended(vault, await vault.failovers.commit_failover(vm="web01"))
 
 
 async def written_after_download(world: World, _vault: Vault) -> None:
@@ -104,23 +104,23 @@ async def written_after_download(world: World, _vault: Vault) -> None:
 
 
 def begin_test(vault: Vault) -> Awaitable[Job]:
-    return vault.test_failover(vm="web01", point="LatestProcessed")
+    return vault.failovers.test_failover(vm="web01", point="LatestProcessed")
 
 
 def unplanned(vault: Vault) -> Awaitable[Job]:
-    return vault.unplanned_failover(vm="web01", point="LatestProcessed", source_actions=True)
+    return vault.failovers.unplanned_failover(vm="web01", point="LatestProcessed", source_actions=True)
 
 
 def planned(vault: Vault) -> Awaitable[Job]:
-    return vault.planned_failover(vm="web01")
+    return vault.failovers.planned_failover(vm="web01")
 
 
 def commit(vault: Vault) -> Awaitable[Job]:
-    return vault.commit_failover(vm="web01")
+    return vault.failovers.commit_failover(vm="web01")
 
 
 def failback(vault: Vault) -> Awaitable[Job]:
-    return vault.failback(vm="web01")
+    return vault.failovers.failback(vm="web01")
 
 
 BUSY = RigError(Code.VmBusy, "disk is in use by bash (7)", recoverable=True)
@@ -144,7 +144,7 @@ ROWS = [
     (
         "commit: no room to become independent",
         failed_over,
-        failing("azure.check_promotion", NO_ROOM),
+        failing("azure.check_hydration", NO_ROOM),
         commit,
         "NotEnoughSpace",
     ),
@@ -158,21 +158,21 @@ ROWS = [
         "reprotect: no room",
         back,
         failing("site.check_vm", NO_ROOM),
-        lambda vault: vault.reprotect(vm="web01"),
+        lambda vault: vault.protection.reprotect(vm="web01"),
         "NotEnoughSpace",
     ),
     (
         "resync: no room",
         nothing,
         failing("site.check_vm", NO_ROOM),
-        lambda vault: vault.resync(vm="web01"),
+        lambda vault: vault.protection.resync(vm="web01"),
         "NotEnoughSpace",
     ),
     (
         "cleanup: test VM in use",
         with_test_vm,
         open_at_azure("web01-test"),
-        lambda vault: vault.cleanup_test_failover(vm="web01"),
+        lambda vault: vault.failovers.cleanup_test_failover(vm="web01"),
         "DiskInUse",
     ),
 ]
@@ -205,13 +205,13 @@ async def test_a_name_that_is_taken_over_there_is_noticed_when_protection_is_ena
         await stranger("web01")(world, vault)
         with pytest.raises(AssertionError):
             await protected(vault)
-        (job,) = await vault.jobs()
+        (job,) = await vault.status.jobs()
         assert [error.code for error in job.errors] == ["VmExists"]
         assert CHANGES & set(world.calls) == set()
         world.azure.clear()
-        await vault.enable_protection(vm="web01", interval_s=30)
+        await vault.protection.enable_protection(vm="web01", interval_s=30)
         await idle(vault)
-        assert (await vault.items())[0].protectionState == "Protected"
+        assert (await vault.status.items())[0].protectionState == "Protected"
 
 
 @pytest.mark.parametrize("used", ["mounted point", "copy", "test VM"])
@@ -220,7 +220,7 @@ async def test_disabling_is_refused_before_its_job_while_the_recovery_side_is_in
     async with running(world, tmp_path) as vault:
         await protected(vault)
         if used == "mounted point":
-            await vault.mount_point(vm="web01")
+            await vault.mounts.mount_point(vm="web01")
             (key,) = world.mounted_points
             info = world.mounted_points[key]
             disks = [disk.model_copy(update={"open_handles": 1}) for disk in info.disks]
@@ -231,14 +231,14 @@ async def test_disabling_is_refused_before_its_job_while_the_recovery_side_is_in
                 lambda session: session.add(AzureVmRow(name=name, owner="web01", kind=kind))
             )
             world.azure[name] = {"os": world.disk(name, "os", 1 << 20).model_copy(update={"open_handles": 1})}
-        jobs_before = await vault.jobs()
+        jobs_before = await vault.status.jobs()
         world.calls.clear()
         with pytest.raises(RigError, match="is in use") as caught:
-            await vault.disable_protection(vm="web01")
+            await vault.protection.disable_protection(vm="web01")
         assert caught.value.code == ("RecoveryInUse" if used == "mounted point" else "DiskInUse")
-        assert await vault.jobs() == jobs_before
+        assert await vault.status.jobs() == jobs_before
         assert CHANGES & set(world.calls) == set()
-        assert (await vault.items())[0].protectionState == "Protected"
+        assert (await vault.status.items())[0].protectionState == "Protected"
         assert await vault.reports.may_replicate(vm="web01")
 
 
@@ -258,7 +258,7 @@ async def test_replication_continues_after_a_failure_past_the_preflight(tmp_path
         assert not await vault.reports.may_replicate(vm="web01")
 
 
-async def test_a_change_of_point_reports_that_what_was_written_to_the_vm_is_gone(tmp_path: Path) -> None:
+async def test_a_change_of_point_reports_that_the_writes_to_the_vm_are_lost(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -276,8 +276,8 @@ async def test_a_failback_can_be_done_again_after_the_azure_vm_was_written_to(tm
         await failed_back(vault)
         await written_after_download(world, vault)
         assert (await ended(vault, await commit(vault))).errors[0].code == "VmChanged"
-        assert (await vault.items())[0].protectionState == "PlannedFailoverCompleted"
-        assert (await ended(vault, await vault.failback(vm="web01"))).state == "Succeeded"
+        assert (await vault.status.items())[0].protectionState == "PlannedFailoverCompleted"
+        assert (await ended(vault, await vault.failovers.failback(vm="web01"))).state == "Succeeded"
         assert (await ended(vault, await commit(vault))).state == "Succeeded"
 
 

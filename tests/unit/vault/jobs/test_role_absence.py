@@ -77,9 +77,9 @@ async def test_a_planned_failover_waits_for_a_role_that_is_started_again(tmp_pat
         await vault.reports.report_roles(roles=states(azurite="restarting"))
         world.failing[call] = error
         before = world.calls.count(call)
-        job = await vault.planned_failover(vm="web01")
+        job = await vault.failovers.planned_failover(vm="web01")
         await until(lambda: world.calls.count(call) > before + 1)
-        shown = await vault.job(name=job.name)
+        shown = await vault.status.job(name=job.name)
         (task,) = [task for task in shown.tasks if task.state == "InProgress"]
         assert task.waiting_for is not None
         assert [wait.vm for wait in vault.context.waits.list()] == ["web01"]
@@ -92,13 +92,13 @@ async def test_a_planned_failover_waits_for_a_role_that_is_started_again(tmp_pat
 
 
 @pytest.mark.slow
-async def test_the_wait_is_called_what_the_supervisor_says_of_the_role(tmp_path: Path) -> None:
+async def test_the_wait_has_the_state_of_the_role_by_the_supervisor(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await vault.reports.report_roles(roles=states("killed by SIGKILL", azurite="restarting"))
         world.failing["recovery.process_latest"] = cache_away()
-        await vault.test_failover(vm="web01", point="Latest")
+        await vault.failovers.test_failover(vm="web01", point="Latest")
         await until(lambda: bool(vault.context.waits.list()))
         (wait,) = vault.context.waits.list()
         assert (wait.code, wait.reason) == ("RoleUnavailable", "role azurite is restarting: killed by SIGKILL")
@@ -125,7 +125,7 @@ async def test_an_abandoned_role_fails_the_operation_with_error_and_remedy(tmp_p
         await vault.reports.report_roles(roles=states("ended 5 times within 60 s; last: no room", applier="failed"))
         away = RigError(Code.RoleUnavailable, "nobody answers", recoverable=True, role="applier")
         world.failing["recovery.process_latest"] = world.failing["azure.create_disk_from_point"] = away
-        job = await ended(vault, await vault.test_failover(vm="web01", point=point))
+        job = await ended(vault, await vault.failovers.test_failover(vm="web01", point=point))
         assert [(error.code, error.message) for error in job.errors] == [
             (
                 "RoleFailed",
@@ -143,7 +143,9 @@ async def test_taking_a_point_does_not_wait_for_ever_for_an_abandoned_applier(tm
         world.apply = False
         with pytest.raises(ExceptionGroup) as caught:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(lambda: vault.create_point(vm="web01", kind="CrashConsistent", name="mine"))
+                nursery.start_soon(
+                    lambda: vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="mine")
+                )
                 await until(lambda: bool(world.cached))
                 await vault.reports.report_roles(roles=states("no room", applier="failed"))
         assert [getattr(error, "code", None) for error in caught.value.exceptions] == ["RoleFailed"]
@@ -156,7 +158,7 @@ async def test_a_planned_failover_of_a_lost_site_names_the_remedy(tmp_path: Path
         await protected(vault)
         await vault.reports.report_roles(roles=states(site="held", agent="held"))
         world.failing["site.list_vms"] = agent_away()
-        job = await ended(vault, await vault.planned_failover(vm="web01"))
+        job = await ended(vault, await vault.failovers.planned_failover(vm="web01"))
         (error,) = job.errors
         assert (error.code, error.message) == (
             "RoleHeld",
@@ -172,7 +174,7 @@ async def test_an_unplanned_failover_shuts_down_a_source_that_restarts(tmp_path:
         await protected(vault)
         await vault.reports.report_roles(roles=states(agent="restarting"))
         world.failing["site.shutdown_vm"] = agent_away()
-        job = await vault.unplanned_failover(vm="web01", point="Latest", source_actions=True)
+        job = await vault.failovers.unplanned_failover(vm="web01", point="Latest", source_actions=True)
         await until(lambda: "site.shutdown_vm" in world.calls)
         world.stop_failing()
         await vault.reports.report_roles(roles=states())
@@ -184,17 +186,17 @@ async def test_an_unplanned_failover_shuts_down_a_source_that_restarts(tmp_path:
 @pytest.mark.parametrize(
     "operation",
     [
-        lambda vault: vault.mount_point(vm="web01"),
-        lambda vault: vault.create_point(vm="web01", kind="CrashConsistent", name="mine"),
-        lambda vault: vault.create_vm(vm="web02", disks=[DiskSpec(name="os", size_bytes=512)]),
-        lambda vault: vault.enable_protection(vm="web03", interval_s=30),
+        lambda vault: vault.mounts.mount_point(vm="web01"),
+        lambda vault: vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="mine"),
+        lambda vault: vault.vms.create_vm(vm="web02", disks=[DiskSpec(name="os", size_bytes=512)]),
+        lambda vault: vault.protection.enable_protection(vm="web03", interval_s=30),
     ],
 )
 async def test_operations_that_are_no_jobs_wait_too(tmp_path: Path, operation: Callable[[Vault], object]) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.create_vm(vm="web03", disks=[DiskSpec(name="os", size_bytes=512)])
+        await vault.vms.create_vm(vm="web03", disks=[DiskSpec(name="os", size_bytes=512)])
         calls = (
             "azure.open_mounted_point",
             "azure.create_disk_from_point",
@@ -230,7 +232,7 @@ async def test_a_point_that_may_have_been_taken_is_not_taken_a_second_time(tmp_p
         before = world.calls.count("site.replicate_now")
         world.failing_once["site.replicate_now"] = agent_away(uncertain=True)
         with pytest.raises(RigError) as caught:
-            await vault.create_point(vm="web01", kind="CrashConsistent", name="mine")
+            await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="mine")
         assert caught.value.message == (
             "nobody answers; it is not known whether the recovery point was taken: see siterig points web01"
         )
@@ -255,7 +257,7 @@ async def test_all_attempts_to_take_a_point_are_one_request(tmp_path: Path, monk
             return await replicate_now(**arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(site, "replicate_now", noted)
-        await vault.create_point(vm="web01", kind="CrashConsistent", name="mine")
+        await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="mine")
         assert len(requests) == 3
         assert len(set(requests)) == 1
         assert uuid.UUID(requests[0])
@@ -266,21 +268,21 @@ async def test_a_list_of_vms_does_not_ask_a_role_that_hangs(tmp_path: Path) -> N
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.list_vms()
+        await vault.vms.list_vms()
         world.held["site.list_vms"] = trio.Event()
         await vault.reports.report_roles(roles=states(agent="hung"))
         with trio.fail_after(60):
-            assert [vm.name for vm in await vault.list_vms()] == ["web01"]
+            assert [vm.name for vm in await vault.vms.list_vms()] == ["web01"]
 
 
 @pytest.mark.slow
-async def test_a_job_whose_call_hangs_shows_the_role_that_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_whose_call_hangs_names_the_role_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("siterig.azure_emu.vault.jobs.engine.NOTICED_S", 0.01)
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
         world.held["recovery.process_latest"] = trio.Event()
-        job = await vault.test_failover(vm="web01", point="Latest")
+        job = await vault.failovers.test_failover(vm="web01", point="Latest")
         await until(lambda: "recovery.process_latest" in world.calls)
         await vault.reports.report_roles(roles=states("has not answered since 12:00:00 UTC", applier="hung"))
         await until(lambda: bool(vault.context.waits.list()))
@@ -302,33 +304,29 @@ async def in_virtual_time(check: Callable[[], bool]) -> None:
 
 
 @pytest.mark.slow
-async def test_what_a_task_waited_for_is_not_shown_any_more_when_it_gets_on(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_the_wait_of_a_task_is_not_shown_after_it_continues(tmp_path: Path, autojump_clock: MockClock) -> None:
     """No role changes its state: only the task itself can tell."""
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
         world.failing_once["azure.create_disk_from_point"] = cache_away()
-        job = await vault.test_failover(vm="web01", point="Latest")
+        job = await vault.failovers.test_failover(vm="web01", point="Latest")
         await in_virtual_time(lambda: bool(vault.context.waits.list()))
         held = world.held["azure.create_disk_from_point"] = trio.Event()
         await in_virtual_time(lambda: not vault.context.waits.list())
-        (task,) = [task for task in (await vault.job(name=job.name)).tasks if task.state == "InProgress"]
+        (task,) = [task for task in (await vault.status.job(name=job.name)).tasks if task.state == "InProgress"]
         assert (task.name, task.waiting_for) == ("PrepareTestProtectedEntitiesTask", None)
         held.set()
         assert (await ended(vault, job)).state == "Succeeded"
 
 
-async def test_what_an_operation_waited_for_is_not_shown_any_more_when_it_gets_on(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_the_wait_of_an_operation_is_not_shown_after_it_continues(tmp_path: Path, autojump_clock: MockClock) -> None:
     world = World()
     async with running(world, tmp_path) as vault, trio.open_nursery() as nursery:
         await vault.reports.report_roles(roles=states(agent="restarting"))
         world.failing_once["site.create_vm"] = agent_away()
         disks = [DiskSpec(name="os", size_bytes=1 << 20)]
-        nursery.start_soon(partial(vault.create_vm, vm="new", disks=disks))
+        nursery.start_soon(partial(vault.vms.create_vm, vm="new", disks=disks))
         await in_virtual_time(lambda: bool(vault.context.waits.list()))
         held = world.held["site.create_vm"] = trio.Event()
         await in_virtual_time(lambda: not vault.context.waits.list())
@@ -353,7 +351,7 @@ async def test_a_wait_ends_only_when_the_next_attempt_has_lasted_for_a_while(aut
 
 
 @pytest.mark.parametrize("failure", [RigError(Code.HostIoError, "no"), ValueError("a bug")])
-async def test_a_later_attempt_fails_with_what_it_raised(autojump_clock: MockClock, failure: Exception) -> None:
+async def test_a_later_attempt_fails_with_its_own_error(autojump_clock: MockClock, failure: Exception) -> None:
     roles, failures = Roles(), [cache_away(), failure]
 
     async def work() -> None:

@@ -20,7 +20,7 @@ SIZE = 64 * 1024
 
 
 async def made(vault: Vault, vm: str = "web01") -> None:
-    await vault.create_vm(vm=vm, disks=[DiskSpec(name="os", size_bytes=1 << 20)])
+    await vault.vms.create_vm(vm=vm, disks=[DiskSpec(name="os", size_bytes=1 << 20)])
 
 
 async def test_an_unprotected_vm_is_deleted(tmp_path: Path) -> None:
@@ -28,9 +28,9 @@ async def test_an_unprotected_vm_is_deleted(tmp_path: Path) -> None:
     async with running(world, tmp_path) as vault:
         await made(vault)
         await made(vault, "db02")
-        job = await ended(vault, await vault.delete_vm(vm="web01"))
+        job = await ended(vault, await vault.vms.delete_vm(vm="web01"))
         assert (job.state, job.scenarioName) == ("Succeeded", "DeleteVm")
-        assert [vm.name for vm in await vault.list_vms()] == ["db02"]
+        assert [vm.name for vm in await vault.vms.list_vms()] == ["db02"]
         await made(vault)  # the name can be used again
 
 
@@ -40,36 +40,36 @@ async def test_a_protected_vm_is_not_deleted_until_it_is_unprotected(tmp_path: P
     async with running(world, tmp_path) as vault:
         await protected(vault)
         with pytest.raises(RigError, match=r"it is protected .*; siterig unprotect web01 ends that") as caught:
-            await vault.delete_vm(vm="web01")
+            await vault.vms.delete_vm(vm="web01")
         assert caught.value.code == "InvalidState"
         assert "web01" in world.site
-        await ended(vault, await vault.disable_protection(vm="web01"))
-        await ended(vault, await vault.delete_vm(vm="web01"))
+        await ended(vault, await vault.protection.disable_protection(vm="web01"))
+        await ended(vault, await vault.vms.delete_vm(vm="web01"))
         assert world.site == {}
 
 
 @pytest.mark.slow
-async def test_a_test_vm_is_not_deleted_but_what_nobody_owns_is(tmp_path: Path) -> None:
+async def test_a_test_vm_is_not_deleted_but_an_orphan_is(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await ended(vault, await vault.test_failover(vm="web01", point="Latest"))
+        await ended(vault, await vault.failovers.test_failover(vm="web01", point="Latest"))
         with pytest.raises(RigError, match="it is the TestFailover VM of 'web01'; siterig cleanup web01 removes it"):
-            await vault.delete_vm(vm="web01-test")
+            await vault.vms.delete_vm(vm="web01-test")
         world.azure["left"] = {"os": world.disk("left", "os", 1 << 20)}
-        assert (await ended(vault, await vault.delete_vm(vm="left"))).state == "Succeeded"
+        assert (await ended(vault, await vault.vms.delete_vm(vm="left"))).state == "Succeeded"
         assert sorted(world.azure) == ["web01-test"]
 
 
-async def test_of_two_vms_of_one_name_the_side_must_be_said(tmp_path: Path) -> None:
+async def test_of_two_vms_of_one_name_the_side_is_required(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await made(vault)
         world.azure["web01"] = {"os": world.disk("web01", "os", 1 << 20)}
         with pytest.raises(RigError, match="both sides have a VM 'web01'") as caught:
-            await vault.delete_vm(vm="web01")
+            await vault.vms.delete_vm(vm="web01")
         assert caught.value.code == "BadRequest"
-        await ended(vault, await vault.delete_vm(vm="web01", side="azure"))
+        await ended(vault, await vault.vms.delete_vm(vm="web01", side="azure"))
         assert (sorted(world.site), sorted(world.azure)) == (["web01"], [])
 
 
@@ -77,10 +77,10 @@ async def test_a_vm_that_is_not_there_or_in_use_is_refused(tmp_path: Path) -> No
     world = World()
     async with running(world, tmp_path) as vault:
         with pytest.raises(RigError, match=r"there is no VM 'web01'; VMs: none; .* --side site or --side azure$") as caught:
-            await vault.delete_vm(vm="web01")
+            await vault.vms.delete_vm(vm="web01")
         assert caught.value.code == "VmNotFound"
         world.azure["left"] = {"os": world.disk("left", "os", 1 << 20).model_copy(update={"open_handles": 1})}
-        job = await ended(vault, await vault.delete_vm(vm="left"))
+        job = await ended(vault, await vault.vms.delete_vm(vm="left"))
         assert [error.code for error in job.errors] == ["DiskInUse"]
         assert "left" in world.azure
 
@@ -89,18 +89,18 @@ async def test_a_vm_that_only_the_other_side_has_is_looked_for_there(tmp_path: P
     world = World()
     async with running(world, tmp_path) as vault:
         world.azure["left"] = {"os": world.disk("left", "os", 1 << 20)}
-        job = await ended(vault, await vault.delete_vm(vm="left", side="site"))
+        job = await ended(vault, await vault.vms.delete_vm(vm="left", side="site"))
         assert [error.message for error in job.errors] == [
             "side site: there is no VM 'left' here; side azure has one: --side azure"
         ]
-        job = await ended(vault, await vault.delete_vm(vm="nope", side="site"))
+        job = await ended(vault, await vault.vms.delete_vm(vm="nope", side="site"))
         assert [error.message for error in job.errors] == ["side site: there is no VM 'nope' here"]
 
 
 async def test_a_vm_is_not_renamed_to_its_own_name(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         with pytest.raises(RigError, match="VM 'web01' is to be renamed to 'web01': the names are the same"):
-            await vault.rename_vm(vm="web01", name="web01")
+            await vault.vms.rename_vm(vm="web01", name="web01")
 
 
 @pytest.mark.slow
@@ -108,14 +108,14 @@ async def test_warnings_of_a_recovered_vm_stay_its_own_when_it_is_renamed(tmp_pa
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
+        await ended(vault, await vault.failovers.unplanned_failover(vm="web01", point="Latest"))
         await vault.reports.vm_disk_changed(vm="web01", disk="os", what="it was cut")
-        await ended(vault, await vault.rename_vm(vm="web01", name="web02"))
+        await ended(vault, await vault.vms.rename_vm(vm="web01", name="web02"))
         await vault.reports.vm_disk_changed(vm="web02", disk="os", what="it was cut")
-        (item,) = await vault.items()
+        (item,) = await vault.status.items()
         assert [error.errorCode for error in item.healthErrors] == ["ImageChanged"], "one, under the new name"
-        await ended(vault, await vault.unplanned_failover(vm="web02", point="LatestProcessed"))
-        assert (await vault.items())[0].healthErrors == [], "that VM is gone"
+        await ended(vault, await vault.failovers.unplanned_failover(vm="web02", point="LatestProcessed"))
+        assert (await vault.status.items())[0].healthErrors == [], "that VM is gone"
 
 
 async def test_a_deletion_that_a_kill_interrupted_is_completed(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ async def test_a_deletion_that_a_kill_interrupted_is_completed(tmp_path: Path) -
     async with running(world, tmp_path) as vault:
         await made(vault)
         world.failing["site.delete_vm"] = RigError(Code.RoleUnavailable, "away", recoverable=True)
-        job = await vault.delete_vm(vm="web01")
+        job = await vault.vms.delete_vm(vm="web01")
         while "site.delete_vm" not in world.calls:
-            await vault.job(name=job.name)
+            await vault.status.job(name=job.name)
     world.stop_failing()
     del world.site["web01"]  # it was done before the kill
     async with running(world, tmp_path) as vault:
@@ -137,22 +137,22 @@ async def test_a_protected_vm_is_renamed_with_everything_that_refers_to_it(tmp_p
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        points = await vault.points(vm="web01")
-        jobs_before = len(await vault.jobs())
-        job = await ended(vault, await vault.rename_vm(vm="web01", name="web02"))
+        points = await vault.recovery_points.points(vm="web01")
+        jobs_before = len(await vault.status.jobs())
+        job = await ended(vault, await vault.vms.rename_vm(vm="web01", name="web02"))
         assert (job.state, job.targetObjectName) == ("Succeeded", "web02")
-        assert [item.name for item in await vault.items()] == ["web02"]
-        assert await vault.points(vm="web02") == points
-        assert {found.targetObjectName for found in await vault.jobs()} == {"web02"}
-        assert len(await vault.jobs()) == jobs_before + 1
-        assert {event.affectedObject for event in await vault.events()} == {"web02"}
-        assert [vm.name for vm in await vault.list_vms()] == ["web02"]
+        assert [item.name for item in await vault.status.items()] == ["web02"]
+        assert await vault.recovery_points.points(vm="web02") == points
+        assert {found.targetObjectName for found in await vault.status.jobs()} == {"web02"}
+        assert len(await vault.status.jobs()) == jobs_before + 1
+        assert {event.affectedObject for event in await vault.status.events()} == {"web02"}
+        assert [vm.name for vm in await vault.vms.list_vms()] == ["web02"]
         assert await vault.reports.may_replicate(vm="web02")
         assert not await vault.reports.may_replicate(vm="web01")
-        await ended(vault, await vault.unplanned_failover(vm="web02", point="Latest"))
-        await ended(vault, await vault.rename_vm(vm="web02", name="web03"))
+        await ended(vault, await vault.failovers.unplanned_failover(vm="web02", point="Latest"))
+        await ended(vault, await vault.vms.rename_vm(vm="web02", name="web03"))
         assert (sorted(world.site), sorted(world.azure)) == (["web03"], ["web03"])
-        assert (await ended(vault, await vault.commit_failover(vm="web03"))).state == "Succeeded"
+        assert (await ended(vault, await vault.failovers.commit_failover(vm="web03"))).state == "Succeeded"
 
 
 @pytest.mark.slow
@@ -171,10 +171,10 @@ async def test_a_vm_is_not_renamed(tmp_path: Path, why: str) -> None:
         elif why == "taken over there":
             world.azure["web02"] = {"os": world.disk("web02", "os", 1 << 20)}
         elif why == "mounted":
-            await vault.mount_point(vm="web01")
+            await vault.mounts.mount_point(vm="web01")
             code = "RecoveryInUse"
         elif why == "test VM":
-            await ended(vault, await vault.test_failover(vm="web01", point="Latest"))
+            await ended(vault, await vault.failovers.test_failover(vm="web01", point="Latest"))
             code = "InvalidState"
         elif why == "copy":
             row = AzureVmRow(name="look", owner="web01", kind="Copy")
@@ -185,13 +185,13 @@ async def test_a_vm_is_not_renamed(tmp_path: Path, why: str) -> None:
             disks["os"] = disks["os"].model_copy(update={"open_handles": 1})
             code = "DiskInUse"
         try:
-            job = await ended(vault, await vault.rename_vm(vm="web01", name=new))
+            job = await ended(vault, await vault.vms.rename_vm(vm="web01", name=new))
             codes = [error.code for error in job.errors]
         except RigError as error:
             codes = [error.code]
         assert codes == [code]
         assert "web01" in world.site
-        assert [item.name for item in await vault.items()] == ["web01"]
+        assert [item.name for item in await vault.status.items()] == ["web01"]
 
 
 @pytest.mark.slow
@@ -199,11 +199,11 @@ async def test_a_rename_that_fails_at_the_second_side_is_taken_back(tmp_path: Pa
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
+        await ended(vault, await vault.failovers.unplanned_failover(vm="web01", point="Latest"))
         world.failing_once["site.rename_vm"] = RigError(Code.HostIoError, "no")
-        job = await ended(vault, await vault.rename_vm(vm="web01", name="web02"))
+        job = await ended(vault, await vault.vms.rename_vm(vm="web01", name="web02"))
         assert (job.state, sorted(world.site), sorted(world.azure)) == ("Failed", ["web01"], ["web01"])
-        assert (await ended(vault, await vault.rename_vm(vm="web01", name="web02"))).state == "Succeeded"
+        assert (await ended(vault, await vault.vms.rename_vm(vm="web01", name="web02"))).state == "Succeeded"
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ async def test_while_a_vm_is_renamed_its_agent_may_replicate_under_either_name(t
             await real(name)
 
         world.called = called  # type: ignore[method-assign]
-        await ended(vault, await vault.rename_vm(vm="web01", name="web02"))
+        await ended(vault, await vault.vms.rename_vm(vm="web01", name="web02"))
         await idle(vault)
         assert asked == [True, True]
 

@@ -40,16 +40,16 @@ class Watched:
         await self.vault.watch.round()
 
     async def codes(self) -> list[str]:
-        (item,) = await self.vault.items()
+        (item,) = await self.vault.status.items()
         return [error.errorCode for error in item.healthErrors]
 
     async def health(self) -> str:
-        (item,) = await self.vault.items()
+        (item,) = await self.vault.status.items()
         return item.replicationHealth
 
     async def events(self) -> list[tuple[str, str]]:
         """(code, severity) of events about health, oldest first."""
-        return [(e.eventCode, e.severity) for e in reversed(await self.vault.events()) if e.eventType == "VmHealth"]
+        return [(e.eventCode, e.severity) for e in reversed(await self.vault.status.events()) if e.eventType == "VmHealth"]
 
     async def cycle(self, *, apply: bool) -> None:
         self.position += 10
@@ -135,12 +135,12 @@ async def test_an_applier_that_makes_progress_is_late_only_after_minutes(tmp_pat
 async def test_lag_bytes_and_age_are_shown(tmp_path: Path) -> None:
     async with watched(tmp_path) as it:
         disk_id = it.world.site["web01"]["os"].disk_id
-        (item,) = await it.vault.items()
+        (item,) = await it.vault.status.items()
         assert item.applied_lag_s == 0.0
         it.world.clock.advance_ns(40 * SECOND_NS)
         await it.cycle(apply=False)
         await it.vault.reports.account_seen(disk_id=disk_id, waiting_bytes=7000, skipped=[], skipped_count=0)
-        (item,) = await it.vault.items()
+        (item,) = await it.vault.status.items()
         assert (item.applied_lag_s, item.unapplied_bytes) == (41.0, 7000)
         assert item.newest_point_age_s is not None
         assert item.newest_point_age_s >= 40
@@ -196,7 +196,7 @@ async def test_a_failed_role_does_not_end_jobs_that_wait(tmp_path: Path) -> None
     async with watched(tmp_path) as it:
         await it.passes(1, [role("azure", "failed")])
         assert await it.health() == "Critical"
-        assert (await it.vault.create_point(vm="web01", kind="CrashConsistent", name="p")).name == "p"
+        assert (await it.vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="p")).name == "p"
 
 
 async def test_a_wait_that_lasts_too_long_is_an_error_and_one_that_is_short_is_none(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ async def test_a_wait_that_lasts_too_long_is_an_error_and_one_that_is_short_is_n
         assert await it.codes() == []
         await it.passes(10, roles)
         assert await it.codes() == ["CacheUnreachable"]
-        (item,) = await it.vault.items()
+        (item,) = await it.vault.status.items()
         assert "disk 'os': why" in item.healthErrors[0].summaryMessage
         await it.passes(1, [role("applier", "ready")])
         assert await it.codes() == []
@@ -221,7 +221,7 @@ async def test_a_wait_of_the_whole_role_concerns_every_vm(tmp_path: Path) -> Non
         assert await it.codes() == ["RoleUnavailable"]
 
 
-async def test_what_the_agent_has_reported_itself_is_not_reported_twice(tmp_path: Path) -> None:
+async def test_a_problem_that_the_agent_reported_is_not_reported_twice(tmp_path: Path) -> None:
     async with watched(tmp_path) as it:
         await it.vault.reports.replication_error(
             vm="web01", code="CacheUnreachable", message="m", recoverable=True, attempt=1, next_try_s=1
@@ -243,7 +243,7 @@ async def test_a_step_of_the_wall_clock_makes_no_wait_too_long(tmp_path: Path) -
 
 async def test_the_site_of_a_vm_that_has_failed_over_may_be_away(tmp_path: Path) -> None:
     async with watched(tmp_path) as it:
-        await ended(it.vault, await it.vault.unplanned_failover(vm="web01", point="LatestProcessed"))
+        await ended(it.vault, await it.vault.failovers.unplanned_failover(vm="web01", point="LatestProcessed"))
         away = [role("agent", "failed"), role("site", "failed")]
         await it.passes(bounds.ROLE_AWAY_S * 2, away)
         assert not {"RoleFailed", "RoleUnavailable"} & set(await it.codes())
@@ -267,7 +267,7 @@ async def test_blobs_that_are_passed_over_are_a_warning_once_until_they_are_gone
             await it.vault.reports.account_seen(disk_id=disk_id, waiting_bytes=0, skipped=[stray], skipped_count=1)
             await it.passes(1)
         assert await it.codes() == ["BlobsSkipped"]
-        (item,) = await it.vault.items()
+        (item,) = await it.vault.status.items()
         assert "notes.txt" in item.healthErrors[0].summaryMessage
         await it.vault.reports.account_seen(disk_id=disk_id, waiting_bytes=0, skipped=[], skipped_count=0)
         await it.passes(1)
@@ -298,7 +298,7 @@ async def test_a_part_that_fails_again_makes_a_resync_due_and_is_named(tmp_path:
         async def asked(part: str) -> str | None:
             await vault.reports.send_again(disk_id=disk_id, parts=[part])
             await trio.testing.wait_all_tasks_blocked()
-            return (await vault.items())[0].resynchronizationRequired
+            return (await vault.status.items())[0].resynchronizationRequired
 
         world.failing["site.send_again"] = RigError(Code.RoleUnavailable, "the site is away", recoverable=True)
         for _ in range(3):
@@ -311,10 +311,10 @@ async def test_a_part_that_fails_again_makes_a_resync_due_and_is_named(tmp_path:
         await trio.sleep(SENT_S)
         assert await asked("b") is None
         assert await asked("a") == "PartUnusable"
-        event = next(event for event in await vault.events() if event.eventCode == "ResynchronizationRequired")
+        event = next(event for event in await vault.status.events() if event.eventCode == "ResynchronizationRequired")
         assert event.description == "VM 'web01' needs a resync: PartUnusable: part a was sent again and is still unusable"
-        await ended(vault, await vault.resync(vm="web01"))
-        assert (await vault.items())[0].resynchronizationRequired is None
+        await ended(vault, await vault.protection.resync(vm="web01"))
+        assert (await vault.status.items())[0].resynchronizationRequired is None
 
 
 async def test_the_site_checks_sent_parts_that_are_neither_listed_nor_applied(tmp_path: Path) -> None:

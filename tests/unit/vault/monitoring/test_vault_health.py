@@ -16,7 +16,7 @@ _positions = itertools.count(1000)
 
 
 async def only_item(vault: Vault) -> ProtectedItem:
-    (item,) = await vault.items()
+    (item,) = await vault.status.items()
     return item
 
 
@@ -69,7 +69,7 @@ async def test_a_recoverable_error_warns_until_replication_recovers(tmp_path: Pa
         assert (error.attempt, error.next_try_time) == (2, "2027-01-15T08:01:00.000000Z")
         await vault.reports.replication_recovered(vm="web01")
         assert (await only_item(vault)).replicationHealth == "Normal"
-        codes = [event.eventCode for event in await vault.events() if event.eventType == "VmHealth"]
+        codes = [event.eventCode for event in await vault.status.events() if event.eventType == "VmHealth"]
         assert codes == ["ReplicationRecovered", "CacheUnreachable"]  # newest first, an attempt is no event of its own
 
 
@@ -84,7 +84,7 @@ async def test_a_sent_point_ends_an_error_from_before_an_agent_restart(tmp_path:
                 vm="web01", tag_id=f"t{position}", kind="CrashConsistent", name="n", position=position, time_ns=START_NS
             )
         assert (await only_item(vault)).replicationHealth == "Normal"
-        codes = [event.eventCode for event in await vault.events() if event.eventType == "VmHealth"]
+        codes = [event.eventCode for event in await vault.status.events() if event.eventType == "VmHealth"]
         assert codes == ["ReplicationRecovered", "CacheUnreachable"]
 
 
@@ -95,7 +95,7 @@ async def test_an_error_that_nobody_retries_is_critical(tmp_path: Path) -> None:
             vm="web01", code="CacheForbidden", message="key refused", recoverable=False, attempt=1, next_try_s=None
         )
         assert (await only_item(vault)).replicationHealth == "Critical"
-        event = (await vault.events())[0]
+        event = (await vault.status.events())[0]
         assert (event.eventCode, event.severity, event.affectedObject) == ("CacheForbidden", "Critical", "web01")
 
 
@@ -135,7 +135,7 @@ async def test_an_applier_that_waits_for_room_is_a_warning(tmp_path: Path) -> No
         disk_id = world.site["web01"]["os"].disk_id
         await vault.reports.apply_failed(disk_id=disk_id, code="DiskFull", message="no room", recoverable=True)
         assert (await only_item(vault)).replicationHealth == "Warning"
-        assert (await vault.events())[0].severity == "Warning"
+        assert (await vault.status.events())[0].severity == "Warning"
 
 
 async def test_reports_about_a_vm_that_is_not_protected_are_ignored(tmp_path: Path) -> None:
@@ -148,4 +148,4 @@ async def test_reports_about_a_vm_that_is_not_protected_are_ignored(tmp_path: Pa
         await vault.reports.applied(watermark=world.mark("d", 1, 5, 5), tags=[])
         await vault.reports.point_sent(vm="x", tag_id="t", kind="CrashConsistent", name="n", position=1, time_ns=1)
         assert await vault.reports.watermarks(vm="x") == []
-        assert await vault.events() == []
+        assert await vault.status.events() == []

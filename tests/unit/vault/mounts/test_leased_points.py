@@ -22,7 +22,7 @@ from tests.support.rigs.vault_fakes import World, protected, running
 
 pytestmark = pytest.mark.slow
 
-IN_USE = RigError(Code.RecoveryInUse, "recovery/web01/lent/os is in use: it is open 1 times")
+IN_USE = RigError(Code.RecoveryInUse, "recovery/web01/lent/os is in use (open handles: 1)")
 
 
 @pytest.fixture
@@ -47,22 +47,22 @@ async def test_a_lease_ends_with_its_process_and_others_stay(tmp_path: Path, bor
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.mount_point(vm="web01", position=10, name="a-mine", process=HostProcess.own())
-        await vault.mount_point(vm="web01", position=10, name="b-nobodys")
+        await vault.mounts.mount_point(vm="web01", position=10, name="a-mine", process=HostProcess.own())
+        await vault.mounts.mount_point(vm="web01", position=10, name="b-nobodys")
         for name in ("lent", "lent-too"):
-            await vault.mount_point(vm="web01", position=10, name=name, process=borrower.process)
+            await vault.mounts.mount_point(vm="web01", position=10, name=name, process=borrower.process)
         borrower.kill()
         await until_gone(vault, "a-mine", "b-nobodys")
         assert [name for _, name in world.mounted_points] == ["a-mine", "b-nobodys"]
 
 
-async def test_one_whose_process_ended_while_the_vault_was_killed_goes_at_its_start(
+async def test_one_whose_process_ended_with_the_vault_down_is_released_at_its_start(
     tmp_path: Path, borrower: Borrower
 ) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.mount_point(vm="web01", position=10, name="lent", process=borrower.process)
+        await vault.mounts.mount_point(vm="web01", position=10, name="lent", process=borrower.process)
     async with running(world, tmp_path) as vault:
         await trio.testing.wait_all_tasks_blocked()
         assert await names(vault) == ["lent"], "its process is there"
@@ -79,7 +79,7 @@ async def test_one_in_use_is_tried_again_until_it_is_not(
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.mount_point(vm="web01", position=10, name="lent", process=borrower.process)
+        await vault.mounts.mount_point(vm="web01", position=10, name="lent", process=borrower.process)
         world.failing["azure.close_mounted_point"] = IN_USE
         borrower.kill()
         with trio.fail_after(30):
@@ -90,7 +90,7 @@ async def test_one_in_use_is_tried_again_until_it_is_not(
         await until_gone(vault)
 
 
-async def test_one_whose_process_ends_while_it_is_opened_goes_too(tmp_path: Path, borrower: Borrower) -> None:
+async def test_a_state_whose_process_ends_while_it_is_opened_is_released(tmp_path: Path, borrower: Borrower) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -98,7 +98,7 @@ async def test_one_whose_process_ends_while_it_is_opened_goes_too(tmp_path: Path
         async with trio.open_nursery() as nursery:
 
             async def mount() -> None:
-                await vault.mount_point(vm="web01", position=10, name="lent", process=borrower.process)
+                await vault.mounts.mount_point(vm="web01", position=10, name="lent", process=borrower.process)
 
             nursery.start_soon(mount)
             while "azure.open_mounted_point" not in world.calls:
@@ -117,7 +117,7 @@ async def test_a_process_is_not_taken_for_a_later_one_of_its_number(borrower: Bo
     assert HostProcess.own() == HostProcess(pid=os.getpid(), started=HostProcess.own().started)
 
 
-async def test_the_end_of_a_process_is_not_told_before(borrower: Borrower) -> None:
+async def test_the_end_of_a_process_is_not_reported_before_it_ends(borrower: Borrower) -> None:
     async with trio.open_nursery() as nursery:
         ended: list[int] = []
 

@@ -24,7 +24,7 @@ GIB = 1 << 30
 
 async def refused(vault: Vault, **choice: object) -> tuple[str, str]:
     with pytest.raises(RigError) as caught:
-        await vault.mount_point(vm="web01", **choice)  # type: ignore[arg-type]
+        await vault.mounts.mount_point(vm="web01", **choice)  # type: ignore[arg-type]
     return caught.value.code, caught.value.message
 
 
@@ -33,12 +33,12 @@ async def test_a_point_a_position_and_a_time_are_mounted_at_once_and_shown(tmp_p
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        point = await vault.create_point(vm="web01", kind="ApplicationConsistent", name="app")
+        point = await vault.recovery_points.create_point(vm="web01", kind="ApplicationConsistent", name="app")
         for disk, at in zip(world.site["web01"].values(), (13, 17), strict=True):
             world.times[disk.disk_id] = {10: START_NS, at: START_NS + at}
-        by_point = await vault.mount_point(vm="web01", point="LatestApplicationConsistent")
-        by_position = await vault.mount_point(vm="web01", position=15)
-        by_time = await vault.mount_point(vm="web01", time="2027-01-15T09:00:00.000000018+01:00")
+        by_point = await vault.mounts.mount_point(vm="web01", point="LatestApplicationConsistent")
+        by_position = await vault.mounts.mount_point(vm="web01", position=15)
+        by_time = await vault.mounts.mount_point(vm="web01", time="2027-01-15T09:00:00.000000018+01:00")
         assert (by_point.name, by_point.position, by_point.recovery_point) == (point.id, 20, point)
         assert (by_position.name, by_position.position, by_position.recovery_point) == ("@15", 15, None)
         assert (by_time.name, by_time.position) == ("2027-01-15T08:00:00.000000018Z", 17)  # the later of both disks
@@ -46,9 +46,9 @@ async def test_a_point_a_position_and_a_time_are_mounted_at_once_and_shown(tmp_p
             "/mnt/recovery/web01/@15/data.img",
             "/mnt/recovery/web01/@15/os.img",
         ]
-        assert [state.name for state in await vault.mounted_points(vm="web01")] == [point.id, by_time.name, "@15"]
-        assert await vault.mount_point(vm="web01", position=15) == by_position  # again is no error
-        await vault.unmount_point(vm="web01", name="@15")
+        assert [state.name for state in await vault.mounts.mounted_points(vm="web01")] == [point.id, by_time.name, "@15"]
+        assert await vault.mounts.mount_point(vm="web01", position=15) == by_position  # again is no error
+        await vault.mounts.unmount_point(vm="web01", name="@15")
         assert await refused_unmount(vault, "@15") == (
             "NotMounted",
             f"VM 'web01' has no mounted point '@15'; mounted are: {', '.join(sorted([by_time.name, point.id]))}",
@@ -65,24 +65,24 @@ async def test_a_position_or_a_time_may_be_written_as_a_point(tmp_path: Path, po
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.create_point(vm="web01", kind="CrashConsistent", name="later")
+        await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="later")
         for disk in world.site["web01"].values():
             world.times[disk.disk_id] = {10: START_NS, 17: START_NS + 17}
-        made = await vault.mount_point(vm="web01", point=point)
+        made = await vault.mounts.mount_point(vm="web01", point=point)
         assert made.position in (15, 17)
-        await vault.unmount_point(vm="web01", name=made.name)
-        assert await vault.mount_point(vm="web01", **same) == made
+        await vault.mounts.unmount_point(vm="web01", name=made.name)
+        assert await vault.mounts.mount_point(vm="web01", **same) == made
 
 
 async def refused_failover(vault: Vault, point: str) -> tuple[str, str]:
     with pytest.raises(RigError) as caught:
-        await vault.test_failover(vm="web01", point=point)
+        await vault.failovers.test_failover(vm="web01", point=point)
     return caught.value.code, caught.value.message
 
 
 async def refused_unmount(vault: Vault, name: str) -> tuple[str, str]:
     with pytest.raises(RigError) as caught:
-        await vault.unmount_point(vm="web01", name=name)
+        await vault.mounts.unmount_point(vm="web01", name=name)
     return caught.value.code, caught.value.message
 
 
@@ -94,12 +94,12 @@ async def test_a_time_is_one_mount_in_any_spelling(tmp_path: Path) -> None:
         for disk in world.site["web01"].values():
             world.times[disk.disk_id] = {10: START_NS}
         spellings = ["2027-01-15 08:00:00Z", "2027-01-15T09:00:00+01:00", "2027-01-15T08:00:00.000z"]
-        made = [await vault.mount_point(vm="web01", time=text) for text in spellings]
+        made = [await vault.mounts.mount_point(vm="web01", time=text) for text in spellings]
         assert {(state.name, state.time) for state in made} == {("2027-01-15T08:00:00Z", "2027-01-15T08:00:00Z")}
         assert len(world.mounted_points) == 1
         for text in spellings:
-            await vault.mount_point(vm="web01", point=text)
-            await vault.unmount_point(vm="web01", name=text)
+            await vault.mounts.mount_point(vm="web01", point=text)
+            await vault.mounts.unmount_point(vm="web01", name=text)
         assert world.mounted_points == {}
 
 
@@ -119,18 +119,18 @@ def test_a_time_has_one_name_which_means_it(text: str, name: str) -> None:
 
 
 @pytest.mark.slow
-async def test_a_position_and_a_point_are_unmounted_by_whatever_they_were_mounted_by(tmp_path: Path) -> None:
+async def test_a_position_and_a_point_are_unmounted_by_the_words_of_their_mount(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        await vault.create_point(vm="web01", kind="CrashConsistent", name="mine")
+        await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="mine")
         for text in ("@0015", "mine"):
-            await vault.mount_point(vm="web01", point=text)
-            await vault.unmount_point(vm="web01", name=text)
-        assert await vault.mounted_points(vm="web01") == []
+            await vault.mounts.mount_point(vm="web01", point=text)
+            await vault.mounts.unmount_point(vm="web01", name=text)
+        assert await vault.mounts.mounted_points(vm="web01") == []
 
 
 @pytest.mark.slow
-async def test_of_two_who_mount_the_same_at_once_the_second_waits_and_has_it_too(tmp_path: Path) -> None:
+async def test_of_two_equal_mounts_at_once_the_second_waits_and_gets_the_same(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -138,7 +138,7 @@ async def test_of_two_who_mount_the_same_at_once_the_second_waits_and_has_it_too
         made: list[MountedPoint] = []
 
         async def mount() -> None:
-            made.append(await vault.mount_point(vm="web01", point="LatestProcessed"))
+            made.append(await vault.mounts.mount_point(vm="web01", point="LatestProcessed"))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mount)
@@ -147,11 +147,11 @@ async def test_of_two_who_mount_the_same_at_once_the_second_waits_and_has_it_too
             assert world.calls.count("azure.open_mounted_point") == 1, "the host is not asked for what it is opening"
             opening.set()
         assert made[0] == made[1]
-        assert [state.name for state in await vault.mounted_points(vm="web01")] == [made[0].name]
+        assert [state.name for state in await vault.mounts.mounted_points(vm="web01")] == [made[0].name]
 
 
 @pytest.mark.slow
-async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -> None:
+async def test_a_refused_mount_names_the_states_that_can_be_mounted(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -179,7 +179,7 @@ async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -
             assert code == "NoSuchPoint"
             assert message.endswith("latest-app, the id or the name of one of its 1 points, @POSITION, or a time")
         assert (await refused(vault, position=10, time="2027-01-15T08:00:00Z"))[0] == "BadRequest"
-        await vault.mount_point(vm="web01", position=10, name="mine")
+        await vault.mounts.mount_point(vm="web01", position=10, name="mine")
         assert await refused(vault, position=9, name="mine") == (
             "RecoveryExists",
             "VM 'web01': mine is mounted already, at position 10, not 9; unmount it first",
@@ -204,17 +204,17 @@ async def test_latest_applies_cached_parts_and_latest_processed_does_not(tmp_pat
         await protected(vault)
         world.apply = False
         await vault.context.site.replicate_now(vm="web01", kind="CrashConsistent", name="waiting")  # in the cache only
-        assert (await vault.mount_point(vm="web01", point="LatestProcessed")).position == 10
-        job = await ended(vault, await vault.test_failover(vm="web01", point="LatestProcessed"))
+        assert (await vault.mounts.mount_point(vm="web01", point="LatestProcessed")).position == 10
+        job = await ended(vault, await vault.failovers.test_failover(vm="web01", point="LatestProcessed"))
         assert job.recovery_point is not None
         assert job.recovery_point.position == 10
         assert "recovery.process_latest" not in world.calls
-        latest = await vault.mount_point(vm="web01", point="Latest")
+        latest = await vault.mounts.mount_point(vm="web01", point="Latest")
         assert "recovery.process_latest" in world.calls
         assert latest.position == 20
         assert latest.recovery_point is not None
         assert latest.recovery_point.name == "waiting"
-        assert (await vault.mount_point(vm="web01", point="LatestProcessed")).name == latest.name
+        assert (await vault.mounts.mount_point(vm="web01", point="LatestProcessed")).name == latest.name
 
 
 @pytest.mark.slow
@@ -225,11 +225,11 @@ async def test_a_mount_that_fails_leaves_nothing_and_one_that_was_there_stays(tm
         broken = RigError(Code.StoreCorrupt, "journal/00000001.journal: byte 17")
         world.failing_once["azure.open_mounted_point"] = broken
         assert (await refused(vault, position=10))[0] == "StoreCorrupt"
-        assert await vault.mounted_points(vm="web01") == []
-        await vault.mount_point(vm="web01", position=10)
+        assert await vault.mounts.mounted_points(vm="web01") == []
+        await vault.mounts.mount_point(vm="web01", position=10)
         world.failing_once["azure.open_mounted_point"] = broken
         assert (await refused(vault, position=10))[0] == "StoreCorrupt"
-        assert [state.name for state in await vault.mounted_points(vm="web01")] == ["@10"]
+        assert [state.name for state in await vault.mounts.mounted_points(vm="web01")] == ["@10"]
 
 
 @pytest.mark.slow
@@ -238,15 +238,15 @@ async def test_a_half_mounted_point_is_listed_and_can_be_repeated_or_removed(tmp
     async with running(world, tmp_path) as vault:
         await protected(vault)
         for position in (8, 9):
-            await vault.mount_point(vm="web01", position=position)
+            await vault.mounts.mount_point(vm="web01", position=position)
     world.mounted_points.clear()  # killed before the host had opened them
     async with running(world, tmp_path) as vault:
-        assert [state.broken for state in await vault.mounted_points(vm="web01")] == [
+        assert [state.broken for state in await vault.mounts.mounted_points(vm="web01")] == [
             "the recovery host does not have it: unmount it"
         ] * 2
-        assert (await vault.mount_point(vm="web01", position=8)).broken is None
-        await vault.unmount_point(vm="web01", name="@9")
-        assert [(state.name, state.broken) for state in await vault.mounted_points(vm="web01")] == [("@8", None)]
+        assert (await vault.mounts.mount_point(vm="web01", position=8)).broken is None
+        await vault.mounts.unmount_point(vm="web01", name="@9")
+        assert [(state.name, state.broken) for state in await vault.mounts.mounted_points(vm="web01")] == [("@8", None)]
 
 
 async def reach(world: World, call: str) -> None:
@@ -270,17 +270,17 @@ async def begun(nursery: trio.Nursery, call: Callable[[], Awaitable[object]]) ->
 
 
 @pytest.mark.slow
-async def test_what_is_being_mounted_is_unmounted_when_it_is_there(tmp_path: Path) -> None:
+async def test_a_state_that_is_being_mounted_is_unmounted_afterwards(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
         opening = world.held["azure.open_mounted_point"] = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: vault.mount_point(vm="web01", position=10))
+            nursery.start_soon(lambda: vault.mounts.mount_point(vm="web01", position=10))
             await reach(world, "azure.open_mounted_point")
-            await begun(nursery, lambda: vault.unmount_point(vm="web01", name="@10"))
+            await begun(nursery, lambda: vault.mounts.unmount_point(vm="web01", name="@10"))
             opening.set()
-        assert (await vault.mounted_points(vm="web01"), world.mounted_points) == ([], {})
+        assert (await vault.mounts.mounted_points(vm="web01"), world.mounted_points) == ([], {})
 
 
 @pytest.mark.slow
@@ -297,19 +297,19 @@ async def test_a_mount_that_fails_takes_nothing_from_the_next_of_its_name(tmp_pa
             nursery.start_soon(fail)
             await reach(world, "azure.open_mounted_point")
             del world.held["azure.open_mounted_point"]
-            await begun(nursery, lambda: vault.mount_point(vm="web01", position=10))
+            await begun(nursery, lambda: vault.mounts.mount_point(vm="web01", position=10))
             world.failing_once["azure.open_mounted_point"] = RigError(Code.StoreCorrupt, "journal/00000001.journal: byte 17")
             opening.set()
-        assert [(state.name, state.broken) for state in await vault.mounted_points(vm="web01")] == [("@10", None)]
+        assert [(state.name, state.broken) for state in await vault.mounts.mounted_points(vm="web01")] == [("@10", None)]
 
 
 @pytest.mark.slow
-async def test_nothing_is_mounted_while_protection_is_given_up(tmp_path: Path) -> None:
+async def test_nothing_is_mounted_while_protection_is_disabled(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
         deleting = world.held["recovery.delete_managed_disk"] = trio.Event()
-        job = await vault.disable_protection(vm="web01")
+        job = await vault.protection.disable_protection(vm="web01")
         await reach(world, "recovery.delete_managed_disk")
         assert await refused(vault, position=10) == (
             "InvalidState",
@@ -320,16 +320,16 @@ async def test_nothing_is_mounted_while_protection_is_given_up(tmp_path: Path) -
 
 
 @pytest.mark.slow
-async def test_giving_up_protection_unmounts_unless_something_uses_it(tmp_path: Path) -> None:
+async def test_disabling_protection_unmounts_unless_something_uses_it(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.mount_point(vm="web01")
+        await vault.mounts.mount_point(vm="web01")
         world.failing_once["azure.close_mounted_point"] = RigError(Code.RecoveryInUse, "recovery/web01/x/os is in use")
-        job = await ended(vault, await vault.disable_protection(vm="web01"))
+        job = await ended(vault, await vault.protection.disable_protection(vm="web01"))
         assert (job.state, job.errors[0].code) == ("Failed", "RecoveryInUse")
         assert len(world.mounted_points) == 1
-        job = await ended(vault, await vault.disable_protection(vm="web01"))
+        job = await ended(vault, await vault.protection.disable_protection(vm="web01"))
         assert job.state == "Succeeded"
         assert (world.mounted_points, world.managed) == ({}, {})
 
@@ -349,19 +349,19 @@ async def test_a_disk_that_is_too_large_for_the_service_is_refused(
 ) -> None:
     async with running(World(), tmp_path) as vault:
         sizes = {"os": GIB, "data": GIB} | {name: gib * GIB}
-        await vault.create_vm(vm="web01", disks=[DiskSpec(name=n, size_bytes=size) for n, size in sizes.items()])
+        await vault.vms.create_vm(vm="web01", disks=[DiskSpec(name=n, size_bytes=size) for n, size in sizes.items()])
         with pytest.raises(RigError) as caught:
-            await vault.enable_protection(vm="web01", interval_s=30)
+            await vault.protection.enable_protection(vm="web01", interval_s=30)
         assert (caught.value.code, caught.value.message) == ("DiskSizeUnsupported", message)
-        assert await vault.items() == []
+        assert await vault.status.items() == []
 
 
-async def test_a_disk_that_is_not_whole_mib_is_replicated_and_said(tmp_path: Path) -> None:
+async def test_a_disk_that_is_not_whole_mib_is_replicated_and_reported(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
-        await vault.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=(1 << 20) + 512)])
-        job = await ended(vault, await vault.enable_protection(vm="web01", interval_s=30))
+        await vault.vms.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=(1 << 20) + 512)])
+        job = await ended(vault, await vault.protection.enable_protection(vm="web01", interval_s=30))
         assert (job.state, job.stateDescription) == ("Succeeded", "CompletedWithInformation")
-        texts = [event.description for event in await vault.events()]
+        texts = [event.description for event in await vault.status.events()]
         assert any(text.startswith("disk 'os' of VM 'web01' has 1049088 bytes, not whole MiB") for text in texts)
 
 
@@ -370,7 +370,7 @@ async def test_a_vm_can_be_made_from_a_state_between_points(tmp_path: Path) -> N
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        point = await vault.create_point(vm="web01", kind="CrashConsistent", name="later")
+        point = await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="later")
         for disk in world.site["web01"].values():
             world.times[disk.disk_id] = {10: START_NS, 15: START_NS + 15}
         for choice, position, name in (
@@ -378,24 +378,24 @@ async def test_a_vm_can_be_made_from_a_state_between_points(tmp_path: Path) -> N
             ("2027-01-15T08:00:00.000000015Z", 15, "@15"),
             (f"@{point.position}", point.position, point.id),
         ):
-            job = await ended(vault, await vault.test_failover(vm="web01", point=choice))
+            job = await ended(vault, await vault.failovers.test_failover(vm="web01", point=choice))
             assert (job.state, job.errors) == ("Succeeded", [])
             assert job.recovery_point is not None
             assert (job.recovery_point.position, job.recovery_point.id) == (position, name)
             assert world.opened_at == {"web01-test/os": position, "web01-test/data": position}
-            await ended(vault, await vault.cleanup_test_failover(vm="web01"))
+            await ended(vault, await vault.failovers.cleanup_test_failover(vm="web01"))
             world.opened_at.clear()
         with pytest.raises(RigError, match=r"position 9999 cannot be read; allowed: 1\d* to \d+") as caught:
-            await vault.test_failover(vm="web01", point="@9999")
+            await vault.failovers.test_failover(vm="web01", point="@9999")
         assert caught.value.code == "InvalidPosition"
         with pytest.raises(RigError, match="time 1999-01-01T00:00:00Z cannot be read") as caught:
-            await vault.unplanned_failover(vm="web01", point="1999-01-01T00:00:00Z")
+            await vault.failovers.unplanned_failover(vm="web01", point="1999-01-01T00:00:00Z")
         assert caught.value.code == "InvalidTime"
-        assert [item.testFailoverState for item in await vault.items()] == ["None"]
+        assert [item.testFailoverState for item in await vault.status.items()] == ["None"]
 
 
 @pytest.mark.slow
-async def test_a_failover_to_a_position_while_the_oldest_state_is_folded_away_goes_on(
+async def test_a_failover_to_a_position_continues_while_older_states_are_compacted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World()
@@ -411,14 +411,14 @@ async def test_a_failover_to_a_position_while_the_oldest_state_is_folded_away_go
             return [ChangeStep(position=upto, time_ns=START_NS + upto, count=1)]
 
         monkeypatch.setattr(FakeRecovery, "change_steps", change_steps)
-        job = await ended(vault, await vault.test_failover(vm="web01", point="@7"))
+        job = await ended(vault, await vault.failovers.test_failover(vm="web01", point="@7"))
         assert (job.state, asked) == ("Succeeded", [1, 4, 4])
         assert job.recovery_point is not None
         assert (job.recovery_point.position, job.recovery_point.time_ns) == (7, START_NS + 7)
 
 
 @pytest.mark.slow
-async def test_a_failover_to_a_position_that_is_folded_away_meanwhile_is_refused(
+async def test_a_failover_to_a_position_that_is_compacted_meanwhile_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World()
@@ -431,20 +431,20 @@ async def test_a_failover_to_a_position_that_is_folded_away_meanwhile_is_refused
 
         monkeypatch.setattr(FakeRecovery, "change_steps", change_steps)
         with pytest.raises(RigError) as caught:
-            await vault.test_failover(vm="web01", point="@7")
+            await vault.failovers.test_failover(vm="web01", point="@7")
         assert caught.value.message == "VM 'web01': position 7 cannot be read; allowed: 8 to 10"
 
 
 @pytest.mark.slow
-async def test_of_two_who_unmount_the_same_at_once_neither_fails(tmp_path: Path) -> None:
+async def test_of_two_equal_unmounts_at_once_neither_fails(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        await vault.mount_point(vm="web01", position=10)
+        await vault.mounts.mount_point(vm="web01", position=10)
         closing = world.held["azure.close_mounted_point"] = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: vault.unmount_point(vm="web01", name="@10"))
+            nursery.start_soon(lambda: vault.mounts.unmount_point(vm="web01", name="@10"))
             await reach(world, "azure.close_mounted_point")
-            await begun(nursery, lambda: vault.unmount_point(vm="web01", name="@10"))
+            await begun(nursery, lambda: vault.mounts.unmount_point(vm="web01", name="@10"))
             closing.set()
-        assert (await vault.mounted_points(vm="web01"), world.mounted_points) == ([], {})
+        assert (await vault.mounts.mounted_points(vm="web01"), world.mounted_points) == ([], {})

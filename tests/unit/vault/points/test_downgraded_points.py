@@ -14,14 +14,14 @@ from tests.support.rigs.vault_fakes import START_NS, World, protected, running
 WHY = "no mounted file system"
 
 
-async def test_a_point_tells_why_it_is_not_application_consistent_and_keeps_its_name(tmp_path: Path) -> None:
+async def test_a_point_has_the_reason_why_it_is_not_application_consistent(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
         world.downgrading = WHY
-        point = await vault.create_point(vm="web01", kind="ApplicationConsistent", name="app1")
+        point = await vault.recovery_points.create_point(vm="web01", kind="ApplicationConsistent", name="app1")
         assert (point.name, point.type, point.downgraded_because) == ("app1", "CrashConsistent", WHY)
-        assert [found.downgraded_because for found in await vault.points(vm="web01")] == [WHY, None]
+        assert [found.downgraded_because for found in await vault.recovery_points.points(vm="web01")] == [WHY, None]
 
 
 @pytest.mark.slow
@@ -45,9 +45,9 @@ async def test_a_scheduled_point_does_before_and_after_the_report(tmp_path: Path
                 downgraded_because=WHY,
             )
         if not applied_first:
-            assert len(await vault.points(vm="web01")) == 1, "its tag was not applied yet"
+            assert len(await vault.recovery_points.points(vm="web01")) == 1, "its tag was not applied yet"
             await world.apply_cached()
-        newest, _ = await vault.points(vm="web01")
+        newest, _ = await vault.recovery_points.points(vm="web01")
         assert (newest.id, newest.name, newest.downgraded_because) == (cut.tag_id, "scheduled", WHY)
         # A point that a newer one has passed by cannot come any more.
         await vault.reports.point_sent(
@@ -59,10 +59,10 @@ async def test_a_scheduled_point_does_before_and_after_the_report(tmp_path: Path
             time_ns=START_NS,
             downgraded_because=WHY,
         )
-        assert len(await vault.points(vm="web01")) == 2
+        assert len(await vault.recovery_points.points(vm="web01")) == 2
 
 
-def test_take_point_says_on_stderr_that_it_was_downgraded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_take_point_reports_the_downgrade_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     made = RecoveryPoint(
         id="p1",
         name="app1",

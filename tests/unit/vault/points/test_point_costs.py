@@ -162,7 +162,7 @@ async def test_a_point_costs_the_vault_the_same_after_any_number_of_points(tmp_p
         await protected(vault)
         disks = [disk.disk_id for disk in world.site["web01"].values()]
         for count in (10, 1000, 10_000):
-            have = len(await vault.points(vm="web01"))
+            have = len(await vault.recovery_points.points(vm="web01"))
 
             def fill(session: Any, first: int = have, count: int = count) -> None:
                 ids = [(n, f"00000000-0000-4000-9000-{n:012}") for n in range(first, count)]
@@ -189,7 +189,7 @@ async def test_a_point_costs_the_vault_the_same_after_any_number_of_points(tmp_p
             found[count] = Counter()
             with counted_steps(vault.context.database.engine, found[count]):
                 await cut(world)
-            assert len(await vault.points(vm="web01")) == count + 2
+            assert len(await vault.recovery_points.points(vm="web01")) == count + 2
     assert_constant(found)
 
 

@@ -19,13 +19,15 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31mred", "a\u202eb", "n" * 101])
-async def test_a_point_is_not_named_so_that_a_line_cannot_tell_it(tmp_path: Path, name: str) -> None:
+async def test_a_point_gets_no_name_that_a_line_cannot_show(tmp_path: Path, name: str) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
         with pytest.raises(RigError, match=r"point is named .*; allowed: 1 to 100 printable characters") as caught:
-            await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+            await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name=name)
         assert (caught.value.code, caught.value.message.isprintable()) == ("InvalidName", True)
-        assert (await vault.create_point(vm="web01", kind="CrashConsistent", name="vor dem Öffnen")).name == "vor dem Öffnen"
+        assert (
+            await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="vor dem Öffnen")
+        ).name == "vor dem Öffnen"
 
 
 RESERVED = [
@@ -64,7 +66,7 @@ async def test_a_name_that_no_command_could_select_is_refused(tmp_path: Path, na
     async with running(World(), tmp_path) as vault:
         await protected(vault)
         with pytest.raises(RigError, match="cannot be selected by this name; reserved: latest, ") as caught:
-            await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+            await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name=name)
         assert caught.value.code == "InvalidName"
 
 
@@ -72,10 +74,10 @@ async def test_a_name_that_no_command_could_select_is_refused(tmp_path: Path, na
 async def test_every_other_name_selects_its_point(tmp_path: Path, name: str) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        point = await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
-        await vault.create_point(vm="web01", kind="CrashConsistent", name="another")
-        assert (await vault.mount_point(vm="web01", point=parse_point(name))).recovery_point == point
-        job = await ended(vault, await vault.test_failover(vm="web01", point=parse_point(name)))
+        point = await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name=name)
+        await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="another")
+        assert (await vault.mounts.mount_point(vm="web01", point=parse_point(name))).recovery_point == point
+        job = await ended(vault, await vault.failovers.test_failover(vm="web01", point=parse_point(name)))
         assert job.recovery_point == point
 
 
@@ -83,41 +85,41 @@ async def test_every_other_name_selects_its_point(tmp_path: Path, name: str) -> 
 async def test_a_word_is_understood_in_any_spelling(tmp_path: Path, text: str) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        newest = (await vault.points(vm="web01"))[0]
-        assert (await vault.mount_point(vm="web01", point=text)).recovery_point == newest
+        newest = (await vault.recovery_points.points(vm="web01"))[0]
+        assert (await vault.mounts.mount_point(vm="web01", point=text)).recovery_point == newest
 
 
 async def test_the_beginning_of_an_id_selects_its_point_and_no_point_can_be_named_so(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        point = (await vault.points(vm="web01"))[0]
+        point = (await vault.recovery_points.points(vm="web01"))[0]
         short = point.id[:8]
-        mounted = await vault.mount_point(vm="web01", point=short)
+        mounted = await vault.mounts.mount_point(vm="web01", point=short)
         assert (mounted.recovery_point, mounted.name) == (point, point.id)
-        await vault.unmount_point(vm="web01", name=short)
-        assert await vault.mounted_points(vm="web01") == []
-        job = await ended(vault, await vault.test_failover(vm="web01", point=short))
+        await vault.mounts.unmount_point(vm="web01", name=short)
+        assert await vault.mounts.mounted_points(vm="web01") == []
+        job = await ended(vault, await vault.failovers.test_failover(vm="web01", point=short))
         assert job.recovery_point == point
-        assert (await vault.job(name=job.name[:8])).name == job.name
+        assert (await vault.status.job(name=job.name[:8])).name == job.name
         for name in (short, point.id[:20], short.upper()):
             with pytest.raises(RigError, match=f"is the beginning of the id of point {point.id}") as caught:
-                await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+                await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name=name)
             assert caught.value.code == "InvalidName"
 
 
 async def test_a_name_with_which_a_newer_points_id_begins_selects_neither_silently(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        named = await vault.create_point(vm="web01", kind="CrashConsistent", name="20261129")
-        newer = await vault.create_point(vm="web01", kind="CrashConsistent", name="newer")
-        assert (await vault.mount_point(vm="web01", point="20261129")).recovery_point == named
+        named = await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="20261129")
+        newer = await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="newer")
+        assert (await vault.mounts.mount_point(vm="web01", point="20261129")).recovery_point == named
 
         def rename(session: Session) -> None:
             session.execute(update(PointRow).where(PointRow.tag_id == named.id).values(name=newer.id[:8]))
 
         await vault.context.database.transact(rename)
         with pytest.raises(RigError, match="select one by its id") as caught:
-            await vault.test_failover(vm="web01", point=newer.id[:8])
+            await vault.failovers.test_failover(vm="web01", point=newer.id[:8])
         assert caught.value.code == "AmbiguousId"
         assert named.id in caught.value.message and newer.id in caught.value.message
 
@@ -125,7 +127,7 @@ async def test_a_name_with_which_a_newer_points_id_begins_selects_neither_silent
 async def test_the_beginning_of_several_ids_is_an_error_that_lists_them(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        names = [(await ended(vault, await vault.resync(vm="web01"))).name for _ in range(2)]
+        names = [(await ended(vault, await vault.protection.resync(vm="web01"))).name for _ in range(2)]
         twins = [f"abcdabcd{name[8:]}" for name in names]
 
         def rename(session: Session) -> None:
@@ -134,7 +136,7 @@ async def test_the_beginning_of_several_ids_is_an_error_that_lists_them(tmp_path
 
         await vault.context.database.transact(rename)
         with pytest.raises(RigError) as caught:
-            await vault.job(name="abcd")
+            await vault.status.job(name="abcd")
         assert caught.value.code == "AmbiguousId"
         assert all(twin in caught.value.message for twin in twins)
 
@@ -142,8 +144,8 @@ async def test_the_beginning_of_several_ids_is_an_error_that_lists_them(tmp_path
 async def test_an_id_is_understood_in_capitals(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        point = (await vault.points(vm="web01"))[-1]
-        assert (await vault.mount_point(vm="web01", point=point.id.upper())).recovery_point == point
+        point = (await vault.recovery_points.points(vm="web01"))[-1]
+        assert (await vault.mounts.mount_point(vm="web01", point=point.id.upper())).recovery_point == point
 
 
 @pytest.mark.parametrize(
@@ -160,11 +162,11 @@ async def test_a_vm_name_that_the_other_side_forbids_is_refused_first(tmp_path: 
     world = World()
     async with running(world, tmp_path) as vault:
         with pytest.raises(RigError, match=why) as caught:
-            await vault.create_vm(vm=vm, disks=[DiskSpec(name="os", size_bytes=1 << 20)])
+            await vault.vms.create_vm(vm=vm, disks=[DiskSpec(name="os", size_bytes=1 << 20)])
         assert (caught.value.code, world.calls) == ("InvalidName", [])
 
 
-def test_a_table_tells_a_name_in_its_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_shows_every_name_in_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("name", "n"), [("a\nb\x1b[31mc\u202e", 1), ("ö", 2)], empty="")
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["name", "n"],
@@ -176,34 +178,34 @@ def test_a_table_tells_a_name_in_its_line_whatever_is_in_it(capsys: pytest.Captu
 async def test_a_point_is_found_by_its_name_if_no_other_has_it(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        point = await vault.create_point(vm="web01", kind="CrashConsistent", name="my point")
-        mounted = await vault.mount_point(vm="web01", point="my point")
+        point = await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="my point")
+        mounted = await vault.mounts.mount_point(vm="web01", point="my point")
         assert (mounted.name, mounted.recovery_point) == (point.id, point)
-        job = await vault.test_failover(vm="web01", point="my point")
+        job = await vault.failovers.test_failover(vm="web01", point="my point")
         choice = await vault.context.database.transact(
             lambda session: session.scalars(select(JobRow.variables).where(JobRow.name == job.name)).one()["choice"]
         )
         assert choice == point.id, "another may get that name meanwhile"
         assert (await ended(vault, job)).recovery_point == point
-        newer = await vault.create_point(vm="web01", kind="CrashConsistent", name="my point")
+        newer = await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="my point")
         with pytest.raises(RigError) as caught:
-            await vault.mount_point(vm="web01", point="my point")
+            await vault.mounts.mount_point(vm="web01", point="my point")
         assert (caught.value.code, caught.value.message) == (
             "NoSuchPoint",
             f"VM 'web01' has 2 recovery points named 'my point', the newest is {newer.id}: select one by its id",
         )
 
 
-async def test_after_a_commit_it_is_told_what_can_be_read_without_points(tmp_path: Path) -> None:
+async def test_after_a_commit_the_range_without_points_is_reported(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        await ended(vault, await vault.unplanned_failover(vm="web01", point="LatestProcessed"))
-        await ended(vault, await vault.commit_failover(vm="web01"))
+        await ended(vault, await vault.failovers.unplanned_failover(vm="web01", point="LatestProcessed"))
+        await ended(vault, await vault.failovers.commit_failover(vm="web01"))
         for choice in ("my point", "Latest", "LatestProcessed", None):
             with pytest.raises(RigError) as caught:
-                await vault.mount_point(vm="web01", point=choice)
+                await vault.mounts.mount_point(vm="web01", point=choice)
             assert (caught.value.code, caught.value.message) == (
                 "NoSuchPoint",
                 "VM 'web01': points were deleted by the commit; positions 1 to 10 can be read",
             )
-        assert (await vault.mount_point(vm="web01", position=9)).position == 9
+        assert (await vault.mounts.mount_point(vm="web01", position=9)).position == 9

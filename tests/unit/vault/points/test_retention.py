@@ -83,14 +83,16 @@ def test_of_twenty_days_the_retention_is_kept_hour_by_hour(hours: int) -> None:
     assert kept(points, Policy(hours)) == [*of_hours, *at_two_hours, *of_two_hours]
 
 
-async def test_a_retention_that_hyper_v_does_not_have_is_kept_to_and_said(tmp_path: Path) -> None:
+async def test_a_retention_that_hyper_v_does_not_have_is_applied_and_reported(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
-        await vault.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=1 << 30)])
-        job = await ended(vault, await vault.enable_protection(vm="web01", interval_s=30, history_hours=72))
+        await vault.vms.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=1 << 30)])
+        job = await ended(vault, await vault.protection.enable_protection(vm="web01", interval_s=30, history_hours=72))
         assert job.state == "Succeeded"
-        (item,) = await vault.items()
+        (item,) = await vault.status.items()
         assert item.recoveryPointHistoryDuration == 72
-        assert [(event.eventCode, event.description) for event in await vault.events() if event.severity == "Warning"] == [
+        assert [
+            (event.eventCode, event.description) for event in await vault.status.events() if event.severity == "Warning"
+        ] == [
             (
                 "RigOnlyPolicy",
                 "VM 'web01': retention 72 h: a Hyper-V policy of the service has at most 24 h; VMware's have 72 h with "
@@ -100,7 +102,7 @@ async def test_a_retention_that_hyper_v_does_not_have_is_kept_to_and_said(tmp_pa
     assert [hours for hours in (1, 24, 25, 360, 361) if remark(hours) is not None] == [25, 360]
 
 
-def test_hours_out_of_range_are_named_with_what_is_allowed() -> None:
+def test_hours_out_of_range_are_named_with_the_allowed_ones() -> None:
     for hours in (0, 361, -1):
         with pytest.raises(RigError) as caught:
             check_hours(hours)
@@ -124,7 +126,7 @@ async def rows(vault: Vault) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_told(
+async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_knows(
     tmp_path: Path, mock_clock: MockClock
 ) -> None:
     world = World()
@@ -142,9 +144,9 @@ async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_tol
                     app_ns[made.tag_id] = made.time_ns
                 await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
-        assert len(await vault.points(vm="web01")) < 45  # the rounds had been at work all the time
+        assert len(await vault.recovery_points.points(vm="web01")) < 45  # the rounds had been at work all the time
         await vault.retention.round()
-        points = await vault.points(vm="web01")
+        points = await vault.recovery_points.points(vm="web01")
         ages_h = [(world.now_ns - p.time_ns) / HOUR_NS for p in points]
         assert max(ages_h) <= 24
         assert len([age for age in ages_h if age < 2]) == 8
@@ -158,7 +160,7 @@ async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_tol
 
 
 @pytest.mark.slow
-async def test_a_recovery_side_that_was_away_is_told_soon_after_and_the_wait_ends(
+async def test_a_recovery_side_that_was_away_gets_its_retention_soon_after(
     tmp_path: Path,
 ) -> None:
     world = World()
@@ -184,13 +186,13 @@ async def test_a_wait_for_a_vm_that_is_not_protected_any_more_ends(tmp_path: Pat
         await vault.retention.round()
         assert vault.context.waits.list()
         world.failing.clear()
-        assert (await ended(vault, await vault.disable_protection(vm="web01"))).state == "Succeeded"
+        assert (await ended(vault, await vault.protection.disable_protection(vm="web01"))).state == "Succeeded"
         assert await vault.retention.round()
         assert vault.context.waits.list() == []
 
 
 @pytest.mark.slow
-async def test_pruned_points_do_not_come_back_when_an_applier_reports_anew(tmp_path: Path) -> None:
+async def test_pruned_points_do_not_come_back_when_an_applier_reports_again(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -199,12 +201,12 @@ async def test_pruned_points_do_not_come_back_when_an_applier_reports_anew(tmp_p
             world.now_ns += HOUR_NS // 2
             cuts.append(await cut(world))
         await vault.retention.round()
-        before = await vault.points(vm="web01")
+        before = await vault.recovery_points.points(vm="web01")
         assert len(before) < 30
         for made in cuts:  # the applier was killed: it reports all tags of the journal again
             for disk in world.site["web01"].values():
                 await world.report(disk.disk_id, made)
-        assert await vault.points(vm="web01") == before
+        assert await vault.recovery_points.points(vm="web01") == before
 
 
 @pytest.mark.slow
@@ -212,45 +214,45 @@ async def test_points_in_use_are_kept_as_long_as_they_are(tmp_path: Path) -> Non
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        first, second, third = [point.id for point in (*await vault.points(vm="web01"),)] + [
+        first, second, third = [point.id for point in (*await vault.recovery_points.points(vm="web01"),)] + [
             (await cut(world)).tag_id for _ in range(2)
         ]
-        await ended(vault, await vault.test_failover(vm="web01", point=second))
-        await vault.mount_point(vm="web01", point=third)
+        await ended(vault, await vault.failovers.test_failover(vm="web01", point=second))
+        await vault.mounts.mount_point(vm="web01", point=third)
         for _ in range(60):
             world.now_ns += HOUR_NS
             await cut(world)
         await vault.retention.round()
-        ids = [point.id for point in await vault.points(vm="web01")]
+        ids = [point.id for point in await vault.recovery_points.points(vm="web01")]
         assert first not in ids
         assert {second, third} <= set(ids)
         assert set(world.retained.values()) == {20}  # the position of the older one
-        await ended(vault, await vault.cleanup_test_failover(vm="web01"))
-        await vault.unmount_point(vm="web01", name=third)
+        await ended(vault, await vault.failovers.cleanup_test_failover(vm="web01"))
+        await vault.mounts.unmount_point(vm="web01", name=third)
         await vault.retention.round()
-        assert not {second, third} & {point.id for point in await vault.points(vm="web01")}
+        assert not {second, third} & {point.id for point in await vault.recovery_points.points(vm="web01")}
 
 
 @pytest.mark.slow
-async def test_a_vm_between_points_keeps_no_point_and_retention_goes_on(tmp_path: Path) -> None:
+async def test_a_vm_between_points_keeps_no_point_and_retention_continues(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await cut(world)
-        job = await ended(vault, await vault.test_failover(vm="web01", point="@15"))
+        job = await ended(vault, await vault.failovers.test_failover(vm="web01", point="@15"))
         assert (job.state, set(world.opened_at.values())) == ("Succeeded", {15})
         for _ in range(60):
             world.now_ns += HOUR_NS
             await cut(world)
         await vault.retention.round()
-        points = await vault.points(vm="web01")
+        points = await vault.recovery_points.points(vm="web01")
         assert points[-1].position > 300  # neither of the two around the VM's position is left
         assert set(world.retained.values()) == {points[-1].position}  # the VM's pins hold the rest: the vault need not know
         assert [disk.name for disk in world.azure["web01-test"].values()] == ["data", "os"]
 
 
 @pytest.mark.slow
-async def test_a_recovery_side_that_is_away_is_told_in_a_later_round(tmp_path: Path) -> None:
+async def test_a_recovery_side_that_is_away_gets_its_retention_in_a_later_round(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -287,6 +289,6 @@ async def test_ten_thousand_points_are_listed_and_limited(tmp_path: Path) -> Non
 
         await vault.context.database.transact(fill)
         began = trio.current_time()
-        assert len(await vault.points(vm="web01")) == 10_001
+        assert len(await vault.recovery_points.points(vm="web01")) == 10_001
         assert trio.current_time() - began < 5  # about 0.2 s on an idle machine
-        assert [point.id for point in await vault.points(vm="web01", limit=2)] == ["p9999", "p9998"]
+        assert [point.id for point in await vault.recovery_points.points(vm="web01", limit=2)] == ["p9999", "p9998"]

@@ -45,8 +45,8 @@ class RecordingWorld(World):
     async def live(self, vault: Vault) -> None:
         """Protect two VMs, and give them points of two days, of which none is pruned yet."""
         for vm in VMS:
-            await vault.create_vm(vm=vm, disks=[DiskSpec(name=name, size_bytes=1 << 30) for name in ("data", "os")])
-            await vault.enable_protection(vm=vm, interval_s=30)
+            await vault.vms.create_vm(vm=vm, disks=[DiskSpec(name=name, size_bytes=1 << 30) for name in ("data", "os")])
+            await vault.protection.enable_protection(vm=vm, interval_s=30)
             await idle(vault)
         for number in range(24):
             self.now_ns += 2 * HOUR_NS
@@ -85,7 +85,7 @@ class RecordingWorld(World):
             self.step(sql.split("(", maxsplit=1)[0])
 
     async def listed(self, vault: Vault, vm: str) -> dict[str, int]:
-        return {point.id: point.position for point in await vault.points(vm=vm)}
+        return {point.id: point.position for point in await vault.recovery_points.points(vm=vm)}
 
 
 class RecordingRecovery(FakeRecovery):

@@ -19,7 +19,7 @@ _POINT_KEYS = {"recoveryPointType": "type", "recoveryPointTime": "time", "downgr
 
 
 def upgrade() -> None:
-    """From version 4."""
+    """Change the database from version 4 to version 5."""
     _rename_keys_of_job_results()
     _add_rig_clock()
     _place_points()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import rooms
+from tests.support.repo import rooms
 
 CLOCK = "siterig.blockfs.core.clock"
 FORBIDDEN = {
@@ -42,6 +42,39 @@ def uses(path: Path) -> set[str]:
 def test_only_the_clock_module_reads_the_time_and_sleeps() -> None:
     found = {name: names for name, path in rooms.modules().items() if name != CLOCK and (names := uses(path))}
     assert {name: sorted(names) for name, names in found.items()} == {}
+
+
+REAL_TIME = {
+    "siterig.cli": "a command waits and measures for its user",
+    "siterig.bisect": "a command of the user runs for so long",
+    "siterig.supervisor": "processes start and end in real time",
+    "siterig.core": "a command waits for the lock of a rig",
+    "scenarios": "a drill uses a rig from outside, as a user does",
+    "blockfs.guests": "file systems of the host are frozen for so long",
+}
+"""Rooms, with those below them, that may use the system's clock itself, and why."""
+
+
+def own_reads(path: Path) -> list[int]:
+    """Lines in which a module uses the system's clock itself, and not as a default."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "SYSTEM_CLOCK"
+    ]
+
+
+@pytest.mark.slow
+def test_data_plane_replication_and_vault_use_only_a_clock_that_they_get() -> None:
+    rooms_of_code = set(rooms.allowed())
+    found = {name: lines for name, path in rooms.modules().items() if name != CLOCK and (lines := own_reads(path))}
+    wrong = {
+        name: lines
+        for name, lines in found.items()
+        if not any(f"{rooms.room_of(name, rooms_of_code)}.".startswith(f"{room}.") for room in REAL_TIME)
+    }
+    assert wrong == {}
+    assert len(found) > 5
 
 
 def test_the_rule_sees_each_way_to_name_a_function(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The reference pages of all commands, drawn from the program and from ``siterig/manual/commands``.
 
-``python -m tests.support.reference`` writes them into docs/reference/commands.
+``python -m tests.support.repo.reference`` writes them into docs/reference/commands.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from siterig.cli.app import program
 from siterig.manual import markdown
 from siterig.manual.page import pages
-from tests.support.rooms import ROOT
+from tests.support.repo.rooms import ROOT
 
 FOLDER = ROOT / "docs" / "reference" / "commands"
 
 
 def drawn() -> dict[str, str]:
-    """The text of each page by its file name."""
+    """Return the text of each page by its file name."""
     known = pages(program())
     return {"README.md": markdown.index(known)} | {f"{page.name}.md": markdown.render(page) for page in known}
 

@@ -17,7 +17,7 @@ class Provider(Protocol):
         """Create a source VM with these disks; after a failure nothing of it remains.
 
         Raises:
-            RigError: ``VmExists``.
+            RigError: ``VmExists``, ``NotEnoughSpace``.
         """
         ...
 
@@ -27,7 +27,7 @@ class Provider(Protocol):
         ...
 
     async def check_delete(self, *, vm: str) -> None:
-        """Check that the VM can be deleted.
+        """Check that the VM can be deleted; a VM whose disks cannot be opened can be deleted, too.
 
         Raises:
             RigError: ``VmNotFound``, ``DiskInUse``; ``InvalidState`` if it has kept images.
@@ -51,13 +51,20 @@ class Provider(Protocol):
         ...
 
     async def check_vm(self, *, vm: str) -> list[DiskInfo]:
-        """Check the prerequisites of protection: the VM exists, its disks are healthy, and snapshot and logs have space."""
+        """Check the prerequisites of protection: the VM exists, its disks are healthy, and snapshot and logs have space.
+
+        Returns:
+            The disks of the VM.
+
+        Raises:
+            RigError: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse``, ``DiskUnhealthy``, ``NotEnoughSpace``.
+        """
         ...
 
     async def create_relationship(
         self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
     ) -> list[DiskInfo]:
-        """Start tracking and record the relationship durably.  Idempotent."""
+        """Start tracking and record the relationship durably; a repeated call changes the schedule."""
         ...
 
     async def initial_replication(self, *, vm: str) -> None:
@@ -68,14 +75,18 @@ class Provider(Protocol):
         ...
 
     async def resync(self, *, vm: str) -> None:
-        """Begin a new generation and send the chunks that differ; return when every part is in the cache account."""
+        """Begin a new generation and send the chunks that differ; return when every part is in the cache account.
+
+        Delta replication starts afterwards.
+        """
         ...
 
     async def send_again(self, *, vm: str, parts: list[str]) -> None:
         """Replace these parts (names of blobs) in the cache account, because the recovery side cannot use them.
 
         All other parts that are missing in the account are sent afterwards.  A part that the host does not have any more
-        marks the VM for a resync.  After an error of the cache account nothing is changed, and the call can be repeated.
+        marks the VM for a resync.  Parts that the VM has not sent are ignored.  After an error of the cache account nothing
+        is changed, and the call can be repeated.
         """
         ...
 
@@ -89,6 +100,9 @@ class Provider(Protocol):
 
         A call that failed after its cut may be repeated with the same ``request_id``.  Then that cut is sent and no second
         one is made.  The agent remembers it until it ends.
+
+        Raises:
+            RigError: ``InvalidState`` unless the VM is in delta replication.
         """
         ...
 
@@ -109,7 +123,7 @@ class Provider(Protocol):
         ...
 
     async def suspend(self, *, vm: str) -> None:
-        """Run no more cycles for this VM, which was failed over; tracking continues.  Idempotent."""
+        """Stop the cycles of this VM, which was failed over; none runs on return.  Tracking continues.  Idempotent."""
         ...
 
     async def remove_relationship(self, *, vm: str) -> None:

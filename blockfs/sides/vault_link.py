@@ -1,4 +1,4 @@
-"""Contract of the vault, as the agents of the site call it."""
+"""The contract of the vault, as the agents of the site call it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ class VaultLink(Protocol):
 
     @deadline(ANSWER_S)
     async def watermarks(self, *, vm: str) -> list[Watermark]:
-        """Return the watermarks of a protected VM, one for each disk that has a managed disk."""
+        """Return the watermarks of a VM, one for each disk that has a managed disk; none if it is not protected."""
         ...
 
     @deadline(ANSWER_S)
     async def may_replicate(self, *, vm: str) -> bool:
         """Return True if the site is the active location of the VM; asked before cycles resume after a restart.
 
-        The VM may have failed over while the agent was down, so that ``suspend`` did not reach the agent.
+        The VM may have failed over while the agent was down, so that ``suspend`` did not reach the agent.  The result
+        is False for a VM that is not protected, too.
         """
         ...
 

@@ -14,7 +14,7 @@ import typer
 
 from siterig.cli import output
 from siterig.cli.app import program
-from tests.support.rooms import ROOT
+from tests.support.repo.rooms import ROOT
 
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
-PYTHON_FOLDERS = ("blockfs", "azure_emu", "replication", "scenarios", "siterig", "cext", "bench", "tests")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "siterig/manual/commands/*.md")
+ROOT = Path(__file__).parents[3]
+PYTHON_FOLDERS = ("blockfs", "azure_emu", "replication", "scenarios", "siterig", "cext", "bench", "tests", "tools")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "siterig/manual/commands/*.md", "bench/*.md")
+SHELL_SCRIPTS = ("rig", ".ci/run", "tools/*.sh")
 GENERATED = ("docs/reference/commands",)
 """Folders of pages that are drawn from the help of the commands and from siterig/manual, which are checked themselves."""
 
@@ -60,11 +61,21 @@ PHRASES = {
 """Phrases that are not plain English, and the words to use instead."""
 
 
+NAME_PHRASES = {
+    r"\b(?:what|whoever|whom)\b": 'name the thing for "what"',
+    r"\b(?:told|tells?|says?|said)\b": 'write "reported", "named" or "shown"',
+    r"\b(?:anew|lent|settles?|settled|insists?)\b": "write a common word",
+    r"\bfolded\b": 'write "compacted"',
+}
+"""The same for the names of tests, which are short: each is a sentence without punctuation."""
+
+
 def _any_space(pattern: str) -> str:
     return pattern.replace(" ", r"\s+")
 
 
 _PHRASES = [(re.compile(_any_space(pattern), re.IGNORECASE), advice) for pattern, advice in PHRASES.items()]
+_NAME_PHRASES = [(re.compile(pattern), advice) for pattern, advice in (PHRASES | NAME_PHRASES).items()]
 _CODE_SPAN = re.compile(r"``.*?``|`[^`\n]*`|:\w+:`[^`]*`", re.DOTALL)
 _QUOTED = re.compile(r'"[^"\n]*"|“[^”]*”')
 
@@ -96,6 +107,31 @@ def check_prose(text: str, line: int, found: Problems, *, openings: bool = True)
     for match in SENTENCE_OPENINGS.finditer(blank):
         if not match["rest"].endswith("?"):
             found.add(line + blank.count("\n", 0, match.start()), f'a sentence begins with "{match[1]}": name the thing')
+
+
+def check_name(name: str) -> list[str]:
+    """Return the problems of a name like ``test_a_lost_site_stays_down``."""
+    text = name.replace("_", " ")
+    return [f'"{match[0]}": {advice}' for pattern, advice in _NAME_PHRASES if (match := pattern.search(text))]
+
+
+_CODES_ONLY = re.compile(r"\(``[A-Z]\w*[a-z]\w*``(?:(?:, | or |, or )``[A-Z]\w*[a-z]\w*``)*\)")
+_NO_VERB = re.compile(
+    r"(?:The|An?|One|True|False|Names?|Paths?|Lines?|Versions?|Bytes|All|Each|For|From|So|Why|This)(?![\w-])"
+)
+_FIXTURE_OR_VALUE = ("property", "fixture", "validator", "setter")
+
+
+def _check_form(node: ast.FunctionDef | ast.AsyncFunctionDef, found: Problems) -> None:
+    """Check that a function's docstring begins with a verb and names its errors under ``Raises:``."""
+    text = ast.get_docstring(node) or ""
+    line = node.body[0].lineno
+    for match in _CODES_ONLY.finditer(text.partition("Raises:")[0]):
+        found.add(line + text.count("\n", 0, match.start()), f'"{match[0]}": name the errors under "Raises:"')
+    if node.name.startswith("_") or any(word in ast.unparse(d) for d in node.decorator_list for word in _FIXTURE_OR_VALUE):
+        return
+    if opening := _NO_VERB.match(text):
+        found.add(line, f'the docstring begins with "{opening[0]}": begin with a verb, like "Return" or "Print"')
 
 
 def _blanked(match: re.Match[str]) -> str:
@@ -171,6 +207,11 @@ def documents() -> list[Path]:
     return sorted({path for pattern in DOCUMENTS for path in ROOT.glob(pattern) if path.parent not in drawn})
 
 
+def shell_scripts() -> list[Path]:
+    """Return all shell scripts."""
+    return sorted(path for pattern in SHELL_SCRIPTS for path in ROOT.glob(pattern))
+
+
 def room_of(path: str) -> str:
     """Return the room of a file, by which it can be pending: its folder, or for a document the file itself."""
     return path if path.endswith(".md") else path.rpartition("/")[0]
@@ -178,14 +219,16 @@ def room_of(path: str) -> str:
 
 def problems() -> dict[str, list[str]]:
     """Return all problems by room."""
-    texts = {path: path.read_text() for path in (*python_files(), *c_files(), *documents())}
+    texts = {path: path.read_text() for path in (*python_files(), *c_files(), *documents(), *shell_scripts())}
     trees = {path: ast.parse(text) for path, text in texts.items() if path.suffix == ".py"}
-    known = classes(trees.values())
+    known, scripts = classes(trees.values()), set(shell_scripts())
     found: dict[str, list[str]] = {}
     for path, text in texts.items():
         name = path.relative_to(ROOT).as_posix()
         if path.suffix == ".py":
             lines = check_python(name, text, trees[path], known)
+        elif path in scripts:
+            lines = check_shell(name, text)
         else:
             lines = check_document(name, text) if path.suffix == ".md" else check_c(name, text)
         if lines.lines:
@@ -204,6 +247,8 @@ def check_python(
     _check_scope(tree, found, None, needed, known)
     for node in _definitions(tree):
         if isinstance(node, _FUNCTIONS):
+            if needed:
+                _check_form(node, found)
             for inner in node.body:
                 _check_inner(inner, found, known)
         elif isinstance(node, ast.keyword) and node.arg in ("help", "short_help", "epilog"):
@@ -321,6 +366,15 @@ _OLD_WORDS = re.compile(r"^\|.*\| not used \|\n(?:\|.*\n)*", re.MULTILINE)
 """A table of the glossary: its last column lists words that are not to be used."""
 
 _LIST_MARK = re.compile(r"^(\s*)([-*+>|]|\d+\.)(?=\s)", re.MULTILINE)
+
+
+def check_shell(path: str, text: str) -> Problems:
+    """Check the comments that stand on lines of their own in one shell script; successive lines are one text."""
+    found = Problems(path)
+    for match in re.finditer(r"(?:^[ \t]*#(?!!).*\n)+", text, re.MULTILINE):
+        prose = re.sub(r"^[ \t]*#[ \t-]*", "", match[0], flags=re.MULTILINE)
+        check_prose(prose, text.count("\n", 0, match.start()) + 1, found)
+    return found
 
 
 def check_document(path: str, text: str) -> Problems:

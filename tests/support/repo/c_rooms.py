@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.support import rooms
+from tests.support.repo import rooms
 
 SOURCE_ROOT = rooms.ROOT / "cext" / "src"
 
@@ -20,17 +20,17 @@ _NAME = re.compile(r"\b(?<!struct )(?<!enum )sr_\w+")
 
 
 def allowed() -> dict[str, set[str]]:
-    """Rooms that each room may include and call, by docs/rooms.toml."""
+    """Return the rooms that each room may include and call, by docs/rooms.toml."""
     return {room: set(names) for room, names in rooms.table("c_may_include").items()}
 
 
 def files(root: Path = SOURCE_ROOT) -> dict[str, str]:
-    """The text of each file by its name, which is like ``base/io.h``."""
+    """Return the text of each file by its name, which is like ``base/io.h``."""
     return {path.relative_to(root).as_posix(): path.read_text() for path in sorted(root.glob("*/*.[ch]"))}
 
 
 def functions(found: dict[str, str]) -> dict[str, str]:
-    """The file of each function that other files can call: those that are not static, and all of the headers."""
+    """Return the file of each function that other files can call: those that are not static, and all of the headers."""
     where = {}
     for name, text in found.items():
         for match in _FUNCTION.finditer(_code(text)):
@@ -40,7 +40,7 @@ def functions(found: dict[str, str]) -> dict[str, str]:
 
 
 def uses(found: dict[str, str]) -> dict[str, set[str]]:
-    """The other files that each file includes, or of which it calls functions."""
+    """Return the other files that each file includes, or of which it calls functions."""
     where = functions(found)
     used = {}
     for name, text in found.items():
@@ -50,7 +50,7 @@ def uses(found: dict[str, str]) -> dict[str, set[str]]:
 
 
 def room_uses(found: dict[str, str]) -> dict[str, set[str]]:
-    """The other rooms that the files of each room include or call."""
+    """Return the other rooms that the files of each room include or call."""
     used: dict[str, set[str]] = {room_of(name): set() for name in found}
     for name, targets in uses(found).items():
         used[room_of(name)] |= {room_of(target) for target in targets} - {room_of(name)}
@@ -58,7 +58,7 @@ def room_uses(found: dict[str, str]) -> dict[str, set[str]]:
 
 
 def room_of(name: str) -> str:
-    """The room of a file."""
+    """Return the room of a file."""
     return name.split("/", maxsplit=1)[0]
 
 

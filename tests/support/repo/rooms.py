@@ -1,6 +1,6 @@
 """The rooms of the code, and which may import which: test_architecture compares docs/rooms.toml with the code.
 
-``python -m tests.support.rooms`` writes the table in docs/internals/architecture.md and the last line of
+``python -m tests.support.repo.rooms`` writes the table in docs/internals/architecture.md and the last line of
 each room's ``__init__``.
 """
 
@@ -12,16 +12,16 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 LINE_CHARS = 125
 FOLDERS = ("cext", "blockfs", "replication", "azure_emu", "scenarios", "siterig")
 COMPILED = "siterig.cext._core"
 PAGE = ROOT / "docs" / "internals" / "architecture.md"
-BEGIN, END = "<!-- rooms: written by python -m tests.support.rooms -->", "<!-- end of rooms -->"
+BEGIN, END = "<!-- rooms: written by python -m tests.support.repo.rooms -->", "<!-- end of rooms -->"
 
 
 def table(key: str) -> dict[str, Any]:
-    """A table of docs/rooms.toml."""
+    """Return a table of docs/rooms.toml."""
     found: dict[str, Any] = tomllib.loads((ROOT / "docs" / "rooms.toml").read_text())[key]
     return found
 
@@ -32,7 +32,7 @@ def allowed() -> dict[str, set[str]]:
 
 
 def modules() -> dict[str, Path]:
-    """All modules by the name that imports use; a room's ``__init__`` is the room."""
+    """Return all modules by the name that imports use; the ``__init__`` of a room is the room."""
     found = {}
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -43,7 +43,11 @@ def modules() -> dict[str, Path]:
 
 
 def room_of(module: str, rooms: set[str]) -> str:
-    """The innermost room that a module is in.  ``KeyError``: it is in none."""
+    """Return the innermost room that a module is in.
+
+    Raises:
+        KeyError: it is in none.
+    """
     name = module if module == "siterig" or module.split(".")[1] not in FOLDERS[:-1] else module.partition(".")[2]
     while name not in rooms:
         if "." not in name:
@@ -53,7 +57,7 @@ def room_of(module: str, rooms: set[str]) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a module imports, for type checking alone, too."""
+    """Return the dotted names that a module imports, also those for type checking alone."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -75,28 +79,28 @@ def used(rooms: set[str]) -> dict[str, set[str]]:
 
 
 def is_empty_package(path: Path) -> bool:
-    """True for an ``__init__`` that holds no code: to import such a package is no dependency."""
+    """Return True for an ``__init__`` without code: to import such a package is no dependency."""
     return path.name == "__init__.py" and len(ast.parse(path.read_text()).body) <= 1
 
 
 def folder_of(room: str) -> Path:
-    """The folder of a room."""
+    """Return the folder of a room."""
     return ROOT / room.replace(".", "/")
 
 
 def description(room: str) -> str:
-    """The first paragraph of the room's ``__init__``, in one line."""
+    """Return the first paragraph of the room's ``__init__``, in one line."""
     text = ast.get_docstring(ast.parse((folder_of(room) / "__init__.py").read_text())) or ""
     return " ".join(text.split("\n\n")[0].split())
 
 
 def import_line(names: set[str]) -> str:
-    """The last line of a room's ``__init__``."""
+    """Return the last line of a room's ``__init__``."""
     return f"Imports {', '.join(sorted(names))}." if names else "Imports no other room."
 
 
 def page_part() -> str:
-    """The part of the architecture page between the two marks."""
+    """Return the part of the architecture page between the two marks."""
     rows = ["| room | what lives there | imports |", "| --- | --- | --- |"]
     for room, names in allowed().items():
         rows.append(f"| `{room.replace('.', '/')}` | {description(room)} | {', '.join(sorted(names)) or 'none'} |")
@@ -107,7 +111,7 @@ def page_part() -> str:
 
 
 def init_of(room: str, names: set[str]) -> str:
-    """The docstring at the beginning of a room's ``__init__``; in most rooms there is nothing else in it."""
+    """Return the docstring at the beginning of a room's ``__init__``; in most rooms there is nothing else in it."""
     about, imported = (textwrap.wrap(text, LINE_CHARS - 5) for text in (description(room), import_line(names)))
     return '"""' + "\n".join([*about, "", *imported]) + '\n"""\n'
 

@@ -1,0 +1,233 @@
+"""Applying the parts of one disk that are in the cache account, in order.
+
+:mod:`siterig.azure_emu.applier.applier` has the fault contract.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import structlog
+import trio
+
+from siterig.azure_emu.applier.bad_parts import REPAIRABLE
+from siterig.azure_emu.applier.disk_record import AppliedDisk
+from siterig.azure_emu.applier.transient_errors import TransientErrors
+from siterig.azure_emu.contracts.reports import ApplierReports
+from siterig.azure_emu.disks.history import PartStatus
+from siterig.azure_emu.disks.store import ManagedDiskStore, known_generation, reset_disk
+from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.codec import decompress
+from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
+
+DAMAGE_RETRIES, DAMAGE_RETRY_S = 3, 1.0
+"""How often, and after how long each, the same damage must be met again before a managed disk is set aside."""
+
+TAGS_IN_REPORT_MAX = 500
+"""Limit of the tags in one report: after a restart all tags are reported, and a large transaction blocks the vault."""
+
+log = structlog.get_logger(__name__)
+
+
+class PartApplier:
+    """Applies the parts of a disk and reports them.  The caller of a method has the disk's lock: there is one writer."""
+
+    def __init__(
+        self,
+        folder: Path,
+        cache: CacheAccount,
+        reports: ApplierReports,
+        *,
+        waits: Waits,
+        clock: Clock,
+        errors: TransientErrors,
+    ) -> None:
+        """Prepare to apply.
+
+        Args:
+            folder: the folder of the managed disks.
+            cache: the cache account.
+            reports: the vault.
+            waits: registers the things that the applier waits for.
+            clock: the time.
+            errors: the log of errors that will pass.
+        """
+        self._folder = folder
+        self._cache = cache
+        self._reports = reports
+        self._waits = waits
+        self._clock = clock
+        self._errors = errors
+
+    async def open(self, disk: AppliedDisk) -> ManagedDiskStore:
+        """Open the managed disk, or return it if it is open."""
+        if disk.store is None:
+            opening = partial(ManagedDiskStore.open, self._folder / disk.disk_id, clock=self._clock)
+            disk.store = await trio.to_thread.run_sync(opening)
+        return disk.store
+
+    async def open_or_reset(self, disk: AppliedDisk) -> ManagedDiskStore:
+        """Open the managed disk, or replace one to which nothing can be applied any more when a resync begins.
+
+        Raises:
+            RigError: ``DiskPinned`` if a position of the damaged disk is pinned.
+        """
+        try:
+            return await self.open(disk)
+        except RigError as exc:
+            if exc.code != Code.StoreCorrupt:
+                raise
+            parts = (await self._cache.list(disk.disk_id)).parts
+            begun = max((part.generation for part in parts if (part.stream, part.first) == ("sync", 1)), default=0)
+            folder = self._folder / disk.disk_id
+            if begun <= await trio.to_thread.run_sync(known_generation, folder):
+                raise
+            for _ in range(DAMAGE_RETRIES):  # all positions would be lost: the error must not be a temporary one
+                await self._clock.sleep(DAMAGE_RETRY_S)
+                try:
+                    return await self.open(disk)
+                except RigError as again:
+                    if (again.code, again.message) != (exc.code, exc.message):
+                        raise
+            log.warning("damaged_store_set_aside", disk=disk.disk_id, reason=exc.message)
+            resetting = partial(reset_disk, folder, created_ns=self._clock.wall_ns(), clock=self._clock)
+            disk.store = await trio.to_thread.run_sync(resetting)
+            disk.begin_reports()
+            return disk.store
+
+    async def apply_cached(self, disk: AppliedDisk, store: ManagedDiskStore) -> None:
+        """Apply all parts in the cache account that come next."""
+        await self._report(disk, store)
+        listing = await self._cache.list(disk.disk_id)
+        disk.watch.bad.keep_only(listing.sizes)
+        if disk.later is not None and all(part.generation <= disk.later.generation for part in listing.parts):
+            await self._reports.store_older(watermark=store.watermark())
+            raise _older(disk.disk_id, store.watermark(), disk.later)
+        parts = await self._delete_applied(disk, store, listing.parts)
+        await self._check_next_generation(disk, store, parts, listing)
+        current, ended = _in_order(disk.watch.candidates(store, parts))
+        current = await self._apply_parts(disk, store, current, "next", listing)
+        # A conflict is tried so that it is refused and reported by its name.
+        current = await self._apply_parts(disk, store, current, "conflict", listing)
+        current = await self._delete_applied(disk, store, ended + current)
+        await disk.watch.report(store, listing, current)
+        missing = await disk.watch.check_missing(store, current)
+        if missing is None:
+            self._waits.clear("apply", disk=disk.disk_id)
+        else:
+            self._waits.set("apply", missing.code, missing.message, disk=disk.disk_id)
+        if disk.refused:  # the refused part is gone: a report ends the error at the vault, even if nothing was applied
+            disk.refused.clear()
+            disk.reported = None
+            await self._report(disk, store)
+        disk.retry_at_s = 0.0
+
+    async def _check_next_generation(
+        self, disk: AppliedDisk, store: ManagedDiskStore, parts: list[PartName], listing: Listing
+    ) -> None:
+        """Check the first part of a later generation.
+
+        It ends the current generation even if it is not part 1; a bad part does not.
+        """
+        part = disk.watch.unverified_start(store, parts)
+        if part is None:
+            return
+        try:
+            data = await self._cache.get(part)
+            await trio.to_thread.run_sync(decompress, part, data)
+        except RigError as exc:
+            if exc.code not in REPAIRABLE:
+                raise
+            await disk.watch.note_failed(store, part, exc, _in_order(listing.parts)[0])
+        else:
+            disk.watch.sound.add(part)
+            disk.watch.bad.forget(part)
+
+    async def _apply_parts(
+        self, disk: AppliedDisk, store: ManagedDiskStore, parts: list[PartName], status: PartStatus, listing: Listing
+    ) -> list[PartName]:
+        """Apply each part that has this status when its turn comes; return the parts that had not.
+
+        One pass is enough, however many parts there are: in this order, a part comes after those that it needs.  A bad part
+        is skipped, because the next part may exist under another name.  If it does not, the error of the bad part is raised.
+        """
+        left, failed = [], []
+        for part in parts:
+            if store.classify(part) != status:
+                left.append(part)
+                continue
+            try:
+                data = await self._cache.get(part)
+                await trio.to_thread.run_sync(store.apply_part, part, data)
+            except RigError as exc:
+                if exc.code not in REPAIRABLE:
+                    raise
+                bad = await disk.watch.note_failed(store, part, exc, _in_order(listing.parts)[0])
+                if bad is not None:
+                    failed.append(bad)
+                left.append(part)
+                continue
+            disk.watch.bad.forget(part)
+            disk.refused.clear()
+            await self._report(disk, store)
+            await self._delete_applied(disk, store, [part])
+            await disk.watch.report_progress(store, listing)
+        still = [bad for bad in failed if store.classify(bad.part) == status]
+        if still:
+            await disk.watch.report(store, listing, left)
+            raise still[0]
+        return left
+
+    async def _report(self, disk: AppliedDisk, store: ManagedDiskStore) -> None:
+        """Report new progress and tags to the vault; if that fails, parts are applied all the same and blobs stay."""
+        watermark, tags = store.watermark(), store.tags(disk.reported_tags)
+        while disk.reported != watermark or tags:
+            some, tags = tags[:TAGS_IN_REPORT_MAX], tags[TAGS_IN_REPORT_MAX:]
+            try:
+                disk.later = await self._reports.applied(watermark=watermark, tags=some)
+            except RigError as exc:
+                self._waits.set("report", exc.code, exc.message, disk=disk.disk_id)
+                self._errors.note(exc)
+                return
+            self._waits.clear("report", disk=disk.disk_id)
+            if disk.later is not None:
+                return  # no blob is deleted, because it may be needed
+            disk.reported = watermark
+            disk.reported_tags += len(some)
+
+    async def _delete_applied(self, disk: AppliedDisk, store: ManagedDiskStore, parts: list[PartName]) -> list[PartName]:
+        """Delete the blobs of parts that are applied and reported; return the other parts."""
+        if disk.reported != store.watermark():
+            return parts
+        left = []
+        for part in parts:
+            if store.classify(part) == "applied":
+                await self._cache.delete(part)
+                disk.watch.bad.forget(part)
+            else:
+                left.append(part)
+        return left
+
+
+def _older(disk_id: str, has: Watermark, had: Watermark) -> RigError:
+    return RigError(
+        Code.ManagedDiskOlder,
+        f"managed disk {disk_id} is older than its last reported state: "
+        f"it ends at position {has.complete_position}, and had "
+        f"{had.complete_position}; resynchronize the VM",
+    )
+
+
+def _in_order(parts: list[PartName]) -> tuple[list[PartName], list[PartName]]:
+    """Return the parts in the order of application, and the parts of generations that ended.
+
+    A generation ends when the sync of a later one has begun.  If two parts begin alike, the longer one is first.
+    """
+    newest = max((part.generation for part in parts if part.stream == "sync"), default=0)
+    current = [part for part in parts if part.generation >= newest]
+    current.sort(key=lambda part: (part.generation, part.stream == "log", part.first, -part.last))
+    return current, [part for part in parts if part.generation < newest]

@@ -1,4 +1,0 @@
-"""Contracts that replication needs of the vault and the cache account.
-
-Imports blockfs.contracts, blockfs.core, blockfs.transfer.
-"""
