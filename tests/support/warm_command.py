@@ -82,16 +82,19 @@ def start_siterig(
     """
     if _mount_namespace() == _NAMESPACE:
         return WarmCommand(words, environment=environment, new_session=new_session)
-    return subprocess.Popen(
-        [sys.executable, "-m", "siterig", *map(str, words)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | (environment or {}),
-        cwd=ROOT,
-        start_new_session=new_session,
-    )
+    return subprocess.Popen([sys.executable, "-m", "siterig", *map(str, words)], **_popen_options(environment, new_session))
+
+
+def _popen_options(environment: Mapping[str, str] | None, new_session: bool) -> dict[str, Any]:
+    return {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "env": os.environ | (environment or {}),
+        "cwd": ROOT,
+        "start_new_session": new_session,
+    }
 
 
 class WarmCommand(subprocess.Popen[str]):
@@ -114,16 +117,7 @@ class WarmCommand(subprocess.Popen[str]):
         new_session: bool = False,
     ) -> None:
         self._pidfd = -1
-        super().__init__(
-            ["siterig", *map(str, words)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | (environment or {}),
-            cwd=ROOT,
-            start_new_session=new_session,
-        )
+        super().__init__(["siterig", *map(str, words)], **_popen_options(environment, new_session))
 
     # Popen does the rest: these three methods are all of it that starts and awaits a process (CPython 3.11 to 3.13).
 

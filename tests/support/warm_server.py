@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import sys
+import traceback
 from typing import Any
 
 MESSAGE_BYTES_MAX = 1 << 18
@@ -55,7 +56,10 @@ def preload() -> None:
 
 
 def run(request: dict[str, Any], descriptors: list[int]) -> None:
-    """Become the command: its streams, environment, working directory and words; does not return."""
+    """Become the command: its streams, environment, working directory and words; does not return.
+
+    An exception that the command does not handle is printed, as Python does at the end of a process.
+    """
     status = 1
     try:
         if request["new_session"]:
@@ -69,20 +73,24 @@ def run(request: dict[str, Any], descriptors: list[int]) -> None:
         sys.argv = ["siterig", *request["words"]]
         sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-        status = _status_of_main()
+        status = status_of_main()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(status)
 
 
-def _status_of_main() -> int:
+def status_of_main() -> int:
+    """Run the command, and return its exit status."""
     from siterig.__main__ import main as command
 
     try:
         command()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
     return 0
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from siterig.blockfs.contracts.control import CutInfo
+from siterig.blockfs.contracts.control import CutInfo, TagKind
 from tests.support.rigs.vault_fakes import World
 
 
-async def cut(world: World, kind: str = "CrashConsistent") -> CutInfo:
+async def cut(world: World, kind: TagKind = "CrashConsistent") -> CutInfo:
     """Make a cut at the world's time, and apply it on every disk."""
     world.position += 10
     made = CutInfo(
         vm="web01",
         tag_id=f"00000000-0000-4000-8000-{world.position:012}",
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         name="cycle",
         position=world.position,
         time_ns=world.now_ns,

@@ -59,7 +59,7 @@ async def test_damage_that_a_scrub_finds_is_in_the_health_until_a_scrub_misses_i
         ]
     async with running(world, tmp_path) as vault:
         assert (await only_item(vault)).replicationHealth == health, "it is remembered"
-        await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="goes on")
+        await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="later")
         await vault.reports.scrubbed(disk_id=disk_id(world), damages=[])
         assert (await only_item(vault)).replicationHealth == "Normal"
         events = [(event.eventCode, event.severity) for event in await vault.status.events()][: -before or None]
