@@ -26,8 +26,10 @@ case "$*" in
 "-m venv "*)
     mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "#!$3/bin/python" >"$3/bin/pip"
     echo venv >>"$CALLS" ;;
-*requirements-test.lock) echo tests >>"$CALLS" ;;
 *pyfuse3==*) [ ! -e "$STUBS/fuse3.pc" ] || echo with fuse3 >>"$CALLS.pyfuse3" ;;
+*requirements-test.lock)
+    echo tests >>"$CALLS"
+    [ -z "$BREAK_TESTS" ] || { echo "no such package"; exit 1; } ;;
 *" -r "*)
     echo packages >>"$CALLS"
     [ -z "$HANG" ] || { touch "$HANG"; exec sleep 60; } ;;
@@ -331,6 +333,18 @@ def test_packages_that_only_the_tests_need_are_installed_for_tests_only(checkout
     assert (drill.returncode, "Debian" in drill.stderr) == (0, False)
     assert "rig:   Debian packages, with apt-get: fio" in checkout.run("test", PATH=path).stderr.splitlines()
     assert "apt-get" not in checkout.run("test", PATH=path).stderr
+
+
+def test_packages_of_the_tests_are_a_lane_of_their_own(checkout: Checkout) -> None:
+    failed = checkout.run("test", BREAK_TESTS="1")
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1] == (
+        "rig: Python packages of the tests failed: is the Python package index reachable?"
+        f" (all its output: {checkout.root}/.rig/setup.log)"
+    )
+    assert checkout.calls() == ["build", "npm", "packages", "tests", "venv"], "the other lanes did not complete"
+    checkout.run("test")
+    assert checkout.calls() == ["tests"]
 
 
 def test_npm_packages_of_the_tests_are_added_and_those_of_a_running_rig_stay(checkout: Checkout) -> None:
