@@ -19,10 +19,10 @@ from pathlib import Path
 import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
-from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core import quick_start
 from siterig.core.paths import Layout
+from siterig.supervisor import process
 from siterig.supervisor.process import Child, open_log
 
 SERVER = "siterig.supervisor.fork_server"
@@ -94,12 +94,12 @@ class Forker:
                 request = json.dumps({"module": module, "arguments": arguments}).encode()
                 async with self._starting:
                     self._send(request, fds)
-            process = await self._forked(name, status)
+            forked = await self._forked(name, status)
         except BaseException:
             channel.close()
             status.close()
             raise
-        return Child(name, process, channel, log)
+        return Child(name, forked, channel, log)
 
     async def _forked(self, name: str, status: socket.socket) -> _ForkedProcess:
         with trio.CancelScope(shield=True), SYSTEM_CLOCK.move_on_after(FORK_TIMEOUT_S) as patience:
@@ -128,17 +128,9 @@ class Forker:
     def _start_server(self) -> socket.socket:
         self.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, open_log(self._layout.log("supervisor")) as output:
+        with theirs:
             words = [str(self._layout.root), *self._options, str(theirs.fileno()), str(os.getpid())]
-            self._server = subprocess.Popen(
-                [*quick_start.command(SERVER), *words],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                env=child_environment(),
-            )
+            self._server = process.start_module(SERVER, words, log=self._layout.log("supervisor"), fd=theirs.fileno())
         self._control = ours
         ours.send(json.dumps({"load": self._modules}).encode())
         return ours

@@ -16,10 +16,8 @@ import trio
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.vault.context.roles import role_error
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
-from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import doctor
-from siterig.core import quick_start
 from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
 from siterig.core.lock import ENDING, already_up, is_locked, take_ending, take_lock
@@ -27,8 +25,8 @@ from siterig.core.paths import Layout, check_format, create, restore_state
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc import directory
 from siterig.rpc.contract import check_socket_path, error_of
-from siterig.supervisor import cleanup, new_rig
-from siterig.supervisor.process import last_line, open_log
+from siterig.supervisor import cleanup, new_rig, process
+from siterig.supervisor.process import last_line
 
 END_TIMEOUT_S = 90.0
 HUNG_END_TIMEOUT_S = 15.0
@@ -55,17 +53,13 @@ class Launched:
 
 
 def _spawn(layout: Layout, report_fd: int, options: list[str]) -> subprocess.Popen[bytes]:
-    with open_log(layout.log("supervisor")) as log:
-        return subprocess.Popen(
-            [*quick_start.command("siterig.supervisor.main"), str(layout.root), *options, str(report_fd)],
-            stdin=subprocess.PIPE if UNTIL_EOF in options else subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=[report_fd],
-            start_new_session=True,
-            cwd="/",
-            env=child_environment(),
-        )
+    return process.start_module(
+        "siterig.supervisor.main",
+        [str(layout.root), *options, str(report_fd)],
+        log=layout.log("supervisor"),
+        fd=report_fd,
+        stdin=subprocess.PIPE if UNTIL_EOF in options else subprocess.DEVNULL,
+    )
 
 
 async def up(

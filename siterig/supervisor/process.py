@@ -25,6 +25,7 @@ from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from siterig.blockfs.files import safe_files
+from siterig.core import quick_start
 from siterig.supervisor.process_log import former_log
 
 READY_TIMEOUT_S = 60.0
@@ -123,6 +124,31 @@ class _Executed:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+def start_module(
+    module: str, words: Sequence[str], *, log: Path, fd: int, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """Start a process that runs ``main()`` of a module in a session of its own, in the folder ``/``.
+
+    Args:
+        module: loaded by :mod:`siterig.core.quick_start`.
+        words: the arguments of the process.
+        log: gets its output.
+        fd: a descriptor that the process inherits under the same number.
+        stdin: ``subprocess.DEVNULL`` or ``subprocess.PIPE``.
+    """
+    with open_log(log) as output:
+        return subprocess.Popen(
+            [*quick_start.command(module), *words],
+            stdin=stdin,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=[fd],
+            start_new_session=True,
+            cwd="/",
+            env=child_environment(),
+        )
 
 
 async def execute(name: str, command: Sequence[str], log: Path) -> Child:

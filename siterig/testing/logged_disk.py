@@ -29,6 +29,7 @@ from typing import Any
 from siterig.blockfs.changelog import replay
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.changelog.segment import CHANGES
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 
 END_S = 60.0
 IN_USE_S = 5.0
@@ -151,9 +152,9 @@ def mkfs(disk: Path, filesystem: str = "ext4") -> None:
 def mounted(disk: Path, where: Path) -> Iterator[Path]:
     """Mount the file system of a disk or image on the folder ``where``, which is made, for the time of the block.
 
-    Needs root.  The file system replays its journal first, as it does after a crash.  If a program still uses the file
-    system at the end of the block, for example because a test failed while its database was open, the folder is unmounted
-    lazily: the file system and its loop device end with their last user.
+    Needs root.  The file system replays its journal first, as it does after a crash.  At the end of the block, programs that
+    use the file system have 5 seconds to end.  If one still uses it then, or a test failed while its database was open, the
+    folder is unmounted lazily: the file system and its loop device end with their last user.
 
     Raises:
         RuntimeError: the block ended without an error, and a program still uses the file system.
@@ -168,7 +169,7 @@ def mounted(disk: Path, where: Path) -> Iterator[Path]:
         try:
             yield where
         except BaseException as error:
-            if in_use := _unmount(where):
+            if in_use := _unmount(where, wait_s=0):
                 error.add_note(in_use)
             raise
         if in_use := _unmount(where):
@@ -177,11 +178,20 @@ def mounted(disk: Path, where: Path) -> Iterator[Path]:
         subprocess.run(["losetup", "--detach", loop], check=True)
 
 
-def _unmount(where: Path) -> str | None:
-    """Unmount a folder, lazily if a program uses it, and return that as a message."""
-    done = subprocess.run(["umount", str(where)], stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode == 0:
-        return None
+def _unmount(where: Path, wait_s: float = IN_USE_S) -> str | None:
+    """Unmount a folder, lazily if a program still uses it after ``wait_s``, and return that as a message.
+
+    A program that is ending can use the folder for some moments more: ``pg_ctl stop`` returns before the server has
+    ended.  The kernel has no event for the end of the last use.
+    """
+    deadline_ns = SYSTEM_CLOCK.monotonic_ns() + round(wait_s * 1e9)
+    while True:
+        done = subprocess.run(["umount", str(where)], stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode == 0:
+            return None
+        if SYSTEM_CLOCK.monotonic_ns() >= deadline_ns:
+            break
+        SYSTEM_CLOCK.sleep_thread(0.05)
     subprocess.run(["umount", "--lazy", str(where)], check=True)
     return f"{where} is in use: close its files and end its programs before the block ends ({done.stderr.strip()})"
 

@@ -1,14 +1,13 @@
-"""``siterig`` commands as processes that need not load their modules.
+"""``siterig`` commands, rigs and servers of tests as processes that need not load their modules.
 
 To load them is two thirds of the processor time of a short command, and most system tests run many.  One process of each
-test process has loaded them, and forks: a command has its own process id, environment, working directory and streams.  Tests
+test process has loaded them, and forks: a program has its own process id, environment, working directory and streams.  Tests
 of the start itself, and those that put another program in front, start ``python -m siterig``.
 """
 
 from __future__ import annotations
 
 import atexit
-import inspect
 import json
 import os
 import select
@@ -17,12 +16,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from siterig.supervisor import main as supervisor_main
+from siterig.supervisor import process
+from siterig.supervisor.forker import SERVER
+from tests.support.forked_program import close_ends, options_of_module, program_of
 from tests.support.warm_server import MESSAGE_BYTES_MAX
 
 ROOT = Path(__file__).parents[2]
+COMMAND_LINE_BYTES_MAX = 4096
+SUPERVISOR = "siterig.supervisor.main"
+OF_A_RIG = [SUPERVISOR, SERVER, *(f"siterig.roles.{role}" for role in supervisor_main.ROLES)]
+"""The modules of the processes of a rig."""
+_STARTS_A_RIG = ("up", "drill")
 
 
 class _Server:
@@ -32,7 +41,7 @@ class _Server:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.warm_server", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.support.warm_server", str(theirs.fileno()), "-" * COMMAND_LINE_BYTES_MAX],
                 pass_fds=[theirs.fileno()],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -81,8 +90,17 @@ def start_siterig(
     that forks would not see the mounts there, or would keep them.
     """
     if _mount_namespace() == _NAMESPACE:
-        return WarmCommand(words, environment=environment, new_session=new_session)
+        loads = OF_A_RIG if words and str(words[0]) in _STARTS_A_RIG else ()
+        return WarmProgram("siterig.__main__", words, loads, **_popen_options(environment, new_session))
     return subprocess.Popen([sys.executable, "-m", "siterig", *map(str, words)], **_popen_options(environment, new_session))
+
+
+def start_program(module: str, words: Sequence[object]) -> subprocess.Popen[str]:
+    """Start ``main()`` of a module of the tests, with pipes as standard input and output."""
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    if _mount_namespace() == _NAMESPACE:
+        return WarmProgram(module, words, **options, env=os.environ)
+    return subprocess.Popen([sys.executable, "-m", module, *map(str, words)], **options)
 
 
 def _popen_options(environment: Mapping[str, str] | None, new_session: bool) -> dict[str, Any]:
@@ -97,45 +115,33 @@ def _popen_options(environment: Mapping[str, str] | None, new_session: bool) -> 
     }
 
 
-class WarmCommand(subprocess.Popen[str]):
-    """A ``siterig`` command that runs; used like :class:`subprocess.Popen` with text streams.
+class WarmProgram(subprocess.Popen[str]):
+    """A program that runs; used like :class:`subprocess.Popen`, whose options it takes.
 
     Args:
-        words: the words after ``siterig``.
-        environment: variables beside those of the tests.
-        new_session: the command begins a session, so that signals of a terminal do not reach it.
+        module: its ``main()`` runs.
+        words: the arguments of the program.
+        loads: modules that are loaded before the fork.
     """
 
     _waitpid_lock: threading.Lock
     """Popen's: one thread waits at a time."""
 
-    def __init__(
-        self,
-        words: Sequence[object],
-        *,
-        environment: Mapping[str, str] | None = None,
-        new_session: bool = False,
-    ) -> None:
+    def __init__(self, module: str, words: Sequence[object], loads: Sequence[str] = (), **options: Any) -> None:
+        self._module, self._loads = module, [module, *loads]
         self._pidfd = -1
-        super().__init__(["siterig", *map(str, words)], **_popen_options(environment, new_session))
+        super().__init__([*map(str, words)], **options)
 
     # Popen does the rest: these three methods are all of it that starts and awaits a process (CPython 3.11 to 3.13).
 
     def _execute_child(self, words: list[str], *given: Any) -> None:
-        """Start the command."""
-        options = _OPTIONS.bind(self, words, *given).arguments
-        ends = [options["p2cread"], options["c2pwrite"], options["errwrite"]]
-        request = {
-            "words": words[1:],
-            "cwd": str(options["cwd"]),
-            "environment": dict(options["env"]),
-            "new_session": bool(options["start_new_session"]),
-        }
-        self.pid = _ask(request, [number if end == -1 else end for number, end in enumerate(ends)])["pid"]
+        """Start the program."""
+        program, descriptors = program_of(self, self._module, words, *given)
+        program.loads = self._loads
+        self.pid = _ask(asdict(program), descriptors)["pid"]
         self._pidfd = os.pidfd_open(self.pid)  # the process that forks keeps its id until its status was asked for
         self._child_created = True
-        for end in {*ends} - {-1}:
-            os.close(end)
+        close_ends(self, words, *given)
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
         """Wait for the end, or look for it; returns the same as :func:`os.waitpid`."""
@@ -159,7 +165,17 @@ class WarmCommand(subprocess.Popen[str]):
         return self.returncode
 
 
-_OPTIONS = inspect.signature(getattr(subprocess.Popen, "_execute_child"))  # noqa: B009 (its type does not name it)
+def start_module(
+    module: str, words: Sequence[str], *, log: Path, fd: int, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[Any]:
+    """Start a program of a rig; the arguments are those of :func:`siterig.supervisor.process.start_module`."""
+    if _mount_namespace() != _NAMESPACE:
+        return _start_module_usually(module, words, log=log, fd=fd, stdin=stdin)
+    with process.open_log(log) as output:
+        return WarmProgram(module, words, OF_A_RIG, **options_of_module(output.fileno(), fd, stdin))
+
+
+_start_module_usually = process.start_module
 
 
 def run_warm(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -102,4 +103,18 @@ def test_a_file_left_open_in_a_mounted_state_is_an_error(tmp_path: Path) -> None
         ):
             open_files.enter_context((guest / "file").open("w"))
         assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert str(tmp_path) not in run("losetup", "--list", "--noheadings", "--output", "BACK-FILE")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_program_that_is_ending_does_not_keep_a_state_mounted(tmp_path: Path) -> None:
+    """PostgreSQL does so: ``pg_ctl stop`` returns before the server has ended."""
+    state = tmp_path / "state"
+    with state.open("wb") as file:
+        file.truncate(16 * MIB)
+    mkfs(state)
+    with mounted(state, tmp_path / "guest") as guest:
+        ending = subprocess.Popen(["sleep", "1"], cwd=guest)
+    assert ending.wait() == 0
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
     assert str(tmp_path) not in run("losetup", "--list", "--noheadings", "--output", "BACK-FILE")

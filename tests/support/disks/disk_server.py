@@ -28,7 +28,7 @@ from siterig.blockfs.fuse.server import serve
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext.fuse_server import FuseServerOptions
 
-DISK_BYTES = 512 << 20
+DISK_BYTES = 64 << 20
 STALL_MAX_S = 60.0
 """The longest stall, in seconds; a test that waits for longer has failed."""
 FRONT_ENDS = {
@@ -69,7 +69,7 @@ async def lines(stream: trio.lowlevel.FdStream) -> AsyncIterator[bytes]:
             yield line
 
 
-async def main(root: Path, mountpoint: Path, disk_bytes: int, front_end: str) -> None:
+async def serve_folder(root: Path, mountpoint: Path, disk_bytes: int, front_end: str) -> None:
     """Serve until stdin ends or the mount is gone."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for answers
     host = DiskHost(root, mountpoint, views=ManagedDiskViews(mountpoint.parent / "managed"))
@@ -92,10 +92,15 @@ async def main(root: Path, mountpoint: Path, disk_bytes: int, front_end: str) ->
     host.close()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve the folder that the command line names."""
     if len(sys.argv) > 5:
         uid = int(sys.argv[5])
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    trio.run(main, Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    trio.run(serve_folder, Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from tests.support.disks.disk_server import DISK_BYTES
+from tests.support.warm_command import start_program
 
+SERVER = "tests.support.disks.disk_server"
 VM = "web01"
 CAN_MAKE_HOLES = frozenset({"server", "io_uring"})
 """The front ends that accept discards and report holes; pyfuse3 cannot."""
@@ -63,9 +65,8 @@ class DiskServer:
 
     def launch(self) -> None:
         """Start the server, and do not wait for it."""
-        command = [sys.executable, "-m", "tests.support.disks.disk_server", str(self.root), str(self.mountpoint)]
-        options = [str(self.disk_bytes), self.front_end, *([] if self._uid is None else [str(self._uid)])]
-        self._process = subprocess.Popen([*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        words = [self.root, self.mountpoint, self.disk_bytes, self.front_end, *([] if self._uid is None else [self._uid])]
+        self._process = start_program(SERVER, words)
 
     def _line(self) -> str:
         assert self._process is not None
@@ -144,7 +145,7 @@ StartServer = Callable[[int], DiskServer]
 def message_of_failed_server(root: Path, mountpoint: Path, disk_bytes: int) -> str:
     """Start a server that cannot start, and return its error output."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.disks.disk_server", str(root), str(mountpoint), str(disk_bytes), "server"],
+        [sys.executable, "-m", SERVER, str(root), str(mountpoint), str(disk_bytes), "server"],
         capture_output=True,
         text=True,
         check=False,

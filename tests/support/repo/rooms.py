@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import textwrap
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ PAGE = ROOT / "docs" / "internals" / "architecture.md"
 BEGIN, END = "<!-- rooms: written by python -m tests.support.repo.rooms -->", "<!-- end of rooms -->"
 
 
+@cache
 def table(key: str) -> dict[str, Any]:
     """Return a table of docs/rooms.toml."""
     found: dict[str, Any] = tomllib.loads((ROOT / "docs" / "rooms.toml").read_text())[key]
@@ -56,6 +58,7 @@ def room_of(module: str, rooms: set[str]) -> str:
     return name
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Return the dotted names that a module imports, also those for type checking alone."""
     names = set()
@@ -78,6 +81,7 @@ def used(rooms: set[str]) -> dict[str, set[str]]:
     return found
 
 
+@cache
 def is_empty_package(path: Path) -> bool:
     """Return True for an ``__init__`` without code: to import such a package is no dependency."""
     return path.name == "__init__.py" and len(ast.parse(path.read_text()).body) <= 1

@@ -193,7 +193,7 @@ async def test_azurite_does_not_load_modules_that_it_does_not_use(
     assert caught.value.message.endswith("its last output: loaded object function")
 
 
-async def test_azurite_keeps_its_metadata_in_files_whatever_the_environment_says(
+async def test_azurite_keeps_its_metadata_in_files_despite_a_variable_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AZURITE_DB, which the user may have set for another Azurite, would move the metadata into a database."""

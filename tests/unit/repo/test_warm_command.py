@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import siterig.__main__
-from tests.support import warm_command, warm_server
-from tests.support.warm_command import WarmCommand, run_warm, start_siterig
+from tests.support import forked_program, warm_command
+from tests.support.warm_command import WarmProgram, run_warm, start_siterig
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_status_and_output_are_those_of_a_new_process(words: tuple[str, ...], mo
 def test_in_another_mount_namespace_a_command_is_started_in_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm_command, "_NAMESPACE", 0)
     with start_siterig(["--version"]) as command:
-        assert not isinstance(command, WarmCommand)
+        assert not isinstance(command, WarmProgram)
         assert command.communicate()[0].startswith("siterig ")
 
 
@@ -31,5 +31,5 @@ def test_an_exception_of_the_command_is_printed(monkeypatch: pytest.MonkeyPatch,
         raise ValueError("a bug")
 
     monkeypatch.setattr(siterig.__main__, "main", crash)
-    assert warm_server.status_of_main() == 1
+    assert forked_program.status_of("siterig.__main__") == 1
     assert capsys.readouterr().err.endswith("ValueError: a bug\n")
