@@ -1,6 +1,7 @@
 """Serves the disks of a disk host for a benchmark.
 
-``python -m bench.disk_server ROOT MOUNT (tracked|untracked) (server|uring|pyfuse3)``
+``python -m bench.disk_server ROOT MOUNT (tracked|untracked|armed) (server|uring|pyfuse3)``; an ``armed``
+disk is tracked, and has a fault rule that no operation of the benchmark matches.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from siterig.blockfs.contracts.fault_effects import DiskFault, FailEffect
 from siterig.blockfs.fuse.server import serve
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext.fuse_server import FuseServerOptions
@@ -22,11 +24,18 @@ PATHS = {"server": FuseServerOptions(over_io_uring=False), "uring": FuseServerOp
 """How requests are answered; ``uring`` is ``server`` where the host does not have FUSE over io_uring on."""
 
 
-async def main(root: Path, mountpoint: Path, *, tracked: bool, fuse_server: FuseServerOptions | None) -> None:
+async def _arm(host: DiskHost) -> None:
+    for disk in host.registry.disks("bench"):
+        await disk.faults.attach(DiskFault("elsewhere", FailEffect(), start=disk.size_bytes - 4096, length=4096))
+
+
+async def main(root: Path, mountpoint: Path, *, tracked: bool, armed: bool, fuse_server: FuseServerOptions | None) -> None:
     """Serve until unmounted, like a rig whose recovery side keeps up; raise an error if a log was abandoned."""
     host = DiskHost(root, mountpoint)
     if tracked:
         await host.start_tracking(vm="bench")
+    if armed:
+        await _arm(host)
     async with trio.open_nursery() as nursery:
 
         async def until_unmounted(task_status: trio.TaskStatus[None]) -> None:
@@ -50,4 +59,6 @@ async def main(root: Path, mountpoint: Path, *, tracked: bool, fuse_server: Fuse
 
 if __name__ == "__main__":
     _root, _mount, _log, _path = sys.argv[1:]
-    trio.run(lambda: main(Path(_root), Path(_mount), tracked=_log == "tracked", fuse_server=PATHS[_path]))
+    trio.run(
+        lambda: main(Path(_root), Path(_mount), tracked=_log != "untracked", armed=_log == "armed", fuse_server=PATHS[_path])
+    )

@@ -141,6 +141,14 @@ async def _check_machine(layout: Layout, narrator: Narrator, steps: int) -> None
     doctor.require(found)
 
 
+def _clock(layout: Layout) -> str | None:
+    """Return the clock of the drill's rig in words; None for the system's."""
+    from siterig.blockfs.clocks import quick_look
+
+    state = quick_look.changed_clock(layout.clock)
+    return None if state is None else quick_look.words_of(quick_look.document_of(state))
+
+
 def _tested(layout: Layout, settings: DrillSettings) -> Setup:
     from siterig.scenarios.contracts.results import Host, Setup  # as below
 
@@ -183,7 +191,7 @@ async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *
     try:
         result = await run_drill(Testbed(layout), settings, narrator)
         tested = await trio.to_thread.run_sync(_tested, layout, settings)
-        result = result.model_copy(update={"tested": tested})
+        result = result.model_copy(update={"tested": tested, "clock": _clock(layout)})
         narrator.step(STEP_COUNT, STEP_COUNT, "Report")
         print_summary(screen, result)
         if report is not None:
