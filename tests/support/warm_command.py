@@ -174,8 +174,11 @@ def start_module(
     stdin: int = subprocess.DEVNULL,
     variables: dict[str, str] | None = None,
 ) -> subprocess.Popen[Any]:
-    """Start a program of a rig; the arguments are those of :func:`siterig.supervisor.process.start_module`."""
-    if _mount_namespace() != _NAMESPACE:
+    """Start the supervisor of a rig; the arguments are those of :func:`siterig.supervisor.process.start_module`.
+
+    A fork server is started in the usual way: it ends unless it is a child of this process.
+    """
+    if module != SUPERVISOR or _mount_namespace() != _NAMESPACE:
         return _start_module_usually(module, words, log=log, fd=fd, stdin=stdin, variables=variables)
     with process.open_log(log) as output:
         return WarmProgram(module, words, OF_A_RIG, **options_of_module(output.fileno(), fd, stdin, variables))

@@ -80,9 +80,9 @@ static void publish(struct sr_clock *clock, const struct sr_clock_terms *terms)
 		view.drift_ppm = terms->roles[clock->role].drift_ppm;
 		view.drift_from_ns = (int64_t)terms->roles[clock->role].drift_from_ns;
 	}
-	__atomic_thread_fence(__ATOMIC_RELEASE);
+	/* Released one by one: who reads a word of this copy also sees the count that ended its former use. */
 	for (int word = 0; word < WORDS; word++)
-		__atomic_store_n(&clock->views[next & 1][word], ((int64_t *)(void *)&view)[word], __ATOMIC_RELAXED);
+		__atomic_store_n(&clock->views[next & 1][word], ((int64_t *)(void *)&view)[word], __ATOMIC_RELEASE);
 	__atomic_store_n(&clock->count, next, __ATOMIC_RELEASE);
 }
 
@@ -110,8 +110,7 @@ static struct view view_of(struct sr_clock *clock)
 	do {
 		count = __atomic_load_n(&clock->count, __ATOMIC_ACQUIRE);
 		for (int word = 0; word < WORDS; word++)
-			((int64_t *)(void *)&view)[word] = __atomic_load_n(&clock->views[count & 1][word], __ATOMIC_RELAXED);
-		__atomic_thread_fence(__ATOMIC_ACQUIRE);
+			((int64_t *)(void *)&view)[word] = __atomic_load_n(&clock->views[count & 1][word], __ATOMIC_ACQUIRE);
 	} while (__atomic_load_n(&clock->count, __ATOMIC_RELAXED) != count);
 	return view;
 }
