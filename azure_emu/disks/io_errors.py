@@ -10,6 +10,7 @@ from pathlib import Path
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import host_calls
+from siterig.blockfs.files.host_errors import low_memory
 from siterig.blockfs.files.os_errors import FULL, files_of, is_media_error, reason
 
 _SECTOR_BYTES = 4096
@@ -21,7 +22,7 @@ def host_disk_errors(folder: Path) -> Iterator[None]:
     """Turn an ``OSError`` of the block into a ``RigError``; ``folder`` is named if the error names no file.
 
     Raises:
-        RigError: ``DiskFull`` (recoverable); ``StoreIo``, recoverable if the error says nothing about the stored data.
+        RigError: ``DiskFull``, ``LowMemory`` (recoverable); ``StoreIo``, recoverable if the error says nothing about the stored data.
     """
     try:
         yield
@@ -29,6 +30,8 @@ def host_disk_errors(folder: Path) -> Iterator[None]:
         where = " to ".join(files_of(exc)) or folder
         if exc.errno in FULL:
             raise RigError(Code.DiskFull, f"{where}: no space left on the host's disk", recoverable=True) from exc
+        if exc.errno == errno.ENOMEM:
+            raise low_memory(str(where), exc) from exc
         raise RigError(Code.StoreIo, f"{where}: {reason(exc, where)}", recoverable=not is_media_error(exc)) from exc
 
 

@@ -92,6 +92,10 @@ class _RemoteRole:
     before: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Matched and fired of each rule in former epochs."""
     counts: dict[str, FaultCount] = field(default_factory=dict)
+    changes: int = 0
+    """Counts the changes of ``rules``."""
+    armed_at: dict[str, int] = field(default_factory=dict)
+    """The value of ``changes`` from which on reports are of this rule, and not of an earlier one with its name."""
     asking: trio.Lock = field(default_factory=trio.Lock)
     news: trio.Event = field(default_factory=trio.Event)
 
@@ -159,6 +163,8 @@ class RemoteInjector(LayerInjector):
             own = [armed for armed in rules if role in self._of(armed.rule)]
             if not own:
                 continue
+            role.changes += 1
+            role.armed_at |= {armed.label: role.changes for armed in own}
             try:
                 answer = await role.injector.arm_faults(plans=[_plan(armed) for armed in own])
             except RigError as error:
@@ -215,6 +221,7 @@ class RemoteInjector(LayerInjector):
                 role.opened.pop(name, None)
                 role.before.pop(name, None)
                 role.counts.pop(name, None)
+                role.armed_at.pop(name, None)
 
     async def window_opened(self, armed: ArmedRule) -> None:
         await self._set_window(armed, is_open=True)
@@ -265,9 +272,10 @@ class RemoteInjector(LayerInjector):
                 continue
             try:
                 patience_s = 0.0 if role.is_stale else PATIENCE_S
+                asked_at = role.changes
                 report = await role.injector.fault_report(after=role.sequence, epoch=role.epoch, patience_s=patience_s)
                 async with role.asking:
-                    await self._adopt(role, report)
+                    await self._adopt(role, report, asked_at=asked_at)
                     await self._catch_up(role)
             except RigError as error:
                 _log.debug("faults_not_reported", role=role.name, reason=error.message)
@@ -299,12 +307,23 @@ class RemoteInjector(LayerInjector):
 
     async def _ask(self, role: _RemoteRole, patience_s: float) -> None:
         async with role.asking:
+            asked_at = role.changes
             report = await role.injector.fault_report(after=role.sequence, epoch=role.epoch, patience_s=patience_s)
-            await self._adopt(role, report)
+            await self._adopt(role, report, asked_at=asked_at)
 
     async def _adopt(
-        self, role: _RemoteRole, report: FaultReport, known: Set[tuple[str, str, int, str]] = frozenset()
+        self,
+        role: _RemoteRole,
+        report: FaultReport,
+        known: Set[tuple[str, str, int, str]] = frozenset(),
+        *,
+        asked_at: int | None = None,
     ) -> None:
+        """Take over injections and counts, except counts of an earlier rule with the name of one that was armed meanwhile.
+
+        The injections of the earlier rule were taken over when it was removed.
+        """
+        counted = {name for name in role.rules if asked_at is None or role.armed_at.get(name, 0) <= asked_at}
         if report.epoch != role.epoch:
             await self._begin_epoch(role, report.epoch)
         new = report.sequence - role.sequence  # an answer to an earlier question repeats injections
@@ -325,7 +344,7 @@ class RemoteInjector(LayerInjector):
         role.sequence = max(role.sequence, report.sequence)
         for name, count in report.counts.items():
             last = role.counts.get(name)
-            if name in role.rules and (last is None or count.matched >= last.matched):
+            if name in counted and (last is None or count.matched >= last.matched):
                 role.counts[name] = count
                 self._adopt_counts(name)
 

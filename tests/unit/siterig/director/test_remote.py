@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import ArmedFaults, FaultCount, FaultInjector, FaultPlan, FaultReport, InjectedFault
@@ -233,6 +234,42 @@ async def test_a_removed_rule_keeps_the_counts_of_its_last_moment() -> None:
         await stage.director.remove_fault(name="bad")
         assert stage.site.plans == {}
         assert [(verdict.ok, verdict.fired) for verdict in await stage.director.verdicts()] == [(True, 1)]
+
+
+class LateRole(FakeRole):
+    """A role whose long poll ends late, with the counts of the moment at which it was asked."""
+
+    def begin(self) -> None:
+        super().begin()
+        self.waiting, self.answers = trio.Event(), trio.Event()
+
+    async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
+        for name in names:
+            self.counts.pop(name, None)
+        return await super().disarm_faults(names=names)
+
+    async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
+        report = await super().fault_report(after=after, epoch=epoch, patience_s=0.0)
+        if patience_s and report.counts:
+            self.waiting.set()
+            await self.answers.wait()
+        return report
+
+
+async def test_a_late_report_of_a_removed_rule_is_not_counted_for_a_new_one_of_its_name() -> None:
+    role = LateRole("web01/data")
+    async with running(Stage(role, FakeRole())) as stage:
+        await stage.add("disk * write error=EIO name=bad")
+        for _ in range(5):
+            role.fire("bad")
+        await role.waiting.wait()
+        await stage.director.remove_fault(name="bad")
+        await stage.add("disk * write error=EIO name=bad")
+        role.answers.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await stage.counts("bad") == (0, 0)
+        role.fire("bad")
+        assert await stage.counts("bad") == (1, 1)
 
 
 async def test_a_director_that_starts_again_continues_the_run(tmp_path: Path) -> None:
