@@ -22,7 +22,8 @@ def host_disk_errors(folder: Path) -> Iterator[None]:
     """Turn an ``OSError`` of the block into a ``RigError``; ``folder`` is named if the error names no file.
 
     Raises:
-        RigError: ``DiskFull``, ``LowMemory`` (recoverable); ``StoreIo``, recoverable if the error says nothing about the stored data.
+        RigError: ``DiskFull``, ``LowMemory`` (recoverable); ``StoreIo``, recoverable if the error says
+            nothing about the stored data.
     """
     try:
         yield
