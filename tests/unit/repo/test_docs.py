@@ -32,7 +32,7 @@ def test_the_reference_pages_are_those_of_the_program() -> None:
 
 
 def test_the_pages_of_the_plugin_are_those_of_the_code() -> None:
-    remedy = "run python -m tests.support.testing_pages"
+    remedy = "run python -m tests.support.repo.testing_pages"
     page = testing_pages.PLUGIN_PAGE.read_text()
     assert testing_pages.settings_part() in page, remedy
     assert testing_pages.API_PAGE.read_text() == testing_pages.api_page(), remedy

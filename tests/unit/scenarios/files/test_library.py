@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from siterig.scenarios.files.scenario_files import find_scenario, library, library_names, parse_scenario
-from tests.support import library_pages, scenario_page
+from tests.support.repo import library_pages, scenario_page
 
 NUMBERS = [sentence["number"] for sentence in library_pages.sentences()]
 
@@ -26,11 +26,11 @@ def test_every_sentence_has_a_scenario_or_names_the_missing_behaviour() -> None:
 
 def test_the_pages_of_the_library_are_those_of_its_files() -> None:
     drawn = library_pages.drawn()
-    remedy = "run: python -m tests.support.library_pages"
+    remedy = "run: python -m tests.support.repo.library_pages"
     written = {path: path.read_text() for path in [*library_pages.FOLDER.glob("*.md"), library_pages.TABLE]}
     assert written == drawn, remedy
 
 
 def test_the_reference_of_scenario_files_is_that_of_the_program() -> None:
-    assert scenario_page.PAGE.read_text() == scenario_page.text(), "run: python -m tests.support.scenario_page"
+    assert scenario_page.PAGE.read_text() == scenario_page.text(), "run: python -m tests.support.repo.scenario_page"
     parse_scenario("page", scenario_page.EXAMPLE)

@@ -120,10 +120,10 @@ async def test_a_point_lets_the_applier_try_again_what_it_refused(tmp_path: Path
         await vault.reports.apply_failed(disk_id=disk_id, code="CacheAuthentication", message="old key", recoverable=False)
         world.apply = False
         before = world.calls.count("recovery.process_latest")
-        await vault.create_point(vm="web01", kind="CrashConsistent", name="new key")
+        await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="new key")
         assert world.calls.count("recovery.process_latest") == before + 1
         world.apply = True
-        await vault.create_point(vm="web01", kind="CrashConsistent", name="later")
+        await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="later")
         assert world.calls.count("recovery.process_latest") == before + 1
 
 

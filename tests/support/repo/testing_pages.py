@@ -1,6 +1,6 @@
 """The generated parts of the pages on tests with siterig: the table of settings, and the page of the testing API.
 
-``python -m tests.support.testing_pages`` writes them.
+``python -m tests.support.repo.testing_pages`` writes them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tests.support.repo.rooms import ROOT
 
 PLUGIN_PAGE = ROOT / "docs" / "reference" / "pytest.md"
 API_PAGE = ROOT / "docs" / "reference" / "testing-api.md"
-BEGIN, END = "<!-- settings: written by python -m tests.support.testing_pages -->", "<!-- end of settings -->"
+BEGIN, END = "<!-- settings: written by python -m tests.support.repo.testing_pages -->", "<!-- end of settings -->"
 _HEAD = """\
-<!-- Written by python -m tests.support.testing_pages from siterig/testing; do not edit. -->
+<!-- Written by python -m tests.support.repo.testing_pages from siterig/testing; do not edit. -->
 # The testing API
 
 The public names of `siterig.testing`. [The pytest plugin](pytest.md) has fixtures that give these objects; [how to test with
