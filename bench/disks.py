@@ -32,8 +32,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import fio, passthrough_ll, subjects, targets
+from bench import fio, subjects, targets
 from bench.fio import AREA_BYTES, COLUMNS, Figure
+from bench.servers import passthrough_ll
 from bench.subjects import Ours, Place
 
 Start = Callable[[Place], contextlib.AbstractContextManager[Path]]

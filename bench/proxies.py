@@ -68,7 +68,7 @@ class Plan:
 
 
 def serve_messages() -> None:
-    """The server of the link: it answers one byte to a number and so many messages."""
+    """Serve the link: answer one byte to a number and so many messages."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
         while True:
@@ -88,7 +88,7 @@ def answer_messages(stream: socket.socket) -> None:
 
 
 async def serve_link(port: int) -> None:
-    """The proxy of the link."""
+    """Run the proxy of the link."""
     async with trio.open_nursery() as nursery:
         address = await nursery.start(serve_link_proxy, ("127.0.0.1", port), LinkControl())
         print(address[1], flush=True)
@@ -102,7 +102,7 @@ async def serve_azurite(folder: Path) -> None:
 
 
 async def serve_blobs(url: str) -> None:
-    """The proxy of the blob service."""
+    """Run the proxy of the blob service."""
     async with trio.open_nursery() as nursery:
         print(await nursery.start(serve_blob_proxy, BlobService.parse(url), BlobFaultList()), flush=True)
 
@@ -165,7 +165,7 @@ def compare(subject: str, bare: Callable[[], None], proxy: Callable[[], None], p
 
 
 def link_rows(plan: Plan) -> list[ProxyRow]:
-    """The proxy of a link."""
+    """Measure the proxy of a link."""
     with ExitStack() as stack:
         (port,) = stack.enter_context(server("messages"))
         (proxy_port,) = stack.enter_context(server("link", port))
@@ -182,7 +182,7 @@ def link_rows(plan: Plan) -> list[ProxyRow]:
 
 
 def blob_rows(plan: Plan) -> list[ProxyRow]:
-    """The proxy of the blob service."""
+    """Measure the proxy of the blob service."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         port, name, key = stack.enter_context(server("azurite", folder))

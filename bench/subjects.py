@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from bench import passthrough_ll
+from bench.servers import passthrough_ll
 from siterig.blockfs.host.disk_host import DiskHost
 
 DISK_BYTES = 64 << 30
@@ -101,7 +101,7 @@ def libfuse_example(place: Place) -> contextlib.AbstractContextManager[Path]:
 
 def naive_pyfuse3(place: Place) -> contextlib.AbstractContextManager[Path]:
     """Return the peer in Python."""
-    command = [sys.executable, "-m", "bench.naive_passthrough", str(place.image), str(place.mountpoint)]
+    command = [sys.executable, "-m", "bench.servers.naive_passthrough", str(place.image), str(place.mountpoint)]
     return _served(place, command, "os.img")
 
 
@@ -117,5 +117,5 @@ class Ours:
     def __call__(self, place: Place) -> contextlib.AbstractContextManager[Path]:
         """Serve it."""
         python = sys.executable if self.checkout is None else str(self.checkout / ".venv" / "bin" / "python")
-        command = [python, "-m", "bench.disk_server", str(place.root), str(place.mountpoint), self.log, self.path]
+        command = [python, "-m", "bench.servers.disk_server", str(place.root), str(place.mountpoint), self.log, self.path]
         return _served(place, command, "bench/os.img", self.checkout)

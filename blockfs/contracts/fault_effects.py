@@ -290,10 +290,10 @@ class DiskFault:
         """The number of the effect in C."""
         return _EFFECTS[type(self.effect)][0]
 
-    def as_c(self, rule: int, kept: list[Any]) -> dict[str, Any]:
-        """Return the fields of ``struct sr_fault_rule`` for the rule with this id; ``kept`` gets what they point to."""
+    def as_c(self, rule: int, memory: list[Any]) -> dict[str, Any]:
+        """Return the fields of ``struct sr_fault_rule`` for the rule with this id; ``memory`` gets the arrays in them."""
         ranges = ffi.new("struct sr_fault_range[]", list(self.ranges)) if self.ranges else ffi.NULL
-        kept.append(ranges)
+        memory.append(ranges)
         turns = self.turns if self.turns is not None else Turns(stream_of(0, self.name))
         operations = self.operations or _EFFECTS[type(self.effect)][1]
         return {

@@ -342,25 +342,25 @@ def change_rules_now(changes: Sequence[RulesChange]) -> tuple[list[list[int]], i
     by_disk = {change.disk: change for change in changes}
     ids = {change.disk: [next(_numbers) for _ in change.attach] for change in changes}
 
-    def apply(disk: DiskFaults, found: dict[int, DiskFault]) -> None:
+    def apply(disk: DiskFaults, armed: dict[int, DiskFault]) -> None:
         change = by_disk[disk]
         for rule in change.detach:
             disk.fault(rule)
-            del found[rule]
+            del armed[rule]
         for enabled, rules in ((True, change.enable), (False, change.disable)):
             for rule in rules:
-                found[rule] = replace(disk.fault(rule), enabled=enabled)
+                armed[rule] = replace(disk.fault(rule), enabled=enabled)
         for rule, fault in zip(ids[disk], change.attach, strict=True):
-            _check_room(disk, found, fault)
-            found[rule] = fault
+            _check_room(disk, armed, fault)
+            armed[rule] = fault
 
     position = _change_now(list(by_disk), apply)
     return [ids[change.disk] for change in changes], position
 
 
-def _check_room(disk: DiskFaults, found: Mapping[int, DiskFault], fault: DiskFault) -> None:
-    if len(found) >= RULES_MAX:
-        raise RigError(Code.FaultNotPossible, f"disk {disk.core.paths}: has {len(found)} fault rules; allowed: {RULES_MAX}")
+def _check_room(disk: DiskFaults, armed: Mapping[int, DiskFault], fault: DiskFault) -> None:
+    if len(armed) >= RULES_MAX:
+        raise RigError(Code.FaultNotPossible, f"disk {disk.core.paths}: has {len(armed)} fault rules; allowed: {RULES_MAX}")
     fault.check_fits(str(disk.core.paths), disk.core.size_bytes)
 
 
@@ -377,9 +377,9 @@ async def attach_all(disks: Sequence[DiskFaults], fault: DiskFault) -> tuple[lis
     rules = [next(_numbers) for _ in disks]
     added = dict(zip(disks, rules, strict=True))
 
-    def add(disk: DiskFaults, found: dict[int, DiskFault]) -> None:
-        _check_room(disk, found, fault)
-        found[added[disk]] = fault
+    def add(disk: DiskFaults, armed: dict[int, DiskFault]) -> None:
+        _check_room(disk, armed, fault)
+        armed[added[disk]] = fault
 
     return rules, await _change(disks, add)
 
@@ -391,10 +391,10 @@ async def detach_all(rules: Sequence[tuple[DiskFaults, int]]) -> int:
         RigError: ``FaultNotFound``; nothing was changed then.
     """
 
-    def remove(disk: DiskFaults, found: dict[int, DiskFault]) -> None:
+    def remove(disk: DiskFaults, armed: dict[int, DiskFault]) -> None:
         for rule in _of(disk, rules):
             disk.fault(rule)
-            del found[rule]
+            del armed[rule]
 
     return await _change(_disks_of(rules), remove)
 
@@ -406,9 +406,9 @@ async def set_all_enabled(rules: Sequence[tuple[DiskFaults, int]], enabled: bool
         RigError: ``FaultNotFound``; nothing was changed then.
     """
 
-    def switch(disk: DiskFaults, found: dict[int, DiskFault]) -> None:
+    def switch(disk: DiskFaults, armed: dict[int, DiskFault]) -> None:
         for rule in _of(disk, rules):
-            found[rule] = replace(disk.fault(rule), enabled=enabled)
+            armed[rule] = replace(disk.fault(rule), enabled=enabled)
 
     return await _change(_disks_of(rules), switch)
 
@@ -433,22 +433,25 @@ def _change_now(disks: Sequence[DiskFaults], change: _Change) -> int:
         return _put_in_force(disks, wanted)
 
 
-def _put_in_force(disks: Sequence[DiskFaults], wanted: Sequence[Mapping[int, DiskFault]]) -> int:
+def _put_in_force(disks: Sequence[DiskFaults], rules_by_disk: Sequence[Mapping[int, DiskFault]]) -> int:
     """Replace the rules of several disks at one position, and return it."""
     kept: list[Any] = []
-    rows = [ffi.new("struct sr_fault_rule[]", [fault.as_c(rule, kept) for rule, fault in rules.items()]) for rules in wanted]
+    rows = [
+        ffi.new("struct sr_fault_rule[]", [fault.as_c(rule, kept) for rule, fault in rules.items()])
+        for rules in rules_by_disk
+    ]
     position = ffi.new("uint64_t *")
     with _held(disks):
         check(
             lib.sr_disks_set_faults(
                 [disk.core.c for disk in disks],
                 ffi.new("struct sr_fault_rule *[]", rows),
-                [len(rules) for rules in wanted],
+                [len(rules) for rules in rules_by_disk],
                 len(disks),
                 position,
             )
         )
-        for disk, rules in zip(disks, wanted, strict=True):
+        for disk, rules in zip(disks, rules_by_disk, strict=True):
             disk.note_in_force(rules)
     return int(position[0])
 
@@ -483,11 +486,11 @@ class PowerLoss:
     ranges: tuple[tuple[int, int], ...] = ()
     keeps_waits: bool = False
 
-    def as_c(self, kept: list[Any]) -> Any:
-        """Return ``struct sr_power_loss``; ``kept`` gets what it points to."""
+    def as_c(self, memory: list[Any]) -> Any:
+        """Return ``struct sr_power_loss``; ``memory`` gets the arrays that it points to."""
         survivors = ffi.new("uint64_t[]", list(self.survivors))
         ranges = ffi.new("struct sr_fault_range[]", list(self.ranges))
-        kept += [survivors, ranges]
+        memory += [survivors, ranges]
         fields = {
             "stream": self.stream,
             "keeps": self.keeps,

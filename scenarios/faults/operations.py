@@ -11,7 +11,7 @@ from siterig.scenarios.faults.catalog import IMMEDIATE, LayerName
 from siterig.scenarios.faults.rules import FaultRule
 
 _PATTERNS = ("vm", "disk", "part", "host", "role", "link", "blob")
-ByteRange = tuple[int, int]
+OperationRange = tuple[int, int]
 """Start and length in bytes."""
 
 
@@ -54,7 +54,7 @@ class OperationMatcher:
             rule names no file.
     """
 
-    def __init__(self, rule: FaultRule, ranges: Sequence[ByteRange] | None = None) -> None:
+    def __init__(self, rule: FaultRule, ranges: Sequence[OperationRange] | None = None) -> None:
         where = rule.where
         self.layer, self.operations = where.layer, frozenset(rule.operations)
         self._patterns = [

@@ -34,7 +34,7 @@ from siterig.blockfs.documents.model_problems import DocumentProblem
 from siterig.blockfs.documents.nearest import hint
 from siterig.scenarios.faults.atlas import FaultAtlas
 from siterig.scenarios.faults.catalog import IMMEDIATE, LayerName
-from siterig.scenarios.faults.operations import ByteRange, FaultOperation, OperationMatcher
+from siterig.scenarios.faults.operations import FaultOperation, OperationMatcher, OperationRange
 from siterig.scenarios.faults.records import FaultVerdict, Injection, RuleStatus
 from siterig.scenarios.faults.rules import FaultRule, set_problems
 from siterig.scenarios.faults.triggers import FaultWindow, TriggerBoard
@@ -164,7 +164,7 @@ class FaultSchedule:
     def add(
         self,
         rules: Iterable[FaultRule],
-        ranges: Callable[[FaultRule], Sequence[ByteRange] | None] | None = None,
+        ranges: Callable[[FaultRule], Sequence[OperationRange] | None] | None = None,
         *,
         seed: int | None = None,
     ) -> list[ArmedRule]:
@@ -197,7 +197,7 @@ class FaultSchedule:
     def _asks_atlas(self, armed: ArmedRule) -> bool:
         return armed.rule.expect.recoverable and armed.rule.where.layer not in self._remote_layers
 
-    def _arm(self, rule: FaultRule, ranges: Sequence[ByteRange] | None, default_seed: int) -> ArmedRule:
+    def _arm(self, rule: FaultRule, ranges: Sequence[OperationRange] | None, default_seed: int) -> ArmedRule:
         when, label = rule.when, rule.label
         seed = default_seed if rule.seed is None else rule.seed
         turns = Turns(
@@ -399,7 +399,7 @@ class FaultSchedule:
 
     # --- records --------------------------------------------------------------------------------------------------
 
-    def record(self, decision: FaultDecision, done: str, ranges: Sequence[ByteRange] = ()) -> Injection:
+    def record(self, decision: FaultDecision, done: str, ranges: Sequence[OperationRange] = ()) -> Injection:
         """Record a fault that was injected; it is logged, and shown in the report.
 
         Args:
@@ -427,7 +427,7 @@ class FaultSchedule:
         time_ns: int,
         position: int | None,
         done: str,
-        ranges: Sequence[ByteRange] = (),
+        ranges: Sequence[OperationRange] = (),
     ) -> Injection:
         """Record a fault that was decided and injected elsewhere.
 

@@ -35,7 +35,7 @@ from siterig.scenarios.faults.values import (
     Trigger,
 )
 
-Stream = Literal["upstream", "downstream", "both"]
+FaultStream = Literal["upstream", "downstream", "both"]
 ConnectionFault = Literal["reset", "refuse", "black-hole", "slow-close", "half-open"]
 AccountFault = Literal["key-rotated", "container-deleted", "account-deleted"]
 PowerFault = Literal["loss", "reboot", "off"]
@@ -65,7 +65,7 @@ class FaultPlace(FaultModel):
     host: Literal["site", "azure"] | None = Field(default=None, description="the host: `site` or `azure`")
     role: Text | None = Field(default=None, description="pattern of role names; on links and the blob service: the client")
     link: Text | None = Field(default=None, description="pattern of link names, CLIENT-SERVER like `agent-vault`")
-    stream: Stream | None = Field(
+    stream: FaultStream | None = Field(
         default=None,
         description="direction: `upstream` is client to server, `downstream` server to client, `both` is the default",
     )

@@ -141,7 +141,7 @@ def shown(value: object) -> object:
 
 
 def shown_in(value: object) -> object:
-    """The same for every text in a JSON value."""
+    """Do the same for every text in a JSON value."""
     if isinstance(value, dict):
         return {key: shown_in(inner) for key, inner in value.items()}
     return [shown_in(inner) for inner in value] if isinstance(value, list) else shown(value)

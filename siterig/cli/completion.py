@@ -120,7 +120,7 @@ def jobs(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
 
 
 def faults(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
-    """Names of the fault rules of a rig or mount."""
+    """Return the names of the fault rules of a rig or mount."""
     mount = ctx.params.get("mnt")
     found = _faults_of_mount(mount) if mount else _ask(ctx, "faults", "FaultControl/list_faults")
     return _beginning(incomplete, ((rule.get("name"), f"{rule.get('layer')}, {rule.get('state')}") for rule in found))

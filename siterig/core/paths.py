@@ -160,7 +160,7 @@ class Layout:
         return self.fault_run, self.injections, self.former_injections
 
     def reboot(self, host: str) -> Path:
-        """The id of the last emulated reboot of a host; missing if there was none."""
+        """Return the file with the id of the last emulated reboot of a host; missing if there was none."""
         return self.root / host / "reboot"
 
     @property

@@ -144,7 +144,7 @@ class SupervisorControl(Protocol):
 
     @deadline(REPORT_S)
     async def ask_before_starts(self, *, ask: bool) -> None:
-        """Ask the director of faults (``RoleStarts``) before each start of a role, or no more."""
+        """Ask the director of faults, the contract ``RoleStarts``, before each start of a role, or no more."""
         ...
 
     @deadline(REPORT_S)

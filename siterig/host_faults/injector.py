@@ -37,7 +37,7 @@ class HostFileInjector(FaultInjector):
 
     Args:
         places: the files of the process, for each layer once.
-        lent: layers whose files belong to another process, which carries out immediate faults.
+        lent_layers: layers whose files belong to another process, which carries out immediate faults.
         must_match: refuse a rule that matches no file now; otherwise another process may have such files.
         names: the names of the managed disks, which are asked for while rules are armed; None without managed disks.
         clock: the time of injections.
@@ -48,16 +48,16 @@ class HostFileInjector(FaultInjector):
         self,
         places: Sequence[FilePlaces],
         *,
-        lent: Collection[HostLayer] = (),
+        lent_layers: Collection[HostLayer] = (),
         must_match: bool = False,
         names: DiskNames | None = None,
         clock: Clock = SYSTEM_CLOCK,
         atlas: FaultAtlas | None = None,
     ) -> None:
-        self._book = RuleBook(places, clock=clock, atlas=atlas, lent=lent)
+        self._book = RuleBook(places, clock=clock, atlas=atlas, lent_layers=lent_layers)
         self._calls = FaultyCalls(self._book)
         self.log = InjectionLog(self._book.counts, clock)
-        self._lent, self._must_match, self._names, self._clock = frozenset(lent), must_match, names, clock
+        self._lent, self._must_match, self._names, self._clock = frozenset(lent_layers), must_match, names, clock
         self._epoch = ""
         self._token: trio.lowlevel.TrioToken | None = None
         self._in_force = False

@@ -22,7 +22,7 @@ from siterig.core.fault_contract import FaultCount, FaultPlan, InjectedFault
 from siterig.host_faults.host_rules import HostRule
 from siterig.host_faults.places import FilePlaces, HostFile, HostLayer
 from siterig.scenarios.faults.atlas import FaultAtlas
-from siterig.scenarios.faults.operations import ByteRange, FaultOperation
+from siterig.scenarios.faults.operations import FaultOperation, OperationRange
 
 KILL_AFTER_S = 2.0
 """A process that a rule kills waits at most so long for its report to arrive."""
@@ -64,7 +64,7 @@ class RuleBook:
         places: the files, one for each layer.
         clock: the time of injections.
         atlas: the intact copies of blocks, for rules with ``recoverable = true``; None if they are not known.
-        lent: layers whose files belong to another process, which knows their copies.
+        lent_layers: layers whose files belong to another process, which knows their copies.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class RuleBook:
         *,
         clock: Clock = SYSTEM_CLOCK,
         atlas: FaultAtlas | None = None,
-        lent: Collection[HostLayer] = (),
+        lent_layers: Collection[HostLayer] = (),
     ) -> None:
         self.places = tuple(places)
         self.has_news: Callable[[], None] = lambda: None
         """Called without the lock after each injection, in any thread."""
-        self._clock, self._atlas, self._lent = clock, atlas, frozenset(lent)
+        self._clock, self._atlas, self._lent = clock, atlas, frozenset(lent_layers)
         self._lock = threading.Lock()
         self._own = _OwnCalls()
         self._rules: dict[str, HostRule] = {}
@@ -165,7 +165,7 @@ class RuleBook:
         new_bytes: Callable[[], int] = lambda: 0,
         skips: Sequence[str] = (),
         only: str | None = None,
-        blocks: ByteRange | None = None,
+        blocks: OperationRange | None = None,
     ) -> HostVerdict | None:
         """Count an operation, and return the faults that it meets; None if it meets none.
 
@@ -201,7 +201,7 @@ class RuleBook:
                 verdict.hits.append((rule, n))
         return verdict if verdict.hits else None
 
-    def _is_recoverable(self, file: HostFile, blocks: ByteRange | None) -> bool:
+    def _is_recoverable(self, file: HostFile, blocks: OperationRange | None) -> bool:
         """Ask the atlas: the guest writes these blocks to its disk and to the log now; the disk keeps them."""
         if self._atlas is None or blocks is None or not blocks[1]:
             return False
@@ -225,7 +225,9 @@ class RuleBook:
 
     # --- records --------------------------------------------------------------------------------------------------
 
-    def record(self, rule: HostRule, n: int, operation: FaultOperation, done: str, ranges: Sequence[ByteRange] = ()) -> int:
+    def record(
+        self, rule: HostRule, n: int, operation: FaultOperation, done: str, ranges: Sequence[OperationRange] = ()
+    ) -> int:
         """Record a fault that was injected, and return its sequence number."""
         injection = InjectedFault(
             name=rule.name,

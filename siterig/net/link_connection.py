@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from siterig.blockfs.core.clock import Clock
-from siterig.net.link_faults import LinkControl, LinkFault, LinkStream, Side
+from siterig.net.link_faults import LinkControl, LinkFault, LinkSide, LinkStream
 from siterig.net.splicing import SpliceEnd, Splicer, run_splicer
 
 PIECE_BYTES = 1 << 16
@@ -300,7 +300,7 @@ def ending_of(faults: Sequence[LinkFault]) -> LinkFault | None:
     return next((fault for fault in faults if fault.ending is not None), None)
 
 
-def _receiver(stream: LinkStream) -> Side:
+def _receiver(stream: LinkStream) -> LinkSide:
     return "server" if stream == "upstream" else "client"
 
 

@@ -15,7 +15,7 @@ import trio
 
 from siterig.net.pacing import Pacer
 
-Side = Literal["client", "server"]
+LinkSide = Literal["client", "server"]
 LinkOperation = Literal["connect", "send", "close"]
 LinkStream = Literal["upstream", "downstream"]
 LinkEnding = Literal["reset", "refuse", "black-hole", "half-open"]

@@ -94,7 +94,7 @@ def of_disk_host(host: DiskHost, layout: Layout, role: str, clock: Clock) -> Mad
 
         names = _names(layout, role)
         places.append(ManagedDisks(layout.managed_disks, names.name_of))
-    files = HostFileInjector(places, lent=["store"], names=names, atlas=FaultAtlas(), clock=clock)
+    files = HostFileInjector(places, lent_layers=["store"], names=names, atlas=FaultAtlas(), clock=clock)
     disks = DiskInjector(lambda: disks_of_host(host), log=files.log, clock=clock)
     host.registry.report_opened = lambda disk: disks.disk_opened(disk_of_host(host, disk))
     return MadeInjector(LayeredInjector({"disk": disks, "log": files, "store": files}, files), (disks, files))
@@ -115,7 +115,7 @@ def of_agent(layout: Layout, clock: Clock) -> MadeInjector:
     from siterig.host_faults.injector import HostFileInjector  # noqa: PLC0415
     from siterig.host_faults.log_files import DiskHostLogs  # noqa: PLC0415
 
-    files = HostFileInjector([DiskHostLogs(layout.site_disks)], lent=["log"], clock=clock)
+    files = HostFileInjector([DiskHostLogs(layout.site_disks)], lent_layers=["log"], clock=clock)
     return MadeInjector(files, (files,))
 
 

@@ -13,7 +13,7 @@ import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.rpc.client import GUIDE
-from siterig.scenario_runs.records import RunRecords, Severity
+from siterig.scenario_runs.records import LineSeverity, RunRecords
 from siterig.scenario_runs.runner import RunOptions, ScenarioRun
 from siterig.scenario_runs.scenario_rig import OwnRig
 from siterig.scenarios.contracts.scenario_result import ScenarioMeasures, ScenarioResult, ScenarioSetup
@@ -48,7 +48,7 @@ class BatchScreen:
     def begin(self, name: str, title: str, seed: int) -> None:
         """Show that a scenario begins."""
 
-    def line(self, name: str, at_s: float, severity: Severity, text: str, evidence: str) -> None:
+    def line(self, name: str, at_s: float, severity: LineSeverity, text: str, evidence: str) -> None:
         """Show one line of a run."""
 
     def end(self, result: ScenarioResult) -> None:

@@ -102,92 +102,92 @@ class Conditions:
             case "time":
                 return Observation(now_s * SECOND_NS >= trigger.number, f"{now_s:.1f} s")
 
-    async def _item(self, wanted: tables.ItemCondition) -> Observation:
-        item = next((each for each in await self._rig.vault.items() if each.name == wanted.vm), None)
+    async def _item(self, condition: tables.ItemCondition) -> Observation:
+        item = next((each for each in await self._rig.vault.items() if each.name == condition.vm), None)
         if item is None:
-            return Observation(wanted.state == UNPROTECTED, f"{wanted.vm}: {UNPROTECTED}")
-        text = f"{wanted.vm}: {item_text(item)}"
+            return Observation(condition.state == UNPROTECTED, f"{condition.vm}: {UNPROTECTED}")
+        text = f"{condition.vm}: {item_text(item)}"
         points = None
-        if wanted.points is not None:
-            points = len(await self._rig.vault.points(vm=wanted.vm))
+        if condition.points is not None:
+            points = len(await self._rig.vault.points(vm=condition.vm))
             text += f", {points} points"
         ok = (
-            _fits(wanted.state, item.protectionState)
-            and wanted.location in (None, item.activeLocation)
-            and wanted.health in (None, item.replicationHealth)
-            and _fits(wanted.resync, item.resynchronizationRequired or NONE)
-            and _fits(wanted.test_failover, item.testFailoverState)
-            and (wanted.points is None or (points is not None and points in wanted.points))
-            and _below(wanted.rpo_max, item.lastRpoInSeconds)
-            and _below(wanted.lag_max, item.applied_lag_s)
-            and _has_error(wanted, item.healthErrors)
+            _fits(condition.state, item.protectionState)
+            and condition.location in (None, item.activeLocation)
+            and condition.health in (None, item.replicationHealth)
+            and _fits(condition.resync, item.resynchronizationRequired or NONE)
+            and _fits(condition.test_failover, item.testFailoverState)
+            and (condition.points is None or (points is not None and points in condition.points))
+            and _below(condition.rpo_max, item.lastRpoInSeconds)
+            and _below(condition.lag_max, item.applied_lag_s)
+            and _has_error(condition, item.healthErrors)
         )
         return Observation(ok, text)
 
-    async def _job(self, wanted: tables.JobCondition) -> Observation:
+    async def _job(self, condition: tables.JobCondition) -> Observation:
         jobs = [
             job
             for job in await self._rig.vault.jobs()
-            if fnmatch.fnmatchcase(job.scenarioName, wanted.scenario) and wanted.vm in (None, job.vm)
+            if fnmatch.fnmatchcase(job.scenarioName, condition.scenario) and condition.vm in (None, job.vm)
         ]
         if not jobs:
-            return Observation(False, f"there is no job {wanted.scenario}")
-        ok = [job for job in jobs if _job_fits(wanted, job)]
+            return Observation(False, f"there is no job {condition.scenario}")
+        ok = [job for job in jobs if _job_fits(condition, job)]
         return Observation(bool(ok), job_text((ok or jobs)[0]))
 
-    async def _event(self, wanted: tables.EventCondition) -> Observation:
+    async def _event(self, condition: tables.EventCondition) -> Observation:
         found = [
             event
             for event in await self._rig.vault.events()
-            if fnmatch.fnmatchcase(event.eventCode, wanted.code)
-            and _fits(wanted.vm, event.affectedObject)
-            and wanted.severity in (None, event.severity)
-            and _fits(wanted.text, event.description)
+            if fnmatch.fnmatchcase(event.eventCode, condition.code)
+            and _fits(condition.vm, event.affectedObject)
+            and condition.severity in (None, event.severity)
+            and _fits(condition.text, event.description)
         ]
-        return Observation(len(found) in wanted.count, f"{len(found)} events {wanted.code}{_newest(found)}")
+        return Observation(len(found) in condition.count, f"{len(found)} events {condition.code}{_newest(found)}")
 
-    async def _role(self, wanted: tables.RoleCondition) -> Observation:
+    async def _role(self, condition: tables.RoleCondition) -> Observation:
         roles = {role.name: role.state for role in (await self._rig.supervisor.status()).roles}
-        state = roles.get(wanted.name)
+        state = roles.get(condition.name)
         if state is None:
-            return Observation(False, f"there is no role {wanted.name}; there are: {names(roles)}")
-        return Observation(fnmatch.fnmatchcase(state, wanted.state), f"role {wanted.name}: {state}")
+            return Observation(False, f"there is no role {condition.name}; there are: {names(roles)}")
+        return Observation(fnmatch.fnmatchcase(state, condition.state), f"role {condition.name}: {state}")
 
-    async def _vm(self, wanted: tables.VmCondition) -> Observation:
-        vms = [vm.name for vm in await self._rig.vault.list_vms() if vm.side == wanted.side]
-        return Observation((wanted.name in vms) == wanted.exists, f"VMs on side {wanted.side}: {names(vms)}")
+    async def _vm(self, condition: tables.VmCondition) -> Observation:
+        vms = [vm.name for vm in await self._rig.vault.list_vms() if vm.side == condition.side]
+        return Observation((condition.name in vms) == condition.exists, f"VMs on side {condition.side}: {names(vms)}")
 
-    async def _disk(self, wanted: tables.DiskCondition) -> Observation:
-        for disk in await self._rig.site.list_disks(vm=wanted.vm):
-            if disk.name == wanted.name:
+    async def _disk(self, condition: tables.DiskCondition) -> Observation:
+        for disk in await self._rig.site.list_disks(vm=condition.vm):
+            if disk.name == condition.name:
                 ok = (
-                    _fits(wanted.resync, disk.needs_resync or NONE)
-                    and wanted.snapshot in (None, disk.snapshot)
-                    and (wanted.unsent is None or disk.unsent_log_bytes in wanted.unsent)
+                    _fits(condition.resync, disk.needs_resync or NONE)
+                    and condition.snapshot in (None, disk.snapshot)
+                    and (condition.unsent is None or disk.unsent_log_bytes in condition.unsent)
                 )
                 text = f"resync {disk.needs_resync or NONE}, snapshot {disk.snapshot}, {disk.unsent_log_bytes} bytes unsent"
-                return Observation(ok, f"disk {wanted.vm}/{wanted.name}: {text}")
-        return Observation(False, f"there is no disk {wanted.vm}/{wanted.name}")
+                return Observation(ok, f"disk {condition.vm}/{condition.name}: {text}")
+        return Observation(False, f"there is no disk {condition.vm}/{condition.name}")
 
-    async def _workload(self, wanted: tables.WorkloadCondition, base: Baseline) -> Observation:
-        load = self._machines.loads[wanted.name]
+    async def _workload(self, condition: tables.WorkloadCondition, base: Baseline) -> Observation:
+        load = self._machines.loads[condition.name]
         count = load.acknowledged()
-        more = count - base.acknowledged.get(wanted.name, 0)
+        more = count - base.acknowledged.get(condition.name, 0)
         ok = (
-            (wanted.acknowledged is None or count in wanted.acknowledged)
-            and (wanted.more is None or more in wanted.more)
-            and wanted.running in (None, load.is_running)
+            (condition.acknowledged is None or count in condition.acknowledged)
+            and (condition.more is None or more in condition.more)
+            and condition.running in (None, load.is_running)
         )
         state = "runs" if load.is_running else "does not run"
-        return Observation(ok, f"workload {wanted.name}: {count} acknowledged, {more} since the wait began, it {state}")
+        return Observation(ok, f"workload {condition.name}: {count} acknowledged, {more} since the wait began, it {state}")
 
-    async def _fault(self, wanted: tables.FaultCondition) -> Observation:
+    async def _fault(self, condition: tables.FaultCondition) -> Observation:
         rules = {rule.name: rule for rule in (await self._rig.faults.list_faults()).rules}
-        rule = rules.get(wanted.name)
+        rule = rules.get(condition.name)
         if rule is None:
-            return Observation(False, f"fault {wanted.name!r} is not armed; armed are: {names(rules)}")
-        text = f"fault {wanted.name!r}: {rule.state}, matched {rule.matched}, fired {rule.fired}"
-        return Observation(rule.fired in wanted.fired, text)
+            return Observation(False, f"fault {condition.name!r} is not armed; armed are: {names(rules)}")
+        text = f"fault {condition.name!r}: {rule.state}, matched {rule.matched}, fired {rule.fired}"
+        return Observation(rule.fired in condition.fired, text)
 
     async def _replicated(self, vm: str, base: Baseline) -> Observation:
         points = await self._rig.vault.points(vm=vm, limit=1)
@@ -203,27 +203,27 @@ def _below(limit_ns: int | None, seconds: float | None) -> bool:
     return limit_ns is None or (seconds is not None and seconds * SECOND_NS <= limit_ns)
 
 
-def _has_error(wanted: tables.ItemCondition, errors: Sequence[HealthError]) -> bool:
-    if wanted.error is None and wanted.attempt is None:
+def _has_error(condition: tables.ItemCondition, errors: Sequence[HealthError]) -> bool:
+    if condition.error is None and condition.attempt is None:
         return True
-    if wanted.error == NONE:
+    if condition.error == NONE:
         return not errors
     return any(
-        _fits(wanted.error, error.errorCode) and (wanted.attempt is None or error.attempt in wanted.attempt)
+        _fits(condition.error, error.errorCode) and (condition.attempt is None or error.attempt in condition.attempt)
         for error in errors
     )
 
 
-def _job_fits(wanted: tables.JobCondition, job: Job) -> bool:
-    state = wanted.state if wanted.state is not None or wanted.error is not None else "Succeeded"
+def _job_fits(condition: tables.JobCondition, job: Job) -> bool:
+    state = condition.state if condition.state is not None or condition.error is not None else "Succeeded"
     errors = [error.code for error in job.errors]
     waits = any(task.waiting_for is not None for task in job.tasks)
     return (
         _fits(state, job.state)
-        and _fits(wanted.description, job.stateDescription or "")
-        and (wanted.error is None or any(fnmatch.fnmatchcase(code, wanted.error) for code in errors))
-        and (wanted.tasks is None or _tasks_fit(wanted.tasks, job.tasks))
-        and wanted.waiting in (None, waits)
+        and _fits(condition.description, job.stateDescription or "")
+        and (condition.error is None or any(fnmatch.fnmatchcase(code, condition.error) for code in errors))
+        and (condition.tasks is None or _tasks_fit(condition.tasks, job.tasks))
+        and condition.waiting in (None, waits)
     )
 
 
@@ -232,10 +232,10 @@ def task_state(task: Task) -> str:
     return "Skipped" if task.stateDescription == "Skipped" else task.state
 
 
-def _tasks_fit(wanted: Sequence[str], tasks: Sequence[Task]) -> bool:
-    if len(wanted) != len(tasks):
+def _tasks_fit(condition: Sequence[str], tasks: Sequence[Task]) -> bool:
+    if len(condition) != len(tasks):
         return False
-    for text, task in zip(wanted, tasks, strict=True):
+    for text, task in zip(condition, tasks, strict=True):
         name, _, state = text.partition(" ")
         if name != task.name or (state and state != task_state(task)):
             return False

@@ -54,12 +54,12 @@ class Expectations:
             for wanted in getattr(self._expect, kind):
                 yield kind, wanted
 
-    async def _eventually(self, kind: str, wanted: ScenarioTable, base: Baseline) -> Observation:
-        observation = await self._conditions.look(kind, wanted, base)
+    async def _eventually(self, kind: str, condition: ScenarioTable, base: Baseline) -> Observation:
+        observation = await self._conditions.look(kind, condition, base)
         with SYSTEM_CLOCK.move_on_after(self._expect.within / SECOND_NS):
             while not observation.ok:
                 await SYSTEM_CLOCK.sleep(_POLL_S)
-                observation = await self._conditions.look(kind, wanted, base)
+                observation = await self._conditions.look(kind, condition, base)
         return observation
 
     async def data(self) -> None:
@@ -98,11 +98,13 @@ class Expectations:
             self._records.check(STEP, f"fault {verdict.name}", verdict.ok, verdict.text)
 
 
-def retries_fit(wanted: RetryExpectation, seen: Sequence[SeenRetry]) -> tuple[bool, str]:
+def retries_fit(expectation: RetryExpectation, seen: Sequence[SeenRetry]) -> tuple[bool, str]:
     """Compare the announced delays of the first attempts with the wanted ones."""
-    delays = [retry.delay_s for retry in seen if retry.vm == wanted.vm and fnmatch.fnmatchcase(retry.code, wanted.error)]
-    due = [parse_duration(text) / SECOND_NS for text in wanted.delays]
-    slack_s = wanted.tolerance / SECOND_NS
+    delays = [
+        retry.delay_s for retry in seen if retry.vm == expectation.vm and fnmatch.fnmatchcase(retry.code, expectation.error)
+    ]
+    due = [parse_duration(text) / SECOND_NS for text in expectation.delays]
+    slack_s = expectation.tolerance / SECOND_NS
     pairs = list(zip_longest(due, delays[: len(due)]))
     ok = all(found is not None and abs(found - expected) <= slack_s for expected, found in pairs)
     shown = ", ".join(f"{delay:.1f} s" for delay in delays[: len(due)]) or "none"
@@ -124,6 +126,6 @@ def _bounds(bounds: BoundsExpectation, records: RunRecords) -> Iterator[tuple[st
         )
 
 
-def _words(wanted: ScenarioTable) -> str:
-    document: dict[str, Any] = wanted.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+def _words(condition: ScenarioTable) -> str:
+    document: dict[str, Any] = condition.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     return ", ".join(f"{key} {' + '.join(value) if isinstance(value, list) else value}" for key, value in document.items())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import trio
 
 from siterig.azure_emu.vault.model.api import Vm
+from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenario_runs.records import RunRecords
 from siterig.scenario_runs.scenario_rig import ScenarioRig
@@ -16,8 +16,6 @@ from siterig.scenarios.files.scenario import ScenarioDocument
 from siterig.scenarios.loads.load import Load, LoadPlace, LoadVerdict
 from siterig.scenarios.loads.make_load import make_load
 from siterig.scenarios.workloads.guest import Guest
-
-Side = Literal["site", "azure"]
 
 
 class Machines:

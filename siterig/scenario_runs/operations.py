@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from siterig.azure_emu.vault.model.api import Job, Vm
+from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.contracts.control import BackingImage
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenario_runs.conditions import item_text, task_state
-from siterig.scenario_runs.machines import Machines, Side
-from siterig.scenario_runs.records import RunRecords, Severity
+from siterig.scenario_runs.machines import Machines
+from siterig.scenario_runs.records import LineSeverity, RunRecords
 from siterig.scenario_runs.scenario_rig import ScenarioRig
 from siterig.scenarios.files.scenario import ScenarioDocument
 from siterig.scenarios.files.timeline_tables import TimelineEntry
@@ -125,7 +126,7 @@ class Operations:
             for task in job.tasks:
                 if task.endTime is not None and said.get(task.name) != task_state(task):
                     said[task.name] = task_state(task)
-                    severity: Severity = "bad" if task.state == "Failed" else "info"
+                    severity: LineSeverity = "bad" if task.state == "Failed" else "info"
                     self._records.say("job", f"{job.scenarioName}: {task.name} {task_state(task)}", severity)
             if job.endTime is not None:
                 break

@@ -11,8 +11,8 @@ from siterig.scenarios.contracts.finding import CheckFinding
 from siterig.scenarios.contracts.results import Check, RpoSample
 from siterig.scenarios.contracts.scenario_result import Lane, ScenarioMeasures, ScenarioMoment
 
-Severity = Literal["info", "good", "bad"]
-Show = Callable[[float, Severity, str, str], None]
+LineSeverity = Literal["info", "good", "bad"]
+Show = Callable[[float, LineSeverity, str, str], None]
 """Called with time, severity, text and evidence for each line of progress."""
 
 
@@ -48,7 +48,7 @@ class RunRecords:
         return SYSTEM_CLOCK.trio_time_s() - self._zero_s
 
     def say(
-        self, lane: Lane, text: str, severity: Severity = "info", *, began_s: float | None = None, is_shown: bool = True
+        self, lane: Lane, text: str, severity: LineSeverity = "info", *, began_s: float | None = None, is_shown: bool = True
     ) -> None:
         """Record a moment; with ``began_s`` it lasted from then until now."""
         now = self.now()
@@ -60,7 +60,7 @@ class RunRecords:
     def check(self, step: str, name: str, ok: bool, evidence: str) -> None:
         """Record one check; the run continues after a failed one, but its result is not ok."""
         self.checks.append(Check(step=step, name=name, ok=ok, evidence=evidence))
-        severity: Severity = "good" if ok else "bad"
+        severity: LineSeverity = "good" if ok else "bad"
         self.moments.append(ScenarioMoment(at_s=self.now(), lane="check", text=f"{name}: {evidence}", severity=severity))
         self.show(self.now(), severity, name, evidence)
 

@@ -9,13 +9,13 @@ from siterig.azure_emu.vault.model.api import Event, HealthError
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from siterig.scenario_runs.conditions import item_text
-from siterig.scenario_runs.records import RunRecords, Severity
+from siterig.scenario_runs.records import LineSeverity, RunRecords
 from siterig.scenario_runs.scenario_rig import ScenarioRig
 from siterig.scenarios.contracts.results import RpoSample
 from siterig.scenarios.faults.records import Injection
 
 _EVERY_S = 0.2
-_SEVERITIES: dict[str, Severity] = {"OK": "info", "Warning": "bad", "Critical": "bad"}
+_SEVERITIES: dict[str, LineSeverity] = {"OK": "info", "Warning": "bad", "Critical": "bad"}
 _SHOWN_INJECTIONS = 20
 """Injections of one rule that are shown on the terminal; all of them are in the report."""
 
@@ -73,7 +73,7 @@ class Watcher:
             text = item_text(item).partition(", RPO")[0]
             if self._items.get(item.name) != text:
                 self._items[item.name] = text
-                severity: Severity = "bad" if item.replicationHealth in ("Warning", "Critical") else "info"
+                severity: LineSeverity = "bad" if item.replicationHealth in ("Warning", "Critical") else "info"
                 self.records.say("health", f"{item.name}: {text}", severity)
             for error in item.healthErrors:
                 self._note_retry(item.name, error, now_ns)

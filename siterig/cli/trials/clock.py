@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from siterig.blockfs.clocks.rig_clock_control import ClockState, RigClockControl
 
 COLUMNS = ("role", "wall time", "skew", "drift", "change")
-RoleName = Annotated[
+ClockRoleName = Annotated[
     str,
     typer.Argument(metavar="ROLE", help="Name of the role; siterig clock show lists them.", autocompletion=completion.roles),
 ]
@@ -164,7 +164,7 @@ def jump(folder: Dir, by: Shift, as_json: Json = False) -> None:
 
 def skew(
     folder: Dir,
-    role: RoleName,
+    role: ClockRoleName,
     by: Annotated[
         str, typer.Argument(metavar="SHIFT", help="Time with a sign: +1h, -30s; 0 ends the skew.", show_default=False)
     ],

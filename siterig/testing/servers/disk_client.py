@@ -138,10 +138,10 @@ class DiskClient:
         """Return the error for a failure of the server, with the end of its log."""
         return self._server.failed(how)
 
-    def read_until(self, wanted: PendingCall) -> None:
-        """Read the answers to the oldest calls, up to the one to ``wanted``."""
+    def read_until(self, call: PendingCall) -> None:
+        """Read the answers to the oldest calls, up to the one to ``call``."""
         with self._lock:
-            while wanted.is_pending:
+            while call.is_pending:
                 oldest = self._pending.popleft()
                 try:
                     line = self._answers.readline()

@@ -360,7 +360,7 @@ async def test_a_service_behind_tls_gets_its_own_name_as_host(tmp_path: Path) ->
     assert hosts == {b"localhost"}
 
 
-async def test_what_is_no_http_is_refused_and_the_proxy_stays(tmp_path: Path) -> None:
+async def test_bytes_that_are_no_http_are_refused_and_the_proxy_stays(tmp_path: Path) -> None:
     async with proxied(tmp_path) as made:
 
         def work() -> bytes:

@@ -265,7 +265,7 @@ async def test_a_bit_that_flips_on_a_write_is_on_the_disk_and_in_the_log(guest: 
     guest.check_log()
 
 
-async def test_a_bit_that_flips_on_a_read_changes_only_what_the_guest_sees(guest: GuestDisk) -> None:
+async def test_a_bit_that_flips_on_a_read_changes_only_the_answer(guest: GuestDisk) -> None:
     data = pattern(4096)
     guest.write(0, data)
     await guest.faults.attach(fault(FlipEffect(), "read", turns=Turns(STREAM, times=1)))
@@ -312,7 +312,7 @@ async def test_a_flush_that_lies_makes_nothing_durable(guest: GuestDisk) -> None
     assert guest.logged() == [("write", 0, 1), ("flush", 0, 0)]
 
 
-async def test_a_full_disk_takes_what_has_a_place_and_nothing_new(guest: GuestDisk) -> None:
+async def test_a_full_disk_takes_writes_to_places_that_it_has_and_no_others(guest: GuestDisk) -> None:
     guest.write(0, pattern(8192))
     rule = await guest.faults.attach(fault(FullEffect(free_bytes=65536)))
     assert guest.write(1 << 18, bytes([1]) * 65536) == 65536, "there is space for as much"
@@ -408,7 +408,7 @@ async def test_a_wait_ends_when_the_rule_has_fired_so_often(guest: GuestDisk, au
     await guest.faults.wait_fired(rule, 4)
 
 
-async def test_a_wait_for_a_rule_that_is_removed_says_so(guest: GuestDisk) -> None:
+async def test_a_wait_for_a_rule_that_is_removed_is_an_error(guest: GuestDisk) -> None:
     rule = await guest.faults.attach(fault(FailEffect(), "write"))
     with pytest.RaisesGroup(pytest.RaisesExc(RigError, match=f"no fault rule {rule}")):
         async with trio.open_nursery() as nursery:

@@ -61,7 +61,7 @@ async def test_everything_after_the_last_flush_is_lost(guest: GuestDisk) -> None
     assert await lose(guest) == LostWrites(0, 0, 0, 0), "the state is durable"
 
 
-async def test_a_flush_that_lies_loses_what_it_promised(guest: GuestDisk) -> None:
+async def test_a_flush_that_lies_loses_the_writes_before_it(guest: GuestDisk) -> None:
     guest.write(0, b"flushed")
     guest.flush()
     rule = await guest.faults.attach(DiskFault("liar", LieEffect()))

@@ -121,7 +121,7 @@ async def test_a_freeze_begins_after_the_operations_that_are_under_way(guests: l
     assert frozen == [guests[0].disk.tracking.log.last_position]
 
 
-async def test_what_waits_meets_the_rules_that_came_meanwhile(guests: list[GuestDisk]) -> None:
+async def test_a_waiting_request_meets_the_rules_that_came_meanwhile(guests: list[GuestDisk]) -> None:
     guest = guests[0]
     freeze = await guest.faults.attach(FREEZE)
     request = Request(lambda: guest.write(0, b"x"))
@@ -136,7 +136,7 @@ async def test_what_waits_meets_the_rules_that_came_meanwhile(guests: list[Guest
     assert guest.faults.counts(failing).fired == 1
 
 
-async def test_a_freeze_that_is_switched_off_and_on_keeps_what_waits(guests: list[GuestDisk]) -> None:
+async def test_a_freeze_that_is_switched_off_and_on_keeps_waiting_requests(guests: list[GuestDisk]) -> None:
     guest = guests[0]
     rule = await guest.faults.attach(FREEZE)
     requests = [Request(lambda: guest.write(0, b"x")) for _ in range(8)]
@@ -181,7 +181,9 @@ async def test_at_the_end_of_a_mount_nothing_waits(guests: list[GuestDisk], faul
 
 
 @pytest.mark.parametrize("fault", [FREEZE, DELAY], ids=lambda fault: fault.name)
-async def test_the_end_of_a_disk_fails_what_waits(tmp_path: Path, positions: PositionCounter, fault: DiskFault) -> None:
+async def test_the_end_of_a_disk_fails_waiting_requests(
+    tmp_path: Path, positions: PositionCounter, fault: DiskFault
+) -> None:
     guest = GuestDisk(tmp_path, positions=positions)
     rule = await guest.faults.attach(fault)
     requests = [Request(lambda: guest.write(0, b"x")), Request(lambda: guest.read(0, 1)), Request(guest.flush)]

@@ -19,7 +19,7 @@ async def following(changes: AsyncIterator[bool]) -> bool:
 
 
 @pytest.mark.parametrize("with_inotify", [True, False])
-async def test_every_change_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, with_inotify: bool) -> None:
+async def test_every_change_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, with_inotify: bool) -> None:
     if with_inotify:
         monkeypatch.setattr(file_existence, "LOOK_S", 3600.0)
     else:

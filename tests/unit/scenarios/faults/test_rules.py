@@ -158,7 +158,7 @@ def test_the_catalog_has_the_keys_of_the_schema() -> None:
     assert len(TABLE_OF) == sum(map(len, keys.values())), "a key is in two tables"
 
 
-def test_the_catalog_names_what_there_is() -> None:
+def test_the_catalog_names_everything_that_the_schema_has() -> None:
     for key, kind in EFFECTS.items():
         assert {*kind.operations, *kind.immediate} <= set(kind.about), key
         assert {*kind.needs, *kind.joins} <= {*EFFECTS, "*"}, key
@@ -264,7 +264,7 @@ def message(rule: dict[str, Any] | str) -> str:
         ("disk seed=-1 error=EIO", "seed: '-1' is not allowed: input should be greater than or equal to 0"),
     ],
 )
-def test_what_is_not_possible_is_refused_by_key_value_and_what_is(line: str, text: str) -> None:
+def test_an_impossible_rule_is_refused_with_key_value_and_choices(line: str, text: str) -> None:
     assert text in message(line)
 
 

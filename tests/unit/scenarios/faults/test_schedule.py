@@ -256,7 +256,7 @@ def test_an_immediate_fault_follows_another_rule_at_once() -> None:
 # --- records and verdicts ------------------------------------------------------------------------------------------
 
 
-def test_each_injection_is_recorded_with_what_it_did() -> None:
+def test_each_injection_is_recorded_with_its_effect() -> None:
     made, clock = schedule("disk write tear.parts=2 tear.keep=1 every=2 name=torn")
     for position in (7, 8, 9, 10):
         for decision in made.decide(disk("write", 4096, 4096, position=position)):
@@ -270,7 +270,7 @@ def test_each_injection_is_recorded_with_what_it_did() -> None:
     assert Injection.model_validate_json(first.model_dump_json()) == first
 
 
-def test_a_rule_that_never_fired_fails_and_says_why() -> None:
+def test_a_rule_that_never_fired_fails_with_the_reason() -> None:
     made, _ = schedule(
         "disk read error=EIO name=unmatched",
         "disk write error=EIO after=event:Never name=waiting",
@@ -314,7 +314,7 @@ def test_rules_are_armed_all_or_none() -> None:
     made, _ = schedule("disk write error=EIO name=a")
     with pytest.raises(RigError) as caught:
         made.add(map(read_rule, ("disk read error=EIO name=b", "disk read error=EIO name=a")))
-    assert "fault[2].name: 'a' is the name of" in caught.value.message
+    assert "fault[2].name: another rule with the name 'a' is armed" in caught.value.message
     with pytest.raises(RigError) as caught:
         made.add([read_rule("disk write flip=true recoverable=true")])
     assert "expect.recoverable" in caught.value.message

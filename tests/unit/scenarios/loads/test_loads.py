@@ -64,7 +64,7 @@ def files_of(mount: Path, count: int) -> tuple[FilesLoad, list[Ack]]:
     return FilesLoad(table("files"), ["data"]), read_acks(acks)
 
 
-def test_a_tree_of_files_is_checked_against_what_was_acknowledged(mount: Path) -> None:
+def test_a_tree_of_files_is_checked_against_acknowledged_files(mount: Path) -> None:
     load, acks = files_of(mount, file_tree.KEPT + 6)
     mounts = {"data": mount}
     assert len(file_tree.present(mount / "load")) == file_tree.KEPT

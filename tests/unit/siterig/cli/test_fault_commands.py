@@ -87,7 +87,7 @@ def test_an_imported_file_is_a_file_of_rules(tmp_path: Path) -> None:
     assert (len(printed["faults"]), len(printed["notes"])) == (1, 2)
 
 
-def test_what_cannot_be_imported_is_named(tmp_path: Path) -> None:
+def test_an_entry_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     source = tmp_path / "b.conf"
     source.write_text(BLKDEBUG.replace("write_aio", "l2_load"))
     refused = siterig("import", "blkdebug", source)

@@ -148,7 +148,7 @@ async def test_a_fault_in_a_role_opens_the_window_of_a_rule_in_another() -> None
         assert await stage.counts("second") == (1, 1)
 
 
-async def test_a_role_that_started_again_gets_its_rules_and_the_counts_go_on() -> None:
+async def test_a_role_that_started_again_gets_its_rules_and_the_counts_continue() -> None:
     async with running(new_stage()) as stage:
         await stage.add("disk web01/data write error=EIO name=bad")
         stage.site.fire("bad")
@@ -256,7 +256,7 @@ class LateRole(FakeRole):
         return report
 
 
-async def test_a_late_report_of_a_removed_rule_is_not_counted_for_a_new_one_of_its_name() -> None:
+async def test_a_late_report_of_a_removed_rule_is_not_counted_for_a_new_one() -> None:
     role = LateRole("web01/data")
     async with running(Stage(role, FakeRole())) as stage:
         await stage.add("disk * write error=EIO name=bad")

@@ -191,7 +191,7 @@ async def test_the_faults_of_a_start_are_decided_when_the_supervisor_asks() -> N
         assert await stage.remove("die") == ["lift die", "ask False"]
 
 
-async def test_a_new_director_lifts_what_no_rule_keeps_up() -> None:
+async def test_a_new_director_lifts_a_fault_that_no_rule_keeps_up() -> None:
     async with running() as stage:
         await stage.add("process site pause=true name=stop")
         stage.rig.lasting.append(RoleFault(fault="stranger", role="agent", pause=True))

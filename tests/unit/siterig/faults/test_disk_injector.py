@@ -158,7 +158,7 @@ async def test_a_pause_begins_at_one_position_and_ends_with_the_rule(guests: lis
         assert done == [512, 512]
 
 
-async def test_a_power_loss_at_a_write_undoes_what_was_not_flushed_on_all_disks(guests: list[GuestDisk]) -> None:
+async def test_a_power_loss_at_a_write_undoes_unflushed_writes_on_all_disks(guests: list[GuestDisk]) -> None:
     async with injecting(guests) as injector:
         await injector.arm_faults(plans=[plan("disk web01/* write lose=unflushed occurrence=5 name=x")])
         for guest in guests:

@@ -130,7 +130,7 @@ def test_a_pause_without_an_operation_stops_all_of_them_when_the_rule_begins() -
         ("write,flush lose=unflushed tear=true", "where.op"),
     ],
 )
-def test_what_is_not_possible_is_refused_by_name(words: str, named: str) -> None:
+def test_an_impossible_rule_is_refused_by_name(words: str, named: str) -> None:
     with pytest.raises(RigError, match="fault 'x': ") as caught:
         mapped(f"disk {words}")
     assert caught.value.code == Code.FaultNotPossible

@@ -164,7 +164,7 @@ async def test_the_same_seed_gives_the_same_faults(tmp_path: Path) -> None:
     assert {name for name, *_ in seen[0]} == {"log append probability=0.2 error=EIO", "torn"}
 
 
-async def test_a_report_has_position_ranges_and_only_what_is_new(logged: LoggedDisk) -> None:
+async def test_a_report_has_position_and_ranges_of_new_injections_only(logged: LoggedDisk) -> None:
     async with armed([DiskHostLogs(logged.root)], "log append flip.bits=2 times=2") as injector:
         logged.write(1)
         first = await report(injector)
@@ -203,7 +203,7 @@ async def test_two_rules_on_one_operation_report_which_one_decided(logged: Logge
 
 async def test_a_file_of_another_process_is_damaged_by_that_process_alone(logged: LoggedDisk) -> None:
     before = logged.paths.file("dirty").read_bytes()
-    async with armed([DiskHostLogs(logged.root)], "log part=dirty-bitmap flip=true", lent=["log"]) as injector:
+    async with armed([DiskHostLogs(logged.root)], "log part=dirty-bitmap flip=true", lent_layers=["log"]) as injector:
         assert (await report(injector)).injections == []
     assert logged.paths.file("dirty").read_bytes() == before
 

@@ -97,7 +97,7 @@ async def test_a_fault_at_a_start_is_reported_and_never_a_silent_difference(
     assert logged.check() == due
 
 
-async def test_a_full_host_disk_abandons_the_log_where_the_policy_says_so(tmp_path: Path) -> None:
+async def test_a_full_host_disk_abandons_the_log_if_the_policy_allows_it(tmp_path: Path) -> None:
     logged = LoggedDisk(tmp_path, when_full="bitmap")
     async with armed([DiskHostLogs(logged.root)], "log append full_after=300KiB") as injector:
         logged.work()

@@ -104,7 +104,7 @@ ERROR = {"what": {"error": "EIO"}, "name": "x"}
         ),
     ],
 )
-async def test_what_a_mount_cannot_do_is_refused_by_name(guest: GuestDisk, rule: dict[str, Any], text: str) -> None:
+async def test_a_rule_that_a_mount_cannot_have_is_refused_by_name(guest: GuestDisk, rule: dict[str, Any], text: str) -> None:
     async with faults_of(guest) as (faults, _):
         with pytest.raises(RigError) as caught:
             await faults.control.add_faults(rules=[rule | {"name": "x"}])

@@ -120,7 +120,7 @@ def test_a_body_ends_after_the_bytes_that_are_kept(kept: int, expected: bytes) -
 
 
 @pytest.mark.parametrize("kept", [6, 7])
-def test_a_body_that_is_no_longer_than_what_is_kept_is_not_cut(kept: int) -> None:
+def test_a_body_that_is_no_longer_than_the_kept_part_is_not_cut(kept: int) -> None:
     assert through(BodyDamage(bytes_kept=kept), [b"abcdef"], body_bytes=6) == (
         b"abcdef",
         False,

@@ -112,7 +112,7 @@ async def test_a_refused_part_is_critical_until_that_disk_is_applied_again(tmp_p
         assert (await only_item(vault)).replicationHealth == "Normal"
 
 
-async def test_a_point_lets_the_applier_try_again_what_it_refused(tmp_path: Path) -> None:
+async def test_a_point_lets_the_applier_try_refused_parts_again(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)

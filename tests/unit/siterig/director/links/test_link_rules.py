@@ -280,7 +280,7 @@ async def test_the_delays_of_sends_are_those_of_the_seed_and_keep_the_order(tmp_
             await receive(client, 1)
 
 
-async def test_a_removed_delay_no_longer_delays_what_is_on_its_way(tmp_path: Path) -> None:
+async def test_a_removed_delay_no_longer_delays_bytes_on_their_way(tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         await made.add("link agent-vault stream=downstream delay=1h name=late")
         client, server = await made.connect()

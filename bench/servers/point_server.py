@@ -1,6 +1,7 @@
 """A disk host of a recovery side, for a benchmark.
 
-``python -m bench.point_server ROOT MOUNT STORES``: says ``"ready"``, then answers a line of JSON with one, until stdin ends:
+``python -m bench.servers.point_server ROOT MOUNT STORES``: prints ``"ready"``, then answers a line of JSON with one, until
+stdin ends:
 ``["mount", NAME, DISK_ID, POSITION]`` with the path of the disk's file, ``["unmount", NAME]``,
 ``["plain", BYTES]`` with that of a raw disk, which is not tracked.
 """

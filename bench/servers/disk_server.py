@@ -1,6 +1,6 @@
 """Serves the disks of a disk host for a benchmark.
 
-``python -m bench.disk_server ROOT MOUNT (tracked|untracked|armed) (server|uring|pyfuse3)``; an ``armed``
+``python -m bench.servers.disk_server ROOT MOUNT (tracked|untracked|armed) (server|uring|pyfuse3)``; an ``armed``
 disk is tracked, and has a fault rule that no operation of the benchmark matches.
 """
 

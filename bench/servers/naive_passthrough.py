@@ -1,4 +1,7 @@
-"""The peer: the least a pyfuse3 file system can do for one file.  ``python -m bench.naive_passthrough FILE MOUNT``."""
+"""The peer: the least a pyfuse3 file system can do for one file.
+
+``python -m bench.servers.naive_passthrough FILE MOUNT`` serves it.
+"""
 
 from __future__ import annotations
 
