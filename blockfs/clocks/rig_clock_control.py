@@ -95,6 +95,14 @@ class RigClockControl:
             roles=[_role_clock(slot, terms, kernel) for slot in self._page.slots()],
         )
 
+    def terms(self) -> ClockTerms:
+        """Return the terms of the clock now."""
+        return self._page.terms()
+
+    def role_names(self) -> dict[int, str]:
+        """Return the roles by their slots."""
+        return {slot.number: slot.name for slot in self._page.slots()}
+
     async def advance(self, by_ns: int) -> ClockState:
         """Move wall and monotonic time forward; sleepers that are due wake, in each role in the order of their deadlines."""
         return await self._change(lambda terms, kernel: terms.advanced(by_ns, kernel))

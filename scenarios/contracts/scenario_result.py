@@ -13,7 +13,7 @@ from siterig.scenarios.contracts.results import Check, Host, RpoSample
 from siterig.scenarios.faults.records import FaultVerdict, Injection
 
 SCENARIO_SCHEMA = 1
-Lane = Literal["rig", "operation", "workload", "event", "job", "health", "fault", "check"]
+Lane = Literal["rig", "operation", "workload", "event", "job", "health", "fault", "clock", "check"]
 """The row of the timeline that something belongs to."""
 
 
@@ -53,7 +53,7 @@ class ScenarioResult(WireModel):
     """The whole result: ``ok`` means that the timeline completed and everything that was expected holds.
 
     ``skipped`` is the reason for which it did not run; ``error`` is what ended it; ``without_mechanism`` is set by
-    ``--prove``: then the scenario should fail.
+    ``--prove``: then the scenario should fail.  ``clock`` is the clock of the roles; times of moments are real time.
     """
 
     schema_version: int = SCENARIO_SCHEMA

@@ -24,6 +24,7 @@ class ItemCondition(ScenarioTable):
     test_failover: Text | None = Field(default=None, description="pattern of `testFailoverState`")
     points: Fired | None = Field(default=None, description="number of recovery points, like `>=2`")
     rpo_max: Duration | None = Field(default=None, description="upper bound of `lastRpoInSeconds`")
+    rpo_min: Duration | None = Field(default=None, description="lower bound of `lastRpoInSeconds`")
     lag_max: Duration | None = Field(default=None, description="upper bound of `applied_lag_s`")
 
 

@@ -27,11 +27,12 @@
           {
             type: "scatter", data: instant.map((moment) => ({ x: moment.at_s, y: moment.lane, moment })),
             pointRadius: 4, pointHoverRadius: 7, pointBackgroundColor: instant.map((moment) => colour[moment.severity]),
-            pointBorderWidth: 0,
+            pointBorderWidth: 0, clip: 8,
           },
           {
             type: "bar", data: lasting.map((moment) => ({ x: [moment.at_s, moment.end_s], y: moment.lane, moment })),
-            backgroundColor: lasting.map((moment) => `${colour[moment.severity]}66`), borderSkipped: false, barPercentage: 0.9,
+            backgroundColor: lasting.map((moment) => `${colour[moment.severity]}66`), barPercentage: 0.9,
+            borderColor: lasting.map((moment) => colour[moment.severity]), borderWidth: 1, borderSkipped: false,
             grouped: false, minBarLength: 2,
           },
         ],

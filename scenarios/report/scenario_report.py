@@ -14,7 +14,7 @@ from siterig.scenarios.report.junit import is_failure
 from siterig.scenarios.report.report import shown, shown_in, write_file
 
 _HERE = Path(__file__).parent
-LANES = ("operation", "rig", "workload", "fault", "event", "job", "health", "check")
+LANES = ("operation", "rig", "workload", "fault", "clock", "event", "job", "health", "check")
 """The rows of a timeline, from the top."""
 
 

@@ -119,6 +119,7 @@ class Conditions:
             and _fits(condition.test_failover, item.testFailoverState)
             and (condition.points is None or (points is not None and points in condition.points))
             and _below(condition.rpo_max, item.lastRpoInSeconds)
+            and _at_least(condition.rpo_min, item.lastRpoInSeconds)
             and _below(condition.lag_max, item.applied_lag_s)
             and _has_error(condition, item.healthErrors)
         )
@@ -201,6 +202,10 @@ def _fits(pattern: str | None, text: str) -> bool:
 
 def _below(limit_ns: int | None, seconds: float | None) -> bool:
     return limit_ns is None or (seconds is not None and seconds * SECOND_NS <= limit_ns)
+
+
+def _at_least(limit_ns: int | None, seconds: float | None) -> bool:
+    return limit_ns is None or (seconds is not None and seconds * SECOND_NS >= limit_ns)
 
 
 def _has_error(condition: tables.ItemCondition, errors: Sequence[HealthError]) -> bool:

@@ -15,6 +15,7 @@ from siterig.blockfs.contracts.control import BackingImage
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.scenario_runs.clock_watch import ClockWatch
 from siterig.scenario_runs.conditions import item_text, task_state
 from siterig.scenario_runs.machines import Machines
 from siterig.scenario_runs.records import LineSeverity, RunRecords
@@ -62,6 +63,7 @@ class Operations:
         self, scenario: ScenarioDocument, rig: ScenarioRig, machines: Machines, records: RunRecords, marks: list[str]
     ) -> None:
         self._scenario, self._rig, self._machines, self._records, self._marks = scenario, rig, machines, records, marks
+        self.clock = ClockWatch(rig, records)
         self.loss = Loss()
         self._work: Mapping[str, Callable[[TimelineEntry], Awaitable[None]]] = {
             "wait": self._nothing,
@@ -338,12 +340,12 @@ class Operations:
         with self._rig.clock() as clock:
             match entry.do:
                 case "advance-clock":
-                    state = await clock.advance(_needed(entry.by))
+                    await clock.advance(_needed(entry.by))
                 case "jump-clock":
-                    state = await clock.jump(_needed(entry.shift))
+                    await clock.jump(_needed(entry.shift))
                 case _:
-                    state = await clock.set_skew([_needed(entry.role)], _needed(entry.shift))
-        self._records.say("rig", f"the clock of the rig shows {state.wall_time}")
+                    await clock.set_skew([_needed(entry.role)], _needed(entry.shift))
+        self.clock.look()
 
 
 def _needed(value: T | None) -> T:

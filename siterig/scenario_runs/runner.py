@@ -71,7 +71,7 @@ class ScenarioRun:
         self._machines = Machines(self._scenario, rig, records)
         self._conditions = Conditions(rig, self._machines, self._marks)
         self._operations = Operations(self._scenario, rig, self._machines, records, self._marks)
-        self._watcher = Watcher(rig, records, self._has_faults)
+        self._watcher = Watcher(rig, records, self._operations.clock, self._has_faults)
         self._stage = SET_UP
         self._jobs: list[Job] = []
         self._events: list[Event] = []
@@ -99,6 +99,7 @@ class ScenarioRun:
             without_mechanism=self._options.without_mechanism,
             started=started.isoformat(timespec="seconds"),
             duration_s=SYSTEM_CLOCK.trio_time_s() - began_s,
+            clock=self._operations.clock.text,
             checks=checks,
             moments=sorted(self._records.moments, key=lambda moment: moment.at_s),
             rpo=self._records.rpo,

@@ -20,7 +20,8 @@ from siterig.scenarios.files.topology import Topology
 from siterig.supervisor import launch
 from siterig.testing.testbed import Testbed
 
-_CLOCK_PAGE = "clock"
+CLOCK_PAGE = "clock"
+"""The page of the rig's clock, in its folder."""
 Announce = Callable[[str, str], None]
 
 
@@ -80,11 +81,11 @@ class OwnRig(Testbed, ScenarioRig):
         )
 
     def clock(self) -> RigClockControl:
-        return RigClockControl(self.root / _CLOCK_PAGE)
+        return RigClockControl(self.root / CLOCK_PAGE)
 
     def wall_ns(self) -> int:
         now_ns = SYSTEM_CLOCK.wall_ns()
-        if not (self.root / _CLOCK_PAGE).exists():
+        if not (self.root / CLOCK_PAGE).exists():
             return now_ns
         with self.clock() as clock:
             return now_ns + clock.state().wall_ahead_ns

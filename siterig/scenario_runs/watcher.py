@@ -1,4 +1,4 @@
-"""Watches a rig during a scenario: health, RPO, events and injections, as moments of the timeline."""
+"""Watches a rig during a scenario: health, RPO, events, injections and its clock, as moments of the timeline."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime
 from siterig.azure_emu.vault.model.api import Event, HealthError
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
+from siterig.scenario_runs.clock_watch import ClockWatch
 from siterig.scenario_runs.conditions import item_text
 from siterig.scenario_runs.records import LineSeverity, RunRecords
 from siterig.scenario_runs.scenario_rig import ScenarioRig
@@ -37,11 +38,13 @@ class Watcher:
     Args:
         rig: the rig.
         records: gets the moments.
+        clock: watches the clock of the rig.
         has_faults: True if the rig's faults are watched, too.
     """
 
     rig: ScenarioRig
     records: RunRecords
+    clock: ClockWatch
     has_faults: bool
     events: list[Event] = field(default_factory=list)
     injections: list[Injection] = field(default_factory=list)
@@ -58,11 +61,14 @@ class Watcher:
 
     async def look(self) -> None:
         """Look once."""
-        for look in (self._look_at_items, self._look_at_events, self._look_at_injections):
+        for look in (self._look_at_clock, self._look_at_items, self._look_at_events, self._look_at_injections):
             try:
                 await look()
             except RigError:
                 continue  # a gap in the records, not the end of the run
+
+    async def _look_at_clock(self) -> None:
+        self.clock.look()
 
     async def _look_at_items(self) -> None:
         items = await self.rig.vault.items()

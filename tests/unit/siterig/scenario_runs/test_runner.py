@@ -11,12 +11,14 @@ import trio
 import trio.testing
 
 from siterig.azure_emu.vault.model.api import Event, HealthError, Job, ProtectedItem, RecoveryPoint, VaultApi, Vm
+from siterig.blockfs.clocks.clock_terms import MILLION, SECOND_NS
 from siterig.blockfs.clocks.rig_clock_control import RigClockControl
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import FaultControl
 from siterig.core.supervisor_contract import SupervisorControl
+from siterig.scenario_runs.clock_watch import ClockWatch
 from siterig.scenario_runs.expectations import retries_fit
 from siterig.scenario_runs.records import RunRecords
 from siterig.scenario_runs.runner import RunOptions, ScenarioRun
@@ -202,6 +204,44 @@ async def test_an_operation_that_must_fail_is_a_check(tmp_path: Path, autojump_c
     assert [(check.ok, check.evidence) for check in result.checks] == [(True, "DiskUnhealthy: no"), (False, "it succeeded")]
     other = await run(rig, text.replace("Disk*", "VmBusy"))
     assert [check.ok for check in other.checks] == [False, False]
+
+
+async def test_each_change_of_the_clock_is_a_moment(tmp_path: Path, autojump_clock: Any) -> None:
+    text = """
+[[timeline]]
+do = "advance-clock"
+by = "6m"
+[[timeline]]
+do = "jump-clock"
+shift = "-2d"
+[[timeline]]
+do = "skew-clock"
+role = "agent"
+shift = "+1h"
+"""
+    result = await run(RecordingRig(tmp_path), text)
+    assert result.ok, result.error
+    said = [moment.text.partition("; it shows")[0] for moment in result.moments if moment.lane == "clock"]
+    wanted = ["it advanced by 6m", "wall time jumped by -2d", "wall time of agent is skewed by +1h"]
+    assert said == [f"clock: {change}" for change in wanted]
+    assert result.clock == "a clock of the rig's own, which was changed 3 times"
+
+
+async def test_a_change_of_the_clock_by_a_command_is_a_moment(tmp_path: Path) -> None:
+    rig = RecordingRig(tmp_path)
+    watch = ClockWatch(rig, records := RunRecords(lambda *_: None))
+    watch.look()
+    with rig.clock() as clock:
+        await clock.set_rate(60 * MILLION)
+        watch.look()
+        await clock.set_skew(["site"], 0, drift_ppm=200)
+        await clock.jump(SECOND_NS)
+    watch.look()
+    watch.look()
+    assert [moment.text.partition("; it shows")[0] for moment in records.moments] == [
+        "clock: it runs at 60 times real speed",
+        "clock (2 changes): wall time jumped by +1s; wall time of site drifts by +200ppm",
+    ]
 
 
 async def test_a_fault_that_cannot_be_armed_ends_the_run_before_the_timeline(tmp_path: Path, autojump_clock: Any) -> None:
