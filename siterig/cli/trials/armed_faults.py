@@ -77,6 +77,8 @@ def add(
     async def work() -> None:
         if file is not None and words:
             raise RigError(Code.BadRequest, f"--file {file} stands beside the words of a rule: write one of them")
+        if file is None and not words:
+            raise RigError(Code.BadRequest, "no rule: write its words, like: disk write error=EIO, or --file FILE")
         if file is not None:
             rules, chosen = fault_director.rules_of_file(file, seed)
         else:

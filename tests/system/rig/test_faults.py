@@ -1,4 +1,4 @@
-"""Faults in a running rig: disks, processes, hosts, and a director that is killed.  One rig for all steps."""
+"""Faults in a running rig: disks, change logs, managed disks, processes, hosts, and a director that is killed.  One rig for all steps."""
 
 from __future__ import annotations
 
@@ -89,6 +89,8 @@ async def test_faults_of_a_rig_are_in_force_recorded_and_undone(tmp_path: Path) 
         await steps.add("process mark=protected after=event:InitialReplicationStarted/web01 name=event")
         await ended(rig, await rig.vault.enable_protection(vm=VM, interval_s=30))
         await a_guest_meets_an_error_once(steps)
+        await a_change_log_without_room_refuses_a_write(steps)
+        await a_managed_disk_that_fails_once_takes_the_next_point(steps)
         await a_killed_director_continues(steps)
         await roles_are_killed_and_limited(steps)
         await two_disks_lose_power_at_one_position(steps)
@@ -109,6 +111,34 @@ async def a_guest_meets_an_error_once(steps: Steps) -> None:
     (found,) = [each for each in await steps.director.injections(after=0) if each.rule == "full"]
     assert (found.done, found.ranges) == ("failed with ENOSPC", ((4096, 4096),))
     assert found.operation == "write web01/data, 4096 bytes at 4096"
+
+
+async def a_change_log_without_room_refuses_a_write(steps: Steps) -> None:
+    with pytest.raises(RigError, match="vm = 'web09' matches no disk of this rig"):
+        await steps.add("log web09 append error=ENOSPC")
+    await steps.add("log web01/data append error=ENOSPC times=1 name=log")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        steps.write("data", b"c" * 4096, 12288, sync=True)
+    assert steps.read("data", 12288) == bytes(4096), "not logged, but written"
+    steps.write("data", b"c" * 4096, 12288, sync=True)
+    (found,) = [each for each in await steps.director.injections(after=0) if each.rule == "log"]
+    assert found.done == "failed with ENOSPC"
+    assert found.operation.startswith("log web01/data/segment append ")
+    assert {disk.needs_resync for disk in await steps.rig.site.list_disks()} == {None}
+
+
+async def a_managed_disk_that_fails_once_takes_the_next_point(steps: Steps) -> None:
+    await steps.add("store web01/data write part=journal error=EIO times=1 name=store")
+    steps.write("data", b"d" * 4096, 20480, sync=True)
+    with pytest.raises(RigError, match=r"\.journal: Input/output error"):
+        await steps.rig.vault.create_point(vm=VM, kind="CrashConsistent", name="refused")
+    (found,) = [each for each in await steps.director.injections(after=0) if each.rule == "store"]
+    assert found.done == "failed with EIO"
+    assert found.operation.startswith("store web01/data/journal write ")
+    made = await steps.rig.vault.create_point(vm=VM, kind="CrashConsistent", name="later")
+    assert made.position in {point.position for point in await steps.rig.vault.points(vm=VM)}
+    (item,) = await steps.rig.vault.items()
+    assert item.resynchronizationRequired is None
 
 
 async def a_killed_director_continues(steps: Steps) -> None:
@@ -185,5 +215,5 @@ async def the_verdict_names_the_rule_that_never_fired(steps: Steps) -> None:
     await steps.add("disk web01/os flush error=EIO occurrence=1000 name=never")
     failed = [verdict.text for verdict in await steps.director.verdicts() if not verdict.ok]
     assert failed == ["fault 'never' fired never; expected: >=1; no operation matched it"]
-    assert await steps.director.clear_faults() == len({"event", "full", "end", "cut", "never"})
+    assert await steps.director.clear_faults() == len({"event", "full", "log", "store", "end", "cut", "never"})
     assert (await steps.rig.supervisor.status()).faults == 0
