@@ -1,4 +1,4 @@
-"""Faults in a running rig: disks, change logs, managed disks, processes, hosts, and a director that is killed.  One rig for all steps."""
+"""Faults in a running rig: of disks, host files, processes and hosts; the director is killed.  One rig for all steps."""
 
 from __future__ import annotations
 
