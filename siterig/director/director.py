@@ -167,7 +167,7 @@ class FaultDirector(FaultControl, FaultListener):
             if rule.where.layer in injector.layers:
                 return injector
         layers = [layer for injector in self._injectors for layer in injector.layers]
-        raise not_possible(rule, f"layer {rule.where.layer!r} has no injector here; allowed: {', '.join(layers)}")
+        raise not_possible(rule, f"where.layer: {rule.where.layer!r} has no faults here; allowed: {', '.join(layers)}")
 
     # --- calls ------------------------------------------------------------------------------------------------------
 

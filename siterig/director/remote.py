@@ -152,7 +152,7 @@ class RemoteInjector(LayerInjector):
     async def check(self, rule: FaultRule) -> None:
         if not self._of(rule):
             layers = dict.fromkeys(layer for role in self._roles.values() for layer in role.layers)
-            raise not_possible(rule, f"layer {rule.where.layer!r} has no injector here; allowed: {', '.join(layers)}")
+            raise not_possible(rule, f"where.layer: {rule.where.layer!r} has no faults here; allowed: {', '.join(layers)}")
 
     # --- rules ------------------------------------------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ def test_wrong_rules_and_dead_mounts_are_refused(tmp_path: Path) -> None:
     image, where = tmp_path / "disk.img", tmp_path / "mnt"
     image.write_bytes(bytes(MIB))
     for words, named in {
-        'layer = "link"': "'link' has no injector here; allowed: disk",
+        'layer = "link"': "'link' has no faults here; allowed: disk",
         'layer = "disk", vm = "web01"': "where.vm: 'web01': matches no disk; there are: disk",
         'layer = "disk", file = "/a"': "where.file: '/a': no file system of",
     }.items():

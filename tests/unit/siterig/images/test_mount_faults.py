@@ -96,7 +96,7 @@ ERROR = {"what": {"error": "EIO"}, "name": "x"}
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
-        ({"where": {"layer": "blob"}, "what": {"error": 503}}, "layer 'blob' has no injector here; allowed: disk"),
+        ({"where": {"layer": "blob"}, "what": {"error": 503}}, "where.layer: 'blob' has no faults here; allowed: disk"),
         ({"where": {"layer": "disk", "vm": "web01"}, "what": {"error": "EIO"}}, "where.vm: 'web01': matches no disk"),
         (
             {"where": {"layer": "disk"}, "what": {"flip": True}, "expect": {"recoverable": True}},
