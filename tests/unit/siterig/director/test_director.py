@@ -146,7 +146,7 @@ async def test_the_same_rule_again_stays_and_another_of_its_name_is_refused() ->
 
 async def test_a_layer_without_injector_is_refused_by_name() -> None:
     async with running() as stage:
-        with pytest.raises(RigError, match="where.layer: 'clock' has no faults here; allowed: process, link"):
+        with pytest.raises(RigError, match=r"where\.layer: 'clock' has no faults here; allowed: process, link"):
             await stage.add("clock jump=+1h")
 
 
