@@ -73,6 +73,12 @@ class ScenarioDocument(ScenarioTable):
         )
 
     @property
+    def fault_names(self) -> list[str]:
+        """The names of all fault rules: those that are armed at the beginning, and those that an entry adds."""
+        added = [entry.rule.label for entry in self.timeline if entry.rule is not None]
+        return [*(rule.label for rule in self.fault), *added]
+
+    @property
     def has_proof(self) -> bool:
         """True if something is switched off for the proof."""
         return self.without_mechanism() != self
@@ -122,8 +128,7 @@ class _Known:
         added = [entry.vm for entry in scenario.timeline if entry.do == "create-vm" and entry.vm is not None]
         self._vms = [*(vm.name for vm in scenario.topology.vm), *added]
         self._workloads = [workload.name for workload in scenario.workload]
-        later = [entry.rule.label for entry in scenario.timeline if entry.rule is not None]
-        self._faults = [*(rule.label for rule in scenario.fault), *later]
+        self._faults = scenario.fault_names
 
     def vm(self, path: KeyPath, name: str | None) -> Iterator[tuple[KeyPath, str]]:
         if name is not None and name not in self._vms:

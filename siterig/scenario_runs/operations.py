@@ -327,14 +327,16 @@ class Operations:
     async def _mark(self, entry: TimelineEntry) -> None:
         mark = _needed(entry.mark)
         self._marks.append(mark)
-        if self._scenario.fault or any(each.rule is not None for each in self._scenario.timeline):
+        if self._scenario.fault_names:
             await self._rig.faults.note_mark(name=mark)
 
     async def _add_fault(self, entry: TimelineEntry) -> None:
         await self._rig.faults.add_faults(rules=[_needed(entry.rule).document()])
 
     async def _remove_fault(self, entry: TimelineEntry) -> None:
-        await self._rig.faults.remove_fault(name=_needed(entry.fault))
+        fault = _needed(entry.fault)
+        if fault in self._scenario.fault_names:  # a proof leaves it out
+            await self._rig.faults.remove_fault(name=fault)
 
     async def _clock(self, entry: TimelineEntry) -> None:
         with self._rig.clock() as clock:

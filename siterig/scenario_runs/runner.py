@@ -69,7 +69,7 @@ class ScenarioRun:
         self._marks: list[str] = []
         self._has_faults = bool(self._scenario.fault) or any(entry.rule for entry in self._scenario.timeline)
         self._machines = Machines(self._scenario, rig, records)
-        self._conditions = Conditions(rig, self._machines, self._marks)
+        self._conditions = Conditions(rig, self._machines, self._marks, self._scenario.fault_names)
         self._operations = Operations(self._scenario, rig, self._machines, records, self._marks)
         self._watcher = Watcher(rig, records, self._operations.clock, self._has_faults)
         self._stage = SET_UP

@@ -313,10 +313,21 @@ async def test_the_time_limit_ends_a_run_cleanly(tmp_path: Path, autojump_clock:
 
 async def test_without_the_mechanism_waits_are_short(tmp_path: Path, autojump_clock: Any) -> None:
     rig = RecordingRig(tmp_path)
-    wait = '[[timeline]]\ndo = "wait"\nwhen.fault = { name = "slow" }\n'
+    wait = '[[timeline]]\ndo = "wait"\nwhen.item = { vm = "web01", state = "Other" }\n'
     result = await run(rig, FAULT + wait, without_mechanism=True)
     assert not result.ok
     assert "not within 10s" in str(result.error)
+    assert [call for _, call in rig.calls] == ["start", "create_vm", "stop"]
+
+
+async def test_a_proof_does_not_fail_by_the_rule_that_it_leaves_out(tmp_path: Path, autojump_clock: Any) -> None:
+    text = (
+        FAULT + '[[timeline]]\ndo = "wait"\nafter = "fault:slow"\nwhen.fault = { name = "slow" }\n'
+        '[[timeline]]\ndo = "remove-fault"\nfault = "slow"\n[expect]\nfault = [{ name = "slow" }]\n'
+    )
+    rig = RecordingRig(tmp_path)
+    result = await run(rig, text, without_mechanism=True)
+    assert (result.ok, result.error) == (True, None)
     assert [call for _, call in rig.calls] == ["start", "create_vm", "stop"]
 
 
