@@ -1,4 +1,4 @@
-"""The faults of one mount: its rules, the calls that change them, and the verdicts at its end."""
+"""The faults of the disks of one process, as a mount: rules, the calls that change them, and the verdicts at the end."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from siterig.faults.disk_injector import DiskInjector
 from siterig.faults.disk_power import DiskPower
 from siterig.host_faults.injector import HostFileInjector
 from siterig.host_faults.log_files import StandaloneLog
+from siterig.host_faults.places import FilePlaces
 from siterig.images.mount_sockets import listening
 from siterig.scenarios.faults.catalog import LayerName
 from siterig.scenarios.faults.records import FaultVerdict, Injection
@@ -137,12 +138,12 @@ class _Report(FaultListener):
         self._report(injection)
 
 
-class MountFaults:
-    """The faults of the one disk of a mount; :meth:`run` must run.
+class LocalFaults:
+    """The faults of the disks of this process, and of their change logs; :meth:`run` must run.
 
     Args:
-        alone: the disk.
-        path: its file in the mount.
+        list_disks: returns the disks.
+        places: the files of their change logs.
         seed: the seed of random choices; None for a random one.
         report: called with each injection.
         clock: the clock of windows and injections.
@@ -154,28 +155,23 @@ class MountFaults:
 
     def __init__(
         self,
-        alone: StandAlone,
-        path: Path,
+        list_disks: Callable[[], Sequence[OpenDisk]],
+        places: Sequence[FilePlaces],
         *,
         seed: int | None = None,
-        report: Callable[[Injection], None],
+        report: Callable[[Injection], None] = lambda _injection: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        name = alone.disk.paths.name
-        disks = [OpenDisk(vm=name, name=name, faults=alone.disk.faults, path=path, title=name)]
         self.seed_is_given = seed is not None
         self._schedule = FaultSchedule(seed, clock=clock)
         self._schedule.subscribe(_Report(report))
-        paths = alone.disk.paths
-        places = [StandaloneLog(paths.folder, paths.name)] if alone.disk.state.tracked else []
         self._log = HostFileInjector(places, must_match=True, clock=clock)
-        self._disks = DiskInjector(lambda: disks, must_match=True, injected=self._injected, log=self._log.log, clock=clock)
+        self._disks = DiskInjector(list_disks, must_match=True, injected=self._injected, log=self._log.log, clock=clock)
         layers: dict[LayerName, _CheckingInjector] = {"disk": self._disks}
         if places:
             layers["log"] = self._log
         self._local = _LocalDisks(self._schedule, layers, LayeredInjector(layers, self._log))
         self._director = FaultDirector(self._schedule, [self._local], clock=clock)
-        self._power = DiskPower(lambda: disks, remedy=POWER_REMEDY)
         self.control: FaultControl = self._director
 
     @property
@@ -221,6 +217,33 @@ class MountFaults:
     async def verdicts(self) -> list[FaultVerdict]:
         """Return for each rule, also a removed one, whether it fired as often as it should."""
         return await self.control.verdicts()
+
+
+class MountFaults(LocalFaults):
+    """The faults of the one disk of a mount; :meth:`run` must run.
+
+    Args:
+        alone: the disk.
+        path: its file in the mount.
+        seed: the seed of random choices; None for a random one.
+        report: called with each injection.
+        clock: the clock of windows and injections.
+    """
+
+    def __init__(
+        self,
+        alone: StandAlone,
+        path: Path,
+        *,
+        seed: int | None = None,
+        report: Callable[[Injection], None],
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        paths = alone.disk.paths
+        disks = [OpenDisk(vm=paths.name, name=paths.name, faults=alone.disk.faults, path=path, title=paths.name)]
+        places = [StandaloneLog(paths.folder, paths.name)] if alone.disk.state.tracked else []
+        super().__init__(lambda: disks, places, seed=seed, report=report, clock=clock)
+        self._power = DiskPower(lambda: disks, remedy=POWER_REMEDY)
 
     async def answer_calls(self, device: str, note: Callable[[str], None]) -> None:
         """Answer calls of other processes, until cancelled.  The server is loaded at the first call.

@@ -1,37 +1,45 @@
 """Disks, file systems, an Azurite, rigs and VMs for tests: the pytest plugin, and the same without pytest.
 
-Imports azure_emu.vault.model, blockfs.changelog, blockfs.contracts, blockfs.core, blockfs.files, blockfs.guests, cext,
-scenarios.contracts, siterig.cli, siterig.core, siterig.images, siterig.rpc, siterig.supervisor,
-siterig.testing.servers.
+Imports azure_emu.vault.model, blockfs.changelog, blockfs.clocks, blockfs.contracts, blockfs.core, blockfs.files,
+blockfs.guests, cext, scenarios.contracts, scenarios.faults, siterig.cli, siterig.core, siterig.images, siterig.rpc,
+siterig.supervisor, siterig.testing.servers.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from siterig.testing.clock_handle import ClockHandle
     from siterig.testing.disk_handles import DiskHandle, FileSystemHandle
-    from siterig.testing.factories import azurite, disk, fs, rig, vm
+    from siterig.testing.factories import azurite, clock, disk, faults, fs, rig, vm
+    from siterig.testing.fault_handles import FaultsHandle
     from siterig.testing.rig_handles import RigHandle, VmHandle
     from siterig.testing.settings import TestingSettings
     from siterig.testing.workbench import Workbench
 
 __all__ = [
+    "ClockHandle",
     "DiskHandle",
+    "FaultsHandle",
     "FileSystemHandle",
     "RigHandle",
     "TestingSettings",
     "VmHandle",
     "Workbench",
     "azurite",
+    "clock",
     "disk",
+    "faults",
     "fs",
     "rig",
     "vm",
 ]
 
 _MODULES = {
+    "clock_handle": ("ClockHandle",),
     "disk_handles": ("DiskHandle", "FileSystemHandle"),
-    "factories": ("azurite", "disk", "fs", "rig", "vm"),
+    "factories": ("azurite", "clock", "disk", "faults", "fs", "rig", "vm"),
+    "fault_handles": ("FaultsHandle",),
     "rig_handles": ("RigHandle", "VmHandle"),
     "settings": ("TestingSettings",),
     "workbench": ("Workbench",),

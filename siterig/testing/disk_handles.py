@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.errors import Code, RigError
@@ -125,6 +126,10 @@ class DiskHandle:
     def server_pid(self) -> int:
         """The process id of the server of all disks of the workbench."""
         return self._client.pid
+
+    def ask(self, method: str, /, **arguments: object) -> Any:
+        """Make a call of the disk server about fault rules (``siterig.core.fault_contract``), and return its JSON."""
+        return self._client.call(method, **arguments)
 
     @property
     def folder(self) -> Path:

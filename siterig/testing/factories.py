@@ -22,7 +22,9 @@ from siterig.blockfs.core.errors import RigError
 from siterig.testing.settings import Keep, Setup, TestingSettings
 
 if TYPE_CHECKING:
+    from siterig.testing.clock_handle import ClockHandle
     from siterig.testing.disk_handles import DiskHandle, FileSystemHandle
+    from siterig.testing.fault_handles import FaultsHandle
     from siterig.testing.rig_handles import RigHandle, VmHandle
     from siterig.testing.workbench import Workbench
 
@@ -36,6 +38,11 @@ FAILED: pytest.StashKey[bool] = pytest.StashKey()
 """True in the stash of a test, or of the session, that failed."""
 KEPT: pytest.StashKey[list[str]] = pytest.StashKey()
 """The folders that are kept of a test, in its stash."""
+
+
+FAULTS: pytest.StashKey[list[FaultsHandle]] = pytest.StashKey()
+"""The handles of a test's faults, in its stash: they are judged when the test has run, before its fixtures end."""
+_DISKS, _RIGS = ("siterig_fs", "siterig_disk"), ("siterig_rig", "siterig_vm")
 
 
 class _Keepable(Protocol):
@@ -277,3 +284,100 @@ def azurite(
             return bench.azurite(share=share, timeout=timeout)
 
     return pytest.fixture(scope="session", name=name)(siterig_azurite)
+
+
+def faults(
+    *,
+    on: str | None = None,
+    keep: Keep | None = None,
+    timeout: float | None = None,
+    scope: Scope = "function",
+    name: str | None = None,
+) -> Any:
+    """Make a fixture for fault rules, a :class:`siterig.testing.FaultsHandle`.
+
+    At the end of the test all rules are removed, before the other fixtures end; a rule that fired too rarely or too often
+    fails the test.  The seed of random choices is ``--siterig-seed``.
+
+    Args:
+        on: the name of the fixture with the rig, VM, file system or disk; its scope must not be narrower.  None:
+            ``siterig_fs`` or ``siterig_disk`` if the test uses it, otherwise ``siterig_rig``.
+        keep: ``never``, ``failed`` or ``always``: which tests keep verdicts and injections.
+        timeout: the longest wait for faults in seconds.
+        scope: the scope of the fixture.
+        name: its name; None: the name of the variable.
+    """
+
+    def siterig_faults(request: pytest.FixtureRequest) -> Iterator[FaultsHandle]:
+        from siterig.testing.fault_handles import FaultsHandle  # noqa: PLC0415 (pytest starts without it)
+
+        settings = request.config.stash[SETTINGS].but(keep=keep, timeout=timeout)
+        at: Any = request.getfixturevalue(on or _fixture_with_faults(request))
+        folder = _keep_folder(request, settings.keep)
+        with failing():
+            handle = FaultsHandle(at, seed=settings.seed, timeout_s=settings.timeout)
+        _announce(request, folder)
+        if request.scope == "function":
+            request.node.stash.setdefault(FAULTS, []).append(handle)
+        yield handle
+        try:
+            with failing():
+                handle.check()
+        finally:
+            if folder is not None and (settings.keep == "always" or request.node.stash.get(FAILED, False)):
+                handle.keep(folder)
+
+    return pytest.fixture(scope=scope, name=name)(siterig_faults)
+
+
+def _fixture_with_faults(request: pytest.FixtureRequest) -> str:
+    """Return the fixture that the rules of ``siterig_faults`` are for.
+
+    Raises:
+        pytest.fail.Exception: there are several.
+    """
+    if request.scope != "function":
+        return _RIGS[0]
+    disks = [name for name in _DISKS if name in request.fixturenames]
+    rigs = [name for name in _RIGS if name in request.fixturenames]
+    if len(disks) > 1 or (disks and rigs):
+        there = ", ".join([*disks, *rigs])
+        text = f"siterig: {request.fixturename} can act on each of {there}: choose with siterig.testing.faults(on=NAME)"
+        pytest.fail(text, pytrace=False)
+    return disks[0] if disks else _RIGS[0]
+
+
+@contextmanager
+def failing() -> Iterator[None]:
+    """Fail the test, without a traceback, if the block raises an error."""
+    text = None
+    try:
+        yield
+    except RigError as error:
+        text = f"siterig: {error.message} ({error.code})"
+    if text is not None:  # here the report shows no other exception
+        pytest.fail(text, pytrace=False)
+
+
+def clock(*, rig: str = "siterig_rig", scope: Scope = "function", name: str | None = None) -> Any:
+    """Make a fixture for the clock of a rig, a :class:`siterig.testing.ClockHandle`.
+
+    At the end of the fixture's scope the clock is the system's again.
+
+    Args:
+        rig: the name of the fixture with the rig; its scope must not be narrower.
+        scope: the scope of the fixture.
+        name: its name; None: the name of the variable.
+    """
+
+    def siterig_clock(request: pytest.FixtureRequest) -> Iterator[ClockHandle]:
+        from siterig.testing.clock_handle import ClockHandle  # noqa: PLC0415 (pytest starts without it)
+
+        at: Any = request.getfixturevalue(rig)
+        with failing():
+            handle = ClockHandle(at)
+        yield handle
+        with failing():
+            handle.restore()
+
+    return pytest.fixture(scope=scope, name=name)(siterig_clock)

@@ -7,12 +7,13 @@ one of the fixtures.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from siterig.blockfs.core.errors import RigError
-from siterig.testing.factories import BENCH, FAILED, KEPT, azurite, disk, fs, rig, vm
+from siterig.testing.factories import BENCH, FAILED, FAULTS, KEPT, azurite, clock, disk, failing, faults, fs, rig, vm
 from siterig.testing.factories import SETTINGS as STASHED
 from siterig.testing.settings import SETTINGS, Setting, TestingSettings
 
@@ -27,6 +28,8 @@ siterig_fs = fs()
 siterig_rig = rig()
 siterig_vm = vm()
 siterig_azurite = azurite()
+siterig_faults = faults()
+siterig_clock = clock()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,6 +73,22 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_configure_node(node: Any) -> None:
     """Give each worker of pytest-xdist the seed."""
     node.workerinput["siterig"] = {"seed": str(node.config.stash[STASHED].seed)}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Remove the fault rules of a test before its fixtures end, and fail it if one did not fire as it should."""
+    try:
+        result = yield
+    except BaseException:
+        for handle in item.stash.get(FAULTS, []):
+            with suppress(RigError):  # the failure of the test counts
+                handle.check()
+        raise
+    for handle in item.stash.get(FAULTS, []):
+        with failing():
+            handle.check()
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

@@ -40,11 +40,12 @@ class RigHandle:
         testbed: the same rig for tests with trio.
         interval_s: the replication interval of :meth:`VmHandle.protect`.
         timeout_s: the longest wait for a job.
+        is_shared: other processes use it, too.
     """
 
-    def __init__(self, folder: Path, *, interval_s: float, timeout_s: float) -> None:
+    def __init__(self, folder: Path, *, interval_s: float, timeout_s: float, is_shared: bool = False) -> None:
         """Use the rig in ``folder``; :meth:`siterig.testing.Workbench.rig` makes one."""
-        self.folder, self.interval_s, self.timeout_s = folder, interval_s, timeout_s
+        self.folder, self.interval_s, self.timeout_s, self.is_shared = folder, interval_s, timeout_s, is_shared
         self.testbed = Testbed(Layout.of(folder))
         self.timeline = Timeline()
         self._vms: list[VmHandle] = []
@@ -79,6 +80,19 @@ class RigHandle:
         if error is None:
             error = {"code": Code.BadRequest, "message": done.stderr.strip() or f"exit status {done.returncode}"}
         raise RigError(Code.of(error["code"]), f"siterig {' '.join(words)}: {error['message']}")
+
+    def check_own(self, what: str) -> None:
+        """Check that no other process uses the rig, because ``what`` changes it for all of them.
+
+        Raises:
+            RigError: ``BadRequest``.
+        """
+        if self.is_shared:
+            raise RigError(
+                Code.BadRequest,
+                f"{what}: other workers share this rig, and their tests would meet the change, too: give these tests a rig "
+                "of their own, siterig_rig = testing.rig(share=False)",
+            )
 
     def vm(self, name: str, disks: Mapping[str, DiskSpec]) -> VmHandle:
         """Create a source VM; the handle removes it at the end.

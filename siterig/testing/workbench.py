@@ -291,7 +291,12 @@ class Workbench:
 
         settings = self.settings.but(interval=interval, timeout=timeout)
         server = self._server("rig", share=share, timeout=timeout)
-        handle = RigHandle(Path(server.values["folder"]), interval_s=settings.interval, timeout_s=settings.timeout)
+        handle = RigHandle(
+            Path(server.values["folder"]),
+            interval_s=settings.interval,
+            timeout_s=settings.timeout,
+            is_shared=server.shared,
+        )
         try:
             yield handle
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import completion, exit_status, output
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.light_commands import running
+from siterig.core import clock_words
 
 if TYPE_CHECKING:
     from siterig.blockfs.clocks.rig_clock_control import ClockState, RigClockControl
@@ -94,25 +93,6 @@ def _lead_text(lead_ns: int) -> str:
     return f"{abs(lead_ns) / 1e9:.3f} s {'ahead of' if lead_ns > 0 else 'behind'} the system's"
 
 
-def _duration(name: str, text: str) -> int:
-    from siterig.blockfs.documents.quantities import parse_duration
-
-    return _quantity(name, text, parse_duration)
-
-
-def _shift(name: str, text: str) -> int:
-    from siterig.blockfs.documents.quantities import parse_time_shift
-
-    return 0 if text == "0" else _quantity(name, text, parse_time_shift)
-
-
-def _quantity(name: str, text: str, parse: Callable[[str], int]) -> int:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise RigError(Code.InvalidClock, f"{name}: {error}") from None
-
-
 def show(folder: Dir, as_json: Json = False) -> None:
     """Show the time of the rig, and which role follows which change of it."""
 
@@ -130,7 +110,7 @@ def advance(
     """Move wall and monotonic time forward, and wake everything that is due, in the order of the times."""
 
     async def work(control: RigClockControl) -> ClockState:
-        return await control.advance(_duration("TIME", by))
+        return await control.advance(clock_words.duration_ns("TIME", by))
 
     _run(folder, work, as_json=as_json)
 
@@ -146,9 +126,7 @@ def rate(
     """Let wall and monotonic time run faster, slower, or not at all."""
 
     async def work(control: RigClockControl) -> ClockState:
-        if not math.isfinite(times):
-            raise RigError(Code.InvalidClock, f"rate: {times:g} is not allowed: allowed is 0 (time stands still) to 1000")
-        return await control.set_rate(round(times * 1_000_000))
+        return await control.set_rate(clock_words.rate_ppm(times))
 
     _run(folder, work, as_json=as_json)
 
@@ -157,7 +135,7 @@ def jump(folder: Dir, by: Shift, as_json: Json = False) -> None:
     """Move wall time forward or back, as if it had been set; monotonic time is not moved, and nothing wakes."""
 
     async def work(control: RigClockControl) -> ClockState:
-        return await control.jump(_shift("SHIFT", by))
+        return await control.jump(clock_words.shift_ns("SHIFT", by))
 
     _run(folder, work, as_json=as_json)
 
@@ -174,14 +152,9 @@ def skew(
     """Let the wall time of one role differ from that of the others."""
 
     async def work(control: RigClockControl) -> ClockState:
-        from siterig.blockfs.documents.nearest import hint
-        from siterig.blockfs.documents.quantities import parse_drift
-
-        known = [each.role for each in control.state().roles]
-        if role not in known:
-            raise RigError(Code.NoSuchRole, f"unknown role {role!r}{hint(role, known)}; there are: {', '.join(known)}")
-        drift_ppm = 0 if drift is None else _quantity("--drift", drift, parse_drift)
-        return await control.set_skew([role], _shift("SHIFT", by), drift_ppm=drift_ppm)
+        clock_words.check_role(role, [each.role for each in control.state().roles])
+        drift_ppm = clock_words.drift_ppm("--drift", drift)
+        return await control.set_skew([role], clock_words.shift_ns("SHIFT", by), drift_ppm=drift_ppm)
 
     _run(folder, work, as_json=as_json)
 

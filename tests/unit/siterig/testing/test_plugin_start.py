@@ -53,7 +53,7 @@ except AttributeError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == "needs pytest"
-    assert "has no attribute 'dsk'; it has: DiskHandle, " in done.stdout
+    assert "has no attribute 'dsk'; it has: ClockHandle, " in done.stdout
 
 
 def test_a_wrong_setting_ends_the_run_before_the_first_test(pytester: pytest.Pytester) -> None:
