@@ -195,7 +195,10 @@ class RemoteInjector(LayerInjector):
             given = " and ".join(
                 f"{key} = {value!r}" for key in ("vm", "disk") if (value := getattr(where, key)) is not None
             )
-            raise not_possible(armed.rule, f"where: {given or 'the rule'} matches no disk of this rig: siterig vm list")
+            none = "no disk of this rig: siterig vm list"
+            if where.layer == "store":
+                none = "no managed disk: a VM has them from its protection on: siterig status"
+            raise not_possible(armed.rule, f"where: {given or 'the rule'} matches {none}")
 
     async def disarm(self, rules: Sequence[ArmedRule]) -> None:
         names = [armed.label for armed in rules]

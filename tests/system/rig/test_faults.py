@@ -128,6 +128,8 @@ async def a_change_log_without_room_refuses_a_write(steps: Steps) -> None:
 
 
 async def a_managed_disk_that_fails_once_takes_the_next_point(steps: Steps) -> None:
+    with pytest.raises(RigError, match="vm = 'web09' matches no managed disk: a VM has them from its protection on"):
+        await steps.add("store web09 write error=EIO")
     await steps.add("store web01/data write part=journal error=EIO times=1 name=store")
     steps.write("data", b"d" * 4096, 20480, sync=True)
     with pytest.raises(RigError, match=r"\.journal: Input/output error"):
