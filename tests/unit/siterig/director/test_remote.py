@@ -249,8 +249,8 @@ class LateRole(FakeRole):
         return await super().disarm_faults(names=names)
 
     async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
-        report = await super().fault_report(after=after, epoch=epoch, patience_s=0.0)
-        if patience_s and report.counts:
+        report = await super().fault_report(after=after, epoch=epoch, patience_s=patience_s)
+        if patience_s and report.injections and not self.answers.is_set():
             self.waiting.set()
             await self.answers.wait()
         return report

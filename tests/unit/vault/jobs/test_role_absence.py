@@ -191,7 +191,8 @@ async def test_a_planned_failover_that_has_shut_the_vm_down_waits_for_a_lost_sit
 
 @pytest.mark.slow
 async def test_the_wait_of_a_planned_failover_for_a_lost_site_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Roles.retry_while_away, "__kwdefaults__", Roles.retry_while_away.__kwdefaults__ | {"limit_s": 0.02})
+    usual = Roles.retry_while_away.__kwdefaults__ or {}
+    monkeypatch.setattr(Roles.retry_while_away, "__kwdefaults__", usual | {"limit_s": 0.02})
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
