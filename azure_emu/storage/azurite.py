@@ -236,10 +236,10 @@ def _arguments(folder: Path, port: int) -> list[str]:
 
 
 def _spawn(command: list[str], account: StorageAccount) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:
-    # Not trio.run_process: it forks in a worker thread, and a parent-death signal fires when the forking *thread* ends.
-    # The signal is SIGKILL, because a child that hangs in its clean-up must not remain either.
     environment = {**os.environ, "AZURITE_ACCOUNTS": f"{account.name}:{account.key}"}
     environment.pop("AZURITE_DB", None)  # metadata would be in a database that the user has for another Azurite
+    # Not trio.run_process: it forks in a worker thread, and a parent-death signal fires when the forking *thread* ends.
+    # The signal is SIGKILL, because a child that hangs in its clean-up must not remain either.
     readable, writable = os.pipe()
     try:
         child = subprocess.Popen(

@@ -16,7 +16,8 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,22 @@ _HIGH = 1000
 """Descriptors are moved above this number first, so that none is overwritten before it is moved to its place."""
 
 
+@contextmanager
+def loading() -> Iterator[None]:
+    """Keep the garbage collector from all objects that the block makes, now and later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def load(module: str) -> None:
     """Import a module; the garbage collector never examines it."""
     if module not in sys.modules:
-        gc.disable()
-        importlib.import_module(module)
-        gc.freeze()
-        gc.enable()
+        with loading():
+            importlib.import_module(module)
 
 
 @dataclass

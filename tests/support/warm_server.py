@@ -17,7 +17,7 @@ import os
 import socket
 import sys
 
-from tests.support.forked_program import DESCRIPTORS_MAX, Program, load
+from tests.support.forked_program import DESCRIPTORS_MAX, Program, load, loading
 
 MESSAGE_BYTES_MAX = 1 << 18
 
@@ -25,8 +25,8 @@ MESSAGE_BYTES_MAX = 1 << 18
 def main() -> None:
     """Serve until the tests close the socket."""
     server = socket.socket(fileno=int(sys.argv[1]))
-    load("siterig.__main__")
-    load_commands()
+    with loading():
+        load_commands()
     while True:
         message, descriptors, _, _ = socket.recv_fds(server, MESSAGE_BYTES_MAX, DESCRIPTORS_MAX)
         if not message:
@@ -49,7 +49,7 @@ def load_commands() -> None:
     from siterig.cli.app import program
 
     program()
-    for module in ("siterig.images.image_mount", "siterig.rpc.client", "siterig.supervisor.launch"):
+    for module in ("siterig.__main__", "siterig.images.image_mount", "siterig.rpc.client", "siterig.supervisor.launch"):
         importlib.import_module(module)
 
 

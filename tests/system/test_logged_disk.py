@@ -25,6 +25,13 @@ def write(disk: LoggedDisk, offset: int, data: bytes) -> int:
     return disk.position
 
 
+def image_with_ext4(path: Path) -> Path:
+    with path.open("wb") as file:
+        file.truncate(16 * MIB)
+    mkfs(path)
+    return path
+
+
 def test_a_state_has_all_writes_up_to_its_position_and_none_after_it(tmp_path: Path) -> None:
     with LoggedDisk(tmp_path, MIB) as disk:
         first = write(disk, 0, b"a" * 512)
@@ -50,9 +57,7 @@ def test_a_mounted_state_is_never_an_older_one_of_the_same_file(tmp_path: Path) 
     """Another mount namespace keeps the older state mounted, and its loop device attached."""
     state, other, guest = tmp_path / "state", tmp_path / "other", tmp_path / "guest"
     for image, name in ((state, "older"), (other, "newer")):
-        with image.open("wb") as file:
-            file.truncate(16 * MIB)
-        mkfs(image)
+        image_with_ext4(image)
         with mounted(image, guest):
             (guest / name).touch()
     with mounted(state, guest), ExitStack() as copied:
@@ -92,10 +97,7 @@ def test_a_failed_test_with_an_open_file_leaves_no_mount(tmp_path: Path) -> None
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_file_left_open_in_a_mounted_state_is_an_error(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    with state.open("wb") as file:
-        file.truncate(16 * MIB)
-    mkfs(state)
+    state = image_with_ext4(tmp_path / "state")
     with ExitStack() as open_files:
         with (
             pytest.raises(RuntimeError, match="guest is in use: close its files"),
@@ -109,10 +111,7 @@ def test_a_file_left_open_in_a_mounted_state_is_an_error(tmp_path: Path) -> None
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_program_that_is_ending_does_not_keep_a_state_mounted(tmp_path: Path) -> None:
     """PostgreSQL does so: ``pg_ctl stop`` returns before the server has ended."""
-    state = tmp_path / "state"
-    with state.open("wb") as file:
-        file.truncate(16 * MIB)
-    mkfs(state)
+    state = image_with_ext4(tmp_path / "state")
     with mounted(state, tmp_path / "guest") as guest:
         ending = subprocess.Popen(["sleep", "1"], cwd=guest)
     assert ending.wait() == 0
