@@ -32,8 +32,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import fio, passthrough_ll, subjects, targets
+from bench import fio, subjects, targets
 from bench.fio import AREA_BYTES, COLUMNS, Figure
+from bench.servers import passthrough_ll
 from bench.subjects import Ours, Place
 
 Start = Callable[[Place], contextlib.AbstractContextManager[Path]]
@@ -45,6 +46,7 @@ SUBJECTS: dict[str, tuple[str, Start]] = {
     "untracked": ("siterig untracked", Ours("untracked", "server")),
     "tracked": ("siterig tracked", Ours("tracked", "server")),
     "untracked-uring": ("siterig untracked, over io_uring", Ours("untracked", "uring")),
+    "armed": ("siterig tracked, with a fault rule that does not match", Ours("armed", "server")),
     "tracked-uring": ("siterig tracked, over io_uring", Ours("tracked", "uring")),
     "untracked-py": ("siterig untracked, pyfuse3 alone", Ours("untracked", "pyfuse3")),
     "tracked-py": ("siterig tracked, pyfuse3 alone", Ours("tracked", "pyfuse3")),
@@ -167,7 +169,14 @@ def _options() -> argparse.Namespace:
 
         return parse
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    early = argparse.ArgumentParser(add_help=False)
+    early.add_argument("--before", type=Path, help="another checkout with its .venv, for subject 'before'")
+    before = early.parse_known_args()[0].before
+    if before is not None:
+        SUBJECTS["before"] = (f"siterig tracked, engine of {before}", Ours("tracked", "server", before.resolve()))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[early]
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="for each figure (reading cold: once through)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--subjects", type=chosen(list(SUBJECTS)), default=_default_subjects(), help=",".join(SUBJECTS))

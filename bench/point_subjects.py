@@ -101,10 +101,10 @@ class Siterig(Subject):
 
 
 class PointServer:
-    """``python -m bench.point_server``: a disk host of the recovery side."""
+    """``python -m bench.servers.point_server``: a disk host of the recovery side."""
 
     def __init__(self, root: Path, mountpoint: Path, stores: Path) -> None:
-        command = [sys.executable, "-m", "bench.point_server", str(root), str(mountpoint), str(stores)]
+        command = [sys.executable, "-m", "bench.servers.point_server", str(root), str(mountpoint), str(stores)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._to, self._from = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)
         self._answer()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from bench import passthrough_ll
+from bench.servers import passthrough_ll
 from siterig.blockfs.host.disk_host import DiskHost
 
 DISK_BYTES = 64 << 30
@@ -72,9 +72,9 @@ def loop_device(place: Place) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _served(place: Place, command: list[str], name: str) -> Iterator[Path]:
-    """A server process, and the file in its mount."""
-    server = subprocess.Popen([*place.launcher, *command])
+def _served(place: Place, command: list[str], name: str, checkout: Path | None = None) -> Iterator[Path]:
+    """A server process, in the folder of a checkout if one is given, and the file in its mount."""
+    server = subprocess.Popen([*place.launcher, *command], cwd=checkout)
     disk = place.mountpoint / name
     try:
         while not disk.exists():
@@ -101,7 +101,7 @@ def libfuse_example(place: Place) -> contextlib.AbstractContextManager[Path]:
 
 def naive_pyfuse3(place: Place) -> contextlib.AbstractContextManager[Path]:
     """Return the peer in Python."""
-    command = [sys.executable, "-m", "bench.naive_passthrough", str(place.image), str(place.mountpoint)]
+    command = [sys.executable, "-m", "bench.servers.naive_passthrough", str(place.image), str(place.mountpoint)]
     return _served(place, command, "os.img")
 
 
@@ -111,8 +111,11 @@ class Ours:
 
     log: str
     path: str
+    checkout: Path | None = None
+    """Another checkout of siterig with its environment, whose engine is measured."""
 
     def __call__(self, place: Place) -> contextlib.AbstractContextManager[Path]:
         """Serve it."""
-        command = [sys.executable, "-m", "bench.disk_server", str(place.root), str(place.mountpoint), self.log, self.path]
-        return _served(place, command, "bench/os.img")
+        python = sys.executable if self.checkout is None else str(self.checkout / ".venv" / "bin" / "python")
+        command = [python, "-m", "bench.servers.disk_server", str(place.root), str(place.mountpoint), self.log, self.path]
+        return _served(place, command, "bench/os.img", self.checkout)

@@ -30,6 +30,8 @@ TARGETS = (
     BenchTarget("tracked", "untracked", "seqwrite", 0.45),
     BenchTarget("tracked", "untracked", "buffered", 0.45),
     BenchTarget("tracked", "naive", "fsync", 1.0),
+    *(BenchTarget("tracked", "before", column, 0.98) for column in ("randwrite", "randread")),
+    *(BenchTarget("armed", "tracked", column, 0.95) for column in ("randwrite", "randread")),
 )
 
 Values = dict[str, dict[str, list[Figure]]]

@@ -60,7 +60,20 @@ def set_command_line(words: Sequence[str]) -> None:
     _check(lib.sr_set_command_line(line, len(line)))
 
 
-def mount_fuse(source: str, target: Path, kind: str, options: str, *, read_only: bool) -> None:
+def forgo_sync() -> None:
+    """Make each sync of this process return at once, for files that are thrown away when the machine stops.
+
+    A kill of the process still loses nothing: the kernel has the bytes.
+    """
+    lib.sr_io_forgo_sync()
+    os.fsync = os.fdatasync = _forgo  # type: ignore[assignment] # Python's own functions, which all modules call
+
+
+def _forgo(_fd: object) -> None:
+    """Return at once, in place of ``os.fsync`` and ``os.fdatasync``."""
+
+
+def mount(source: str, target: Path, kind: str, options: str, *, read_only: bool) -> None:
     """Mount a file system of type ``kind`` by mount(2), without set-uid programs and devices.
 
     Raises:

@@ -43,6 +43,7 @@ LONGEST_FIRST = (
     "unit/vault/context/test_clock_jumps.py",
     "unit/replication/test_agent_kills.py",
     "system/points/test_points.py",
+    "system/testing/test_examples.py",
     "system/rig/test_up_down.py",
 )
 """Files that take longest: several processes take whole files in this order, so none begins a long file at the end."""

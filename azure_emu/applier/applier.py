@@ -72,7 +72,7 @@ class Applier:
             clock: the time.
         """
         self.folder = disks
-        self.waits = waits or Waits()
+        self.waits = waits or Waits(clock)
         self.clock = clock
         self.deleted: set[str] = set()
         """Ids of managed disks that were deleted since the start."""
@@ -102,7 +102,7 @@ class Applier:
                     if self._is_compaction_due(disk):
                         disk.compacting = True
                         background.start_soon(self._compact, disk)
-                await self.clock.sleep(poll_s)
+                await self.clock.real.sleep(poll_s)
 
     async def _process_round(self, disks: list[AppliedDisk], background: trio.Nursery) -> None:
         """Process all disks at the same time.
@@ -166,6 +166,7 @@ class Applier:
                 return
             self.waits.set("apply", exc.code, exc.message, disk=disk.disk_id)
             if exc.code == Code.CacheUnreachable:
+                disk.retry_at_s = self.clock.trio_time_s() + exc.retry_after_s
                 self._errors.note(exc)
             else:
                 await self._refuse(disk, exc)

@@ -45,6 +45,6 @@ class ChangedVmDisks:
                 except RigError as exc:
                     _log.info("changed_disk_not_reported_yet", code=exc.code, reason=exc.message)
                     self._news.set()
-                    await self._clock.sleep(RETRY_S)
+                    await self._clock.real.sleep(RETRY_S)
                     break
                 del self._waiting[vm, disk]

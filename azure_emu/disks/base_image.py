@@ -33,7 +33,7 @@ from siterig.azure_emu.disks.metadata import cannot_be_read, store_corrupt
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.failpoint import Failpoint
-from siterig.blockfs.files import safe_files
+from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.durable_io import sync_folder, write_atomically
 from siterig.blockfs.layers.base_update import BLOCK_BYTES, commit_checksums, copy_blocks, prepare_checksums
 from siterig.blockfs.layers.extent_map import pack_ranges
@@ -100,7 +100,7 @@ def create_base(folder: Path, size_bytes: int) -> None:
         fd = safe_files.create_file(folder / name)
         try:
             os.ftruncate(fd, size)
-            os.fsync(fd)
+            host_calls.fsync(fd)
         finally:
             os.close(fd)
     write_map(folder, [])
@@ -111,11 +111,11 @@ def clear_base(folder: Path, size_bytes: int) -> None:
     write_map(folder, [])
     forget_intent(folder)
     for name, size in ((BASE, size_bytes), (SUMS, sums_bytes(size_bytes))):
-        fd = os.open(folder / name, os.O_RDWR | os.O_CLOEXEC)
+        fd = host_calls.open_path(folder / name, os.O_RDWR)
         try:
             os.ftruncate(fd, 0)
             os.ftruncate(fd, size)
-            os.fsync(fd)
+            host_calls.fsync(fd)
         finally:
             os.close(fd)
 
@@ -123,11 +123,11 @@ def clear_base(folder: Path, size_bytes: int) -> None:
 def grow_base(folder: Path, size_bytes: int) -> None:
     """Extend the base to this size, durably; a base that is large enough stays as it is."""
     for name, size in ((BASE, size_bytes), (SUMS, sums_bytes(size_bytes))):
-        fd = os.open(folder / name, os.O_RDWR | os.O_CLOEXEC)
+        fd = host_calls.open_path(folder / name, os.O_RDWR)
         try:
             if os.fstat(fd).st_size < size:
                 os.ftruncate(fd, size)
-                os.fsync(fd)
+                host_calls.fsync(fd)
         finally:
             os.close(fd)
 
@@ -174,7 +174,7 @@ def read_map(folder: Path) -> bytes:
     """
     path = folder / MAP
     try:
-        raw = path.read_bytes()
+        raw = host_calls.read_file(path)
     except OSError as exc:
         raise cannot_be_read(path, exc) from exc
     if len(raw) < _HEADER.size:
@@ -223,8 +223,8 @@ def rebuild_map(folder: Path) -> None:
         blocks = sums_bytes(os.fstat(base_fd).st_size) // PAIR.size
         for first in range(0, blocks, _PROBE_BLOCKS):
             count = min(_PROBE_BLOCKS, blocks - first)
-            sums = os.pread(sums_fd, count * PAIR.size, first * PAIR.size).ljust(count * PAIR.size, b"\0")
-            data = os.pread(base_fd, count * BLOCK_BYTES, first * BLOCK_BYTES)
+            sums = host_calls.pread(sums_fd, count * PAIR.size, first * PAIR.size).ljust(count * PAIR.size, b"\0")
+            data = host_calls.pread(base_fd, count * BLOCK_BYTES, first * BLOCK_BYTES)
             if is_zero(sums) and is_zero(data):
                 continue
             for i, (current, following) in enumerate(PAIR.iter_unpack(sums)):
@@ -257,18 +257,18 @@ def merge_blocks(folder: Path, view: Layer, blocks: MergeBlocks, owner: IntentOw
     """
     with _opened(folder) as (base_fd, sums_fd):
         readable, bad = _without_unreadable(lambda ranges: prepare_checksums(view, sums_fd, ranges), view, blocks, clock)
-        os.fdatasync(sums_fd)
+        host_calls.fdatasync(sums_fd)
         _ANNOUNCED.reach()
         write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in readable.edges}, owner))
         _NOTED.reach()
         readable, also_bad = _without_unreadable(lambda ranges: copy_blocks(view, base_fd, ranges), view, readable, clock)
         _COPIED.reach()
-        os.fdatasync(base_fd)
+        host_calls.fdatasync(base_fd)
         _SYNCED.reach()
         commit_checksums(sums_fd, readable.touched)
         for offset in bad | also_bad:
             _poison_block(base_fd, sums_fd, offset)
-        os.fdatasync(sums_fd)
+        host_calls.fdatasync(sums_fd)
         _CONCLUDED.reach()
 
 
@@ -298,7 +298,7 @@ def redo_intent(folder: Path, owner: IntentOwner) -> None:
     An intent of another owner is ignored: that operation has ended.
     """
     try:
-        raw = (folder / INTENT).read_bytes()
+        raw = host_calls.read_file(folder / INTENT)
     except FileNotFoundError:
         return
     blocks = _decode_intent(folder / INTENT, raw, owner)
@@ -310,12 +310,12 @@ def redo_intent(folder: Path, owner: IntentOwner) -> None:
             raise store_corrupt(folder / INTENT, f"has the block at byte {max(blocks)}; the base has {end} bytes")
         for offset, data in blocks.items():
             at = offset // BLOCK_BYTES * PAIR.size
-            current, _ = PAIR.unpack(os.pread(sums_fd, PAIR.size, at).ljust(PAIR.size, b"\0"))
-            os.pwrite(sums_fd, PAIR.pack(current, crc32c(data)), at)
-        os.fsync(sums_fd)
+            current, _ = PAIR.unpack(host_calls.pread(sums_fd, PAIR.size, at).ljust(PAIR.size, b"\0"))
+            host_calls.pwrite(sums_fd, PAIR.pack(current, crc32c(data)), at)
+        host_calls.fsync(sums_fd)
         for offset, data in blocks.items():
-            os.pwrite(base_fd, data[: end - offset], offset)
-        os.fsync(base_fd)
+            host_calls.pwrite(base_fd, data[: end - offset], offset)
+        host_calls.fsync(base_fd)
 
 
 def check_intent(folder: Path) -> None:
@@ -325,7 +325,7 @@ def check_intent(folder: Path) -> None:
         RigError: ``StoreCorrupt``.
     """
     with suppress(FileNotFoundError):
-        _decode_intent(folder / INTENT, (folder / INTENT).read_bytes(), IntentOwner())
+        _decode_intent(folder / INTENT, host_calls.read_file(folder / INTENT), IntentOwner())
 
 
 def forget_intent(folder: Path) -> None:
@@ -337,9 +337,9 @@ def forget_intent(folder: Path) -> None:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[tuple[int, int]]:
-    base_fd = os.open(folder / BASE, os.O_RDWR | os.O_CLOEXEC)
+    base_fd = host_calls.open_path(folder / BASE, os.O_RDWR)
     try:
-        sums_fd = os.open(folder / SUMS, os.O_RDWR | os.O_CLOEXEC)
+        sums_fd = host_calls.open_path(folder / SUMS, os.O_RDWR)
         try:
             yield base_fd, sums_fd
         finally:
@@ -357,7 +357,7 @@ def _unreadable(view: Layer, touched: RangeList, clock: Clock) -> set[int]:
     bad = _unreadable_now(view, touched)
     for _ in range(REREADS):
         if bad:
-            clock.sleep_thread(REREAD_DELAY_S)
+            clock.real.sleep_thread(REREAD_DELAY_S)
             bad &= _unreadable_now(view, [(block, BLOCK_BYTES) for block in sorted(bad)])
     return bad
 
@@ -396,8 +396,8 @@ def _subtract(touched: RangeList, bad: set[int]) -> RangeList:
 
 def _poison_block(base_fd: int, sums_fd: int, offset: int) -> None:
     """Give a block checksums that do not match its content."""
-    wrong = crc32c(os.pread(base_fd, BLOCK_BYTES, offset).ljust(BLOCK_BYTES, b"\0")) ^ 0xFFFFFFFF
-    os.pwrite(sums_fd, PAIR.pack(wrong, wrong), offset // BLOCK_BYTES * PAIR.size)
+    wrong = crc32c(host_calls.pread(base_fd, BLOCK_BYTES, offset).ljust(BLOCK_BYTES, b"\0")) ^ 0xFFFFFFFF
+    host_calls.pwrite(sums_fd, PAIR.pack(wrong, wrong), offset // BLOCK_BYTES * PAIR.size)
 
 
 def _encode_intent(blocks: dict[int, bytes], owner: IntentOwner) -> bytes:

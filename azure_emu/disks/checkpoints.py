@@ -18,6 +18,7 @@ from pathlib import Path
 
 from siterig.azure_emu.disks.frames import Frame, encode_header
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import host_calls
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.layers.extent_map import EXTENT_BYTES, GONE, ExtentMap
 from siterig.cext.checksums import crc32c
@@ -84,7 +85,9 @@ def save(folder: Path, disk_id: str, frame: Frame, checkpoint: Checkpoint) -> No
         len(rows),
         crc32c(rows, crc32c(table)),
     )
-    write_atomically(checkpoint_path(folder, frame.number), b"".join((head, _CRC.pack(crc32c(head)), table, rows)))
+    path, data = checkpoint_path(folder, frame.number), b"".join((head, _CRC.pack(crc32c(head)), table, rows))
+    with host_calls.operation("checkpoint", path, len(data)):
+        write_atomically(path, data)
 
 
 def load(folder: Path, disk_id: str, frame: Frame) -> Checkpoint:
@@ -94,7 +97,7 @@ def load(folder: Path, disk_id: str, frame: Frame) -> Checkpoint:
         BadCheckpointError: the file is not a checkpoint of this frame.
         FileNotFoundError: there is none.
     """
-    raw = memoryview(checkpoint_path(folder, frame.number).read_bytes())
+    raw = memoryview(host_calls.read_file(checkpoint_path(folder, frame.number)))
     begin = _HEADER.size + _CRC.size
     if len(raw) < begin:
         raise BadCheckpointError(f"has {len(raw)} bytes; its header has {begin}")

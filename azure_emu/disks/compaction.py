@@ -43,6 +43,7 @@ from siterig.azure_emu.disks.pins import locked, pins
 from siterig.azure_emu.disks.view import DiskMap, build_map, view_of
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.failpoint import Failpoint
+from siterig.blockfs.files import host_calls
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.layers.base_update import BLOCK_BYTES
 from siterig.blockfs.layers.layer import ViewLayer, merge_ranges
@@ -109,11 +110,12 @@ class Compactor:
         if intent is None:
             return
         state = self._state
-        state.begin_compaction(progress, intent)
-        update_base(state.folder, state.history, intent, self._clock)
-        done = state.end_compaction(intent)
-        _COUNTED.reach()
-        delete_compacted(state.folder, done.frame)
+        with host_calls.operation("compact", state.folder):
+            state.begin_compaction(progress, intent)
+            update_base(state.folder, state.history, intent, self._clock)
+            done = state.end_compaction(intent)
+            _COUNTED.reach()
+            delete_compacted(state.folder, done.frame)
         self._find_checkpoint()
 
     def resume(self) -> None:

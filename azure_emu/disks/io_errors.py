@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.files.os_errors import FULL, files_of, reason
+from siterig.blockfs.files import host_calls
+from siterig.blockfs.files.host_errors import low_memory
+from siterig.blockfs.files.os_errors import FULL, files_of, is_media_error, reason
 
-_MEDIA_ERRORS = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EUCLEAN, errno.EBADMSG)
-"""Errors of a read of damaged or lost data; any other error is temporary: no memory, too many open files, no right."""
 _SECTOR_BYTES = 4096
 _UNREADABLE = b"\xff"
 
@@ -22,7 +22,8 @@ def host_disk_errors(folder: Path) -> Iterator[None]:
     """Turn an ``OSError`` of the block into a ``RigError``; ``folder`` is named if the error names no file.
 
     Raises:
-        RigError: ``DiskFull`` (recoverable); ``StoreIo``, recoverable if the error says nothing about the stored data.
+        RigError: ``DiskFull``, ``LowMemory`` (recoverable); ``StoreIo``, recoverable if the error says
+            nothing about the stored data.
     """
     try:
         yield
@@ -30,12 +31,9 @@ def host_disk_errors(folder: Path) -> Iterator[None]:
         where = " to ".join(files_of(exc)) or folder
         if exc.errno in FULL:
             raise RigError(Code.DiskFull, f"{where}: no space left on the host's disk", recoverable=True) from exc
+        if exc.errno == errno.ENOMEM:
+            raise low_memory(str(where), exc) from exc
         raise RigError(Code.StoreIo, f"{where}: {reason(exc, where)}", recoverable=not is_media_error(exc)) from exc
-
-
-def is_media_error(exc: OSError) -> bool:
-    """Return whether a read failed because of the stored data, not because of a temporary lack of something."""
-    return exc.errno in _MEDIA_ERRORS
 
 
 def pread_past_bad_sectors(fd: int, length: int, offset: int) -> bytes:
@@ -44,7 +42,7 @@ def pread_past_bad_sectors(fd: int, length: int, offset: int) -> bytes:
     No checksum of a managed disk matches such bytes.
     """
     try:
-        return os.pread(fd, length, offset)
+        return host_calls.pread(fd, length, offset)
     except OSError as exc:
         if exc.errno != errno.EIO:
             raise
@@ -53,7 +51,7 @@ def pread_past_bad_sectors(fd: int, length: int, offset: int) -> bytes:
     while offset < end:
         some = min(_SECTOR_BYTES - offset % _SECTOR_BYTES, end - offset)
         try:
-            data = os.pread(fd, some, offset)
+            data = host_calls.pread(fd, some, offset)
         except OSError as exc:
             if exc.errno != errno.EIO:
                 raise

@@ -45,7 +45,7 @@ from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.failpoint import Failpoint
-from siterig.blockfs.files import safe_files
+from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.transfer.part_index import ENTRY_BYTES, PartIndex, index_segment
 from siterig.blockfs.transfer.part_name import PartName
@@ -58,6 +58,8 @@ JOURNAL_FILE_BYTES = 32 << 20
 _DISK_SHARE = 256
 _NAME = re.compile(r"(\d{12})\.journal")
 _WRITE_BYTES = 1 << 20
+REREADS_MAX = 8
+"""A header that is different whenever it is read is damage after so many times; the applier writes a header once."""
 NEVER_WRITTEN = "its header was never written"
 """The reason for a repair that a kill explains: everything else of the frame was written before its header."""
 
@@ -202,9 +204,10 @@ class _JournalFileReader:
         self._journal_file = journal_file
         self._disk = disk
         self._tail = tail
+        self._rereads = 0
 
     def run(self) -> None:
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = host_calls.open_path(self.path, os.O_RDONLY)
         try:
             size = os.fstat(fd).st_size
             while self.at < size and self._next(fd, size):
@@ -223,7 +226,8 @@ class _JournalFileReader:
         except BadFrameError as exc:
             why = str(exc)
             data = pread_past_bad_sectors(fd, size - self.at, self.at)
-            if data[:HEADER_BYTES] != raw:  # the applier is just writing it
+            if data[:HEADER_BYTES] != raw and self._rereads < REREADS_MAX:  # the applier is just writing it
+                self._rereads += 1
                 return True
             from_copy = self._from_copy(data, number)
             if from_copy is None:
@@ -237,7 +241,7 @@ class _JournalFileReader:
             self.torn = TornFrame(self._journal_file, self.at, size - self.at)
             return False
         self.frames.append(frame)
-        self.at = end
+        self.at, self._rereads = end, 0
         return True
 
     def _checked(self, frame: Frame, number: int) -> Frame:
@@ -319,7 +323,7 @@ def read_index(folder: Path, frame: Frame, size_bytes_before: int) -> FrameIndex
         FileNotFoundError: a compaction deleted the journal file.
     """
     path = journal_file_path(folder, frame.journal_file)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = host_calls.open_path(path, os.O_RDONLY)
     try:
         return index_in(fd, path, frame, size_bytes_before)
     finally:
@@ -356,7 +360,7 @@ def read_tags(folder: Path, frame: Frame, size_bytes_before: int) -> tuple[tuple
     if not frame.tags_bytes:
         return (), False
     path = journal_file_path(folder, frame.journal_file)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = host_calls.open_path(path, os.O_RDONLY)
     try:
         raw = pread_past_bad_sectors(fd, frame.tags_bytes, frame.tags_at)
         if crc32c(raw) == frame.tags_crc:
@@ -394,12 +398,12 @@ def repair_frame(folder: Path, frame: Frame, size_bytes_before: int) -> None:
         (frame.tags_at, tags if crc32c(tags) == frame.tags_crc else b""),
         (frame.back_at, encode_header(frame, back=True)),
     ]
-    fd = os.open(journal_file_path(folder, frame.journal_file), os.O_RDWR | os.O_CLOEXEC)
+    fd = host_calls.open_path(journal_file_path(folder, frame.journal_file), os.O_RDWR)
     try:
         for at, data in pieces:
             if pread_past_bad_sectors(fd, len(data), at) != data:
-                os.pwrite(fd, data, at)
-        os.fdatasync(fd)
+                host_calls.pwrite(fd, data, at)
+        host_calls.fdatasync(fd)
     finally:
         os.close(fd)
 
@@ -411,11 +415,11 @@ def make_durable(folder: Path, state: JournalState) -> None:
     """
     if state.end is not None:
         journal_file, end = state.end
-        fd = os.open(journal_file_path(folder, journal_file), os.O_RDWR | os.O_CLOEXEC)
+        fd = host_calls.open_path(journal_file_path(folder, journal_file), os.O_RDWR)
         try:
             if state.torn is not None:
                 os.ftruncate(fd, end)
-            os.fsync(fd)
+            host_calls.fsync(fd)
         finally:
             os.close(fd)
     sync_folder(folder / JOURNAL)
@@ -452,14 +456,14 @@ class JournalWriter:
             )
             _write_all(self._fd, rest, frame.segment_at + frame.segment_bytes)
             _FOLLOWED.reach()
-            os.pwrite(self._fd, header, frame.start)
+            host_calls.pwrite(self._fd, header, frame.start)
             _WRITTEN.reach()
-            os.fdatasync(self._fd)
+            host_calls.fdatasync(self._fd)
             _SYNCED.reach()
         except (OSError, RigError):
             try:
                 os.ftruncate(self._fd, self._end)
-                os.fdatasync(self._fd)
+                host_calls.fdatasync(self._fd)
             except OSError:
                 self.close()  # the next append truncates it, or fails as well
             raise
@@ -476,7 +480,7 @@ class JournalWriter:
             self._fd = safe_files.open_file(journal_file_path(self._folder, self._journal_file), os.O_RDWR | os.O_CREAT)
         if os.fstat(self._fd).st_size != self._end:  # a frame that could be neither written nor removed
             os.ftruncate(self._fd, self._end)
-            os.fsync(self._fd)
+            host_calls.fsync(self._fd)
         if not self._named:
             _FILE_CREATED.reach()
             sync_folder(self._folder / JOURNAL)
@@ -510,9 +514,9 @@ def _write_all(fd: int, pieces: list[bytes], at: int) -> None:
 def _pwritev(fd: int, pieces: list[bytes | memoryview], at: int) -> int:
     """Write all pieces; after a short write, write the rest or raise the error."""
     total = sum(map(len, pieces))
-    done = os.pwritev(fd, pieces, at)
+    done = host_calls.pwritev(fd, pieces, at)
     if done < total:
         rest = memoryview(b"".join(pieces))
         while done < total:
-            done += os.pwrite(fd, rest[done:], at + done)
+            done += host_calls.pwrite(fd, rest[done:], at + done)
     return total

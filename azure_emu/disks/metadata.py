@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from siterig.azure_emu.disks.io_errors import is_media_error
 from siterig.blockfs.core.boot import NIL
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import SECTOR_BYTES
@@ -22,7 +21,7 @@ from siterig.blockfs.files.checked_document import (
     UnknownFormatError,
     validation_problem,
 )
-from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.files.os_errors import is_media_error, reason
 from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
 
 FORMAT_VERSION = 2

@@ -25,6 +25,7 @@ from siterig.azure_emu.disks.journal import FrameIndex, index_in, journal_file_p
 from siterig.azure_emu.disks.loader import oldest_position_of, query_consistently
 from siterig.azure_emu.disks.metadata import store_corrupt
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.files import host_calls
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Source, ViewLayer
@@ -121,7 +122,7 @@ def build_map(
                 if fd >= 0:
                     os.close(fd)
                 journal_file, path, fd = frame.journal_file, journal_file_path(folder, frame.journal_file), -1
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = host_calls.open_path(path, os.O_RDONLY)
             index = index_in(fd, path, frame, history.size_before(frame))
             try:
                 _add_frame(history, frame, index, bound, disk_map)
@@ -229,7 +230,7 @@ def base_source(folder: Path) -> Source:
 
 def _open_source(path: Path, *, sums: Path | None = None, table: bytes | None = None) -> Source:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = host_calls.open_path(path, os.O_RDONLY)
     except FileNotFoundError:
         raise
     except OSError as exc:
@@ -237,7 +238,7 @@ def _open_source(path: Path, *, sums: Path | None = None, table: bytes | None = 
     sums_fd = -1
     try:
         if sums is not None:
-            sums_fd = os.open(sums, os.O_RDONLY | os.O_CLOEXEC)
+            sums_fd = host_calls.open_path(sums, os.O_RDONLY)
         elif table is not None:
             sums_fd = os.memfd_create("sums", os.MFD_CLOEXEC)
             os.pwrite(sums_fd, table, 0)

@@ -115,7 +115,7 @@ class ManagedDiskViews(Views):
         A report that fails is kept and repeated.
         """
         while True:
-            await self._clock.sleep(WATCH_S)
+            await self._clock.real.sleep(WATCH_S)
             with self._changing:
                 for each in self._views:
                     self._collect(each)

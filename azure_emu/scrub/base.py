@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.disks.base_image import BASE, PAIR, SUMS, ZERO_SUM, RangeList, read_map, sums_bytes, unpack_map
@@ -21,6 +21,7 @@ from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.metadata import PROGRESS, Progress, read_meta
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.failpoint import Failpoint
+from siterig.blockfs.files import host_calls
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.base_update import BLOCK_BYTES, bad_blocks
 from siterig.cext.checksums import is_zero
@@ -54,8 +55,12 @@ class BaseFiles(NamedTuple):
 @contextmanager
 def open_base(folder: Path) -> Iterator[BaseFiles]:
     """Open the files of the base until the end of the block."""
-    with (folder / BASE).open("rb") as base, (folder / SUMS).open("rb") as sums:
+    with _open_for_reading(folder / BASE) as base, _open_for_reading(folder / SUMS) as sums:
         yield BaseFiles(folder, base.fileno(), sums.fileno())
+
+
+def _open_for_reading(path: Path) -> BinaryIO:
+    return os.fdopen(host_calls.open_path(path, os.O_RDONLY), "rb")
 
 
 def bad_ranges(
@@ -110,7 +115,7 @@ def _bad_in(files: BaseFiles, offset: int, length: int) -> Iterator[_BadBlocks]:
 
 def _unreadable(base_fd: int, offset: int) -> str:
     try:
-        os.pread(base_fd, BLOCK_BYTES, offset)
+        host_calls.pread(base_fd, BLOCK_BYTES, offset)
     except OSError:
         return BASE
     return SUMS
@@ -208,7 +213,7 @@ def _check_range(idle: _IdleBase, files: BaseFiles, start: int) -> Iterator[Clas
 def _check_sums(path: Path, fd: int, start: int, stop: int, *, is_data: bool) -> Iterator[ClassifiedDamage]:
     at = start // BLOCK_BYTES * PAIR.size
     try:
-        raw = os.pread(fd, sums_bytes(stop) - at, at)
+        raw = host_calls.pread(fd, sums_bytes(stop) - at, at)
     except OSError as exc:
         if exc.errno != errno.EIO:
             raise
@@ -232,7 +237,7 @@ def _check_zeros(path: Path, fd: int, start: int, stop: int) -> Iterator[Classif
     while at < stop:
         try:
             at = os.lseek(fd, at, os.SEEK_DATA)
-            data = os.pread(fd, min(stop - at, 1 << 20), at) if at < stop else b""
+            data = host_calls.pread(fd, min(stop - at, 1 << 20), at) if at < stop else b""
         except OSError as exc:
             if exc.errno == errno.EIO:
                 yield _harmless("zeros", path, at, f"cannot be read, though no data lies there: {reason(exc)}")

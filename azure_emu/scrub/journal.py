@@ -24,6 +24,7 @@ from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import host_calls
 from siterig.blockfs.transfer.part_index import PIECE_BYTES, index_segment
 from siterig.cext.checksums import crc32c
 
@@ -60,7 +61,7 @@ def scrub_journal(
     for frame in loaded.journal.earlier + loaded.journal.frames:
         path = journal_file_path(loaded.folder, frame.journal_file)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = host_calls.open_path(path, os.O_RDONLY)
         except FileNotFoundError:
             continue  # compacted meanwhile; if it had been missing before, the chain would be broken there
         try:
@@ -81,7 +82,7 @@ def _header(fd: int, frame: Frame, clock: Clock, *, is_last: bool) -> _ReadBytes
     for attempt in range(_TORN_READS if is_last else 0):
         if head.unread or any(head.data):
             break
-        clock.sleep_thread(TORN_WAIT_S * 2**attempt)
+        clock.real.sleep_thread(TORN_WAIT_S * 2**attempt)
         head = _read(fd, frame.start, HEADER_BYTES)
     return head
 
@@ -103,7 +104,7 @@ def _end(loaded: StoreState, clock: Clock) -> Iterator[ClassifiedDamage]:
 def _still_torn(folder: Path, torn: TornFrame, clock: Clock) -> TornFrame | None:
     """Return the torn frame if it stays torn; None if it was just being written."""
     for attempt in range(_TORN_READS):
-        clock.sleep_thread(TORN_WAIT_S * 2**attempt)
+        clock.real.sleep_thread(TORN_WAIT_S * 2**attempt)
         if load_history(folder).journal.torn != torn:
             return None
     return torn
@@ -169,7 +170,7 @@ class _ReadBytes(NamedTuple):
 
 def _read(fd: int, at: int, length: int) -> _ReadBytes:
     try:
-        return _ReadBytes(os.pread(fd, length, at), [])
+        return _ReadBytes(host_calls.pread(fd, length, at), [])
     except OSError as exc:
         if exc.errno != errno.EIO:
             raise
@@ -177,7 +178,7 @@ def _read(fd: int, at: int, length: int) -> _ReadBytes:
     for page in range(at - at % _PAGE_BYTES, at + length, _PAGE_BYTES):
         start, stop = max(page, at) - at, min(page + _PAGE_BYTES, at + length) - at
         try:
-            found = os.pread(fd, stop - start, at + start)
+            found = host_calls.pread(fd, stop - start, at + start)
             data[start : start + len(found)] = found
         except OSError as exc:
             if exc.errno != errno.EIO:
@@ -194,7 +195,7 @@ def damaged_pieces(folder: Path, frame: Frame) -> Iterator[DamagedPiece]:
         FileNotFoundError: the frame was compacted.
     """
     path = journal_file_path(folder, frame.journal_file)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = host_calls.open_path(path, os.O_RDONLY)
     try:
         segment = _read(fd, frame.segment_at, frame.segment_bytes)
         index = _read(fd, frame.entries_at, frame.index_bytes)

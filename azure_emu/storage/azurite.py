@@ -24,6 +24,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from siterig.azure_emu.storage import child_process
 from siterig.azure_emu.storage.azurite_files import find_node, find_script
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
@@ -118,7 +119,7 @@ class AzuriteProcess:
         with trio.move_on_after(timeout_s):
             if (found := await _drain(self._output, self._tail, until=_READY)) is not None:
                 return int(found[1])
-            how = _how_it_ended(await _wait(self._child))
+            how = child_process.how_it_ended(await child_process.wait(self._child))
             if any("EADDRINUSE" in line for line in self._tail):
                 raise _port_taken(self.port)
             raise RigError(Code.AzuriteDied, f"Azurite {how} while starting; its last output: {_quote(self._tail)}")
@@ -129,7 +130,7 @@ class AzuriteProcess:
     async def died(self) -> RigError:
         """Wait until Azurite ends; return an error with its exit status and its last output."""
         await _drain(self._output, self._tail)
-        how = _how_it_ended(await _wait(self._child))
+        how = child_process.how_it_ended(await child_process.wait(self._child))
         return RigError(Code.AzuriteDied, f"Azurite (process {self.pid}) {how}; its last output: {_quote(self._tail)}")
 
     async def check(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
@@ -160,11 +161,11 @@ class AzuriteProcess:
             with trio.move_on_after(timeout_s):
                 with suppress(trio.BusyResourceError, trio.ClosedResourceError):  # a task waits in died(), which drains
                     await _drain(self._output, self._tail)
-                await _wait(self._child)
+                await child_process.wait(self._child)
             if self._child.poll() is None:
                 log.warning("azurite_killed", pid=self.pid, waited_s=timeout_s)
                 self._child.kill()
-                await _wait(self._child)
+                await child_process.wait(self._child)
             await self._output.aclose()
 
 
@@ -243,7 +244,7 @@ def _spawn(command: list[str], account: StorageAccount) -> tuple[subprocess.Pope
     readable, writable = os.pipe()
     try:
         child = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "--", *command],
+            [*child_process.KILLED_WITH_PARENT, *command],
             stdin=subprocess.DEVNULL,
             stdout=writable,
             stderr=writable,
@@ -273,22 +274,6 @@ async def _drain(
     if rest.strip():
         tail.append(rest.decode(errors="replace").strip())
     return None
-
-
-async def _wait(child: subprocess.Popen[bytes]) -> int:
-    """Wait for the exit status without polling and without a thread."""
-    if (status := child.poll()) is not None:
-        return status
-    pidfd = os.pidfd_open(child.pid)
-    try:
-        await trio.lowlevel.wait_readable(pidfd)
-    finally:
-        os.close(pidfd)
-    return child.wait()
-
-
-def _how_it_ended(status: int) -> str:
-    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
 
 def _quote(tail: deque[str]) -> str:

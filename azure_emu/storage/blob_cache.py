@@ -31,6 +31,7 @@ from azure.core.exceptions import (
 )
 from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 
+from siterig.azure_emu.storage.link_transport import LinkTransport
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.codec import BLOB_BYTES_MAX
@@ -52,6 +53,8 @@ UNLISTED = "(a blob whose name cannot be listed)"
 
 _OWN_BYTES = 1 << 20
 """Bytes that an emulator writes in addition to a blob: its list of blobs and blocks."""
+RETRY_AFTER_MAX_S = 1800.0
+"""A longer Retry-After is taken for this: the last delay of the official retry table."""
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset({"ContainerBeingDeleted", "OperationTimedOut"})
 _ALREADY_THERE = frozenset({"BlobAlreadyExists", "ConditionNotMet"})  # for a put, and for the commit of a put in blocks
@@ -68,13 +71,21 @@ class BlobCacheAccount(CacheAccount):
     succeed.
     """
 
-    def __init__(self, connection_string: str, *, folder: Path | None = None, in_flight_max: int = IN_FLIGHT_MAX) -> None:
+    def __init__(
+        self,
+        connection_string: str,
+        *,
+        folder: Path | None = None,
+        link: Path | None = None,
+        in_flight_max: int = IN_FLIGHT_MAX,
+    ) -> None:
         """Parse the connection string; the first call contacts the account.
 
         Args:
             connection_string: holds the key, so it must not be logged.
             folder: the folder in which an emulator on this host keeps its blobs.  An emulator whose disk is full returns the
                 same error as a broken one; the free space of this folder decides which of the two it is.
+            link: the socket of the proxy between this process and the account; requests use it while it exists.
             in_flight_max: limit of concurrent calls.
         Raises:
             RigError: ``BadConnectionString``.
@@ -84,16 +95,21 @@ class BlobCacheAccount(CacheAccount):
         self._suspects = trio.CapacityLimiter(1)
         self._unreadable: set[PartName] = set()
         fields = _fields(connection_string)
+        options: dict[str, Any] = {
+            "connection_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "use_env_settings": not _is_loopback(fields.get("BlobEndpoint", "")),
+        }
+        if link is not None:
+            options = {"transport": LinkTransport(link, **options)}
         try:
             if not (fields.get("AccountKey") or fields.get("SharedAccessSignature")):  # the SDK would continue anonymously
                 raise ValueError  # noqa: TRY301  (the handler raises the same error for what the SDK finds)
             self._service = BlobServiceClient.from_connection_string(
                 connection_string,
                 retry_total=0,
-                connection_timeout=CONNECT_TIMEOUT_S,
-                read_timeout=READ_TIMEOUT_S,
                 max_single_put_size=SINGLE_PUT_BYTES_MAX,
-                use_env_settings=not _is_loopback(fields.get("BlobEndpoint", "")),
+                **options,
             )
         except ValueError:  # its text may quote the string, which holds the key
             raise RigError(
@@ -288,11 +304,21 @@ def classified(error: AzureError, *, what: str, where: str) -> RigError:
     if status == 403:
         return RigError(Code.CacheForbidden, f"cannot {what}: {where} forbids it ({answer}): check its firewall and rights")
     if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
-        return RigError(Code.CacheUnreachable, f"cannot {what}: {where} is busy or failing ({answer})", recoverable=True)
+        retry_after_s = _retry_after_s(error)
+        asks = f", and asks to wait {retry_after_s:g} s" if retry_after_s else ""
+        text = f"cannot {what}: {where} is busy or failing ({answer}){asks}"
+        return RigError(Code.CacheUnreachable, text, recoverable=True, retry_after_s=retry_after_s)
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         text = f"cannot {what}: {where} takes no body of this size ({answer}): check what limits requests on the way to it"
         return RigError(Code.CacheError, text)
     return RigError(Code.CacheError, f"cannot {what}: {where} refused it ({answer})")
+
+
+def _retry_after_s(error: AzureError) -> float:
+    """Return the seconds of the header ``Retry-After``; 0 without one, and for a date, which no storage service sends."""
+    response = getattr(error, "response", None)
+    text = str(response.headers.get("Retry-After", "")) if response is not None else ""
+    return min(float(text), RETRY_AFTER_MAX_S) if text.isdecimal() else 0.0
 
 
 def _is_signature_refused(error: AzureError) -> bool:

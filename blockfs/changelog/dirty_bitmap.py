@@ -21,9 +21,9 @@ from pathlib import Path
 
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.files import safe_files
+from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.durable_io import write_synced
-from siterig.blockfs.files.os_errors import naming, reason
+from siterig.blockfs.files.os_errors import is_media_error, naming, reason
 from siterig.cext._core import lib
 from siterig.cext.checksums import crc32c
 
@@ -98,11 +98,14 @@ def read(path: Path) -> DirtyFile:
 
     Raises:
         RigError: ``DirtyCorrupt`` (also for a missing file) or ``DirtyVersion``; both name the file.
+        OSError: the error says nothing about the file: too many open files, for example.
     """
     try:
         with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
-            data = file.read()
+            data = host_calls.read_open(file)
     except OSError as exc:
+        if not is_media_error(exc):
+            raise
         raise RigError(Code.DirtyCorrupt, f"{path}: cannot be read: {reason(exc, path)}") from exc
     if len(data) < HEADER_BYTES:
         raise RigError(Code.DirtyCorrupt, f"{path}: has {len(data)} bytes; its header has {HEADER_BYTES}")
@@ -175,8 +178,8 @@ def _set_boot(path: Path, boot_id: str) -> None:
     fd = open_for_writer(path)
     try:
         with naming(path):
-            os.fsync(fd)
-            os.pwrite(fd, _header(found.disk_id, found.generation, boot_id), 0)
-            os.fsync(fd)
+            host_calls.fsync(fd)
+            host_calls.pwrite(fd, _header(found.disk_id, found.generation, boot_id), 0)
+            host_calls.fsync(fd)
     finally:
         os.close(fd)

@@ -33,7 +33,7 @@ from siterig.blockfs.contracts.control import SegmentInfo
 from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, WhenFull
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.wire_model import Whole, WireModel
-from siterig.blockfs.files import safe_files
+from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import naming, raised_by_c
 from siterig.blockfs.files.safe_files import temporary_name
@@ -124,7 +124,7 @@ def _create_preallocated(path: Path, segment_bytes: int) -> int:
     fd = safe_files.create_file(path)
     try:
         with naming(path):
-            os.posix_fallocate(fd, 0, segment_bytes + HEADER_BYTES)
+            host_calls.allocate(fd, 0, segment_bytes + HEADER_BYTES)
         sync_folder(path.parent)
     except BaseException:
         os.close(fd)
@@ -441,9 +441,9 @@ class DiskLog:
                 self._recycled.unlink()
                 return None
             with naming(self._recycled):
-                os.pwrite(fd, bytes(HEADER_BYTES), 0)  # from here on the file holds no segment
-                os.posix_fallocate(fd, 0, self._segment_bytes + HEADER_BYTES)
-                os.fdatasync(fd)  # durable: after a power loss its clean-close mark must not return
+                host_calls.pwrite(fd, bytes(HEADER_BYTES), 0)  # from here on the file holds no segment
+                host_calls.allocate(fd, 0, self._segment_bytes + HEADER_BYTES)
+                host_calls.fdatasync(fd)  # durable: after a power loss its clean-close mark must not return
             safe_files.rename(self._recycled, self._spare)
             sync_folder(self.folder)
         except BaseException:

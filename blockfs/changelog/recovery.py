@@ -5,12 +5,15 @@ Fault contract
 After a kill all written bytes are there: the torn tail is truncated, and the last record is written to the disk again.
 After a power loss any unsynced byte can be lost.  The header of the first segment that a server begins is durable before the
 server logs anything.  So if the newest segment belongs to another boot and does not end with a clean-close mark, power was
-lost, and the log is not continued (``PowerLoss``).  Corrupt or missing segments are ``LogCorrupt``.
+lost, and the log is not continued (``PowerLoss``).  Corrupt, unreadable or missing segments are ``LogCorrupt``.  An error
+that says nothing about a segment (too many open files) fails the opening and changes nothing.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -29,9 +32,9 @@ from siterig.blockfs.changelog.segment import (
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import DISK_BYTES_MAX, SECTOR_BYTES
-from siterig.blockfs.files import safe_files
+from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.durable_io import sync_folder
-from siterig.blockfs.files.os_errors import naming
+from siterig.blockfs.files.os_errors import is_media_error, naming, reason
 from siterig.blockfs.layers.layer import WritableLayer, merge_ranges
 
 
@@ -131,10 +134,12 @@ def recover_log(
     Raises:
         RigError: ``PowerLoss`` (unsynced pages can be lost) or ``LogCorrupt`` (corrupt or missing segments).  The log
             cannot be continued, and the disk needs a resync.
+        OSError: a segment could not be opened or written; nothing is known to be wrong with it.
     """
-    _take_over_spare(folder, name, disk_id, generation)
     row = _SegmentSequence(disk_id, generation, disk_size_bytes)
-    segments = _read_segments(folder, name, first_segment, row)
+    with _unreadable_as_corrupt(folder / name):
+        _take_over_spare(folder, name, disk_id, generation)
+        segments = _read_segments(folder, name, first_segment, row)
     if not segments:
         raise RigError(Code.LogCorrupt, f"{folder}: all segments ({name}.NNNNNN.hrl) of generation {generation} are missing")
     last = segments[-1]
@@ -146,7 +151,7 @@ def recover_log(
     _check_none_missing(folder / name, segments, closed, newest_segment)
     newest = None
     if last.newest is not None:
-        with SegmentReader(last.path) as reader:
+        with _unreadable_as_corrupt(last.path), SegmentReader(last.path) as reader:
             newest = (last.newest, reader.payload(last.newest))
     kept_segments = []
     for segment in segments:
@@ -173,6 +178,24 @@ def recover_log(
     )
 
 
+@contextmanager
+def _unreadable_as_corrupt(path: Path) -> Iterator[None]:
+    """Turn the error of a medium that lost bytes of the log into ``LogCorrupt``: the disk itself can be used."""
+    try:
+        yield
+    except OSError as exc:
+        if not is_media_error(exc):
+            raise
+        raise RigError(Code.LogCorrupt, f"{path}: change log cannot be read: {reason(exc, path)}") from exc
+    except RigError as exc:
+        cause = exc.__cause__
+        if exc.code != Code.LogUnreadable or not isinstance(cause, OSError):
+            raise
+        if not is_media_error(cause):
+            raise cause from None
+        raise RigError(Code.LogCorrupt, exc.message) from exc
+
+
 def _check_none_missing(path: Path, segments: list[FoundSegment], closed: LogExtent | None, newest_segment: int) -> None:
     """Check that no segment is missing at either end, where it leaves no gap."""
     last = segments[-1]
@@ -194,7 +217,9 @@ def _take_over_spare(folder: Path, name: str, disk_id: str, generation: int) -> 
     try:
         with SegmentReader(spare) as reader:
             header = reader.header
-    except RigError:
+    except RigError as exc:
+        if exc.code == Code.LogUnreadable:  # it may be the newest segment
+            raise
         header = None
     if header is None or (header.disk_id, header.generation) != (disk_id, generation):
         spare.unlink()
@@ -286,7 +311,7 @@ _CHANGING = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 def _holds_nothing(path: Path) -> bool:
     """Return True if a segment has no header: its file was created, and nothing was written to it."""
     with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
-        head = file.read(HEADER_BYTES)
+        head = host_calls.read_open(file, HEADER_BYTES)
     return len(head) < HEADER_BYTES or not any(head)
 
 
@@ -296,6 +321,6 @@ def _truncate_durably(path: Path, end: int) -> None:
     try:
         with naming(path):
             os.ftruncate(fd, end)
-            os.fsync(fd)
+            host_calls.fsync(fd)
     finally:
         os.close(fd)

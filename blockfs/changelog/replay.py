@@ -23,7 +23,7 @@ from typing import Literal, assert_never
 from siterig.blockfs.changelog.segment import HEADER_BYTES, Record, RecordType, SegmentHeader, SegmentReader, scan_tail
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import Advance
-from siterig.blockfs.files import block_device, safe_files, user_files
+from siterig.blockfs.files import block_device, host_calls, safe_files, user_files
 from siterig.blockfs.files.file_limit import check_file_limit
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.images import image_headers, image_kind, vhd
@@ -97,7 +97,7 @@ def _log_file(path: Path) -> SegmentFile:
 def _begins_with_zeros(path: Path) -> bool:
     fd = safe_files.open_named(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        return is_zero(os.pread(fd, HEADER_BYTES, 0))
+        return is_zero(host_calls.pread(fd, HEADER_BYTES, 0))
     finally:
         os.close(fd)
 
@@ -107,7 +107,7 @@ def _room_bytes(fd: int, start: int, end: int) -> int:
     at = end
     while at > start:
         step = min(_STEP_BYTES, at - start)
-        data = os.pread(fd, step, at - step)
+        data = host_calls.pread(fd, step, at - step)
         if not is_zero(data):
             return end - at + len(data) - len(data.rstrip(b"\0"))
         at -= step

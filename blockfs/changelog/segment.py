@@ -29,7 +29,7 @@ from typing_extensions import Buffer
 from siterig.blockfs.changelog.tags import decode_tag
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import NUMBER_MAX
-from siterig.blockfs.files import safe_files
+from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.os_errors import naming, reason
 from siterig.blockfs.files.user_files import open_file
 from siterig.cext.checksums import crc32c
@@ -189,7 +189,7 @@ class _Window:
         """
         index = at - self.start
         if index < 0 or index + length > len(self._data):
-            self._data = os.pread(self._fd, min(max(length, _WINDOW_BYTES), max(self.size - at, 0)), at)
+            self._data = host_calls.pread(self._fd, min(max(length, _WINDOW_BYTES), max(self.size - at, 0)), at)
             self.view = memoryview(self._data)
             self.start = at
             return 0
@@ -301,7 +301,7 @@ class SegmentReader:
         self.path = path
         self.fd = open_file(path, os.O_RDONLY, code=Code.LogUnreadable, purpose="a change log is a file")
         try:
-            head = os.pread(self.fd, HEADER_BYTES, 0)
+            head = host_calls.pread(self.fd, HEADER_BYTES, 0)
             self.header = decode_header(path, head)
         except OSError as exc:
             os.close(self.fd)
@@ -334,7 +334,7 @@ class SegmentReader:
 
     def payload(self, record: Record) -> bytes:
         """Return the payload of a WRITE or TAG record."""
-        data = os.pread(self.fd, record.payload_bytes, record.payload_offset)
+        data = host_calls.pread(self.fd, record.payload_bytes, record.payload_offset)
         if len(data) != record.payload_bytes:
             raise corrupt(self.path, record.payload_offset, "payload is cut short")
         return data
@@ -431,7 +431,7 @@ class SegmentWriter:
         fd = safe_files.create_file(path)
         try:
             with naming(path):
-                os.pwrite(fd, raw, 0)
+                host_calls.pwrite(fd, raw, 0)
         except BaseException:
             os.close(fd)
             path.unlink()
@@ -462,11 +462,11 @@ class SegmentWriter:
         at = self.end
         try:
             with naming(self.path):
-                done = os.pwritev(self.fd, [head, _CRC.pack(crc), payload], at)
+                done = host_calls.pwritev(self.fd, [head, _CRC.pack(crc), payload], at)
                 if done < RECORD_HEADER_BYTES + size:  # rare: a short write, usually followed by the error
                     rest = memoryview(b"".join((head, _CRC.pack(crc), payload)))
                     while done < len(rest):
-                        done += os.pwrite(self.fd, rest[done:], at + done)
+                        done += host_calls.pwrite(self.fd, rest[done:], at + done)
         except OSError:
             self.truncate(at)
             raise
@@ -482,7 +482,7 @@ class SegmentWriter:
     def sync(self) -> None:
         """Make all records durable."""
         with naming(self.path):
-            os.fdatasync(self.fd)
+            host_calls.fdatasync(self.fd)
 
     def close(self) -> None:
         """Close the file (no sync)."""

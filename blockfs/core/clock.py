@@ -31,7 +31,15 @@ class Clock(ABC):
     @property
     @abstractmethod
     def boot_id(self) -> str:
-        """The kernel's id of this boot; values of the other clocks are comparable only within one boot."""
+        """The id of this boot of the host; values of the other clocks are comparable only within one boot."""
+
+    @property
+    def real(self) -> Clock:
+        """The clock for waits on other processes, the kernel and the storage medium, which no fault and no user moves.
+
+        A test clock is its own real clock.
+        """
+        return self
 
     @abstractmethod
     def wall_ns(self) -> int:

@@ -88,9 +88,11 @@ class Code(StrEnum):
     AzuriteDied = ("AzuriteDied", _FAILED, "The process of the Azurite storage emulator ended unexpectedly.",
         "Read its last output in the message; siterig role restart azurite starts it again.")
     AzuriteMissing = ("AzuriteMissing", _ENVIRONMENT, "The Azurite storage emulator is not installed, or cannot be started.",
-        "Run ./rig in a checkout, or npm install -g azurite.")
+        "Run siterig setup azurite, or ./rig in a checkout.")
     AzuriteNotStarted = ("AzuriteNotStarted", _FAILED, "Azurite was never started in this state folder.",
         "Start the rig with siterig up.")
+    AzuriteSetupFailed = ("AzuriteSetupFailed", _ENVIRONMENT, "npm could not install the Azurite storage emulator.",
+        "Read the message of npm in the error, then run siterig setup azurite again.")
     AzuriteSilent = ("AzuriteSilent", _FAILED, "The Azurite storage emulator does not answer.",
         "Read the reason in the message; siterig role restart azurite starts it again.")
     BadAccountKey = ("BadAccountKey", _FAILED, "The file with the key of the storage account is damaged.",
@@ -123,6 +125,11 @@ class Code(StrEnum):
         "Choose an older good point, or correct the check.")
     CheckPasses = ("CheckPasses", _FAILED, "The command of bisect does not fail at the bad point.",
         "Choose a newer bad point, or correct the check.")
+    ClockDamaged = ("ClockDamaged", _FAILED, "The page of the rig's clock is damaged.",
+        "End the rig and remove the file that the message names: the clock is then the system's.")
+    ClockNotFollowed = ("ClockNotFollowed", _FAILED,
+        "The clock was changed, and a role does not follow the change.",
+        "Look at the role with siterig role list; it follows when it runs again.")
     CommandDied = ("CommandDied", _FAILED, "The command of bisect ended in a way that is neither pass, fail nor skip.",
         "Read its last output in the message and correct the check.")
     CommandUnusable = ("CommandUnusable", _BAD_INPUT, "The command of bisect cannot be run.",
@@ -130,6 +137,8 @@ class Code(StrEnum):
     ConvertFailed = "ConvertFailed", _FAILED, "qemu-img could not convert an image.", "Read the reason in the message."
     CorpusTooSmall = ("CorpusTooSmall", _FAILED, "The folders for the files of the drill hold too few readable bytes.",
         "Name other folders, or use smaller disks.")
+    DeadMount = ("DeadMount", _FAILED, "The process of a mount was killed; nothing answers there.",
+        "Unmount it: fusermount3 -u DIR.")
     DirtyCorrupt = "DirtyCorrupt", _FAILED, "The dirty bitmap of a disk is damaged.", "Run siterig resync VM."
     DirtyVersion = ("DirtyVersion", _FAILED, "The dirty bitmap of a disk has a format that this siterig does not read.",
         "Use the siterig that wrote it.")
@@ -163,6 +172,14 @@ class Code(StrEnum):
         "Read the logs of the rig, or run the drill on a faster machine.")
     ExtentsCorrupt = ("ExtentsCorrupt", _FAILED, "The index of a disk's extents is damaged.",
         "Report it: the data comes from siterig itself.")
+    FaultNotImported = ("FaultNotImported", _BAD_INPUT, "A fault of another tool's file cannot be expressed as a rule.",
+        "Remove the fault that the message names from the file, or write it as a rule by hand.")
+    FaultNotFired = ("FaultNotFired", _FAILED, "A fault rule has not fired as often as was waited for.",
+        "Read the counts with siterig fault list: no operation matched the rule, or its window is not open.")
+    FaultNotFound = ("FaultNotFound", _BAD_INPUT, "The disk has no such fault rule, or the rule was removed meanwhile.",
+        "List the rules of the disk.")
+    FaultNotPossible = ("FaultNotPossible", _BAD_INPUT, "A fault cannot be armed on this disk.",
+        "Change the rule as the message says.")
     FileExists = "FileExists", _BAD_INPUT, "The file exists already.", "Name another file, or replace it with --force."
     FolderUnusable = "FolderUnusable", _BAD_INPUT, "The folder cannot be used for this.", "Follow the remedy in the message."
     ForeignFile = ("ForeignFile", _BAD_INPUT, "The file belongs to another user, or another user can change it.",
@@ -192,12 +209,16 @@ class Code(StrEnum):
     Interrupted = "Interrupted", _FAILED, "The command or the replication cycle was interrupted.", "Run the command again."
     InvalidChecksumRequest = ("InvalidChecksumRequest", _FAILED, "The request for checksums is malformed.",
         "Report it: this is a bug.")
+    InvalidClock = ("InvalidClock", _BAD_INPUT, "A change of the rig's clock is not allowed.",
+        "Give a value in the range that the message names.")
     InvalidDisk = ("InvalidDisk", _BAD_INPUT, "The description of a disk cannot be parsed.",
         "Write it in the form that the message shows.")
     InvalidDiskId = ("InvalidDiskId", _FAILED, "The id of a managed disk is not a lower-case UUID.",
         "Report it: the id comes from siterig itself.")
     InvalidDiskSize = ("InvalidDiskSize", _BAD_INPUT, "The size of the disk is not allowed.",
         "Give a size that the message allows.")
+    InvalidFault = ("InvalidFault", _BAD_INPUT, "A fault rule, or a file of fault rules, is not allowed.",
+        "Correct the key that the message names; docs/reference/fault-rules.md lists all keys.")
     InvalidLimit = ("InvalidLimit", _BAD_INPUT, "The value of a limit is not allowed.",
         "Give a value that the message allows.")
     InvalidName = "InvalidName", _BAD_INPUT, "The name is not allowed.", "Give a name that the message allows."
@@ -208,6 +229,8 @@ class Code(StrEnum):
     InvalidRetryTable = ("InvalidRetryTable", _FAILED,
         "The table of retry delays is empty or has a delay that is not positive.",
         "Give at least one positive delay.")
+    InvalidScenario = ("InvalidScenario", _BAD_INPUT, "A scenario file is not allowed.",
+        "Correct the key that the message names; docs/reference/scenario-files.md lists all keys.")
     InvalidState = ("InvalidState", _FAILED, "The operation is not possible in the current state of the VM.",
         "Run one of the operations that the message allows first.")
     InvalidTime = ("InvalidTime", _BAD_INPUT, "The time cannot be parsed, or no state of that time can be read.",
@@ -267,9 +290,13 @@ class Code(StrEnum):
     NoSuchPoint = ("NoSuchPoint", _BAD_INPUT, "The VM has no such recovery point.",
         "Choose a point that siterig point list prints.")
     NoSuchRole = "NoSuchRole", _BAD_INPUT, "No such role exists.", "Choose one of the roles that the message lists."
+    NoSuchScenario = ("NoSuchScenario", _BAD_INPUT, "The library has no scenario of this name.",
+        "Choose one that siterig scenario list shows, or give the path of a file.")
     NoSuchSite = "NoSuchSite", _BAD_INPUT, "No such site exists.", "Choose one of the sites that the message lists."
     NodeMissing = ("NodeMissing", _ENVIRONMENT, "Node.js is missing or too old for Azurite.",
-        "Run ./rig in a checkout, or install Node.js.")
+        "Install Node.js, or the extra siterig[azurite]; in a checkout, run ./rig.")
+    NotAMount = ("NotAMount", _BAD_INPUT, "The folder is no mount of siterig mount.",
+        "Choose one of the mounts that the message lists.")
     NotARecoveryHost = ("NotARecoveryHost", _FAILED, "Only the recovery side can open states of managed disks.",
         "Report it: this is a bug.")
     NotARig = ("NotARig", _BAD_INPUT, "The folder is not empty and is not the state folder of a rig.",
@@ -332,6 +359,10 @@ class Code(StrEnum):
     RoleHung = ("RoleHung", _NOT_UP, "A role does not answer its health checks.",
         "Wait for the restart, or run siterig role restart.")
     RoleUnavailable = "RoleUnavailable", _NOT_UP, "A role does not answer.", "Wait: siterig status shows its state."
+    ScenarioFailed = ("ScenarioFailed", _FAILED, "An operation of a scenario did not end as the file demands.",
+        "Read the job, the event or the output that the message quotes.")
+    ScenarioTimedOut = ("ScenarioTimedOut", _FAILED, "A moment or an operation of a scenario did not come in time.",
+        "Read the last observation in the message, and the logs of the rig.")
     SiteTimeout = ("SiteTimeout", _FAILED, "The site did not complete a step of the failover in time.",
         "Start the operation again; siterig status shows the roles.")
     SnapshotExists = "SnapshotExists", _FAILED, "The disk has a snapshot already.", "Report it: this is a bug."
@@ -364,6 +395,10 @@ class Code(StrEnum):
         "Check the host's disk, then run siterig resync VM.")
     SyncPartLost = ("SyncPartLost", _FAILED, "A part of a full copy is neither at the site nor in the cache.",
         "Run siterig resync VM.")
+    TemplateFailed = ("TemplateFailed", _FAILED, "The disk from which tests get their copies could not be prepared.",
+        "Read the output of the setup in the message; run it by hand on a mounted file system.")
+    TestServerFailed = ("TestServerFailed", _FAILED, "A server of the pytest plugin ended, or did not answer in time.",
+        "Read the end of its log in the message; on a slow machine raise the setting timeout.")
     TooFewFiles = "TooFewFiles", _ENVIRONMENT, "The process may open too few files.", "Raise the hard limit: ulimit -Hn."
     ToolMissing = ("ToolMissing", _ENVIRONMENT, "A program that is needed is not installed.",
         "Install the package that the message names.")
@@ -383,6 +418,8 @@ class Code(StrEnum):
     VmNotFound = "VmNotFound", _BAD_INPUT, "No such VM exists.", "Choose one of the VMs that the message lists."
     VmNotProtected = ("VmNotProtected", _FAILED, "The VM is not replicated from this host.",
         "Protect it with siterig protect.")
+    WorkloadFailed = ("WorkloadFailed", _FAILED, "A workload of a scenario did not start, or cannot be used now.",
+        "Read the output that the message quotes.")
     WriteFailed = ("WriteFailed", _FAILED, "The host could not write the disk, so log and disk may differ.",
         "Check the host's disk, then run siterig resync VM.")
     # fmt: on
@@ -401,10 +438,18 @@ class RigError(Exception):
         role: the role of the rig that did not answer, if that was the reason.
         uncertain: True if a call was sent to that role and not answered, so that it may have been executed; the call must
             not be repeated unless a second execution does no harm.
+        retry_after_s: the time for which the peer asks to wait before the next attempt; it stays in this process.
     """
 
     def __init__(
-        self, code: Code, message: str, *, recoverable: bool = False, role: str | None = None, uncertain: bool = False
+        self,
+        code: Code,
+        message: str,
+        *,
+        recoverable: bool = False,
+        role: str | None = None,
+        uncertain: bool = False,
+        retry_after_s: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -412,3 +457,4 @@ class RigError(Exception):
         self.recoverable = recoverable
         self.role = role
         self.uncertain = uncertain
+        self.retry_after_s = retry_after_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,21 @@ class HostProcess(WireModel):
     def own(cls) -> HostProcess:
         """Return a reference to this process."""
         return cls(pid=os.getpid(), started=_started("self"))
+
+    def is_running(self) -> bool:
+        """Return True if the process has not ended yet."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return False
+        try:
+            ended = select.poll()
+            ended.register(pidfd, select.POLLIN)
+            return _started(self.pid) == self.started and not ended.poll(0)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        finally:
+            os.close(pidfd)
 
     async def ended(self) -> None:
         """Wait until the process has ended, by exit or by a signal; return at once if it has ended already."""

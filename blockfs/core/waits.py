@@ -25,7 +25,7 @@ class Wait(WireModel):
 
     ``vm`` and ``disk`` name the VM and disk that make no progress meanwhile; both None means the whole role.  ``code`` is
     stable (``CacheUnreachable``, ``DiskFull``, ...), ``reason`` is for people.  ``since_ns`` is the start of the wait by the
-    wall clock.
+    wall clock of the role, ``since_monotonic_ns`` the same by the monotonic clock, which all roles of a host share.
     """
 
     vm: str | None
@@ -33,6 +33,7 @@ class Wait(WireModel):
     code: str
     reason: str
     since_ns: int
+    since_monotonic_ns: int | None = None
 
 
 class RoleHealth(Protocol):
@@ -66,9 +67,13 @@ class Waits:
         """Begin a wait, or change the reason of a wait that has begun."""
         key = (place, vm, disk)
         began = self._waits.get(key)
-        since_ns = self._clock.wall_ns() if began is None else began.since_ns
         self._waits[key] = Wait(
-            vm=vm, disk=disk, code=code, reason=valid_unicode(reason)[:REASON_CHARS_MAX], since_ns=since_ns
+            vm=vm,
+            disk=disk,
+            code=code,
+            reason=valid_unicode(reason)[:REASON_CHARS_MAX],
+            since_ns=self._clock.wall_ns() if began is None else began.since_ns,
+            since_monotonic_ns=self._clock.monotonic_ns() if began is None else began.since_monotonic_ns,
         )
 
     def clear(self, place: str, *, vm: str | None = None, disk: str | None = None) -> None:

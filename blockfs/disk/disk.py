@@ -40,6 +40,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import DISK_BYTES_MAX
 from siterig.blockfs.disk import disk_identity
 from siterig.blockfs.disk.disk_core import DiskCore
+from siterig.blockfs.disk.disk_faults import DiskFaults
 from siterig.blockfs.disk.disk_files import DiskPaths, finish_hydration, open_layer, remove_overlay
 from siterig.blockfs.disk.disk_guard import DiskGuard
 from siterig.blockfs.disk.disk_hydration import DiskHydration
@@ -66,6 +67,7 @@ class Disk:
         tracking: its change log.
         hydration: the copying from the managed disk under it.
         attributes: mode, owner and times of its file in the mount.
+        faults: the fault rules that its guest meets.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Disk:
         self.tracking = DiskTracking(self._core)
         self.hydration = DiskHydration(self._core)
         self.attributes = DiskAttributes(self._core, past)
+        self.faults = DiskFaults(self._core)
         self._known: list[FileStamp] = []  # of the clean close before
 
     @property
@@ -362,6 +365,7 @@ class Disk:
         self._core.close_in_c()
         self._core.layer = fresh
         self._core.open_in_c()
+        self.faults.reopened()
         self._core.save(size_bytes=fresh.size_bytes, kind="raw", parent=None)  # not before: the old bytes may be fewer
         self._guard_files()
         remove_overlay(self.paths)

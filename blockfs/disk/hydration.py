@@ -78,7 +78,7 @@ class Hydrator:
         self._release = release
         self._locks = locks
         self._waits = waits or Waits()
-        self._clock = clock
+        self._clock = clock.real
         self._stopped: set[tuple[str, str]] = set()
         self._wake = trio.Event()
 

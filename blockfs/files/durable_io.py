@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from siterig.blockfs.files import safe_files
+from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.os_errors import naming
 from siterig.blockfs.files.safe_files import FILE_MODE, temporary_name
 
@@ -32,10 +32,8 @@ def write_synced(path: Path, data: bytes) -> None:
 def _write_synced(fd: int, path: Path, data: bytes) -> None:
     try:
         with naming(path):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
+            host_calls.write_all(fd, data)
+            host_calls.fsync(fd)
     finally:
         os.close(fd)
 

@@ -20,9 +20,17 @@ def host_error(what: str, exc: OSError) -> RigError:
     """
     if exc.errno in FULL:
         return RigError(Code.DiskFull, f"{what}: the host's disk is full{in_brackets(exc, what)}", recoverable=True)
+    if exc.errno == errno.ENOMEM:
+        return low_memory(what, exc)
     if exc.errno == errno.EFBIG:
         return too_large(what)
     return RigError(Code.HostIoError, f"{what}: {reason(exc, what)}", recoverable=True)
+
+
+def low_memory(what: str, exc: OSError) -> RigError:
+    """Return the error for a lack of memory at the host."""
+    text = f"{what}: the host has too little free memory{in_brackets(exc, what)}"
+    return RigError(Code.LowMemory, text, recoverable=True)
 
 
 @contextmanager

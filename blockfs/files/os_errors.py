@@ -16,6 +16,13 @@ from siterig.cext._core import lib
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers for a full host disk or an exhausted quota."""
+_MEDIA_ERRORS = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EUCLEAN, errno.EBADMSG)
+"""Errors of a read of damaged or lost data; any other error is temporary: no memory, too many open files, no right."""
+
+
+def is_media_error(exc: OSError) -> bool:
+    """Return whether a read failed because of the stored data, not because of a temporary lack of something."""
+    return exc.errno in _MEDIA_ERRORS
 
 
 @contextmanager

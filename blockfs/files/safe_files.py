@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.files import host_calls
 from siterig.blockfs.files.os_errors import naming
 from siterig.blockfs.files.ownership import changed_by_others, is_trusted, user_text
 
@@ -173,6 +174,13 @@ class Folder:
             RigError: ``ForeignFile`` if the file may belong to another user.
             OSError: it cannot be opened.
         """
+        path = self.path / name
+        host_calls.opening(path, flags)
+        fd = self._open(name, flags, mode)
+        host_calls.opened(path, fd)
+        return fd
+
+    def _open(self, name: str, flags: int, mode: int) -> int:
         if flags & os.O_CREAT:
             with naming(self.path / name):
                 try:
@@ -375,8 +383,11 @@ def open_named(path: Path, flags: int, *, check: Callable[[os.stat_result], int]
     try:
         if check is not None:
             flags |= check(os.fstat(located))
+        host_calls.opening(path, flags)
         with naming(path):
-            return os.open(f"/proc/self/fd/{located}", flags | os.O_CLOEXEC)
+            fd = os.open(f"/proc/self/fd/{located}", flags | os.O_CLOEXEC)
+        host_calls.opened(path, fd)
+        return fd
     finally:
         os.close(located)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
+from siterig.blockfs.files import host_calls
 from siterig.blockfs.files.os_errors import naming
 
 SMALL_FILE_BYTES_MAX = 1 << 20
@@ -25,7 +27,7 @@ def bounded(file: BinaryIO, bytes_max: int = SMALL_FILE_BYTES_MAX) -> bytes:
         FileTooLongError: it has more than ``bytes_max`` bytes.
         OSError: it cannot be read.
     """
-    data = file.read(bytes_max + 1)
+    data = host_calls.read_open(file, bytes_max + 1)
     if len(data) > bytes_max:
         raise FileTooLongError(bytes_max)
     return data
@@ -38,5 +40,7 @@ def read_small_file(path: Path, bytes_max: int = SMALL_FILE_BYTES_MAX) -> bytes:
         FileTooLongError: it has more than ``bytes_max`` bytes.
         OSError: it cannot be read.
     """
+    host_calls.opening(path, os.O_RDONLY)
     with path.open("rb") as file, naming(path):
+        host_calls.opened(path, file.fileno())
         return bounded(file, bytes_max)

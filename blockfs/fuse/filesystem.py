@@ -14,6 +14,7 @@ import hashlib
 import os
 import stat
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -40,6 +41,8 @@ ATTRIBUTE_TIMEOUT_S = 0.0
 """Seconds for which the kernel may cache attributes: none, because some changes do not come through the kernel."""
 ENTRY_TIMEOUT_S = 1.0
 """Seconds for which the kernel may cache that a name leads to a file."""
+WAITING_MAX = 512
+"""Most requests that wait for fault rules at the same time, each in a thread, if there is no FUSE server."""
 INODES = 1 << 52
 """Inode numbers are smaller than this, so that every program and JSON can represent them."""
 _log = structlog.get_logger("siterig.blockfs.fuse.filesystem")
@@ -83,6 +86,7 @@ class DiskFileSystem(pyfuse3.Operations):
         self._inodes: dict[_Node, tuple[str, int]] = {_Node(): ("", pyfuse3.ROOT_INODE)}
         self._stats_times: weakref.WeakKeyDictionary[Disk, tuple[DiskCounters, int]] = weakref.WeakKeyDictionary()
         self._handles: dict[int, _Handle] = {}
+        self._waiting = trio.CapacityLimiter(WAITING_MAX)
         tree.on_grown(self._forget_size)
 
     @property
@@ -345,16 +349,27 @@ class DiskFileSystem(pyfuse3.Operations):
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         """Read bytes of an open file."""
         data = bytearray(size)
-        done = lib.sr_handle_read(fh, ffi.from_buffer(data), size, off)
-        return bytes(data[: _answer(done)])
+        done = await self._answered(fh, lambda handle: lib.sr_handle_read(handle, ffi.from_buffer(data), size, off))
+        return bytes(data[:done])
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         """Log bytes, then write them to the disk; return their number."""
-        return _answer(lib.sr_handle_write(fh, ffi.from_buffer(buf), len(buf), off))
+        return await self._answered(fh, lambda handle: lib.sr_handle_write(handle, ffi.from_buffer(buf), len(buf), off))
 
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """Put all acknowledged writes on stable storage, in the log and on the disk."""
-        _answer(await trio.to_thread.run_sync(lib.sr_handle_flush, fh))
+        _answer(await self._in_thread(lib.sr_handle_flush, fh))
+
+    async def _answered(self, fh: pyfuse3.FileHandleT, request: Callable[[int], int]) -> int:
+        """Execute a request on a handle; in a thread if it may wait for a fault rule, because this thread must not."""
+        result = request(fh | lib.SR_HANDLE_NO_WAIT)
+        if result == lib.SR_WOULD_WAIT:
+            result = await self._in_thread(request, fh)
+        return _answer(result)
+
+    async def _in_thread(self, request: Callable[[int], int], fh: pyfuse3.FileHandleT) -> int:
+        # At the end of the mount no answer is needed; the request ends when the disk's waits are ended.
+        return await trio.to_thread.run_sync(request, fh, abandon_on_cancel=True, limiter=self._waiting)
 
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
         """Do nothing: the kernel calls it at each close of a descriptor, and a close is no barrier."""

@@ -100,7 +100,7 @@ def mount_filesystem(mountpoint: Path, options: MountOptions) -> Mount:
         f"fd={fd},rootmode={stat.S_IFMT(mode):o},user_id={os.getuid()},group_id={os.getgid()},default_permissions"
     )
     try:
-        linux.mount_fuse(options.source, path, f"fuse.{_SUBTYPE}", kernel_options, read_only=options.read_only)
+        linux.mount(options.source, path, f"fuse.{_SUBTYPE}", kernel_options, read_only=options.read_only)
     except OSError as exc:
         os.close(fd)
         if exc.errno != errno.EPERM:

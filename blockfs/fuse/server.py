@@ -9,7 +9,9 @@ Fault contract: a mount whose server died (``ENOTCONN``) is removed before a new
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import socket
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.fuse.mount import Mount, MountOptions, clear_stale_mount, mount_filesystem, tune, unmount
-from siterig.blockfs.host.disk_tree import DiskTree
+from siterig.blockfs.host.disk_tree import DiskTree, all_disks
 from siterig.cext.fuse_server import FuseServer, FuseServerOptions
 from siterig.cext.linux import set_io_flusher
 
@@ -76,6 +78,7 @@ async def serve(
 async def _serve_by_pyfuse3(
     tree: DiskTree, mountpoint: Path, mount_options: MountOptions, task_status: trio.TaskStatus[None]
 ) -> None:
+    opened = _fuse_devices()
     try:
         pyfuse3.init(DiskFileSystem(tree), str(mountpoint), set(mount_options.as_list()))
     except RuntimeError as exc:
@@ -84,8 +87,10 @@ async def _serve_by_pyfuse3(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_answer, nursery.cancel_scope)
             nursery.start_soon(tree.run_maintenance)
+            nursery.start_soon(_end_waits_after_unmount, tree, _fuse_devices() - opened)
             task_status.started()
     finally:
+        _end_waits(tree)
         pyfuse3.close(unmount=True)
 
 
@@ -114,6 +119,7 @@ async def _serve_by_fuse_server(
                 task_status.started()
                 await trio.lowlevel.wait_readable(fuse_server.ended_fd)
             finally:
+                _end_waits(tree)
                 try:
                     with trio.CancelScope(shield=True):  # meanwhile the kernel may send writes and upcalls
                         await trio.to_thread.run_sync(unmount, mount)
@@ -121,6 +127,7 @@ async def _serve_by_fuse_server(
                     names.cancel()
     finally:
         pyfuse3.close(unmount=False)
+        _end_waits(tree)  # of disks and rules that came in the meantime
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(_stop, fuse_server, mount)
 
@@ -150,6 +157,31 @@ def _log_way(fuse_server: FuseServer, mount: Mount) -> None:
         _log.warning("no_io_uring", mountpoint=str(mount.path), reason=reason(exc))
         way = "/dev/fuse"
     _log.info("mounted", mountpoint=str(mount.path), requests_over=way)
+
+
+def _end_waits(tree: DiskTree) -> None:
+    """Let no request wait for a fault rule any more: neither the end of the mount nor that of its server could come."""
+    for disk in all_disks(tree):
+        disk.faults.end_waits()
+
+
+def _fuse_devices() -> set[int]:
+    """Return the descriptors of this process that have the requests of a FUSE mount."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the descriptor of this folder is closed again
+            if link.readlink() == Path("/dev/fuse"):
+                found.add(int(link.name))
+    return found
+
+
+async def _end_waits_after_unmount(tree: DiskTree, devices: set[int]) -> None:
+    """End the waits when the mount is gone: pyfuse3 ends only after the requests that it has begun."""
+    with select.epoll() as poll:
+        for device in devices:
+            poll.register(device, 0)  # the kernel reports EPOLLERR for a mount that is gone
+        await trio.lowlevel.wait_readable(poll.fileno())
+    _end_waits(tree)
 
 
 def _stop(fuse_server: FuseServer, mount: Mount) -> None:

@@ -196,6 +196,23 @@ async def uses(disk: Path) -> list[DiskUse]:
     return found
 
 
+async def holders(disk: Path) -> list[str]:
+    """Return, as text for people, everything that uses a disk file: file systems, and processes that have it open.
+
+    A loop device over it that no file system and no process uses is none of them.
+    """
+    found = []
+    for use in await uses(disk):
+        found += [f"{use.loop} (mounted at {where})" for where in use.mountpoints]
+        found += use.processes
+        if use.loop is not None and not use.mountpoints:
+            found += await trio.to_thread.run_sync(_processes_at, use.loop)
+        if use.loop is not None:
+            elsewhere = await trio.to_thread.run_sync(_mounted_elsewhere, use.loop)
+            found += [f"{use.loop} (mounted in the mount namespace of {process})" for process in elsewhere]
+    return found
+
+
 async def loops(disk: Path) -> list[DiskUse]:
     """Return the loop devices over a disk file, with their mounts."""
     wanted = await _resolved(disk)
@@ -258,6 +275,11 @@ def _loop_identity(loop: str) -> tuple[int, int] | None:
 async def processes_at(where: Path) -> list[str]:
     """Return ``name (pid)`` of every other process with its working folder or an open file in the folder or below."""
     return await trio.to_thread.run_sync(_processes_at, await _resolved(where))
+
+
+def users_of(where: Path) -> list[str]:
+    """Return what :func:`processes_at` returns, for callers without trio; ``where`` has no links."""
+    return _processes_at(str(where))
 
 
 async def shutdown(disks: list[Path]) -> None:
@@ -337,7 +359,7 @@ async def frozen(mountpoints: list[str], *, timeout_s: float) -> AsyncIterator[N
     """
     # cwd: the working folder of the child must not be on a file system that it freezes.
     child = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "siterig.blockfs.guests.freezer", str(timeout_s), *mountpoints],
+        [sys.executable, "-P", "-m", "siterig.blockfs.guests.freezer", str(timeout_s), *mountpoints],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

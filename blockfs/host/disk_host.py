@@ -288,7 +288,7 @@ class DiskHost(DiskHostControl, DiskTree):
         with os_errors_as(f"change log of VM {vm}"):
             for disk in disks:
                 await disk.tracking.make_ready_to_cut()  # NotTracked, before anything is tagged
-        if not_after_ns is not None and self._clock.monotonic_ns() > not_after_ns:
+        if not_after_ns is not None and self._clock.real.monotonic_ns() > not_after_ns:
             raise RigError(
                 Code.FreezeTimedOut,
                 f"VM {vm!r}: the file-system freeze expired before the recovery point was taken",

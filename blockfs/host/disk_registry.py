@@ -52,6 +52,7 @@ class DiskRegistry:
         broken_chains: descriptions of the thin disks in ``broken`` whose parent image is missing or changed.
         views: opens views of managed disks; None at a site.
         event_fd: an eventfd that the disks raise when they need maintenance.
+        report_opened: called with each disk that is opened from now on, before its guest can use it.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class DiskRegistry:
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch = FileWatch()
         self._report_changed = report_changed
+        self.report_opened: Callable[[Disk], None] = lambda _disk: None
         self._options = DiskOptions(
             self.positions,
             self.event_fd,
@@ -117,7 +119,9 @@ class DiskRegistry:
         for state in sorted(folder.glob("*.disk")):
             paths = DiskPaths(folder, folder.name, state.stem)
             try:
-                disks[state.stem] = Disk.open(paths, self._options, self.views)
+                disk = Disk.open(paths, self._options, self.views)
+                self.report_opened(disk)
+                disks[state.stem] = disk
             except (RigError, OSError) as exc:
                 self.broken[str(paths)] = str(exc)
                 if isinstance(exc, RigError) and exc.code == parent_image.CODE:
@@ -228,6 +232,7 @@ class DiskRegistry:
         except BaseException:
             self._delete_files(paths)
             raise
+        self.report_opened(disk)
         self.vms.setdefault(vm, {})[name] = disk
         return disk
 

@@ -55,6 +55,16 @@ class DiskTree(Protocol):
         ...
 
 
+def all_disks(tree: DiskTree) -> list[Disk]:
+    """Return the disks of all folders of a tree."""
+    found, folders = list[Disk](), [ROOT]
+    while folders:
+        folder = folders.pop()
+        found += (tree.disks_in(folder) or {}).values()
+        folders += [f"{folder}/{name}" if folder else name for name in tree.folders(folder)]
+    return found
+
+
 async def run_maintenance(event_fd: int, watch: FileWatch | None, disks: Callable[[], list[Disk]]) -> None:
     """Maintain all disks whenever ``event_fd`` is raised, and run the watch of their files, until cancelled."""
     async with trio.open_nursery() as nursery:

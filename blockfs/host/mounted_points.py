@@ -292,7 +292,7 @@ class MountedPoints:
             mounted = self._mounted.get(vm, {}).get(name)
             if mounted is None:
                 return
-            clock = self._options.clock
+            clock = self._options.clock.real
             with clock.move_on_after(RELEASE_S):
                 while any(disk.handles for disk in mounted.disks.values()):
                     await clock.sleep(0.01)

@@ -15,7 +15,6 @@ several errors occur, syncs included, one of them is raised.
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from threading import Lock
 
+from siterig.blockfs.files import host_calls
 from siterig.blockfs.files.os_errors import raised_by_c
 from siterig.blockfs.layers.extent_map import pack_ranges
 from siterig.blockfs.layers.layer import Layer
@@ -68,7 +68,7 @@ def copy_blocks(layer: Layer, fd: int, ranges: Ranges) -> None:
         _check(lib.sr_base_copy_blocks(layer.c, fd, *_packed(part)))
         if len(parts) > 1 and syncing.acquire(blocking=False):
             try:
-                os.fdatasync(fd)
+                host_calls.fdatasync(fd)
             finally:
                 syncing.release()
 

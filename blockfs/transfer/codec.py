@@ -25,6 +25,7 @@ from siterig.blockfs.changelog.segment import (
     decode_header,
 )
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.files import host_calls
 from siterig.blockfs.files.durable_io import write_synced
 from siterig.blockfs.transfer.part_name import PartName
 
@@ -43,7 +44,7 @@ _RLE, _RESERVED = 1, 3
 
 def pack(path: Path) -> bytes:
     """Return the segment file, zstd-compressed with size and checksum in the frame."""
-    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(path.read_bytes())
+    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(host_calls.read_file(path))
 
 
 def decompress(part: PartName, data: bytes) -> bytes:

@@ -12,13 +12,9 @@ detected only at the next event.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import stat
-import struct
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,10 +23,20 @@ import structlog
 import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.watch import inotify
+from siterig.blockfs.watch.inotify import (
+    IN_ATTRIB,
+    IN_CLOSE_WRITE,
+    IN_DELETE,
+    IN_DELETE_SELF,
+    IN_MODIFY,
+    IN_MOVE_SELF,
+    IN_MOVED_FROM,
+    IN_MOVED_TO,
+    IN_OPEN,
+    IN_Q_OVERFLOW,
+)
 
-IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_OPEN, IN_MOVE_SELF = 0x2, 0x4, 0x8, 0x20, 0x800
-IN_MOVED_FROM, IN_MOVED_TO, IN_DELETE, IN_DELETE_SELF = 0x40, 0x80, 0x200, 0x400
-IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
 _NAMES = IN_MOVED_FROM | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF
 """Events of a folder: one of its names, or its own name, now leads to another file."""
 _WATCHED = IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE | IN_OPEN | IN_MOVE_SELF
@@ -38,10 +44,6 @@ LOOK_S = 1.0
 """Time between two checks for foreign writes; also the longest time from the opening of a file to the loop device over it.
 """
 
-_EVENT = struct.Struct("iIII")
-_READ_BYTES = 64 << 10
-libc = ctypes.CDLL(None, use_errno=True)
-"""The C library, for its inotify functions; a test replaces a function to make it fail."""
 _log = structlog.get_logger("siterig.blockfs.watch.file_watch")
 
 
@@ -94,7 +96,7 @@ class FileWatch:
     """Watches the files of one process's disks, on one trio thread; without a free inotify instance it detects nothing."""
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._clock = clock
+        self._clock = clock.real
         self._fd = -1
         self._release: weakref.finalize[[int], FileWatch] | None = None
         self._begun = trio.Event()
@@ -117,10 +119,10 @@ class FileWatch:
     def _watch(self, path: Path, mask: int, shown: str) -> int | None:
         try:
             if self._fd < 0:  # instances are scarce: create one only when it is needed
-                self._fd = _checked(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+                self._fd = inotify.open_instance()
                 self._release = weakref.finalize(self, os.close, self._fd)  # a user has at most 128
                 self._begun.set()
-            return _checked(libc.inotify_add_watch(self._fd, os.fsencode(path), mask))
+            return inotify.add_watch(self._fd, path, mask)
         except OSError as exc:
             _log.warning("file_not_watched", file=shown, error=exc.strerror)
             return None
@@ -134,13 +136,13 @@ class FileWatch:
         """Stop watching the disk's files."""
         for number in [number for number, file in self._files.items() if file.disk is disk]:
             del self._files[number]
-            libc.inotify_rm_watch(self._fd, number)
+            inotify.remove_watch(self._fd, number)
         for number, disks in list(self._folders.items()):
             if disk in disks:
                 disks.remove(disk)
             if not disks:
                 del self._folders[number]
-                libc.inotify_rm_watch(self._fd, number)
+                inotify.remove_watch(self._fd, number)
 
     def close(self) -> None:
         """Close the inotify instance."""
@@ -167,7 +169,7 @@ class FileWatch:
         now = {file: _seen(file.disk, file.fd) for file in self._files.values()}
         masks: dict[_File, int] = {}
         renamed_in: set[int] = set()
-        for number, mask in _read(self._fd) if self._fd >= 0 else ():
+        for number, mask in inotify.events(self._fd) if self._fd >= 0 else ():
             if mask & IN_Q_OVERFLOW:
                 masks = dict.fromkeys(now, IN_MODIFY | IN_ATTRIB)
                 now = dict.fromkeys(now, _Seen(-1, None))  # events were lost: the writer is unknown
@@ -207,25 +209,3 @@ class FileWatch:
 def _seen(disk: Watched, fd: int) -> _Seen:
     changes, mtime_ns = disk.changes, os.fstat(fd).st_mtime_ns
     return _Seen(changes, mtime_ns if disk.changes == changes else None)
-
-
-def _read(fd: int) -> Iterator[tuple[int, int]]:
-    """Yield (watch number, mask) of all pending events."""
-    while True:
-        try:
-            data = os.read(fd, _READ_BYTES)
-        except BlockingIOError:
-            return
-        at = 0
-        while at < len(data):
-            number, mask, _, name_bytes = _EVENT.unpack_from(data, at)
-            at += _EVENT.size + name_bytes
-            if not mask & IN_IGNORED:
-                yield number, mask
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno() or errno.EIO
-        raise OSError(number, os.strerror(number))
-    return result

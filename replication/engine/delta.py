@@ -99,7 +99,7 @@ class DeltaCycle:
             return cut.model_copy(update={"downgraded_because": "no mounted file system"})
         # Read before the freezer starts its own clock: a cut until then was made while the file systems were frozen,
         # whatever happens after the cut.  A tag cannot be withdrawn, so it must not claim more than that.
-        thaws_ns = self._context.clock.monotonic_ns() + int(FREEZE_S_MAX * 1e9)
+        thaws_ns = self._context.clock.real.monotonic_ns() + int(FREEZE_S_MAX * 1e9)
         async with self._context.guests.frozen(mountpoints, timeout_s=FREEZE_S_MAX):
             return await self._context.host.cut(vm=self._vm, kind=kind, name=name, not_after_ns=thaws_ns)
 

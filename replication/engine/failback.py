@@ -173,6 +173,6 @@ async def _retry_recoverable(context: AgentContext, vm: str, disk: str, call: Ca
                     raise
                 attempt += 1
                 because(exc)
-                delay_s = LOOK_AGAIN_S if exc.code == Code.PartUnreadable else context.retry.delay_s(attempt)
+                delay_s = LOOK_AGAIN_S if exc.code == Code.PartUnreadable else context.retry.delay_s(attempt, exc)
                 _log.warning("failback_waits", code=exc.code, message=exc.message, attempt=attempt, next_try_s=delay_s)
                 await context.clock.sleep(delay_s)

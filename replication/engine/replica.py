@@ -231,7 +231,7 @@ class Replica:
                     # Any error: without the permission of the vault nothing is replicated.
                     because(exc)
                     _log.warning("resume_delayed", vm=self.vm, code=exc.code, message=exc.message)
-                await self._context.clock.sleep(_ASK_AGAIN_S)
+                await self._context.clock.real.sleep(_ASK_AGAIN_S)
         self._ask_first = False
         if not allowed:
             self._finish(self._record.phase, "suspended")
@@ -307,7 +307,7 @@ class Replica:
                 except RigError as exc:
                     because(exc)
                     _log.warning("report_not_sent", vm=self.vm, report="resync", code=exc.code, message=exc.message)
-                    await self._context.clock.sleep(_ASK_AGAIN_S)
+                    await self._context.clock.real.sleep(_ASK_AGAIN_S)
                     continue
                 record = self._context.book.update(self.vm, resync_reported=True)
 
@@ -324,7 +324,7 @@ class Replica:
                 return result
             self._failures += 1
             self._context.waits.set("retry", error.code, error.message, vm=self.vm)
-            delay_s = self._context.retry.delay_s(self._failures) if error.recoverable else None
+            delay_s = self._context.retry.delay_s(self._failures, error) if error.recoverable else None
             if delay_s is None:
                 self._critical = True
                 self._copy_result.resolve(error)

@@ -40,9 +40,9 @@ class RetryTable:
         if not self.delays_s or min(self.delays_s) <= 0:
             raise RigError(Code.InvalidRetryTable, f"retry delays {self.delays_s} s: at least one, each above 0")
 
-    def delay_s(self, attempt: int) -> float:
-        """Return the delay after failure number ``attempt`` (from 1)."""
-        return self.delays_s[min(attempt, len(self.delays_s)) - 1]
+    def delay_s(self, attempt: int, error: RigError | None = None) -> float:
+        """Return the delay after failure number ``attempt`` (from 1); it is not shorter than the peer asks for."""
+        return max(self.delays_s[min(attempt, len(self.delays_s)) - 1], 0.0 if error is None else error.retry_after_s)
 
 
 class ResyncNeeded(Exception):  # noqa: N818 (a finding, not a fault)

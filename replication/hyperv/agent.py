@@ -92,7 +92,7 @@ class HyperVAgent(Provider):
             uploads=trio.CapacityLimiter(UPLOADS_IN_FLIGHT),
             retry=RetryTable(retry_delays_s),
             clock=clock,
-            waits=waits or Waits(),
+            waits=waits or Waits(clock),
         )
         self._replicas: dict[str, Replica] = {}
         self._making: dict[str, ProgressTracker] = {}
@@ -155,7 +155,7 @@ class HyperVAgent(Provider):
                     return
             else:
                 return
-            await self._context.clock.sleep(_REMOVE_AGAIN_S)
+            await self._context.clock.real.sleep(_REMOVE_AGAIN_S)
 
     async def list_vms(self) -> list[DiskInfo]:
         return await self._context.host.list_disks()

@@ -96,4 +96,6 @@ class DrillResult(WireModel):
     rpo: list[RpoSample]
     measures: Measures
     jobs: list[Job]
+    clock: str | None = None
+    """The clock of the rig in words; None if it was the system's."""
     tested: Setup | None = None

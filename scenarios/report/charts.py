@@ -6,14 +6,14 @@ docs/internals/decisions/0018-charts.md says why these.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
-from siterig.blockfs.core.code_root import CODE_ROOT
+from siterig.blockfs.core import npm_packages
 from siterig.scenarios.contracts.results import DrillResult
 
-NODE_MODULES = CODE_ROOT / "node_modules"
 LIBRARIES = (
     "chart.js/dist/chart.umd.min.js",
     "hammerjs/hammer.min.js",
@@ -40,13 +40,24 @@ def chart_data(result: DrillResult) -> dict[str, object]:
     }
 
 
-def chart_scripts(node_modules: Path = NODE_MODULES) -> list[Markup]:
-    """Return the scripts to inline; empty without the npm packages, as in a wheel: then the page has no charts."""
-    try:
-        texts = [(node_modules / name).read_text() for name in LIBRARIES]
-    except FileNotFoundError:
-        return []
-    return [_inline(text) for text in [*texts, _OWN.read_text()]]
+def chart_scripts(folders: Sequence[Path] | None = None) -> list[Markup]:
+    """Return the scripts to inline; empty where the npm packages are not installed: then the page has no charts.
+
+    Args:
+        folders: the folders ``node_modules`` to search; by default those of siterig's own packages.
+    """
+    return scripts(_OWN, folders)
+
+
+def scripts(own: Path, folders: Sequence[Path] | None = None) -> list[Markup]:
+    """Return the scripts to inline for a page: the chart library, and the page's own; see :func:`chart_scripts`."""
+    for folder in npm_packages.node_modules() if folders is None else folders:
+        try:
+            texts = [(folder / name).read_text() for name in LIBRARIES]
+        except OSError:
+            continue
+        return [_inline(text) for text in [*texts, own.read_text()]]
+    return []
 
 
 def _inline(script: str) -> Markup:

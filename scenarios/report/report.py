@@ -33,10 +33,16 @@ def write_report(folder: Path, result: DrillResult) -> list[Path]:
     """
     texts = dict(zip(_FILES, (json_text(result, indent=2) + "\n", render_html(result)), strict=True))
     make_report_folder(folder)
-    with _written_to(folder):
+    with written_to(folder):
         for name, text in texts.items():
             write_atomically(folder / name, text.encode(), mode=_FILE_MODE)
     return [folder / name for name in texts]
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write one file of a report; raise ``ReportUnwritable`` or ``ForeignFile``."""
+    with written_to(path.parent):
+        write_atomically(path, text.encode(), mode=_FILE_MODE)
 
 
 def make_report_folder(folder: Path) -> None:
@@ -46,7 +52,7 @@ def make_report_folder(folder: Path) -> None:
         RigError: ``ReportUnwritable`` names the folder and the reason; ``ForeignFile`` if another user's link or file has
             the name of one of the report's files.
     """
-    with _written_to(folder):
+    with written_to(folder):
         safe_files.make_folder(folder, mode=_FOLDER_MODE, parents=True)
         with safe_files.held(folder) as held:
             for name in _FILES:
@@ -57,7 +63,8 @@ def make_report_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _written_to(folder: Path) -> Iterator[None]:
+def written_to(folder: Path) -> Iterator[None]:
+    """Report an ``OSError`` of the block as ``ReportUnwritable`` with the folder and the reason."""
     try:
         yield
     except OSError as error:
@@ -114,7 +121,7 @@ def _seconds(value: float | None) -> str:
 def render_html(result: DrillResult) -> str:
     """Return the page.  Every text of the result is escaped, and hides or reorders nothing on the screen."""
     page = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, finalize=_shown, trim_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(_HERE), autoescape=True, finalize=shown, trim_blocks=True, undefined=StrictUndefined
     ).get_template("report.html.jinja")
     return page.render(
         result=result,
@@ -123,21 +130,21 @@ def render_html(result: DrillResult) -> str:
         figures=figures(result),
         steps=[(step, [check for check in result.checks if check.step == step]) for step in result.steps],
         tested=tested(result),
-        charts=_shown_in(chart_data(result)),
+        charts=shown_in(chart_data(result)),
         libraries=chart_scripts(),
     )
 
 
-def _shown(value: object) -> object:
+def shown(value: object) -> object:
     """Text from outside without control characters; everything else, markup included, as it is."""
     return printable(value) if type(value) is str else value
 
 
-def _shown_in(value: object) -> object:
-    """The same for every text in a JSON value."""
+def shown_in(value: object) -> object:
+    """Do the same for every text in a JSON value."""
     if isinstance(value, dict):
-        return {key: _shown_in(inner) for key, inner in value.items()}
-    return [_shown_in(inner) for inner in value] if isinstance(value, list) else _shown(value)
+        return {key: shown_in(inner) for key, inner in value.items()}
+    return [shown_in(inner) for inner in value] if isinstance(value, list) else shown(value)
 
 
 def tested(result: DrillResult) -> list[tuple[str, str]]:

@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import signal
 import sqlite3
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +24,7 @@ from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.scenarios.workloads import ledger_schema
 from siterig.scenarios.workloads.ack_log import Ack, AckWriter
-
-_STOP_TIMEOUT_S = 10.0
+from siterig.scenarios.workloads.worker import Steps, add_common_options, work
 
 
 def open_database(path: Path, *, wal: bool) -> sqlite3.Connection:
@@ -55,8 +51,10 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
     database.execute("COMMIT")
 
 
-class Ledger:
+class Ledger(Steps):
     """Both databases and the acknowledgement file."""
+
+    failures = (sqlite3.Error, OSError)
 
     def __init__(self, os_db: Path, data_db: Path, acks: Path, position: Path) -> None:
         self.acknowledged = 0
@@ -75,7 +73,7 @@ class Ledger:
             n += 1
         self.newest = n
 
-    def commit_next(self) -> None:
+    def step(self) -> None:
         """Commit one transaction on both disks, then acknowledge it."""
         n = self.newest + 1
         begin = read_position(self._position)
@@ -93,53 +91,15 @@ class Ledger:
                 database.close()
 
 
-def _stop_on_input(stop: threading.Event, done: threading.Event) -> None:
-    os.read(0, 1)
-    stop.set()
-    # A disk that hangs must not keep a process alive that nothing waits for.
-    if not done.wait(_STOP_TIMEOUT_S):
-        os._exit(2)
-
-
-def run(ledger: Ledger, stop: threading.Event, rate_per_s: float) -> str:
-    """Commit until ``stop`` is set or a disk fails, and return the last line of output."""
-    clock = SYSTEM_CLOCK
-    due_s = clock.monotonic_ns() / 1e9
-    try:
-        while not stop.is_set():
-            ledger.commit_next()
-            if rate_per_s > 0:
-                now_s = clock.monotonic_ns() / 1e9
-                due_s = max(due_s + 1 / rate_per_s, now_s - 1)
-                stop.wait(due_s - now_s)
-    except (sqlite3.Error, OSError) as error:
-        return f"failed {ledger.acknowledged} {error}"
-    return f"stopped {ledger.acknowledged}"
-
-
 def main() -> int:
     """Parse the arguments and run; exit status 0 if stopped, 1 if a disk failed, 2 if a disk hung."""
     parser = argparse.ArgumentParser(prog="python -m siterig.scenarios.workloads.ledger")
-    for name in ("--os-db", "--data-db", "--acks", "--position"):
+    for name in ("--os-db", "--data-db"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--rate", type=float, default=0.0, help="transactions per second; 0: as many as possible")
-    options = parser.parse_args()
-    # Ctrl-C reaches all processes of the terminal; only the parent decides when this process ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop, done = threading.Event(), threading.Event()
-    threading.Thread(target=_stop_on_input, args=(stop, done), daemon=True).start()
-    try:
-        ledger = Ledger(options.os_db, options.data_db, options.acks, options.position)
-    except (sqlite3.Error, OSError) as error:
-        print(f"failed 0 {error}", flush=True)
-        return 1
-    print(f"ready {ledger.newest}", flush=True)
-    last = run(ledger, stop, options.rate)
-    ledger.close()
-    done.set()
-    with contextlib.suppress(OSError):
-        print(last, flush=True)
-    return 0 if last.startswith("stopped") else 1
+    options = add_common_options(parser).parse_args()
+    return work(
+        lambda: Ledger(options.os_db, options.data_db, options.acks, options.position), Ledger.failures, options.rate
+    )
 
 
 if __name__ == "__main__":

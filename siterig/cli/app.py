@@ -16,21 +16,26 @@ from siterig.cli import output, provenance
 from siterig.cli.summaries import SUMMARIES
 
 SUBJECTS = {
-    "rig": ("doctor", "up", "down", "status"),
-    "vms": ("vm", "protect", "unprotect", "points", "take-point"),
-    "points": ("point",),
-    "bisect": ("bisect",),
-    "disks": ("disk",),
-    "operations": ("failover", "cleanup", "commit", "failback", "reprotect", "resync"),
-    "records": ("jobs", "events"),
-    "roles": ("role", "site"),
-    "log": ("log",),
-    "mount": ("mount",),
-    "drill": ("drill",),
-    "shells": ("completion",),
-    "manual": ("man",),
+    "commands.rig": ("doctor", "up", "down", "status"),
+    "commands.setup": ("setup",),
+    "commands.vms": ("vm", "protect", "unprotect", "points", "take-point"),
+    "commands.points": ("point",),
+    "trials.bisect": ("bisect",),
+    "commands.disks": ("disk",),
+    "commands.operations": ("failover", "cleanup", "commit", "failback", "reprotect", "resync"),
+    "commands.records": ("jobs", "events"),
+    "commands.roles": ("role", "site"),
+    "commands.log": ("log",),
+    "trials.fault": ("fault",),
+    "trials.clock": ("clock",),
+    "commands.mount": ("mount",),
+    "trials.drill": ("drill",),
+    "trials.power_loss": ("power-loss",),
+    "trials.scenario": ("scenario",),
+    "commands.shells": ("completion",),
+    "commands.manual": ("man",),
 }
-"""The modules of ``siterig.cli.commands``, and the first words of their commands, as help shows them."""
+"""The modules of commands in ``siterig.cli``, and the first words of their commands, as help shows them."""
 HELP_OPTIONS = ("-h", "--help")
 
 
@@ -73,7 +78,7 @@ def program(words: Sequence[str] = ()) -> typer.Typer:
         _register_summaries(app)
     else:
         for subject in _subjects(words):
-            importlib.import_module(f"siterig.cli.commands.{subject}").register(app)
+            importlib.import_module(f"siterig.cli.{subject}").register(app)
     app.callback()(_global)
     return app
 

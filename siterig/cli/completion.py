@@ -7,6 +7,7 @@ and says nothing: the answer is bounded by ``ANSWER_S``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import typing
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from siterig.blockfs.core.errors import RigError
 from siterig.cli import output, tables
 from siterig.core.paths import Layout, default_dir
 
@@ -35,12 +37,16 @@ FILES = ":files"
 
 def _ask(ctx: Any, role: str, method: str, **arguments: object) -> list[dict[str, Any]]:
     """The objects that a role answers with; none if it does not answer soon.  Nothing of the RPC client is loaded."""
+    folder = ctx.params.get("folder") or Path(os.environ.get("SITERIG_DIR") or default_dir())
+    return _ask_at(Layout.of(folder).socket(role), method, **arguments)
+
+
+def _ask_at(socket: Path, method: str, **arguments: object) -> list[dict[str, Any]]:
     from siterig.rpc import light_client
 
-    folder = ctx.params.get("folder") or Path(os.environ.get("SITERIG_DIR") or default_dir())
-    found = light_client.answer(light_client.Call(Layout.of(folder).socket(role), method, arguments), ANSWER_S)
+    found = light_client.answer(light_client.Call(socket, method, arguments), ANSWER_S)
     if isinstance(found, dict):
-        found = found.get("roles", [])
+        found = found.get("roles") or found.get("rules", [])
     return [each for each in found or [] if isinstance(each, dict)]
 
 
@@ -111,6 +117,21 @@ def jobs(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
     found = _ask(ctx, "vault", "VaultApi/jobs")
     about = ((job.get("name"), f"{job.get('friendlyName')} {job.get('vm')}: {job.get('state')}") for job in found)
     return _beginning(incomplete, about)
+
+
+def faults(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
+    """Return the names of the fault rules of a rig or mount."""
+    mount = ctx.params.get("mnt")
+    found = _faults_of_mount(mount) if mount else _ask(ctx, "faults", "FaultControl/list_faults")
+    return _beginning(incomplete, ((rule.get("name"), f"{rule.get('layer')}, {rule.get('state')}") for rule in found))
+
+
+def _faults_of_mount(mount: Path) -> list[dict[str, Any]]:
+    from siterig.images.mount_sockets import find_mount, socket_of
+
+    with contextlib.suppress(RigError):
+        return _ask_at(socket_of(find_mount(mount)), "FaultControl/list_faults")
+    return []
 
 
 def roles(ctx: Any, incomplete: str) -> list[tuple[str, str]]:

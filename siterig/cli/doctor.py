@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from siterig.azure_emu.storage.azurite_files import NODE_MAJOR_MIN, find_node, find_script, version_of
+from siterig.azure_emu.storage.azurite_files import (
+    AZURITE_REMEDY,
+    NODE_MAJOR_MIN,
+    NODE_REMEDY,
+    find_node,
+    find_script,
+    version_of,
+)
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.core.process_setup import FILES_MIN
@@ -233,7 +240,12 @@ def checks(state_dir: Path, machine: Machine | None = None, *, free_bytes_min: i
         _open_files(machine),
         _free_space(machine, state_dir, free_bytes_min),
         _release("kernel", machine.kernel(), KERNEL_MIN, "boot a newer kernel"),
-        _release("python", machine.python(), PYTHON_MIN, "install a newer Python, remove .venv and run ./rig again"),
+        _release(
+            "python",
+            machine.python(),
+            PYTHON_MIN,
+            "install a newer Python and siterig for it (in a checkout: remove .venv and run ./rig)",
+        ),
     ]
 
 
@@ -285,26 +297,24 @@ def _program(machine: Machine, name: str, package: str) -> Prerequisite:
 
 
 def _node(machine: Machine) -> Prerequisite:
-    remedy = f"run ./rig, which installs one for this checkout, or install Node.js {NODE_MAJOR_MIN} or newer"
     try:
         path, version = machine.node()
     except RigError:
-        return Prerequisite("node", False, "not found", remedy, Code.NodeMissing)
+        return Prerequisite("node", False, "not found", NODE_REMEDY, Code.NodeMissing)
     except (OSError, subprocess.SubprocessError) as e:
-        return Prerequisite("node", False, f"does not run: {e}", remedy, Code.NodeMissing)
+        return Prerequisite("node", False, f"does not run: {e}", NODE_REMEDY, Code.NodeMissing)
     major = re.match(r"v(\d+)\.", version)
     ok = major is not None and int(major[1]) >= NODE_MAJOR_MIN
     found = f"{version or 'no version'} at {path}" + ("" if ok else f", too old (at least {NODE_MAJOR_MIN})")
-    return Prerequisite("node", ok, found, remedy, Code.NodeMissing)
+    return Prerequisite("node", ok, found, NODE_REMEDY, Code.NodeMissing)
 
 
 def _azurite(machine: Machine) -> Prerequisite:
-    remedy = "run ./rig in a checkout, or npm install -g azurite"
     try:
         path, version = machine.azurite()
     except RigError as e:
-        return Prerequisite("azurite", False, e.message.partition(":")[0], remedy, Code.AzuriteMissing)
-    return Prerequisite("azurite", True, f"{version} at {path}", remedy)
+        return Prerequisite("azurite", False, e.message.partition(":")[0], AZURITE_REMEDY, Code.AzuriteMissing)
+    return Prerequisite("azurite", True, f"{version} at {path}", AZURITE_REMEDY)
 
 
 def _open_files(machine: Machine) -> Prerequisite:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from siterig.blockfs.clocks import quick_look
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import exit_status, output, rig_status
 from siterig.core.parsing import format_size
@@ -65,7 +66,7 @@ def _printed(work: Callable[[], None]) -> None:
 
 
 def running(folder: Path) -> Layout:
-    """Return the layout of a rig that is up; ``NotUp``, ``StateVersion``."""
+    """Return the layout of a rig that is up, whose clock the ages of this command count by; ``NotUp``, ``StateVersion``."""
     layout = Layout.of(folder)
     check_format(layout)
     with socket.socket(socket.AF_UNIX) as probe:
@@ -75,6 +76,8 @@ def running(folder: Path) -> Layout:
             raise RigError(Code.NotUp, f"the rig in {layout.root} was killed: siterig up or down clears it") from None
         except OSError:
             raise RigError(Code.NotUp, f"the rig in {layout.root} is not up: start it with siterig up") from None
+    clock = quick_look.changed_clock(layout.clock)
+    output.set_wall_ahead(0 if clock is None else clock.wall_ahead_ns)
     return layout
 
 
@@ -83,7 +86,7 @@ def list_vms(folder: Path, *, as_json: bool) -> None:
     from siterig.rpc.light_client import Call, answer
 
     with exit_status.reporting():
-        vms = answer(Call(running(folder).socket("vault"), "VaultApi/list_vms"), VMS_ANSWER_S)
+        vms = answer(Call(running(folder).way("cli", "vault"), "VaultApi/list_vms"), VMS_ANSWER_S)
     if vms is None:
         vms = exit_status.run(partial(_vms, folder))
     if as_json:

@@ -31,6 +31,7 @@ _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "
 _ROWS_FITTED_MAX = 1000
 """A longer table is printed as it is in a pipe: its lines are for searching, not for looking at."""
 _json_mode = False
+_wall_ahead_ns = 0
 
 
 def set_json(is_json: bool) -> bool:
@@ -212,9 +213,15 @@ def _to_stderr(text: str) -> None:
         sys.stderr.flush()
 
 
+def set_wall_ahead(ahead_ns: int) -> None:
+    """Let :func:`age` count by a clock whose wall time is ahead of the system's by so much."""
+    global _wall_ahead_ns  # noqa: PLW0603 (one command is about one rig)
+    _wall_ahead_ns = ahead_ns
+
+
 def age(since_ns: int) -> str:
     """Return the time since a wall-clock time, in at most two units: ``3 s``, ``2 min 5 s``, ``4 h 10 min``."""
-    seconds = max(0, (SYSTEM_CLOCK.wall_ns() - since_ns) // 1_000_000_000)
+    seconds = max(0, (SYSTEM_CLOCK.wall_ns() + _wall_ahead_ns - since_ns) // 1_000_000_000)
     if seconds < 60:
         return f"{seconds} s"
     if seconds < 3600:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from siterig.blockfs.clocks import quick_look
 from siterig.cli import output, sites
 from siterig.cli.tables import Line
 from siterig.core.paths import Layout
@@ -28,12 +29,21 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RigState:
-    """All that ``status`` shows; ``problem`` is the reason why a list of the vault is missing, or None."""
+    """All that ``status`` shows.
+
+    Args:
+        rig: the supervisor and its roles.
+        vms: the VMs of both sides.
+        items: the protected items.
+        problem: the reason why a list of the vault is missing.
+        clock: the clock of the rig; None if it is the system's.
+    """
 
     rig: Document
     vms: Sequence[Document]
     items: Sequence[Document]
     problem: str | None = None
+    clock: Document | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -42,19 +52,19 @@ class RigState:
 
     def document(self) -> dict[str, object]:
         """Return the JSON document of the command."""
-        return {**self.rig, "vms": self.vms, "items": self.items}
+        return {**self.rig, "clock": self.clock, "vms": self.vms, "items": self.items}
 
 
 def light_state(layout: Layout) -> RigState | None:
     """Return the state, without the libraries of the complete client; None if it is not answered at once."""
     from siterig.rpc.light_client import Call, answers
 
-    calls = [Call(layout.socket("vault"), f"VaultApi/{method}") for method in VAULT_LISTS]
+    calls = [Call(layout.way("cli", "vault"), f"VaultApi/{method}") for method in VAULT_LISTS]
     found = answers([*calls, Call(layout.socket("supervisor"), "SupervisorControl/status")], LIGHT_ANSWER_S)
     if found is None:
         return None
     vms, items, managed, rig = found
-    return RigState(with_disk_names(rig, managed), vms, items)
+    return RigState(with_disk_names(rig, managed), vms, items, clock=_clock(layout))
 
 
 async def rig_state(layout: Layout) -> RigState:
@@ -90,7 +100,12 @@ async def rig_state(layout: Layout) -> RigState:
         nursery.start_soon(ask_vault, "items", vault.items)
         nursery.start_soon(ask_vault, "managed_disks", vault.managed_disks)
     named = with_disk_names(rig, lists["managed_disks"])
-    return RigState(named, lists["list_vms"], lists["items"], problems[0] if problems else None)
+    return RigState(named, lists["list_vms"], lists["items"], problems[0] if problems else None, _clock(layout))
+
+
+def _clock(layout: Layout) -> Document | None:
+    state = quick_look.changed_clock(layout.clock)
+    return None if state is None else quick_look.document_of(state)
 
 
 def with_disk_names(rig: Document, managed: Sequence[Document]) -> Document:
@@ -105,11 +120,17 @@ def with_disk_names(rig: Document, managed: Sequence[Document]) -> Document:
 def lines_of(state: RigState) -> list[Line]:
     """Narrow tables, and below each a line for everything that needs words: why a role is not ready, what a VM lacks."""
     rig, roles = state.rig, state.rig["roles"]
-    lines: list[Line] = [f"rig in {rig['folder']}, supervisor {rig['pid']}", ""]
+    lines: list[Line] = [f"rig in {rig['folder']}, supervisor {rig['pid']}"]
+    if state.clock is not None:
+        lines += output.detail("clock", quick_look.words_of(state.clock))
+    lines.append("")
     rows = [(role["name"], role["state"], role["pid"] or "-", role["restarts"]) for role in roles]
     lines += output.table(("role", "state", "pid", "restarts"), rows)
     lost = sites.lost({role["name"] for role in roles if role["state"] == "held"})
     lines += [f"site {name} is lost: siterig site restore {name} brings it back" for name in lost]
+    if rig.get("faults"):
+        count = rig["faults"]
+        lines += output.detail("faults", f"{count} fault rule{'s are' if count != 1 else ' is'} armed: siterig fault list")
     for role in roles:
         if role["detail"]:
             lines += output.detail(role["name"], role["detail"])

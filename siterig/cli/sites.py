@@ -5,20 +5,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.core.hosts import ROLES_OF_HOST
 
 if TYPE_CHECKING:
     from siterig.azure_emu.contracts.reports import RoleStatus
-    from siterig.core.supervisor_contract import SupervisorControl
+    from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 
 DEFAULT = "site"
-ROLES_OF_SITE = {DEFAULT: ("site", "agent")}
-"""The roles of each site, in the order of the kill and of the start: the disk host first, in the middle of its load."""
+ROLES_OF_SITE = {DEFAULT: ROLES_OF_HOST[DEFAULT]}
+"""The roles of each site, in the order of the kill and of the start."""
 
 
 def _roles(site: str) -> tuple[str, ...]:
     if site not in ROLES_OF_SITE:
         raise RigError(Code.NoSuchSite, f"there is no site {site!r}; there are: {', '.join(ROLES_OF_SITE)}")
     return ROLES_OF_SITE[site]
+
+
+def check(site: str) -> str:
+    """Return the name of a site; ``NoSuchSite`` if there is none of this name."""
+    _roles(site)
+    return site
+
+
+def of(rig: RigStatus, site: str) -> list[RoleStatus]:
+    """Return the states of the roles of a site."""
+    return [role for role in rig.roles if role.name in _roles(site)]
 
 
 async def lose(supervisor: SupervisorControl, site: str = DEFAULT) -> list[RoleStatus]:

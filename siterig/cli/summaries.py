@@ -26,8 +26,10 @@ SUMMARIES = {
     "events": "List the events of the vault.",
     "mount": "Expose an image as a disk, DIR/NAME.img, until it is unmounted.",
     "drill": "Run everything once: protect a VM under load, lose the site, recover, fail back; exit 0 if all checks passed.",
+    "power-loss": "Lose the power of the disks of a mount or VM at one position: unsynced writes are lost, all or some.",
     "completion": "Print a script that completes siterig and ./rig in a shell; its first lines explain how to use it.",
     "man": "Show the manual page of a command, or write all pages.",
+    "setup": "Install Azurite for this user.",
     "vm": "Create, list, rename and delete VMs.",
     "point": "Mount and export earlier states of the disks of a VM.",
     "disk": "List, check and grow virtual disks.",
@@ -35,4 +37,7 @@ SUMMARIES = {
     "role": "List, kill and restart the processes of the rig.",
     "site": "Lose a site, and restore it.",
     "log": "Read change logs.",
+    "fault": "Arm faults, see what they did, and check files of fault rules.",
+    "clock": "Show, move and bend the time of the rig.",
+    "scenario": "Run scenario files: a rig, workloads, faults and operations over time, and what must hold.",
 }

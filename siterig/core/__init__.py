@@ -1,5 +1,5 @@
 """Shared parts of the program: folders of a rig, lock, limits, values of options, start of processes.
 
 Imports azure_emu.contracts, azure_emu.vault.model, azure_emu.vault.points, blockfs.changelog, blockfs.contracts,
-blockfs.core, blockfs.files, cext.
+blockfs.core, blockfs.documents, blockfs.files, cext, scenarios.faults.
 """

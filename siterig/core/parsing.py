@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +11,12 @@ from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
 from siterig.azure_emu.vault.points import selectors
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import SECTOR_BYTES
+from siterig.blockfs.documents.quantities import is_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from siterig.blockfs.contracts.disk_spec import DiskSpec
 
 FILESYSTEMS = ("ext4", "xfs")
-
-_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 def parse_size(text: str) -> int:
@@ -30,14 +25,15 @@ def parse_size(text: str) -> int:
     Raises:
         RigError: ``InvalidDiskSize`` unless it is a positive multiple of 512.
     """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or match[2].upper() not in _UNITS:
-        raise RigError(Code.InvalidDiskSize, f"size {text!r} is not understood: write a number and KiB, MiB, GiB or TiB")
-    size_bytes = Fraction(match[1]) * _UNITS[match[2].upper()]
+    try:
+        size_bytes = parse_bytes(text)
+    except ValueError as error:
+        raise RigError(Code.InvalidDiskSize, str(error)) from None
     if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
-        shown = f"{size_bytes} bytes" if size_bytes.denominator == 1 else "no whole number of bytes"
-        raise RigError(Code.InvalidDiskSize, f"size {text!r} is {shown}: it must be a positive multiple of {SECTOR_BYTES}")
-    return int(size_bytes)
+        raise RigError(
+            Code.InvalidDiskSize, f"size {text!r} is {size_bytes} bytes: it must be a positive multiple of {SECTOR_BYTES}"
+        )
+    return size_bytes
 
 
 def format_size(size_bytes: float) -> str:
@@ -94,7 +90,7 @@ def parse_import(text: str) -> tuple[str, str, int | None]:
     path, colon, size = rest.rpartition(":")
     if colon and path and not size and not Path(rest).exists():
         return name, path, None
-    if colon and path and _is_size(size):
+    if colon and path and is_bytes(size):
         if not Path(rest).exists():
             return name, path, parse_size(size)
         if Path(path).exists():
@@ -103,7 +99,7 @@ def parse_import(text: str) -> tuple[str, str, int | None]:
                 f"disk {text!r}: there is an image {path!r} and an image {rest!r}; write {text}: for the second one, or "
                 "another unit for the size of the first one",
             )
-    if _is_size(rest) and not Path(rest).exists():
+    if is_bytes(rest) and not Path(rest).exists():
         raise RigError(
             Code.InvalidDisk, f"disk {text!r}: there is no image {rest!r}; an empty disk of that size is {name}:{rest}"
         )
@@ -129,11 +125,6 @@ def parse_of_disks(option: str, texts: Sequence[str], allowed: Sequence[str], di
             )
         found |= {name: value} if equals else dict.fromkeys(disks, value)
     return found
-
-
-def _is_size(text: str) -> bool:
-    found = _SIZE.fullmatch(text.strip())
-    return found is not None and found[2].upper() in _UNITS
 
 
 def parse_disk_name(text: str) -> tuple[str, str]:

@@ -64,9 +64,31 @@ class Layout:
         """Locked by the supervisor for as long as it lives (:mod:`siterig.core.lock`); holds its process id."""
         return self.root / "lock"
 
+    @property
+    def clock(self) -> Path:
+        """The page of the rig's clock (:mod:`siterig.blockfs.clocks.clock_page`)."""
+        return self.root / "clock"
+
+    @property
+    def clock_faults(self) -> Path:
+        """The faults of the clock that are in force (:mod:`siterig.blockfs.clocks.imposed_faults`)."""
+        return self.root / "clock-faults.json"
+
     def socket(self, role: str) -> Path:
         """Return the Unix socket on which a role, or the supervisor, answers calls."""
         return self.root / "run" / f"{role}.sock"
+
+    def link(self, client: str, server: str) -> Path:
+        """Unix socket of the proxy of a link; it exists only while a fault rule is armed there.
+
+        One that a killed director left refuses connections, and clients use the server's own socket then.
+        """
+        return self.root / "links" / f"{client}-{server}.sock"
+
+    def way(self, client: str, server: str) -> Path:
+        """Return the socket by which a client reaches a role now: that of the link's proxy, if there is one."""
+        link = self.link(client, server)
+        return link if os.path.lexists(link) else self.socket(server)
 
     def log(self, role: str) -> Path:
         """Return the log of a role; every start of the role appends to it."""
@@ -118,6 +140,35 @@ class Layout:
         return self.root / "scratch"
 
     @property
+    def faults(self) -> Path:
+        """The rules of the run, for a director of faults that starts again, and the injections."""
+        return self.root / "faults"
+
+    @property
+    def fault_run(self) -> Path:
+        """The rules of the run with their counts (:mod:`siterig.director.run_file`)."""
+        return self.faults / "run.json"
+
+    @property
+    def former_injections(self) -> Path:
+        """The injections before those of :attr:`injections`."""
+        return self.faults / f"{self.injections.name}.1"
+
+    @property
+    def fault_files(self) -> tuple[Path, ...]:
+        """The files of one run with faults."""
+        return self.fault_run, self.injections, self.former_injections
+
+    def reboot(self, host: str) -> Path:
+        """Return the file with the id of the last emulated reboot of a host; missing if there was none."""
+        return self.root / host / "reboot"
+
+    @property
+    def injections(self) -> Path:
+        """One line of JSON for each fault that was injected."""
+        return self.faults / "injections.jsonl"
+
+    @property
     def vault_db(self) -> Path:
         """The vault's database."""
         return self.root / "vault.db"
@@ -139,7 +190,7 @@ def _check_owner(layout: Layout) -> None:
     check_own(layout.root, _WHAT)
     if not layout.root.is_dir():
         return
-    for folder in (layout.root, layout.socket("").parent, layout.keys):
+    for folder in (layout.root, layout.socket("").parent, layout.link("", "").parent, layout.keys):
         for path in folder.iterdir() if folder.is_dir() else ():
             check_own(path, _WHAT)
 
@@ -215,6 +266,7 @@ def _create(layout: Layout) -> None:
         _write_state(layout)
     for folder in (
         layout.socket("").parent,
+        layout.link("", "").parent,
         layout.log("").parent,
         layout.keys,
         layout.azurite,
@@ -225,5 +277,6 @@ def _create(layout: Layout) -> None:
         layout.azure_mount,
         layout.agent,
         layout.scratch,
+        layout.faults,
     ):
         safe_files.make_folder(folder, parents=True)

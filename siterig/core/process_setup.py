@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from collections.abc import Sequence
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cext import linux
@@ -13,6 +14,8 @@ FILES_MIN = 64
 """The least number of open files that a process of a rig needs."""
 FILES_WANTED = 1 << 16
 """A view of a long journal holds many segments open."""
+FILES_MAX = "--files-max"
+"""The option of a role with the limit that a fault rule puts on its open files, after ``=``."""
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -22,8 +25,14 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
-def allow_many_files() -> None:
-    """Raise the limits of open files as far as this process may; raise ``TooFewFiles`` if that is not enough."""
+def allow_many_files(words: Sequence[str] = ()) -> None:
+    """Raise the limits of open files as far as this process may, or limit them by the option ``FILES_MAX``.
+
+    Args:
+        words: the command line of the role.
+    Raises:
+        RigError: ``TooFewFiles`` if this process may not open enough files.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(hard, FILES_WANTED)
     try:
@@ -31,6 +40,10 @@ def allow_many_files() -> None:
     except (OSError, ValueError):  # only an administrator raises the hard limit, and not above the kernel's own
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         wanted = hard
+    for word in words:
+        option, _, value = word.partition("=")
+        if option == FILES_MAX:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(int(value), wanted), wanted))
     if wanted < FILES_MIN:
         raise RigError(
             Code.TooFewFiles,

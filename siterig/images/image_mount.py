@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -22,13 +22,29 @@ from siterig.blockfs.host.standalone import EndedGeneration, StandAlone
 from siterig.blockfs.images.image_file import Image, MountFormat, mount_source, open_image
 from siterig.core.fuse_options import FuseOptions
 from siterig.images import mountpoint
+from siterig.images.mount_faults import MountFaults
+from siterig.scenarios.faults.records import FaultVerdict, Injection
+from siterig.scenarios.faults.rules import FaultRules
 
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """The request for one mount; ``name`` is the name of the disk, None for the name of the image."""
+    """The request for one mount.
+
+    Attributes:
+        image: the image.
+        where: the folder to mount on.
+        name: the name of the disk; None for the name of the image.
+        tracked: record every write in a change log.
+        read_only: refuse every write.
+        format: the format of the image; None to detect it.
+        fuse_options: the options of the FUSE server.
+        faults: rules to arm before the disk can be used; None if the user named no file.
+        seed: the seed of random choices of faults; None for that of the rules, or a random one.
+        keeps_unsynced: keep what a loss of power by hand undoes.
+    """
 
     image: Path
     where: Path
@@ -37,37 +53,68 @@ class MountRequest:
     read_only: bool
     format: MountFormat | None
     fuse_options: FuseOptions
+    faults: FaultRules | None = None
+    seed: int | None = None
+    keeps_unsynced: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Mounted:
-    """An image that is exposed: ``disk`` is its file in the mount."""
+    """An image that is exposed.
+
+    Attributes:
+        image: the image.
+        alone: its disk.
+        disk: the file of the disk in the mount.
+        faults: the faults of the disk.
+        verdicts: when the mount has ended, for each fault rule whether it fired as often as it should.
+    """
 
     image: Image
     alone: StandAlone
     disk: Path
+    faults: MountFaults
+    verdicts: list[FaultVerdict] = field(default_factory=list)
 
 
-async def expose(request: MountRequest, *, ready: Callable[[Mounted], None], note: Callable[[str], None]) -> Mounted:
-    """Mount, call ``ready``, and serve until the mount ends; image and log are then closed and durable.
+@dataclass(frozen=True, slots=True)
+class MountListener:
+    """The functions that hear of a mount.
+
+    Attributes:
+        ready: called once, when the disk can be used.
+        note: receives remarks for the user.
+        injected: called with each fault that was injected.
+        ended: called when the disk is no longer served, before the image is closed.
+    """
+
+    ready: Callable[[Mounted], None]
+    note: Callable[[str], None]
+    injected: Callable[[Injection], None]
+    ended: Callable[[Mounted], None]
+
+
+async def expose(request: MountRequest, listener: MountListener) -> Mounted:
+    """Mount, and serve until the mount ends; image and log are then closed and durable.
 
     Args:
         request: the image and its options.
-        ready: called once, when the disk can be used.
-        note: receives remarks for the user.
+        listener: hears of the mount.
     Raises:
         KeyboardInterrupt: a signal arrived before the disk was mounted.
         RigError: ``ImageChanged`` if another program changed or removed the image, ``MountBusy`` if the second signal
-            ended the mount while programs used it, ``LogGivenUp`` if the log was abandoned before the last write.
+            ended the mount while programs used it, ``LogGivenUp`` if the log was abandoned before the last write;
+            ``FaultNotPossible`` or ``InvalidFault`` if a rule cannot be armed, and nothing is mounted then.
     """
     mountpoint.check_fuse()
-    end = _End(note)
+    end = _End(listener.note)
     _heed_no_signal_after_the_end()
     with trio.open_signal_receiver(*END_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end.listen, signals)
-            async with _opened(request, end, note) as mounted:
-                await _serve(mounted, request.fuse_options, end, ready, note)
+            async with _opened(request, end, listener) as mounted:
+                await _serve(mounted, request, end, listener)
+                listener.ended(mounted)
             nursery.cancel_scope.cancel()
     if end.interrupted:
         raise KeyboardInterrupt
@@ -126,8 +173,9 @@ class _End:
 
 
 @asynccontextmanager
-async def _opened(request: MountRequest, end: _End, note: Callable[[str], None]) -> AsyncIterator[Mounted]:
+async def _opened(request: MountRequest, end: _End, listener: MountListener) -> AsyncIterator[Mounted]:
     """Open the disk of the image and prepare the mount point, and release both at the end, also after a failure."""
+    note = listener.note
     image = await open_image(request.image, format_=request.format, read_only=request.read_only)
     try:
         if image.read_only and not request.read_only:
@@ -138,7 +186,8 @@ async def _opened(request: MountRequest, end: _End, note: Callable[[str], None])
             try:
                 if alone.ended_generation is not None:
                     note(_ended(image, alone, alone.ended_generation))
-                yield Mounted(image, alone, where.path / f"{alone.disk.paths.name}.img")
+                disk = where.path / f"{alone.disk.paths.name}.img"
+                yield Mounted(image, alone, disk, _faults(request, alone, disk, listener))
             finally:
                 if end.mounted is None:
                     alone.withdraw()
@@ -151,32 +200,47 @@ async def _opened(request: MountRequest, end: _End, note: Callable[[str], None])
         image.close()
 
 
+def _faults(request: MountRequest, alone: StandAlone, disk: Path, listener: MountListener) -> MountFaults:
+    of_file = None if request.faults is None else request.faults.seed
+    if request.keeps_unsynced:
+        alone.disk.faults.keep_unsynced()
+    return MountFaults(alone, disk, seed=of_file if request.seed is None else request.seed, report=listener.injected)
+
+
 def _ended(image: Image, alone: StandAlone, log: EndedGeneration) -> str:
     state = alone.disk.state
     text = f"{image.path}: the change log of generation {log.generation} ends: {log.why}"
     return f"{text}; generation {state.generation} begins with the image as it is now" if state.tracked else text
 
 
-async def _serve(
-    mounted: Mounted, fuse_options: FuseOptions, end: _End, ready: Callable[[Mounted], None], note: Callable[[str], None]
-) -> None:
-    image, where = mounted.image, mounted.disk.parent
+async def _serve(mounted: Mounted, request: MountRequest, end: _End, listener: MountListener) -> None:
+    image, where, faults = mounted.image, mounted.disk.parent, mounted.faults
     for use in await loop_devices.loops(mounted.disk):
-        note(f"{use.loop} lies on {mounted.disk} of an earlier mount, which is dead; detach it: losetup -d {use.loop}")
-    with end.serving:
-        async with trio.open_nursery() as nursery:
+        listener.note(
+            f"{use.loop} lies on {mounted.disk} of an earlier mount, which is dead; detach it: losetup -d {use.loop}"
+        )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(faults.run)
+        if request.faults is not None:
+            await faults.arm(request.faults)
+        with end.serving:
+            async with trio.open_nursery() as serving:
 
-            async def serve_files(*, task_status: trio.TaskStatus[None]) -> None:
-                await server.serve(
-                    mounted.alone.tree,
-                    where,
-                    source=mount_source(image.path),
-                    read_only=image.read_only,
-                    fuse_server=fuse_options.fuse_server,
-                    task_status=task_status,
-                )
-                end.serving.cancel()
+                async def serve_files(*, task_status: trio.TaskStatus[None]) -> None:
+                    await server.serve(
+                        mounted.alone.tree,
+                        where,
+                        source=mount_source(image.path),
+                        read_only=image.read_only,
+                        fuse_server=request.fuse_options.fuse_server,
+                        task_status=task_status,
+                    )
+                    end.serving.cancel()
 
-            await nursery.start(serve_files)
-            end.mounted = mounted.disk
-            ready(mounted)
+                await serving.start(serve_files)
+                end.mounted = mounted.disk
+                serving.start_soon(faults.answer_calls, mountpoint.device_at(where), listener.note)
+                listener.ready(mounted)
+        with trio.CancelScope(shield=True):
+            mounted.verdicts += await faults.verdicts()
+        nursery.cancel_scope.cancel()

@@ -144,3 +144,9 @@ async def users(disk: Path) -> list[str]:
         at = f" (mounted at {', '.join(use.mountpoints)})" if use.mountpoints else ""
         found.append(f"{use.loop}{at}")
     return found + await loop_devices.processes_at(disk.parent)
+
+
+def device_at(where: Path) -> str:
+    """Return the device number (``MAJ:MIN``) of the last mount at a folder; empty if there is none."""
+    points = {point: number for number, _, point in loop_devices.mounts()}
+    return points.get(str(where), "")

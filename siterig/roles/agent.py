@@ -9,11 +9,14 @@ import trio
 
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
+from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.sides.provider import Provider
+from siterig.core.fault_contract import FaultInjector
 from siterig.core.paths import Layout
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S
 from siterig.replication.hyperv.agent import HyperVAgent
 from siterig.roles.entry import Health, run_role
+from siterig.roles.fault_injection import RoleInjector, of_agent
 from siterig.rpc import directory, server
 from siterig.supervisor.launch import QUICK_RETRIES
 
@@ -25,23 +28,30 @@ async def run(
     layout: Layout,
     *,
     retry_delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S,
+    clock: Clock,
     health: Health,
     task_status: trio.TaskStatus[None],
 ) -> None:
     """Serve until cancelled."""
-    cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys), folder=layout.azurite)
+    cache = BlobCacheAccount(
+        connection_string(layout.azurite, layout.keys), folder=layout.azurite, link=layout.link("agent", "azurite")
+    )
     agent = HyperVAgent(
-        host=directory.site(layout),
+        host=directory.site(layout, "agent"),
         cache=cache,
-        vault=directory.vault_link(layout),
+        vault=directory.vault_link(layout, "agent"),
         folder=layout.agent,
         retry_delays_s=retry_delays_s,
+        clock=clock,
         waits=health.waits,
     )
+    injector = RoleInjector(partial(of_agent, layout, clock))
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(agent.run)
-            await nursery.start(server.serve, {"Provider": (Provider, agent)}, layout.socket("agent"))
+            nursery.start_soon(injector.run)
+            faces = {"Provider": (Provider, agent), "FaultInjector": (FaultInjector, injector)}
+            await nursery.start(server.serve, faces, layout.socket("agent"))
             task_status.started()
     finally:
         cache.close()
@@ -49,7 +59,7 @@ async def run(
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(partial(run, retry_delays_s=QUICK_DELAYS_S) if QUICK_RETRIES in sys.argv else run, holds_keys=True)
+    run_role("agent", partial(run, retry_delays_s=QUICK_DELAYS_S) if QUICK_RETRIES in sys.argv else run, holds_keys=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import trio
 
 from siterig.azure_emu.applier.applier import Applier
@@ -9,20 +11,28 @@ from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
+from siterig.blockfs.core.clock import Clock
+from siterig.core.fault_contract import FaultInjector
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
+from siterig.roles.fault_injection import RoleInjector, of_applier
 from siterig.rpc import directory, server
 
 
-async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
+async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
-    cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys), folder=layout.azurite)
-    applier = Applier(layout.managed_disks, cache, directory.applier_reports(layout), health.waits)
+    cache = BlobCacheAccount(
+        connection_string(layout.azurite, layout.keys), folder=layout.azurite, link=layout.link("applier", "azurite")
+    )
+    applier = Applier(layout.managed_disks, cache, directory.applier_reports(layout, "applier"), health.waits, clock)
     service = RecoveryService(applier, cache)
+    injector = RoleInjector(partial(of_applier, layout, clock))
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(service.run)
-            await nursery.start(server.serve, {"RecoverySide": (RecoverySide, service)}, layout.socket("applier"))
+            nursery.start_soon(injector.run)
+            faces = {"RecoverySide": (RecoverySide, service), "FaultInjector": (FaultInjector, injector)}
+            await nursery.start(server.serve, faces, layout.socket("applier"))
             task_status.started()
     finally:
         cache.close()
@@ -30,7 +40,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(run, holds_keys=True)
+    run_role("applier", run, holds_keys=True)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,29 @@ import trio
 
 from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
 from siterig.azure_emu.disks.view_provider import ManagedDiskViews
+from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
+from siterig.roles.fault_injection import RoleInjector, of_disk_host
 from siterig.roles.hosting import clear_stale, host_disks
 from siterig.rpc import directory
 
 
 async def run(
-    layout: Layout, *, limits: Limits, fuse_options: FuseOptions, health: Health, task_status: trio.TaskStatus[None]
+    layout: Layout,
+    *,
+    limits: Limits,
+    fuse_options: FuseOptions,
+    clock: Clock,
+    health: Health,
+    task_status: trio.TaskStatus[None],
 ) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
-    views, changed = ManagedDiskViews(layout.managed_disks), ChangedVmDisks()
+    views, changed = ManagedDiskViews(layout.managed_disks, clock), ChangedVmDisks(clock)
     host = DiskHost(
         layout.azure_vms,
         layout.azure_mount,
@@ -31,18 +39,22 @@ async def run(
         policy=limits.log_policy,
         snapshot_share_max=limits.snapshot_share_max,
         waits=health.waits,
+        clock=clock,
         report_changed=changed.note,
     )
+    injector = RoleInjector(partial(of_disk_host, host, layout, "azure", clock))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(views.watch, directory.damage_reports(layout))
-        nursery.start_soon(changed.report, directory.damage_reports(layout))
-        await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, fuse_options=fuse_options)
+        nursery.start_soon(views.watch, directory.damage_reports(layout, "azure"))
+        nursery.start_soon(changed.report, directory.damage_reports(layout, "azure"))
+        await host_disks(
+            host, layout.azure_mount, layout.socket("azure"), task_status, fuse_options=fuse_options, injector=injector
+        )
         nursery.cancel_scope.cancel()
 
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(partial(run, limits=Limits.of_words(sys.argv), fuse_options=FuseOptions.of_words(sys.argv)))
+    run_role("azure", partial(run, limits=Limits.of_words(sys.argv), fuse_options=FuseOptions.of_words(sys.argv)))
 
 
 if __name__ == "__main__":

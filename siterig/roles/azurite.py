@@ -5,11 +5,12 @@ from __future__ import annotations
 import trio
 
 from siterig.azure_emu.storage.azurite import run_azurite
+from siterig.blockfs.core.clock import Clock
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 
 
-async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
+async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled; ready means that the container for replication exists."""
     async with trio.open_nursery() as nursery:
         azurite = await nursery.start(run_azurite, layout.azurite, layout.keys)
@@ -27,7 +28,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(run, holds_keys=True)
+    run_role("azurite", run, holds_keys=True)
 
 
 if __name__ == "__main__":

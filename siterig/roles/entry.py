@@ -1,4 +1,4 @@
-"""The common part of every role's process: readiness, health checks, the end on SIGTERM or with its parent."""
+"""The common part of every role's process: clock, readiness, health checks, the end on SIGTERM or with its parent."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from typing import Protocol
 import structlog
 import trio
 
+from siterig.blockfs.clocks.controlled_clock import ControlledClock
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import RoleHealth, Wait, Waits
 from siterig.blockfs.files.json_text import json_text
 from siterig.core.failures import unwrap_rig_error
+from siterig.core.hosts import join_boot
 from siterig.core.paths import PRIVATE_UMASK, Layout
 from siterig.core.process_setup import allow_many_files, die_with_parent, forbid_core_dumps
+from siterig.rpc.client import WATCH
 from siterig.supervisor.process import HealthAnswer, Readiness
 from siterig.supervisor.process_log import log_to_stderr
 
@@ -31,8 +35,8 @@ class Health(RoleHealth):
     ``probe`` asks a process that the role serves, if there is one, and raises ``RigError`` if it does not answer.
     """
 
-    def __init__(self) -> None:
-        self.waits = Waits()
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.waits = Waits(clock)
         self.probe: Callable[[], Awaitable[None]] | None = None
 
     async def report(self) -> list[Wait]:
@@ -56,12 +60,15 @@ class Health(RoleHealth):
 class RoleWork(Protocol):
     """The work of a role: it runs until cancelled; ``started`` means that it answers calls."""
 
-    async def __call__(self, layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None: ...
+    async def __call__(
+        self, layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]
+    ) -> None: ...
 
 
-async def run_until_signal(work: RoleWork, layout: Layout, channel_fd: int) -> None:
+async def run_until_signal(work: RoleWork, layout: Layout, clock: ControlledClock, channel_fd: int) -> None:
     """Run ``work`` until SIGTERM or SIGINT; report readiness, then answer health checks."""
-    health = Health()
+    health = Health(clock)
+    WATCH.set(health.waits)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -70,7 +77,8 @@ async def run_until_signal(work: RoleWork, layout: Layout, channel_fd: int) -> N
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(end_on_signal)
-            await nursery.start(partial(work, layout, health=health))
+            await nursery.start(clock.run)
+            await nursery.start(partial(work, layout, clock=clock, health=health))
             report(channel_fd, Readiness())
             await answer_checks(health, channel_fd)
 
@@ -93,10 +101,13 @@ def report(fd: int, readiness: Readiness) -> None:
     os.write(fd, json_text(readiness).encode() + b"\n")
 
 
-def run_role(work: RoleWork, *, holds_keys: bool = False) -> None:
+def run_role(role: str, work: RoleWork, *, holds_keys: bool = False) -> None:
     """Run a role with the arguments ``DIR [OPTION ...] CHANNEL_FD PARENT_PID`` of this process.
 
-    ``holds_keys``: the process has a secret in its memory.
+    Args:
+        role: its name.
+        work: its work.
+        holds_keys: the process has a secret in its memory.
     """
     folder, channel_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[-2]), int(sys.argv[-1])
     die_with_parent(parent_pid)
@@ -106,8 +117,12 @@ def run_role(work: RoleWork, *, holds_keys: bool = False) -> None:
     layout = Layout(folder)
     log_to_stderr(layout.log("").parent)
     try:
-        allow_many_files()
-        trio.run(run_until_signal, work, layout, channel_fd)
+        allow_many_files(sys.argv)
+        join_boot(layout, role)
+        clock = ControlledClock(layout.clock, role)  # mapped to the end of the process: threads of the core read it
+        clock.attach_core()
+        log_to_stderr(layout.log("").parent, clock)
+        trio.run(run_until_signal, work, layout, clock, channel_fd)
     except (RigError, ExceptionGroup) as error:
         failure = unwrap_rig_error(error)
         if failure is None:

@@ -10,13 +10,21 @@ import trio
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.fuse.server import serve
 from siterig.blockfs.host.disk_host import DiskHost
+from siterig.core.fault_contract import FaultInjector
 from siterig.core.fuse_options import FuseOptions
+from siterig.roles.fault_injection import RoleInjector
 from siterig.rpc import server
 from siterig.supervisor import cleanup
 
 
 async def host_disks(
-    host: DiskHost, mount: Path, socket: Path, task_status: trio.TaskStatus[None], *, fuse_options: FuseOptions
+    host: DiskHost,
+    mount: Path,
+    socket: Path,
+    task_status: trio.TaskStatus[None],
+    *,
+    fuse_options: FuseOptions,
+    injector: RoleInjector,
 ) -> None:
     """Serve the host's disks as files below ``mount`` and its control on ``socket``, until cancelled or unmounted."""
     try:
@@ -27,7 +35,9 @@ async def host_disks(
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve_files)
-            await nursery.start(server.serve, {"DiskHostControl": (DiskHostControl, host)}, socket)
+            nursery.start_soon(injector.run)
+            faces = {"DiskHostControl": (DiskHostControl, host), "FaultInjector": (FaultInjector, injector)}
+            await nursery.start(server.serve, faces, socket)
             task_status.started()
     finally:
         host.close()

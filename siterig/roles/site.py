@@ -7,28 +7,43 @@ from functools import partial
 
 import trio
 
+from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
+from siterig.roles.fault_injection import RoleInjector, of_disk_host
 from siterig.roles.hosting import clear_stale, host_disks
 
 
 async def run(
-    layout: Layout, *, limits: Limits, fuse_options: FuseOptions, health: Health, task_status: trio.TaskStatus[None]
+    layout: Layout,
+    *,
+    limits: Limits,
+    fuse_options: FuseOptions,
+    clock: Clock,
+    health: Health,
+    task_status: trio.TaskStatus[None],
 ) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.site_mount)
     host = DiskHost(
-        layout.site_disks, layout.site_mount, policy=limits.log_policy, snapshot_share_max=limits.snapshot_share_max
+        layout.site_disks,
+        layout.site_mount,
+        policy=limits.log_policy,
+        snapshot_share_max=limits.snapshot_share_max,
+        clock=clock,
     )
-    await host_disks(host, layout.site_mount, layout.socket("site"), task_status, fuse_options=fuse_options)
+    injector = RoleInjector(partial(of_disk_host, host, layout, "site", clock))
+    await host_disks(
+        host, layout.site_mount, layout.socket("site"), task_status, fuse_options=fuse_options, injector=injector
+    )
 
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(partial(run, limits=Limits.of_words(sys.argv), fuse_options=FuseOptions.of_words(sys.argv)))
+    run_role("site", partial(run, limits=Limits.of_words(sys.argv), fuse_options=FuseOptions.of_words(sys.argv)))
 
 
 if __name__ == "__main__":

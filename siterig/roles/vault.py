@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import trio
 
+from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.core.paths import Layout
@@ -14,15 +16,16 @@ from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
 
-async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
+async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
-        provider=directory.provider(layout),
-        recovery=directory.recovery_side(layout),
-        azure_host=directory.azure(layout),
+        provider=directory.provider(layout, "vault"),
+        recovery=directory.recovery_side(layout, "vault"),
+        azure_host=directory.azure(layout, "vault"),
         shut_down=loop_devices.shutdown,
         check_shut_down=loop_devices.check_shutdown,
+        clock=clock,
         waits=health.waits,
     )
     faces = {
@@ -31,6 +34,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
         "ApplierReports": (ApplierReports, vault.reports),
         "DamageReports": (DamageReports, vault.reports),
         "RoleReports": (RoleReports, vault.reports),
+        "MomentFeed": (MomentFeed, vault.context.database.moments),
     }
     try:
         async with trio.open_nursery() as nursery:
@@ -45,7 +49,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(run)
+    run_role("vault", run)
 
 
 if __name__ == "__main__":

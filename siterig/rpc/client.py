@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -16,7 +19,8 @@ from pydantic_core import PydanticSerializationError
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import valid_unicode
-from siterig.rpc.contract import Method, error_of, method_names
+from siterig.blockfs.core.waits import Waits
+from siterig.rpc.contract import CALL_HEADER, CALLS_PATH, Method, error_of, method_names
 
 T = TypeVar("T")
 
@@ -48,6 +52,12 @@ class Guide(Protocol):
         ...
 
 
+WATCH: ContextVar[Waits | None] = ContextVar("WATCH", default=None)
+"""The waits of this role: a call without a deadline is one while the link does not carry it."""
+WATCH_EVERY_S = 10.0
+"""The time between two questions about a call without a deadline; an answer must come within half of it."""
+LOST_AFTER = 2
+"""A call has been lost when the server does not know it so many times."""
 GUIDE: ContextVar[Callable[[Path], Guide] | None] = ContextVar("GUIDE", default=None)
 """Makes the guide for a folder of sockets; with None calls fail at once, and no wait is reported."""
 
@@ -83,7 +93,7 @@ def _not_utf8(value: object) -> str | None:
 class _Proxy:
     """Turns each attribute access into a remote method (:func:`proxy`)."""
 
-    def __init__(self, protocol: type, socket: Path, service: str, *, guided: bool, clock: Clock) -> None:
+    def __init__(self, protocol: type, socket: Path, service: str, *, link: Path | None, guided: bool, clock: Clock) -> None:
         self._guided = guided
         self._protocol = protocol
         self._clock = clock
@@ -91,11 +101,9 @@ class _Proxy:
         self._methods: dict[str, Method] = {}
         self._socket = socket
         self._service = service
-        # A fresh connection for each call: connecting to a Unix socket costs microseconds, and one that is kept
-        # could be closed by the server in the moment it is used again.
-        limits = httpx.Limits(max_keepalive_connections=0, max_connections=None)
-        transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False, limits=limits)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://rig", timeout=None, trust_env=False)  # noqa: S113
+        self._link = link
+        self._client = _client(socket)
+        self._linked_client: httpx.AsyncClient | None = None
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         if name not in self._names:
@@ -127,8 +135,19 @@ class _Proxy:
             answered = isinstance(answer, httpx.Response)
             await guide.wait_until_back(failure.role, failure, again=harmless or not (failure.uncertain or answered))
 
-    async def _answer_to(self, path: str, body: bytes) -> httpx.Response:
-        async with self._client.stream("POST", path, content=body) as answer:
+    async def _answer_to(self, path: str, body: bytes, call: str | None = None) -> httpx.Response:
+        if self._link is not None and os.path.lexists(self._link):  # a fault rule is armed on the link
+            if self._linked_client is None:
+                self._linked_client = _client(self._link)
+            try:
+                return await self._exchange(self._linked_client, path, body, call)
+            except httpx.ConnectError:  # the last rule was just removed, or the director of the faults was killed
+                pass
+        return await self._exchange(self._client, path, body, call)
+
+    async def _exchange(self, client: httpx.AsyncClient, path: str, body: bytes, call: str | None) -> httpx.Response:
+        headers = {} if call is None else {CALL_HEADER: call}
+        async with client.stream("POST", path, content=body, headers=headers) as answer:
             size_bytes = int(answer.headers.get("content-length", 0))  # every answer of the server has it
             if size_bytes > ANSWER_BYTES_MAX:
                 raise RigError(
@@ -140,13 +159,17 @@ class _Proxy:
     async def _ask(self, method: Method, body: bytes, guide: Guide | None) -> httpx.Response | RigError:
         """Call once; return the answer, or the failure if there is none."""
         limit_s = method.deadline_s
+        watch = WATCH.get()
+        call = None if watch is None or math.isfinite(limit_s) else str(uuid.uuid4())
         answer: httpx.Response | httpx.TransportError | RigError | None = None
         with self._clock.move_on_after(limit_s):
             async with trio.open_nursery() as nursery:
                 if guide is not None:
                     nursery.start_soon(self._report_wait, guide)
+                if call is not None and watch is not None:
+                    nursery.start_soon(self._watch, watch, method, call, nursery.cancel_scope)
                 try:
-                    answer = await self._answer_to(f"/{self._service}/{method.name}", body)
+                    answer = await self._answer_to(f"/{self._service}/{method.name}", body, call)
                 except (httpx.TransportError, RigError) as error:
                     answer = error
                 nursery.cancel_scope.cancel()
@@ -155,27 +178,70 @@ class _Proxy:
         if isinstance(answer, RigError):
             raise answer
         uncertain = not isinstance(answer, httpx.ConnectError)
-        if answer is None:
-            message = f"the {self._role} did not answer within {limit_s:g} s"
+        if answer is None and call is not None:
+            message = f"the {self._role} no longer works on the call {method.name}: its answer is lost{self._by_link}"
+        elif answer is None:
+            message = f"the {self._role} did not answer within {limit_s:g} s{self._by_link}"
         else:
-            message = f"the {self._role} does not answer at {self._socket}: {answer or type(answer).__name__}"
+            message = f"the {self._role} does not answer at {self._socket}{self._by_link}: {answer or type(answer).__name__}"
         failure = RigError(Code.RoleUnavailable, message, recoverable=True, role=self._role, uncertain=uncertain)
         failure.__cause__ = answer
         return failure
 
+    async def _watch(self, waits: Waits, method: Method, call: str, scope: trio.CancelScope) -> None:
+        """Ask for a call without a deadline: report a link that does not carry it, and end a call that was lost."""
+        place, lost = f"call {call}", 0
+        try:
+            while lost < LOST_AFTER:
+                await self._clock.sleep(WATCH_EVERY_S)
+                is_known = await self._knows(call)
+                lost = lost + 1 if is_known is False else 0
+                if is_known is None:
+                    text = f"the {self._role} does not answer{self._by_link}, and the call {method.name} waits for it"
+                    waits.set(place, Code.RoleUnavailable, text)
+                else:
+                    waits.clear(place)
+        finally:
+            waits.clear(place)
+        scope.cancel()
+
+    async def _knows(self, call: str) -> bool | None:
+        """Return True if the server works on a call; None if it does not answer in time."""
+        with self._clock.move_on_after(WATCH_EVERY_S / 2), suppress(httpx.TransportError, RigError):
+            answer = await self._answer_to(CALLS_PATH, call.encode())
+            return bool(answer.json()["is_running"])
+        return None
+
     @property
     def _role(self) -> str:
         return self._socket.stem
+
+    @property
+    def _by_link(self) -> str:
+        """The link, for messages, if it may be the link that does not carry the answer."""
+        return f" over the link {self._link.stem}" if self._link is not None and os.path.lexists(self._link) else ""
 
     async def _report_wait(self, guide: Guide) -> None:
         await self._clock.sleep(WAIT_REPORTED_S)
         await guide.report_wait(self._role)
 
 
+def _client(socket: Path) -> httpx.AsyncClient:
+    """Return a client for a socket.
+
+    It makes a fresh connection for each call: connecting to a Unix socket costs microseconds, and one that is kept could be
+    closed by the server in the moment it is used again.
+    """
+    limits = httpx.Limits(max_keepalive_connections=0, max_connections=None)
+    transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False, limits=limits)
+    return httpx.AsyncClient(transport=transport, base_url="http://rig", timeout=None, trust_env=False)  # noqa: S113
+
+
 def proxy(
     protocol: type[T],
     socket: Path,
     *,
+    link: Path | None = None,
     service: str | None = None,
     guided: bool = True,
     clock: Clock = SYSTEM_CLOCK,
@@ -189,6 +255,7 @@ def proxy(
     Args:
         protocol: the contract.
         socket: the socket of the role; its file name without ``.sock`` is the role's name.
+        link: the socket of the proxy between this client and the role; it is used while it exists and accepts connections.
         service: the name of the service there; the default is the name of the Protocol.
         guided: False to ignore the ``GUIDE``.
         clock: the clock of deadlines and waits.
@@ -196,4 +263,4 @@ def proxy(
         RigError: by each call, ``RoleUnavailable`` (recoverable, with the role) if no process listens, the connection is
             lost or the deadline has passed.  It is ``uncertain`` unless it is certain that the call was not done.
     """
-    return cast(T, _Proxy(protocol, socket, service or protocol.__name__, guided=guided, clock=clock))
+    return cast(T, _Proxy(protocol, socket, service or protocol.__name__, link=link, guided=guided, clock=clock))

@@ -24,6 +24,10 @@ from typing_extensions import TypedDict
 from siterig.blockfs.core.deadlines import deadline_s
 from siterig.blockfs.core.errors import Code, RigError
 
+CALL_HEADER = "x-siterig-call"
+"""The header with the name of a call that its caller may ask for."""
+CALLS_PATH = "/calls"
+"""``POST`` with the name of a call: the answer says whether the server works on it."""
 SOCKET_PATH_BYTES_MAX = 107
 """Length of ``sun_path`` without its terminating zero."""
 

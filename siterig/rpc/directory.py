@@ -7,17 +7,38 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
+from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.core.fault_contract import FaultControl, FaultInjector
 from siterig.core.paths import Layout
-from siterig.core.supervisor_contract import SupervisorControl
+from siterig.core.supervisor_contract import RoleStarts, SupervisorControl
 from siterig.rpc.client import proxy
 
 T = TypeVar("T")
+
+CLI = "cli"
+"""The client that is no role: commands, and tests."""
+AZURITE = "azurite"
+CLIENTS = {
+    "agent": ("site", "vault", AZURITE),
+    "applier": ("vault", AZURITE),
+    "azure": ("vault",),
+    "vault": ("agent", "applier", "azure"),
+    "supervisor": ("vault",),
+    CLI: ("vault", "site", "azure", "applier"),
+}
+"""The links of a rig that faults can be in: each client with its servers.
+
+The link CLIENT-azurite is TCP, the others are Unix sockets.  Commands always reach the supervisor and the director of the
+faults: a rule can be removed, and a rig ended, whatever rules there are.
+"""
+LINKS = tuple(f"{client}-{server}" for client, servers in CLIENTS.items() for server in servers)
+"""The names of the links."""
 
 
 class Service(Generic[T]):
@@ -27,9 +48,9 @@ class Service(Generic[T]):
         self.protocol = protocol
         self.role = role
 
-    def __call__(self, layout: Layout) -> T:
-        """Return an object that implements the Protocol by calls to the role."""
-        return proxy(self.protocol, layout.socket(self.role))
+    def __call__(self, layout: Layout, client: str = CLI) -> T:
+        """Return an object that implements the Protocol by calls to the role, over the link of this client to it."""
+        return proxy(self.protocol, layout.socket(self.role), link=layout.link(client, self.role))
 
 
 vault = Service(VaultApi, "vault")
@@ -52,6 +73,20 @@ recovery_side = Service(RecoverySide, "applier")
 """The applier with its managed disks."""
 supervisor = Service(SupervisorControl, "supervisor")
 """The supervisor of the rig's processes."""
+moments = Service(MomentFeed, "vault")
+"""The moments of the vault that fault rules wait for."""
+faults = Service(FaultControl, "faults")
+"""The director of the rig's faults; the role is started by the first command that needs it."""
+role_starts = Service(RoleStarts, "faults")
+"""The questions of the supervisor to the director of faults."""
+site_faults = Service(FaultInjector, "site")
+"""The injector of the faults of the site's disk host."""
+azure_faults = Service(FaultInjector, "azure")
+"""The injector of the faults of the disk host of the recovery side."""
+applier_faults = Service(FaultInjector, "applier")
+"""The injector of the faults of managed disks in the applier."""
+agent_faults = Service(FaultInjector, "agent")
+"""The injector of the faults that the agent meets when it reads change logs."""
 
 SERVICES: tuple[Service[Any], ...] = (
     vault,
@@ -64,5 +99,12 @@ SERVICES: tuple[Service[Any], ...] = (
     provider,
     recovery_side,
     supervisor,
+    moments,
+    faults,
+    role_starts,
+    site_faults,
+    azure_faults,
+    applier_faults,
+    agent_faults,
 )
 """All services of a rig."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket as stdlib_socket
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -24,7 +26,16 @@ from siterig.blockfs.core.printable import valid_unicode
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.json_text import json_text
 from siterig.core.failures import unwrap_rig_error
-from siterig.rpc.contract import ErrorBody, Method, check_socket_path, error_body, method_names, methods
+from siterig.rpc.contract import (
+    CALL_HEADER,
+    CALLS_PATH,
+    ErrorBody,
+    Method,
+    check_socket_path,
+    error_body,
+    method_names,
+    methods,
+)
 
 T = TypeVar("T")
 
@@ -117,6 +128,7 @@ def joined(protocol: type[T], parts: Collection[object]) -> T:
 
 def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
     """Return the ASGI application that answers for ``services`` (name -> Protocol, implementation)."""
+    running: set[str] = set()
     table = {name: (methods(protocol), service) for name, (protocol, service) in services.items()}
 
     async def call(request: Request) -> Response:
@@ -140,16 +152,31 @@ def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
                 pass
             nursery.cancel_scope.cancel()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(cancel_on_disconnect)
-            response = await _call(where, known[method_name], service, body)
-            nursery.cancel_scope.cancel()
+        call_name = request.headers.get(CALL_HEADER)
+        if call_name is not None:
+            running.add(call_name)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel_on_disconnect)
+                response = await _call(where, known[method_name], service, body)
+                nursery.cancel_scope.cancel()
+        finally:
+            running.discard(call_name or "")
         return response
+
+    async def is_running(request: Request) -> Response:
+        return JSONResponse({"is_running": (await request.body()).decode(errors="replace") in running})
 
     async def health(_: Request) -> Response:
         return JSONResponse({"services": list(table)})
 
-    return Starlette(routes=[Route("/health", health), Route("/{service}/{method}", call, methods=["POST"])])
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route(CALLS_PATH, is_running, methods=["POST"]),
+            Route("/{service}/{method}", call, methods=["POST"]),
+        ]
+    )
 
 
 def _make_room(socket: Path) -> None:
@@ -167,16 +194,27 @@ async def serve(
     socket: Path,
     *,
     until: Callable[[], Awaitable[None]] | None = None,
+    listener: stdlib_socket.socket | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer calls on ``socket`` until cancelled, or until ``until`` returns; running calls then finish.
 
     A socket that a killed process left is replaced.  The caller holds the lock of the rig, so no other process listens.
+
+    Args:
+        services: Protocol and implementation by name.
+        socket: the path of the socket.
+        until: returns when the server has to end.
+        listener: a socket that listens on this path already; it stays open, and the path stays.
+        task_status: gets the start, when calls are answered.
     """
-    check_socket_path(socket)
-    _make_room(socket)
     config = Config()
-    config.bind = [f"unix:{socket}"]
+    if listener is None:
+        check_socket_path(socket)
+        _make_room(socket)
+        config.bind = [f"unix:{socket}"]
+    else:
+        config.bind = [f"fd://{os.dup(listener.fileno())}"]
     config.umask = 0o177
     config.loglevel = "WARNING"
 
@@ -191,4 +229,5 @@ async def serve(
             cast(Any, application(services)), config, shutdown_trigger=until, task_status=cast(Any, Started()), mode="asgi"
         )
     finally:
-        _remove(socket)
+        if listener is None:
+            _remove(socket)

@@ -94,6 +94,7 @@ async def clear(layout: Layout) -> list[str]:
     """
     done = await _kill_strays(layout)
     done += await release_guests(layout.root)
-    for socket in layout.socket("").parent.glob("*.sock"):
-        socket.unlink()
+    for folder in (layout.socket("").parent, layout.link("", "").parent):
+        for socket in folder.glob("*.sock"):
+            socket.unlink()
     return done + await unmount_stale(layout.root)

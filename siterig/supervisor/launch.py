@@ -14,6 +14,7 @@ from functools import partial
 import trio
 
 from siterig.azure_emu.contracts.reports import RoleStatus
+from siterig.azure_emu.storage import azurite_files
 from siterig.azure_emu.vault.context.roles import role_error
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
@@ -59,6 +60,7 @@ def _spawn(layout: Layout, report_fd: int, options: list[str]) -> subprocess.Pop
         log=layout.log("supervisor"),
         fd=report_fd,
         stdin=subprocess.PIPE if UNTIL_EOF in options else subprocess.DEVNULL,
+        variables=azurite_files.environment(),  # its roles have another working directory
     )
 
 

@@ -16,9 +16,13 @@ from pathlib import Path
 import structlog
 import trio
 
+from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
+from siterig.blockfs.clocks.controlled_clock import ControlledClock
+from siterig.blockfs.clocks.imposed_faults import ImposedClockFaults
 from siterig.blockfs.core.errors import RigError
 from siterig.core import fuse_options, limits, quick_start
 from siterig.core.failures import unwrap_rig_error
+from siterig.core.fault_contract import DIRECTOR
 from siterig.core.lock import take_lock
 from siterig.core.paths import PRIVATE_UMASK, Layout, check_format, create
 from siterig.core.process_setup import allow_many_files, forbid_core_dumps
@@ -37,11 +41,14 @@ ROLES: dict[str, tuple[str, ...]] = {
     "vault": (),
     "applier": ("azurite",),
     "agent": ("azurite", "site"),
+    DIRECTOR: (),
 }
 """Each role, and the roles that must be ready before its first start.  For other roles it waits when it calls them."""
 
 
 _HOST_OPTIONS = (*fuse_options.OPTIONS, *limits.OPTIONS)
+ON_DEMAND = (DIRECTOR,)
+"""Roles that the first command which needs them starts, and not ``up``: a rig without faults has no process for them."""
 OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,)}
 """The options of the rig that a role receives; each is one word, some with a value after ``=``."""
 
@@ -54,7 +61,13 @@ def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
         return [option for option in options if option.partition("=")[0] in OPTIONS.get(role, ())]
 
     return [
-        RoleSpec(name, (*quick_start.command(f"siterig.roles.{name}"), root, *options_of(name)), needs, answers_checks=True)
+        RoleSpec(
+            name,
+            (*quick_start.command(f"siterig.roles.{name}"), root, *options_of(name)),
+            needs,
+            answers_checks=True,
+            on_demand=name in ON_DEMAND,
+        )
         for name, needs in ROLES.items()
     ]
 
@@ -73,25 +86,46 @@ async def _end_on_signal(cancel: Callable[[], None], *, task_status: trio.TaskSt
             cancel()
 
 
-async def _supervise(layout: Layout, report: Callable[[dict[str, object]], None], options: list[str]) -> None:
+def _clock(layout: Layout) -> ControlledClock:
+    """Return the rig's clock, right for this boot of the machine."""
+    ensure_page(layout.clock)
+    with ClockPage(layout.clock) as page:
+        page.settle_after_reboot()
+        ImposedClockFaults(page, layout.clock_faults).lift()  # rules end with the rig
+    return ControlledClock(layout.clock, "supervisor")
+
+
+async def _supervise(
+    layout: Layout, clock: ControlledClock, report: Callable[[dict[str, object]], None], options: list[str]
+) -> None:
     specs = role_specs(layout, options)
-    vault = directory.role_reports(layout)
-    forker = Forker(layout, options, [quick_start.parse(spec.command)[0] for spec in specs])
+    vault = directory.role_reports(layout, "supervisor")
+    started = [spec for spec in specs if not spec.on_demand]
+    forker = Forker(layout, options, [quick_start.parse(spec.command)[0] for spec in started])
+    starts = directory.role_starts(layout, "supervisor")
+    for path in layout.fault_files:  # the rules of a rig that was up before have ended with it
+        path.unlink(missing_ok=True)
     supervisor = Supervisor(
         layout,
         specs,
         start=forker.start,
         announce=lambda role, state: report({"role": role, "state": state}),
         report=lambda roles: vault.report_roles(roles=roles),
+        start_faults=lambda role: starts.role_starts(role=role),
+        director=DIRECTOR,
+        clock=clock,
     )
     for line in await cleanup.clear(layout):
         structlog.get_logger().info("leftover_removed", action=line)
     with contextlib.closing(forker):
-        await _run(supervisor, report, options)
+        await _run(supervisor, clock, report, options)
 
 
-async def _run(supervisor: Supervisor, report: Callable[[dict[str, object]], None], options: list[str]) -> None:
+async def _run(
+    supervisor: Supervisor, clock: ControlledClock, report: Callable[[dict[str, object]], None], options: list[str]
+) -> None:
     async with trio.open_nursery() as nursery:
+        await nursery.start(clock.run)
         await nursery.start(_end_on_signal, nursery.cancel_scope.cancel)
         if UNTIL_EOF in options:
             nursery.start_soon(_end_at_eof, nursery.cancel_scope.cancel)
@@ -122,7 +156,9 @@ def main() -> None:
         check_format(layout)
         take_lock(layout.lock)  # held to the end of this process: the next holder finds no process of this rig
         create(layout)
-        trio.run(_supervise, layout, report, options)
+        clock = _clock(layout)
+        log_to_stderr(layout.log("").parent, clock)
+        trio.run(_supervise, layout, clock, report, options)
     except (RigError, ExceptionGroup) as error:
         failure = unwrap_rig_error(error)
         if failure is None:

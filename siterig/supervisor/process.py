@@ -127,7 +127,13 @@ class _Executed:
 
 
 def start_module(
-    module: str, words: Sequence[str], *, log: Path, fd: int, stdin: int = subprocess.DEVNULL
+    module: str,
+    words: Sequence[str],
+    *,
+    log: Path,
+    fd: int,
+    stdin: int = subprocess.DEVNULL,
+    variables: dict[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a process that runs ``main()`` of a module in a session of its own, in the folder ``/``.
 
@@ -137,6 +143,7 @@ def start_module(
         log: gets its output.
         fd: a descriptor that the process inherits under the same number.
         stdin: ``subprocess.DEVNULL`` or ``subprocess.PIPE``.
+        variables: of its environment, beside those of this process.
     """
     with open_log(log) as output:
         return subprocess.Popen(
@@ -147,7 +154,7 @@ def start_module(
             pass_fds=[fd],
             start_new_session=True,
             cwd="/",
-            env=child_environment(),
+            env=child_environment() | (variables or {}),
         )
 
 
@@ -260,6 +267,7 @@ class Child:
         """End the child with SIGTERM, after ``TERM_TIMEOUT_S`` with SIGKILL; cannot be cancelled, so no child is left."""
         with trio.CancelScope(shield=True):
             self.send(signal.SIGTERM)
+            self.send(signal.SIGCONT)  # a fault may have stopped it
             with SYSTEM_CLOCK.move_on_after(TERM_TIMEOUT_S):
                 await self.wait()
             self.send(signal.SIGKILL)

@@ -18,7 +18,7 @@ from typing import TextIO, cast
 
 import structlog
 
-from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock, rfc3339
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.printable import printable
 from siterig.blockfs.files import safe_files
@@ -113,8 +113,16 @@ def _escaped(_logger: object, _method: str, event: structlog.typing.EventDict) -
     return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
-def log_to_stderr(folder: Path) -> None:
-    """Send the log of this process to its standard error; rotate it if it is a file in ``folder``."""
+def log_to_stderr(folder: Path, clock: Clock = SYSTEM_CLOCK) -> None:
+    """Send the log of this process to its standard error; rotate it if it is a file in ``folder``.
+
+    The lines have the wall time of ``clock``.
+    """
+
+    def add_time(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event["timestamp"] = rfc3339(clock.wall_ns())
+        return event
+
     target = Path("/proc/self/fd/2").readlink()
     file = RotatingLog(target if target.parent == folder else None)
     structlog.configure(
@@ -123,7 +131,7 @@ def log_to_stderr(folder: Path) -> None:
             structlog.contextvars.merge_contextvars,
             Repeats(),
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            add_time,
             _escaped,
             structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
         ],

@@ -8,7 +8,7 @@ with the process, so a stale process id is never believed.
 from __future__ import annotations
 
 import os
-import signal
+import signal as signals
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +25,19 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from siterig.core.paths import Layout
-from siterig.core.supervisor_contract import RigStatus, SupervisorControl
+from siterig.core.process_setup import FILES_MAX
+from siterig.core.supervisor_contract import (
+    RigStatus,
+    RoleChange,
+    RoleChanges,
+    RoleFault,
+    StartFaults,
+    SupervisorControl,
+)
 from siterig.rpc import server
 from siterig.supervisor import cleanup
 from siterig.supervisor.process import Child, execute
+from siterig.supervisor.role_faults import LastingFaults, RoleChangeLog, wait_stopped
 
 DEATHS_MAX = 5
 DEATHS_WINDOW_S = 60.0
@@ -39,6 +48,8 @@ ANSWER_S = 2.0
 STATUS_ANSWER_S = 1.5
 """``status`` asks every role again; a role that does not answer within this time is reported as hung."""
 REPORT_EVERY_S = 3.0
+DIRECTOR_WAIT_S = 5.0
+"""The time for which the start of a role waits for a director of faults that is being started again."""
 
 _log = structlog.get_logger(__name__)
 
@@ -53,6 +64,8 @@ class RoleSpec:
     """Roles that must be ready before the first start of this one."""
     answers_checks: bool = False
     """True if it answers health checks (:mod:`siterig.supervisor.process`)."""
+    on_demand: bool = False
+    """True if it is started by the first ``start_role``, and not with the rig; until then no list of roles has it."""
 
 
 @dataclass
@@ -63,6 +76,7 @@ class _Role:
     clock: Clock
     on_change: Callable[[], None]
     """Called after each change of the state or the waits."""
+    faults: LastingFaults
     state: RoleState = "waiting"
     since_ns: int = 0
     child: Child | None = None
@@ -75,12 +89,17 @@ class _Role:
     hold: bool = False
     killed: bool = False
     """True if the supervisor killed it on purpose; that end does not count as a failure."""
+    killed_by: str = ""
+    """The fault rule that sent a signal to the process; empty if none did."""
+    is_wanted: bool = True
+    """False for a role on demand that nobody has asked for yet."""
     deaths: deque[float] = field(default_factory=deque)
     changed: trio.Event = field(default_factory=trio.Event)
     wake: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
         self.since_ns = self.clock.wall_ns()
+        self.is_wanted = not self.spec.on_demand
 
     def enter(self, state: RoleState, detail: str = "", *, since_ns: int | None = None) -> None:
         if state != self.state:
@@ -122,10 +141,14 @@ class _Role:
             state=self.state,
             pid=self.child.pid if self.child else None,
             restarts=self.restarts,
-            detail=self.detail,
+            detail="; ".join(text for text in (self.detail, self.faults.words(self.spec.name)) if text),
             since_ns=self.since_ns,
             waits=self.waits,
         )
+
+
+async def _no_faults(_role: str) -> StartFaults:
+    return StartFaults()
 
 
 class Supervisor(SupervisorControl):
@@ -133,7 +156,8 @@ class Supervisor(SupervisorControl):
 
     ``start(name, command, log)`` starts the process of a role.  ``announce(role, state)`` is called for each step of the
     start.  ``report(roles)`` sends the states of all roles to the vault; a report that fails is not repeated, the next one
-    replaces it.
+    replaces it.  ``start_faults(role)`` asks the director of faults, the role ``director``, for the faults of a start.
+    ``clock``: the wall time of states; the waits of the supervisor are real, because they are about processes.
     """
 
     def __init__(
@@ -144,14 +168,21 @@ class Supervisor(SupervisorControl):
         announce: Callable[[str, str], None] = lambda _role, _state: None,
         report: Callable[[list[RoleStatus]], Awaitable[None]] | None = None,
         start: Callable[[str, Sequence[str], Path], Awaitable[Child]] = execute,
+        start_faults: Callable[[str], Awaitable[StartFaults]] = _no_faults,
+        director: str = "",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._layout = layout
         self._start_child = start
-        self._clock = clock
+        self._clock, self._real = clock, clock.real
         self._report = report
         self._news = trio.Event()
-        self._roles = {spec.name: _Role(spec, clock, self._wake_reporter) for spec in specs}
+        self._faults = LastingFaults()
+        self._changes = RoleChangeLog()
+        self._start_faults, self._director, self._asks_before_starts = start_faults, director, False
+        self._roles = {spec.name: _Role(spec, clock, self._wake_reporter, self._faults) for spec in specs}
+        self._armed_faults = 0
+        self._demands, self._demanded = trio.open_memory_channel[_Role](len(specs))
         self._announce = announce
         self._role_tasks = trio.CancelScope()
         self._role_tasks_ended = trio.Event()
@@ -178,32 +209,37 @@ class Supervisor(SupervisorControl):
     async def _supervise_all(self, task_status: trio.TaskStatus[None]) -> None:
         with self._role_tasks:
             async with trio.open_nursery() as nursery:
-                for role in self._roles.values():  # in this order: the first ones take longest to be ready
+                for role in self._wanted():  # in this order: the first ones take longest to be ready
                     await nursery.start(self._first_start, role)
             task_status.started()
             async with trio.open_nursery() as nursery:
-                for role in self._roles.values():
+                for role in self._wanted():
+                    self._demands.send_nowait(role)
+                if self._report is not None:
+                    nursery.start_soon(self._report_often, self._report)
+                async for role in self._demanded:
                     nursery.start_soon(self._supervise_role, role)
                     if role.spec.answers_checks:
                         nursery.start_soon(self._check_often, role)
-                if self._report is not None:
-                    nursery.start_soon(self._report_often, self._report)
+
+    def _wanted(self) -> list[_Role]:
+        return [role for role in self._roles.values() if role.is_wanted]
 
     async def _check_often(self, role: _Role) -> None:
         while True:
-            await self._clock.sleep(CHECK_EVERY_S)
+            await self._real.sleep(CHECK_EVERY_S)
             await self._check(role, ANSWER_S)
 
     async def _check(self, role: _Role, limit_s: float, *, times: int = 1) -> None:
         """Make one health check of a running role; a check without an answer in time counts ``times`` times."""
         child, asked_ns = role.child, self._clock.wall_ns()
-        if child is None or role.state not in ("ready", "hung"):
+        if child is None or role.state not in ("ready", "hung") or self._faults.is_paused(role.spec.name):
             return
         answer = None
-        with self._clock.move_on_after(limit_s):
+        with self._real.move_on_after(limit_s):
             answer = await child.health()
-        if role.child is not child or role.state not in ("ready", "hung"):
-            return  # it ended meanwhile
+        if role.child is not child or role.state not in ("ready", "hung") or self._faults.is_paused(role.spec.name):
+            return  # it ended or was stopped meanwhile
         if answer is None or answer.problem is not None:
             role.did_not_answer(asked_ns, None if answer is None else answer.problem, times=times)
         else:
@@ -216,10 +252,10 @@ class Supervisor(SupervisorControl):
         while True:
             self._news = trio.Event()
             try:
-                await report([role.status() for role in self._roles.values()])
+                await report([role.status() for role in self._wanted()])
             except RigError as error:
                 _log.debug("role_states_not_reported", reason=error.message)
-            with self._clock.move_on_after(REPORT_EVERY_S):
+            with self._real.move_on_after(REPORT_EVERY_S):
                 await self._news.wait()
 
     async def _first_start(self, role: _Role, *, task_status: trio.TaskStatus[None]) -> None:
@@ -239,26 +275,68 @@ class Supervisor(SupervisorControl):
         name = role.spec.name
         role.enter("starting")
         self._announce(name, "starting")
-        child = role.child = await self._start_child(name, role.spec.command, self._layout.log(name))
+        faults = await self._faults_of_start(role)
+        if faults.delay_ns:
+            role.enter("starting", f"its start is delayed by fault {faults.fault!r}")
+            await self._real.sleep(faults.delay_ns / 1e9)
+        files_max = self._faults.limits(name).get("files_max")
+        words = role.spec.command if files_max is None else (*role.spec.command, f"{FILES_MAX}={files_max}")
+        child = role.child = await self._start_child(name, words, self._layout.log(name))
         task_status.started()
         try:
+            self._faults.limit(name, child)
+            if not faults.when_ready:
+                await self._disturb(role, child, faults)
             await child.ready()
         except BaseException:
             await child.end()
             await child.close()
             role.child = None
+            self._faults.process_ended(name)
             raise
         role.enter("ready")
         self._announce(name, "ready")
         _log.info("role_ready", role=name, pid=child.pid)
+        self._changes.note(RoleChange(role=name, change="RoleReady", pid=child.pid))
+        if faults.when_ready:
+            await self._disturb(role, child, faults)
+
+    async def _faults_of_start(self, role: _Role) -> StartFaults:
+        """Ask the director for the faults of a start; a director that does not answer must not keep a role down."""
+        if not self._asks_before_starts or role.spec.name == self._director:
+            return StartFaults()
+        try:
+            with self._real.move_on_after(DIRECTOR_WAIT_S):
+                await self._roles[self._director].wait_for_state("ready")
+            faults = await self._start_faults(role.spec.name)
+        except RigError as error:
+            _log.warning("start_faults_unknown", role=role.spec.name, reason=error.message)
+            return StartFaults()
+        for fault in faults.lasting:
+            if not fault.pause:
+                self._faults.put(fault)
+        return faults
+
+    async def _disturb(self, role: _Role, child: Child, faults: StartFaults) -> None:
+        """Stop a process that was started, or send it a signal."""
+        for fault in faults.lasting:
+            if fault.pause:
+                self._faults.put(fault)
+                await self._pause(role, child)
+        if faults.kill is not None:
+            role.killed_by = faults.fault
+            child.send(signals.Signals[faults.kill])
 
     async def _supervise_role(self, role: _Role) -> None:
         """Restart a started role after each end, for as long as the rig is up."""
         while True:
             if role.child is not None:
                 ending = await role.child.ending()
+                pid = role.child.pid
                 await role.child.close()
                 role.child = None
+                self._faults.process_ended(role.spec.name)
+                self._changes.note(RoleChange(role=role.spec.name, change="RoleEnded", pid=pid))
                 await self._after_death(role, ending)
             try:
                 await self._start(role)
@@ -267,12 +345,15 @@ class Supervisor(SupervisorControl):
 
     async def _after_death(self, role: _Role, reason: str) -> None:
         """Wait until the role is to be started again."""
+        if role.killed_by:
+            role.killed, reason = True, f"{reason} (fault {role.killed_by!r})"
+        role.killed_by = ""
         _log.warning("role_ended", role=role.spec.name, reason=reason, on_purpose=role.killed)
         if not role.killed:
             role.restarts += 1
-            role.deaths.append(self._clock.trio_time_s())
+            role.deaths.append(self._real.trio_time_s())
         role.killed = False
-        while role.deaths and role.deaths[0] < self._clock.trio_time_s() - DEATHS_WINDOW_S:
+        while role.deaths and role.deaths[0] < self._real.trio_time_s() - DEATHS_WINDOW_S:
             role.deaths.popleft()
         role.wake = trio.Event()
         if len(role.deaths) >= DEATHS_MAX and not role.hold:
@@ -281,25 +362,26 @@ class Supervisor(SupervisorControl):
         elif not role.hold:
             role.enter("restarting", reason)
             if role.deaths:
-                with self._clock.move_on_after(BACKOFF_FIRST_S * 2 ** (len(role.deaths) - 1)):
+                with self._real.move_on_after(BACKOFF_FIRST_S * 2 ** (len(role.deaths) - 1)):
                     await role.wake.wait()
         while role.hold:
             role.wake = trio.Event()
-            role.enter("held", "killed on purpose")
+            role.enter("held", "" if self._faults.holds(role.spec.name) else "killed on purpose")
             await role.wake.wait()
 
     def _role(self, name: str) -> _Role:
-        if name not in self._roles:
-            raise RigError(Code.NoSuchRole, f"unknown role {name!r}; there are: {', '.join(self._roles)}")
+        if name not in self._roles or not self._roles[name].is_wanted:
+            known = ", ".join(role.spec.name for role in self._wanted())
+            raise RigError(Code.NoSuchRole, f"unknown role {name!r}; there are: {known}")
         return self._roles[name]
 
     async def status(self) -> RigStatus:
         async with trio.open_nursery() as nursery:
-            for role in self._roles.values():
+            for role in self._wanted():
                 if role.spec.answers_checks:
                     nursery.start_soon(partial(self._check, role, STATUS_ANSWER_S, times=2))
-        roles = [role.status() for role in self._roles.values()]
-        return RigStatus(folder=str(self._layout.root), pid=os.getpid(), roles=roles)
+        roles = [role.status() for role in self._wanted()]
+        return RigStatus(folder=str(self._layout.root), pid=os.getpid(), roles=roles, faults=self._armed_faults)
 
     async def wait_for_steady_state(self, *, name: str) -> RoleStatus:
         role = self._role(name)
@@ -312,7 +394,7 @@ class Supervisor(SupervisorControl):
         child = role.child
         if child is not None:
             role.killed = True
-            child.send(signal.SIGKILL)
+            child.send(signals.SIGKILL)
             while role.child is child:
                 await role.changed.wait()
         elif hold and role.state in ("restarting", "failed"):
@@ -321,7 +403,14 @@ class Supervisor(SupervisorControl):
         return role.status()
 
     async def start_role(self, *, name: str) -> RoleStatus:
+        if name in self._roles and not self._roles[name].is_wanted:
+            self._roles[name].is_wanted = True
+            self._demands.send_nowait(self._roles[name])
         role = self._role(name)
+        holder = self._faults.holds(name)
+        if holder is not None:
+            text = f"role {name} is held down by fault {holder!r}; remove it with siterig fault remove"
+            raise RigError(Code.RoleHeld, text, role=name)
         role.hold = False
         if role.state != "ready":
             role.deaths.clear()
@@ -333,6 +422,68 @@ class Supervisor(SupervisorControl):
         if error is not None:
             raise error
         return role.status()
+
+    # --- faults of processes ----------------------------------------------------------------------------------------
+
+    async def signal_role(self, *, name: str, signal: str, fault: str) -> RoleStatus | None:
+        role = self._role(name)
+        child = role.child
+        if child is None:
+            return None
+        role.killed_by = fault
+        child.send(signals.Signals[signal])
+        if signal == "SIGKILL":
+            while role.child is child:
+                await role.changed.wait()
+        return role.status()
+
+    async def impose_role_fault(self, *, fault: RoleFault) -> None:
+        role = self._role(fault.role)
+        self._faults.put(fault)
+        child = role.child
+        if fault.hold:
+            await self.kill_role(name=fault.role, hold=True)
+        elif child is not None:
+            self._faults.limit(fault.role, child)
+            if fault.pause:
+                await self._pause(role, child)
+        role.enter(role.state, role.detail)
+
+    async def _pause(self, role: _Role, child: Child) -> None:
+        child.send(signals.SIGSTOP)
+        await wait_stopped(child, self._real)
+        if role.state == "ready":
+            role.enter("hung")
+
+    async def lift_role_faults(self, *, fault: str) -> None:
+        for lifted in self._faults.take(fault):
+            role = self._roles[lifted.role]
+            child = role.child
+            if lifted.hold and self._faults.holds(lifted.role) is None:
+                role.hold = False
+                role.enter("restarting")
+                role.wake.set()
+            if child is None:
+                continue
+            self._faults.limit(lifted.role, child)
+            if lifted.pause and not self._faults.is_paused(lifted.role):
+                child.send(signals.SIGCONT)
+                await self._check(role, ANSWER_S)
+            role.enter(role.state, role.detail)
+
+    async def role_faults(self) -> list[RoleFault]:
+        return self._faults.all()
+
+    async def ask_before_starts(self, *, ask: bool) -> None:
+        self._asks_before_starts = ask
+
+    async def note_armed_faults(self, *, count: int) -> None:
+        self._armed_faults = count
+
+    async def role_changes(self, *, after: int, patience_s: float) -> RoleChanges:
+        with self._real.move_on_after(patience_s):
+            await self._changes.wait(after)
+        return self._changes.after(after)
 
     async def stop_all(self) -> list[str]:
         done = await self._end_all(force=False)

@@ -26,10 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from siterig.blockfs.changelog import replay
 from siterig.blockfs.changelog.position_counter import read_position
-from siterig.blockfs.changelog.segment import CHANGES
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.testing.crash_states import find_positions, make_state
 
 END_S = 60.0
 IN_USE_S = 5.0
@@ -125,22 +124,11 @@ class LoggedDisk:
 
     def positions(self, at_most: int | None = None) -> list[int]:
         """Return the positions at which the disk changed, or ``at_most`` of them at equal distances, the last included."""
-        found = [record.position for _, record in replay.check(self.log).records() if record.type in CHANGES]
-        if at_most is None or len(found) <= at_most:
-            return found
-        return [found[(number + 1) * len(found) // at_most - 1] for number in range(at_most)]
+        return find_positions(self.log, at_most)
 
     def state_at(self, position: int, to: Path) -> Path:
         """Make ``to`` an image of the disk after all writes up to ``position``: the state that a power cut there leaves."""
-        with to.open("wb") as file:
-            file.truncate(self.size_bytes)
-        log = replay.check(self.log, upto=position)
-        onto = replay.open_image(to, log, writable=True)
-        try:
-            replay.Replay(log, onto).run()
-        finally:
-            onto.close()
-        return to
+        return make_state(self.log, position, to, size_bytes=self.size_bytes)
 
 
 def mkfs(disk: Path, filesystem: str = "ext4") -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.contracts.control import DiskHostControl
-from siterig.cli import sites
+from siterig.cli import fault_director, sites
+from siterig.core.fault_contract import FaultControl
 from siterig.core.paths import Layout
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc import directory
@@ -69,6 +70,10 @@ class Testbed(Rig):
     @property
     def azure_position(self) -> Path:
         return self.layout.azure_vms / "position"
+
+    async def start_faults(self) -> FaultControl:
+        """Return the director of the rig's faults, which the first call starts."""
+        return await fault_director.started_director(self.layout.root)
 
     async def kill_site(self) -> None:
         await sites.lose(self.supervisor)

@@ -187,16 +187,22 @@ class _Forked(subprocess.Popen[bytes]):
 
 
 def start_module(
-    module: str, words: Sequence[str], *, log: Path, fd: int, stdin: int = subprocess.DEVNULL
+    module: str,
+    words: Sequence[str],
+    *,
+    log: Path,
+    fd: int,
+    stdin: int = subprocess.DEVNULL,
+    variables: dict[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program of a rig as a fork; the arguments are those of :func:`siterig.supervisor.process.start_module`."""
     from siterig.supervisor.process import open_log
 
     with open_log(log) as output:
-        return _Forked(module, words, **options_of_module(output.fileno(), fd, stdin))
+        return _Forked(module, words, **options_of_module(output.fileno(), fd, stdin, variables))
 
 
-def options_of_module(output: int, fd: int, stdin: int) -> dict[str, Any]:
+def options_of_module(output: int, fd: int, stdin: int, variables: dict[str, str] | None) -> dict[str, Any]:
     """Return the options of ``Popen`` for a program of a rig."""
     return {
         "stdin": stdin,
@@ -205,5 +211,5 @@ def options_of_module(output: int, fd: int, stdin: int) -> dict[str, Any]:
         "pass_fds": [fd],
         "start_new_session": True,
         "cwd": "/",
-        "env": dict(os.environ),
+        "env": os.environ | (variables or {}),
     }

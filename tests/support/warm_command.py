@@ -166,16 +166,22 @@ class WarmProgram(subprocess.Popen[str]):
 
 
 def start_module(
-    module: str, words: Sequence[str], *, log: Path, fd: int, stdin: int = subprocess.DEVNULL
+    module: str,
+    words: Sequence[str],
+    *,
+    log: Path,
+    fd: int,
+    stdin: int = subprocess.DEVNULL,
+    variables: dict[str, str] | None = None,
 ) -> subprocess.Popen[Any]:
     """Start the supervisor of a rig; the arguments are those of :func:`siterig.supervisor.process.start_module`.
 
     A fork server is started in the usual way: it ends unless it is a child of this process.
     """
     if module != SUPERVISOR or _mount_namespace() != _NAMESPACE:
-        return _start_module_usually(module, words, log=log, fd=fd, stdin=stdin)
+        return _start_module_usually(module, words, log=log, fd=fd, stdin=stdin, variables=variables)
     with process.open_log(log) as output:
-        return WarmProgram(module, words, OF_A_RIG, **options_of_module(output.fileno(), fd, stdin))
+        return WarmProgram(module, words, OF_A_RIG, **options_of_module(output.fileno(), fd, stdin, variables))
 
 
 _start_module_usually = process.start_module

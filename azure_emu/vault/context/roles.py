@@ -26,6 +26,8 @@ ABSENCE_EFFECT_S = 60.0
 """For this time after the return of a role, a recoverable failure counts as a consequence of its absence."""
 PROGRESS_S = 5.0
 """An attempt that has lasted this long has passed the point of the former failure, so its wait is over."""
+HELD_BY_FAULT = "held down by fault"
+"""In the detail of a role that a fault rule holds down."""
 _DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 _ROLE_OF_CODE = {
@@ -50,6 +52,8 @@ def role_error(role: RoleStatus) -> RigError | None:
         return RigError(
             Code.RoleFailed, f"role {name} failed and is not started again{why}; start it with {restart}", role=name
         )
+    if role.state == "held" and HELD_BY_FAULT in role.detail:
+        return RigError(Code.RoleHeld, f"role {name} is {role.detail}; siterig fault remove ends it", role=name)
     if role.state == "held":
         text = f"role {name} is down on purpose; start it with {restart}, or a lost site with siterig site restore"
         return RigError(Code.RoleHeld, text, role=name)

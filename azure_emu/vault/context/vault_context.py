@@ -56,7 +56,7 @@ class VaultContext:
     lag: AppliedLag = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "roles", Roles(self.clock))
+        object.__setattr__(self, "roles", Roles(self.clock.real))
         object.__setattr__(self, "lag", AppliedLag(self.clock))
 
     @contextmanager

@@ -1,4 +1,4 @@
 """The vault's database: schema, transactions, migrations, notifications.
 
-Imports blockfs.core, blockfs.files.
+Imports azure_emu.contracts, blockfs.core, blockfs.files.
 """

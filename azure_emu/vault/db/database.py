@@ -22,7 +22,9 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
+from siterig.azure_emu.contracts.moments import VaultMoment
 from siterig.azure_emu.vault.db import migrations
+from siterig.azure_emu.vault.db.moments import MomentLog, WrittenMoments
 from siterig.azure_emu.vault.db.schema import FORMAT_VERSION, Base, FormatRow, ItemRow
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.durable_io import sync_folder
@@ -42,6 +44,8 @@ class VaultDatabase:
     def __init__(self, url: str) -> None:
         self.full: RigError | None = None
         """The error of the newest transaction with changes, if it failed because the host's disk is full; else None."""
+        self.moments = MomentLog()
+        """The events, jobs and tasks that committed transactions wrote."""
         self._limiter = trio.CapacityLimiter(1)
         self.engine = create_engine(url)
         if self.engine.dialect.name == "sqlite":
@@ -113,12 +117,14 @@ class VaultDatabase:
             RigError: ``DiskFull`` (recoverable) if there is no room for the changes; nothing was changed.
         """
 
-        def run() -> T:
+        def run() -> tuple[T, list[VaultMoment]]:
             try:
                 with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                    written = WrittenMoments(session)
                     before = _changes(session)
                     result = work(session)
                     wrote = _changes(session) != before
+                    moments = written.all()
             except OperationalError as error:
                 if not _is_full(error.orig):
                     raise
@@ -126,9 +132,11 @@ class VaultDatabase:
                 raise self.full from error
             if wrote:
                 self.full = None
-            return result
+            return result, moments
 
-        return await trio.to_thread.run_sync(run, limiter=self._limiter)
+        result, moments = await trio.to_thread.run_sync(run, limiter=self._limiter)
+        self.moments.note(moments)
+        return result
 
 
 def _is_full(error: BaseException | None) -> bool:

@@ -167,7 +167,7 @@ def _key_and_variables(session: Session, vm: str) -> tuple[str, dict[str, Any]] 
 async def site_progress(context: VaultContext, vm: str, _variables: dict[str, Any]) -> VmProgress:
     """Return the progress of a job whose data the site sends; empty if the site does not answer within a moment."""
     if context.roles.role_error("agent") is None:
-        with context.clock.move_on_after(PROGRESS_ANSWER_S):
+        with context.clock.real.move_on_after(PROGRESS_ANSWER_S):
             return await context.site.progress(vm=vm)
     return VmProgress(vm=vm, phase=None, disks=[])
 
@@ -369,7 +369,7 @@ class JobEngine:
                 if error.code != Code.DiskFull:
                     raise
                 _log.warning("job_waits_for_room", job=name, reason=error.message, next_try_s=ROOM_RETRY_S)
-                await self._context.clock.sleep(ROOM_RETRY_S)
+                await self._context.clock.real.sleep(ROOM_RETRY_S)
         self._context.notifications.notify(vm)
         return result
 

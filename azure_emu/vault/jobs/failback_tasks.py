@@ -61,9 +61,9 @@ async def _delete_exports(job: JobContext, disk_ids: list[str]) -> None:
 async def shutdown_azure_vm(job: JobContext) -> None:
     """Unmount and detach the Azure VM's disks, check that nothing on this host uses them, and record their state."""
     await job.context.shut_down([Path(disk.path) for disk in await azure_vms.disks_of(job.context, job.vm)])
-    with job.context.clock.move_on_after(_CLOSE_TIMEOUT_S):  # the kernel reports a last close to the disk host with a delay
+    with job.context.clock.real.move_on_after(_CLOSE_TIMEOUT_S):  # the kernel reports a last close with a delay
         while any(disk.open_handles for disk in await azure_vms.disks_of(job.context, job.vm)):
-            await job.context.clock.sleep(0.05)
+            await job.context.clock.real.sleep(0.05)
     disks = await azure_vms.disks_of(job.context, job.vm)
     _require_unused(job.vm, disks)
     job.variables["disks"] = [

@@ -48,7 +48,7 @@ async def _from_site(
 ) -> RigError | None:
     """Call a site that may be lost; return the reason if the call failed.  A role that is restarting is waited for."""
     try:
-        with context.clock.fail_after(limit_s):
+        with context.clock.real.fail_after(limit_s):
             await context.roles.retry_while_away(call, on_wait=lambda _reason: None, lost_is_final=True, limit_s=limit_s)
     except RigError as error:
         reason = error

@@ -48,7 +48,7 @@ class Repairs:
             return None
         sent_s = self._sent.get(row.vm, {}).get(parts[0]) if parts else None
         self.ask(row.vm, parts)
-        return parts[0] if sent_s is not None and self._context.clock.trio_time_s() - sent_s >= SENT_S else None
+        return parts[0] if sent_s is not None and self._context.clock.real.trio_time_s() - sent_s >= SENT_S else None
 
     def ask(self, vm: str, parts: list[str]) -> None:
         """Request parts of a VM; without parts the site looks for parts that the account lacks."""
@@ -78,7 +78,7 @@ class Repairs:
     async def _ask_site(self, vm: str, parts: list[str]) -> None:
         error: RigError | None = None
         try:
-            with self._context.clock.move_on_after(ANSWER_S) as scope:
+            with self._context.clock.real.move_on_after(ANSWER_S) as scope:
                 await self._context.site.send_again(vm=vm, parts=parts)
             if scope.cancelled_caught:
                 error = RigError(Code.RoleUnavailable, f"the site did not send parts again within {ANSWER_S:g} s")
@@ -92,7 +92,7 @@ class Repairs:
             self._refused.discard(vm)
             sent = self._sent.setdefault(vm, {})
             for part in parts:
-                sent.setdefault(part, self._context.clock.trio_time_s())
+                sent.setdefault(part, self._context.clock.real.trio_time_s())
             for part in list(sent)[: max(0, len(sent) - PARTS_MAX)]:
                 del sent[part]
         else:

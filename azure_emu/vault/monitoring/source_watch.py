@@ -51,7 +51,7 @@ class SourceWatch:
         """Make a round every ``WATCH_S`` seconds, until cancelled."""
         while True:
             await self.round()
-            await self._context.clock.sleep(WATCH_S)
+            await self._context.clock.real.sleep(WATCH_S)
 
     async def round(self) -> None:
         """Ask the site about every VM that is failed over."""

@@ -170,7 +170,11 @@ class StandstillWatch:
     def _of_wait(self, role: str, wait: Wait, disks: dict[str, str]) -> Iterator[Standstill]:
         place = f"wait {role} {wait.code} {wait.vm} {wait.disk}"
         bound_s = bounds.wait_s(wait.code)
-        if self._ages.age_s(place, wait.since_ns) < bound_s:
+        if wait.since_monotonic_ns is None:
+            age_s = self._ages.age_s(place, wait.since_ns)
+        else:  # the wall clock of the role may differ from that of the vault
+            age_s = (self._context.clock.monotonic_ns() - wait.since_monotonic_ns) / SECOND_NS
+        if age_s < bound_s:
             return
         disk = "" if wait.disk is None else f" with disk {disks.get(wait.disk, wait.disk)!r}"
         text = f"role {role} has been waiting for over {bound_s:g} s{disk}: {wait.reason}"
@@ -180,9 +184,10 @@ class StandstillWatch:
         reported_ns = self._context.roles.reported_ns
         if reported_ns is None:
             return
+        now_s = self._context.clock.real.boottime_ns() / SECOND_NS  # it reports in real time
         if self._heard is None or self._heard[0] != reported_ns:
-            self._heard = (reported_ns, self._now_s())
-        if self._now_s() - self._heard[1] >= bounds.SUPERVISOR_SILENT_S:
+            self._heard = (reported_ns, now_s)
+        if now_s - self._heard[1] >= bounds.SUPERVISOR_SILENT_S:
             text = f"the supervisor has not reported the roles' states for over {bounds.SUPERVISOR_SILENT_S:g} s"
             yield Standstill("supervisor", "SupervisorSilent", text)
 

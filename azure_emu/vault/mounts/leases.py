@@ -75,7 +75,7 @@ class Leases:
                 if not logged:
                     _log.info("reclaim_delayed", process=process.pid, code=error.code, reason=error.message)
                 logged = True
-            await self._context.clock.sleep(RETRY_S)
+            await self._context.clock.real.sleep(RETRY_S)
 
     async def _close_all(self, process: HostProcess) -> None:
         async with self._lock(process):

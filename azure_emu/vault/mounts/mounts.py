@@ -288,7 +288,7 @@ async def mount(
             )
         except BaseException:
             if fresh:
-                with trio.CancelScope(shield=True), context.clock.move_on_after(CLEAN_UP_S):
+                with trio.CancelScope(shield=True), context.clock.real.move_on_after(CLEAN_UP_S):
                     await _close(context, vm, new_row.name)
             raise
     known = await context.database.transact(lambda session: damage.warning_at(session, vm, at))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 
 from sqlalchemy.orm import Session
 
@@ -11,6 +12,7 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.jobs import engine, protection_tasks
 from siterig.azure_emu.vault.model.api import PointApi, RecoveryPoint
+from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.points import points, selectors
 from siterig.blockfs.contracts.control import CutInfo, TagKind
 from siterig.blockfs.core.errors import RigError
@@ -53,7 +55,19 @@ class PointOperations(PointApi):
             return points.to_wire(point)
 
         with self._context.awaiting_apply(vm, f"recovery point {name!r} of VM {vm!r} is sent and not applied yet"):
+            await self._apply_again(vm)
             return await self._context.notifications.wait_until(vm, there)
+
+    async def _apply_again(self, vm: str) -> None:
+        """Let the applier try again what it refused: the agent has just reached the account, so the reason may be gone."""
+
+        def refused(session: Session) -> list[str]:
+            is_refused = health.apply_error(session, vm) is not None
+            return [disk.disk_id for disk in find_item(session, vm).disks] if is_refused else []
+
+        if disk_ids := await self._context.database.transact(refused):
+            with suppress(RigError):  # the wait for the point finds what is wrong now
+                await self._context.recovery.process_latest(disk_ids=disk_ids)
 
     async def _cut_point(self, vm: str, kind: TagKind, name: str) -> CutInfo:
         """Take one cut, also if a role is away meanwhile; two points of one name would be ambiguous."""

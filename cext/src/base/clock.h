@@ -1,4 +1,4 @@
-/* The clocks of this host, in nanoseconds. */
+/* The clocks of this host, in nanoseconds. The time for people is in clock_page.h: a rig can control it. */
 #ifndef SITERIG_CLOCK_H
 #define SITERIG_CLOCK_H
 
@@ -16,12 +16,6 @@ static inline uint64_t sr_clock_ns(clockid_t clock)
 static inline uint64_t sr_now_ns(void)
 {
 	return sr_clock_ns(CLOCK_MONOTONIC);
-}
-
-/* Time since 1970, for people. */
-static inline uint64_t sr_time_of_day_ns(void)
-{
-	return sr_clock_ns(CLOCK_REALTIME);
 }
 
 #endif

@@ -11,6 +11,13 @@
 
 static sr_io_hook_fn io_hook;
 
+#define SR_IO_DONE (1ll << 62)
+
+int64_t sr_io_done(int64_t bytes)
+{
+	return SR_IO_DONE + bytes;
+}
+
 void sr_io_set_hook(sr_io_hook_fn hook)
 {
 	__atomic_store_n(&io_hook, hook, __ATOMIC_RELEASE);
@@ -40,11 +47,14 @@ static int64_t ask(int op, int fd, int64_t offset, int64_t bytes, const struct i
 /* Read as many of the bytes as the file has; returns their number or -errno. */
 static int64_t read_there(int fd, char *buf, int64_t bytes, int64_t offset)
 {
+	struct iovec whole = {.iov_base = buf, .iov_len = (size_t)bytes};
 	int64_t got = 0;
-	int64_t verdict = ask(SR_IO_READ, fd, offset, bytes, NULL, 0);
+	int64_t verdict = ask(SR_IO_READ, fd, offset, bytes, &whole, 1);
 
 	if (verdict < 0)
 		return failed(fd, verdict);
+	if (verdict >= SR_IO_DONE)
+		return verdict - SR_IO_DONE;
 	while (got < bytes) {
 		ssize_t n = pread(fd, buf + got, (size_t)(bytes - got), offset + got);
 		if (n < 0 && errno == EINTR)
@@ -79,7 +89,9 @@ int sr_io_read_whole(int fd, void *buf, int64_t bytes, int64_t offset)
 int sr_io_read_cached(int fd, void *buf, int64_t bytes, int64_t offset)
 {
 	struct iovec whole = {.iov_base = buf, .iov_len = (size_t)bytes};
-	return ask(SR_IO_READ, fd, offset, bytes, NULL, 0) == 0 && preadv2(fd, &whole, 1, offset, RWF_NOWAIT) == bytes;
+	int64_t verdict = ask(SR_IO_READ, fd, offset, bytes, &whole, 1);
+
+	return verdict ? verdict == SR_IO_DONE + bytes : preadv2(fd, &whole, 1, offset, RWF_NOWAIT) == bytes;
 }
 
 /* Remove `done` bytes from the front of the vectors; returns the number of remaining vectors. */
@@ -135,6 +147,8 @@ int64_t sr_io_writev(int fd, const struct iovec *iov, int iovs, int64_t offset)
 	int64_t verdict = ask(SR_IO_WRITE, fd, offset, bytes, iov, iovs);
 	if (verdict < 0)
 		return failed(fd, verdict);
+	if (verdict >= SR_IO_DONE)
+		return verdict - SR_IO_DONE;
 	return write_all(fd, iov, iovs, verdict > 0 && verdict < bytes ? verdict : bytes, offset);
 }
 
@@ -145,6 +159,8 @@ int64_t sr_io_write(int fd, const void *buf, int64_t bytes, int64_t offset)
 
 	if (verdict < 0)
 		return failed(fd, verdict);
+	if (verdict >= SR_IO_DONE)
+		return verdict - SR_IO_DONE;
 	if (verdict > 0 && verdict < bytes)
 		bytes = verdict;
 	while (done < bytes) {
@@ -166,8 +182,22 @@ void sr_io_expect_random(int fd)
 	(void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM); /* advice only */
 }
 
+static int without_sync;
+
+void sr_io_forgo_sync(void)
+{
+	__atomic_store_n(&without_sync, 1, __ATOMIC_RELEASE);
+}
+
+static int forgoes_sync(void)
+{
+	return __atomic_load_n(&without_sync, __ATOMIC_ACQUIRE);
+}
+
 void sr_io_start_sync(int fd)
 {
+	if (forgoes_sync())
+		return;
 	(void)sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* the sync reports errors */
 }
 
@@ -176,7 +206,7 @@ int sr_io_sync(int fd)
 	int64_t verdict = ask(SR_IO_SYNC, fd, 0, 0, NULL, 0);
 	if (verdict < 0)
 		return (int)failed(fd, verdict);
-	while (fdatasync(fd) != 0)
+	while (!forgoes_sync() && fdatasync(fd) != 0)
 		if (errno != EINTR)
 			return (int)failed(fd, -errno);
 	return 0;

@@ -1,4 +1,4 @@
-/* The system calls that access a disk's bytes, with one hook for faults in tests.
+/* The system calls that access a disk's bytes, with one hook for faults of the host's disk.
  *
  * All return bytes done or 0, or -errno; none is interrupted. Any thread.
  */
@@ -10,10 +10,12 @@
 
 enum sr_io_op { SR_IO_READ, SR_IO_WRITE, SR_IO_SYNC, SR_IO_PUNCH, SR_IO_RESIZE };
 
-/* Called before each call below, with `iov` for SR_IO_WRITE (otherwise NULL). 0: proceed; -errno: fail without the
- * call; n > 0: process only the first n bytes (a torn write). NULL in production. */
+/* Called before each call below, with `iov` for SR_IO_WRITE (the bytes) and SR_IO_READ (the place for them), otherwise
+ * NULL. 0: proceed; -errno: fail without the call; n > 0: process only the first n bytes (a torn write); sr_io_done(n):
+ * the hook has read or written, and n bytes of it were done. NULL unless a fault is armed. */
 typedef int64_t (*sr_io_hook_fn)(int op, int fd, int64_t offset, int64_t bytes, const struct iovec *iov, int iovs);
 void sr_io_set_hook(sr_io_hook_fn hook);
+int64_t sr_io_done(int64_t bytes);
 
 /* The descriptor of the last failed call of this thread, if it failed with `error` (a positive errno); otherwise -1. */
 int sr_io_failed_fd(int error);
@@ -40,6 +42,8 @@ void sr_io_expect_random(int fd);
 
 /* Start writing dirty pages without waiting; a sync that follows is faster. */
 void sr_io_start_sync(int fd);
+/* From now on this process writes no file out to its medium: a sync returns at once.  For disks that are thrown away. */
+void sr_io_forgo_sync(void);
 
 int sr_io_sync(int fd);
 int sr_io_resize(int fd, int64_t bytes);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/clock_page.h"
 #include "base/record.h"
 #include "base/siterig.h"
 #include "disk/disk_internal.h"

@@ -7,6 +7,8 @@
 
 #include "disk/disk_internal.h"
 #include "disk/lock.h"
+#include "disk/old_bytes.h"
+#include "faults/rules.h"
 
 struct sr_disk *sr_disk_new(struct sr_layer *layer, struct sr_positions *positions, int event_fd)
 {
@@ -41,6 +43,9 @@ void sr_disk_put(struct sr_disk *disk)
 	pthread_rwlock_destroy(&disk->snapshot_lock);
 	pthread_mutex_destroy(&disk->syncing);
 	pthread_mutex_destroy(&disk->lock);
+	sr_fault_set_free(disk->faults);
+	(void)sr_stale_set(disk, 0);
+	sr_unsynced_free(disk->unsynced);
 	free(disk);
 }
 
@@ -49,12 +54,17 @@ void sr_disk_end_requests(struct sr_disk *disk)
 	pthread_rwlock_wrlock(&disk->inflight_lock);
 	disk->ended = 1;
 	pthread_rwlock_unlock(&disk->inflight_lock);
+	pthread_mutex_lock(&disk->lock);
+	struct sr_fault_set *faults = disk->faults;
+	sr_unlock(disk);
+	if (faults)
+		sr_fault_set_end(faults); /* of requests that were judged before */
 }
 
 void sr_disk_free(struct sr_disk *disk)
 {
+	sr_disk_end_requests(disk);
 	pthread_rwlock_wrlock(&disk->inflight_lock);
-	disk->ended = 1;
 	pthread_mutex_lock(&disk->lock);
 	sr_snapshot_end_locked(disk);
 	sr_log_stop_locked(disk);
@@ -133,6 +143,8 @@ static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t byte
 	int64_t done;
 
 	sr_snapshot_keep(disk, offset, bytes);
+	if (disk->keeps_old)
+		sr_keep_old_bytes(disk, offset, bytes);
 	sr_log_make_room(disk, bytes);
 	int rc = sr_log_record(disk, SR_WRITE, 0, offset, bytes, buf, (uint32_t)bytes, &mark);
 	if (rc)
@@ -176,6 +188,8 @@ static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t
 	struct mark mark;
 
 	sr_snapshot_keep(disk, offset, bytes);
+	if (disk->keeps_old)
+		sr_keep_old_bytes(disk, offset, bytes);
 	sr_log_make_room(disk, 0);
 	int rc = sr_log_record(disk, type, 0, offset, bytes, NULL, 0, &mark);
 	if (rc)

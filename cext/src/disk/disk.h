@@ -214,6 +214,10 @@ void sr_disk_counters(struct sr_disk *disk, struct sr_counters *out);
 
 /* Requests name handles: numbers with this bit, which no handle of a folder or of Python has. */
 #define SR_HANDLE_BIT (1ull << 62)
+/* With this bit in the handle, a request that a fault rule may make wait is not begun, and returns SR_WOULD_WAIT: repeat
+ * it without the bit, on a thread that may wait. */
+enum { SR_HANDLE_NO_WAIT = 1ll << 61 };
+enum { SR_WOULD_WAIT = -10002 };
 enum sr_handle_kind { SR_HANDLE_DISK, SR_HANDLE_VHD, SR_HANDLE_SNAPSHOT, SR_HANDLE_LOG, SR_HANDLE_FILE };
 
 /* Open `disk` as `kind`. `footer` is the 512 bytes after the disk for SR_HANDLE_VHD. `fd` (owned) is the file of
@@ -222,8 +226,8 @@ enum sr_handle_kind { SR_HANDLE_DISK, SR_HANDLE_VHD, SR_HANDLE_SNAPSHOT, SR_HAND
 int64_t sr_handle_open(struct sr_disk *disk, int kind, int writable, const uint8_t *footer, int fd, uint64_t number);
 void sr_handle_close(uint64_t handle);
 
-/* Requests. Those on the disk itself (SR_HANDLE_DISK, SR_HANDLE_VHD) are counted and timed. -EBADF: no such handle,
- * or it is not writable. */
+/* Requests. Those on the disk itself (SR_HANDLE_DISK, SR_HANDLE_VHD) are counted and timed, and meet the faults of the
+ * disk's rules (faulty.h). -EBADF: no such handle, or it is not writable. */
 int64_t sr_handle_read(uint64_t handle, void *buf, uint64_t bytes, uint64_t offset);
 int64_t sr_handle_write(uint64_t handle, const void *buf, uint64_t bytes, uint64_t offset);
 int sr_handle_flush(uint64_t handle);

@@ -1,6 +1,7 @@
 /* Shared parts of the disk engine. Locking order: `inflight_lock` (read: a request is running; write: requests are
- * being ended), then `snapshot_lock` or `syncing`, then `lock`. Only sr_snapshots_begin takes the locks of several
- * disks, and one thread calls it. */
+ * being ended, or fault rules change), then `snapshot_lock` or `syncing`, then `lock`. Only sr_snapshots_begin takes the
+ * locks `lock` of several disks, and one thread calls it; only faulty.c takes `inflight_lock` of several disks, under a
+ * lock of its own. A request that waits for a fault rule holds none of them. */
 #ifndef SITERIG_DISK_INTERNAL_H
 #define SITERIG_DISK_INTERNAL_H
 
@@ -39,10 +40,15 @@ struct log {
 };
 
 struct snapshot;
+struct sr_fault_set;
+struct sr_undo;
+struct sr_unsynced;
 
 struct sr_disk {
 	pthread_rwlock_t inflight_lock;
 	int ended; /* no request begins any more */
+	int is_faulty; /* there are fault rules; written with `inflight_lock` */
+	struct sr_fault_set *faults; /* NULL until the first rule; freed with the disk */
 	int users; /* handles, and the owner: the last one frees the memory */
 	pthread_mutex_t syncing;
 	pthread_mutex_t lock; /* protects log append and disk write, and the following fields */
@@ -53,6 +59,10 @@ struct sr_disk {
 	pthread_rwlock_t snapshot_lock; /* read-locked while the snapshot is read */
 	struct snapshot *snapshot;
 	uint64_t snapshot_serial;
+	int keeps_old; /* `stale` or `unsynced` is not NULL */
+	struct sr_undo *stale;          /* old_bytes.h */
+	struct sr_unsynced *unsynced;
+	int waits_over; /* see sr_disk_end_waits */
 	uint64_t changes, synced; /* number of changes, and number of durable changes */
 	int sync_error;
 	int file_changed; /* by another program: see sr_note_changed */
@@ -98,6 +108,12 @@ void sr_log_stop_locked(struct sr_disk *disk);
 void sr_log_note_mtime(struct sr_disk *disk, uint64_t mtime_ns);
 uint64_t sr_log_end_of(struct sr_disk *disk, uint64_t number);
 void sr_snapshot_keep(struct sr_disk *disk, uint64_t offset, uint64_t bytes);
+/* Call before a change, if `keeps_old`. */
+void sr_keep_old_bytes(struct sr_disk *disk, uint64_t offset, uint64_t bytes);
+/* Begin a new epoch of unsynced writes, and return the number of the last one that a flush makes durable; then drop the
+ * epochs up to that number. */
+uint64_t sr_unsynced_seal(struct sr_disk *disk);
+void sr_unsynced_drop(struct sr_disk *disk, uint64_t upto);
 void sr_snapshot_end_locked(struct sr_disk *disk);
 
 /* Convert a layer's result for a guest. -ESTALE (its file was truncated, or has no name any more) is recorded, ends

@@ -132,9 +132,15 @@ int sr_disk_flush(struct sr_disk *disk)
 		disk->changes++;
 		disk->log.flush_due = 0;
 	}
-	uint64_t wanted = disk->changes;
+	uint64_t wanted = disk->changes, sealed = disk->unsynced ? sr_unsynced_seal(disk) : 0;
 	sr_unlock(disk);
-	return sync_upto(disk, wanted);
+	rc = sync_upto(disk, wanted);
+	if (sealed && rc == 0) {
+		pthread_mutex_lock(&disk->lock);
+		sr_unsynced_drop(disk, sealed);
+		sr_unlock(disk);
+	}
+	return rc;
 }
 
 int sr_disk_sync(struct sr_disk *disk)

@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "disk/disk_internal.h"
+#include "disk/faulty.h"
 #include "disk/lock.h"
 
 #define FOOTER_BYTES 512
@@ -120,12 +121,14 @@ void sr_handle_close(uint64_t name)
 struct request {
 	struct handle *handle;
 	uint64_t began_ns;
+	int may_wait; /* for a fault rule */
 };
 
 /* Begin a request; the disk cannot be freed until it ends. */
 static int begin(struct request *request, uint64_t name)
 {
-	request->handle = get(name);
+	request->may_wait = !(name & SR_HANDLE_NO_WAIT);
+	request->handle = get(name & ~(uint64_t)SR_HANDLE_NO_WAIT);
 	if (!request->handle)
 		return -EBADF;
 	request->began_ns = sr_now_ns();
@@ -168,17 +171,61 @@ static int64_t end(struct request *request, int op, int64_t result, uint64_t byt
 {
 	int kind = request->handle->kind;
 
-	if (kind == SR_HANDLE_DISK || kind == SR_HANDLE_VHD)
+	if ((kind == SR_HANDLE_DISK || kind == SR_HANDLE_VHD) && result != SR_WOULD_WAIT)
 		count(request, op, result, bytes);
 	finish(request);
 	return result;
 }
 
-static int64_t read_vhd(struct handle *handle, char *buf, uint64_t bytes, uint64_t offset)
+/* --- the bytes of the disk, through its fault rules if it has any. A disk without rules pays for one branch. ---- */
+
+static int is_faulty(const struct request *request)
 {
+	return __builtin_expect(request->handle->disk->is_faulty, 0);
+}
+
+static int64_t read_disk(const struct request *request, void *buf, uint64_t bytes, uint64_t offset)
+{
+	struct sr_disk *disk = request->handle->disk;
+
+	if (is_faulty(request))
+		return sr_faulty_read(disk, request->may_wait, buf, bytes, offset);
+	return sr_disk_read(disk, buf, bytes, offset);
+}
+
+static int64_t write_disk(const struct request *request, const void *buf, uint64_t bytes, uint64_t offset)
+{
+	struct sr_disk *disk = request->handle->disk;
+
+	if (is_faulty(request))
+		return sr_faulty_write(disk, request->may_wait, buf, bytes, offset);
+	return sr_disk_write(disk, buf, bytes, offset);
+}
+
+static int flush_disk(const struct request *request)
+{
+	struct sr_disk *disk = request->handle->disk;
+
+	return is_faulty(request) ? sr_faulty_flush(disk, request->may_wait) : sr_disk_flush(disk);
+}
+
+static int zero_disk(const struct request *request, int type, uint64_t offset, uint64_t bytes)
+{
+	struct sr_disk *disk = request->handle->disk;
+
+	if (is_faulty(request))
+		return sr_faulty_zero(disk, request->may_wait, type, offset, bytes);
+	return sr_disk_zero(disk, type, offset, bytes);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- */
+
+static int64_t read_vhd(const struct request *request, char *buf, uint64_t bytes, uint64_t offset)
+{
+	struct handle *handle = request->handle;
 	uint64_t size = sr_disk_bytes(handle->disk);
-	int64_t done = sr_disk_read(handle->disk, buf, bytes, offset);
-	if (done < 0 || (uint64_t)done == bytes)
+	int64_t done = read_disk(request, buf, bytes, offset);
+	if (done < 0 || (uint64_t)done == bytes || offset + (uint64_t)done < size) /* the last: a fault */
 		return done;
 	uint64_t behind = offset + (uint64_t)done - size; /* offset in the footer */
 	if (behind >= FOOTER_BYTES)
@@ -219,10 +266,10 @@ int64_t sr_handle_read(uint64_t name, void *buf, uint64_t bytes, uint64_t offset
 	struct handle *handle = request.handle;
 	switch (handle->kind) {
 	case SR_HANDLE_DISK:
-		done = sr_disk_read(handle->disk, buf, bytes, offset);
+		done = read_disk(&request, buf, bytes, offset);
 		break;
 	case SR_HANDLE_VHD:
-		done = read_vhd(handle, buf, bytes, offset);
+		done = read_vhd(&request, buf, bytes, offset);
 		break;
 	case SR_HANDLE_SNAPSHOT:
 		done = sr_snapshot_read_one(handle->disk, handle->number, buf, bytes, offset);
@@ -242,7 +289,7 @@ int64_t sr_handle_write(uint64_t name, const void *buf, uint64_t bytes, uint64_t
 	int64_t done = begin(&request, name);
 	if (done)
 		return done;
-	done = request.handle->writable ? sr_disk_write(request.handle->disk, buf, bytes, offset) : -EBADF;
+	done = request.handle->writable ? write_disk(&request, buf, bytes, offset) : -EBADF;
 	return end(&request, SR_COUNT_WRITE, done, (uint64_t)done);
 }
 
@@ -253,12 +300,13 @@ int sr_handle_flush(uint64_t name)
 	if (rc)
 		return rc;
 	if (request.handle->kind == SR_HANDLE_DISK)
-		rc = sr_disk_flush(request.handle->disk);
+		rc = flush_disk(&request);
 	return (int)end(&request, SR_COUNT_FLUSH, rc, 0);
 }
 
-static int allocate(struct handle *handle, int mode, uint64_t offset, uint64_t bytes)
+static int allocate(const struct request *request, int mode, uint64_t offset, uint64_t bytes)
 {
+	struct handle *handle = request->handle;
 	int rc = 0;
 
 	if (handle->kind != SR_HANDLE_DISK)
@@ -266,7 +314,7 @@ static int allocate(struct handle *handle, int mode, uint64_t offset, uint64_t b
 	if (!handle->writable)
 		return -EBADF;
 	if (mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE))
-		return sr_disk_zero(handle->disk, SR_DISCARD, offset, bytes);
+		return zero_disk(request, SR_DISCARD, offset, bytes);
 	if (mode & ~(FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE))
 		return -EOPNOTSUPP;
 	if (offset + bytes < offset)
@@ -274,7 +322,7 @@ static int allocate(struct handle *handle, int mode, uint64_t offset, uint64_t b
 	if (!(mode & FALLOC_FL_KEEP_SIZE))
 		rc = sr_disk_reach(handle->disk, offset + bytes);
 	if (rc == 0 && (mode & FALLOC_FL_ZERO_RANGE))
-		rc = sr_disk_zero(handle->disk, SR_ZERO, offset, bytes);
+		rc = zero_disk(request, SR_ZERO, offset, bytes);
 	return rc;
 }
 
@@ -284,7 +332,7 @@ int sr_handle_fallocate(uint64_t name, int mode, uint64_t offset, uint64_t bytes
 	int rc = begin(&request, name);
 	if (rc)
 		return rc;
-	rc = allocate(request.handle, mode, offset, bytes);
+	rc = allocate(&request, mode, offset, bytes);
 	if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
 		return (int)end(&request, SR_COUNT_DISCARD, rc, bytes);
 	finish(&request);

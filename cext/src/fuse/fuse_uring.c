@@ -25,11 +25,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "disk/disk.h"
 #include "fuse/requests.h"
+#include "fuse/waiting_room.h"
 
 enum {
 	FREE_ENTRIES_MIN = 32,
-	SLOW_THREADS = 8,
 	COMMAND_REGISTER = 1,
 	COMMAND_COMMIT_AND_FETCH = 2,
 	EVENT = 1, /* user data of the read from the eventfd; no entry has that address */
@@ -56,7 +57,7 @@ struct command {
 
 struct entry {
 	struct queue *queue;
-	struct entry *next, *next_queued; /* all entries; entries that were answered, or wait for a slow thread */
+	struct entry *next, *next_queued; /* all entries; entries that were answered */
 	struct headers *headers;
 	char *payload;
 	size_t mapped_bytes;
@@ -84,11 +85,7 @@ struct queue {
 struct sr_uring {
 	struct sr_uring_setup setup;
 	atomic_bool ending;
-	pthread_mutex_t lock; /* protects the queue */
-	pthread_cond_t filled;
-	struct entry *first_slow, **last_slow;
-	pthread_t slow_threads[SLOW_THREADS];
-	int slow_thread_count;
+	struct sr_waiting_room *room; /* for requests that may take long */
 	int count;
 	atomic_int error;       /* error with which a thread failed */
 	struct queue queues[]; /* one for each CPU */
@@ -236,7 +233,7 @@ static int64_t pass_on(struct queue *queue, struct entry *entry, const struct fu
 	return SR_NO_ANSWER;
 }
 
-static struct sr_request request_in(struct entry *entry)
+static struct sr_request request_in(struct entry *entry, bool may_wait)
 {
 	return (struct sr_request){
 		.in = (const void *)entry->headers->in_out,
@@ -244,65 +241,41 @@ static struct sr_request request_in(struct entry *entry)
 		.data = entry->payload,
 		.data_bytes = entry->headers->entry.payload_bytes,
 		.data_room = entry->queue->uring->setup.request_bytes_max,
+		.may_wait = may_wait,
 	};
 }
 
-static void put_to_slow(struct entry *entry)
+/* Execute a request that may take long, or wait for a fault rule. */
+static void answer_elsewhere(void *item)
 {
-	struct sr_uring *uring = entry->queue->uring;
+	struct entry *entry = item;
+	struct sr_request request = request_in(entry, true);
+	uint64_t unique = request.in->unique;
 
-	entry->next_queued = NULL;
-	pthread_mutex_lock(&uring->lock);
-	*uring->last_slow = entry;
-	uring->last_slow = &entry->next_queued;
-	pthread_cond_signal(&uring->filled);
-	pthread_mutex_unlock(&uring->lock);
+	put_answer(entry, unique, sr_request_answer(&request));
+	give_back(entry);
 }
 
-static struct entry *next_slow(struct sr_uring *uring)
+static int64_t answer_or_let_wait(struct entry *entry, struct sr_request *request)
 {
-	struct entry *entry = NULL;
+	int64_t answer = SR_WOULD_WAIT;
 
-	pthread_mutex_lock(&uring->lock);
-	while (!uring->first_slow && !atomic_load(&uring->ending))
-		pthread_cond_wait(&uring->filled, &uring->lock);
-	if (!atomic_load(&uring->ending)) {
-		entry = uring->first_slow;
-		uring->first_slow = entry->next_queued;
-		if (!uring->first_slow)
-			uring->last_slow = &uring->first_slow;
-	}
-	pthread_mutex_unlock(&uring->lock);
-	return entry;
-}
-
-static void *serve_slow(void *arg)
-{
-	struct sr_uring *uring = arg;
-	struct entry *entry;
-
-	pthread_setname_np(pthread_self(), "disk-slow");
-	while ((entry = next_slow(uring))) {
-		struct sr_request request = request_in(entry);
-		uint64_t unique = request.in->unique;
-
-		put_answer(entry, unique, sr_request_answer(&request));
-		give_back(entry);
-	}
-	return NULL;
+	if (!sr_request_is_slow(request->in))
+		answer = sr_request_answer(request);
+	if (answer != SR_WOULD_WAIT)
+		return answer;
+	int rc = sr_waiting_room_put(entry->queue->uring->room, answer_elsewhere, entry);
+	return rc ? rc : SR_NO_ANSWER;
 }
 
 static int handle(struct queue *queue, struct entry *entry)
 {
-	struct sr_request request = request_in(entry);
+	struct sr_request request = request_in(entry, false);
 	const struct fuse_in_header in = *request.in;
-	int64_t answer = SR_NO_ANSWER;
+	int64_t answer;
 
 	queue->free--;
-	if (sr_request_is_slow(&in))
-		put_to_slow(entry);
-	else
-		answer = sr_request_answer(&request);
+	answer = answer_or_let_wait(entry, &request);
 	if (answer == SR_UPCALL)
 		answer = pass_on(queue, entry, &in, in.len - sizeof(in) - request.data_bytes);
 	else
@@ -410,8 +383,6 @@ static void close_queue(struct queue *queue)
 {
 	struct entry *entry;
 
-	if (queue->has_thread)
-		pthread_join(queue->thread, NULL);
 	sr_ring_close(&queue->ring); /* before the entries' memory is freed */
 	if (queue->event_fd >= 0)
 		close(queue->event_fd);
@@ -444,10 +415,6 @@ static int open_all(struct sr_uring *uring)
 
 	for (int i = 0; i < uring->count && !rc; i++)
 		rc = open_queue(&uring->queues[i]);
-	for (int i = 0; i < SLOW_THREADS && !rc; i++) {
-		rc = -pthread_create(&uring->slow_threads[i], NULL, serve_slow, uring);
-		uring->slow_thread_count += !rc;
-	}
 	return rc;
 }
 
@@ -465,9 +432,6 @@ int sr_uring_new(const struct sr_uring_setup *setup, struct sr_uring **out)
 		return -ENOMEM;
 	uring->setup = *setup;
 	uring->count = cpus;
-	uring->last_slow = &uring->first_slow;
-	pthread_mutex_init(&uring->lock, NULL);
-	pthread_cond_init(&uring->filled, NULL);
 	for (int i = 0; i < cpus; i++) {
 		struct queue *queue = &uring->queues[i];
 
@@ -475,7 +439,8 @@ int sr_uring_new(const struct sr_uring_setup *setup, struct sr_uring **out)
 		queue->ring = sr_ring_none();
 		pthread_mutex_init(&queue->lock, NULL);
 	}
-	rc = open_all(uring);
+	uring->room = sr_waiting_room_new();
+	rc = uring->room ? open_all(uring) : -ENOMEM;
 	if (rc) {
 		sr_uring_free(uring);
 		return rc;
@@ -531,18 +496,15 @@ int sr_uring_error(struct sr_uring *uring)
 
 void sr_uring_free(struct sr_uring *uring)
 {
-	pthread_mutex_lock(&uring->lock);
 	atomic_store(&uring->ending, true);
-	pthread_cond_broadcast(&uring->filled);
-	pthread_mutex_unlock(&uring->lock);
-	for (int i = 0; i < uring->slow_thread_count; i++)
-		pthread_join(uring->slow_threads[i], NULL);
 	for (int i = 0; i < uring->count; i++)
 		wake(&uring->queues[i]);
 	for (int i = 0; i < uring->count; i++)
+		if (uring->queues[i].has_thread)
+			pthread_join(uring->queues[i].thread, NULL);
+	sr_waiting_room_free(uring->room); /* its threads use the entries */
+	for (int i = 0; i < uring->count; i++)
 		close_queue(&uring->queues[i]);
-	pthread_cond_destroy(&uring->filled);
-	pthread_mutex_destroy(&uring->lock);
 	free(uring);
 }
 

@@ -10,13 +10,18 @@
 /* Missing in the headers of some systems. */
 enum { OP_STATX = 52, OP_COPY_FILE_RANGE_64 = 53 };
 
+static uint64_t handle_of(const struct sr_request *request, uint64_t fh)
+{
+	return request->may_wait ? fh : fh | SR_HANDLE_NO_WAIT;
+}
+
 static int64_t answer_read(const struct sr_request *request)
 {
 	const struct fuse_read_in *arg = request->arg;
 
 	if (arg->size > request->data_room)
 		return -EINVAL;
-	return sr_handle_read(arg->fh, request->data, arg->size, arg->offset);
+	return sr_handle_read(handle_of(request, arg->fh), request->data, arg->size, arg->offset);
 }
 
 static int64_t answer_write(const struct sr_request *request)
@@ -27,7 +32,7 @@ static int64_t answer_write(const struct sr_request *request)
 
 	if (arg->size > request->data_bytes)
 		return -EINVAL;
-	done = sr_handle_write(arg->fh, request->data, arg->size, arg->offset);
+	done = sr_handle_write(handle_of(request, arg->fh), request->data, arg->size, arg->offset);
 	if (done < 0)
 		return done;
 	out.size = (uint32_t)done;
@@ -52,7 +57,7 @@ static int64_t answer_fallocate(const struct sr_request *request)
 {
 	const struct fuse_fallocate_in *arg = request->arg;
 
-	return sr_handle_fallocate(arg->fh, (int)arg->mode, arg->offset, arg->length);
+	return sr_handle_fallocate(handle_of(request, arg->fh), (int)arg->mode, arg->offset, arg->length);
 }
 
 bool sr_request_is_slow(const struct fuse_in_header *in)
@@ -72,7 +77,7 @@ int64_t sr_request_answer(const struct sr_request *request)
 		answer = answer_write(request);
 		break;
 	case FUSE_FSYNC:
-		answer = sr_handle_flush(((const struct fuse_fsync_in *)request->arg)->fh);
+		answer = sr_handle_flush(handle_of(request, ((const struct fuse_fsync_in *)request->arg)->fh));
 		break;
 	case FUSE_FALLOCATE:
 		answer = answer_fallocate(request);

@@ -16,6 +16,7 @@ struct sr_request {
 	void *data;           /* the data after it; the bytes of the answer are stored here */
 	uint32_t data_bytes;  /* length of the request's data */
 	uint32_t data_room;   /* space for the answer */
+	bool may_wait;        /* this thread may wait for a fault rule of the disk; otherwise SR_WOULD_WAIT is possible */
 };
 
 enum sr_answer {
@@ -27,7 +28,8 @@ enum sr_answer {
  * space. */
 bool sr_request_is_slow(const struct fuse_in_header *in);
 
-/* Execute the request. Returns the number of answer bytes in `data`, -errno as the answer, or an enum sr_answer. */
+/* Execute the request. Returns the number of answer bytes in `data`, -errno as the answer, or an enum sr_answer; or
+ * SR_WOULD_WAIT (disk.h): nothing was done, and the request is to be executed on a thread that may wait. */
 int64_t sr_request_answer(const struct sr_request *request);
 
 /* Build the answer to FUSE_INIT, for requests of up to `request_bytes_max` (whole pages), at most `queue` of them in

@@ -17,9 +17,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "disk/disk.h"
 #include "fuse/fuse_uring.h"
 #include "fuse/upcall.h"
 #include "fuse/requests.h"
+#include "fuse/waiting_room.h"
 
 enum {
 	PAGE_BYTES = 4096,
@@ -50,6 +52,7 @@ struct sr_server {
 	uint16_t queue;
 	struct sr_upcall *upcall;
 	struct sr_uring *uring;
+	struct sr_waiting_room *room;
 	int uring_error;
 	atomic_int error;
 	int active_max;             /* workers that read requests */
@@ -132,6 +135,56 @@ static void leave_pool(struct sr_server *server)
 	pthread_mutex_unlock(&server->lock);
 }
 
+/* A request that waits for a fault rule, with its data. */
+struct waiting {
+	struct worker *worker;
+	size_t bytes;
+	char request[]; /* the headers, then the data or the space for the answer */
+};
+
+static void answer_waiting(void *item)
+{
+	struct waiting *waiting = item;
+	struct fuse_in_header *in = (void *)waiting->request;
+	char *data = waiting->request + HEADERS_BYTES;
+	struct sr_request request = {
+		.in = in,
+		.arg = in + 1,
+		.data = data,
+		.data_bytes = waiting->bytes > HEADERS_BYTES ? (uint32_t)(waiting->bytes - HEADERS_BYTES) : 0,
+		.data_room = waiting->worker->server->request_bytes_max,
+		.may_wait = true,
+	};
+	int64_t answer = sr_request_answer(&request);
+
+	reply(waiting->worker->fd, in, answer, data);
+	free(waiting);
+}
+
+/* Let another thread execute the request, because this one takes further requests. */
+static int64_t let_wait(struct worker *worker, const struct fuse_in_header *in, size_t bytes)
+{
+	const struct fuse_read_in *arg = (const void *)(in + 1);
+	size_t room = sizeof(struct fuse_out_header);
+	struct waiting *waiting;
+
+	if (in->opcode == FUSE_READ)
+		room = arg->size;
+	if (bytes > HEADERS_BYTES + room)
+		room = bytes - HEADERS_BYTES;
+	waiting = malloc(sizeof(*waiting) + HEADERS_BYTES + room);
+	if (!waiting)
+		return -ENOMEM;
+	waiting->worker = worker;
+	waiting->bytes = bytes;
+	memset(waiting->request, 0, HEADERS_BYTES);
+	memcpy(waiting->request, in, bytes);
+	int rc = sr_waiting_room_put(worker->server->room, answer_waiting, waiting);
+	if (rc)
+		free(waiting);
+	return rc ? rc : SR_NO_ANSWER;
+}
+
 static void handle(struct worker *worker, struct fuse_in_header *in, size_t bytes)
 {
 	char *data = (char *)in + HEADERS_BYTES;
@@ -148,6 +201,8 @@ static void handle(struct worker *worker, struct fuse_in_header *in, size_t byte
 		answer = pass_on(worker, in, in + 1, bytes - sizeof(*in));
 	else
 		atomic_fetch_add_explicit(&worker->answered, 1, memory_order_relaxed);
+	if (answer == SR_WOULD_WAIT)
+		answer = let_wait(worker, in, bytes);
 	if (answer != SR_NO_ANSWER)
 		reply(worker->fd, in, answer, data);
 }
@@ -280,6 +335,7 @@ static void release(struct sr_server *server)
 	for (int i = 0; i < server->count; i++)
 		if (server->workers[i].started)
 			pthread_join(server->workers[i].thread, NULL);
+	sr_waiting_room_free(server->room); /* its threads write to the workers' descriptors */
 	if (server->upcall)
 		sr_upcall_close(server->upcall); /* its receiver writes to the workers' descriptors and rings */
 	if (server->uring)
@@ -336,6 +392,9 @@ int sr_server_start(const struct sr_server_setup *setup, struct sr_server **out)
 	for (int i = 0; i < server->count && !rc; i++)
 		rc = open_worker(&server->workers[i], setup->device_fd);
 	hold_back_signals(&before);
+	server->room = rc ? NULL : sr_waiting_room_new();
+	if (!rc && !server->room)
+		rc = -ENOMEM;
 	if (!rc) {
 		server->upcall = sr_upcall_new(setup->upcall_fd, reply_from_upcall, server);
 		rc = server->upcall ? 0 : -ENOMEM;

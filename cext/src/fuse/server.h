@@ -27,7 +27,8 @@ struct sr_server_setup {
  * owned; -EPROTO: the kernel is too old (before Linux 4.20). */
 int sr_server_start(const struct sr_server_setup *setup, struct sr_server **out);
 
-/* End all threads, also with requests in progress, and close the descriptors: with the last one the kernel ends a
+/* End all threads, also with requests in progress, and close the descriptors. The disks' waits for fault rules must have
+ * been ended (sr_disk_end_waits): with the last one the kernel ends a
  * remaining mount, and its users get ENOTCONN. Returns the error with which a thread failed (-errno), or 0. */
 int sr_server_stop(struct sr_server *server);
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.blockfs.images import vhd
 from siterig.cli import exit_status, output
 from siterig.cli.commands.options import (
@@ -24,8 +24,10 @@ from siterig.cli.commands.options import (
     fuse_options_of,
 )
 from siterig.cli.log_notes import log_as_notes
+from siterig.cli.shown_faults import ShownFaults
 from siterig.core.parsing import check_file_name, format_size
-from siterig.images.image_mount import Mounted, MountRequest, expose
+from siterig.images.image_mount import Mounted, MountListener, MountRequest, expose
+from siterig.scenarios.faults.rules import FaultRules
 
 
 class FormatOption(StrEnum):
@@ -56,6 +58,22 @@ def mount(
         str | None,
         typer.Option("--name", metavar="NAME", help="Name of the disk. Default: the name of the image without its suffix."),
     ] = None,
+    faults: Annotated[
+        Path | None,
+        typer.Option("--faults", metavar="FILE", help="TOML file of fault rules, armed before the disk is there."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            min=0,
+            help="Seed of random choices of faults. Default: that of the file, or a random one.",
+        ),
+    ] = None,
+    power_loss: Annotated[
+        bool, typer.Option("--power-loss", help="Keep the old bytes of unsynced writes, for siterig power-loss DIR.")
+    ] = False,
     portable_fuse: PortableFuse = False,
     fuse_threads: FuseThreads = THREADS,
     fuse_queue: FuseQueue = QUEUE,
@@ -63,10 +81,11 @@ def mount(
 ) -> None:
     """Expose an image as a disk, DIR/NAME.img, until it is unmounted.
 
-    Ctrl-C, umount DIR or fusermount3 -u DIR unmounts it.
+    Ctrl-C, umount DIR or fusermount3 -u DIR unmounts it. A fault rule that did not fire as often as it expects makes exit
+    status 1.
     """
 
-    async def work() -> None:
+    async def work() -> bool:
         if log and read_only:
             raise RigError(Code.BadRequest, "--log and --read-only: they exclude each other: a read-only image has no log")
         if name is not None:
@@ -80,7 +99,11 @@ def mount(
             read_only=read_only,
             format=None if format_ is None else format_.value,
             fuse_options=fuse_options_of(fuse_threads, fuse_queue, portable=portable_fuse),
+            faults=None if faults is None else _rules(faults),
+            seed=seed,
+            keeps_unsynced=power_loss,
         )
+        shown = ShownFaults(as_json=as_json)
 
         def ready(mounted: Mounted) -> None:
             if as_json:
@@ -88,14 +111,23 @@ def mount(
             else:
                 _print_mounted(mounted)
 
-        mounted = await expose(request, ready=ready, note=output.notice)
+        listener = MountListener(ready=ready, note=output.notice, injected=shown.injected, ended=shown.ended)
+        mounted = await expose(request, listener)
         with contextlib.suppress(BrokenPipeError):  # a script may have read the first line only
             if as_json:
                 output.print_json_line({"unmounted": _unmounted_json(mounted)})
             else:
                 _print_unmounted(mounted)
+        return all(verdict.ok for verdict in mounted.verdicts)
 
-    exit_status.run(work)
+    if not exit_status.run(work):
+        raise typer.Exit(ExitStatus.FAILED)
+
+
+def _rules(file: Path) -> FaultRules:
+    from siterig.scenarios.faults.rule_files import read_rules
+
+    return read_rules(file)
 
 
 def _vhd(mounted: Mounted) -> Path | None:
@@ -111,6 +143,8 @@ def _print_mounted(mounted: Mounted) -> None:
         output.line(f"  as a fixed VHD, read-only: {as_vhd}")
     if state.tracked:
         output.line(f"  every write is logged, generation {state.generation}: {mounted.alone.segments()[-1]}, ...")
+    if (armed := mounted.faults.armed) or mounted.faults.seed_is_given:
+        output.line(f"  {len(armed)} {'fault' if len(armed) == 1 else 'faults'}, seed {mounted.faults.seed}")
     output.notice(f"Ctrl-C or umount {where} ends it")
 
 
@@ -141,11 +175,16 @@ def _mounted_json(mounted: Mounted) -> dict[str, object]:
         "disk": str(mounted.disk),
         "vhd": None if as_vhd is None else str(as_vhd),
         "log": _log_json(mounted),
+        "faults": {"seed": mounted.faults.seed, "armed": mounted.faults.armed},
     }
 
 
 def _unmounted_json(mounted: Mounted) -> dict[str, object]:
-    return {"image": str(mounted.image.path), "log": _log_json(mounted)}
+    return {
+        "image": str(mounted.image.path),
+        "log": _log_json(mounted),
+        "faults": {"seed": mounted.faults.seed, "verdicts": mounted.verdicts},
+    }
 
 
 def _log_json(mounted: Mounted) -> dict[str, object] | None:

@@ -10,8 +10,8 @@ import typer
 
 from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, STORE_SHARE_MAX, WhenFull
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
-from siterig.blockfs.core.errors import ExitStatus
-from siterig.cli import exit_status, light_commands, output, rig_status
+from siterig.blockfs.core.errors import Code, ExitStatus, RigError
+from siterig.cli import exit_status, fault_director, light_commands, output, rig_status
 from siterig.cli.commands.options import (
     QUEUE,
     THREADS,
@@ -97,6 +97,14 @@ def up(
             help="Maximum size of the old data of a snapshot, as a share of the disk.",
         ),
     ] = str(STORE_SHARE_MAX),
+    faults: Annotated[
+        Path | None,
+        typer.Option("--faults", metavar="FILE", help="Arm the rules of this TOML file when every role is ready."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", min=0, help="Seed of the random choices of these rules."),
+    ] = None,
     until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True, help="End the rig when stdin closes.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -110,6 +118,9 @@ def up(
         limit_words = zip(limits.OPTIONS, (log_share_max, when_log_full, snapshot_share_max), strict=True)
         allowed = limits.Limits.parse(dict(limit_words))
         fuse_options = fuse_options_of(fuse_threads, fuse_queue, portable=portable_fuse)
+        if faults is None and seed is not None:
+            raise RigError(Code.BadRequest, f"--seed {seed}: is the seed of fault rules; name their file with --faults")
+        rules = None if faults is None else fault_director.rules_of_file(faults, seed)
 
         def announce(role: str, state: str) -> None:
             output.progress(f"{role}: {state}")
@@ -122,10 +133,21 @@ def up(
             limits=allowed,
             announce=announce,
         )
+        armed = None
+        if rules is not None:
+            try:
+                armed = await fault_director.arm(layout, *rules)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await launched.end()
+                raise
         if as_json:
-            output.print_json_line({"folder": str(layout.root), "source_disks": str(layout.site_mount)})
+            document = {"folder": str(layout.root), "source_disks": str(layout.site_mount)}
+            output.print_json_line(document if armed is None else document | {"seed": armed.seed})
         else:
             output.line(f"the rig is up: state in {layout.root}, source disks in {layout.site_mount}")
+            if armed is not None:
+                output.line(f"{len(armed.rules)} fault rules are armed, seed {armed.seed}")
         if until_eof:
             try:
                 await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from siterig.azure_emu.contracts.reports import RoleStatus
-from siterig.blockfs.core.errors import ExitStatus
-from siterig.cli import completion, exit_status, output, sites
+from siterig.blockfs.core.errors import Code, ExitStatus, RigError
+from siterig.cli import completion, exit_status, fault_director, output, power, sites
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.light_commands import running
+from siterig.cli.power import PowerTarget
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc import directory
 
@@ -107,12 +108,42 @@ def kill(
     exit_status.run(work)
 
 
-def lose(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) -> None:
+def lose(
+    folder: Dir,
+    site: SiteName = sites.DEFAULT,
+    *,
+    lose_power: Annotated[
+        bool, typer.Option("--power", help="Lose the power of its host: unsynced writes are lost, and its boot ends.")
+    ] = False,
+    tear: Annotated[bool, typer.Option("--tear", help="With --power: some unsynced writes are torn, too.")] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help="With --power: all unsynced writes are lost, in place of a random part of them.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the random choices.")] = None,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="With --power: only keep unsynced writes from now on, for the loss.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Lose a site: kill its processes, and keep them down until siterig site restore."""
 
     async def work() -> None:
         supervisor = await _supervisor(folder)
-        _print(await sites.lose(supervisor, site), as_json=as_json)
+        if not lose_power:
+            given = {"--tear": tear, "--all": all_, "--prepare": prepare, f"--seed {seed}": seed is not None}
+            option = next((name for name, is_given in given.items() if is_given), None)
+            if option is not None:
+                raise RigError(Code.BadRequest, f"{option}: belongs to --power, which is missing")
+            _print(await sites.lose(supervisor, site), as_json=as_json)
+            return
+        target, extent = PowerTarget.site(sites.check(site)), power.extent_of(tear=tear, all_=all_)
+        director = await fault_director.started_director(folder)
+        if prepare:
+            await power.prepare(director, target, extent, seed)
+        else:
+            lost = await power.lose(director, target, extent, seed)
+            output.notice(lost.done)
+        _print(sites.of(await supervisor.status(), site), as_json=as_json)
 
     exit_status.run(work)
 
@@ -122,6 +153,10 @@ def restore(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) 
 
     async def work() -> None:
         supervisor = await _supervisor(folder)
+        director = await fault_director.director_if_any(folder)
+        name = PowerTarget.site(sites.check(site)).rule_name
+        if director is not None and any(rule.name == name for rule in (await director.list_faults()).rules):
+            await director.remove_fault(name=name)
         _print(await sites.restore(supervisor, site), as_json=as_json)
 
     exit_status.run(work)

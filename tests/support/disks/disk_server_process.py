@@ -17,6 +17,7 @@ from tests.support.warm_command import start_program
 
 SERVER = "tests.support.disks.disk_server"
 VM = "web01"
+
 CAN_MAKE_HOLES = frozenset({"server", "io_uring"})
 """The front ends that accept discards and report holes; pyfuse3 cannot."""
 

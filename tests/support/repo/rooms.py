@@ -115,7 +115,7 @@ def page_part() -> str:
 
 
 def init_of(room: str, names: set[str]) -> str:
-    """Return the text of a room's ``__init__``."""
+    """Return the docstring at the beginning of a room's ``__init__``; in most rooms there is nothing else in it."""
     about, imported = (textwrap.wrap(text, LINE_CHARS - 5) for text in (description(room), import_line(names)))
     return '"""' + "\n".join([*about, "", *imported]) + '\n"""\n'
 
@@ -123,7 +123,9 @@ def init_of(room: str, names: set[str]) -> str:
 def main() -> None:
     """Write what is drawn from the table."""
     for room, names in allowed().items():
-        (folder_of(room) / "__init__.py").write_text(init_of(room, names))
+        path = folder_of(room) / "__init__.py"
+        text = path.read_text()
+        path.write_text(init_of(room, names) + text[text.index('"""', 3) + 4 :])
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     PAGE.write_text(before + page_part() + rest.split(END)[1])

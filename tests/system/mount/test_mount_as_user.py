@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.disks.fuse_device import fuse_for_all
-from tests.support.disks.mount_process import ROOT, Start, copied_as, logs, mounts, names, replayed
+from tests.support.disks.mount_process import ROOT, Start, copied_as, logs, mounts, names, replayed, siterig
 
 pytestmark = pytest.mark.system
 
@@ -55,6 +55,10 @@ def test_an_ordinary_user_can_mount_write_kill_and_mount_again(home: Path, start
     user("dd", "if=/dev/urandom", f"of={mount.disk}", "bs=64k", "count=4", "seek=3", "conv=notrunc,fsync")
     with pytest.raises(PermissionError):
         names(where)  # no other user has access, not even root
+    assert "x\tdisk\tarmed" in user(
+        str(RIG), "fault", "add", "--mnt", str(where), "disk", "write", "error=EIO", "fired=any", "name=x"
+    )
+    assert "removed 1 fault" in siterig("fault", "clear", "--mnt", where).stdout, "root reaches the mount of a user"
     user("fusermount3", "-u", str(where))
     status, _, stderr = mount.ended()
     assert status == 0, stderr

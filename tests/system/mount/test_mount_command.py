@@ -99,6 +99,7 @@ def test_a_file_system_on_a_tracked_image_is_sound_and_its_log_replays(
             "last": str(logs(image)[0]),
             "bytes": logs(image)[0].stat().st_size,
         },
+        "faults": {"seed": mount.mounted["faults"]["seed"], "armed": []},
     }
     assert names(where) == ["disk.000001.hrl", "disk.img", "disk.stats", "disk.vhd"]
     guest = tmp_path / "guest"

@@ -24,7 +24,7 @@ from siterig.azure_emu.vault.context import rig_clock
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core import failpoint
-from siterig.blockfs.core.clock import SystemClock
+from siterig.blockfs.core.clock import Clock, SystemClock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.sides.vault_link import VaultLink
@@ -127,7 +127,7 @@ def _small() -> None:
     checkpoints.RECORDS_MIN = 5
 
 
-async def run_applier(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
+async def run_applier(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Run the applier like :func:`siterig.roles.applier.run`, with the differences that the module names."""
     _small()
     cache = cache_of(layout)
@@ -140,7 +140,7 @@ async def run_applier(layout: Layout, *, health: Health, task_status: trio.TaskS
             task_status.started()
 
 
-async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
+async def run_vault(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Run the vault like :func:`siterig.roles.vault.run`, with the differences that the module names."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
@@ -169,4 +169,4 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
 
 
 if __name__ == "__main__":
-    run_role({"applier": run_applier, "vault": run_vault}[sys.argv[2]])
+    run_role(sys.argv[2], {"applier": run_applier, "vault": run_vault}[sys.argv[2]])

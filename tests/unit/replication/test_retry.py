@@ -26,6 +26,11 @@ def test_official_table_is_1_2_4_8_10_minutes_then_every_30() -> None:
     assert [table.delay_s(attempt) / 60 for attempt in range(1, 9)] == [1, 2, 4, 8, 10, 30, 30, 30]
 
 
+def test_a_delay_is_not_shorter_than_the_account_asks_for() -> None:
+    asked = RigError(Code.CacheUnreachable, "busy", recoverable=True, retry_after_s=7)
+    assert [RetryTable((1.0, 20.0)).delay_s(attempt, asked) for attempt in (1, 2)] == [7.0, 20.0]
+
+
 @pytest.mark.parametrize("delays_s", [(), (1.0, 0.0), (-1.0,)])
 def test_table_without_positive_delays_is_refused(delays_s: tuple[float, ...]) -> None:
     with pytest.raises(RigError, match=r"retry delays .* s: at least one, each above 0"):

@@ -48,6 +48,8 @@ REAL_TIME = {
     "siterig.cli": "a command waits and measures for its user",
     "siterig.bisect": "a command of the user runs for so long",
     "siterig.supervisor": "processes start and end in real time",
+    "siterig.scenario_runs": "a scenario uses a rig from outside, as a user does",
+    "blockfs.clocks": "a controlled clock begins at real time",
     "siterig.testing": "a test waits for programs of its user",
     "siterig.core": "a command waits for the lock of a rig",
     "scenarios": "a drill uses a rig from outside, as a user does",

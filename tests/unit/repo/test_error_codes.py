@@ -11,8 +11,13 @@ from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.rpc.contract import error_body, error_of
 from tests.support.repo import error_page
 
-STATES = {("azure_emu/vault/jobs/engine.py", "Cancelled"), ("azure_emu/vault/model/api.py", "Cancelled")}
-"""A state of jobs has the name of a code."""
+STATES = {
+    ("azure_emu/vault/jobs/engine.py", "Cancelled"),
+    ("azure_emu/vault/model/api.py", "Cancelled"),
+    ("scenarios/faults/values.py", "InternalError"),
+    ("siterig/net/blob_faults.py", "InternalError"),
+}
+"""A state of jobs, and an error code of the storage service, have the name of a code."""
 
 
 @pytest.mark.slow

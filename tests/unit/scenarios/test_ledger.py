@@ -13,7 +13,8 @@ from siterig.blockfs.core.errors import RigError
 from siterig.scenarios.checks.ledger_check import check_ledger
 from siterig.scenarios.workloads import ledger_schema
 from siterig.scenarios.workloads.ack_log import RECORD_BYTES, Ack, AckWriter, read_acks
-from siterig.scenarios.workloads.ledger import Ledger, run
+from siterig.scenarios.workloads.ledger import Ledger
+from siterig.scenarios.workloads.worker import run
 
 
 def write_acks(path: Path, count: int) -> list[Ack]:
@@ -72,10 +73,10 @@ def ledger(folder: Path, acks: str = "acks") -> Ledger:
 def test_a_ledger_continues_where_the_databases_end(tmp_path: Path) -> None:
     first = ledger(tmp_path)
     for _ in range(3):
-        first.commit_next()
+        first.step()
     first.close()
     second = ledger(tmp_path, "acks-of-the-recovered-vm")
-    second.commit_next()
+    second.step()
     second.close()
     assert [ack.n for ack in read_acks(tmp_path / "acks")] == [1, 2, 3]
     (ack,) = read_acks(tmp_path / "acks-of-the-recovered-vm")
@@ -85,7 +86,7 @@ def test_a_ledger_continues_where_the_databases_end(tmp_path: Path) -> None:
 
 def test_half_a_transaction_is_finished_and_not_acknowledged(tmp_path: Path) -> None:
     first = ledger(tmp_path)
-    first.commit_next()
+    first.step()
     first.close()
     (tmp_path / "data.db").unlink()
     second = ledger(tmp_path)
@@ -98,7 +99,7 @@ def test_half_a_transaction_is_finished_and_not_acknowledged(tmp_path: Path) -> 
 
 def test_one_database_has_a_rollback_journal_and_the_other_a_wal(tmp_path: Path) -> None:
     running = ledger(tmp_path)
-    running.commit_next()
+    running.step()
     running.close()
     modes = []
     for name in ("os.db", "data.db"):
@@ -113,7 +114,7 @@ def test_a_failing_disk_ends_the_run_with_the_reason(tmp_path: Path, monkeypatch
         raise sqlite3.OperationalError("disk I/O error")
 
     running = ledger(tmp_path)
-    running.commit_next()
+    running.step()
     monkeypatch.setattr(ledger_schema, "apply", fail)
     line = run(running, threading.Event(), 0)
     running.close()

@@ -163,7 +163,7 @@ console.log(JSON.stringify({{ ids: drawn.map(([id]) => id), labels, lines: rpo.d
 
 def test_a_page_without_the_npm_packages_has_tables_of_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(charts.chart_scripts()) == 4
-    monkeypatch.setattr("siterig.scenarios.report.report.chart_scripts", lambda: charts.chart_scripts(tmp_path))
+    monkeypatch.setattr("siterig.scenarios.report.report.chart_scripts", lambda: charts.chart_scripts([tmp_path]))
     text = page(tmp_path, result())
     assert "<script" not in text
     assert text.count("No chart: ") == 2

@@ -41,6 +41,15 @@ def answer(status: int, code: str, kind: type[HttpResponseError] = HttpResponseE
     return error
 
 
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7.0), ("999999", 1800.0), ("Mon, 30 Nov 2026 00:00:00 GMT", 0.0), ("", 0.0)]
+)
+def test_the_pause_that_the_account_asks_for_is_kept_with_a_limit(header: str, seconds: float) -> None:
+    error = answer(503, "ServerBusy")
+    error.response = SimpleNamespace(headers={"Retry-After": header})
+    assert classified(error, what="put x", where="account acme").retry_after_s == seconds
+
+
 @pytest.fixture
 def container(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Replace the SDK's client of the container for the accounts that the test creates."""

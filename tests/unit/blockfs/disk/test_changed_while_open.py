@@ -23,6 +23,7 @@ from siterig.blockfs.host.standalone import StandAlone, open_disk
 from siterig.blockfs.images.image_file import Image, open_image
 from siterig.blockfs.watch import file_watch
 from siterig.blockfs.watch.file_watch import FileWatch
+from siterig.blockfs.watch.inotify import libc
 from siterig.cext._core import lib
 from tests.crash.crash_workload import FileViews
 
@@ -477,7 +478,7 @@ async def test_without_inotify_a_replaced_file_is_found_at_the_end(
     def none_left(_flags: int) -> int:
         return -1
 
-    monkeypatch.setattr(file_watch.libc, "inotify_init1", none_left)
+    monkeypatch.setattr(libc, "inotify_init1", none_left)
     mounted = await mount(image, tracked=tracked)
     replace(image)
     said = await mounted.end()

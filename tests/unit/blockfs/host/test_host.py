@@ -51,6 +51,16 @@ async def test_disks_are_found_again_after_a_kill(host: DiskHost) -> None:
     assert again[0].path == str(host.mountpoint / "web01" / "a.img")
 
 
+async def test_each_disk_that_is_opened_is_reported_before_its_guest_can_use_it(host: DiskHost) -> None:
+    found: list[tuple[str, bool]] = []
+    host.registry.report_opened = lambda disk: found.append(
+        (str(disk.paths), disk.paths.name in host.vms.get(disk.paths.vm, {}))
+    )
+    await host.create_disk(vm="web01", name="a", size_bytes=SIZE)
+    await host.rename_vm(vm="web01", name="db01")
+    assert found == [("web01/a", False), ("db01/a", False)]
+
+
 async def test_a_disk_keeps_the_sector_size_that_it_declares(host: DiskHost) -> None:
     made = await host.create_disk(vm="web01", name="os", size_bytes=SIZE, sector_bytes=4096)
     assert made.sector_bytes == 4096

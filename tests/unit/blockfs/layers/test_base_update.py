@@ -227,7 +227,7 @@ def test_an_error_of_a_sync_during_the_copy_is_raised(tmp_path: Path, monkeypatc
     def fdatasync(_fd: int) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    monkeypatch.setattr("siterig.blockfs.layers.base_update.os.fdatasync", fdatasync)
+    monkeypatch.setattr("os.fdatasync", fdatasync)
     with pytest.raises(OSError, match="quota"):
         copy_of_all(tmp_path)
 

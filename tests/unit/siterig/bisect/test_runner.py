@@ -21,7 +21,7 @@ from siterig.bisect.search import ChangeGroup
 from siterig.bisect.states import BisectState, resources_in_use
 from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.cli.commands import bisect as command
+from siterig.cli.trials import bisect as command
 
 SIZE = 64 << 10
 GOOD, BAD = 100, 900

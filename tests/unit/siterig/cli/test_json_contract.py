@@ -18,17 +18,23 @@ from typer.testing import CliRunner
 import siterig.scenarios.drill.drill
 from siterig.azure_emu.contracts.recovery_side import Change, RecoverySide
 from siterig.azure_emu.contracts.reports import DamageReports
+from siterig.azure_emu.storage.azurite_setup import InstalledAzurite
 from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
 from siterig.bisect.runner import Bisection, ChangeSeen, Report
 from siterig.bisect.states import BisectState
+from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
 from siterig.blockfs.core.waits import Wait
 from siterig.cli import output, rig_status
 from siterig.cli.app import program
-from siterig.cli.commands import drill, mount
+from siterig.cli.commands import mount
+from siterig.cli.trials import drill, power_loss
+from siterig.core.fault_contract import FaultControl
 from siterig.core.paths import Layout, create
 from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.scenarios.contracts.results import DrillResult
+from siterig.scenarios.contracts.scenario_result import ScenarioResult
+from siterig.scenarios.faults.records import FaultVerdict, Injection
 from tests.support.disks.log_row import START, LogRow
 from tests.support.repo.documents import documented_keys, key_paths
 from tests.support.samples import Canned, sample
@@ -60,7 +66,8 @@ OFFICIAL = {
 
 COMMANDS = {
     "doctor": "",
-    "up": "",
+    "setup azurite": "",
+    "up": "--faults {folder}/faults.toml",
     "down": "",
     "status": "",
     "vm create": "web01 --disk os:1GiB",
@@ -98,7 +105,29 @@ COMMANDS = {
     "log replay": "{log} --onto {folder}/os.img",
     "log export": "{log} --dm-log-writes {folder}/os.dmlog",
     "log import": "{folder}/dm --onto-log {folder}/new",
+    "power-loss": "{folder}",
+    "fault check": "{folder}/faults.toml",
+    "fault import": "blkdebug {folder}/blkdebug.conf",
+    "fault add": "disk web01/os write error=EIO",
+    "fault list": "",
+    "fault remove": "bad",
+    "fault clear": "",
+    "fault wait": "bad",
+    "fault mark": "loaded",
+    "fault injections": "",
+    "fault verdict": "",
+    "clock show": "",
+    "clock advance": "1s",
+    "clock rate": "2",
+    "clock jump": "-1s",
+    "clock skew": "agent +1s",
+    "clock reset": "",
     "drill": "",
+    "scenario list": "",
+    "scenario describe": "site-lost-under-load",
+    "scenario validate": "site-lost-under-load",
+    "scenario new": "{folder}/new.toml",
+    "scenario run": "site-lost-under-load",
     "role list": "",
     "role restart": "agent",
     "role kill": "agent",
@@ -134,10 +163,16 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Gives a command's words; the rig's services, and whatever takes long, are replaced by samples."""
     layout = Layout.of(tmp_path / "rig")
     create(layout)
+    ensure_page(layout.clock)
+    with ClockPage(layout.clock) as page:
+        slot = page.claim("agent").number
+        page.change(lambda terms, kernel: terms.with_skews({slot: 10**9}, kernel))
     disk = sample(DiskInfo).model_copy(update={"vm": "web01", "name": "os", "path": "/dev/null"})
     finalize = sample(Job).model_copy(update={"scenarioName": "FinalizeProtection", "targetObjectName": "web01"})
     status = sample(RigStatus)
-    status = status.model_copy(update={"roles": [status.roles[0].model_copy(update={"name": "azure"})]})
+    status = status.model_copy(
+        update={"roles": [status.roles[0].model_copy(update={"name": name}) for name in ("azure", "faults")]}
+    )
     answers = {"list_disks": [disk], "resize_disk": disk, "managed_disks": [], "jobs": [finalize], "status": status}
     for name, protocol in {
         "vault": VaultApi,
@@ -146,22 +181,29 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "supervisor": SupervisorControl,
         "recovery_side": RecoverySide,
         "damage_reports": DamageReports,
+        "faults": FaultControl,
     }.items():
         monkeypatch.setattr(f"siterig.rpc.directory.{name}", lambda _layout, protocol=protocol: Canned(protocol, answers))
     monkeypatch.setattr("siterig.cli.commands.disks._until_seen", nothing)
     monkeypatch.setattr("siterig.supervisor.launch.up", up)
     monkeypatch.setattr("siterig.supervisor.launch.down", down)
     monkeypatch.setattr("siterig.images.image_export.export", export)
+    monkeypatch.setattr("siterig.azure_emu.storage.azurite_setup.install_azurite", installed)
     monkeypatch.setattr(mount, "expose", expose)
+    monkeypatch.setattr(power_loss, "of_mount", lambda _where, protocol: Canned(protocol, answers))
     monkeypatch.setattr(mount, "fuse_options_of", lambda *_, **__: None)
     monkeypatch.setattr(Bisection, "run", bisected)
     monkeypatch.setattr(siterig.scenarios.drill.drill, "run_drill", drilled)
     monkeypatch.setattr(drill, "_check_machine", nothing)
+    monkeypatch.setattr("siterig.cli.doctor.require", lambda _: None)
+    monkeypatch.setattr("siterig.scenario_runs.batch.Batch.run", scenarios_run)
     log = LogRow(tmp_path)
     log.rotate()
     log.write(0, b"x" * 512)
     log.tag("first")
     log.close()
+    (tmp_path / "faults.toml").write_text('[[fault]]\nwhere = { layer = "disk" }\nwhat = { error = "EIO" }\n')
+    (tmp_path / "blkdebug.conf").write_text('[inject-error]\nevent = "write_aio"\n')
     image = tmp_path / "os.img"
     image.write_bytes(START)
     dm_log = tmp_path / "dm"
@@ -195,8 +237,16 @@ async def export(_source: Path, to: Path, *_: Any, **__: Any) -> None:
     to.touch()
 
 
+async def installed(_: object) -> InstalledAzurite:
+    return InstalledAzurite(version="3.37.0", folder=Path("/npm"), script=Path("/npm/azurite"), is_new=True)
+
+
 async def drilled(*_: Any) -> DrillResult:
     return typing.cast(DrillResult, sample(DrillResult))
+
+
+async def scenarios_run(*_: Any) -> list[ScenarioResult]:
+    return [sample(ScenarioResult)]
 
 
 async def bisected(_: Bisection) -> Report:
@@ -207,12 +257,15 @@ async def bisected(_: Bisection) -> Report:
     return Report(state, state, (), (change,), True, point, point, failing, 1)
 
 
-async def expose(wanted: Any, *, ready: Any, note: Any) -> Any:
+async def expose(wanted: Any, listener: Any) -> Any:
     image = SimpleNamespace(path=wanted.image, format="raw", size_bytes=1 << 20, read_only=False)
     state = SimpleNamespace(tracked=True, disk_id="id", generation=1)
     alone = SimpleNamespace(disk=SimpleNamespace(state=state), segments=lambda: [Path("os.000001.hrl")])
-    mounted = SimpleNamespace(image=image, alone=alone, disk=wanted.where / "os.img")
-    ready(mounted)
+    faults, verdicts = SimpleNamespace(seed=1, armed=["x"]), [sample(FaultVerdict)]
+    disk = wanted.where / "os.img"
+    mounted = SimpleNamespace(image=image, alone=alone, disk=disk, faults=faults, verdicts=verdicts)
+    listener.ready(mounted)
+    listener.injected(sample(Injection))
     return mounted
 
 
@@ -315,7 +368,8 @@ def test_status_fits_80_columns_with_every_problem_in_words(monkeypatch: pytest.
     wait = sample(Wait).model_copy(update={"reason": reason, "since_ns": 1})
     status = sample(RigStatus)
     status = status.model_copy(update={"roles": [status.roles[0].model_copy(update={"waits": [wait] * 2, "state": "hung"})]})
-    state = rig_status.RigState(status.model_dump(), [sample(Vm).model_dump()], [item.model_dump()])
+    clock = {"wall_ahead_ns": -(10**13), "monotonic_ahead_ns": 10**15, "rate": 12.5, "skewed_roles": ["agent", "vault"]}
+    state = rig_status.RigState(status.model_dump(), [sample(Vm).model_dump()], [item.model_dump()], clock=clock)
     lines = [text_of(line) for line in rig_status.lines_of(state)]
     assert max(map(len, lines)) <= 80
     words = " ".join(" ".join(lines).split())

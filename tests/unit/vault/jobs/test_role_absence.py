@@ -168,6 +168,45 @@ async def test_a_planned_failover_of_a_lost_site_names_the_remedy(tmp_path: Path
 
 
 @pytest.mark.slow
+async def test_a_planned_failover_that_has_shut_the_vm_down_waits_for_a_lost_site(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.failing["site.replicate_now"] = agent_away()
+        await vault.reports.report_roles(roles=states(site="held", agent="held"))
+        job = await vault.failovers.planned_failover(vm="web01")
+        await until(lambda: bool(vault.context.waits.list()))
+        shown = await vault.status.job(name=job.name)
+        assert [(task.name, task.state, task.waiting_for is not None) for task in shown.tasks][:3] == [
+            ("PlannedFailoverPreflightChecksTask", "Succeeded", False),
+            ("ShutdownVmOnPrimary", "Succeeded", False),
+            ("PrepareForFailoverTask", "InProgress", True),
+        ]
+        assert [wait.code for wait in vault.context.waits.list()] == ["RoleHeld"]
+        world.stop_failing()
+        await vault.reports.report_roles(roles=states())
+        job = await ended(vault, job)
+        assert (job.state, job.errors, vault.context.waits.list()) == ("Succeeded", [], [])
+
+
+@pytest.mark.slow
+async def test_the_wait_of_a_planned_failover_for_a_lost_site_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = Roles.retry_while_away.__kwdefaults__ or {}
+    monkeypatch.setattr(Roles.retry_while_away, "__kwdefaults__", usual | {"limit_s": 0.02})
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.failing["site.replicate_now"] = agent_away()
+        await vault.reports.report_roles(roles=states(site="held", agent="held"))
+        job = await ended(vault, await vault.failovers.planned_failover(vm="web01"))
+        assert [error.code for error in job.errors] == ["RoleHeld"]
+        assert [item.protectionState for item in await vault.status.items()] == ["PlannedFailoverFailed"]
+        world.stop_failing()
+        job = await ended(vault, await vault.failovers.unplanned_failover(vm="web01", point="LatestProcessed"))
+        assert (job.state, job.errors) == ("Succeeded", [])
+
+
+@pytest.mark.slow
 async def test_an_unplanned_failover_shuts_down_a_source_that_restarts(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:

@@ -338,3 +338,17 @@ async def test_a_restarted_vault_continues_with_the_errors_that_it_had_recorded(
         await it.passes(1, [role("applier", "ready")])
         assert await it.codes() == []
         assert await it.events() == [("RoleHung", "Warning"), ("RoleHung", "OK")]
+
+
+async def test_a_wait_of_a_role_with_another_wall_time_is_not_older_for_that(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        for since_ns in (it.world.now_ns - 10**13, it.world.now_ns + 10**13):
+            monotonic_ns = it.vault.context.clock.monotonic_ns()
+            wait = it.wait("DiskFull").model_copy(update={"since_ns": since_ns, "since_monotonic_ns": monotonic_ns})
+            waiting = [role("applier", "ready", [wait])]
+            await it.passes(bounds.wait_s("DiskFull") - 1, waiting)
+            assert await it.codes() == []
+            await it.passes(2, waiting)
+            assert await it.codes() == ["DiskFull"]
+            await it.passes(1)
+            assert await it.codes() == []

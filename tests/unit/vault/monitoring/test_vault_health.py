@@ -112,6 +112,21 @@ async def test_a_refused_part_is_critical_until_that_disk_is_applied_again(tmp_p
         assert (await only_item(vault)).replicationHealth == "Normal"
 
 
+async def test_a_point_lets_the_applier_try_refused_parts_again(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        disk_id = world.site["web01"]["os"].disk_id
+        await vault.reports.apply_failed(disk_id=disk_id, code="CacheAuthentication", message="old key", recoverable=False)
+        world.apply = False
+        before = world.calls.count("recovery.process_latest")
+        await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="new key")
+        assert world.calls.count("recovery.process_latest") == before + 1
+        world.apply = True
+        await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="later")
+        assert world.calls.count("recovery.process_latest") == before + 1
+
+
 @pytest.mark.slow
 async def test_an_applier_that_waits_for_room_is_a_warning(tmp_path: Path) -> None:
     world = World()

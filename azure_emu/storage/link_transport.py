@@ -1,0 +1,108 @@
+"""The way of the blob SDK's requests to the account: directly, or through the proxy of a link while a fault rule is armed.
+
+The proxy listens on a Unix socket in a folder that only this user can open, so no other program can take its place.
+Requests keep their URL and headers, so signatures stay valid.
+
+Fault contract: the socket appears and vanishes at any time.  Each request uses the way that is there when it begins; kept
+connections of another way are closed, not used.  A socket that refuses connections was left by a killed process, and the
+request goes to the account directly.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import requests
+from azure.core.pipeline.transport import HttpRequest, HttpResponse, RequestsTransport
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, Retry
+from urllib3.connection import HTTPConnection
+
+_Way = tuple[int, int] | None
+"""Device and inode of the socket of a link; None without one."""
+
+
+class LinkTransport(RequestsTransport):  # type: ignore[misc]
+    """Sends requests over plain HTTP; requests with TLS go directly."""
+
+    def __init__(self, link: Path, **options: Any) -> None:
+        """Begin without a connection.
+
+        Args:
+            link: the socket of the link's proxy; it need not exist.
+            options: the options of ``RequestsTransport``.
+        """
+        super().__init__(**options)
+        self._link = link
+        self._way: _Way = None
+        self._changing = threading.Lock()
+
+    def _init_session(self, session: requests.Session) -> None:
+        super()._init_session(session)
+        session.mount("http://", _LinkAdapter(self._link))
+
+    def send(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponse:
+        """Send a request by the way that is there now, and return the answer."""
+        self.open()
+        self._follow_way()
+        return cast(HttpResponse, super().send(request, *args, **options))
+
+    def _follow_way(self) -> None:
+        """Close kept connections if the way has changed; those in use end with their request."""
+        way = _way(self._link)
+        if way == self._way:
+            return
+        with self._changing:
+            if way != self._way and self.session is not None:
+                self.session.get_adapter("http://").close()
+                self._way = way
+
+
+def _way(link: Path) -> _Way:
+    try:
+        found = os.lstat(link)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+class _LinkAdapter(HTTPAdapter):
+    """Connects by the link; it never repeats a request."""
+
+    def __init__(self, link: Path) -> None:
+        self._link = link
+        super().__init__(max_retries=Retry(total=False, redirect=False, raise_on_status=False))
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        link = self._link
+
+        class Connection(HTTPConnection):
+            def _new_conn(self) -> socket.socket:
+                return _connected(link, self.timeout) or super()._new_conn()
+
+        class Pool(HTTPConnectionPool):
+            ConnectionCls = Connection
+
+        self.poolmanager.pool_classes_by_scheme = {**self.poolmanager.pool_classes_by_scheme, "http": Pool}
+
+
+def _connected(link: Path, timeout: object) -> socket.socket | None:
+    """Return a connection to the proxy; None if there is none."""
+    if not os.path.lexists(link):
+        return None
+    stream = socket.socket(socket.AF_UNIX)
+    try:
+        stream.settimeout(timeout if isinstance(timeout, int | float) else None)
+        stream.connect(str(link))
+    except (FileNotFoundError, ConnectionRefusedError):
+        stream.close()
+        return None
+    except BaseException:
+        stream.close()
+        raise
+    return stream

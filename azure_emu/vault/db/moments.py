@@ -1,0 +1,87 @@
+"""The moments of the vault, read off the rows that a transaction writes: no task that writes a row has to note them.
+
+Fault contract: moments are in memory only, the last ``MOMENTS_KEPT`` of them.  Those of a transaction count when it is
+committed.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from typing import Any
+
+import trio
+from sqlalchemy import event, inspect
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.contracts.moments import MomentFeed, VaultMoment, VaultMoments
+from siterig.azure_emu.vault.db.schema import EventRow, ItemRow, JobRow, TaskRow
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+
+MOMENTS_KEPT = 1000
+_STARTED = "InProgress"
+_ALIASES = {"InitialReplicationInProgress": "InitialReplicationStarted"}
+"""Further names of states of an item."""
+
+
+class MomentLog(MomentFeed):
+    """The last moments of a vault.  All calls are on the trio thread."""
+
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
+        self._epoch = secrets.token_hex(8)
+        self._moments: deque[VaultMoment] = deque(maxlen=MOMENTS_KEPT)
+        self._last = 0
+        self._news = trio.Event()
+
+    def note(self, moments: list[VaultMoment]) -> None:
+        """Publish the moments of a committed transaction."""
+        if moments:
+            self._moments.extend(moments)
+            self._last += len(moments)
+            self._news.set()
+            self._news = trio.Event()
+
+    async def moments(self, *, after: int | None, epoch: str, patience_s: float) -> VaultMoments:
+        if after is None or epoch != self._epoch:
+            return VaultMoments(epoch=self._epoch, last=self._last, moments=[])
+        with self._clock.move_on_after(patience_s):
+            while self._last == after:
+                await self._news.wait()
+        count = min(self._last - after, len(self._moments))
+        found = list(self._moments)[-count:] if count > 0 else []
+        return VaultMoments(epoch=self._epoch, last=self._last, moments=found)
+
+
+class WrittenMoments:
+    """The moments of one session, in the order in which its rows are written."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._found: list[tuple[str, str | int]] = []
+        event.listen(session, "after_flush", self._flushed)
+
+    def _flushed(self, session: Session, _context: Any) -> None:
+        for row in (*session.new, *session.dirty):
+            if isinstance(row, EventRow):
+                self._found.append((row.code, row.affected_object))
+            elif isinstance(row, JobRow) and row in session.new:
+                self._found.append((f"{row.scenario}Started", row.vm))
+            elif isinstance(row, ItemRow) and inspect(row).attrs.protection_state.history.has_changes():
+                self._found.append((row.protection_state, row.vm))
+                if row.protection_state in _ALIASES:
+                    self._found.append((_ALIASES[row.protection_state], row.vm))
+            elif isinstance(row, TaskRow) and inspect(row).attrs.state.history.has_changes() and row.state != "NotStarted":
+                state = "Started" if row.state == _STARTED else row.state
+                self._found.append((f"{row.name}{state}", row.job_id))
+
+    def all(self) -> list[VaultMoment]:
+        """Return the moments; call it in the transaction, after its last flush."""
+        return [
+            VaultMoment(name=name, vm=subject if isinstance(subject, str) else self._vm(subject))
+            for name, subject in self._found
+        ]
+
+    def _vm(self, job_id: int) -> str:
+        job = self._session.get(JobRow, job_id)
+        return "" if job is None else job.vm

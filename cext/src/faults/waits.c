@@ -1,0 +1,105 @@
+/* Operations that wait for a rule. */
+#define _GNU_SOURCE
+#include <errno.h>
+
+#include "base/clock.h"
+#include "faults/rules_internal.h"
+
+static int is_over(const struct sr_fault_set *faults, const struct sr_fault_wait *wait, uint64_t now_ns)
+{
+	const struct armed_rule *armed = sr_find_rule(faults, wait->rule);
+
+	if (now_ns >= wait->until_ns || !armed || !armed->rule.enabled || armed->serial != wait->serial)
+		return 1;
+	return wait->held && __atomic_load_n(&armed->state->counter->released, __ATOMIC_ACQUIRE) >= wait->held;
+}
+
+/* Forget the waits that are over, and return when the last one of the others ends; 0: none is left. */
+static uint64_t prune(const struct sr_fault_set *faults, struct sr_verdict *verdict)
+{
+	uint64_t now = sr_now_ns(), last = 0;
+	int kept = 0;
+
+	for (int i = 0; i < verdict->wait_count; i++) {
+		if (is_over(faults, &verdict->waits[i], now))
+			continue;
+		if (verdict->waits[i].until_ns > last)
+			last = verdict->waits[i].until_ns;
+		verdict->waits[kept++] = verdict->waits[i];
+	}
+	verdict->wait_count = kept;
+	return last;
+}
+
+static void sleep_until(struct sr_fault_set *faults, uint64_t until_ns)
+{
+	struct timespec until = {.tv_sec = (time_t)(until_ns / 1000000000u), .tv_nsec = (long)(until_ns % 1000000000u)};
+
+	if (until_ns == UINT64_MAX)
+		pthread_cond_wait(&faults->changed, &faults->lock);
+	else
+		pthread_cond_timedwait(&faults->changed, &faults->lock, &until);
+}
+
+int sr_fault_set_wait(struct sr_fault_set *faults, struct sr_verdict *verdict)
+{
+	uint64_t until;
+
+	pthread_mutex_lock(&faults->lock);
+	verdict->next = faults->waiting;
+	faults->waiting = verdict;
+	while (verdict->failed_waits == faults->failed_waits && !faults->waits_over && (until = prune(faults, verdict)))
+		sleep_until(faults, until);
+	for (struct sr_verdict **at = &faults->waiting; *at; at = &(*at)->next)
+		if (*at == verdict) {
+			*at = verdict->next;
+			break;
+		}
+	verdict->wait_count = 0;
+	int rc = verdict->failed_waits == faults->failed_waits ? 0 : -EIO;
+	pthread_mutex_unlock(&faults->lock);
+	return rc;
+}
+
+void sr_fault_set_release(struct sr_fault_set *faults, uint64_t rule, uint64_t fired)
+{
+	pthread_mutex_lock(&faults->lock);
+	const struct armed_rule *armed = sr_find_rule(faults, rule);
+	if (armed && __atomic_load_n(&armed->state->counter->released, __ATOMIC_RELAXED) < fired)
+		__atomic_store_n(&armed->state->counter->released, fired, __ATOMIC_RELEASE);
+	pthread_cond_broadcast(&faults->changed);
+	pthread_mutex_unlock(&faults->lock);
+}
+
+void sr_fault_set_end_waits(struct sr_fault_set *faults)
+{
+	pthread_mutex_lock(&faults->lock);
+	__atomic_store_n(&faults->waits_over, 1, __ATOMIC_RELEASE);
+	pthread_cond_broadcast(&faults->changed);
+	pthread_mutex_unlock(&faults->lock);
+}
+
+static void fail_waits(struct sr_fault_set *faults, int held_too)
+{
+	uint64_t failed = __atomic_add_fetch(&faults->failed_waits, 1, __ATOMIC_ACQ_REL);
+
+	for (struct sr_verdict *waiting = faults->waiting; waiting && !held_too; waiting = waiting->next)
+		if (waiting->is_held)
+			waiting->failed_waits = failed;
+	pthread_cond_broadcast(&faults->changed);
+}
+
+void sr_fault_set_end(struct sr_fault_set *faults)
+{
+	pthread_mutex_lock(&faults->lock);
+	fail_waits(faults, 1);
+	sr_tell_all(faults);
+	pthread_mutex_unlock(&faults->lock);
+}
+
+void sr_fault_set_fail_waits(struct sr_fault_set *faults)
+{
+	pthread_mutex_lock(&faults->lock);
+	fail_waits(faults, 0);
+	pthread_mutex_unlock(&faults->lock);
+}

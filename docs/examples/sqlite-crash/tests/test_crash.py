@@ -1,0 +1,51 @@
+"""The ledger keeps every acknowledged number, whenever the power fails."""
+
+import sqlite3
+
+import pytest
+from ledger import Ledger
+
+from siterig import testing
+
+pytestmark = pytest.mark.siterig_crash
+
+small_fs = testing.fs(size="8MiB", log=False)
+
+
+def lost_numbers(fs, synchronous):
+    """Fill a ledger, and return the acknowledged numbers that some state after a power cut does not have."""
+    acknowledged = {}
+    with Ledger(fs / "ledger.db", synchronous) as ledger:
+        created = fs.position
+        for number in range(20):
+            ledger.add(number)
+            acknowledged[number] = fs.position
+    fs.remount()  # so that everything is on the disk, also without syncs
+    lost = set()
+    for position in fs.positions(15, after=created):
+        with fs.state(position) as folder, Ledger(folder / "ledger.db") as ledger:
+            assert ledger.is_sound()
+            due = {number for number, at in acknowledged.items() if at <= position}
+            lost |= due - set(ledger.numbers())
+    return lost
+
+
+def test_every_acknowledged_number_survives_a_power_cut(siterig_fs):
+    assert lost_numbers(siterig_fs, "EXTRA") == set()
+
+
+def test_numbers_are_lost_without_syncs(siterig_fs):
+    """The test above can fail."""
+    assert lost_numbers(siterig_fs, "OFF")
+
+
+def test_a_full_disk_is_an_error_and_no_damage(small_fs):
+    with Ledger(small_fs / "ledger.db") as ledger:
+        with pytest.raises(sqlite3.OperationalError, match="disk is full"):
+            for number in range(1000):
+                ledger.add(number, bytes(100_000))
+        kept = ledger.numbers()
+    small_fs.remount()
+    with Ledger(small_fs / "ledger.db") as ledger:
+        assert ledger.is_sound()
+        assert ledger.numbers() == kept == list(range(len(kept)))

@@ -1,0 +1,56 @@
+"""The records of a run's faults: each injection, the state of each rule, and the verdict on it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from siterig.blockfs.core.wire_model import Whole, WireModel
+
+
+class Injection(WireModel):
+    """One fault that was injected."""
+
+    sequence: Whole
+    """Number within the run, from 1."""
+    rule: str
+    layer: str
+    operation: str
+    """The operation in words."""
+    n: Whole
+    """The number of the operation among those that match the rule, from 1."""
+    time: str
+    """RFC 3339 in UTC."""
+    position: Whole | None = None
+    done: str
+    """The action, in words."""
+    ranges: tuple[tuple[int, int], ...] = ()
+    """Start and length of the bytes that were changed, lost or not delivered."""
+
+
+class RuleStatus(WireModel):
+    """A rule of a schedule, as ``siterig fault list`` shows it."""
+
+    name: str
+    words: str
+    layer: str
+    state: Literal["waiting", "armed", "over", "removed"]
+    """``waiting`` for its window, ``armed``, ``over`` when its window has closed."""
+    matched: Whole
+    fired: Whole
+    spared: Whole
+    """Faults that did not happen because they would have destroyed the last intact copy of a block."""
+    last: str | None
+    """Time of the last fault."""
+    waiting: Whole = 0
+    """Operations that the rule keeps waiting now."""
+    expected: str
+
+
+class FaultVerdict(WireModel):
+    """The verdict on a rule: it fired as often as it should, or it did not."""
+
+    name: str
+    ok: bool
+    fired: Whole
+    expected: str
+    text: str

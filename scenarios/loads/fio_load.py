@@ -1,0 +1,44 @@
+"""fio with verification as a workload of a scenario."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from siterig.scenarios.contracts.finding import CheckFinding
+from siterig.scenarios.loads.load import LoadPlace, due_at
+from siterig.scenarios.loads.process_load import ProcessLoad, promises
+from siterig.scenarios.workloads import fio_rounds
+from siterig.scenarios.workloads.ack_log import Ack
+
+
+class FioLoad(ProcessLoad):
+    """Rounds of fio, each a file with checksums in its blocks."""
+
+    module = "fio_rounds"
+
+    def _root(self, mounts: Mapping[str, Path]) -> Path:
+        return mounts[self.disks[0]] / self.table.name
+
+    def arguments(self, place: LoadPlace) -> Sequence[object]:
+        return ["--root", self._root(place.mounts), "--size", self.table.size, "--rounds", self.table.rounds]
+
+    def findings(
+        self, mounts: Mapping[str, Path], folder: Path, acks: list[Ack], cut: int | None
+    ) -> tuple[list[CheckFinding], frozenset[int]]:
+        root = self._root(mounts)
+        present = frozenset(ack.n for ack in acks if fio_rounds.round_path(root, ack.n).exists())
+        due = [ack.n for ack in due_at(acks, cut) if ack.n in present]
+        findings = [] if not due else [_verified(root, due, self.table.size)]
+        # A round that was under way may have its name on the disk already, so only the due ones are claimed.
+        return [*findings, promises("round", acks, present, cut)[0]], present
+
+
+def _verified(root: Path, due: list[int], size_bytes: int) -> CheckFinding:
+    done = subprocess.run(
+        fio_rounds.command(root, due, size_bytes, verifies=True), capture_output=True, text=True, check=False, cwd="/"
+    )
+    lines = (done.stderr + done.stdout).strip().splitlines()
+    text = f"{len(due)} files of {size_bytes} bytes verified" if done.returncode == 0 else " | ".join(lines[-3:])[-300:]
+    return CheckFinding("fio verifies every acknowledged round", done.returncode == 0, text)

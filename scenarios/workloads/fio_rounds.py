@@ -1,0 +1,95 @@
+"""The workload of fio: ``python -m siterig.scenarios.workloads.fio_rounds --root DIR ...``.
+
+Step N is a run of fio with ``verify=crc32c`` that writes the file ``round-N`` at random and fsyncs it; then it is
+acknowledged.  After the last round the workload waits.  :func:`command` builds fio's command line, also for the check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from siterig.blockfs.changelog.position_counter import read_position
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.scenarios.workloads.ack_log import Ack, AckWriter
+from siterig.scenarios.workloads.worker import Steps, add_common_options, work
+
+_IDLE_S = 0.05
+
+
+class FioError(Exception):
+    """A run of fio failed; the text is the end of its output."""
+
+
+def round_path(root: Path, n: int) -> Path:
+    """Return the file of round ``n``."""
+    return root / f"round-{n}"
+
+
+def command(root: Path, rounds: Sequence[int], size_bytes: int, *, verifies: bool) -> list[str]:
+    """Return the command line that writes rounds, or verifies them."""
+    words = ["fio", "--thread", "--ioengine=psync", "--rw=randwrite", "--bs=4k", f"--size={size_bytes}", "--fallocate=none"]
+    words += ["--verify=crc32c", "--verify_fatal=1", "--group_reporting", "--output-format=terse", "--minimal"]
+    words += ["--verify_only", "--verify_state_load=0"] if verifies else ["--do_verify=0", "--end_fsync=1"]
+    for n in rounds:
+        words += [f"--name=round{n}", f"--filename={round_path(root, n)}", f"--randseed={n}"]
+    return words
+
+
+class FioRounds(Steps):
+    """The rounds below a folder, and the acknowledgement file."""
+
+    failures = (OSError, FioError)
+
+    def __init__(self, root: Path, acks: Path, position: Path, *, size_bytes: int, rounds: int) -> None:
+        self.acknowledged = 0
+        self._root, self._position, self._size_bytes, self._rounds = root, position, size_bytes, rounds
+        root.mkdir(exist_ok=True)
+        self._acks = AckWriter(acks)
+        self.newest = max((int(path.name.removeprefix("round-")) for path in root.glob("round-*")), default=0)
+
+    def step(self) -> None:
+        if self.newest >= self._rounds:
+            SYSTEM_CLOCK.sleep_thread(_IDLE_S)
+            return
+        n = self.newest + 1
+        begin = read_position(self._position)
+        done = subprocess.run(
+            command(self._root, [n], self._size_bytes, verifies=False), capture_output=True, text=True, check=False, cwd="/"
+        )
+        if done.returncode:
+            raise FioError(" ".join((done.stderr + done.stdout).split())[-300:])
+        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        self._acks.append(Ack(n, begin, read_position(self._position), SYSTEM_CLOCK.wall_ns()))
+        self.newest = self.acknowledged = n
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._acks.close()
+
+
+def main() -> int:
+    """Parse the arguments and run."""
+    parser = argparse.ArgumentParser(prog="python -m siterig.scenarios.workloads.fio_rounds")
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--size", type=int, required=True)
+    parser.add_argument("--rounds", type=int, required=True)
+    options = add_common_options(parser).parse_args()
+
+    def make() -> FioRounds:
+        return FioRounds(options.root, options.acks, options.position, size_bytes=options.size, rounds=options.rounds)
+
+    return work(make, FioRounds.failures, options.rate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

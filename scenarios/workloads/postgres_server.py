@@ -1,0 +1,159 @@
+"""A PostgreSQL server of its own: a cluster in a folder, reached by a socket in another one.
+
+It changes nothing of the machine's own PostgreSQL.  Root runs it as the user ``postgres``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.cext import linux
+
+_USER = "postgres"
+_START_TRIES = 200
+_TRY_S = 0.05
+_STOP_S = 20
+
+
+class PostgresError(Exception):
+    """A program of PostgreSQL failed; the text is the end of its output."""
+
+
+def programs() -> Path | None:
+    """Return the folder of PostgreSQL's programs; None if the server is not installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    here = shutil.which("initdb")
+    best = Path(here).resolve() if here else found[-1] if found else None
+    return best.parent if best is not None and best.with_name("postgres").exists() else None
+
+
+class PostgresServer:
+    """The server of one cluster.
+
+    Args:
+        folder: the folder of the cluster, on the disk; created if it is missing.
+        sockets: a folder for its socket and its log, on no virtual disk.
+    """
+
+    def __init__(self, folder: Path, sockets: Path) -> None:
+        self._bin = programs()
+        if self._bin is None:
+            raise PostgresError("the programs initdb and postgres are not installed; on Debian: apt-get install postgresql")
+        self.data, self._sockets = folder, sockets
+        self.log = sockets / "postgres.log"
+        self._server: subprocess.Popen[bytes] | None = None
+        sockets.mkdir(parents=True, exist_ok=True)
+        self._is_root = os.getuid() == 0
+        if self._is_root:
+            shutil.chown(sockets, _USER, _USER)
+
+    def _spawn(
+        self, program: str, *words: str, output: int | IO[bytes], stdin: int = subprocess.DEVNULL
+    ) -> subprocess.Popen[bytes]:
+        assert self._bin is not None  # noqa: S101 (for the type checker)
+        user = _USER if self._is_root else None
+        return subprocess.Popen(
+            [self._bin / program, *words],
+            stdin=stdin,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            user=user,
+            group=user,
+            extra_groups=[] if self._is_root else None,
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "PGHOST": str(self._sockets), "PGUSER": _USER},
+            cwd="/",
+            preexec_fn=lambda: linux.set_parent_death_signal(signal.SIGQUIT),  # noqa: PLW1509 (this process has one thread that starts programs)
+        )
+
+    def run(self, program: str, *words: str) -> str:
+        """Run one of PostgreSQL's programs, and return its output.
+
+        Raises:
+            PostgresError: with the end of its output if it fails.
+        """
+        with self._spawn(program, *words, output=subprocess.PIPE) as process:
+            output = process.communicate()[0].decode(errors="replace")
+        if process.returncode:
+            raise PostgresError(f"{program}: exit status {process.returncode}: {' '.join(output.split())[-300:]}")
+        return output
+
+    def create(self) -> None:
+        """Create the cluster, durably; a cluster that is there already stays."""
+        if (self.data / "PG_VERSION").exists():
+            return
+        if self.data.exists():
+            shutil.rmtree(self.data)
+        self.data.mkdir(parents=True)
+        if self._is_root:
+            shutil.chown(self.data, _USER, _USER)
+        self.data.chmod(0o700)
+        self.run("initdb", "--pgdata", str(self.data), "--data-checksums", "--auth=trust", "--no-instructions", "-U", _USER)
+
+    def start(self) -> None:
+        """Start the server, and return when it answers; it recovers the cluster first if that is necessary."""
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # of the machine that the disk was copied from
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self._sockets),
+            "jit": "off",
+            "max_connections": "10",
+        }
+        settings |= {
+            "shared_buffers": "16MB",
+            "jit": "off",
+            "autovacuum": "off",
+            "max_wal_size": "64MB",
+            "min_wal_size": "32MB",
+        }
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        with self.log.open("ab") as log:
+            self._server = self._spawn("postgres", "-D", str(self.data), *options, output=log)
+        for _ in range(_START_TRIES):
+            if self._server.poll() is not None:
+                raise PostgresError(f"postgres ended: {self.log_tail()}")
+            with self._spawn("pg_isready", "-q", output=subprocess.DEVNULL) as asked:
+                asked.wait()
+            if asked.returncode == 0:
+                return
+            SYSTEM_CLOCK.sleep_thread(_TRY_S)
+        raise PostgresError(f"postgres did not accept connections: {self.log_tail()}")
+
+    def log_tail(self) -> str:
+        """Return the last line of the server's log."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return lines[-1] if lines else "its log is empty"
+
+    def sql(self, statement: str) -> str:
+        """Run a statement, which is committed on return; rows come back as lines, with columns separated by ``|``."""
+        return self.run("psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-c", statement).strip()
+
+    def session(self) -> subprocess.Popen[bytes]:
+        """Start psql with pipes: statements in, results out; it ends at the first error."""
+        words = ["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", "postgres"]
+        return self._spawn("psql", *words, output=subprocess.PIPE, stdin=subprocess.PIPE)
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """End the server and wait; ``at_once`` without a shutdown checkpoint, as a crash does."""
+        if self._server is None:
+            return
+        self._server.send_signal(signal.SIGQUIT if at_once else signal.SIGINT)
+        try:
+            self._server.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self._server.wait()
+        self._server = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop(at_once=error is not None)

@@ -1,0 +1,196 @@
+"""The contracts of fault injection: of the role that has all rules, and of the injectors in the other roles.
+
+The director has the schedule (:mod:`siterig.scenarios.faults.schedule`).  Where it can, it decides for each operation
+itself: blob service, links, processes, clock, machine.  The operations of disks, change logs and managed disks are too many
+for a call each: the roles that do them get the rules, decide in the same way, because a decision depends on the seed, the
+rule's name and the number of the operation only, and report counts and injections.  The director opens and closes the
+windows of their rules.
+
+Fault contract: rules are not durable.  A role that starts again has no rule; the director notices it and arms the rules
+again, and their counts begin at 0 in that process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from siterig.blockfs.core.deadlines import ANSWER_S, REPORT_S, deadline
+from siterig.blockfs.core.wire_model import Whole, WireModel
+from siterig.scenarios.faults.catalog import LayerName
+from siterig.scenarios.faults.records import FaultVerdict, Injection, RuleStatus
+
+INJECTOR_LAYERS: tuple[LayerName, ...] = ("disk", "log", "store")
+"""The layers whose operations are decided in other roles."""
+LAYERS_OF_ROLE: Mapping[str, tuple[LayerName, ...]] = {
+    "site": ("disk", "log"),
+    "agent": ("log",),
+    "applier": ("store",),
+    "azure": ("disk", "log", "store"),
+}
+"""The roles that serve a ``FaultInjector``, and the layers that it has."""
+DIRECTOR = "faults"
+"""The role that directs the faults of a rig."""
+
+
+class FaultPlan(WireModel):
+    """One rule for an injector."""
+
+    name: str
+    """The label of the rule; unique in the schedule."""
+    rule: dict[str, Any]
+    """The document of the rule (:meth:`siterig.scenarios.faults.rules.FaultRule.document`)."""
+    seed: Whole
+    """The seed of its random choices."""
+    is_open: bool
+    """False: the rule does nothing and counts nothing until its window opens."""
+    is_awaited: bool = False
+    """Other rules follow its first fault: the operation that meets it is answered when their windows are open, if the
+    injector and the director are in one process."""
+
+
+class ArmedFaults(WireModel):
+    """The effect of a change of rules: it is in force."""
+
+    position: Whole | None = None
+    """All operations of the matched disks that were done before are at or below this position; None if there are none."""
+    targets: dict[str, list[str]]
+    """The disks or files that each rule matches now, as text for people, by the name of the rule."""
+
+
+class InjectedFault(WireModel):
+    """One injection in a role."""
+
+    name: str
+    """The rule."""
+    operation: str
+    """The operation in words: ``write web01/data, 4096 bytes at 1048576``."""
+    n: Whole
+    """The number of the operation among those that match the rule, from 1."""
+    time_ns: Whole
+    """Wall time in nanoseconds since the epoch."""
+    position: Whole | None = None
+    done: str
+    """The action, in words."""
+    ranges: tuple[tuple[int, int], ...] = ()
+    """Start and length of the bytes that were changed, lost or not delivered."""
+
+
+class FaultCount(WireModel):
+    """The counts of one rule in one role."""
+
+    matched: Whole
+    fired: Whole
+    last_ns: Whole | None = None
+    """Wall time of the last fault, in nanoseconds since the epoch."""
+    waiting: Whole = 0
+    """Operations that the rule keeps waiting now."""
+
+
+class FaultReport(WireModel):
+    """Everything that an injector did after a sequence number."""
+
+    epoch: str
+    """Changes when the role was started again: its sequence numbers and counts begin again."""
+    sequence: Whole
+    """The number of the last injection of this report; the next question has it as ``after``."""
+    dropped: Whole = 0
+    """Injections that were too many to keep."""
+    injections: list[InjectedFault]
+    counts: dict[str, FaultCount]
+
+
+class FaultInjector(Protocol):
+    """The injector in a role.  Each call returns when the change is in force."""
+
+    @deadline(ANSWER_S)
+    async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:
+        """Arm rules, all or none; rules for several disks come into force at one position.  Armed ones stay as they are.
+
+        Raises:
+            RigError: ``FaultNotPossible``; the message names the rule, the key, its value, and what is allowed.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
+        """Remove rules, at one position for all disks; waiting operations continue.  Unknown names are ignored."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def set_fault_window(self, *, name: str, is_open: bool) -> ArmedFaults:
+        """Let a rule count and act from now on, or no more."""
+        ...
+
+    @deadline(REPORT_S)
+    async def fault_report(self, *, after: Whole, epoch: str, patience_s: float) -> FaultReport:
+        """Return what happened after a sequence number; waits for it at most ``patience_s`` seconds, below 4.
+
+        ``after`` counts only if ``epoch`` is that of the role; otherwise the report begins with the first injection.
+        """
+        ...
+
+
+class FaultSummary(WireModel):
+    """All rules, as ``siterig fault list`` shows them."""
+
+    seed: Whole
+    rules: list[RuleStatus]
+
+
+class FaultControl(Protocol):
+    """The calls of the director of a rig, or of one mount.  Each returns when the change is in force."""
+
+    @deadline(ANSWER_S)
+    async def add_faults(self, *, rules: list[dict[str, Any]], seed: Whole | None = None) -> FaultSummary:
+        """Arm rules, all or none.  A rule that is armed already, with the same document, stays as it is.
+
+        Args:
+            rules: documents of rules.
+            seed: the seed of the rules' random choices; None for the seed of the rig.
+        Raises:
+            RigError: ``InvalidFault`` or ``FaultNotPossible``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def list_faults(self) -> FaultSummary:
+        """Return all rules that are armed."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def remove_fault(self, *, name: str) -> FaultSummary:
+        """Remove a rule, and return the others; operations that it keeps waiting continue.
+
+        Raises:
+            RigError: ``InvalidFault`` if there is none of this name.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def clear_faults(self) -> int:
+        """Remove all rules, and return their number."""
+        ...
+
+    async def wait_fired(self, *, name: str, times: Whole) -> RuleStatus:
+        """Wait until a rule has fired so often.
+
+        Raises:
+            RigError: ``InvalidFault`` if there is no such rule, or it is removed meanwhile.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def note_mark(self, *, name: str) -> None:
+        """Set a mark: rules with ``after = mark:NAME`` follow it."""
+        ...
+
+    @deadline(REPORT_S)
+    async def injections(self, *, after: Whole) -> list[Injection]:
+        """Return the injections with a sequence number above ``after``, oldest first."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def verdicts(self) -> list[FaultVerdict]:
+        """Return for each rule of the run, also a removed one, whether it fired as often as it should."""
+        ...

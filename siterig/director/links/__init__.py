@@ -1,0 +1,5 @@
+"""Links and blob service of a rig under fault rules: the injectors of both layers, and the proxies in their paths.
+
+Imports azure_emu.storage, blockfs.core, blockfs.documents, scenarios.faults, siterig.core, siterig.director,
+siterig.net, siterig.rpc.
+"""

@@ -1,0 +1,81 @@
+"""The injectors of links and of the blob service of one rig, put together."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import structlog
+import trio
+
+from siterig.azure_emu.storage.azurite import connection_string
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.errors import RigError
+from siterig.core.paths import Layout
+from siterig.director.injectors import LayerInjector
+from siterig.director.links.blob_injector import BLOB_LINKS, BlobInjector, BlobRules
+from siterig.director.links.entries import LinkEntries
+from siterig.director.links.link_injector import LinkInjector
+from siterig.net.blob_proxy import BlobProxy, BlobService
+from siterig.scenarios.faults.schedule import FaultSchedule
+
+_log = structlog.get_logger(__name__)
+
+
+def link_injectors(layout: Layout, schedule: FaultSchedule, *, clock: Clock = SYSTEM_CLOCK) -> list[LayerInjector]:
+    """Return the injectors of the layers ``link`` and ``blob``; both must run.
+
+    Args:
+        layout: the rig.
+        schedule: decides about operations.
+        clock: measures delays and rates.
+    """
+    entries = LinkEntries(layout, clock=clock)
+    blobs = BlobInjector(schedule, entries, _ContainerDeletion(layout).delete, clock=clock)
+    for link in BLOB_LINKS:
+        entries.serve_blobs(link, _BlobLink(layout, BlobRules(blobs, link.partition("-")[0]), clock).serve)
+    return [LinkInjector(schedule, entries, clock=clock), blobs]
+
+
+class _BlobLink:
+    """The proxy of the storage account for one client; Azurite's port is known only after its first start."""
+
+    def __init__(self, layout: Layout, rules: BlobRules, clock: Clock) -> None:
+        self._layout, self._rules, self._clock = layout, rules, clock
+        self._proxy: BlobProxy | None = None
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        if self._proxy is None and (service := self._service()) is not None:
+            self._proxy = BlobProxy(service, self._rules, clock=self._clock)
+        if self._proxy is None:
+            stream.socket.close()
+        else:
+            await self._proxy.serve(stream)
+
+    def _service(self) -> BlobService | None:
+        try:
+            fields = connection_string(self._layout.azurite, self._layout.keys).split(";")
+        except RigError as error:
+            _log.warning("blob_service_unknown", code=error.code, reason=error.message)
+            return None
+        url = next(field.partition("=")[2] for field in fields if field.startswith("BlobEndpoint="))
+        return BlobService.parse(url)
+
+
+class _ContainerDeletion:
+    """Deletes containers of the rig's storage account, past all proxies."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    async def delete(self, pattern: str) -> list[str]:
+        # The SDK takes longer to load than everything else here, and few rules need it.
+        from siterig.azure_emu.storage.blob_cache import CONTAINER, BlobCacheAccount  # noqa: PLC0415
+
+        if not fnmatchcase(CONTAINER, pattern):
+            return []
+        account = BlobCacheAccount(connection_string(self._layout.azurite, self._layout.keys))
+        try:
+            await account.delete_container()
+        finally:
+            account.close()
+        return [CONTAINER]

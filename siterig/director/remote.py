@@ -1,0 +1,450 @@
+"""The injectors in other roles: their rules, windows, counts and injections.
+
+A role decides by itself which of its operations meets a fault.  While it has rules, a long poll brings their counts and
+injections; a role without rules is not asked anything.
+
+Fault contract: a role that was started again has no rules; they are armed there again, and its counts are added to those
+that it had.  A role that is away when a rule is armed gets the rule when it is back; if all are away, arming fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import structlog
+import trio
+
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock, rfc3339
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.core.fault_contract import (
+    INJECTOR_LAYERS,
+    LAYERS_OF_ROLE,
+    ArmedFaults,
+    FaultCount,
+    FaultInjector,
+    FaultPlan,
+    FaultReport,
+)
+from siterig.director.injectors import LayerInjector, not_possible
+from siterig.scenarios.faults.rules import FaultRule
+from siterig.scenarios.faults.schedule import ArmedRule, FaultSchedule
+
+T = TypeVar("T")
+PATIENCE_S = 2.5
+"""One long poll."""
+CHANGE_S = 5.0
+"""The time within which a role carries out a change, or counts as away."""
+REPORT_S = 1.0
+"""The time within which a role reports, beside its patience."""
+RETRY_S = 1.0
+"""The longest time between two attempts to reach a role that is away."""
+_AWAY = (Code.RoleUnavailable, Code.RoleHung, Code.RoleHeld)
+_log = structlog.get_logger("faults")
+
+
+class _PromptInjector(FaultInjector):
+    """An injector whose calls end soon: a role that is stopped must not keep a change of other rules waiting."""
+
+    def __init__(self, role: str, injector: FaultInjector, clock: Clock) -> None:
+        self._role, self._injector, self._clock = role, injector, clock
+
+    async def _within(self, limit_s: float, call: Awaitable[T]) -> T:
+        with self._clock.move_on_after(limit_s):
+            return await call
+        raise RigError(
+            Code.RoleUnavailable, f"the {self._role} did not answer within {limit_s:g} s", recoverable=True, role=self._role
+        )
+
+    async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:
+        return await self._within(CHANGE_S, self._injector.arm_faults(plans=plans))
+
+    async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
+        return await self._within(CHANGE_S, self._injector.disarm_faults(names=names))
+
+    async def set_fault_window(self, *, name: str, is_open: bool) -> ArmedFaults:
+        return await self._within(CHANGE_S, self._injector.set_fault_window(name=name, is_open=is_open))
+
+    async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
+        call = self._injector.fault_report(after=after, epoch=epoch, patience_s=patience_s)
+        return await self._within(patience_s + REPORT_S, call)
+
+
+@dataclass
+class _RemoteRole:
+    """One role with an injector, and the rules that it has."""
+
+    name: str
+    injector: FaultInjector
+    layers: tuple[str, ...]
+    rules: dict[str, ArmedRule] = field(default_factory=dict)
+    opened: dict[str, bool] = field(default_factory=dict)
+    """The state of each rule's window there."""
+    leaving: set[str] = field(default_factory=set)
+    """Rules that are being removed: they are not armed again, but their last counts are adopted."""
+    leftover: set[str] = field(default_factory=set)
+    """Rules that were removed while the role did not answer: it may still have them."""
+    is_stale: bool = False
+    """True if the role has missed a change because it did not answer."""
+    epoch: str = ""
+    sequence: int = 0
+    before: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Matched and fired of each rule in former epochs."""
+    counts: dict[str, FaultCount] = field(default_factory=dict)
+    changes: int = 0
+    """Counts the changes of ``rules``."""
+    armed_at: dict[str, int] = field(default_factory=dict)
+    """The value of ``changes`` from which on reports are of this rule, and not of an earlier one with its name."""
+    asking: trio.Lock = field(default_factory=trio.Lock)
+    news: trio.Event = field(default_factory=trio.Event)
+
+    def wake(self) -> None:
+        """Ask the role now."""
+        self.news.set()
+        self.news = trio.Event()
+
+    def plans(self) -> list[FaultPlan]:
+        """Return the rules that the role must have."""
+        return [_plan(armed) for name, armed in self.rules.items() if name not in self.leaving and not _is_over(armed)]
+
+    def totals(self, name: str) -> tuple[int, int, int | None]:
+        """Return matched, fired and the time of the last fault of a rule in this role."""
+        matched, fired = self.before.get(name, (0, 0))
+        count = self.counts.get(name)
+        return (matched, fired, None) if count is None else (matched + count.matched, fired + count.fired, count.last_ns)
+
+
+class RemoteInjector(LayerInjector):
+    """The injector of the layers that other roles decide.
+
+    Args:
+        schedule: the rules.
+        roles: the injector of each role that has one.
+        layers: the layers of each role.
+        former: the values of :meth:`saved` at the end of the former director, for :meth:`resume`.
+        clock: the clock of retries.
+    """
+
+    layers = INJECTOR_LAYERS
+    is_remote = True
+
+    def __init__(
+        self,
+        schedule: FaultSchedule,
+        roles: Mapping[str, FaultInjector],
+        layers: Mapping[str, tuple[str, ...]] = LAYERS_OF_ROLE,
+        *,
+        former: Mapping[str, tuple[str, int]] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._schedule = schedule
+        self._clock = clock
+        self._former = former or {}
+        self._roles = {
+            name: _RemoteRole(name, _PromptInjector(name, injector, clock), tuple(layers[name]))
+            for name, injector in roles.items()
+        }
+
+    def _of(self, rule: FaultRule) -> list[_RemoteRole]:
+        return [role for role in self._roles.values() if rule.where.layer in role.layers]
+
+    async def check(self, rule: FaultRule) -> None:
+        if not self._of(rule):
+            layers = dict.fromkeys(layer for role in self._roles.values() for layer in role.layers)
+            raise not_possible(rule, f"where.layer: {rule.where.layer!r} has no faults here; allowed: {', '.join(layers)}")
+
+    # --- rules ------------------------------------------------------------------------------------------------------
+
+    async def arm(self, rules: Sequence[ArmedRule]) -> None:
+        targets: dict[str, list[str]] = {armed.label: [] for armed in rules}
+        away: dict[str, RigError] = {}
+        for role in self._roles.values():
+            own = [armed for armed in rules if role in self._of(armed.rule)]
+            if not own:
+                continue
+            role.changes += 1
+            role.armed_at |= {armed.label: role.changes for armed in own}
+            try:
+                answer = await role.injector.arm_faults(plans=[_plan(armed) for armed in own])
+            except RigError as error:
+                if error.code not in _AWAY:
+                    raise
+                away[role.name] = error
+                role.is_stale = True
+            else:
+                for name, found in answer.targets.items():
+                    targets.setdefault(name, []).extend(found)
+            for armed in own:
+                role.rules[armed.label] = armed
+                role.opened[armed.label] = armed.window.is_open
+            role.wake()
+        for armed in rules:
+            self._require_target(armed, targets[armed.label], away)
+
+    def _require_target(self, armed: ArmedRule, targets: Sequence[str], away: Mapping[str, RigError]) -> None:
+        """Refuse a rule that matches nothing now, unless it waits for a moment at which there may be something."""
+        roles = self._of(armed.rule)
+        if targets or armed.rule.when.after is not None:
+            return
+        lost = [away[role.name] for role in roles if role.name in away]
+        if len(lost) == len(roles):
+            raise lost[0]
+        if not lost:
+            where = armed.rule.where
+            given = " and ".join(
+                f"{key} = {value!r}" for key in ("vm", "disk") if (value := getattr(where, key)) is not None
+            )
+            none = "no disk of this rig: siterig vm list"
+            if where.layer == "store":
+                none = "no managed disk: a VM has them from its protection on: siterig status"
+            raise not_possible(armed.rule, f"where: {given or 'the rule'} matches {none}")
+
+    async def disarm(self, rules: Sequence[ArmedRule]) -> None:
+        names = [armed.label for armed in rules]
+        for role in self._roles.values():
+            own = [name for name in names if name in role.rules]
+            if not own:
+                continue
+            role.leaving.update(own)
+            try:
+                await role.injector.disarm_faults(names=own)
+                await self._ask(role, 0.0)  # with the last counts of the rules that were removed
+            except RigError as error:
+                if error.code not in _AWAY:
+                    raise
+                _log.info("role_away_at_disarming", role=role.name, rules=own, reason=error.message)
+                role.leftover.update(own)
+                role.is_stale = True
+                role.wake()
+        for role in self._roles.values():  # the total of a rule is that of all roles, so none is forgotten before
+            for name in role.leaving & set(names):
+                role.leaving.discard(name)
+                del role.rules[name]
+                role.opened.pop(name, None)
+                role.before.pop(name, None)
+                role.counts.pop(name, None)
+                role.armed_at.pop(name, None)
+
+    async def window_opened(self, armed: ArmedRule) -> None:
+        await self._set_window(armed, is_open=True)
+
+    async def window_closed(self, armed: ArmedRule) -> None:
+        await self._set_window(armed, is_open=False)
+
+    async def _set_window(self, armed: ArmedRule, *, is_open: bool) -> None:
+        for role in self._roles.values():
+            await self._set_window_of(role, armed, is_open=is_open)
+
+    async def _set_window_of(self, role: _RemoteRole, armed: ArmedRule, *, is_open: bool) -> None:
+        if armed.label not in role.rules or role.opened.get(armed.label) == is_open:
+            return
+        role.opened[armed.label] = is_open
+        try:
+            await role.injector.set_fault_window(name=armed.label, is_open=is_open)
+        except RigError as error:
+            if error.code not in _AWAY:
+                raise
+            role.is_stale = True
+            role.wake()
+
+    # --- counts and injections --------------------------------------------------------------------------------------
+
+    async def collect(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for role in self._roles.values():
+                if role.rules and not role.is_stale:
+                    nursery.start_soon(self._collect_from, role)
+
+    async def _collect_from(self, role: _RemoteRole) -> None:
+        try:
+            await self._ask(role, 0.0)
+        except RigError as error:
+            _log.debug("faults_not_reported", role=role.name, reason=error.message)
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for role in self._roles.values():
+                nursery.start_soon(self._follow, role)
+
+    async def _follow(self, role: _RemoteRole) -> None:
+        while True:
+            news = role.news
+            if not role.rules and not role.is_stale:
+                await news.wait()
+                continue
+            try:
+                patience_s = 0.0 if role.is_stale else PATIENCE_S
+                asked_at = role.changes
+                report = await role.injector.fault_report(after=role.sequence, epoch=role.epoch, patience_s=patience_s)
+                async with role.asking:
+                    await self._adopt(role, report, asked_at=asked_at)
+                    await self._catch_up(role)
+            except RigError as error:
+                _log.debug("faults_not_reported", role=role.name, reason=error.message)
+                with self._clock.move_on_after(RETRY_S):
+                    await news.wait()
+
+    async def _catch_up(self, role: _RemoteRole) -> None:
+        """Tell a role that did not answer the changes that it has missed; all of them may be repeated."""
+        if not role.is_stale:
+            return
+        role.is_stale = False
+        try:
+            leftover = sorted(role.leftover - set(role.rules))
+            if leftover:
+                await role.injector.disarm_faults(names=leftover)
+            role.leftover.clear()
+            await role.injector.arm_faults(plans=role.plans())
+            for plan in role.plans():
+                await role.injector.set_fault_window(name=plan.name, is_open=plan.is_open)
+                role.opened[plan.name] = plan.is_open
+        except RigError:
+            role.is_stale = True
+            raise
+
+    def role_is_ready(self, name: str) -> None:
+        """Arm the rules of a role that was started again, without waiting for the next attempt."""
+        if name in self._roles:
+            self._roles[name].wake()
+
+    async def _ask(self, role: _RemoteRole, patience_s: float) -> None:
+        async with role.asking:
+            asked_at = role.changes
+            report = await role.injector.fault_report(after=role.sequence, epoch=role.epoch, patience_s=patience_s)
+            await self._adopt(role, report, asked_at=asked_at)
+
+    async def _adopt(
+        self,
+        role: _RemoteRole,
+        report: FaultReport,
+        known: Set[tuple[str, str, int, str]] = frozenset(),
+        *,
+        asked_at: int | None = None,
+    ) -> None:
+        """Take over injections and counts, except counts of an earlier rule with the name of one that was armed meanwhile.
+
+        The injections of the earlier rule were taken over when it was removed.
+        """
+        counted = {name for name in role.rules if asked_at is None or role.armed_at.get(name, 0) <= asked_at}
+        if report.epoch != role.epoch:
+            await self._begin_epoch(role, report.epoch)
+        new = report.sequence - role.sequence  # an answer to an earlier question repeats injections
+        for injected in report.injections[-new:] if new > 0 else ():
+            key = (injected.name, injected.operation, injected.n, rfc3339(injected.time_ns))
+            if injected.name in role.rules and key not in known:
+                self._schedule.adopt_injection(
+                    injected.name,
+                    operation=injected.operation,
+                    n=injected.n,
+                    time_ns=injected.time_ns,
+                    position=injected.position,
+                    done=injected.done,
+                    ranges=injected.ranges,
+                )
+        if report.dropped:
+            _log.warning("injections_dropped", role=role.name, count=report.dropped)
+        role.sequence = max(role.sequence, report.sequence)
+        for name, count in report.counts.items():
+            last = role.counts.get(name)
+            if name in counted and (last is None or count.matched >= last.matched):
+                role.counts[name] = count
+                self._adopt_counts(name)
+
+    def _adopt_counts(self, name: str) -> None:
+        totals = [role.totals(name) for role in self._roles.values() if name in role.rules]
+        most = 1 if self._schedule.rule(name).rule.is_immediate else None  # it happens once, in whatever role
+        times = [last_ns for _, _, last_ns in totals if last_ns is not None]
+        self._schedule.adopt_counts(
+            name,
+            matched=_at_most(sum(matched for matched, _, _ in totals), most),
+            fired=_at_most(sum(fired for _, fired, _ in totals), most),
+            last_ns=max(times, default=self._schedule.rule(name).last_ns),
+            waiting=sum(role.counts[name].waiting for role in self._roles.values() if name in role.counts),
+        )
+
+    async def _begin_epoch(self, role: _RemoteRole, epoch: str) -> None:
+        """Take up the reports of a process: the first one, or that of a role that was started again."""
+        restarted = role.epoch != ""
+        if restarted:
+            for name in role.rules:
+                matched, fired, _ = role.totals(name)
+                role.before[name] = (matched, fired)
+            role.counts.clear()
+        role.epoch, role.sequence = epoch, 0
+        await role.injector.arm_faults(plans=role.plans())  # those that it has stay as they are
+        role.opened = {armed.label: armed.window.is_open for armed in role.rules.values()}
+        if restarted:
+            _log.info("faults_armed_again", role=role.name, rules=list(role.rules))
+
+    # --- a director that was started again ----------------------------------------------------------------------------
+
+    def saved(self) -> dict[str, tuple[str, int]]:
+        """Return for each role the epoch and the sequence number of the last injection that was adopted."""
+        return {role.name: (role.epoch, role.sequence) for role in self._roles.values()}
+
+    async def resume(self, rules: Sequence[ArmedRule]) -> None:
+        already = self._schedule.injections  # the former director may have recorded more than it has saved
+        reports = {
+            role.name: await self._resume_role(role, *self._former.get(role.name, ("", 0))) for role in self._roles.values()
+        }
+        for armed in rules:
+            roles = [role for role in self._roles.values() if armed.label in role.rules]
+            found = [
+                count
+                for role in roles
+                if (report := reports[role.name]) is not None
+                and report.epoch == role.epoch
+                and (count := report.counts.get(armed.label)) is not None
+            ]
+            if roles:  # the counts of processes that have ended meanwhile are those that no process reports
+                rest = (
+                    armed.matched - sum(count.matched for count in found),
+                    armed.fired - sum(count.fired for count in found),
+                )
+                roles[0].before[armed.label] = (max(0, rest[0]), max(0, rest[1]))
+        for role in self._roles.values():
+            report = reports[role.name]
+            if report is not None and role.rules:
+                await self._adopt(role, report, {(each.rule, each.operation, each.n, each.time) for each in already})
+            role.wake()
+
+    async def _resume_role(self, role: _RemoteRole, epoch: str, sequence: int) -> FaultReport | None:
+        """Return the report of a role, and remove the rules there that are no more; None if it is away."""
+        role.rules = {armed.label: armed for armed in self._schedule.armed() if role in self._of(armed.rule)}
+        try:
+            report = await role.injector.fault_report(after=sequence, epoch=epoch, patience_s=0.0)
+            strangers = [name for name in report.counts if name not in role.rules]
+            if strangers:
+                await role.injector.disarm_faults(names=strangers)
+        except RigError as error:
+            if error.code not in _AWAY:
+                raise
+            return None
+        if report.epoch == epoch:
+            role.epoch, role.sequence = epoch, sequence
+            role.opened = {armed.label: not armed.window.is_open for armed in role.rules.values()}
+            for armed in role.rules.values():
+                await self._set_window_of(role, armed, is_open=armed.window.is_open)
+        return report
+
+
+def _at_most(count: int, most: int | None) -> int:
+    return count if most is None else min(count, most)
+
+
+def _is_over(armed: ArmedRule) -> bool:
+    """Return True for a fault that has happened, and that a role which was started again must not have a second time.
+
+    It is immediate, or it kills the role and has done that as often as it may.
+    """
+    rule = armed.rule
+    if rule.is_immediate:
+        return armed.fired > 0 and rule.what.pause is None
+    once = rule.when.occurrence is not None and rule.when.every is None
+    most = 1 if once else rule.when.times
+    return rule.what.kill is not None and most is not None and armed.fired >= most
+
+
+def _plan(armed: ArmedRule) -> FaultPlan:
+    return FaultPlan(name=armed.label, rule=armed.rule.document(), seed=armed.seed, is_open=armed.window.is_open)

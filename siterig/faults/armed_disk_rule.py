@@ -1,0 +1,188 @@
+"""A rule of the layer ``disk``, and the disks on which it is in force."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import trio
+
+from siterig.blockfs.contracts.fault_effects import DiskFault, FaultCounter
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_faults import DiskFaults, RulesChange
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.core.fault_contract import FaultCount, FaultPlan
+from siterig.faults.disk_mapping import MappedFault
+from siterig.scenarios.faults.rules import FaultRule
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDisk:
+    """An open disk that can meet faults.
+
+    Attributes:
+        vm: the name of its VM, which ``where.vm`` matches.
+        name: its name, which ``where.disk`` matches.
+        faults: its fault rules.
+        path: the file through which its guest uses it.
+        title: the name for people; empty for ``VM/NAME``.
+    """
+
+    vm: str
+    name: str
+    faults: DiskFaults
+    path: Path
+    title: str = ""
+
+    def __str__(self) -> str:
+        return self.title or f"{self.vm}/{self.name}"
+
+
+def disks_of_host(host: DiskHost) -> list[OpenDisk]:
+    """Return the disks of all VMs of a disk host."""
+    return [disk_of_host(host, disk) for disk in host.registry.all_disks()]
+
+
+def disk_of_host(host: DiskHost, disk: Disk) -> OpenDisk:
+    """Return a disk of a disk host."""
+    vm, name = disk.paths.vm, disk.paths.name
+    return OpenDisk(vm, name, disk.faults, host.mountpoint / vm / f"{name}.img")
+
+
+@dataclass(eq=False, slots=True)
+class ArmedDiskRule:
+    """A rule, its counts, and its ids on the disks.
+
+    Attributes:
+        plan: the rule as it was armed.
+        rule: the rule.
+        mapped: the rule for the C core.
+        is_open: its window is open.
+        has_file: the file of ``while_file`` exists; True without one.
+        counter: the counts of all disks.
+        ids: the disks on which it is in force, with its id there.
+        crash_ids: the disks that lost their power by it, with the id of the rule that fails all their operations.
+        titles: names of its disks for people.
+        watch_scope: the watch of the file of ``while_file``; cancelled when the rule is removed.
+        acted_ns: wall time at which an immediate rule acted; None: not yet.
+        ranges: start and length of the bytes of the file that the rule names, on each disk.
+    """
+
+    plan: FaultPlan
+    rule: FaultRule
+    mapped: MappedFault
+    is_open: bool
+    has_file: bool = True
+    counter: FaultCounter = field(default_factory=FaultCounter)
+    ids: dict[DiskFaults, int] = field(default_factory=dict)
+    crash_ids: dict[DiskFaults, int] = field(default_factory=dict)
+    titles: dict[DiskFaults, str] = field(default_factory=dict)
+    ranges: dict[DiskFaults, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    watch_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    acted_ns: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The label of the rule."""
+        return self.plan.name
+
+    @property
+    def while_file(self) -> Path | None:
+        """The file that must exist; None if the rule names none."""
+        name = self.rule.when.while_file
+        return None if name is None else Path(name)
+
+    @property
+    def is_on(self) -> bool:
+        """The rule counts and acts now."""
+        return self.is_open and self.has_file
+
+    @property
+    def has_acted(self) -> bool:
+        """An immediate rule has had its one fault."""
+        return self.acted_ns is not None
+
+    @property
+    def holds(self) -> bool:
+        """Operations that meet the fault wait until :meth:`release`."""
+        return self.mapped.fault is not None and self.mapped.fault.holds != "never"
+
+    def release(self, fired: int) -> None:
+        """Let the operations continue that are held, up to the fault with this number."""
+        if self.holds:
+            for disk, rule in self.ids.items():
+                if disk.core.is_open:
+                    disk.release(rule, fired)
+
+    def matches(self, disk: OpenDisk) -> bool:
+        """Return True if the disk is at the place of the rule."""
+        where = self.rule.where
+        return fnmatch.fnmatchcase(disk.vm, where.vm or "*") and fnmatch.fnmatchcase(disk.name, where.disk or "*")
+
+    def has_ranges_on(self, disk: DiskFaults) -> bool:
+        """Return True unless the rule names a file that is not on this disk."""
+        return self.rule.where.file is None or disk in self.ranges
+
+    def place(self) -> str:
+        """Return the names that ``where`` has, as text for people."""
+        where = self.rule.where
+        return ", ".join(f"where.{key}: {value!r}" for key in ("vm", "disk") if (value := getattr(where, key)) is not None)
+
+    def fault_of(self, disk: DiskFaults) -> DiskFault | None:
+        """Return the fault of one disk; None if there is none: the rule only acts when its window opens."""
+        if self.mapped.fault is None:
+            return None
+        ranges = self.ranges.get(disk, ())
+        return replace(self.mapped.fault, counter=self.counter, enabled=self.is_on, ranges=ranges)
+
+    def targets(self) -> list[str]:
+        """Return the disks that the rule matches now, as text for people."""
+        return sorted(title for disk, title in self.titles.items() if disk.core.is_open)
+
+    def count(self) -> FaultCount:
+        """Return the counts."""
+        matched, fired, last_ns = self.counter.read()
+        if self.mapped.is_immediate:
+            matched = fired = int(self.has_acted)
+            last_ns = self.acted_ns
+        waiting = 0
+        for disk, rule in self.ids.items():
+            if disk.core.is_open and rule in disk.rules():
+                waiting += disk.counts(rule).waiting
+        return FaultCount(matched=matched, fired=fired, last_ns=last_ns, waiting=waiting)
+
+
+@dataclass(slots=True)
+class DiskChanges:
+    """Changes of the rules of several disks, which come into force together."""
+
+    attach: dict[DiskFaults, list[tuple[ArmedDiskRule, DiskFault]]] = field(default_factory=dict)
+    detach: dict[DiskFaults, list[int]] = field(default_factory=dict)
+    enable: dict[DiskFaults, list[int]] = field(default_factory=dict)
+    disable: dict[DiskFaults, list[int]] = field(default_factory=dict)
+
+    def disks(self) -> list[DiskFaults]:
+        """Return the disks that change."""
+        parts = (self.attach, self.detach, self.enable, self.disable)
+        return list({disk: None for part in parts for disk in part})
+
+    def changes(self) -> list[RulesChange]:
+        """Return the changes of the disks that are open."""
+        return [
+            RulesChange(
+                disk,
+                attach=[fault for _, fault in self.attach.get(disk, ())],
+                detach=_there(disk, self.detach),
+                enable=_there(disk, self.enable),
+                disable=_there(disk, self.disable),
+            )
+            for disk in self.disks()
+            if disk.core.is_open
+        ]
+
+
+def _there(disk: DiskFaults, of: dict[DiskFaults, list[int]]) -> Sequence[int]:
+    known = disk.rules()
+    return [rule for rule in of.get(disk, ()) if rule in known]

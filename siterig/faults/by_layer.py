@@ -1,0 +1,68 @@
+"""Several injectors of one role as one: each layer belongs to one of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.core.fault_contract import ArmedFaults, FaultInjector, FaultPlan, FaultReport
+from siterig.scenarios.faults.catalog import LayerName
+from siterig.scenarios.faults.rules import read_rule
+
+
+class LayeredInjector(FaultInjector):
+    """The injectors of one process, with one log of injections.
+
+    Args:
+        layers: the injector of each layer.
+        reporter: the one that reports for all of them.
+    """
+
+    def __init__(self, layers: Mapping[LayerName, FaultInjector], reporter: FaultInjector) -> None:
+        self._layers, self._reporter = layers, reporter
+        self._of_rule: dict[str, FaultInjector] = {}
+
+    async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:
+        groups: defaultdict[FaultInjector, list[FaultPlan]] = defaultdict(list)
+        for plan in plans:
+            groups[self._of_layer(plan)].append(plan)
+        position: int | None = None
+        targets: dict[str, list[str]] = {}
+        new: list[str] = []
+        for injector, own in groups.items():
+            try:
+                armed = await injector.arm_faults(plans=own)
+            except BaseException:
+                await self.disarm_faults(names=new)
+                raise
+            new += [plan.name for plan in own if plan.name not in self._of_rule]
+            self._of_rule |= {plan.name: injector for plan in own}
+            position = armed.position if position is None else position
+            targets |= armed.targets
+        return ArmedFaults(position=position, targets=targets)
+
+    def _of_layer(self, plan: FaultPlan) -> FaultInjector:
+        layer = read_rule(plan.rule).where.layer
+        if layer not in self._layers:
+            allowed = ", ".join(self._layers)
+            raise RigError(Code.FaultNotPossible, f"fault {plan.name!r}: where.layer: {layer!r}; allowed: {allowed}")
+        return self._layers[layer]
+
+    async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
+        groups: defaultdict[FaultInjector, list[str]] = defaultdict(list)
+        for name in names:
+            if (injector := self._of_rule.pop(name, None)) is not None:
+                groups[injector].append(name)
+        position: int | None = None
+        for injector, own in groups.items():
+            found = (await injector.disarm_faults(names=own)).position
+            position = found if position is None else position
+        return ArmedFaults(position=position, targets={})
+
+    async def set_fault_window(self, *, name: str, is_open: bool) -> ArmedFaults:
+        injector = self._of_rule.get(name, self._reporter)
+        return await injector.set_fault_window(name=name, is_open=is_open)
+
+    async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
+        return await self._reporter.fault_report(after=after, epoch=epoch, patience_s=patience_s)

@@ -1,0 +1,97 @@
+"""``siterig fault check`` and ``siterig fault import``: files of fault rules, without a rig."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from siterig.cli.app import program
+from siterig.scenarios.faults.rule_files import read_rules
+
+FILE = """\
+seed = 4711
+
+[[fault]]
+name = "disk is full"
+[fault.where]
+layer = "disk"
+vm = "web01"
+disk = "data"
+[fault.when]
+after = "mark:a"
+[fault.what]
+full_after = "0B"
+
+[[fault]]
+where = { layer = "link", link = "agent-azurite", op = "connect" }
+when = { times = 3 }
+what = { connection = "reset" }
+expect = { fired = 3 }
+"""
+BLKDEBUG = """\
+[inject-error]
+event = "write_aio"
+errno = "28"
+once = "on"
+"""
+
+
+def siterig(*arguments: object) -> Any:
+    return CliRunner().invoke(program(["fault"]), ["fault", *map(str, arguments)])
+
+
+def test_the_rules_of_a_file_are_shown_as_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "faults.toml"
+    path.write_text(FILE)
+    shown = siterig("check", path)
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines() == [
+        "fault\twhere\twhen\twhat\texpected",
+        "disk is full\tdisk web01/data\tafter=mark:a\tfull_after=0B\t>=1",
+        "-\tlink agent-azurite connect\ttimes=3\tconnection=reset\t==3",
+    ]
+    printed = json.loads(siterig("check", path, "--json").stdout)
+    assert printed["seed"] == 4711
+    assert [rule["words"] for rule in printed["faults"]] == [
+        "disk web01/data after=mark:a full_after=0B name='disk is full'",
+        "link agent-azurite connect times=3 connection=reset fired===3",
+    ]
+
+
+def test_a_wrong_file_is_refused_with_line_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "faults.toml"
+    path.write_text(FILE.replace("full_after", "full_aftr"))
+    refused = siterig("check", path)
+    assert refused.exit_code == 2
+    expected = f"siterig: error: {path}:12: fault[1].what.full_aftr: unknown key (did you mean full_after?); allowed: error"
+    assert refused.stderr.startswith(expected)
+    assert siterig("check", tmp_path / "none").exit_code == 2
+
+
+def test_an_imported_file_is_a_file_of_rules(tmp_path: Path) -> None:
+    source, to = tmp_path / "b.conf", tmp_path / "faults.toml"
+    source.write_text(BLKDEBUG)
+    printed = siterig("import", "blkdebug", source)
+    assert printed.exit_code == 0
+    written = siterig("import", "blkdebug", source, "--to", to)
+    assert written.stdout == f"{to}: 1 faults\n"
+    assert to.read_text() == printed.stdout
+    assert to.read_text().startswith("# blkdebug lies above an image format")
+    assert [rule.label for rule in read_rules(to).fault] == ["blkdebug inject-error 1: ENOSPC"]
+    again = siterig("import", "blkdebug", source, "--to", to)
+    assert (again.exit_code, "the file exists" in again.stderr) == (1, True) or again.exit_code == 2
+    printed = json.loads(siterig("import", "blkdebug", source, "--json").stdout)
+    assert (len(printed["faults"]), len(printed["notes"])) == (1, 2)
+
+
+def test_an_entry_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "b.conf"
+    source.write_text(BLKDEBUG.replace("write_aio", "l2_load"))
+    refused = siterig("import", "blkdebug", source)
+    assert refused.exit_code == 2
+    assert f"{source}:1: inject-error.event: 'l2_load' has no counterpart" in refused.stderr
+    assert "(FaultNotImported)" in refused.stderr
+    assert siterig("import", "nbdkit", source).exit_code == 2

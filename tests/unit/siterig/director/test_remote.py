@@ -1,0 +1,335 @@
+"""Rules in other roles: their counts, windows and injections, and what happens when a role or the director starts again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.core.fault_contract import ArmedFaults, FaultCount, FaultInjector, FaultPlan, FaultReport, InjectedFault
+from siterig.director.director import FaultDirector
+from siterig.director.remote import RemoteInjector
+from siterig.director.run_file import InjectionFile, read_injections, read_run, restore_run, state_of, write_run
+from siterig.scenarios.faults.rules import read_rule
+from siterig.scenarios.faults.schedule import FaultSchedule
+from tests.support.clocks import FakeClock
+
+_epochs = itertools.count()
+
+
+class FakeRole(FaultInjector):
+    """A role with disks, as the director sees it."""
+
+    def __init__(self, *disks: str) -> None:
+        self.disks = list(disks)
+        self.is_away = self.hangs = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Start again: no rules, no counts."""
+        self.epoch = f"epoch {next(_epochs)}"
+        self.plans: dict[str, FaultPlan] = {}
+        self.counts: dict[str, FaultCount] = {}
+        self.injected: list[InjectedFault] = []
+        self.news = trio.Event()
+
+    def fire(self, name: str) -> None:
+        """Let one operation meet a rule, if its window is open."""
+        if not self.plans[name].is_open:
+            return
+        count = self.counts[name]
+        n = count.matched + 1
+        self.counts[name] = FaultCount(matched=n, fired=n, last_ns=1_800_000_000_000_000_000)
+        self.injected.append(InjectedFault(name=name, operation="write web01/data", n=n, time_ns=1, done="failed"))
+        self.news.set()
+        self.news = trio.Event()
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise RigError(Code.RoleUnavailable, "the role does not answer", recoverable=True)
+
+    async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:
+        self._check()
+        if self.hangs:
+            await trio.sleep_forever()
+        for plan in plans:
+            self.plans.setdefault(plan.name, plan)
+            self.counts.setdefault(plan.name, FaultCount(matched=0, fired=0))
+        return ArmedFaults(targets={plan.name: list(self.disks) for plan in plans})
+
+    async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
+        self._check()
+        for name in names:
+            self.plans.pop(name, None)
+        return ArmedFaults(targets={})
+
+    async def set_fault_window(self, *, name: str, is_open: bool) -> ArmedFaults:
+        self._check()
+        self.plans[name] = self.plans[name].model_copy(update={"is_open": is_open})
+        return ArmedFaults(targets={name: self.disks})
+
+    async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
+        self._check()
+        first = after if epoch == self.epoch else 0
+        if patience_s and len(self.injected) <= first and epoch == self.epoch:
+            await self.news.wait()
+        found = self.injected[first:]
+        return FaultReport(epoch=self.epoch, sequence=len(self.injected), injections=found, counts=dict(self.counts))
+
+
+class Stage:
+    """A director with two roles that have disks."""
+
+    def __init__(
+        self,
+        site: FakeRole,
+        azure: FakeRole,
+        schedule: FaultSchedule | None = None,
+        former: dict[str, tuple[str, int]] | None = None,
+    ) -> None:
+        self.clock = FakeClock()
+        self.site, self.azure = site, azure
+        self.schedule = FaultSchedule(1, clock=self.clock) if schedule is None else schedule
+        self.remote = RemoteInjector(self.schedule, {"site": site, "azure": azure}, former=former, clock=self.clock)
+        self.director = FaultDirector(self.schedule, [self.remote], clock=self.clock)
+
+    async def add(self, line: str) -> None:
+        await self.director.add_faults(rules=[read_rule(line).document()])
+
+    async def counts(self, name: str) -> tuple[int, int]:
+        found = {rule.name: rule for rule in (await self.director.list_faults()).rules}[name]
+        return found.matched, found.fired
+
+
+@asynccontextmanager
+async def running(stage: Stage) -> AsyncIterator[Stage]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(stage.director.run)
+        yield stage
+        nursery.cancel_scope.cancel()
+
+
+def new_stage() -> Stage:
+    return Stage(FakeRole("web01/data"), FakeRole())
+
+
+async def test_counts_and_injections_of_all_roles_are_those_of_the_rule() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("disk * write error=EIO name=bad")
+        stage.site.fire("bad")
+        stage.azure.fire("bad")
+        await trio.testing.wait_all_tasks_blocked()
+        assert await stage.counts("bad") == (2, 2)
+        found = await stage.director.injections(after=0)
+        assert [(each.sequence, each.rule, each.layer, each.done) for each in found] == [
+            (1, "bad", "disk", "failed"),
+            (2, "bad", "disk", "failed"),
+        ]
+
+
+async def test_a_fault_in_a_role_opens_the_window_of_a_rule_in_another() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("disk web01/data write error=EIO name=first")
+        await stage.add("disk web02 write error=EIO after=fault:first name=second")
+        stage.azure.fire("second")
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: stage.director.wait_fired(name="first", times=1))
+                await trio.testing.wait_all_tasks_blocked()
+                stage.site.fire("first")
+        await trio.testing.wait_all_tasks_blocked()
+        stage.azure.fire("second")
+        assert await stage.counts("second") == (1, 1)
+
+
+async def test_a_role_that_started_again_gets_its_rules_and_the_counts_continue() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("disk web01/data write error=EIO name=bad")
+        stage.site.fire("bad")
+        await trio.testing.wait_all_tasks_blocked()
+        old = stage.site.news
+        stage.site.begin()
+        old.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert list(stage.site.plans) == ["bad"]
+        stage.site.fire("bad")
+        assert await stage.counts("bad") == (2, 2)
+        assert len(await stage.director.injections(after=0)) == 2
+
+
+@pytest.mark.parametrize("line", ["disk web01 lose=unflushed name=loss", "log append kill=SIGKILL times=1 name=loss"])
+async def test_a_fault_that_happened_once_does_not_happen_again_in_a_new_process(line: str) -> None:
+    async with running(new_stage()) as stage:
+        await stage.add(line)
+        stage.site.fire("loss")
+        await trio.testing.wait_all_tasks_blocked()
+        old = stage.site.news
+        stage.site.begin()
+        old.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert stage.site.plans == {}
+        assert await stage.counts("loss") == (1, 1)
+
+
+async def test_a_rule_that_matches_no_disk_is_refused_unless_it_waits_for_a_moment() -> None:
+    async with running(Stage(FakeRole(), FakeRole())) as stage:
+        with pytest.raises(RigError, match="fault 'bad': where: vm = 'web09' matches no disk of this rig: siterig vm list"):
+            await stage.add("disk web09 write error=EIO name=bad")
+        assert stage.site.plans == {}
+        await stage.add("disk web09 write error=EIO after=mark:later name=bad")
+        assert not stage.site.plans["bad"].is_open
+
+
+async def test_a_role_that_is_away_gets_the_rules_later_and_all_away_is_refused() -> None:
+    async with running(Stage(FakeRole("web01/data"), FakeRole())) as stage:
+        stage.azure.is_away = True
+        await stage.add("disk * write error=EIO name=bad")
+        stage.azure.is_away = False
+        stage.remote.role_is_ready("azure")
+        await trio.testing.wait_all_tasks_blocked()
+        assert list(stage.azure.plans) == ["bad"]
+        stage.azure.is_away = stage.site.is_away = True
+        with pytest.raises(RigError, match="the role does not answer"):
+            await stage.add("disk * read error=EIO name=worse")
+
+
+async def test_a_stopped_role_keeps_nobody_waiting_and_catches_up() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("disk * write error=EIO name=bad")
+        await stage.add("disk * read error=EIO after=mark:later name=late")
+        stage.azure.is_away = True
+        stage.remote.role_is_ready("azure")
+        await trio.testing.wait_all_tasks_blocked()
+        await stage.director.remove_fault(name="bad")
+        await stage.add("disk * flush error=EIO name=new")
+        await stage.director.note_mark(name="later")
+        assert {name: plan.is_open for name, plan in stage.azure.plans.items()} == {"bad": True, "late": False}
+        stage.azure.is_away = False
+        for _ in range(2):  # the poll that was under way ends, and the next attempt follows
+            stage.clock.advance_ns(4_000_000_000)
+            await trio.testing.wait_all_tasks_blocked()
+        assert {name: plan.is_open for name, plan in stage.azure.plans.items()} == {"late": True, "new": True}
+
+
+async def test_a_role_that_does_not_answer_at_all_counts_as_away_after_seconds() -> None:
+    async with running(new_stage()) as stage:
+        stage.azure.hangs = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.add, "disk * write error=EIO name=bad")
+            await trio.testing.wait_all_tasks_blocked()
+            stage.clock.advance_ns(5_000_000_000)
+        assert list(stage.site.plans) == ["bad"]
+
+
+async def test_a_removed_rule_keeps_the_counts_of_its_last_moment() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("disk * write error=EIO fired=1 name=bad")
+        stage.site.fire("bad")
+        await stage.director.remove_fault(name="bad")
+        assert stage.site.plans == {}
+        assert [(verdict.ok, verdict.fired) for verdict in await stage.director.verdicts()] == [(True, 1)]
+
+
+class LateRole(FakeRole):
+    """A role whose long poll ends late, with the counts of the moment at which it was asked."""
+
+    def begin(self) -> None:
+        super().begin()
+        self.waiting, self.answers = trio.Event(), trio.Event()
+
+    async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
+        for name in names:
+            self.counts.pop(name, None)
+        return await super().disarm_faults(names=names)
+
+    async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
+        report = await super().fault_report(after=after, epoch=epoch, patience_s=patience_s)
+        if patience_s and report.injections and not self.answers.is_set():
+            self.waiting.set()
+            await self.answers.wait()
+        return report
+
+
+async def test_a_late_report_of_a_removed_rule_is_not_counted_for_a_new_one() -> None:
+    role = LateRole("web01/data")
+    async with running(Stage(role, FakeRole())) as stage:
+        await stage.add("disk * write error=EIO name=bad")
+        for _ in range(5):
+            role.fire("bad")
+        await role.waiting.wait()
+        await stage.director.remove_fault(name="bad")
+        await stage.add("disk * write error=EIO name=bad")
+        role.answers.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await stage.counts("bad") == (0, 0)
+        role.fire("bad")
+        assert await stage.counts("bad") == (1, 1)
+
+
+async def test_a_director_that_starts_again_continues_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    async with running(new_stage()) as stage:
+        stage.schedule.subscribe(InjectionFile(tmp_path / "injections.jsonl"))
+        await stage.add("disk * write error=EIO name=bad")
+        await stage.add("disk * mark=seen name=mark")
+        await stage.add("disk * read error=EIO after=mark:later name=waiting")
+        stage.site.fire("bad")
+        assert await stage.counts("bad") == (1, 1)
+        await stage.director.remove_fault(name="mark")
+        write_run(path, state_of(stage.schedule, stage.remote.saved()))
+        await stage.director.injections(after=0)
+        stage.site.fire("bad")
+        assert await stage.counts("bad") == (2, 2)  # it is in the file of injections, and the counts are not saved
+    stage.site.fire("bad")
+    stage.site.plans["stranger"] = stage.site.plans["bad"]
+    stage.site.counts["stranger"] = FaultCount(matched=0, fired=0)
+    run = read_run(path)
+    assert run is not None
+    schedule = FaultSchedule(run.seed)
+    restore_run(schedule, run, read_injections(tmp_path / "injections.jsonl"))
+    again = Stage(stage.site, stage.azure, schedule, run.roles)
+    async with running(again):
+        await again.director.resume()
+        assert sorted(stage.site.plans) == ["bad", "waiting"]
+        assert await again.counts("bad") == (3, 3)
+        found = await again.director.injections(after=0)
+        assert [(each.sequence, each.rule, each.n) for each in found] == [
+            (1, "mark", 1),
+            (2, "bad", 1),
+            (3, "bad", 2),
+            (4, "bad", 3),
+        ]
+        assert schedule.marks == ("seen",)
+        assert {verdict.name: verdict.fired for verdict in await again.director.verdicts()} == {
+            "mark": 1,
+            "bad": 3,
+            "waiting": 0,
+        }
+        await again.director.note_mark(name="later")
+        assert stage.site.plans["waiting"].is_open
+
+
+def test_a_run_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    assert read_run(tmp_path / "run.json") is None
+    assert read_run(tmp_path / "missing") is None
+
+
+def test_the_file_of_injections_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("siterig.director.run_file.INJECTION_BYTES_MAX", 500)
+    schedule = FaultSchedule(1, clock=FakeClock())
+    schedule.subscribe(InjectionFile(tmp_path / "injections.jsonl"))
+    schedule.add([read_rule("disk web01 write error=EIO name=bad")])
+    for n in range(20):
+        schedule.adopt_injection("bad", operation="write", n=n, time_ns=1, position=None, done="failed")
+    lines = (tmp_path / "injections.jsonl").read_text().splitlines()
+    former = (tmp_path / "injections.jsonl.1").read_text().splitlines()
+    assert '"sequence": 20' in lines[-1]
+    assert len("\n".join(lines)) <= 500
+    assert len("\n".join(former)) <= 500

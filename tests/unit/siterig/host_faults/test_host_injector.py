@@ -1,0 +1,307 @@
+"""The injector of change logs and managed disks: windows, counts, reports, refusals, and no cost without rules."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from siterig.blockfs.core import boot
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.files import host_calls
+from siterig.host_faults.disk_names import DiskNames
+from siterig.host_faults.host_rules import PART_OPERATIONS
+from siterig.host_faults.injector import HostFileInjector
+from siterig.host_faults.log_files import DiskHostLogs, StandaloneLog
+from siterig.host_faults.store_files import ManagedDisks
+from siterig.scenarios.faults.atlas import FaultAtlas
+from siterig.scenarios.faults.catalog import LAYERS, PARTS, effects_of
+from siterig.scenarios.faults.rules import read_rule
+from tests.support.disks.disk_history import DISK_ID
+from tests.support.faults.host_faults import armed, plan, report
+from tests.support.faults.logged_disk import LoggedDisk
+
+EIO = "Input/output error"
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> Iterator[LoggedDisk]:
+    made = LoggedDisk(tmp_path)
+    yield made
+    made.close()
+
+
+# --- what can be armed ----------------------------------------------------------------------------------------------------
+
+VALUES = {
+    "error": "error=EIO",
+    "tear": "tear=true",
+    "flip": "flip=true",
+    "full_after": "full_after=0B",
+    "kill": "kill=SIGKILL",
+    "lost": "lost=true",
+    "broken_chain": "broken_chain=true",
+    "mark": "mark=m",
+}
+
+
+@pytest.mark.parametrize("layer", ["log", "store"])
+async def test_every_fault_of_every_part_is_armed_or_refused_by_name(layer: str, tmp_path: Path) -> None:
+    places = {"log": DiskHostLogs(tmp_path), "store": ManagedDisks(tmp_path)}[layer]
+    assert set(PART_OPERATIONS[layer]) == set(PARTS[layer])  # type: ignore[index]
+    assert {op for ops in PART_OPERATIONS[layer].values() for op in ops} == set(LAYERS[layer].operations)  # type: ignore[index]
+    for effect in effects_of(layer):  # type: ignore[arg-type]
+        for part in ("*", *PARTS[layer]):
+            for op in ("", *LAYERS[layer].operations):  # type: ignore[index]
+                words = f"{layer} {op} {VALUES[effect]}" + ("" if part == "*" else f" part={part}")
+                try:
+                    read_rule(words)
+                except RigError:
+                    continue  # the language does not have it
+                try:
+                    async with armed([places], words):
+                        pass
+                except RigError as exc:
+                    assert exc.code == Code.FaultNotPossible
+                    assert any(key in exc.message for key in ("where.part", "where.op")), exc.message
+                    assert "allowed" in exc.message or "no operation that meets" in exc.message
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("store flip=true", "where.layer: 'store' has no files in this process; allowed: log"),
+        (
+            "log rotate part=snapshot error=EIO",
+            "where.op: 'snapshot' has no operation 'rotate'; allowed: open, read",
+        ),
+        (
+            "log append part=dirty-bitmap error=EIO",
+            "'dirty-bitmap' has no operation 'append'; allowed: open, read, sync",
+        ),
+        ("log append part=snapshot tear=true", "where.part: 'snapshot' does not meet tear; allowed: segment"),
+        ("log read flip=true recoverable=true", "expect.recoverable: true: it is not known in this process which copies"),
+    ],
+)
+async def test_a_rule_that_cannot_be_armed_names_key_value_and_allowed_ones(words: str, why: str, tmp_path: Path) -> None:
+    injector = HostFileInjector([DiskHostLogs(tmp_path)])
+    with pytest.raises(RigError) as refused:
+        await injector.arm_faults(plans=[plan("log append error=EIO"), plan(words)])
+    assert (refused.value.code, why in refused.value.message) == (Code.FaultNotPossible, True), refused.value.message
+    assert (await report(injector)).counts == {}, "all or none"
+
+
+# --- what is in force -----------------------------------------------------------------------------------------------------
+
+
+async def test_without_rules_no_call_is_looked_at(logged: LoggedDisk) -> None:
+    injector = HostFileInjector([DiskHostLogs(logged.root)])
+    other = host_calls.HostCalls()
+    host_calls.install(other)  # nobody else has installed any
+    host_calls.uninstall()
+    await injector.arm_faults(plans=[plan("log append error=EIO")])
+    with pytest.raises(RuntimeError, match="already"):
+        host_calls.install(other)
+    await injector.disarm_faults(names=["log append error=EIO", "unknown"])
+    logged.write(3)
+    assert logged.errors == []
+    host_calls.install(other)
+    host_calls.uninstall()
+
+
+async def test_rules_of_other_disks_and_ranges_do_not_match(logged: LoggedDisk) -> None:
+    rules = (
+        "log web02/* append error=EIO",
+        "log web01/data append error=EIO",
+        "log append part=snapshot error=EIO",
+        "log append start=1GiB error=EIO",
+    )
+    async with armed([DiskHostLogs(logged.root)], *rules) as injector:
+        logged.work()
+        counts = (await report(injector)).counts
+    assert logged.errors == []
+    assert [count.matched for count in counts.values()] == [0, 0, 0, 0]
+
+
+async def test_a_closed_window_counts_nothing(logged: LoggedDisk) -> None:
+    injector = HostFileInjector([DiskHostLogs(logged.root)])
+    rule = plan("log append error=EIO times=1", is_open=False)
+    await injector.arm_faults(plans=[rule])
+    logged.write(2)
+    assert (await report(injector)).counts[rule.name].matched == 0
+    await injector.set_fault_window(name=rule.name, is_open=True)
+    logged.write(2)
+    await injector.set_fault_window(name=rule.name, is_open=False)
+    logged.write(2)
+    found = await report(injector)
+    injector.close()
+    assert logged.errors == [EIO]
+    assert (found.counts[rule.name].matched, found.counts[rule.name].fired) == (2, 1)
+    assert [(each.n, each.operation.split()[:3]) for each in found.injections] == [
+        (1, ["log", "web01/os/segment", "append"])
+    ]
+    assert (await report(injector)).counts == found.counts, "counts of a removed rule are reported"
+
+
+async def test_the_same_seed_gives_the_same_faults(tmp_path: Path) -> None:
+    seen = []
+    for number, seed in enumerate((7, 7, 8)):
+        root = tmp_path / str(number)
+        root.mkdir()
+        logged = LoggedDisk(root)
+        rules = ("log append probability=0.2 error=EIO", "log append tear=true probability=0.2 name=torn")
+        async with armed([DiskHostLogs(logged.root)], *rules, seed=seed) as injector:
+            logged.work()
+            seen.append([(each.name, each.n, each.done, each.ranges) for each in (await report(injector)).injections])
+        logged.close()
+    assert seen[0] == seen[1] != seen[2]
+    assert {name for name, *_ in seen[0]} == {"log append probability=0.2 error=EIO", "torn"}
+
+
+async def test_a_report_has_position_and_ranges_of_new_injections_only(logged: LoggedDisk) -> None:
+    async with armed([DiskHostLogs(logged.root)], "log append flip.bits=2 times=2") as injector:
+        logged.write(1)
+        first = await report(injector)
+        logged.write(2)
+        second = await report(injector, first.sequence, first.epoch)
+        segment = logged.segments()[0]
+    [injected] = first.injections
+    assert injected.done == f"inverted 2 bits in {segment}"
+    assert injected.position is not None
+    assert [length for _, length in injected.ranges] == [1, 1]
+    assert [each.n for each in second.injections] == [2]
+
+
+async def test_a_report_is_waited_for(logged: LoggedDisk) -> None:
+    async with armed([DiskHostLogs(logged.root)], "log append error=EIO") as injector, trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            assert (await injector.fault_report(after=0, epoch="", patience_s=4.0)).injections
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        await trio.to_thread.run_sync(logged.write, 1)
+
+
+async def test_two_rules_on_one_operation_report_which_one_decided(logged: LoggedDisk) -> None:
+    rules = ("log append error=ENOSPC times=1 name=first", "log append flip=true times=1 name=second")
+    async with armed([DiskHostLogs(logged.root)], *rules) as injector:
+        logged.write(1)
+        found = (await report(injector)).injections
+    assert logged.errors == ["No space left on device"]
+    assert [(each.name, each.done) for each in found] == [
+        ("first", "failed with ENOSPC"),
+        ("second", "had no effect: the rule first failed the operation"),
+    ]
+
+
+async def test_a_file_of_another_process_is_damaged_by_that_process_alone(logged: LoggedDisk) -> None:
+    before = logged.paths.file("dirty").read_bytes()
+    async with armed([DiskHostLogs(logged.root)], "log part=dirty-bitmap flip=true", lent_layers=["log"]) as injector:
+        assert (await report(injector)).injections == []
+    assert logged.paths.file("dirty").read_bytes() == before
+
+
+async def test_a_rule_is_in_force_for_files_that_appear_later(logged: LoggedDisk) -> None:
+    async with armed([DiskHostLogs(logged.root)], "log append error=EIO every=1") as injector:
+        logged.disk.tracking.log.rotate()
+        logged.write(1)
+        assert len((await report(injector)).injections) == 1
+    assert logged.errors == [EIO]
+
+
+async def test_a_standalone_log_has_only_the_files_of_its_disk(tmp_path: Path) -> None:
+    places = StandaloneLog(tmp_path, "disk")
+    for name in ("disk.000001.hrl", "disk.dirty", "disk.spare", "other.000001.hrl", "disk.img", "disk.disk"):
+        (tmp_path / name).touch()
+    assert [(file.path.name, file.part, file.owner) for file in places.files()] == [
+        ("disk.000001.hrl", "segment", "disk/disk"),
+        ("disk.dirty", "dirty-bitmap", "disk/disk"),
+        ("disk.spare", "segment", "disk/disk"),
+    ]
+
+
+async def test_only_files_of_the_log_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder may have the mount that this process serves: a look at it would wait for ever."""
+    looked: list[str] = []
+    is_file = Path.is_file
+
+    def look(path: Path) -> bool:
+        looked.append(path.name)
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", look)
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "disk.dirty").touch()
+    assert len(list(StandaloneLog(tmp_path, "disk").files())) == 1
+    assert looked == ["disk.dirty"]
+
+
+async def test_managed_disks_are_named_as_the_vault_names_them(tmp_path: Path) -> None:
+    (tmp_path / DISK_ID).mkdir()
+    (tmp_path / DISK_ID / "progress").write_bytes(bytes(100) + b"x")
+    known = {DISK_ID: ("web01", "os")}
+
+    async def ask() -> dict[str, tuple[str, str]]:
+        if not known:
+            raise RigError(Code.RoleUnavailable, "the vault is away", recoverable=True)
+        return known
+
+    names = DiskNames(ask)
+    async with armed(
+        [ManagedDisks(tmp_path, names.name_of)], "store web01/os part=metadata flip=true", names=names
+    ) as injector:
+        [injected] = (await report(injector)).injections
+        assert injected.operation == "store web01/os/metadata"
+    known.clear()
+    assert (await names.learn(), names.name_of(DISK_ID)) == (False, ("web01", "os"))
+
+
+async def test_recoverable_damage_spares_a_block_that_only_the_log_has(logged: LoggedDisk) -> None:
+    atlas = FaultAtlas()
+    words = "log append part=segment flip=true recoverable=true"
+    async with armed([DiskHostLogs(logged.root)], words, atlas=atlas) as injector:
+        logged.write(3)
+        assert len((await report(injector)).injections) == 3
+        assert not atlas.try_destroy("disk", "web01/os", 0, 1 << 20), "the log has lost its copies"
+
+
+# --- the end of the process -----------------------------------------------------------------------------------------------
+
+KILLED = """
+import sys
+from pathlib import Path
+import trio
+from siterig.blockfs.core import boot
+from siterig.host_faults import rule_book
+from siterig.host_faults.log_files import DiskHostLogs
+from tests.support.faults.host_faults import armed
+from tests.support.faults.logged_disk import LoggedDisk
+
+boot.SOURCE, rule_book.KILL_AFTER_S = Path(sys.argv[3]), 0.1
+
+async def main() -> None:
+    logged = LoggedDisk(Path(sys.argv[1]))
+    logged.write(20)
+    async with armed([DiskHostLogs(logged.root)], sys.argv[2]):
+        logged.write(50)
+
+trio.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_is_killed_within_an_append_and_its_log_continues(tmp_path: Path) -> None:
+    rule = "log append tear.parts=2 tear.keep=1 kill=SIGKILL occurrence=9"
+    ended = subprocess.run([sys.executable, "-c", KILLED, tmp_path, rule, boot.SOURCE], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    logged = LoggedDisk(tmp_path)
+    assert logged.disk.state.needs_resync is None
+    assert logged.replayed() == logged.disk.read(0, 1 << 20)
+    logged.close()

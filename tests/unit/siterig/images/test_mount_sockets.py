@@ -1,0 +1,98 @@
+"""The socket of a mount: in a private folder, found by the mount point, and a dead one is reported."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.images import mount_sockets
+from siterig.images.mount_sockets import FoundMount, find_mount, listening, socket_of
+
+UID = os.geteuid()
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of the one folder in which sockets may be; its path is short, because a socket's path must be."""
+    with tempfile.TemporaryDirectory(prefix="own-", dir="/tmp") as folder:
+        monkeypatch.setattr(mount_sockets, "_bases", lambda _uid: [Path(folder, "siterig")])
+        yield Path(folder)
+
+
+def mount(device: str = "0:57") -> FoundMount:
+    return FoundMount(Path("/m"), device, UID)
+
+
+def test_a_socket_is_private_found_by_the_device_and_gone_at_the_end(runtime: Path) -> None:
+    with listening("0:57") as (_, path):
+        assert path == runtime / "siterig" / "mount-0-57" / "mount.sock"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert [stat.S_IMODE(folder.stat().st_mode) for folder in list(path.parents)[:2]] == [0o700, 0o700]
+        assert socket_of(mount()) == path
+        with pytest.raises(RigError) as caught:
+            socket_of(mount("0:58"))
+        assert caught.value.code == Code.DeadMount
+    assert not path.parent.exists()
+
+
+def test_a_socket_that_a_killed_process_left_is_reported_and_replaced(runtime: Path) -> None:
+    left = runtime / "siterig" / "mount-0-57" / "mount.sock"
+    left.parent.mkdir(mode=0o700, parents=True)
+    left.parent.parent.chmod(0o700)
+    with socket.socket(socket.AF_UNIX) as of_killed:
+        of_killed.bind(str(left))
+    with pytest.raises(RigError, match="/m: its process does not answer: it was killed; unmount it: fusermount3 -u /m"):
+        socket_of(mount())
+    with listening("0:57") as (_, again):
+        assert socket_of(mount()) == again
+
+
+def test_the_sockets_of_killed_processes_are_removed_by_the_next_mount(runtime: Path) -> None:
+    with listening("0:57") as (_, alive):
+        left = alive.parent.parent / "mount-0-99" / "mount.sock"
+        left.parent.mkdir(mode=0o700)
+        with socket.socket(socket.AF_UNIX) as of_killed:
+            of_killed.bind(str(left))
+        with listening("0:58"):
+            assert sorted(folder.name for folder in (runtime / "siterig").iterdir()) == ["mount-0-57", "mount-0-58"]
+            assert socket_of(mount()) == alive
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(runtime: Path) -> None:
+    (runtime / "siterig").mkdir(mode=0o755)
+    with pytest.raises(RigError, match="is not a private folder of this user; set XDG_RUNTIME_DIR"), listening("0:57"):
+        pass
+    with pytest.raises(RigError) as caught:
+        socket_of(mount())
+    assert caught.value.code == Code.DeadMount
+
+
+def test_a_folder_that_is_no_mount_is_refused_with_the_mounts_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(
+        RigError, match="is no mount of siterig: nothing is mounted there; the mounts of siterig are: "
+    ) as caught:
+        find_mount(tmp_path)
+    assert caught.value.code == Code.NotAMount
+    with pytest.raises(RigError, match=r"/proc: is no mount of siterig: .* is mounted there"):
+        find_mount(Path("/proc"))
+
+
+def test_the_disks_of_a_rig_are_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"68 27 0:42 / {tmp_path} rw - fuse.siterig siterig:disks rw,user_id=0"
+    monkeypatch.setattr(mount_sockets, "mount_lines", lambda: [line])
+    with pytest.raises(RigError, match=r"the disks of a rig are mounted there, whose folder --dir names; .* are: none"):
+        find_mount(tmp_path)
+    monkeypatch.setattr(mount_sockets, "mount_lines", lambda: [line.replace(":disks", ":/disk.img"), line])
+    with pytest.raises(RigError, match="the disks of a rig are mounted there"):
+        find_mount(tmp_path)
+    monkeypatch.setattr(
+        mount_sockets, "mount_lines", lambda: [line, line.replace(":disks rw,user_id=0", ":/d rw,user_id=7")]
+    )
+    assert find_mount(tmp_path) == FoundMount(tmp_path, "0:42", 7)
