@@ -83,7 +83,7 @@ class FileClock(SystemClock):
 
 def clock_of(layout: Layout) -> Path:
     """Return the file with the vault's time in nanoseconds, as text; it is replaced atomically."""
-    return layout.root / "clock"
+    return layout.root / "wall-and-boot-times"
 
 
 class Policies(Protocol):

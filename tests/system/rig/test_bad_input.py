@@ -324,7 +324,8 @@ def test_a_missing_azurite_is_named(down: Rig) -> None:
     assert result.returncode == 4
     assert result.stderr.splitlines()[-1] == (
         "siterig: error: this machine cannot run a rig: azurite: SITERIG_AZURITE names /nonexistent/azurite-blob, which is "
-        "no file (remedy: run ./rig in a checkout, or npm install -g azurite) (AzuriteMissing)"
+        "no file (remedy: run siterig setup azurite (in a checkout: ./rig), or npm install azurite in your project, or name "
+        "its azurite-blob script in SITERIG_AZURITE) (AzuriteMissing)"
     )
     assert not down.layout.lock.exists()
     assert not cleanup.mounts_below(down.layout.root)
