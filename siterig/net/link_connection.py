@@ -9,6 +9,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from struct import pack
 
 import structlog
@@ -22,7 +23,8 @@ PIECE_BYTES = 1 << 16
 PIECES_WAITING_MAX = 64
 """Pieces that may wait in one direction: 4 MiB, so 40 MiB/s at a delay of 100 ms."""
 SEND_BUFFER_BYTES = 1 << 18
-"""The kernel would let a send buffer grow to 4 MiB: the bytes leave the processor's cache, which halves the rate."""
+RECEIVE_BUFFER_BYTES = 1 << 20
+"""The kernel would let these buffers grow to 4 and 32 MiB: the bytes leave the processor's cache, which halves the rate."""
 _ABORT = pack("ii", 1, 0)
 """``struct linger``: a close resets the connection."""
 _SOON_S = 1e-6
@@ -37,9 +39,14 @@ class LinkCutError(Exception):
     """The connection ends now: by a fault, or because one side broke its own."""
 
 
-def _limit_buffer(stream: trio.SocketStream) -> None:
+def _tune(stream: trio.SocketStream) -> None:
+    """Set the buffers of a TCP stream, and end pacing: a timer for each packet takes longer than the packet."""
     if stream.socket.family == socket.AF_INET:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        with suppress(OSError):  # the peer is gone already, or the administrator forbids reno
+            if ip_address(stream.socket.getpeername()[0]).is_loopback:
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")  # bbr paces
 
 
 def _reset(stream: trio.SocketStream) -> None:
@@ -121,7 +128,7 @@ class LinkConnection:
             self._is_reset = True
             return
         for stream in (self._client, self._server):
-            _limit_buffer(stream)
+            _tune(stream)
         self.control.counters.open += 1
         self.begin_cuts(faults)
         if ending is not None:

@@ -1,6 +1,6 @@
 """Moves bytes of one socket to another through a pipe, by splice(2): their pages are not copied.
 
-It runs in a thread, which waits in poll(2): a wait in an event loop would take longer than the bytes need.
+A loop of the C core runs in a thread, which waits in poll(2): a wait in an event loop would take longer than the bytes need.
 """
 
 from __future__ import annotations
@@ -8,23 +8,29 @@ from __future__ import annotations
 import enum
 import fcntl
 import os
-import select
 from contextlib import suppress
 
 import trio
 
-PIPE_BYTES = 1 << 20
-_FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+from siterig.cext._core import ffi, lib
+
+PIPE_BYTES = 1 << 19
+"""The pipe and the buffers of both sockets fit in the processor's cache together; a larger pipe has a lower rate."""
 
 
 class SpliceEnd(enum.Enum):
     """The reason for which moving bytes ended."""
 
-    COMPLETE = "all bytes that were asked for are moved"
-    END_OF_STREAM = "the source has no more bytes"
-    WOKEN = "the conditions have changed"
-    SOURCE_BROKEN = "the connection to the source is broken"
-    TARGET_BROKEN = "the connection to the target is broken"
+    COMPLETE = lib.SR_SPLICE_COMPLETE
+    """All bytes that were asked for are moved."""
+    END_OF_STREAM = lib.SR_SPLICE_END_OF_STREAM
+    """The source has no more bytes."""
+    WOKEN = lib.SR_SPLICE_WOKEN
+    """The conditions have changed."""
+    SOURCE_BROKEN = lib.SR_SPLICE_SOURCE_BROKEN
+    """The connection to the source is broken."""
+    TARGET_BROKEN = lib.SR_SPLICE_TARGET_BROKEN
+    """The connection to the target is broken."""
 
 
 class Splicer:
@@ -32,26 +38,31 @@ class Splicer:
 
     def __init__(self, source: int, target: int, byte_count: int | None = None) -> None:
         """Prepare to move bytes of one socket to another, by their descriptors; ``byte_count`` is None for all bytes."""
-        self._source = source
-        self._target = target
-        self._byte_count = byte_count
-        self._waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._is_woken = False
-        self.moved_bytes = 0
-        """Bytes that the target has got."""
-        self.taken_bytes = 0
-        """Bytes that the source has given."""
+        self._loop = ffi.new("struct sr_splice *")
+        self._loop.source = source
+        self._loop.target = target
+        self._loop.wanted_bytes = -1 if byte_count is None else byte_count
+        self._loop.waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.rest = b""
         """Bytes that were taken from the source and not given to the target, when :meth:`run` has returned ``WOKEN``."""
 
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that the target has got."""
+        return int(self._loop.moved_bytes)
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes that the source has given."""
+        return int(self._loop.taken_bytes)
+
     def wake(self) -> None:
         """End :meth:`run`; called on another thread."""
-        self._is_woken = True
-        os.eventfd_write(self._waker, 1)
+        lib.sr_splice_wake(self._loop)
 
     def close(self) -> None:
         """Close what the object owns, after :meth:`run`."""
-        os.close(self._waker)
+        os.close(self._loop.waker)
 
     def run(self) -> SpliceEnd:
         """Move bytes until one of the reasons."""
@@ -59,47 +70,14 @@ class Splicer:
         try:
             with suppress(PermissionError):  # the user has too many pipes: a smaller one is slower
                 fcntl.fcntl(writable, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-            return self._move(readable, writable)
+            self._loop.readable, self._loop.writable, self._loop.piece_bytes = readable, writable, PIPE_BYTES
+            end = SpliceEnd(lib.sr_splice_run(self._loop))
+            if end is SpliceEnd.WOKEN and (waiting_bytes := self.taken_bytes - self.moved_bytes):
+                self.rest = os.read(readable, waiting_bytes)
+            return end
         finally:
             os.close(readable)
             os.close(writable)
-
-    def _move(self, readable: int, writable: int) -> SpliceEnd:
-        while not self._is_woken:
-            wanted = PIPE_BYTES if self._byte_count is None else min(PIPE_BYTES, self._byte_count - self.taken_bytes)
-            if wanted == 0:
-                return SpliceEnd.COMPLETE
-            try:
-                count = os.splice(self._source, writable, wanted, flags=_FLAGS)
-            except BlockingIOError:
-                self._wait(self._source, select.POLLIN)
-                continue
-            except OSError:
-                return SpliceEnd.SOURCE_BROKEN
-            if count == 0:
-                return SpliceEnd.END_OF_STREAM
-            self.taken_bytes += count
-            while count:
-                if self._is_woken:
-                    self.rest = os.read(readable, count)
-                    break
-                try:
-                    moved = os.splice(readable, self._target, count, flags=_FLAGS)
-                except BlockingIOError:
-                    self._wait(self._target, select.POLLOUT)
-                    continue
-                except OSError:
-                    return SpliceEnd.TARGET_BROKEN
-                count -= moved
-                self.moved_bytes += moved
-        return SpliceEnd.WOKEN
-
-    def _wait(self, fd: int, event: int) -> None:
-        """Wait until the socket is ready, or :meth:`wake` is called."""
-        poll = select.poll()
-        poll.register(fd, event)
-        poll.register(self._waker, select.POLLIN)
-        poll.poll()
 
 
 async def run_splicer(splicer: Splicer, limiter: trio.CapacityLimiter) -> SpliceEnd:
