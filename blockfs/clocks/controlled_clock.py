@@ -30,6 +30,9 @@ from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.watch import inotify
 from siterig.cext._core import ffi, lib
 
+POLL_S_MAX = 86400.0
+"""The kernel takes no longer time; at a low rate a short sleep of the clock can be longer."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -137,7 +140,7 @@ class ControlledClock(Clock):
             changes = select.poll()
             changes.register(instance, select.POLLIN)
             while (left_s := self.real_seconds_until(due_ns)) > 0:
-                if changes.poll(None if math.isinf(left_s) else math.ceil(left_s * 1000)):
+                if changes.poll(math.ceil(min(left_s, POLL_S_MAX) * 1000)):
                     _drain(instance)
                     SYSTEM_CLOCK.sleep_thread(SWITCH_NS / SECOND_NS)
         finally:

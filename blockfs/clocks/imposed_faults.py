@@ -111,6 +111,17 @@ class ImposedClockFaults:
                 self._lift(each)
         return self._page.sequence
 
+    def reset(self) -> int:
+        """Return to the system's wall time and speed, so that no fault has anything to move back; return the change."""
+
+        def make(terms: ClockTerms, kernel: KernelTimes) -> ClockTerms:
+            after = terms.as_system(kernel)
+            if imposed := self.imposed():
+                self._write([each.model_copy(update={"lifted": after.generation}) for each in imposed])
+            return after
+
+        return self._page.change(make).generation
+
     def _lift(self, lifted: ImposedFault) -> None:
         def make(terms: ClockTerms, kernel: KernelTimes) -> ClockTerms:
             imposed = self.imposed()

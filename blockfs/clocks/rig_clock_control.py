@@ -23,6 +23,8 @@ from siterig.blockfs.watch import inotify
 
 FOLLOW_S = 5.0
 """A role that does not follow a change within this time is reported."""
+LOOK_EVERY_S = 0.01
+"""The time between two looks at the page where the kernel cannot report its changes."""
 
 
 class RoleClock(WireModel):
@@ -54,23 +56,20 @@ class ClockState(WireModel):
     """True if all times are the system's."""
     roles: list[RoleClock]
 
-    @property
-    def not_following(self) -> list[str]:
-        """The roles that run and do not follow the last change."""
-        return [role.role for role in self.roles if role.running and role.change < self.change]
-
 
 class RigClockControl:
     """The control of one rig's clock; use it as a context manager.
 
+    ``faults``: the list of the faults of the clock (:mod:`siterig.blockfs.clocks.imposed_faults`), which :meth:`reset` ends.
     ``limit_s``: a role that does not follow within this time is an error; the change stays in force.  Every change raises
     ``RigError``: ``InvalidClock`` if it is not allowed (nothing changes then), ``ClockNotFollowed``, ``ClockDamaged``.
     """
 
-    def __init__(self, path: Path, *, limit_s: float = FOLLOW_S) -> None:
+    def __init__(self, path: Path, *, faults: Path | None = None, limit_s: float = FOLLOW_S) -> None:
         ensure_page(path)
         self._page = ClockPage(path)
         self._limit_s = limit_s
+        self._faults = faults
 
     def __enter__(self) -> RigClockControl:
         """Return the control."""
@@ -132,8 +131,15 @@ class RigClockControl:
         )
 
     async def reset(self) -> ClockState:
-        """Return to the system's wall time and speed; monotonic time keeps its lead, because it never goes back."""
-        return await self._change(lambda terms, kernel: terms.as_system(kernel))
+        """Return to the system's wall time and speed; monotonic time keeps its lead, because it never goes back.
+
+        The faults of the clock end, too: the removal of their rules moves nothing any more.
+        """
+        if self._faults is None:
+            return await self._change(lambda terms, kernel: terms.as_system(kernel))
+        from siterig.blockfs.clocks.imposed_faults import ImposedClockFaults  # noqa: PLC0415 (few commands need it)
+
+        return await self.wait_followed(ImposedClockFaults(self._page, self._faults).reset())
 
     def _slots(self, roles: Sequence[str]) -> list[int]:
         return [self._page.claim(role).number for role in roles]
@@ -142,15 +148,15 @@ class RigClockControl:
         return await self.wait_followed(self._page.change(make).generation)
 
     async def wait_followed(self, generation: int) -> ClockState:
-        """Wait until all roles follow a change, and return the clock.
+        """Wait until all roles that are not stopped follow a change, and return the clock.
 
         Raises:
             RigError: ``ClockNotFollowed`` names those that do not.
         """
         await self._follow(generation)
         state = self.state()
-        if state.not_following:
-            late = ", ".join(state.not_following)
+        late = ", ".join(slot.name for slot in self._page.slots() if _is_late(slot, generation))
+        if late:
             text = (
                 f"the clock was changed (change {generation}), but in {self._limit_s:g} s these roles did not follow: {late}"
             )
@@ -159,7 +165,11 @@ class RigClockControl:
 
     async def _follow(self, generation: int) -> None:
         """Wait until each role has acknowledged the change or has ended."""
-        instance = inotify.open_instance()
+        try:
+            instance = inotify.open_instance()
+        except OSError:  # this user has no instance left
+            await self._look_often(generation)
+            return
         try:
             inotify.add_watch(instance, Path(f"/proc/self/fd/{self._page.fd}"), inotify.IN_MODIFY)
             with SYSTEM_CLOCK.move_on_after(self._limit_s):
@@ -174,9 +184,16 @@ class RigClockControl:
         finally:
             os.close(instance)
 
+    async def _look_often(self, generation: int) -> None:
+        with SYSTEM_CLOCK.move_on_after(self._limit_s):
+            while any(_is_late(slot, generation) for slot in self._page.slots()):
+                await SYSTEM_CLOCK.sleep(LOOK_EVERY_S)
+
 
 def _is_late(slot: RoleSlot, generation: int) -> bool:
-    return slot.acknowledged < generation and slot.process is not None and slot.process.is_running()
+    """Return True if a role has to follow a change and does not; a stopped process does nothing before it sees it."""
+    process = slot.process
+    return slot.acknowledged < generation and process is not None and process.is_running() and not process.is_stopped()
 
 
 async def _cancel_at_end(slot: RoleSlot, scope: trio.CancelScope) -> None:

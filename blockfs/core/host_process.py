@@ -45,6 +45,14 @@ class HostProcess(WireModel):
         finally:
             os.close(pidfd)
 
+    def is_stopped(self) -> bool:
+        """Return True if a signal has stopped the process: it does nothing until another one lets it continue."""
+        try:
+            words = _stat(self.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return int(words[_STARTED]) == self.started and words[0] in (b"T", b"t")
+
     async def ended(self) -> None:
         """Wait until the process has ended, by exit or by a signal; return at once if it has ended already."""
         try:
@@ -66,5 +74,9 @@ def _started(pid: int | Literal["self"]) -> int:
     Raises:
         FileNotFoundError, ProcessLookupError: there is no such process.
     """
-    stat = Path(f"/proc/{pid}/stat").read_bytes()
-    return int(stat.rpartition(b")")[2].split()[_STARTED])
+    return int(_stat(pid)[_STARTED])
+
+
+def _stat(pid: int | Literal["self"]) -> list[bytes]:
+    """Return the words after the process name in ``/proc/PID/stat``; it raises as :func:`_started`."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

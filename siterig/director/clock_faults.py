@@ -1,7 +1,7 @@
 """Faults of the rig's clock: wall time that jumps, and roles whose wall time differs or drifts.
 
-All of them last: they are moved back when their rule is removed or its window closes.  ``siterig clock reset`` does not end
-them for good, because their end moves the clock back again.
+All of them last: they are moved back when their rule is removed or its window closes.  ``siterig clock reset`` ends them
+before that.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 
+import structlog
+
 from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
 from siterig.blockfs.clocks.imposed_faults import ImposedClockFaults
 from siterig.blockfs.clocks.rig_clock_control import RigClockControl
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.documents.nearest import hint
 from siterig.blockfs.documents.quantities import drift_text, time_shift_text
 from siterig.core.fault_contract import DIRECTOR
 from siterig.director.injectors import LayerInjector, not_possible
 from siterig.scenarios.faults.rules import FaultRule
 from siterig.scenarios.faults.schedule import ArmedRule, FaultDecision
+
+_log = structlog.get_logger("faults")
 
 
 class ClockInjector(LayerInjector):
@@ -88,5 +93,11 @@ class ClockInjector(LayerInjector):
     async def _lift(self, faults: Sequence[str] | set[str]) -> None:
         before = self._page.sequence
         change = self._faults.lift(faults)
-        if change != before:
+        if change == before:
+            return
+        try:
             await self._control.wait_followed(change)
+        except RigError as error:  # the clock is moved back; a stopped role follows when it continues
+            if error.code != Code.ClockNotFollowed:
+                raise
+            _log.warning("clock_not_followed", reason=error.message)

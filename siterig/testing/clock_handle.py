@@ -108,7 +108,8 @@ class ClockHandle:
         from siterig.blockfs.clocks.rig_clock_control import RigClockControl  # noqa: PLC0415 (rigs without it start faster)
 
         async def opened() -> ClockState:
-            with RigClockControl(self._rig.testbed.layout.clock) as control:
+            layout = self._rig.testbed.layout
+            with RigClockControl(layout.clock, faults=layout.clock_faults) as control:
                 return await work(control)
 
         return run_in_thread(opened)

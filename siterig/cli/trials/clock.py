@@ -27,7 +27,7 @@ Shift = Annotated[str, typer.Argument(metavar="SHIFT", help="Time with a sign: +
 
 
 class _ShiftCommand(TyperCommand):
-    """A command with a shift, which may begin with ``-`` and is no option then."""
+    """A command with a time or speed, which may begin with ``-`` and is no option then."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words with the shifts at the end, after ``--``."""
@@ -42,8 +42,8 @@ def register(app: typer.Typer) -> None:
     """Add these commands."""
     clock = typer.Typer(no_args_is_help=True)
     clock.command("show", epilog=example("siterig clock show"))(show)
-    clock.command("advance", epilog=example("siterig clock advance 25h"))(advance)
-    clock.command("rate", epilog=example("siterig clock rate 60"))(rate)
+    clock.command("advance", epilog=example("siterig clock advance 25h"), cls=_ShiftCommand)(advance)
+    clock.command("rate", epilog=example("siterig clock rate 60"), cls=_ShiftCommand)(rate)
     clock.command("jump", epilog=example("siterig clock jump -1h"), cls=_ShiftCommand)(jump)
     skew_example = example("siterig clock skew agent +1h --drift +200ppm")
     clock.command("skew", epilog=skew_example, cls=_ShiftCommand)(skew)
@@ -57,7 +57,8 @@ def _run(folder: Path, work: Callable[[RigClockControl], Awaitable[ClockState]],
     async def change() -> ClockState:
         from siterig.blockfs.clocks.rig_clock_control import RigClockControl
 
-        with RigClockControl(running(folder).clock) as control:
+        layout = running(folder)
+        with RigClockControl(layout.clock, faults=layout.clock_faults) as control:
             return await work(control)
 
     _print(exit_status.run(change), as_json=as_json)
@@ -160,7 +161,10 @@ def skew(
 
 
 def reset(folder: Dir, as_json: Json = False) -> None:
-    """Return to the wall time and speed of the system; monotonic time keeps its lead, because it never goes back."""
+    """Return to the wall time and speed of the system; monotonic time keeps its lead, because it never goes back.
+
+    Faults of the clock end, too: the removal of their rules moves nothing any more.
+    """
 
     async def work(control: RigClockControl) -> ClockState:
         return await control.reset()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -17,6 +20,7 @@ from siterig.blockfs.clocks.controlled_clock import ControlledClock
 from siterig.blockfs.clocks.rig_clock_control import RigClockControl
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.host_process import HostProcess
+from siterig.blockfs.watch import inotify
 
 HOUR_NS = 3600 * SECOND_NS
 
@@ -105,3 +109,27 @@ async def test_a_reset_is_the_system_again_but_for_monotonic_time(control: RigCl
     assert (state.rate, state.wall_ahead_ns, [each.skew_ns for each in state.roles]) == (1.0, 0, [0])
     assert state.monotonic_ahead_ns > 0
     assert not state.is_system
+
+
+async def test_without_an_inotify_instance_a_change_still_waits_for_the_roles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left() -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with RigClockControl(tmp_path / "clock", limit_s=10) as control:
+        async with role(tmp_path, "agent"):
+            monkeypatch.setattr(inotify, "open_instance", none_left)
+            assert [each.change for each in (await control.advance(HOUR_NS)).roles] == [1]
+
+
+@pytest.mark.slow
+async def test_a_stopped_role_is_not_waited_for(control: RigClockControl, tmp_path: Path) -> None:
+    """It does nothing before it sees the change."""
+    with subprocess.Popen(["sleep", "600"]) as child, ClockPage(tmp_path / "clock") as page:  # noqa: ASYNC220
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)  # noqa: ASYNC222 (it stops at once)
+        started = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        page.claim("agent", HostProcess(pid=child.pid, started=started))
+        await control.jump(HOUR_NS)
+        child.kill()

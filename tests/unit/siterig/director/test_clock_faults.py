@@ -13,7 +13,7 @@ import trio.testing
 from siterig.blockfs.clocks.clock_page import ClockPage
 from siterig.blockfs.clocks.clock_terms import SECOND_NS
 from siterig.blockfs.clocks.rig_clock_control import RigClockControl
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.director.clock_faults import ClockInjector
 from siterig.director.director import FaultDirector
 from siterig.scenarios.faults.rules import read_rule
@@ -108,3 +108,29 @@ async def test_the_next_director_knows_the_faults_of_a_killed_one(tmp_path: Path
     assert killed.leads_s() == [3600] * 4
     await following.disarm(armed)
     assert killed.leads_s() == [0] * 4
+
+
+async def test_a_role_that_does_not_follow_keeps_no_rule_armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def not_followed(_self: RigClockControl, _change: int) -> None:
+        raise RigError(Code.ClockNotFollowed, "vault did not follow")
+
+    async with running(tmp_path) as stage:
+        await stage.add("clock jump=+1h name=late")
+        monkeypatch.setattr(RigClockControl, "wait_followed", not_followed)
+        with pytest.raises(RigError, match="vault did not follow"):
+            await stage.add("clock jump=+1h name=refused")
+        assert [rule.name for rule in (await stage.director.list_faults()).rules] == ["late"]
+        assert stage.leads_s() == [3600] * 4
+        await stage.director.remove_fault(name="late")
+        assert stage.leads_s() == [0] * 4
+
+
+async def test_the_removal_of_a_rule_moves_nothing_after_a_reset(tmp_path: Path) -> None:
+    async with running(tmp_path) as stage:
+        await stage.add("clock jump=+1h name=late")
+        await stage.add("clock agent skew=+1h name=skew")
+        with RigClockControl(stage.page, faults=tmp_path / "faults.json") as control:
+            await control.reset()
+        assert stage.leads_s() == [0] * 4
+        assert await stage.director.clear_faults() == 2
+        assert stage.leads_s() == [0] * 4
