@@ -52,17 +52,19 @@ async def unmount_stale(prefix: Path) -> list[str]:
 
 def processes_of(layout: Layout) -> list[tuple[int, str]]:
     """Return (process id, command) of every role of this rig, of their fork server, and of the Azurite."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = os.fsdecode((entry / "cmdline").read_bytes()).split("\0") if entry.name.isdigit() else []
-        except OSError:
-            continue  # it ended meanwhile
-        role = str(layout.root) in words and any(word.startswith(("siterig.roles.", forker.SERVER)) for word in words)
-        node = str(layout.azurite) in words and Path(words[0]).name.startswith("node")
-        if role or node:
-            found.append((int(entry.name), " ".join(words).strip()))
-    return found
+    processes = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [(pid, command) for pid in processes if (command := _command_of(layout, pid)) is not None]
+
+
+def _command_of(layout: Layout, pid: int) -> str | None:
+    """Return the command of a process of this rig; None for all other processes, and for one that has ended."""
+    try:
+        words = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+    except OSError:
+        return None
+    role = str(layout.root) in words and any(word.startswith(("siterig.roles.", forker.SERVER)) for word in words)
+    node = str(layout.azurite) in words and Path(words[0]).name.startswith("node")
+    return " ".join(words).strip() if role or node else None
 
 
 async def _kill_strays(layout: Layout) -> list[str]:
@@ -73,6 +75,8 @@ async def _kill_strays(layout: Layout) -> list[str]:
         except ProcessLookupError:
             continue
         try:
+            if _command_of(layout, pid) is None:
+                continue  # it has ended, and the descriptor is another process with its number
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             done.append(f"killed {pid}, left over: {command}")
             with trio.move_on_after(_KILL_TIMEOUT_S):

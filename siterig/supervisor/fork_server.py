@@ -7,7 +7,8 @@ them once, and each role is a fork of it.  It has one thread and runs no event l
 that forks.  :mod:`siterig.supervisor.forker` is the other side, and describes the messages.
 
 Fault contract: it ends with its parent, and its roles end with it (PDEATHSIG).  If it is killed, the supervisor starts
-another one, and with it the roles.
+another one, and with it the roles.  The process id of a role that has ended belongs to no other process until the
+supervisor has closed the socket for its status: a limit that a fault puts on it cannot reach a stranger.
 """
 
 from __future__ import annotations
@@ -72,9 +73,16 @@ class _Forked:
 
     def report_end(self) -> None:
         """Send the exit code in the form of ``subprocess``."""
-        _, status = os.waitpid(self.pid, 0)
-        with self.status, contextlib.suppress(OSError):  # the supervisor may have closed it
-            self.status.send(json.dumps({"returncode": os.waitstatus_to_exitcode(status)}).encode())
+        ending = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        assert ending is not None  # noqa: S101 (without WNOHANG it waits)
+        code = ending.si_status if ending.si_code == os.CLD_EXITED else -ending.si_status
+        with contextlib.suppress(OSError):  # the supervisor may have closed it
+            self.status.send(json.dumps({"returncode": code}).encode())
+
+    def release(self) -> None:
+        """Let the kernel give the process id to another process."""
+        os.waitpid(self.pid, 0)
+        self.status.close()
         os.close(self.pidfd)
 
 
@@ -90,6 +98,7 @@ def _load(module: str) -> None:
 def serve(control: socket.socket) -> _ForkedRole | None:
     """Fork roles until the supervisor closes the socket; return None then, and the work in each fork."""
     running: dict[int, _Forked] = {}
+    ended: dict[int, _Forked] = {}
     modules: deque[str] = deque()
     poll = select.poll()
     poll.register(control, select.POLLIN)
@@ -98,9 +107,16 @@ def serve(control: socket.socket) -> _ForkedRole | None:
         if not events:
             _load(modules.popleft())
         for fd, _ in events:
-            if fd != control.fileno():
+            if fd in running:
                 poll.unregister(fd)
-                running.pop(fd).report_end()
+                forked = running.pop(fd)
+                forked.report_end()
+                ended[forked.status.fileno()] = forked
+                poll.register(forked.status, 0)  # until the supervisor closes its side
+                continue
+            if fd in ended:
+                poll.unregister(fd)
+                ended.pop(fd).release()
                 continue
             data, fds, _, _ = socket.recv_fds(control, REQUEST_BYTES_MAX, 3)
             if not data:
@@ -122,7 +138,7 @@ def serve(control: socket.socket) -> _ForkedRole | None:
                 continue
             if pid == 0:
                 control.detach()
-                for other in running.values():
+                for other in (*running.values(), *ended.values()):
                     other.detach()
                 return role
             forked = _Forked(pid, os.pidfd_open(pid), socket.socket(fileno=status_fd))

@@ -184,9 +184,13 @@ def is_up(layout: Layout) -> bool:
 
 def _send(layout: Layout, number: signal.Signals) -> None:
     """Send a signal to the supervisor; do nothing if it has ended."""
-    if is_up(layout):
-        with contextlib.suppress(ProcessLookupError, ValueError):
-            os.kill(int(layout.lock.read_text()), number)
+    with contextlib.suppress(ProcessLookupError, ValueError):
+        pidfd = os.pidfd_open(int(layout.lock.read_text()))
+        try:
+            if is_up(layout):  # so the descriptor is the holder of the lock, and no later process with its number
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
 
 
 async def _ended(layout: Layout, limit_s: float) -> bool:

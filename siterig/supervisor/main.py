@@ -49,6 +49,8 @@ ROLES: dict[str, tuple[str, ...]] = {
 _HOST_OPTIONS = (*fuse_options.OPTIONS, *limits.OPTIONS)
 ON_DEMAND = (DIRECTOR,)
 """Roles that the first command which needs them starts, and not ``up``: a rig without faults has no process for them."""
+WITH_PROGRAM = ("azurite",)
+"""Roles whose work is done by a program that they start."""
 OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,)}
 """The options of the rig that a role receives; each is one word, some with a value after ``=``."""
 
@@ -66,6 +68,7 @@ def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
             (*quick_start.command(f"siterig.roles.{name}"), root, *options_of(name)),
             needs,
             answers_checks=True,
+            has_program=name in WITH_PROGRAM,
             on_demand=name in ON_DEMAND,
         )
         for name, needs in ROLES.items()
@@ -103,6 +106,7 @@ async def _supervise(
     started = [spec for spec in specs if not spec.on_demand]
     forker = Forker(layout, options, [quick_start.parse(spec.command)[0] for spec in started])
     starts = directory.role_starts(layout, "supervisor")
+    director = directory.faults(layout, "supervisor")
     for path in layout.fault_files:  # the rules of a rig that was up before have ended with it
         path.unlink(missing_ok=True)
     supervisor = Supervisor(
@@ -112,6 +116,7 @@ async def _supervise(
         announce=lambda role, state: report({"role": role, "state": state}),
         report=lambda roles: vault.report_roles(roles=roles),
         start_faults=lambda role: starts.role_starts(role=role),
+        end_faults=director.clear_faults,
         director=DIRECTOR,
         clock=clock,
     )

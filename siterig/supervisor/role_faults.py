@@ -7,8 +7,11 @@ process; limits are put on the next process of the role again.
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import signal
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -73,18 +76,19 @@ class LastingFaults:
                 found[name] = min(values)
         return found
 
-    def limit(self, role: str, child: Child) -> None:
-        """Put the limits of a role on its process, and undo those that are no more; does nothing if it has ended.
+    def limit(self, role: str, processes: Sequence[int]) -> None:
+        """Put the limits of a role on its processes, and undo those that are no more; skips processes that have ended.
 
         Only the soft limits change, so that every user may undo it.
         """
         limits = self.limits(role)
-        with contextlib.suppress(ProcessLookupError):
-            for name, number in _LIMITS.items():
-                _, hard = resource.prlimit(child.pid, number)
-                most = limits.get(name)
-                soft = hard if most is None else most if hard == resource.RLIM_INFINITY else min(most, hard)
-                resource.prlimit(child.pid, number, (soft, hard))
+        for pid in processes:
+            with contextlib.suppress(ProcessLookupError):
+                for name, number in _LIMITS.items():
+                    _, hard = resource.prlimit(pid, number)
+                    most = limits.get(name)
+                    soft = hard if most is None else most if hard == resource.RLIM_INFINITY else min(most, hard)
+                    resource.prlimit(pid, number, (soft, hard))
 
 
 def _words(fault: RoleFault) -> str:
@@ -98,17 +102,48 @@ def _words(fault: RoleFault) -> str:
     return f"{text} by fault {fault.fault!r}" if text else ""
 
 
-async def wait_stopped(child: Child, clock: Clock) -> None:
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started, and that have not been waited for."""
+    processes = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [other for other in processes if (stat := _stat(other)) is not None and int(stat[1]) == pid]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Return the words of ``/proc/PID/stat`` after the name: state, parent and so on; None if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+async def stop_process(child: Child, clock: Clock, *, with_program: bool) -> None:
+    """Stop a process, and the program that it serves.
+
+    While it is stopped, it cannot wait for the end of its children: their process ids belong to nobody else.
+    """
+    child.send(signal.SIGSTOP)
+    await _wait_stopped(child.pid, clock)
+    for pid in children_of(child.pid) if with_program else ():
+        _send(pid, signal.SIGSTOP)
+        await _wait_stopped(pid, clock)
+
+
+def continue_process(child: Child, *, with_program: bool) -> None:
+    """Let a process that is stopped continue, and before it the program that it serves."""
+    for pid in children_of(child.pid) if with_program else ():
+        _send(pid, signal.SIGCONT)
+    child.send(signal.SIGCONT)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+async def _wait_stopped(pid: int, clock: Clock) -> None:
     """Wait until all of a process that got SIGSTOP is stopped, or it has ended; the kernel reports it nowhere else."""
-    stat = Path(f"/proc/{child.pid}/stat")
     with clock.move_on_after(STOP_S):
-        while True:
-            try:
-                state = stat.read_text().rpartition(")")[2].split()[0]
-            except (FileNotFoundError, ProcessLookupError):
-                return
-            if state in "TtZX":
-                return
+        while (stat := _stat(pid)) is not None and stat[0] not in "TtZX":
             await clock.sleep(0.001)
 
 

@@ -7,6 +7,7 @@ with the process, so a stale process id is never believed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal as signals
 from collections import deque
@@ -37,7 +38,13 @@ from siterig.core.supervisor_contract import (
 from siterig.rpc import server
 from siterig.supervisor import cleanup
 from siterig.supervisor.process import Child, execute
-from siterig.supervisor.role_faults import LastingFaults, RoleChangeLog, wait_stopped
+from siterig.supervisor.role_faults import (
+    LastingFaults,
+    RoleChangeLog,
+    children_of,
+    continue_process,
+    stop_process,
+)
 
 DEATHS_MAX = 5
 DEATHS_WINDOW_S = 60.0
@@ -48,6 +55,8 @@ ANSWER_S = 2.0
 STATUS_ANSWER_S = 1.5
 """``status`` asks every role again; a role that does not answer within this time is reported as hung."""
 REPORT_EVERY_S = 3.0
+RELEASE_S = 2.0
+"""The time after which the release of guests ends the faults that may keep their disks waiting."""
 DIRECTOR_WAIT_S = 5.0
 """The time for which the start of a role waits for a director of faults that is being started again."""
 
@@ -64,6 +73,8 @@ class RoleSpec:
     """Roles that must be ready before the first start of this one."""
     answers_checks: bool = False
     """True if it answers health checks (:mod:`siterig.supervisor.process`)."""
+    has_program: bool = False
+    """True if a program that it starts does the work: faults of the process stop and limit both."""
     on_demand: bool = False
     """True if it is started by the first ``start_role``, and not with the rig; until then no list of roles has it."""
 
@@ -151,12 +162,17 @@ async def _no_faults(_role: str) -> StartFaults:
     return StartFaults()
 
 
+async def _no_director() -> None:
+    pass
+
+
 class Supervisor(SupervisorControl):
     """The supervisor of one rig.
 
     ``start(name, command, log)`` starts the process of a role.  ``announce(role, state)`` is called for each step of the
     start.  ``report(roles)`` sends the states of all roles to the vault; a report that fails is not repeated, the next one
-    replaces it.  ``start_faults(role)`` asks the director of faults, the role ``director``, for the faults of a start.
+    replaces it.  ``start_faults(role)`` asks the director of faults, the role ``director``, for the faults of a start, and
+    ``end_faults()`` lets it remove all rules.
     ``clock``: the wall time of states; the waits of the supervisor are real, because they are about processes.
     """
 
@@ -169,6 +185,7 @@ class Supervisor(SupervisorControl):
         report: Callable[[list[RoleStatus]], Awaitable[None]] | None = None,
         start: Callable[[str, Sequence[str], Path], Awaitable[Child]] = execute,
         start_faults: Callable[[str], Awaitable[StartFaults]] = _no_faults,
+        end_faults: Callable[[], Awaitable[object]] = _no_director,
         director: str = "",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -179,7 +196,8 @@ class Supervisor(SupervisorControl):
         self._news = trio.Event()
         self._faults = LastingFaults()
         self._changes = RoleChangeLog()
-        self._start_faults, self._director, self._asks_before_starts = start_faults, director, False
+        self._start_faults, self._end_faults = start_faults, end_faults
+        self._director, self._asks_before_starts = director, False
         self._roles = {spec.name: _Role(spec, clock, self._wake_reporter, self._faults) for spec in specs}
         self._armed_faults = 0
         self._demands, self._demanded = trio.open_memory_channel[_Role](len(specs))
@@ -278,17 +296,24 @@ class Supervisor(SupervisorControl):
         faults = await self._faults_of_start(role)
         if faults.delay_ns:
             role.enter("starting", f"its start is delayed by fault {faults.fault!r}")
-            await self._real.sleep(faults.delay_ns / 1e9)
+            with self._real.move_on_after(faults.delay_ns / 1e9):
+                while not role.hold:
+                    role.wake = trio.Event()
+                    await role.wake.wait()
+        self._check_not_held(role)
         files_max = self._faults.limits(name).get("files_max")
         words = role.spec.command if files_max is None else (*role.spec.command, f"{FILES_MAX}={files_max}")
         child = role.child = await self._start_child(name, words, self._layout.log(name))
         task_status.started()
         try:
-            self._faults.limit(name, child)
+            self._check_not_held(role)
+            self._limit(role, child)
             if not faults.when_ready:
                 await self._disturb(role, child, faults)
             await child.ready()
         except BaseException:
+            if self._faults.is_paused(name):
+                continue_process(child, with_program=role.spec.has_program)
             await child.end()
             await child.close()
             role.child = None
@@ -300,6 +325,16 @@ class Supervisor(SupervisorControl):
         self._changes.note(RoleChange(role=name, change="RoleReady", pid=child.pid))
         if faults.when_ready:
             await self._disturb(role, child, faults)
+
+    def _check_not_held(self, role: _Role) -> None:
+        """End a start if the role is to be held down since it began."""
+        if role.hold:
+            role.killed = True
+            raise RigError(Code.RoleHeld, f"role {role.spec.name} is held down", role=role.spec.name)
+
+    def _limit(self, role: _Role, child: Child) -> None:
+        programs = children_of(child.pid) if role.spec.has_program else []
+        self._faults.limit(role.spec.name, [child.pid, *programs])
 
     async def _faults_of_start(self, role: _Role) -> StartFaults:
         """Ask the director for the faults of a start; a director that does not answer must not keep a role down."""
@@ -341,6 +376,8 @@ class Supervisor(SupervisorControl):
             try:
                 await self._start(role)
             except RigError as error:
+                if role.killed_by:  # a rule that kills each start must not use up the processor
+                    await self._real.sleep(BACKOFF_FIRST_S)
                 await self._after_death(role, error.message)
 
     async def _after_death(self, role: _Role, reason: str) -> None:
@@ -397,7 +434,7 @@ class Supervisor(SupervisorControl):
             child.send(signals.SIGKILL)
             while role.child is child:
                 await role.changed.wait()
-        elif hold and role.state in ("restarting", "failed"):
+        elif hold and role.state in ("starting", "restarting", "failed"):
             role.wake.set()  # it is down already; its task now holds it instead of starting it
             await role.wait_for_state("held")
         return role.status()
@@ -444,14 +481,13 @@ class Supervisor(SupervisorControl):
         if fault.hold:
             await self.kill_role(name=fault.role, hold=True)
         elif child is not None:
-            self._faults.limit(fault.role, child)
+            self._limit(role, child)
             if fault.pause:
                 await self._pause(role, child)
         role.enter(role.state, role.detail)
 
     async def _pause(self, role: _Role, child: Child) -> None:
-        child.send(signals.SIGSTOP)
-        await wait_stopped(child, self._real)
+        await stop_process(child, self._real, with_program=role.spec.has_program)
         if role.state == "ready":
             role.enter("hung")
 
@@ -465,9 +501,9 @@ class Supervisor(SupervisorControl):
                 role.wake.set()
             if child is None:
                 continue
-            self._faults.limit(lifted.role, child)
+            self._limit(role, child)
             if lifted.pause and not self._faults.is_paused(lifted.role):
-                child.send(signals.SIGCONT)
+                continue_process(child, with_program=role.spec.has_program)
                 await self._check(role, ANSWER_S)
             role.enter(role.state, role.detail)
 
@@ -496,7 +532,7 @@ class Supervisor(SupervisorControl):
             done: list[str] = []
             cut_off = False
             try:
-                done += await cleanup.release_guests(self._layout.root)
+                done += await self._release_guests()
             except RigError as error:
                 if not force:
                     raise
@@ -506,6 +542,8 @@ class Supervisor(SupervisorControl):
             await self._role_tasks_ended.wait()
             for role in reversed(self._roles.values()):
                 if role.child is not None:
+                    if self._faults.is_paused(role.spec.name):
+                        continue_process(role.child, with_program=role.spec.has_program)
                     # A disk host that ends cleanly would unmount below the busy guests, and their loop devices would no
                     # longer show to which disk they belong.  A killed one leaves its mount in place.
                     await (role.child.kill() if cut_off else role.child.end())
@@ -519,3 +557,29 @@ class Supervisor(SupervisorControl):
             for line in done:
                 _log.info("rig_ended", action=line)
             return done
+
+    async def _release_guests(self) -> list[str]:
+        """Release the guests' mounts; faults and signals that keep their disks waiting end if that takes long."""
+        done: list[str] = []
+        failure: RigError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_faults_in_the_way)
+            try:
+                done = await cleanup.release_guests(self._layout.root)
+            except RigError as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return done
+
+    async def _end_faults_in_the_way(self) -> None:
+        while True:
+            await self._real.sleep(RELEASE_S)
+            for role in self._roles.values():
+                if role.child is not None:
+                    continue_process(role.child, with_program=role.spec.has_program)
+            if self._armed_faults:
+                _log.warning("faults_ended", reason="the guests of the rig are not released")
+                with contextlib.suppress(RigError):
+                    await self._end_faults()

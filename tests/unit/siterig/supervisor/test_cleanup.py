@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.core.paths import Layout
+from siterig.core.paths import Layout, create
 from siterig.supervisor import cleanup
 
 pytestmark = pytest.mark.slow
@@ -30,3 +30,15 @@ def test_a_process_whose_arguments_are_no_text_hides_nothing(tmp_path: Path) -> 
     finally:
         strange.communicate()
         ours.communicate()
+
+
+async def test_a_process_that_has_got_the_number_of_a_leftover_is_not_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout.of(tmp_path / "rig")
+    create(layout)
+    with subprocess.Popen(["sleep", "600"]) as stranger:  # noqa: ASYNC220 (it returns at once)
+        monkeypatch.setattr(cleanup, "processes_of", lambda _layout: [(stranger.pid, "siterig.roles.site")])
+        assert await cleanup.clear(layout) == []
+        assert stranger.poll() is None
+        stranger.kill()

@@ -80,6 +80,11 @@ async def test_the_end_of_a_role_is_reported_as_of_a_program(forker: Forker, tmp
         await child.ready()
         child.send(signal.SIGTERM)
         assert await child.wait() == -signal.SIGTERM
+        stat = Path(f"/proc/{child.pid}/stat")
+        assert stat.read_text().rpartition(")")[2].split()[0] == "Z"  # its number is that of no other process
+    with trio.fail_after(30):
+        while stat.exists():  # noqa: ASYNC110 (another process changes it)
+            await trio.sleep(0.01)
 
 
 async def test_after_the_server_is_killed_its_roles_end_and_another_one_forks(forker: Forker, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.paths import Layout, create
 from siterig.core.supervisor_contract import RoleFault, StartFaults
+from siterig.supervisor import cleanup
 from siterig.supervisor import supervisor as supervisor_module
+from siterig.supervisor.role_faults import children_of
 from siterig.supervisor.supervisor import RoleSpec, Supervisor
 
 pytestmark = pytest.mark.slow
@@ -29,6 +31,11 @@ while os.read(fd, 1):
 """
 
 
+PROGRAM = f"""import subprocess
+subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", "sleep", "600"])
+{ANSWER}"""
+
+
 def role(name: str, *, on_demand: bool = False) -> RoleSpec:
     return RoleSpec(name, (sys.executable, "-S", "-c", ANSWER), answers_checks=True, on_demand=on_demand)
 
@@ -38,17 +45,24 @@ def _quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "CHECK_EVERY_S", 0.02)
 
 
+async def nothing() -> None:
+    pass
+
+
 async def no_faults(_role: str) -> StartFaults:
     return StartFaults()
 
 
 @asynccontextmanager
 async def running(
-    folder: Path, *specs: RoleSpec, start_faults: Callable[[str], Awaitable[StartFaults]] = no_faults
+    folder: Path,
+    *specs: RoleSpec,
+    start_faults: Callable[[str], Awaitable[StartFaults]] = no_faults,
+    end_faults: Callable[[], Awaitable[object]] = nothing,
 ) -> AsyncIterator[Supervisor]:
     layout = Layout.of(folder / "rig")
     create(layout)
-    supervisor = Supervisor(layout, specs, start_faults=start_faults, director="director")
+    supervisor = Supervisor(layout, specs, start_faults=start_faults, end_faults=end_faults, director="director")
     async with trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)
         yield supervisor
@@ -66,6 +80,10 @@ async def until(supervisor: Supervisor, *states: str) -> RoleStatus:
     return found
 
 
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def soft(pid: int | None, limit: int) -> int:
     assert pid is not None
     return resource.prlimit(pid, limit)[0]
@@ -76,10 +94,28 @@ async def test_a_stopped_role_is_hung_by_a_named_fault_until_it_is_lifted(tmp_pa
         await supervisor.impose_role_fault(fault=RoleFault(fault="stop it", role="a", pause=True))
         found = await status(supervisor)
         assert (found.state, found.detail) == ("hung", "stopped by fault 'stop it'")
-        assert Path(f"/proc/{found.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        assert found.pid is not None
+        assert state(found.pid) == "T"
         await supervisor.lift_role_faults(fault="stop it")
         after = await status(supervisor)
         assert (after.state, after.detail, after.pid) == ("ready", "", found.pid)
+
+
+async def test_the_program_of_a_role_is_stopped_and_limited_with_it(tmp_path: Path) -> None:
+    spec = RoleSpec("a", (sys.executable, "-S", "-c", PROGRAM), answers_checks=True, has_program=True)
+    async with running(tmp_path, spec) as supervisor:
+        pid = (await status(supervisor)).pid
+        assert pid is not None
+        (program,) = children_of(pid)
+        before = soft(program, resource.RLIMIT_NOFILE)
+        await supervisor.impose_role_fault(fault=RoleFault(fault="stop it", role="a", pause=True, files_max=40))
+        assert (state(pid), state(program), soft(program, resource.RLIMIT_NOFILE)) == ("T", "T", 40)
+        await supervisor.lift_role_faults(fault="stop it")
+        assert "T" not in (state(pid), state(program))
+        assert soft(program, resource.RLIMIT_NOFILE) >= before
+        await supervisor.impose_role_fault(fault=RoleFault(fault="stop it", role="a", pause=True))
+        with trio.fail_after(5):  # a program that stays stopped would not end before the time limit
+            assert await supervisor.stop_all() == ["ended a"]
 
 
 async def test_a_role_that_is_killed_while_it_is_stopped_starts_again(tmp_path: Path) -> None:
@@ -176,3 +212,45 @@ async def test_a_role_on_demand_starts_when_it_is_asked_for(tmp_path: Path) -> N
         with trio.fail_after(30):
             while (await status(supervisor, "b")).pid in (None, first.pid):  # noqa: ASYNC110 (a process outside changes it)
                 await trio.sleep(0.01)
+
+
+async def test_a_host_that_is_off_has_no_role_that_was_just_starting(tmp_path: Path) -> None:
+    async def slow(_name: str) -> StartFaults:
+        return StartFaults(delay_ns=600_000_000_000, fault="slow")
+
+    async with running(tmp_path, role("a"), role("director", on_demand=True), start_faults=slow) as supervisor:
+        await supervisor.start_role(name="director")
+        await supervisor.ask_before_starts(ask=True)
+        await supervisor.kill_role(name="a")
+        await until(supervisor, "starting")
+        await supervisor.ask_before_starts(ask=False)
+        with trio.fail_after(30):
+            await supervisor.impose_role_fault(fault=RoleFault(fault="off", role="a", hold=True))
+        found = await status(supervisor)
+        assert (found.state, found.pid, found.restarts) == ("held", None, 0)
+        await supervisor.lift_role_faults(fault="off")
+        await until(supervisor, "ready")
+
+
+async def test_the_end_of_a_rig_ends_faults_that_keep_its_disks_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    continues = trio.Event()
+
+    async def release(_folder: Path) -> list[str]:
+        if continues.is_set():  # a second time, when the roles have ended
+            return []
+        await continues.wait()
+        return [f"unmounted while the role was {state(pid)}"]
+
+    async def end_faults() -> None:
+        continues.set()
+
+    monkeypatch.setattr(supervisor_module, "RELEASE_S", 0.01)
+    async with running(tmp_path, role("a"), end_faults=end_faults) as supervisor:
+        await supervisor.impose_role_fault(fault=RoleFault(fault="stop it", role="a", pause=True))
+        pid = (await status(supervisor)).pid or 0
+        await supervisor.note_armed_faults(count=1)
+        monkeypatch.setattr(cleanup, "release_guests", release)
+        with trio.fail_after(30):
+            assert (await supervisor.stop_all())[0] != "unmounted while the role was T"
