@@ -39,6 +39,6 @@ class MomentFeed(Protocol):
     async def moments(self, *, after: Whole | None, epoch: str, patience_s: float) -> VaultMoments:
         """Return the moments after a number; waits for one at most ``patience_s`` seconds, below 4.
 
-        With ``after`` None, or another epoch, the answer has no moments: the caller begins now.
+        With ``after`` None the answer has no moments: the caller begins now.  With another epoch it has all of this one.
         """
         ...

@@ -221,6 +221,12 @@ class FaultSchedule:
         _log.info("fault_removed", rule=name, matched=armed.matched, fired=armed.fired)
         self._announce(_Changes(removed=[armed]))
 
+    def end(self, names: Iterable[str]) -> None:
+        """Close the windows of rules that are about to be removed: no operation meets them any more.  No listener hears."""
+        with self._lock:
+            for name in names:
+                self._known(name).window.is_closed = True
+
     def discard(self, names: Iterable[str]) -> None:
         """Forget rules that could not be put in force: they are no part of the run, and no listener hears of them."""
         with self._lock:
@@ -367,10 +373,18 @@ class FaultSchedule:
         self._announce(changes)
         return decision
 
-    def take_back(self, decision: FaultDecision) -> None:
-        """Do not count a fault that could not be carried out."""
+    def immediate_delay_ns(self, name: str) -> int:
+        """Return the nanoseconds between the opening of an immediate rule's window and its fault."""
         with self._lock:
-            self._known(decision.label).fired -= 1
+            armed = self._known(name)
+            operation = FaultOperation(armed.rule.where.layer, IMMEDIATE)
+            return FaultDecision(armed.rule, armed.label, operation, 1, armed.turns.stream).delay_ns()
+
+    def take_back(self, decision: FaultDecision) -> None:
+        """Do not count a fault that could not be carried out; the rule may have been removed meanwhile."""
+        with self._lock:
+            if (armed := self._armed.get(decision.label)) is not None:
+                armed.fired -= 1
 
     def _decide(self, armed: ArmedRule, operation: FaultOperation) -> FaultDecision | None:
         """Decide in the order that the module :mod:`siterig.blockfs.core.fault_decisions` states."""

@@ -59,12 +59,14 @@ class FaultDirector(FaultControl, FaultListener):
         self._changed_windows: deque[ArmedRule] = deque()
         self._news = trio.Event()
         self._token: trio.lowlevel.TrioToken | None = None
+        self._nursery: trio.Nursery | None = None
         schedule.subscribe(self)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open and close windows, and let the injectors work, until cancelled."""
         self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             for injector in self._injectors:
                 nursery.start_soon(injector.run)
             nursery.start_soon(self._follow_windows)
@@ -79,6 +81,8 @@ class FaultDirector(FaultControl, FaultListener):
                     await injector.resume([armed for armed in own if not _is_only_mark(armed.rule)])
                 except RigError as error:
                     _log.error("faults_not_resumed", layers=injector.layers, code=error.code, reason=error.message)
+            self._changed_windows += filter(_is_due, self._schedule.armed())
+        self._wake()
 
     # --- listening --------------------------------------------------------------------------------------------------
 
@@ -134,7 +138,8 @@ class FaultDirector(FaultControl, FaultListener):
             if armed.is_removed:
                 continue
             try:
-                await self._follow(armed)
+                with trio.CancelScope(shield=armed not in added):  # a caller that ends must not take it along
+                    await self._follow(armed)
             except RigError as error:
                 if armed in added:
                     raise
@@ -149,14 +154,34 @@ class FaultDirector(FaultControl, FaultListener):
             await (injector.window_opened(armed) if armed.window.is_open else injector.window_closed(armed))
         if not armed.window.is_open or not armed.rule.is_immediate or (injector is not None and injector.is_remote):
             return
+        delay_s = self._schedule.immediate_delay_ns(armed.label) / 1e9
+        if delay_s and self._nursery is not None:
+            self._nursery.start_soon(self._act_later, armed, injector, delay_s)
+        else:
+            await self._act(armed, injector)
+
+    async def _act_later(self, armed: ArmedRule, injector: LayerInjector | None, delay_s: float) -> None:
+        """Carry out an immediate fault after its delay, in which other rules can change."""
+        await self._clock.sleep(delay_s)
+        async with self._changing:
+            if armed.is_removed or not armed.window.is_open:
+                return
+            try:
+                await self._act(armed, injector)
+            except RigError as error:
+                _log.error("fault_failed", rule=armed.label, code=error.code, reason=error.message)
+            await self._settle()
+
+    async def _act(self, armed: ArmedRule, injector: LayerInjector | None) -> None:
         decision = self._schedule.decide_immediate(armed.label)
         if decision is None:
             return
         self._save()  # after a kill of this process the fault must not happen a second time
-        if decision.rule.what.delay:
-            await self._clock.sleep(decision.delay_ns() / 1e9)
         try:
             done = "set the mark" if injector is None else await injector.act(decision)
+        except OSError as error:
+            self._schedule.take_back(decision)
+            raise not_possible(armed.rule, f"it failed: {error}") from error
         except RigError:
             self._schedule.take_back(decision)
             raise
@@ -199,7 +224,10 @@ class FaultDirector(FaultControl, FaultListener):
         except BaseException:
             with trio.CancelScope(shield=True):
                 for injector, rules in done:
-                    await injector.disarm(rules)
+                    try:
+                        await injector.disarm(rules)
+                    except RigError as error:  # the first failure is the one that the caller gets
+                        _log.error("faults_not_undone", layers=injector.layers, code=error.code, reason=error.message)
             self._schedule.discard([armed.label for armed in added])
             self._save()
             raise
@@ -224,16 +252,20 @@ class FaultDirector(FaultControl, FaultListener):
 
     async def remove_fault(self, *, name: str) -> FaultSummary:
         async with self._changing:
-            await self._remove([self._schedule.rule(name)])
+            rules = [self._schedule.rule(name)]
+            with trio.CancelScope(shield=True):  # half removed rules would be armed for the list only
+                await self._remove(rules)
         return await self.list_faults()
 
     async def clear_faults(self) -> int:
         async with self._changing:
             armed = self._schedule.armed()
-            await self._remove(armed)
+            with trio.CancelScope(shield=True):
+                await self._remove(armed)
         return len(armed)
 
     async def _remove(self, rules: Sequence[ArmedRule]) -> None:
+        self._schedule.end([armed.label for armed in rules])
         for injector, own in reversed(self._by_injector(rules)):  # roles that a rule has stopped continue first
             await injector.disarm(own)
         for armed in rules:
@@ -266,6 +298,11 @@ class FaultDirector(FaultControl, FaultListener):
     async def verdicts(self) -> list[FaultVerdict]:
         await self._collect()
         return self._schedule.verdicts()
+
+
+def _is_due(armed: ArmedRule) -> bool:
+    """Return True for an immediate fault that should have happened already."""
+    return armed.rule.is_immediate and armed.window.is_open and not armed.fired
 
 
 def _is_only_mark(rule: FaultRule) -> bool:

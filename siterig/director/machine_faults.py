@@ -108,6 +108,10 @@ class MachineInjector(LayerInjector):
 
     async def resume(self, rules: Sequence[ArmedRule]) -> None:
         await self.arm([armed for armed in rules if not armed.fired])
+        held = {fault.fault for fault in await self._supervisor.role_faults() if fault.hold}
+        for armed in rules:
+            if armed.label in held and armed.rule.what.power != "off":  # the director was killed before the end of it
+                await self._start_again(armed.rule, armed.label, self._hosts_of(armed.rule))
 
     # --- faults -----------------------------------------------------------------------------------------------------
 
@@ -129,19 +133,28 @@ class MachineInjector(LayerInjector):
         if rule.where.vm is not None or rule.where.disk is not None:
             hosts = list(dict.fromkeys(host for host, _ in await self._disks(rule)))
         lost = [] if rule.what.power == "reboot" else await self._lose_writes(label, hosts)
-        for host in hosts:
-            for role in ROLES_OF_HOST[host]:
-                await self._supervisor.impose_role_fault(fault=RoleFault(fault=label, role=role, hold=True))
+        try:
+            for host in hosts:
+                for role in ROLES_OF_HOST[host]:
+                    await self._supervisor.impose_role_fault(fault=RoleFault(fault=label, role=role, hold=True))
+        except RigError:
+            await self._supervisor.lift_role_faults(fault=label)
+            raise
         await self._forget_disks(label)
         if rule.what.power == "off":
             return "; ".join([*lost, f"{' and '.join(hosts)}: off"])
+        is_whole = await self._start_again(rule, label, hosts)
+        if rule.what.power == "reboot":
+            return f"{' and '.join(hosts)}: rebooted"
+        return "; ".join([*lost, f"{' and '.join(hosts)}: started again{' in a new boot' if is_whole else ''}"])
+
+    async def _start_again(self, rule: FaultRule, label: str, hosts: Sequence[str]) -> bool:
+        """Let the roles of hosts start again; return True if that is a new boot, because the rule is for whole hosts."""
         is_whole = rule.where.vm is None and rule.where.disk is None
         for host in hosts if is_whole else ():
             self._note_reboot(host)
         await self._supervisor.lift_role_faults(fault=label)
-        if rule.what.power == "reboot":
-            return f"{' and '.join(hosts)}: rebooted"
-        return "; ".join([*lost, f"{' and '.join(hosts)}: started again{' in a new boot' if is_whole else ''}"])
+        return is_whole
 
     async def _lose_writes(self, label: str, hosts: Sequence[str]) -> list[str]:
         """Let the disks of each host lose their unsynced writes at one position; return the effect in words."""

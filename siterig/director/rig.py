@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+import structlog
 import trio
 
 from siterig.azure_emu.contracts.moments import MomentFeed
@@ -28,6 +29,7 @@ from siterig.director.run_file import InjectionFile, read_injections, read_run, 
 from siterig.scenarios.faults.schedule import FaultSchedule
 
 SAVE_EVERY_S = 0.5
+_log = structlog.get_logger("faults")
 
 
 class DirectedRig:
@@ -97,9 +99,13 @@ class DirectedRig:
     async def _note_count(self, count: int) -> None:
         with contextlib.suppress(RigError):  # the supervisor ends, and the rig with it
             await self._supervisor.note_armed_faults(count=count)
+        await self._events.wait_followed()
 
     def _save(self) -> None:
-        write_run(self._run_file, state_of(self.schedule, self.remote.saved()))
+        try:
+            write_run(self._run_file, state_of(self.schedule, self.remote.saved()))
+        except OSError as error:  # the host's disk is full: the run continues, and only the next director would miss it
+            _log.error("fault_run_not_saved", path=str(self._run_file), reason=str(error))
 
     async def _save_often(self) -> None:
         """Save the counts of operations, which change without a change of rules."""

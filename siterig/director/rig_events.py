@@ -7,7 +7,7 @@ The position of the site is read while a rule waits for one.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import structlog
 import trio
@@ -18,12 +18,15 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.scenarios.faults.schedule import FaultSchedule
+from siterig.scenarios.faults.values import FaultTrigger
 
 PATIENCE_S = 3.0
 """One long poll."""
 RETRY_S = 0.5
 """The time between two attempts to reach a role that is away."""
 POSITION_EVERY_S = 0.1
+BEGIN_S = 5.0
+"""The longest time for which a new rule waits until its events are followed."""
 _log = structlog.get_logger("faults")
 
 
@@ -53,7 +56,7 @@ class RigEvents:
         self._vault, self._supervisor, self._site = vault, supervisor, site
         self._role_ready = role_ready
         self._clock = clock
-        self._following: trio.CancelScope | None = None
+        self._vault_is_followed, self._roles_are_followed = trio.Event(), trio.Event()
 
     async def run(self, wait_for_change: Callable[[], trio.Event]) -> None:
         """Follow the rig while rules are armed, until cancelled.
@@ -74,6 +77,27 @@ class RigEvents:
                     change = wait_for_change()
                     await change.wait()
                 nursery.cancel_scope.cancel()
+            self._vault_is_followed, self._roles_are_followed = trio.Event(), trio.Event()
+
+    async def wait_followed(self) -> None:
+        """Return when no event is missed for which a rule waits: from now on, and for seconds at most."""
+        names = [trigger.name for trigger in self._awaited() if trigger.kind == "event"]
+        wanted = [self._roles_are_followed] if names else []
+        if any(not name.startswith("Role") for name in names):
+            wanted.append(self._vault_is_followed)
+        with self._clock.move_on_after(BEGIN_S) as scope:
+            for event in wanted:
+                await event.wait()
+        if scope.cancelled_caught:
+            _log.warning("events_not_followed_yet", limit_s=BEGIN_S)
+
+    def _awaited(self) -> Iterator[FaultTrigger]:
+        """Yield the moments that open or close windows."""
+        for armed in self._schedule.armed():
+            if not armed.window.is_closed:
+                for trigger in (armed.rule.when.after if armed.window.opened_ns is None else None, armed.rule.when.until):
+                    if trigger is not None:
+                        yield trigger
 
     def _note(self, name: str, subject: str) -> None:
         for text in _names(name, subject):
@@ -86,9 +110,13 @@ class RigEvents:
                 found = await self._vault.moments(after=after, epoch=epoch, patience_s=PATIENCE_S)
             except RigError as error:
                 _log.debug("vault_events_unknown", reason=error.message)
+                if after is None and not error.uncertain:  # it does not run: all moments of the next one count
+                    after = 0
+                    self._vault_is_followed.set()
                 await self._clock.sleep(RETRY_S)
                 continue
             after, epoch = found.last, found.epoch
+            self._vault_is_followed.set()
             for moment in found.moments:
                 self._note(moment.name, moment.vm)
 
@@ -108,6 +136,7 @@ class RigEvents:
                     if change.change == "RoleReady":
                         await self._role_ready(change.role)
             last = found.last
+            self._roles_are_followed.set()
 
     async def _follow_position(self) -> None:
         while True:
@@ -119,12 +148,7 @@ class RigEvents:
             await self._clock.sleep(POSITION_EVERY_S)
 
     def _waits_for_position(self) -> bool:
-        return any(
-            trigger is not None and trigger.kind == "position"
-            for armed in self._schedule.armed()
-            if not armed.window.is_closed
-            for trigger in (armed.rule.when.after if armed.window.opened_ns is None else None, armed.rule.when.until)
-        )
+        return any(trigger.kind == "position" for trigger in self._awaited())
 
 
 def _names(name: str, subject: str) -> Iterable[str]:

@@ -43,8 +43,10 @@ class MomentLog(MomentFeed):
             self._news = trio.Event()
 
     async def moments(self, *, after: int | None, epoch: str, patience_s: float) -> VaultMoments:
-        if after is None or epoch != self._epoch:
+        if after is None:
             return VaultMoments(epoch=self._epoch, last=self._last, moments=[])
+        if epoch != self._epoch:  # everything that happened here came later than the caller's last question
+            after = 0
         with self._clock.move_on_after(patience_s):
             while self._last == after:
                 await self._news.wait()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.director.director import FaultDirector
 from siterig.director.injectors import LayerInjector, not_possible
 from siterig.scenarios.faults.operations import FaultOperation
@@ -25,6 +26,7 @@ class RecordingInjector(LayerInjector):
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.refused = ""
+        self.failure: Exception | None = None
 
     def _note(self, what: str, rules: Sequence[ArmedRule]) -> None:
         self.calls += [f"{what} {armed.label}" for armed in rules]
@@ -40,11 +42,15 @@ class RecordingInjector(LayerInjector):
 
     async def disarm(self, rules: Sequence[ArmedRule]) -> None:
         self._note("disarm", rules)
+        if self.refused == "disarm":
+            raise RigError(Code.RoleUnavailable, "it is away")
 
     async def act(self, decision: FaultDecision) -> str:
         self.calls.append(f"act {decision.label}")
         if self.refused == "act":
             raise not_possible(decision.rule, "no")
+        if self.failure is not None:
+            raise self.failure
         return "killed it"
 
     async def window_opened(self, armed: ArmedRule) -> None:
@@ -204,3 +210,58 @@ async def test_a_rule_that_only_sets_a_mark_needs_no_injector() -> None:
         stage.clock.advance_ns(5_000_000_000)
         await trio.testing.wait_all_tasks_blocked()
         assert await stage.injected() == [("mark", "set the mark"), ("end", "killed it")]
+
+
+async def test_a_delayed_fault_keeps_no_other_rule_waiting() -> None:
+    async with running() as stage:
+        await stage.add(
+            "process site kill=SIGKILL delay=60s name=late", "process agent kill=SIGKILL after=fault:late name=end"
+        )
+        await stage.add("process vault kill=SIGKILL delay=60s name=removed")
+        await stage.director.remove_fault(name="removed")
+        stage.clock.advance_ns(59_000_000_000)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [call for call in stage.injector.calls if call.startswith("act")] == []
+        assert [status.fired for status in (await stage.director.list_faults()).rules] == [0, 0]
+        stage.clock.advance_ns(1_000_000_000)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [call for call in stage.injector.calls if call.startswith("act")] == ["act late", "act end"]
+
+
+async def test_a_fault_that_was_due_when_the_director_was_killed_happens() -> None:
+    async with running() as stage:
+        state = {"seed": 1, "matched": 0, "fired": 0, "spared": 0, "last_ns": None}
+        state |= {"was_open": True, "is_closed": False, "is_removed": False}
+        rule = read_rule("process site kill=SIGKILL name=end")
+        stage.schedule.resume([(rule, state)], sequence=0, marks=())
+        await stage.director.resume()
+        await trio.testing.wait_all_tasks_blocked()
+        assert stage.injector.calls[-1] == "act end"
+        assert stage.schedule.rule("end").fired == 1
+
+
+async def test_a_failure_to_undo_leaves_no_rule_and_hides_no_error() -> None:
+    async with running() as stage:
+        stage.injector.refused, stage.injector.failure = "disarm", OSError(28, "No space left on device")
+        with pytest.raises(RigError, match=r"'end': it failed: .*No space left on device") as error:
+            await stage.add("process site kill=SIGKILL name=end")
+        assert error.value.code == "FaultNotPossible"
+        assert (await stage.director.list_faults()).rules == []
+
+
+async def test_a_caller_that_ends_takes_no_fault_of_another_rule_along() -> None:
+    async with running() as stage:
+        await stage.add("process site kill=SIGKILL after=mark:now name=end")
+        act, reached = stage.injector.act, trio.Event()
+
+        async def slow(decision: FaultDecision) -> str:
+            reached.set()
+            await trio.sleep(0.01)
+            return await act(decision)
+
+        stage.injector.act = slow  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(stage.director.note_mark, name="now"))
+            await reached.wait()
+            nursery.cancel_scope.cancel()
+        assert await stage.injected() == [("end", "killed it")]

@@ -29,7 +29,10 @@ class FakeRig:
         self.seen: list[VaultMoment] = [VaultMoment(name="Old", vm="web01")]
         self.changed: list[RoleChange] = []
         self.is_away = False
+        self.vault_is_away = False
         self.news = trio.Event()
+        self.answers = trio.Event()
+        self.answers.set()
 
     def wake(self) -> None:
         self.news.set()
@@ -42,14 +45,20 @@ class FakeRig:
 
     async def moments(self, *, after: int | None, epoch: str, patience_s: float) -> VaultMoments:
         self._asked()
-        if after is None or epoch != self.epoch:
+        if self.vault_is_away:
+            raise RigError(Code.RoleUnavailable, "it is away")
+        if after is None:
             return VaultMoments(epoch=self.epoch, last=len(self.seen), moments=[])
+        if epoch != self.epoch:
+            after = 0
         if after == len(self.seen):
             await self.news.wait()
         return VaultMoments(epoch=self.epoch, last=len(self.seen), moments=self.seen[after:])
 
     async def role_changes(self, *, after: int, patience_s: float) -> RoleChanges:
         self._asked()
+        if not patience_s:
+            await self.answers.wait()
         if patience_s and after == len(self.changed):
             await self.news.wait()
         return RoleChanges(last=len(self.changed), changes=self.changed[after:])
@@ -165,3 +174,33 @@ async def test_the_position_is_read_only_while_a_rule_waits_for_one() -> None:
         stage.clock.advance_ns(60 * SECOND)
         await trio.testing.wait_all_tasks_blocked()
         assert stage.rig.calls == asked
+
+
+async def test_a_rule_is_armed_when_no_event_of_it_can_be_missed() -> None:
+    async with running() as stage:
+        stage.rig.answers = trio.Event()
+        stage.schedule.add([read_rule("process site kill=KILL after=event:RoleEnded name=any")])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.events.wait_followed)
+            await stage.rules_changed()
+            assert len(nursery.child_tasks) == 1
+            stage.rig.answers.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not nursery.child_tasks
+            stage.rig.changed.append(RoleChange(change="RoleEnded", role="vault", pid=1))
+            stage.rig.wake()
+            await trio.testing.wait_all_tasks_blocked()
+        assert stage.open() == ["any"]
+
+
+async def test_the_first_events_of_a_vault_that_starts_later_count() -> None:
+    async with running() as stage:
+        stage.rig.vault_is_away = True
+        await stage.add("process site kill=KILL after=event:Protected name=any")
+        with trio.fail_after(1):
+            await stage.events.wait_followed()
+        stage.rig.vault_is_away, stage.rig.epoch = False, "2"
+        stage.rig.seen = [VaultMoment(name="Protected", vm="web01")]
+        stage.clock.advance_ns(SECOND)
+        await trio.testing.wait_all_tasks_blocked()
+        assert stage.open() == ["any"]

@@ -11,7 +11,7 @@ import trio
 
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.contracts.control import DiskInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import ArmedFaults, FaultInjector, FaultPlan, FaultReport, InjectedFault
 from siterig.core.supervisor_contract import RigStatus, RoleFault
 from siterig.director.director import FaultDirector
@@ -33,6 +33,7 @@ class FakeRig:
         self.calls: list[str] = []
         self.dead: set[str] = set()
         self.lasting: list[RoleFault] = []
+        self.refused = ""
 
     # --- supervisor
 
@@ -46,6 +47,8 @@ class FakeRig:
 
     async def impose_role_fault(self, *, fault: RoleFault) -> None:
         kinds = [key for key in ("pause", "hold", "files_max", "memory_max") if getattr(fault, key)]
+        if fault.role == self.refused:
+            raise RigError(Code.RoleUnavailable, "it is away")
         self.calls.append(f"{'+'.join(kinds)} {fault.role}")
         self.lasting.append(fault)
 
@@ -256,3 +259,20 @@ async def test_a_disk_grows_and_a_vm_is_deleted_on_its_host() -> None:
             await stage.add("machine vm=web09 delete=true name=none")
         with pytest.raises(RigError, match=r"where.host: is missing, and VMs on azure and site match"):
             await stage.add("machine vm=web* delete=true name=both")
+
+
+async def test_the_next_director_ends_a_power_loss_that_was_half_done() -> None:
+    async with running() as stage:
+        await stage.add("machine site power=loss name=cut")
+        stage.rig.calls.clear()
+        await stage.director.resume()
+        assert stage.rig.calls == ["reboot site", "lift cut"]
+
+
+async def test_a_power_loss_that_fails_half_way_holds_no_role_down() -> None:
+    async with running() as stage:
+        stage.rig.refused = "agent"
+        with pytest.raises(RigError, match="it is away"):
+            await stage.add("machine site power=loss name=cut")
+        assert "hold site" in stage.rig.calls
+        assert "lift cut" in stage.rig.calls
