@@ -15,10 +15,11 @@ LAYER_NAMES: tuple[LayerName, ...] = get_args(LayerName)
 IMMEDIATE = "-"
 """The operation of a rule that acts when its window opens, and not on an operation of its layer."""
 
-_BODY_SENT = ("PutBlob", "PutBlock", "PutPage", "AppendBlock")
+BODY_SENT = ("PutBlob", "PutBlock", "PutPage", "AppendBlock")
+"""The operations of the blob service that send a body."""
 _BODY_RECEIVED = ("GetBlob", "ListBlobs", "GetBlockList", "GetPageRanges")
 _BLOB_OPERATIONS = (
-    *_BODY_SENT,
+    *BODY_SENT,
     "PutBlockList",
     *_BODY_RECEIVED,
     "GetBlobProperties",
@@ -143,14 +144,14 @@ EFFECTS: Mapping[str, FaultKind] = {
     "distribution": FaultKind(_on("the form of the jitter", "disk", "link", "blob", "process"), needs=("delay",)),
     "rate": FaultKind(
         _on("at most so many bytes a second", "disk", "link", "blob"),
-        operations={"disk": ("read", "write"), "link": ("send",), "blob": (*_BODY_SENT, *_BODY_RECEIVED)},
+        operations={"disk": ("read", "write"), "link": ("send",), "blob": (*BODY_SENT, *_BODY_RECEIVED)},
         joins=("iops",),
     ),
     "iops": FaultKind(_on("at most so many operations a second", "disk"), joins=("rate",)),
     "truncate": FaultKind(
         _on("short read or write: only so many bytes are done, and reported", "disk")
-        | _on("the body of the answer ends after so many bytes", "blob"),
-        operations={"disk": ("read", "write"), "blob": _BODY_RECEIVED},
+        | _on("the body of the answer, or of an upload, ends after so many bytes, and the connection with it", "blob"),
+        operations={"disk": ("read", "write"), "blob": (*BODY_SENT, *_BODY_RECEIVED)},
     ),
     "tear": FaultKind(
         _on("torn write: only parts of the data reach the disk", "disk")
@@ -176,7 +177,7 @@ EFFECTS: Mapping[str, FaultKind] = {
             "disk": ("read", "write"),
             "log": ("read", "append"),
             "store": ("read", "write"),
-            "blob": (*_BODY_SENT, "GetBlob"),
+            "blob": (*BODY_SENT, "GetBlob"),
         },
         immediate=("log", "store"),
         destroys=True,

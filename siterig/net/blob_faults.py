@@ -52,13 +52,13 @@ class BlobAction:
     Attributes:
         delay_s: time between the arrival of the headers and anything else.
         rule: name of the rule, for reports.
-        before: work that must be done before the request is.
+        before: work that must be done before the request is; it returns the action that takes the place of this one.
         context: anything that the rules need when they get the injection.
     """
 
     delay_s: float = 0.0
     rule: str = ""
-    before: Callable[[], Awaitable[None]] | None = field(default=None, compare=False, repr=False)
+    before: Callable[[], Awaitable[BlobAction]] | None = field(default=None, compare=False, repr=False)
     context: object = field(default=None, compare=False, repr=False)
 
 
@@ -158,17 +158,15 @@ class DistortTransfer(BlobAction):
 
     Attributes:
         rate_bytes_s: limit for each of both bodies, in bytes a second; None for no limit.
-        pacer: limits both bodies together with those of other requests.
-        pacer_rule: name of the rule of the pacer, if it is not that of the action.
-        request: damage of the request's body.
-        answer: damage of the answer's body.
+        pacers: limits of both bodies together with those of other requests, each with the name of its rule.
+        request: damages of the request's body, one after the other.
+        answer: damages of the answer's body.
     """
 
     rate_bytes_s: float | None = None
-    pacer: Pacer | None = None
-    pacer_rule: str = ""
-    request: BodyDamage | None = None
-    answer: BodyDamage | None = None
+    pacers: tuple[tuple[str, Pacer], ...] = ()
+    request: tuple[BodyDamage, ...] = ()
+    answer: tuple[BodyDamage, ...] = ()
 
 
 def storage_error(code: str, *, retry_after_s: int | None = None, rule: str = "") -> RefuseRequest:

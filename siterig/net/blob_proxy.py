@@ -16,7 +16,7 @@ import hashlib
 import socket
 import ssl
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import format_datetime
@@ -50,6 +50,7 @@ from siterig.net.http_peer import CONNECTION_ERRORS, HttpPeer
 from siterig.net.pacing import Pacer
 
 HOST = "127.0.0.1"
+HTTPS_PORT = 443
 SPLICED_BYTES_MIN = 1 << 17
 """A longer body without damage is moved by splice(2)."""
 THREADS_MAX = 4096
@@ -91,15 +92,28 @@ class BlobService:
             raise _bad_url(url)
         is_tls = found.scheme == "https"
         context = (tls or ssl.create_default_context()) if is_tls else None
-        return cls(found.hostname, port or (443 if is_tls else 80), path, context)
+        return cls(found.hostname, port or (HTTPS_PORT if is_tls else 80), path, context)
 
     async def connect(self) -> HttpPeer:
-        """Open a connection."""
+        """Open a connection.
+
+        Raises:
+            OSError: the service cannot be reached, or its certificate is not trusted.
+        """
         stream = await trio.open_tcp_stream(self.host, self.port)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.tls is None:
             return HttpPeer(stream, h11.CLIENT)
-        return HttpPeer(trio.SSLStream(stream, self.tls, server_hostname=self.host, https_compatible=True), h11.CLIENT)
+        secure = trio.SSLStream(stream, self.tls, server_hostname=self.host, https_compatible=True)
+        try:
+            await secure.do_handshake()
+        except trio.BrokenResourceError as error:
+            stream.socket.close()
+            raise OSError(f"no TLS: {error.__cause__ or error}") from error
+        except BaseException:
+            stream.socket.close()
+            raise
+        return HttpPeer(secure, h11.CLIENT)
 
     def forwarded(self, headers: Headers) -> Headers:
         """Return the headers of a request as the service must get them.
@@ -109,7 +123,9 @@ class BlobService:
         """
         if self.tls is None:
             return headers
-        return [(name, self.host.encode() if name.lower() == b"host" else value) for name, value in headers]
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        text = (host if self.port == HTTPS_PORT else f"{host}:{self.port}").encode()
+        return [(name, text if name.lower() == b"host" else value) for name, value in headers]
 
 
 def _bad_url(url: str) -> RigError:
@@ -214,7 +230,7 @@ class _BlobConnection:
             self._note(request, action, f"delayed by {action.delay_s:g} s")
             await self._clock.sleep(action.delay_s)
         if action is not None and action.before is not None:
-            await action.before()
+            action = await action.before()
         match action:
             case RefuseRequest():
                 await self._refuse(message, request, action, headers)
@@ -263,7 +279,8 @@ class _BlobConnection:
             f"<Error><Code>{escape(action.code)}</Code><Message>{escape(text)}</Message></Error>"
         ).encode()
         more.append((b"Content-Type", b"application/xml"))
-        await self._answer(request, action.status, headers, more, b"" if request.method == "HEAD" else body)
+        has_body = request.method != "HEAD" and action.status != HTTPStatus.NOT_MODIFIED
+        await self._answer(request, action.status, headers, more, body if has_body else b"")
 
     async def _lose(self, request: BlobRequest, action: LoseRequest, headers: dict[str, str]) -> None:
         status = ACKNOWLEDGED.get(request.operation)
@@ -291,7 +308,7 @@ class _BlobConnection:
         ]
         if request.client_request_id:
             all_headers.append((b"x-ms-client-request-id", request.client_request_id.encode("latin-1")))
-        if status != HTTPStatus.NO_CONTENT:
+        if status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
             all_headers.append((b"Content-Length", str(len(body)).encode()))
         await self._client.send(h11.Response(status_code=status, headers=all_headers, reason=_reason(status)))
         if body:
@@ -364,14 +381,12 @@ class _BlobConnection:
     ) -> None:
         if action.rate_bytes_s is not None:
             self._note(request, action, f"both bodies have at most {action.rate_bytes_s:g} bytes a second")
-        if action.pacer is not None:
-            self._note(
-                request, action, f"bodies have at most {action.pacer.bytes_s:g} bytes a second", rule=action.pacer_rule
-            )
-        damage = self._filter(request, action, action.request, request.body_bytes, "the body of the request")
+        for rule, pacer in action.pacers:
+            self._note(request, action, f"bodies have at most {pacer.bytes_s:g} bytes a second", rule=rule)
+        filters = self._filters(request, action, action.request, request.body_bytes, "the body of the request")
         upstream = await self._send_head(message)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._upload, upstream, request.body_bytes, _Transfer(damage, self._pacer(action)))
+            nursery.start_soon(self._upload, upstream, request.body_bytes, _Transfer(filters, self._pacers(action)))
             response = await self._receive_head(upstream)
             if hold is not None:
                 await self._hold(request, hold)
@@ -379,17 +394,22 @@ class _BlobConnection:
         if not upstream.next_cycle():
             self._close_upstream()
 
-    def _filter(
-        self, request: BlobRequest, action: BlobAction, damage: BodyDamage | None, body_bytes: int | None, name: str
-    ) -> BodyFilter | None:
-        if damage is None:
-            return None
-        return BodyFilter(damage, body_bytes, name, partial(self._note, request, action, rule=damage.rule))
+    def _filters(
+        self,
+        request: BlobRequest,
+        action: BlobAction,
+        damages: Sequence[BodyDamage],
+        body_bytes: int | None,
+        name: str,
+    ) -> list[BodyFilter]:
+        return [
+            BodyFilter(damage, body_bytes, name, partial(self._note, request, action, rule=damage.rule))
+            for damage in damages
+        ]
 
-    def _pacer(self, action: DistortTransfer) -> Pacer | None:
-        if action.pacer is not None:
-            return action.pacer
-        return None if action.rate_bytes_s is None else Pacer(action.rate_bytes_s, self._clock)
+    def _pacers(self, action: DistortTransfer) -> list[Pacer]:
+        own = [] if action.rate_bytes_s is None else [Pacer(action.rate_bytes_s, self._clock)]
+        return [*own, *(pacer for _, pacer in action.pacers)]
 
     async def _send_head(self, message: h11.Request) -> HttpPeer:
         """Send the head of a request to the service; return the connection."""
@@ -450,20 +470,18 @@ class _BlobConnection:
         self, upstream: HttpPeer, response: h11.Response, request: BlobRequest, action: DistortTransfer
     ) -> None:
         headers = response.headers.raw_items()
-        is_hidden = False
         length = _answer_bytes(request, response)
-        damage = self._filter(request, action, action.answer, length, "the body of the answer")
-        if action.answer is not None and damage is not None:
-            is_hidden = action.answer.is_hidden
-            if is_hidden and length is not None and damage.bytes_kept is not None:
-                kept = str(damage.bytes_kept).encode()
-                headers = [(name, kept if name.lower() == b"content-length" else value) for name, value in headers]
-        transfer = _Transfer(damage, self._pacer(action))
+        filters = self._filters(request, action, action.answer, length, "the body of the answer")
+        hidden = next((found for found in filters if found.is_hidden), None)
+        if hidden is not None and length is not None:
+            kept = str(hidden.bytes_kept).encode()
+            headers = [(name, kept if name.lower() == b"content-length" else value) for name, value in headers]
+        transfer = _Transfer(filters, self._pacers(action))
         await self._client.send(h11.Response(status_code=response.status_code, headers=headers, reason=response.reason))
         if length is not None and length >= SPLICED_BYTES_MIN and transfer.is_plain and upstream.is_plain:
             is_over = not await upstream.splice_body(self._client, length, self._limiter)
         else:
-            is_over = await self._receive_body(upstream, transfer) and not is_hidden
+            is_over = await self._receive_body(upstream, transfer) and hidden is None
         if is_over:
             raise _ConnectionOverError
         await self._client.send(h11.EndOfMessage())
@@ -476,26 +494,30 @@ class _BlobConnection:
 
 @dataclass(slots=True)
 class _Transfer:
-    """One body on its way, with its damage and its rate."""
+    """One body on its way, with its damages and its rates."""
 
-    damage: BodyFilter | None = None
-    pacer: Pacer | None = None
+    filters: Sequence[BodyFilter] = ()
+    pacers: Sequence[Pacer] = ()
 
     @property
     def is_plain(self) -> bool:
         """True if nothing is done to the body."""
-        return self.damage is None and self.pacer is None
+        return not self.filters and not self.pacers
 
     async def send(self, to: HttpPeer, data: bytes) -> bool:
         """Send one piece; return True if the body ends after it."""
         is_cut = False
-        if self.damage is not None:
-            data, is_cut = self.damage.apply(data)
-        for piece in [data] if self.pacer is None else self.pacer.pieces(data):
-            if piece:
-                await to.send(h11.Data(data=piece))
-            if self.pacer is not None:
-                await self.pacer.wait(len(piece))
+        for damage in self.filters:
+            data, ends = damage.apply(data)
+            is_cut = is_cut or ends
+        while data:
+            piece = data
+            for pacer in self.pacers:
+                piece = next(pacer.pieces(piece))
+            await to.send(h11.Data(data=piece))
+            for pacer in self.pacers:
+                await pacer.wait(len(piece))
+            data = data[len(piece) :]
         return is_cut
 
 

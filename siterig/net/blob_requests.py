@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 Level = Literal["service", "container", "blob"]
 UNKNOWN = "Unknown"
@@ -116,9 +116,9 @@ def parse_request(number: int, method: str, target: str, headers: Mapping[str, s
         headers: the headers, with lower-case names.
         account_path: first part of each path, ``/ACCOUNT`` for an emulator; empty if the host's name has the account.
     """
-    url = urlsplit(target)
-    query = {name: values[0] for name, values in parse_qs(url.query).items()}
-    level, container, blob = _place(url.path, query.get("restype", ""), account_path)
+    path, _, query_text = target.partition("?")  # not urlsplit: it refuses some paths, and takes //NAME for a host
+    query = {name: values[0] for name, values in parse_qs(query_text).items()}
+    level, container, blob = _place(path, query.get("restype", ""), account_path)
     length = "" if "transfer-encoding" in headers else headers.get("content-length", "0")
     return BlobRequest(
         number=number,

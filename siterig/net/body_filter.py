@@ -42,6 +42,11 @@ class BodyFilter:
             of = "" if body_bytes is None else f" of {body_bytes}"
             note(f"{name} ends after {self.bytes_kept}{of} bytes")
 
+    @property
+    def is_hidden(self) -> bool:
+        """True if the client must not see that bytes are missing."""
+        return self._damage.is_hidden and self.bytes_kept is not None
+
     def _choose(self, body_bytes: int) -> dict[int, int]:
         self._masks = self._damage.flips(body_bytes)
         if self._masks:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import trio
+
 from siterig.blockfs.core.clock import Clock
 
 PIECES_PER_S = 20
@@ -13,21 +15,31 @@ PIECES_PER_S = 20
 class Pacer:
     """Pauses between pieces of a stream, so that it keeps a rate."""
 
-    def __init__(self, bytes_s: float, clock: Clock) -> None:
-        """Begin with the first piece that is sent; ``bytes_s`` is more than 0."""
+    def __init__(self, bytes_s: float, clock: Clock, ended: trio.Event | None = None) -> None:
+        """Begin with the first piece that is sent.
+
+        Args:
+            bytes_s: the rate, more than 0.
+            clock: measures it.
+            ended: when it is set, the rate is kept no more, also by transfers that are under way; None for never.
+        """
         self.bytes_s = bytes_s
         self._clock = clock
+        self._ended = trio.Event() if ended is None else ended
         self._free_at_s: float | None = None
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         """Yield the data in pieces that are small enough for an even rate."""
-        size = max(1, int(self.bytes_s / PIECES_PER_S))
-        for begin in range(0, len(data), size):
-            yield data[begin : begin + size]
+        begin, size = 0, max(1, int(self.bytes_s / PIECES_PER_S))
+        while begin < len(data):
+            end = len(data) if self._ended.is_set() else begin + size
+            yield data[begin:end]
+            begin = end
 
     async def wait(self, byte_count: int) -> None:
         """Wait for the time that these bytes need; time in which nothing was sent is not made up for."""
         now = self._clock.trio_time_s()
         begin = now if self._free_at_s is None else max(now, self._free_at_s)
         self._free_at_s = begin + byte_count / self.bytes_s
-        await self._clock.sleep(self._free_at_s - now)
+        with self._clock.move_on_after(self._free_at_s - now):
+            await self._ended.wait()

@@ -13,12 +13,15 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from pathlib import Path
 
+import structlog
 import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.net.link_connection import LinkConnection
 from siterig.net.link_faults import LinkControl
+
+log = structlog.get_logger(__name__)
 
 THREADS_MAX = 4096
 SOCKET_MODE = 0o600
@@ -59,7 +62,10 @@ async def serve_link_proxy(
     limiter = trio.CapacityLimiter(THREADS_MAX)
 
     async def serve(stream: trio.SocketStream) -> None:
-        await LinkConnection(stream, connect, control, clock=clock, limiter=limiter, number=next(numbers)).serve()
+        try:
+            await LinkConnection(stream, connect, control, clock=clock, limiter=limiter, number=next(numbers)).serve()
+        except* OSError as errors:  # no descriptor is left: the other connections live on
+            log.warning("link_connection_failed", reason=str(errors.exceptions[0]))
 
     try:
         async with trio.open_nursery() as nursery:

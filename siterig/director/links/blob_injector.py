@@ -14,10 +14,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+import structlog
+
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.errors import RigError
 from siterig.director.injectors import LayerInjector, not_possible
 from siterig.director.links.entries import LinkEntries
 from siterig.director.links.link_injector import matching_links
+from siterig.director.links.rule_lives import RuleLife, RuleLives
 from siterig.net.blob_faults import (
     STORAGE_ERRORS,
     BlobAction,
@@ -32,10 +36,9 @@ from siterig.net.blob_faults import (
     key_rotated,
 )
 from siterig.net.blob_requests import BlobRequest
-from siterig.net.link_faults import FaultLife
 from siterig.net.pacing import Pacer
 from siterig.rpc.directory import AZURITE, LINKS
-from siterig.scenarios.faults.catalog import LayerName
+from siterig.scenarios.faults.catalog import BODY_SENT, LayerName
 from siterig.scenarios.faults.operations import FaultOperation
 from siterig.scenarios.faults.rules import FaultRule
 from siterig.scenarios.faults.schedule import ArmedRule, FaultDecision, FaultSchedule
@@ -49,6 +52,9 @@ _LASTING = ("key-rotated", "account-deleted")
 """The faults of an account that last as long as their rule."""
 DeleteContainers = Callable[[str], Awaitable[list[str]]]
 """Deletes the containers whose names match a pattern, and returns the names."""
+_MetRule = tuple[FaultDecision, RuleLife]
+"""A rule that a request has met, and its life."""
+_log = structlog.get_logger("faults")
 
 
 class BlobInjector(LayerInjector):
@@ -74,11 +80,11 @@ class BlobInjector(LayerInjector):
         """
         self.schedule = schedule
         self.clock = clock
-        self.lives: dict[str, FaultLife] = {}
-        self.pacers: dict[str, Pacer] = {}
+        self.lives = RuleLives(self.layers, clock)
         self._entries = entries
         self._delete_containers = delete_containers
         self._account_faults: dict[str, FaultRule] = {}
+        schedule.subscribe(self.lives)
 
     async def check(self, rule: FaultRule) -> None:
         matching_links(rule, BLOB_LINKS)
@@ -89,9 +95,7 @@ class BlobInjector(LayerInjector):
 
     async def arm(self, rules: Sequence[ArmedRule]) -> None:
         for armed in rules:
-            self.lives[armed.label] = FaultLife()
-            if armed.rule.what.rate is not None:
-                self.pacers[armed.label] = Pacer(armed.rule.what.rate, self.clock)
+            self.lives.continue_with(armed)
             for link in matching_links(armed.rule, BLOB_LINKS):
                 await self._entries.enter(link, armed.label)
 
@@ -111,8 +115,7 @@ class BlobInjector(LayerInjector):
 
     def _end(self, armed: ArmedRule) -> None:
         self._account_faults.pop(armed.label, None)
-        if armed.label in self.lives:
-            self.lives[armed.label].ended.set()
+        self.lives.end(armed)
 
     async def act(self, decision: FaultDecision) -> str:
         return await self.change_account(decision)
@@ -126,7 +129,11 @@ class BlobInjector(LayerInjector):
             self._account_faults[decision.label] = decision.rule
         if fault == "key-rotated":
             return "requests are answered 403 AuthenticationFailed from now on"
-        deleted = await self._delete_containers((where.blob or "*").partition("/")[0])
+        try:
+            deleted = await self._delete_containers((where.blob or "*").partition("/")[0])
+        except RigError:
+            self._account_faults.pop(decision.label, None)
+            raise
         done = f"deleted the containers {', '.join(deleted)}" if deleted else "there was no container to delete"
         return f"{done}; connections are reset from now on" if fault == "account-deleted" else done
 
@@ -156,15 +163,16 @@ class BlobRules(BlobFaults):
         injector = self._injector
         place = {"blob": request.path, "role": self._role}
         found = injector.schedule.decide(FaultOperation("blob", request.operation, place, length=request.body_bytes or 0))
-        decisions = [decision for decision in found if decision.label in injector.lives]
-        action = injector.account_fault(self._role, request)
-        if action is None and not decisions:
+        met = [(decision, life) for decision in found if (life := injector.lives.of(decision.label)) is not None]
+        if not met and injector.account_fault(self._role, request) is None:
             return None
-        context = {decision.label: decision for decision in decisions}
-        if action is None:
-            action = self._ending(decisions) or self._distorted(decisions)
-        before = self._before(decisions, action)
-        return replace(action, before=before, context=context)
+        return replace(self._action(request, met), before=self._before(request, met))
+
+    def _action(self, request: BlobRequest, met: Sequence[_MetRule]) -> BlobAction:
+        """Return the action of the rules that a request has met, and that are not over."""
+        living = [(decision, life) for decision, life in met if not life.is_over]
+        action = self._injector.account_fault(self._role, request) or _ending(living) or _distorted(living)
+        return replace(action, context={decision.label: decision for decision, _ in met})
 
     def injected(self, injection: BlobInjection) -> None:
         context = injection.action.context
@@ -172,76 +180,89 @@ class BlobRules(BlobFaults):
         if decision is not None:
             self._injector.schedule.record(decision, injection.effect)
 
-    def _before(self, decisions: Sequence[FaultDecision], action: BlobAction) -> Callable[[], Awaitable[None]]:
-        """Return the work before a request: the delays, and a fault of the account."""
-        delays = [
-            (decision, self._injector.lives[decision.label], seconds)
-            for decision in decisions
-            if (seconds := decision.delay_ns() / 1e9)
-        ]
-        if isinstance(action, WithholdAnswer):
+    def _before(self, request: BlobRequest, met: Sequence[_MetRule]) -> Callable[[], Awaitable[BlobAction]]:
+        """Return the work before a request: the delays, and a fault of the account; it returns the action that follows."""
+        delays = [(*each, seconds) for each in met if (seconds := each[0].delay_ns() / 1e9)]
+        ending = self._action(request, met)
+        if isinstance(ending, WithholdAnswer):
             delays += [
-                (decision, self._injector.lives[decision.label], after / 1e9)
-                for decision in decisions
-                if decision.label == action.rule and (after := decision.rule.what.close_after)
+                (decision, life, after / 1e9)
+                for decision, life in met
+                if decision.label == ending.rule and (after := decision.rule.what.close_after)
             ]
 
-        async def work() -> None:
+        async def work() -> BlobAction:
             for decision, life, seconds in delays:
                 self._injector.schedule.record(decision, f"delayed by {round(seconds, 6):g} s")
                 with self._injector.clock.move_on_after(seconds):
                     await life.ended.wait()
-            for decision in decisions:
-                if decision.rule.what.account is not None:
-                    self._injector.schedule.record(decision, await self._injector.change_account(decision))
-                elif decision.rule.what.keys() == ("mark",):
+            possible = list(met)
+            for decision, life in met:
+                if decision.rule.what.keys() == ("mark",):
                     self._injector.schedule.record(decision, "set the mark")
+                elif decision.rule.what.account is None or life.is_over:
+                    continue
+                elif not await self._can_change_account(decision):
+                    possible.remove((decision, life))
+            return self._action(request, possible)
 
         return work
 
-    def _ending(self, decisions: Sequence[FaultDecision]) -> BlobAction | None:
-        """Return the action of the first rule that fails its request."""
-        for decision in decisions:
-            what, is_late, label = decision.rule.what, decision.rule.when.timing == "after", decision.label
-            if isinstance(what.error, HttpError):
-                code = what.error.error_code()
-                return RefuseRequest(
-                    status=what.error.status,
-                    code=code,
-                    message=STORAGE_ERRORS[code][1] if code in STORAGE_ERRORS else "",
-                    retry_after_s=what.error.retry_after,
-                    is_carried_out=is_late,
-                    rule=label,
-                )
-            if what.connection == "black-hole":
-                life = self._injector.lives[label]
-                return HoldTransfer(
-                    released=life.ended.wait,
-                    is_carried_out=is_late,
-                    close_after_s=None if what.close_after is None else what.close_after / 1e9,
-                    rule=label,
-                )
-            if what.connection is not None:
-                return WithholdAnswer(is_carried_out=is_late, is_reset=True, rule=label)
-            if what.lost:
-                return LoseRequest(rule=label)
-            if what.account in _LASTING:
-                return _denial(decision.rule, label)
-        return None
+    async def _can_change_account(self, decision: FaultDecision) -> bool:
+        """Carry out a fault of the account at a request; return False if that fails: then the rule has not fired."""
+        schedule = self._injector.schedule
+        try:
+            schedule.record(decision, await self._injector.change_account(decision))
+        except RigError as error:
+            schedule.take_back(decision)
+            _log.error("fault_failed", rule=decision.label, code=error.code, reason=error.message)
+            return False
+        return True
 
-    def _distorted(self, decisions: Sequence[FaultDecision]) -> DistortTransfer:
-        """Return the transfer with the changes of the first rule for each body, and with a rate."""
-        action = DistortTransfer()
-        for decision in decisions:
-            what, label = decision.rule.what, decision.label
-            if what.rate is not None and action.pacer is None:
-                action = replace(action, pacer=self._injector.pacers[label], pacer_rule=label)
-            if what.flip is not None:
-                damage = BodyDamage(bits_flipped=what.flip.bits, choose=decision.flipped_bits, rule=label)
-                if decision.operation.op == "GetBlob":
-                    action = replace(action, answer=action.answer or damage)
-                else:
-                    action = replace(action, request=action.request or damage)
-            if what.truncate is not None and action.answer is None:
-                action = replace(action, answer=BodyDamage(bytes_kept=what.truncate, rule=label))
-        return action
+
+def _ending(met: Sequence[_MetRule]) -> BlobAction | None:
+    """Return the action of the first rule that fails its request."""
+    for decision, life in met:
+        what, is_late, label = decision.rule.what, decision.rule.when.timing == "after", decision.label
+        if isinstance(what.error, HttpError):
+            code = what.error.error_code()
+            return RefuseRequest(
+                status=what.error.status,
+                code=code,
+                message=STORAGE_ERRORS[code][1] if code in STORAGE_ERRORS else "",
+                retry_after_s=what.error.retry_after,
+                is_carried_out=is_late,
+                rule=label,
+            )
+        if what.connection == "black-hole":
+            return HoldTransfer(
+                released=life.ended.wait,
+                is_carried_out=is_late,
+                close_after_s=None if what.close_after is None else what.close_after / 1e9,
+                rule=label,
+            )
+        if what.connection is not None:
+            return WithholdAnswer(is_carried_out=is_late, is_reset=True, rule=label)
+        if what.lost:
+            return LoseRequest(rule=label)
+        if what.account in _LASTING:
+            return _denial(decision.rule, label)
+    return None
+
+
+def _distorted(met: Sequence[_MetRule]) -> DistortTransfer:
+    """Return the transfer with the changes and rates of all rules, in their order."""
+    pacers: list[tuple[str, Pacer]] = []
+    request: list[BodyDamage] = []
+    answer: list[BodyDamage] = []
+    for decision, life in met:
+        what, label = decision.rule.what, decision.label
+        if life.pacer is not None:
+            pacers.append((label, life.pacer))
+        if what.flip is not None:
+            damage = BodyDamage(bits_flipped=what.flip.bits, choose=decision.flipped_bits, rule=label)
+            (answer if decision.operation.op == "GetBlob" else request).append(damage)
+        if what.truncate is not None:
+            damage = BodyDamage(bytes_kept=what.truncate, rule=label)
+            (request if decision.operation.op in BODY_SENT else answer).append(damage)
+    return DistortTransfer(pacers=tuple(pacers), request=tuple(request), answer=tuple(answer))

@@ -10,8 +10,8 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.documents.nearest import hint
 from siterig.director.injectors import LayerInjector, not_possible
 from siterig.director.links.entries import LinkEntries
-from siterig.net.link_faults import FaultLife, LinkEnding, LinkFault, LinkFaults, LinkOperation, LinkStream
-from siterig.net.pacing import Pacer
+from siterig.director.links.rule_lives import RuleLife, RuleLives
+from siterig.net.link_faults import LinkEnding, LinkFault, LinkFaults, LinkOperation, LinkStream
 from siterig.rpc.directory import LINKS
 from siterig.scenarios.faults.catalog import LayerName
 from siterig.scenarios.faults.operations import FaultOperation
@@ -62,12 +62,12 @@ class LinkInjector(LayerInjector):
         """
         self.schedule = schedule
         self.clock = clock
-        self.lives: dict[str, FaultLife] = {}
-        self.pacers: dict[str, Pacer] = {}
+        self.lives = RuleLives(self.layers, clock)
         self._entries = entries
         self._armed: dict[str, list[ArmedRule]] = {}
         for link in LINKS:
             entries.control(link).faults = LinkRules(self, link)
+        schedule.subscribe(self.lives)
 
     def rules_of(self, link: str) -> list[ArmedRule]:
         """Return the rules that are armed on a link."""
@@ -78,9 +78,7 @@ class LinkInjector(LayerInjector):
 
     async def arm(self, rules: Sequence[ArmedRule]) -> None:
         for armed in rules:
-            self.lives[armed.label] = FaultLife()
-            if armed.rule.what.rate is not None:
-                self.pacers[armed.label] = Pacer(armed.rule.what.rate, self.clock)
+            self.lives.continue_with(armed)
             for link in matching_links(armed.rule):
                 await self._entries.enter(link, armed.label)
                 self._armed.setdefault(link, []).append(armed)
@@ -88,7 +86,7 @@ class LinkInjector(LayerInjector):
 
     async def disarm(self, rules: Sequence[ArmedRule]) -> None:
         for armed in rules:
-            self._end(armed)
+            self.lives.end(armed)
             for link in matching_links(armed.rule):
                 self._armed[link] = [other for other in self.rules_of(link) if other is not armed]
             await self._apply(armed)
@@ -101,12 +99,7 @@ class LinkInjector(LayerInjector):
         await self._apply(armed)
 
     async def window_closed(self, armed: ArmedRule) -> None:
-        self._end(armed)
         await self._apply(armed)
-
-    def _end(self, armed: ArmedRule) -> None:
-        if armed.label in self.lives:
-            self.lives[armed.label].ended.set()
 
     async def _apply(self, armed: ArmedRule) -> None:
         """Let the connections of a rule's links see that it has begun or ended."""
@@ -123,15 +116,15 @@ class LinkRules(LinkFaults):
         self._place = {"link": link, "role": link.partition("-")[0]}
 
     def is_watching(self) -> bool:
-        lives = self._injector.lives
         rules = self._injector.rules_of(self._place["link"])
-        return any(armed.window.is_open and not lives[armed.label].is_over for armed in rules)
+        return any(self._injector.lives.of(armed.label) is not None for armed in rules)
 
     def decide(self, operation: LinkOperation, stream: LinkStream) -> list[LinkFault]:
         found = self._injector.schedule.decide(FaultOperation("link", operation, self._place, stream=stream))
-        return [self._fault(decision) for decision in found if decision.label in self._injector.lives]
+        lives = self._injector.lives
+        return [self._fault(decision, life) for decision in found if (life := lives.of(decision.label)) is not None]
 
-    def _fault(self, decision: FaultDecision) -> LinkFault:
+    def _fault(self, decision: FaultDecision, life: RuleLife) -> LinkFault:
         what, label = decision.rule.what, decision.label
         if what.keys() == ("mark",):
             self._injector.schedule.record(decision, "set the mark")
@@ -139,11 +132,11 @@ class LinkRules(LinkFaults):
         stream = decision.rule.where.stream
         return LinkFault(
             rule=label,
-            life=self._injector.lives[label],
+            life=life,
             record=partial(self._injector.schedule.record, decision),
             stream=None if stream in (None, "both") else stream,  # type: ignore[arg-type]
             delay_s=delay_ns / 1e9,
-            pacer=self._injector.pacers.get(label),
+            pacer=life.pacer,
             ending=None if what.connection is None else _ENDINGS.get(what.connection),
             is_late=decision.rule.when.timing == "after",
             close_after_s=None if what.close_after is None else what.close_after / 1e9,

@@ -222,21 +222,21 @@ async def test_an_answer_that_does_not_come(is_carried_out: bool, tmp_path: Path
 async def test_an_answer_that_ends_early_or_is_changed(tmp_path: Path) -> None:
     async with proxied(tmp_path) as made:
         await run(lambda: made.bare.upload_blob("a", BODY))
-        cut = made.fault(DistortTransfer(answer=BodyDamage(bytes_kept=1000)), "GetBlob", times=None)
+        cut = made.fault(DistortTransfer(answer=(BodyDamage(bytes_kept=1000),)), "GetBlob", times=None)
 
         def work() -> None:
             with pytest.raises((IncompleteReadError, HttpResponseError, ServiceResponseError)):
                 made.client.download_blob("a").readall()
             made.faults.rules.remove(cut)
             assert cut.fired > 1, "the SDK has tried again"
-            made.fault(DistortTransfer(answer=BodyDamage(bytes_kept=1000, is_hidden=True)), "GetBlob")
+            made.fault(DistortTransfer(answer=(BodyDamage(bytes_kept=1000, is_hidden=True),)), "GetBlob")
             lengths: list[str] = []
             hook: dict[str, Any] = {
                 "raw_response_hook": lambda answer: lengths.append(answer.http_response.headers["Content-Length"])
             }
             assert made.client.download_blob("a", **hook).readall() == BODY, "the SDK has asked for the rest"
             assert lengths == ["1000", str(len(BODY) - 1000)]
-            made.fault(DistortTransfer(answer=BodyDamage(bits_flipped=1, seed=3)), "GetBlob")
+            made.fault(DistortTransfer(answer=(BodyDamage(bits_flipped=1, seed=3),)), "GetBlob")
             changed = made.client.download_blob("a").readall()
             assert sum((a ^ b).bit_count() for a, b in zip(changed, BODY, strict=True)) == 1
             assert made.client.download_blob("a").readall() == BODY
@@ -248,8 +248,8 @@ async def test_an_answer_that_ends_early_or_is_changed(tmp_path: Path) -> None:
 
 async def test_a_request_that_is_cut_or_changed_on_its_way(tmp_path: Path) -> None:
     async with proxied(tmp_path) as made:
-        made.fault(DistortTransfer(request=BodyDamage(bytes_kept=1000)), "PutBlob", blob="cache/cut")
-        made.fault(DistortTransfer(request=BodyDamage(bits_flipped=3, offset=70_000)), "PutBlob", blob="cache/*", times=2)
+        made.fault(DistortTransfer(request=(BodyDamage(bytes_kept=1000),)), "PutBlob", blob="cache/cut")
+        made.fault(DistortTransfer(request=(BodyDamage(bits_flipped=3, offset=70_000),)), "PutBlob", blob="cache/*", times=2)
 
         def work() -> None:
             with pytest.raises((ServiceResponseError, ServiceRequestError)):
@@ -324,7 +324,7 @@ def certificate(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return server, ssl.create_default_context(cafile=file)
 
 
-async def test_a_service_behind_tls_gets_its_own_name_as_host(tmp_path: Path) -> None:
+async def test_a_service_behind_tls_gets_its_own_name_as_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A server with TLS in front of Azurite stands for an account of the cloud."""
     azurite = await start_azurite(tmp_path / "azurite", tmp_path / "keys")
     server, client_tls = certificate(tmp_path)
@@ -353,11 +353,16 @@ async def test_a_service_behind_tls_gets_its_own_name_as_host(tmp_path: Path) ->
             await run(lambda: client.upload_blob("a", BODY))
             assert await run(lambda: client.download_blob("a").readall()) == BODY
             client.close()
+            stranger = BlobService.parse(f"https://localhost:{front}/{azurite.account.name}")
+            port = await nursery.start(serve_blob_proxy, stranger, BlobFaultList())
+            with container(azurite, port) as client, pytest.raises((ServiceRequestError, ServiceResponseError)):
+                await run(lambda: names(client))
+            assert "CERTIFICATE_VERIFY_FAILED" in capsys.readouterr().out
             nursery.cancel_scope.cancel()
     finally:
         await azurite.stop()
     hosts = set(re.findall(rb"^host: (.*)\r$", b"".join(heads), re.MULTILINE | re.IGNORECASE))
-    assert hosts == {b"localhost"}
+    assert hosts == {b"localhost:%d" % front}
 
 
 async def test_bytes_that_are_no_http_are_refused_and_the_proxy_stays(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import h11
 import pytest
 import trio
 
-from siterig.net.blob_faults import BlobFaultList, BlobRule, WithholdAnswer
+from siterig.net.blob_faults import BlobFaultList, BlobRule, RefuseRequest, WithholdAnswer
 from siterig.net.blob_proxy import SPLICED_BYTES_MIN, BlobService, serve_blob_proxy
 from siterig.net.http_peer import CONNECTION_ERRORS, HttpPeer
 
@@ -154,3 +154,18 @@ async def test_a_request_that_is_carried_out_without_an_answer_is_complete() -> 
         assert made.faults.injections[0].effect == (
             "the service answered 200, which the client does not get; the connection is reset"
         )
+
+
+async def test_an_answer_that_has_no_body_is_complete_and_the_connection_lives_on() -> None:
+    async with proxied() as made:
+        made.faults.rules.append(BlobRule(RefuseRequest(status=304, code="ConditionNotMet", retry_after_s=3), times=1))
+        await made.client.send_all(put("1", b"x") + put("2", b"y"))
+        assert await answers(made.client, 2) == [(304, b""), (200, LONG)]
+        assert [target for target, _, _ in made.service.requests] == ["/account/c/2"]
+
+
+async def test_a_path_that_no_url_has_reaches_the_service() -> None:
+    async with proxied() as made:
+        await made.client.send_all(b"GET //[ HTTP/1.1\r\n%s\r\n" % HEAD)
+        assert await answers(made.client, 1) == [(200, LONG)]
+        assert made.service.requests[0][0] == "//["

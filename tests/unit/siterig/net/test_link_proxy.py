@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,3 +142,27 @@ async def test_an_address_that_is_taken_is_an_error(tmp_path: Path) -> None:
         await serve_link_proxy(("127.0.0.1", 1), LinkControl(), tmp_path / "taken")
     assert caught.value.code == "PortTaken"
     assert (tmp_path / "taken").exists()
+
+
+async def test_a_connection_without_a_descriptor_ends_and_the_others_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_descriptor(_flags: int) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with link() as made:
+        old, old_server = await made.connect()
+        await old.send_all(b"x")
+        assert await old_server.receive_some(1) == b"x"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pipe2", no_descriptor)
+            client, _ = await made.connect()
+            await ended(client)
+        await old.send_all(b"y")
+        assert await old_server.receive_some(1) == b"y"
+        client, server = await made.connect()
+        await client.send_all(b"z")
+        assert await server.receive_some(1) == b"z"
+
+
+async def ended(stream: trio.SocketStream) -> None:
+    with suppress(trio.BrokenResourceError):
+        assert await stream.receive_some(1) == b""

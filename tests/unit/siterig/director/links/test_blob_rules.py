@@ -37,6 +37,7 @@ class Service:
     blobs: dict[str, bytes] = field(default_factory=dict)
     connections: int = 0
     container_deletions: int = 0
+    deletion_status: int = 202
 
     async def serve(self, stream: trio.SocketStream) -> None:
         self.connections += 1
@@ -61,7 +62,7 @@ class Service:
         path = target.partition("?")[0].partition("/")[2].partition("/")[2]
         if "restype=container" in target:
             self.container_deletions += method == b"DELETE"
-            return {b"PUT": 201, b"DELETE": 202}.get(method, 200), [], b""
+            return {b"PUT": 201, b"DELETE": self.deletion_status}.get(method, 200), [], b""
         if method == b"PUT":
             self.blobs[path] = body
             return 201, [], b""
@@ -203,8 +204,21 @@ async def test_a_body_that_ends_early_is_no_whole_part(tmp_path: Path) -> None:
     async with rig(tmp_path) as (made, agent):
         await put(agent)()
         await made.add("blob GetBlob truncate=1000B times=9")
+        await made.add("blob GetBlob flip=true name=one", "blob GetBlob flip.bits=2 name=two")
+        await made.add("blob GetBlob rate=1GiB/s name=slow", "blob GetBlob rate=2GiB/s name=slower")
         assert (await failure(lambda: agent.get(PART))).code == "PartUnreadable"
-        assert f"the body of the answer ends after 1000 of {len(DATA)} bytes" in made.done
+        first = [injection.done for injection in made.schedule.injections if injection.n == 1]  # all changes apply
+        assert first[:3] == [
+            "bodies have at most 1.07374e+09 bytes a second",
+            "bodies have at most 2.14748e+09 bytes a second",
+            f"the body of the answer ends after 1000 of {len(DATA)} bytes",
+        ]
+        assert [words.partition(" of ")[0] for words in first[3:]] == ["1 bits", "2 bits"]
+        made.service.blobs.clear()
+        await made.add("blob PutBlob truncate=1000B times=1 name=upload")
+        assert (await failure(put(agent))).code == "CacheUnreachable"
+        assert made.stored is None
+        assert made.done[-1] == f"the body of the request ends after 1000 of {len(DATA)} bytes"
 
 
 @pytest.mark.parametrize(("timing", "stored"), [("before", None), ("after", DATA)])
@@ -281,3 +295,28 @@ async def test_a_deleted_account_resets_every_connection(tmp_path: Path) -> None
         assert (await failure(put(agent))).code == "CacheUnreachable"
         await made.director.remove_fault(name="gone")
         await put(agent)()
+
+
+async def test_a_request_under_way_is_released_by_the_removal_of_its_rule(tmp_path: Path) -> None:
+    async with rig(tmp_path) as (made, agent):
+        for words in ("rate=1B/s", "delay=1h error=503"):
+            made.service.blobs.clear()
+            await made.add(f"blob PutBlob {words} name=slow")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(put(agent))
+                injected = len(made.done)
+                while len(made.done) == injected:
+                    await trio.lowlevel.checkpoint()
+                assert made.stored is None
+                await made.director.remove_fault(name="slow")
+            assert made.stored == DATA
+
+
+async def test_a_fault_of_the_account_that_fails_has_not_fired_and_the_request_passes(tmp_path: Path) -> None:
+    async with rig(tmp_path) as (made, agent):
+        made.service.deletion_status = 403
+        await made.add("blob PutBlob account=container-deleted name=one", "blob PutBlob account=account-deleted name=two")
+        await put(agent)()
+        assert made.stored == DATA
+        assert [(rule.name, rule.matched, rule.fired) for rule in made.schedule.status()] == [("one", 1, 0), ("two", 1, 0)]
+        assert made.done == []

@@ -438,6 +438,49 @@ async def test_a_rule_that_begins_later_meets_open_connections(tmp_path: Path) -
         await ends(server)
 
 
+async def test_a_rule_is_in_force_from_the_moment_in_which_it_counts(tmp_path: Path) -> None:
+    """While other rules of the same call are still being armed, an operation that is counted meets the fault."""
+    async with rig(tmp_path) as made:
+        await made.add("link agent-vault send mark=seen name=all")
+        client, server = await made.connect()
+        await exchange(client, server)
+        made.schedule.add([read_rule("link agent-vault send connection=reset times=1 name=now")])
+        await client.send_all(b"x")
+        await ends(server)
+        assert made.fired("now") == (1, 1)
+        assert made.done[-1] == "link agent-vault/agent send: connection 1: reset"
+
+
+async def test_a_rule_that_is_being_removed_counts_nothing(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await made.add("link agent-vault send connection=reset name=end", "link agent-vault send mark=seen name=all")
+        client, server = await made.connect()
+        made.schedule.end(["end"])
+        await exchange(client, server)
+        assert (made.fired("end"), made.fired("all")) == ((0, 0), (2, 2))
+
+
+async def test_a_new_rule_has_nothing_of_an_older_one_with_its_name(tmp_path: Path) -> None:
+    clock = FakeClock()
+    async with rig(tmp_path, clock) as made:
+        await made.add("link agent-vault rate=1B/s name=again")
+        await made.director.remove_fault(name="again")
+        await made.add("link agent-vault send mark=seen name=again")
+        client, server = await made.connect()
+        await exchange(client, server)
+        assert {effect.partition(": ")[2] for effect in made.done} == {"set the mark"}
+
+
+async def test_a_removed_rate_no_longer_slows_bytes_on_their_way(tmp_path: Path) -> None:
+    async with rig(tmp_path, FakeClock()) as made:  # whose time stands still
+        await made.add("link agent-vault rate=1B/s stream=upstream name=slow")
+        client, server = await made.connect()
+        await client.send_all(BODY[:5000])
+        await receive(server, 1)
+        await made.director.remove_fault(name="slow")
+        assert await receive(server, 4999) == BODY[1:5000]
+
+
 # --- the catalog ----------------------------------------------------------------------------------------------------------
 
 _VALUES = {
