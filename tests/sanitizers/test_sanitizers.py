@@ -2,7 +2,7 @@
 
 The logs must also have the contents of the disks.
 
-``SITERIG_STRESS_S``: seconds for each program and sanitizer (6).  ``SITERIG_SEED``: the seed of the rounds' choices; it
+``SITERIG_STRESS_S``: seconds for each program and sanitizer (4).  ``SITERIG_SEED``: the seed of the rounds' choices; it
 does not control the scheduling of threads, so a finding may take several attempts to repeat.
 """
 
@@ -20,7 +20,7 @@ from siterig.cext.build_cext import SOURCE_ROOT, SOURCES
 pytestmark = pytest.mark.system
 
 HERE = Path(__file__).parent
-SECONDS = os.environ.get("SITERIG_STRESS_S", "6")
+SECONDS = os.environ.get("SITERIG_STRESS_S", "4")
 SEED = os.environ.get("SITERIG_SEED", str(random.SystemRandom().randrange(1 << 32)))
 PROGRAMS = {
     "stress": ("stress.c", "victim.c", "check.c", "common.c"),

@@ -140,10 +140,10 @@ async def test_retention_counts_elapsed_time_when_the_clock_is_set(tmp_path: Pat
         (tmp_path / name).mkdir()
         async with running(world, tmp_path / name) as vault:
             await protected(vault)
-            for number in range(12 * 30):
-                world.clock.advance_ns(5 * MINUTE_NS)
-                if number % 30 == 0:
-                    world.clock.step_wall_ns((step_h if number % 60 else -step_h) * HOUR_NS)
+            for number in range(4 * 30):
+                world.clock.advance_ns(15 * MINUTE_NS)
+                if number % 10 == 0:
+                    world.clock.step_wall_ns((step_h if number % 20 else -step_h) * HOUR_NS)
                 await take(world)
             await vault.retention.round()
             left.append(len(await points_of(vault)))
