@@ -15,11 +15,13 @@ import trio
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.guests import loop_devices
 from siterig.cli import power
 from siterig.cli.power import PowerTarget
 from siterig.core.fault_contract import FaultControl
 from siterig.scenarios.faults.records import RuleStatus
 from siterig.scenarios.faults.rules import read_rule
+from siterig.supervisor.role_faults import children_of
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.jobs import ended
 
@@ -93,9 +95,11 @@ async def test_faults_of_a_rig_are_in_force_recorded_and_undone(tmp_path: Path) 
         await a_managed_disk_that_fails_once_takes_the_next_point(steps)
         await a_killed_director_continues(steps)
         await roles_are_killed_and_limited(steps)
+        await the_storage_account_stops_with_its_role(steps)
         await two_disks_lose_power_at_one_position(steps)
         await a_host_that_is_off_stays_off(steps)
         await the_verdict_names_the_rule_that_never_fired(steps)
+        await a_frozen_disk_does_not_keep_the_rig_up(steps)
 
 
 async def a_guest_meets_an_error_once(steps: Steps) -> None:
@@ -177,6 +181,17 @@ async def roles_are_killed_and_limited(steps: Steps) -> None:
     assert resource.prlimit(again.pid, resource.RLIMIT_NOFILE)[0] > 200
 
 
+async def the_storage_account_stops_with_its_role(steps: Steps) -> None:
+    role = await steps.role("azurite")
+    assert role.pid is not None
+    (node,) = children_of(role.pid)
+    stat = Path(f"/proc/{node}/stat")
+    await steps.add("process azurite pause=true name=account")
+    assert stat.read_text().rpartition(")")[2].split()[0] == "T"
+    await steps.director.remove_fault(name="account")
+    assert stat.read_text().rpartition(")")[2].split()[0] != "T"
+
+
 async def two_disks_lose_power_at_one_position(steps: Steps) -> None:
     site = await steps.role("site")
     await steps.add("machine site power=loss after=mark:cut name=cut")
@@ -219,3 +234,15 @@ async def the_verdict_names_the_rule_that_never_fired(steps: Steps) -> None:
     assert failed == ["fault 'never' fired never; expected: >=1; no operation matched it"]
     assert await steps.director.clear_faults() == len({"event", "full", "log", "store", "end", "cut", "never"})
     assert (await steps.rig.supervisor.status()).faults == 0
+
+
+async def a_frozen_disk_does_not_keep_the_rig_up(steps: Steps) -> None:
+    where = steps.rig.layout.root.parent / "guest"
+    loop = await loop_devices.attach(steps.path("os"))
+    await loop_devices.mkfs(loop, "ext4", "guest")
+    await loop_devices.mount(loop, where, "ext4")
+    (where / "file").write_bytes(b"in the cache of the guest")
+    await steps.add("disk web01/os pause=true name=ice")
+    with trio.fail_after(WITHIN_S):
+        done = await steps.rig.supervisor.stop_all()
+    assert done[:2] == [f"unmounted {where}", f"detached {loop} from {steps.path('os')}"]
