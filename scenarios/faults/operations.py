@@ -11,6 +11,8 @@ from siterig.scenarios.faults.catalog import IMMEDIATE, LayerName
 from siterig.scenarios.faults.rules import FaultRule
 
 _PATTERNS = ("vm", "disk", "part", "host", "role", "link", "blob")
+_NAMES = ("host", "vm", "disk", "part", "link", "blob")
+"""The places that name the object of an operation, in the order in which words have them."""
 OperationRange = tuple[int, int]
 """Start and length in bytes."""
 
@@ -39,10 +41,16 @@ class FaultOperation:
     position: int | None = None
 
     def title(self) -> str:
-        """Return the operation as words: ``disk web01/data write 4096+512``."""
-        names = "/".join(self.place.values())
-        rest = "" if self.start is None else f"{self.start}+{self.length}"
-        return " ".join(part for part in (self.layer, names, self.op if self.op != IMMEDIATE else "", rest) if part)
+        """Return the operation as words: ``write web01/data, 512 bytes at 4096``, ``PutBlob cache/a by agent, 9 bytes``."""
+        names = "/".join(self.place[key] for key in _NAMES if key in self.place)
+        role = self.place.get("role", "")
+        if role and names:
+            role = "" if self.layer == "link" else f"by {role}"  # the name of a link begins with its client
+        words = [self.op if self.op != IMMEDIATE else "", names, role, self.stream or ""]
+        text = " ".join(word for word in words if word) or IMMEDIATE
+        if self.start is None and not self.length:
+            return text
+        return f"{text}, {self.length} bytes{'' if self.start is None else f' at {self.start}'}"
 
 
 class OperationMatcher:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from siterig.blockfs.core.wire_model import Whole, WireModel
+from siterig.scenarios.faults.catalog import IMMEDIATE
 
 
 class Injection(WireModel):
@@ -15,7 +16,7 @@ class Injection(WireModel):
     rule: str
     layer: str
     operation: str
-    """The operation in words."""
+    """The operation in words; ``-`` if the fault acted without one."""
     n: Whole
     """The number of the operation among those that match the rule, from 1."""
     time: str
@@ -25,6 +26,11 @@ class Injection(WireModel):
     """The action, in words."""
     ranges: tuple[tuple[int, int], ...] = ()
     """Start and length of the bytes that were changed, lost or not delivered."""
+
+    @property
+    def text(self) -> str:
+        """The operation, if there was one, and the action."""
+        return self.done if self.operation == IMMEDIATE else f"{self.operation}: {self.done}"
 
 
 class RuleStatus(WireModel):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from siterig.blockfs.core.errors import Code
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.documents.model_problems import problems_of
 from siterig.blockfs.documents.toml_document import TomlDocument, toml_text
 from siterig.scenarios.faults.rules import FaultRule, FaultRules
@@ -21,6 +21,8 @@ def read_rules(path: Path) -> FaultRules:
     """
     document = TomlDocument.read(path, Code.InvalidFault)
     rules = _validated(document)
+    if not rules.fault:
+        raise RigError(Code.InvalidFault, f"{path}: there is no [[fault]] table: a file of rules has at least one")
     return rules.model_copy(update={"fault": tuple(with_file_in(rule, path.absolute().parent) for rule in rules.fault)})
 
 

@@ -87,6 +87,11 @@ class FaultRules(FaultModel):
         return seed | {"fault": [rule.document() for rule in self.fault]}
 
 
+def mark_words(rule: FaultRule) -> str:
+    """Return the injection of a rule that only sets a mark, in words."""
+    return f"set the mark {rule.what.mark}"
+
+
 def set_problems(rules: Sequence[FaultRule], known: Sequence[str] = ()) -> list[DocumentProblem]:
     """Return the problems between rules: names that occur twice, and triggers of rules that do not exist or never fire.
 

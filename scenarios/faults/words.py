@@ -51,16 +51,17 @@ def mapping_of_words(line: str | Sequence[str]) -> dict[str, Any]:
     """
     words = split_words(line) if isinstance(line, str) else list(line)
     shown = line if isinstance(line, str) else shlex.join(words)
-    plain = [word for word in words if "=" not in word]
+    pairs_begin = next((number for number, word in enumerate(words) if "=" in word), len(words))
+    plain, pairs = words[:pairs_begin], words[pairs_begin:]
     if not words or words[0] not in LAYER_NAMES:
         given = f"{words[0]!r} is no layer{hint(words[0], LAYER_NAMES)}" if words else "there is no word"
         raise RigError(Code.InvalidFault, f"fault {shown!r}: {given}: write {_FORM}; layers: {', '.join(LAYER_NAMES)}")
     layer: LayerName = words[0]
-    if plain != words[: len(plain)]:
-        late = next(word for word in plain if word not in words[: words.index(next(w for w in words if "=" in w))])
+    late = next((word for word in pairs if "=" not in word), None)
+    if late is not None:
         raise RigError(Code.InvalidFault, f"fault {shown!r}: {late!r} stands after a KEY=VALUE: write {_FORM}")
     mapping: dict[str, Any] = {"where": {"layer": layer} | _target(layer, plain[1:], shown), "what": {}}
-    for word in words[len(plain) :]:
+    for word in pairs:
         key, _, value = word.partition("=")
         _set(mapping, layer, key, value, shown)
     return mapping
@@ -103,7 +104,8 @@ def _set(mapping: dict[str, Any], layer: LayerName, key: str, value: str, shown:
     else:
         known = (*ROOT_KEYS, *LAYERS[layer].places, *WHEN_KEYS, *effects_of(layer), *EXPECT_KEYS)
         raise RigError(
-            Code.InvalidFault, f"fault {shown!r}: {first}: unknown key{hint(first, known)}; allowed: {', '.join(known)}"
+            Code.InvalidFault,
+            f"fault {shown!r}: {first or repr(first)}: unknown key{hint(first, known)}; allowed: {', '.join(known)}",
         )
     for name in (first, *inner)[: len(inner)]:
         if name == "error" and str(table.get(name, "")).isdecimal():

@@ -52,11 +52,24 @@ class _Program(TyperGroup):
         except ClickException as error:
             output.set_json("--json" in words[: words.index("--") if "--" in words else None])
             context = getattr(error, "ctx", None)
-            output.usage_error(error.format_message(), "" if context is None else context.get_usage())
+            output.usage_error(_message(error), "" if context is None else context.get_usage())
         except typer.Abort:
             output.interrupted()
             sys.exit(ExitStatus.INTERRUPTED)
         sys.exit(ExitStatus.BAD_INPUT)
+
+
+def _message(error: ClickException) -> str:
+    """Return the message of a command line that cannot be read, with the value that is not allowed."""
+    from pydantic import ValidationError
+
+    text = error.format_message()
+    problems = error.__cause__.errors(include_url=False) if isinstance(error.__cause__, ValidationError) else []
+    hint, colon, reason = text.partition(": ")
+    value = str(problems[0]["input"]) if problems else ""
+    if not colon or not value or value in reason:
+        return text.replace(": Value error, ", ": ", 1)
+    return f"{hint}: {value!r} is not allowed: {reason[:1].lower()}{reason[1:]}"
 
 
 def program(words: Sequence[str] = ()) -> typer.Typer:

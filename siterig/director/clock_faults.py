@@ -20,7 +20,7 @@ from siterig.blockfs.documents.nearest import hint
 from siterig.blockfs.documents.quantities import drift_text, time_shift_text
 from siterig.core.fault_contract import DIRECTOR
 from siterig.director.injectors import LayerInjector, not_possible
-from siterig.scenarios.faults.rules import FaultRule
+from siterig.scenarios.faults.rules import FaultRule, mark_words
 from siterig.scenarios.faults.schedule import ArmedRule, FaultDecision
 
 _log = structlog.get_logger("faults")
@@ -76,7 +76,7 @@ class ClockInjector(LayerInjector):
             parts += [] if what.drift is None else [f"drifts by {drift_text(what.drift)}"]
             done, of = "wall time " + " and ".join(parts), ", ".join(roles)
         else:
-            return "set the mark"
+            return mark_words(rule)
         await self._control.wait_followed(change)
         return f"{done}: {of}"
 

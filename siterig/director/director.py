@@ -21,7 +21,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import FaultControl, FaultSummary
 from siterig.director.injectors import LayerInjector, not_possible
 from siterig.scenarios.faults.records import FaultVerdict, Injection, RuleStatus
-from siterig.scenarios.faults.rules import FaultRule, read_rule
+from siterig.scenarios.faults.rules import FaultRule, mark_words, read_rule
 from siterig.scenarios.faults.schedule import ArmedRule, FaultListener, FaultSchedule
 
 _log = structlog.get_logger("faults")
@@ -178,7 +178,7 @@ class FaultDirector(FaultControl, FaultListener):
             return
         self._save()  # after a kill of this process the fault must not happen a second time
         try:
-            done = "set the mark" if injector is None else await injector.act(decision)
+            done = mark_words(decision.rule) if injector is None else await injector.act(decision)
         except OSError as error:
             self._schedule.take_back(decision)
             raise not_possible(armed.rule, f"it failed: {error}") from error

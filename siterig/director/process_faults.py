@@ -15,7 +15,7 @@ from siterig.core.fault_contract import DIRECTOR
 from siterig.core.supervisor_contract import RoleFault, RoleStarts, StartFaults, SupervisorControl
 from siterig.director.injectors import LayerInjector, not_possible
 from siterig.scenarios.faults.operations import FaultOperation
-from siterig.scenarios.faults.rules import FaultRule
+from siterig.scenarios.faults.rules import FaultRule, mark_words
 from siterig.scenarios.faults.schedule import ArmedRule, FaultDecision, FaultSchedule
 
 START = "start"
@@ -137,4 +137,4 @@ def _words(decision: FaultDecision) -> str:
         parts.append(f"limited to {what.files_max} open files")
     if what.memory_max is not None:
         parts.append(f"limited to {what.memory_max} bytes of address space")
-    return ", ".join(parts) or "set the mark"
+    return ", ".join(parts) or mark_words(decision.rule)

@@ -27,7 +27,7 @@ from siterig.faults.armed_disk_rule import ArmedDiskRule, DiskChanges, OpenDisk
 from siterig.faults.disk_mapping import crash_fault, map_rule, refused
 from siterig.faults.disk_words import changed_ranges, done_words, loss_words, operation_words
 from siterig.faults.injection_log import InjectionLog
-from siterig.scenarios.faults.rules import FaultRule, read_rule
+from siterig.scenarios.faults.rules import FaultRule, mark_words, read_rule
 
 ALL_FAULTS = (1 << 63) - 1
 """A number that no fault reaches: it releases all operations that a rule holds, now and later."""
@@ -308,7 +308,7 @@ class DiskInjector(FaultInjector):
             elif armed.rule.what.pause:
                 done, position = f"paused {', '.join(armed.targets()) or 'no disk'}", None
             else:
-                done, position = "marked", None
+                done, position = mark_words(armed.rule), None
             found.append(
                 InjectedFault(name=armed.name, operation="-", n=1, time_ns=armed.acted_ns, position=position, done=done)
             )
@@ -406,7 +406,8 @@ class DiskInjector(FaultInjector):
         for armed, row in rows:
             if armed.mapped.is_immediate:  # it was recorded when it acted
                 continue
-            words = done_words(row)
+            is_mark = row.effect == "note" and not row.hidden and armed.rule.what.mark is not None
+            words = mark_words(armed.rule) if is_mark else done_words(row)
             if loss := done.get(armed):
                 words = loss if row.effect == "note" else f"{words}; {loss}"
             injected = InjectedFault(

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable, Mapping, Sequence
 
 from siterig.blockfs.disk.disk_faults import DiskInjection, LostWrites
+from siterig.scenarios.faults.operations import FaultOperation
 
 _NO_BIT = (1 << 64) - 1
 _WITHOUT_BYTES = ("delay", "limit", "lie", "freeze", "note")
@@ -13,9 +14,9 @@ _WITHOUT_BYTES = ("delay", "limit", "lie", "freeze", "note")
 
 def operation_words(disk: str, injection: DiskInjection) -> str:
     """Return the operation: ``write web01/data, 4096 bytes at 1048576``."""
-    if injection.operation == "flush":
-        return f"flush {disk}"
-    return f"{injection.operation} {disk}, {injection.length} bytes at {injection.offset}"
+    start = None if injection.operation == "flush" else injection.offset
+    length = 0 if start is None else injection.length
+    return FaultOperation("disk", injection.operation, {"disk": disk}, start=start, length=length).title()
 
 
 def done_words(injection: DiskInjection) -> str:
@@ -88,5 +89,5 @@ _DONE: Mapping[str, Callable[[DiskInjection], str]] = {
     "lie": lambda _injection: "acknowledged, and nothing was made durable",
     "full": lambda injection: f"failed with {_error(injection)}: the disk is full",
     "freeze": lambda _injection: "waits until the rule ends",
-    "note": lambda _injection: "noted",
+    "note": lambda _injection: "noted",  # a mark: the caller knows its name
 }

@@ -11,6 +11,7 @@ from siterig.host_faults.places import FileDamage, HostFile
 from siterig.host_faults.rule_book import RuleBook, flipped_bits
 from siterig.scenarios.faults.catalog import IMMEDIATE
 from siterig.scenarios.faults.operations import FaultOperation
+from siterig.scenarios.faults.rules import mark_words
 
 _N = 1
 """An immediate fault is its own first operation."""
@@ -41,7 +42,7 @@ def act_at_once(book: RuleBook, rule: HostRule) -> None:
 
 def _damage(book: RuleBook, rule: HostRule, files: list[HostFile]) -> FileDamage:
     if "mark" in rule.effects:
-        return FileDamage(files[0], f"set the mark {rule.rule.what.mark}", ())
+        return FileDamage(files[0], mark_words(rule.rule), ())
     if "lost" in rule.effects:
         return _lose(rule, files)
     if "flip" in rule.effects:

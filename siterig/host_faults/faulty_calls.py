@@ -27,6 +27,7 @@ from siterig.cext._core import ffi, lib
 from siterig.host_faults.host_rules import HostRule
 from siterig.host_faults.places import HostFile
 from siterig.host_faults.rule_book import HostVerdict, RuleBook, flipped_bits, torn_ranges
+from siterig.scenarios.faults.rules import mark_words
 
 SEGMENT_HEADER_BYTES = 128
 LINK_BYTES_MAX = 256
@@ -291,7 +292,7 @@ class FaultyCalls(HostCalls):
             OSError: the errno of the rule.
         """
         for rule, n in verdict.with_effect("mark"):
-            self._record(verdict, rule, n, f"set the mark {rule.rule.what.mark}")
+            self._record(verdict, rule, n, mark_words(rule.rule))
         for rule, n in verdict.with_effect("kill", late=True):
             self._kill(verdict, rule, n)
         for rule, n in verdict.with_effect("error", late=True):

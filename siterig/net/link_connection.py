@@ -141,9 +141,9 @@ class LinkConnection:
         found = faults.decide(operation, stream) if faults.is_watching() else []  # type: ignore[arg-type]
         for fault in found:
             if fault.delay_s:
-                self.record(fault, f"{operation} {stream} delayed by {round(fault.delay_s, 6):g} s")
+                self.record(fault, f"delayed by {round(fault.delay_s, 6):g} s")
             if fault.pacer is not None:
-                self.record(fault, f"{operation} {stream} at a limited rate")
+                self.record(fault, "at a limited rate")
         return found
 
     def record(self, fault: LinkFault, effect: str) -> None:

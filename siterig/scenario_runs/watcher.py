@@ -112,5 +112,5 @@ class Watcher:
         for injection in await self.rig.faults.injections(after=after):
             self.injections.append(injection)
             shown = self._shown[injection.rule] = self._shown.get(injection.rule, 0) + 1
-            text = f"fault {injection.rule}: {injection.operation}: {injection.done}"
+            text = f"fault {injection.rule}: {injection.text}"
             self.records.say("fault", text, "bad", is_shown=shown <= _SHOWN_INJECTIONS)

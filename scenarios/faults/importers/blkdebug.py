@@ -1,7 +1,11 @@
 """Fault files of QEMU's block driver blkdebug: ``[inject-error]`` and ``[set-state]``.
 
 Its state machine becomes marks: a state is entered when the ``[set-state]`` that leads to it meets its event, and left by
-the next one.  A chain of states can be imported; branches, circles and transitions from any state cannot.
+the next one.  A chain of states can be imported; branches, circles and transitions from any state cannot, except one that
+is the only transition.
+
+An operation meets one ``[inject-error]`` at most, and one with ``once`` ends there.  Rules count by themselves, so equal
+ones become one rule with ``times``, and others that overlap are refused.
 
 Source: docs/devel/testing/blkdebug.rst, block/blkdebug.c and qapi/block-core.json of QEMU, read in November 2026.
 """
@@ -11,12 +15,12 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from siterig.blockfs.documents.nearest import hint
-from siterig.scenarios.faults.importers.imported import ImportedRules, check_keys, made_rule, not_imported
-from siterig.scenarios.faults.rules import FaultRule, FaultRules
+from siterig.scenarios.faults.importers.imported import ImportedRules, check_keys, made_rule, not_imported, rule_set
+from siterig.scenarios.faults.rules import FaultRule
 
 _SECTOR_BYTES = 512
 _FIRST_STATE = 1
@@ -77,9 +81,37 @@ def import_blkdebug(name: str, source: str) -> ImportedRules:
     if not errors:
         raise not_imported(name, "there is no [inject-error]")
     left_by = _transitions([section for section in sections if section.kind == "set-state"])
-    rules = [_state_rule(section, number) for number, section in enumerate(left_by.values(), 1)]
-    rules += [_error_rule(section, number, left_by) for number, section in enumerate(errors, 1)]
-    return ImportedRules(FaultRules(fault=tuple(rules)), NOTES)
+    rules = [(section.place, _state_rule(section, number)) for number, section in enumerate(left_by.values(), 1)]
+    for number, (section, times) in enumerate(_distinct(errors), 1):
+        rules.append((section.place, _error_rule(section, number, left_by, times)))
+    return ImportedRules(rule_set(name, rules), NOTES)
+
+
+def _distinct(errors: Sequence[_Section]) -> list[tuple[_Section, int]]:
+    """Return the sections that are not equal to an earlier one, each with the times that it is there."""
+    found: dict[tuple[object, ...], tuple[_Section, int]] = {}
+    for section in errors:
+        key = (*_met_by(section), section.number("errno", errno.EIO), section.switch("once"))
+        found[key] = (found[key][0], found[key][1] + 1) if key in found else (section, 1)
+    once = [section for section, _ in found.values() if section.switch("once")]
+    for number, section in enumerate(once):
+        for earlier in once[:number]:
+            if _overlap(_met_by(earlier), _met_by(section)):
+                why = f"an operation can meet {earlier.place}, too; no rule waits for the operation after it"
+                raise not_imported(f"{section.place}.once", why)
+    return list(found.values())
+
+
+def _met_by(section: _Section) -> tuple[tuple[str, ...], int, int | None]:
+    """Return the operations, the state (0: any) and the sector (None: any) of a section."""
+    sector = section.number("sector", 0) if "sector" in section.values else None
+    return tuple(_operations(section)), section.state, sector
+
+
+def _overlap(one: tuple[tuple[str, ...], int, int | None], other: tuple[tuple[str, ...], int, int | None]) -> bool:
+    """Return True if one operation can meet both."""
+    is_state = one[1] == other[1] or 0 in (one[1], other[1])
+    return bool(set(one[0]) & set(other[0])) and is_state and (one[2] == other[2] or None in (one[2], other[2]))
 
 
 def _parsed(name: str, source: str) -> list[_Section]:
@@ -109,6 +141,8 @@ def _transitions(sections: Sequence[_Section]) -> dict[int, _Section]:
     """Return the transition that leaves each state; states are a chain from 1."""
     left_by: dict[int, _Section] = {}
     entered: set[int] = {_FIRST_STATE}
+    if len(sections) == 1 and not sections[0].state:  # from any state, and there are two
+        sections = [replace(sections[0], values=sections[0].values | {"state": str(_FIRST_STATE)})]
     for section in sections:
         if not section.state:
             raise not_imported(f"{section.place}.state", "is missing or 0: a transition from any state has no counterpart")
@@ -140,7 +174,7 @@ def _state_rule(section: _Section, number: int) -> FaultRule:
     return made_rule(section.place, raw)
 
 
-def _error_rule(section: _Section, number: int, left_by: dict[int, _Section]) -> FaultRule:
+def _error_rule(section: _Section, number: int, left_by: dict[int, _Section], times: int) -> FaultRule:
     state = section.state
     if state not in (0, _FIRST_STATE) and all(each.number("new_state", 0) != state for each in left_by.values()):
         raise not_imported(f"{section.place}.state", f"'{state}' is never entered: no transition leads to it")
@@ -154,7 +188,7 @@ def _error_rule(section: _Section, number: int, left_by: dict[int, _Section]) ->
     raw = {
         "name": f"blkdebug inject-error {number}: {errno.errorcode[code]}",
         "where": where,
-        "when": _while_in(state, left_by) | ({"times": 1} if section.switch("once") else {}),
+        "when": _while_in(state, left_by) | ({"times": times} if section.switch("once") else {}),
         "what": {"error": errno.errorcode[code]},
     }
     return made_rule(section.place, raw)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.documents.model_problems import problems_of
 from siterig.blockfs.documents.nearest import unknown_key
 from siterig.scenarios.faults.rules import FaultRule, FaultRules, read_rule
 
@@ -70,6 +74,28 @@ def made_rule(place: str, raw: Mapping[str, Any]) -> FaultRule:
         return read_rule(raw)
     except RigError as error:
         raise not_imported(place, error.message) from None
+
+
+def rule_set(name: str, rules: Sequence[tuple[str, FaultRule]]) -> FaultRules:
+    """Return rules as a set; two of one name, as a file of the other tool may have them, are ``FaultNotImported``.
+
+    Args:
+        name: names the file in messages.
+        rules: each rule with its place in the file.
+    """
+    places: dict[str, str] = {}
+    for place, rule in rules:
+        if (first := places.setdefault(rule.label, place)) != place:
+            raise not_imported(place, f"the rule would have the name {rule.label!r}, as that of {first}: rename one of them")
+    try:
+        return FaultRules(fault=tuple(rule for _, rule in rules))
+    except ValidationError as error:
+        raise not_imported(name, "; ".join(map(str, problems_of(error, FaultRules)))) from None
+
+
+def literal(text_: str) -> str:
+    """Return the pattern that matches a text of another tool, which has no patterns there."""
+    return re.sub(r"([*?\[])", r"[\1]", text_)
 
 
 def read_text(path: Path) -> str:

@@ -14,8 +14,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from siterig.blockfs.documents.nearest import hint
-from siterig.scenarios.faults.importers.imported import ImportedRules, check_keys, made_rule, not_imported, text, whole
-from siterig.scenarios.faults.rules import FaultRule, FaultRules
+from siterig.scenarios.faults.importers.imported import (
+    ImportedRules,
+    check_keys,
+    literal,
+    made_rule,
+    not_imported,
+    rule_set,
+    text,
+    whole,
+)
+from siterig.scenarios.faults.rules import FaultRule
 
 _SETTINGS = ("faults", "cache", "file system", "filesystem")
 _OPERATIONS = {"read": "read", "write": "write", "fsync": "flush", "fdatasync": "flush"}
@@ -25,6 +34,8 @@ _CLEAR = ("type", "from", "to", "timing", "op", "occurrence", "crash")
 NOTES = (
     "LazyFS counts the calls of programs; a disk counts the requests that reach it, after the guest's page cache",
     "an fsync of a file is a flush of the whole disk",
+    "a path of LazyFS begins at its root folder on the host, or is relative to it; that of a rule begins at the root of the "
+    "guest's file system",
 )
 
 
@@ -47,10 +58,11 @@ def import_lazyfs(name: str, source: str) -> ImportedRules:
         raise not_imported(f"{name}: injection", "is not an array of tables: write [[injection]]")
     if not injections:
         raise not_imported(name, "there is no [[injection]]: commands that are sent to the FIFO are not in the file")
-    rules = tuple(_rule(f"{name}: injection[{number}]", number, each) for number, each in enumerate(injections, 1))
+    places = {f"{name}: injection[{number}]": (number, each) for number, each in enumerate(injections, 1)}
+    rules = rule_set(name, [(place, _rule(place, number, each)) for place, (number, each) in places.items()])
     settings = [key for key in _SETTINGS if key in data]
     ignored = (f"settings of LazyFS itself were left out: {', '.join(settings)}",) if settings else ()
-    return ImportedRules(FaultRules(fault=rules), (*NOTES, *ignored))
+    return ImportedRules(rules, (*NOTES, *ignored))
 
 
 def _rule(place: str, number: int, table: Mapping[str, Any]) -> FaultRule:
@@ -120,4 +132,4 @@ def _write_of(place: str, table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _path(file: str) -> str:
-    return file if file.startswith("/") else f"/{file}"
+    return literal(file if file.startswith("/") else f"/{file}")

@@ -13,10 +13,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from siterig.blockfs.documents.nearest import hint
-from siterig.scenarios.faults.importers.imported import ImportedRules, check_keys, made_rule, not_imported, text, whole
-from siterig.scenarios.faults.rules import FaultRule, FaultRules
+from siterig.scenarios.faults.importers.imported import (
+    ImportedRules,
+    check_keys,
+    literal,
+    made_rule,
+    not_imported,
+    rule_set,
+    text,
+    whole,
+)
+from siterig.scenarios.faults.rules import FaultRule
 
-_PROXY = ("name", "listen", "upstream", "enabled", "toxics", "Logger", "logger")
+_PROXY = ("name", "listen", "upstream", "enabled", "toxics", "logger")
 _TOXIC = ("name", "type", "stream", "toxicity", "attributes")
 _STREAMS = ("upstream", "downstream")
 _PER_CONNECTION = "toxicity below 1 chooses connections, and a rule chooses single messages: this type cannot be imported so"
@@ -35,27 +44,38 @@ def import_toxiproxy(name: str, source: str) -> ImportedRules:
         data = json.loads(source)
     except (ValueError, RecursionError) as error:
         raise not_imported(name, f"this is no JSON: {error}") from None
-    rules: list[FaultRule] = []
+    rules: list[tuple[str, FaultRule]] = []
     notes: list[str] = []
     for place, proxy in _proxies(name, data):
         check_keys(place, proxy, _PROXY, ("name",))
         link = text(place, proxy, "name")
-        if proxy.get("enabled", True) is False:
-            raw = {"where": {"layer": "link", "link": link}, "what": {"connection": "refuse"}, "name": f"{link} down"}
-            rules.append(made_rule(place, raw))
+        enabled = proxy.get("enabled", True)
+        if not isinstance(enabled, bool):
+            raise not_imported(f"{place}.enabled", f"{enabled!r} is not allowed: write true or false")
+        if not enabled:
+            where = {"layer": "link", "link": literal(link)}
+            rules.append(
+                (place, made_rule(place, {"where": where, "what": {"connection": "refuse"}, "name": f"{link} down"}))
+            )
         toxics = proxy.get("toxics", [])
         if not isinstance(toxics, list) or not all(isinstance(each, dict) for each in toxics):
             raise not_imported(f"{place}.toxics", "is not a list of objects")
         for number, toxic in enumerate(toxics, 1):
-            rules += _rule(f"{place}.toxics[{number}]", link, toxic, notes)
+            at = f"{place}.toxics[{number}]"
+            rules += [(at, rule) for rule in _rule(at, link, _lowered(toxic), notes)]
     if not rules:
         raise not_imported(name, "there is no toxic, and no proxy that is not enabled")
     addresses = "addresses of proxies were left out: a rule names the link, and a link is named CLIENT-SERVER"
-    return ImportedRules(FaultRules(fault=tuple(rules)), (addresses, *notes))
+    return ImportedRules(rule_set(name, rules), (addresses, *notes))
+
+
+def _lowered(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table with keys in lower case: Toxiproxy does not distinguish them, and its own example has ``Name``."""
+    return {key.lower(): value for key, value in table.items()}
 
 
 def _proxies(name: str, data: object) -> list[tuple[str, Mapping[str, Any]]]:
-    if isinstance(data, dict) and not ("name" in data and isinstance(data["name"], str)):
+    if isinstance(data, dict) and not isinstance(_lowered(data).get("name"), str):
         items = [(f"{name}: {key}", value) for key, value in data.items()]
     else:
         items = [
@@ -65,7 +85,7 @@ def _proxies(name: str, data: object) -> list[tuple[str, Mapping[str, Any]]]:
     for place, proxy in items:
         if not isinstance(proxy, dict):
             raise not_imported(place, f"{str(proxy)[:60]!r} is no proxy: write an object with name and toxics")
-        found.append((place, proxy))
+        found.append((place, _lowered(proxy)))
     return found
 
 
@@ -88,7 +108,7 @@ def _rule(place: str, link: str, toxic: Mapping[str, Any], notes: list[str]) -> 
     known, make = _TOXICS[kind]
     check_keys(f"{place}.attributes", attributes, known)
     what = make(f"{place}.attributes", attributes)
-    where: dict[str, Any] = {"layer": "link", "link": link, "stream": stream}
+    where: dict[str, Any] = {"layer": "link", "link": literal(link), "stream": stream}
     when: dict[str, Any] = {}
     toxicity = toxic.get("toxicity", 1.0)
     if isinstance(toxicity, bool) or not isinstance(toxicity, int | float) or not 0 < toxicity <= 1:

@@ -112,7 +112,10 @@ def mount(
                 _print_mounted(mounted)
 
         listener = MountListener(ready=ready, note=output.notice, injected=shown.injected, ended=shown.ended)
-        mounted = await expose(request, listener)
+        try:
+            mounted = await expose(request, listener)
+        finally:
+            shown.close()
         with contextlib.suppress(BrokenPipeError):  # a script may have read the first line only
             if as_json:
                 output.print_json_line({"unmounted": _unmounted_json(mounted)})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from siterig.core.fault_contract import FaultSummary
     from siterig.scenarios.faults.records import RuleStatus
 
+T = TypeVar("T")
 COLUMNS = ("fault", "layer", "state", "matched", "fired", "waiting", "last", "expected")
 INJECTION_COLUMNS = ("number", "time", "fault", "operation", "done")
 RuleName = Annotated[
@@ -37,6 +39,20 @@ def register(fault: typer.Typer) -> None:
     fault.command("mark", epilog=example("siterig fault mark loaded"))(mark)
     fault.command("injections", epilog=example("siterig fault injections --json"))(injections)
     fault.command("verdict", epilog=example("siterig fault verdict"))(verdict)
+
+
+def _run(work: Callable[[], Awaitable[T]]) -> T:
+    """Run a command's work; without a rig the error names ``--mnt``, too."""
+
+    async def named() -> T:
+        try:
+            return await work()
+        except RigError as error:
+            if error.code != Code.NotUp:
+                raise
+            raise RigError(Code.NotUp, f"{error.message}; or name the folder of siterig mount: --mnt DIR") from None
+
+    return exit_status.run(named)
 
 
 def _print(summary: FaultSummary | None, *, as_json: bool) -> None:
@@ -91,7 +107,7 @@ def add(
         director = await fault_director.started_director(folder, mnt)
         _print(await fault_director.add(director, rules, chosen), as_json=as_json)
 
-    exit_status.run(work)
+    _run(work)
 
 
 def list_rules(*, folder: Dir, mnt: Mnt = None, as_json: Json = False) -> None:
@@ -101,7 +117,7 @@ def list_rules(*, folder: Dir, mnt: Mnt = None, as_json: Json = False) -> None:
         director = await fault_director.director_if_any(folder, mnt)
         _print(None if director is None else await director.list_faults(), as_json=as_json)
 
-    exit_status.run(work)
+    _run(work)
 
 
 def remove(*, folder: Dir, name: RuleName, mnt: Mnt = None, as_json: Json = False) -> None:
@@ -111,7 +127,7 @@ def remove(*, folder: Dir, name: RuleName, mnt: Mnt = None, as_json: Json = Fals
         director = await fault_director.known_director(folder, mnt, name)
         _print(await director.remove_fault(name=name), as_json=as_json)
 
-    exit_status.run(work)
+    _run(work)
 
 
 def clear(*, folder: Dir, mnt: Mnt = None, as_json: Json = False) -> None:
@@ -125,7 +141,7 @@ def clear(*, folder: Dir, mnt: Mnt = None, as_json: Json = False) -> None:
         else:
             output.line(f"removed {removed} {'fault' if removed == 1 else 'faults'}")
 
-    exit_status.run(work)
+    _run(work)
 
 
 def wait(
@@ -159,7 +175,7 @@ def wait(
         else:
             output.print_table(COLUMNS, [_row(status)], empty="")
 
-    exit_status.run(work)
+    _run(work)
 
 
 def mark(
@@ -179,7 +195,7 @@ def mark(
         else:
             output.line(f"the mark {name} is set")
 
-    exit_status.run(work)
+    _run(work)
 
 
 def injections(
@@ -200,7 +216,7 @@ def injections(
             rows = [(each.sequence, each.time, each.rule, each.operation, each.done) for each in found]
             output.print_table(INJECTION_COLUMNS, rows, empty="no fault was injected")
 
-    exit_status.run(work)
+    _run(work)
 
 
 def verdict(*, folder: Dir, mnt: Mnt = None, as_json: Json = False) -> None:
@@ -216,5 +232,5 @@ def verdict(*, folder: Dir, mnt: Mnt = None, as_json: Json = False) -> None:
             output.print_table(("verdict", "fault", "fired", "expected", "reason"), rows, empty="there was no fault rule")
         return all(each.ok for each in found)
 
-    if not exit_status.run(work):
+    if not _run(work):
         raise typer.Exit(ExitStatus.FAILED)

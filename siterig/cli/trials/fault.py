@@ -47,7 +47,7 @@ def check(
         if as_json:
             output.print_json(rules_json(rules))
         else:
-            output.print_table(COLUMNS, [cells(rule) for rule in rules.fault], empty=f"{file} has no fault")
+            output.print_table(COLUMNS, [cells(rule) for rule in rules.fault], empty="")
 
 
 def import_faults(
@@ -82,11 +82,18 @@ def import_faults(
 
 def _write(path: Path, text: str) -> None:
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        file = path.open("x", encoding="utf-8")
     except FileExistsError:
         raise RigError(Code.FileExists, f"{path}: the file exists; name a new one") from None
     except OSError as error:
+        raise RigError(Code.IoFailed, f"{path}: the file cannot be written: {error.strerror}") from None
+    try:
+        with file:
+            file.write(text)
+    except BaseException as error:
+        path.unlink(missing_ok=True)  # a part of the rules would be taken for all of them
+        if not isinstance(error, OSError):
+            raise
         raise RigError(Code.IoFailed, f"{path}: the file cannot be written: {error.strerror}") from None
 
 

@@ -78,7 +78,12 @@ def power_loss(
 
 async def _lose_vm(folder: Path, vm: str, extent: LossExtent, seed: int | None, *, prepares: bool, as_json: bool) -> None:
     """Lose the power of a VM of a rig: its disk host is killed, too, so guests lose the disks, and its recovery runs."""
-    director = await fault_director.started_director(folder)
+    try:
+        director = await fault_director.started_director(folder)
+    except RigError as error:
+        if error.code != Code.NotUp:
+            raise
+        raise RigError(Code.NotUp, f"{error.message}; {vm!r} is no folder here, so it names a VM of the rig") from None
     lost_vm = PowerTarget.vm(vm)
     if prepares:
         await power.prepare(director, lost_vm, extent, seed)

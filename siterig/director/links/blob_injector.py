@@ -40,7 +40,7 @@ from siterig.net.pacing import Pacer
 from siterig.rpc.directory import AZURITE, LINKS
 from siterig.scenarios.faults.catalog import BODY_SENT, LayerName
 from siterig.scenarios.faults.operations import FaultOperation
-from siterig.scenarios.faults.rules import FaultRule
+from siterig.scenarios.faults.rules import FaultRule, mark_words
 from siterig.scenarios.faults.schedule import ArmedRule, FaultDecision, FaultSchedule
 from siterig.scenarios.faults.schema import HttpError
 
@@ -199,7 +199,7 @@ class BlobRules(BlobFaults):
             possible = list(met)
             for decision, life in met:
                 if decision.rule.what.keys() == ("mark",):
-                    self._injector.schedule.record(decision, "set the mark")
+                    self._injector.schedule.record(decision, mark_words(decision.rule))
                 elif decision.rule.what.account is None or life.is_over:
                     continue
                 elif not await self._can_change_account(decision):

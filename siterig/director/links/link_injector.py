@@ -15,7 +15,7 @@ from siterig.net.link_faults import LinkEnding, LinkFault, LinkFaults, LinkOpera
 from siterig.rpc.directory import LINKS
 from siterig.scenarios.faults.catalog import LayerName
 from siterig.scenarios.faults.operations import FaultOperation
-from siterig.scenarios.faults.rules import FaultRule
+from siterig.scenarios.faults.rules import FaultRule, mark_words
 from siterig.scenarios.faults.schedule import ArmedRule, FaultDecision, FaultSchedule
 
 _ENDINGS: dict[str, LinkEnding] = {
@@ -127,7 +127,7 @@ class LinkRules(LinkFaults):
     def _fault(self, decision: FaultDecision, life: RuleLife) -> LinkFault:
         what, label = decision.rule.what, decision.label
         if what.keys() == ("mark",):
-            self._injector.schedule.record(decision, "set the mark")
+            self._injector.schedule.record(decision, mark_words(decision.rule))
         delay_ns = decision.delay_ns() + ((what.close_after or 0) if what.connection == "slow-close" else 0)
         stream = decision.rule.where.stream
         return LinkFault(

@@ -127,7 +127,7 @@ async def a_change_log_without_room_refuses_a_write(steps: Steps) -> None:
     steps.write("data", b"c" * 4096, 12288, sync=True)
     (found,) = [each for each in await steps.director.injections(after=0) if each.rule == "log"]
     assert found.done == "failed with ENOSPC"
-    assert found.operation.startswith("log web01/data/segment append ")
+    assert found.operation.startswith("append web01/data/segment, ")
     assert {disk.needs_resync for disk in await steps.rig.site.list_disks()} == {None}
 
 
@@ -140,7 +140,7 @@ async def a_managed_disk_that_fails_once_takes_the_next_point(steps: Steps) -> N
         await steps.rig.vault.create_point(vm=VM, kind="CrashConsistent", name="refused")
     (found,) = [each for each in await steps.director.injections(after=0) if each.rule == "store"]
     assert found.done == "failed with EIO"
-    assert found.operation.startswith("store web01/data/journal write ")
+    assert found.operation.startswith("write web01/data/journal, ")
     made = await steps.rig.vault.create_point(vm=VM, kind="CrashConsistent", name="later")
     assert made.position in {point.position for point in await steps.rig.vault.points(vm=VM)}
     (item,) = await steps.rig.vault.items()

@@ -191,6 +191,8 @@ def message(rule: dict[str, Any] | str) -> str:
         ("dsk error=EIO", "'dsk' is no layer (did you mean disk?)"),
         ("disk web01 data write error=EIO", "'write' is one word too many"),
         ("disk error=EIO write", "'write' stands after a KEY=VALUE"),
+        ("disk write error=EIO write", "'write' stands after a KEY=VALUE"),
+        ("disk write error=EIO =3", "'': unknown key; allowed: name, seed"),
         ("disk 'web01 error=EIO", "no closing quotation"),
         (
             "disk web01 wirte error=EIO",

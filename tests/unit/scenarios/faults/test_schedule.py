@@ -238,7 +238,7 @@ def test_an_immediate_fault_is_due_when_its_window_opens_and_only_once() -> None
     assert made.decide_immediate("kill") is None
     made.remove("kill")
     assert heard.removed == ["kill"]
-    assert [(each.sequence, each.rule, each.operation) for each in heard.injections] == [(1, "kill", "process")]
+    assert [(each.sequence, each.rule, each.operation) for each in heard.injections] == [(1, "kill", "-")]
 
 
 def test_an_immediate_fault_follows_another_rule_at_once() -> None:
@@ -265,7 +265,7 @@ def test_each_injection_is_recorded_with_its_effect() -> None:
             clock.advance_ns(SECOND)
     first, second = made.injections
     assert (first.sequence, first.n, first.position, first.ranges) == (1, 2, 8, ((6144, 2048),))
-    assert (second.sequence, second.n, second.operation) == (2, 4, "disk web01/data write 4096+4096")
+    assert (second.sequence, second.n, second.operation) == (2, 4, "write web01/data, 4096 bytes at 4096")
     assert first.time < second.time
     assert Injection.model_validate_json(first.model_dump_json()) == first
 
@@ -369,3 +369,32 @@ def test_a_fault_that_is_not_recoverable_is_counted_as_spared() -> None:
     assert made.decide(disk("write")), "what is destroyed can be destroyed again"
     status = made.status()[0]
     assert (status.matched, status.fired, status.spared) == (3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        (
+            FaultOperation("disk", "write", {"vm": "web01", "disk": "data"}, start=4096, length=512),
+            "write web01/data, 512 bytes at 4096",
+        ),
+        (FaultOperation("disk", "flush", {"vm": "web01", "disk": "data"}), "flush web01/data"),
+        (
+            FaultOperation("log", "append", {"vm": "a", "disk": "b", "part": "segment"}, start=0, length=9),
+            "append a/b/segment, 9 bytes at 0",
+        ),
+        (
+            FaultOperation("link", "send", {"link": "agent-vault", "role": "agent"}, stream="upstream"),
+            "send agent-vault upstream",
+        ),
+        (
+            FaultOperation("blob", "PutBlob", {"blob": "cache/a", "role": "agent"}, length=9),
+            "PutBlob cache/a by agent, 9 bytes",
+        ),
+        (FaultOperation("process", "start", {"role": "agent"}), "start agent"),
+        (FaultOperation("store", "-", {"vm": "a", "disk": "b", "part": "base"}), "a/b/base"),
+        (FaultOperation("clock", "-"), "-"),
+    ],
+)
+def test_the_words_of_an_operation_have_one_form_on_every_layer(operation: FaultOperation, words: str) -> None:
+    assert operation.title() == words

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from siterig.cli.app import program
@@ -69,6 +72,37 @@ def test_a_wrong_file_is_refused_with_line_and_key(tmp_path: Path) -> None:
     expected = f"siterig: error: {path}:12: fault[1].what.full_aftr: unknown key (did you mean full_after?); allowed: error"
     assert refused.stderr.startswith(expected)
     assert siterig("check", tmp_path / "none").exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["", "seed = 3\n", "# [[fault]]\n"])
+def test_a_file_without_a_rule_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "faults.toml"
+    path.write_text(text)
+    expected = f"siterig: error: {path}: there is no [[fault]] table: a file of rules has at least one (InvalidFault)\n"
+    for refused in (siterig("check", path), siterig("add", "--file", path)):
+        assert (refused.exit_code, refused.stderr) == (2, expected)
+
+
+@pytest.mark.parametrize("command", ["list", "wait x", "add disk error=EIO", "remove x", "clear", "mark x", "verdict"])
+def test_without_a_rig_the_folder_of_a_mount_is_named_too(tmp_path: Path, command: str) -> None:
+    refused = siterig(*command.split(), "--dir", tmp_path / "rig")
+    assert refused.exit_code == 3
+    assert "is not up: start it with siterig up; or name the folder of siterig mount: --mnt DIR (NotUp)" in refused.stderr
+
+
+def test_a_file_that_is_half_written_is_removed(tmp_path: Path) -> None:
+    source, to = tmp_path / "b.conf", tmp_path / "faults.toml"
+    source.write_text(BLKDEBUG)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal_before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        refused = siterig("import", "blkdebug", source, "--to", to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, signal_before)
+    assert (refused.exit_code, f"{to}: the file cannot be written: File too large" in refused.stderr) == (1, True)
+    assert not to.exists()
 
 
 def test_an_imported_file_is_a_file_of_rules(tmp_path: Path) -> None:

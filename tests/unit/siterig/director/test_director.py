@@ -209,7 +209,7 @@ async def test_a_rule_that_only_sets_a_mark_needs_no_injector() -> None:
         await stage.add("clock mark=late after=time:5s name=mark", "process site kill=SIGKILL after=mark:late name=end")
         stage.clock.advance_ns(5_000_000_000)
         await trio.testing.wait_all_tasks_blocked()
-        assert await stage.injected() == [("mark", "set the mark"), ("end", "killed it")]
+        assert await stage.injected() == [("mark", "set the mark late"), ("end", "killed it")]
 
 
 async def test_a_delayed_fault_keeps_no_other_rule_waiting() -> None:

@@ -142,6 +142,11 @@ def test_a_lazyfs_file_without_injections_is_refused() -> None:
     assert "there is no [[injection]]" in refused(import_lazyfs, LAZYFS.partition("[[")[0])
 
 
+def test_a_path_of_lazyfs_is_no_pattern() -> None:
+    source = LAZYFS.replace('file="/db/index"', 'file="/db/index[1]*?.db"')
+    assert "file='/db/index[[]1][*][?].db'" in words(import_lazyfs("l", source))[2]
+
+
 def proxy(*toxics: dict[str, Any], **extra: Any) -> str:
     return json.dumps([{"name": "agent-azurite", "listen": "a:1", "upstream": "b:2", "toxics": list(toxics)} | extra])
 
@@ -184,6 +189,12 @@ def test_proxies_are_read_from_a_configuration_and_from_the_api() -> None:
     assert words(import_toxiproxy("t.json", json.dumps(slow))) == expected[1:]
 
 
+def test_keys_have_any_case_as_in_the_example_of_toxiproxy() -> None:
+    """``config.json`` of Shopify/toxiproxy has ``Name``, ``Listen`` and ``Upstream``."""
+    source = '[{"Name": "web", "Listen": "0.0.0.0:1081", "Upstream": "web:80", "enabled": false}]'
+    assert words(import_toxiproxy("t.json", source)) == ["link web connection=refuse"]
+
+
 def test_toxicity_is_a_probability_for_each_connection() -> None:
     imported = import_toxiproxy("t.json", proxy(toxic("reset_peer") | {"toxicity": 0.25}))
     assert words(imported) == ["link agent-azurite connect stream=upstream probability=0.25 connection=reset"]
@@ -206,6 +217,15 @@ def test_toxicity_is_a_probability_for_each_connection() -> None:
         (proxy(port=3), "file: proxy[1].port: unknown key"),
         (proxy(toxics={}), "file: proxy[1].toxics: is not a list of objects"),
         (json.dumps({"a": {"toxics": []}}), "file: a.name: is missing"),
+        (proxy(enabled="no"), "file: proxy[1].enabled: 'no' is not allowed: write true or false"),
+        (
+            proxy(toxic("timeout"), toxic("reset_peer")),
+            "file: proxy[1].toxics[2]: the rule would have the name 'agent-azurite t', as that of file: proxy[1].toxics[1]",
+        ),
+        (
+            proxy(toxic("timeout") | {"name": "down"}, enabled=False),
+            "file: proxy[1].toxics[1]: the rule would have the name 'agent-azurite down', as that of file: proxy[1]: rename",
+        ),
     ],
 )
 def test_a_toxic_without_counterpart_is_refused(source: str, message: str) -> None:
@@ -264,6 +284,44 @@ def test_the_state_machine_of_blkdebug_fails_the_same_operation() -> None:
         if decision.rule.what.error is not None
     ]
     assert failed == [4]
+
+
+def test_the_only_transition_may_leave_any_state() -> None:
+    """``prepare_blkdebug_script`` of QEMU's tests/qtest/libqos writes such a file: one flush fails."""
+    source = """
+        [inject-error]
+        event = "flush_to_disk"
+        errno = "5"
+        state = "1"
+        immediately = "off"
+        once = "on"
+        [set-state]
+        event = "flush_to_disk"
+        new_state = "2"
+    """
+    expected = ["disk flush times=1 mark=blkdebug-state-2 fired=any"]
+    expected.append("disk flush until=mark:blkdebug-state-2 times=1 error=EIO")
+    assert words(import_blkdebug("b.conf", source)) == expected
+
+
+ONCE = '[inject-error]\nevent = "write_aio"\nsector = "8"\nonce = "on"\n'
+
+
+def test_equal_errors_of_blkdebug_fail_one_operation_after_the_other() -> None:
+    imported = import_blkdebug("b.conf", ONCE * 3)
+    assert words(imported) == ["disk write start=4KiB length=512B times=3 error=EIO"]
+    schedule = FaultSchedule(1, clock=SettableClock())
+    schedule.add(imported.rules.fault)
+    write = FaultOperation("disk", "write", {"vm": "v", "disk": "d"}, start=4096, length=512)
+    assert [len(schedule.decide(write)) for _ in range(4)] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("change", [('sector = "8"\n', ""), ("once", 'errno = "28"\nonce'), ("sector", "state = 1\nsector")])
+def test_different_errors_of_blkdebug_that_one_operation_can_meet_are_refused(change: tuple[str, str]) -> None:
+    source = ONCE + ONCE.replace(*change)
+    assert "file:5: inject-error.once: an operation can meet file:1: inject-error, too" in refused(import_blkdebug, source)
+    apart = ONCE.replace('"8"', '"9"')
+    assert len(words(import_blkdebug("b.conf", ONCE + apart))) == 2
 
 
 def test_the_core_events_of_blkdebug_are_operations() -> None:

@@ -157,7 +157,7 @@ async def test_the_proxy_is_in_the_path_only_while_a_rule_is_armed(tmp_path: Pat
         assert (await made.director.clear_faults(), list(made.link.parent.iterdir())) == (1, [])
         await exchange(*by_proxy)
         await exchange(*await made.connect())
-        assert made.done == ["link agent-vault/agent connect: connection 1: connect upstream delayed by 0.001 s"] * 2
+        assert made.done == ["connect agent-vault upstream: connection 1: delayed by 0.001 s"] * 2
 
 
 async def test_a_socket_of_a_killed_director_is_removed_and_a_new_one_takes_its_place(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ async def test_a_connection_is_cut_after_its_bytes_in_both_directions_together(t
         assert await receive(client, 600) == BODY[:600]
         await ends(client)
         await ends(server)
-        assert made.done == ["link agent-vault/agent connect: connection 2: cut after 1000 bytes"]
+        assert made.done == ["connect agent-vault upstream: connection 2: cut after 1000 bytes"]
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ async def test_a_reset_after_a_send_leaves_the_server_with_the_request(tmp_path:
         assert await receive(server, 5) == b"do it"
         await server.send_all(b"done")
         await ends(client)
-        assert made.done == ["link agent-vault/agent send: connection 1: reset"]
+        assert made.done == ["send agent-vault upstream: connection 1: reset"]
 
 
 async def test_a_slow_close_delays_the_end_and_no_byte(tmp_path: Path) -> None:
@@ -423,7 +423,7 @@ async def test_a_half_open_connection_is_silent_for_the_sender(tmp_path: Path, s
         await made.director.remove_fault(name="half")
         await ends(stays)
         side = "server" if stream == "upstream" else "client"
-        assert made.done == [f"link agent-vault/agent send: connection 1: half-open: the {side} sees its end"]
+        assert made.done == [f"send agent-vault {stream}: connection 1: half-open: the {side} sees its end"]
 
 
 async def test_a_rule_that_begins_later_meets_open_connections(tmp_path: Path) -> None:
