@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ from siterig.scenarios.faults.rules import FaultRule, set_problems
 from siterig.scenarios.faults.triggers import FaultWindow, TriggerBoard
 
 INJECTIONS_KEPT = 100_000
-"""Injections in memory, for the report; later ones are logged and counted only."""
+"""The newest injections are in memory, for the report; older ones are in the log only."""
 _log = structlog.get_logger("faults")
 
 
@@ -151,7 +152,7 @@ class FaultSchedule:
         self._lock = threading.RLock()
         self._armed: dict[str, ArmedRule] = {}
         self._removed: list[ArmedRule] = []
-        self._injections: list[Injection] = []
+        self._injections: deque[Injection] = deque(maxlen=INJECTIONS_KEPT)
         self._sequence = 0
         self._listeners: list[FaultListener] = []
 
@@ -282,7 +283,7 @@ class FaultSchedule:
             marks: the marks that are set.
         """
         with self._lock:
-            self._injections = list(injections[-INJECTIONS_KEPT:])
+            self._injections = deque(injections, INJECTIONS_KEPT)
             self._sequence = max([sequence, *(injection.sequence for injection in injections[-1:])])
             for mark in marks:
                 self._board.note_mark(mark)
@@ -467,8 +468,7 @@ class FaultSchedule:
                 done=done,
                 ranges=tuple(ranges),
             )
-            if len(self._injections) < INJECTIONS_KEPT:
-                self._injections.append(injection)
+            self._injections.append(injection)
         _log.info("fault_injected", **injection.model_dump(exclude={"time"}))
         for listener in self._listeners:
             listener.injected(injection)
@@ -480,7 +480,7 @@ class FaultSchedule:
 
     @property
     def injections(self) -> list[Injection]:
-        """The injections of the run, at most ``INJECTIONS_KEPT``."""
+        """The newest injections of the run, oldest first, at most ``INJECTIONS_KEPT``."""
         with self._lock:
             return list(self._injections)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ def restore_run(schedule: FaultSchedule, run: SavedRun, injections: Sequence[Inj
     )
 
 
+def _write_all(file: FileIO, data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
 class InjectionFile(FaultListener):
     """Writes each injection as one line of JSON."""
 
@@ -135,7 +141,12 @@ class InjectionFile(FaultListener):
             with contextlib.suppress(FileNotFoundError):
                 if self._path.stat().st_size + len(line) > INJECTION_BYTES_MAX:
                     self._path.replace(former_file(self._path))
-            with os.fdopen(safe_files.open_file(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
-                file.write(line.encode())
+            with os.fdopen(safe_files.open_file(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab", 0) as file:
+                size_bytes = os.fstat(file.fileno()).st_size
+                try:
+                    _write_all(file, line.encode())
+                except OSError:
+                    file.truncate(size_bytes)  # the next line must not continue half a line
+                    raise
         except OSError as error:
             _log.error("injection_not_written", path=str(self._path), reason=str(error))

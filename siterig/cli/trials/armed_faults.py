@@ -210,6 +210,8 @@ def injections(
     async def work() -> None:
         director = await fault_director.director_if_any(folder, mnt)
         found = [] if director is None else await director.injections(after=after)
+        if found and (gone := found[0].sequence - after - 1):
+            output.notice(f"{gone} older injections are no longer kept")
         if as_json:
             output.print_json(found)
         else:

@@ -90,6 +90,20 @@ def test_without_a_rig_the_folder_of_a_mount_is_named_too(tmp_path: Path, comman
     assert "is not up: start it with siterig up; or name the folder of siterig mount: --mnt DIR (NotUp)" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("wait x --fired 0", "'--fired': '0' is not allowed: input should be greater than or equal to 1"),
+        ("wait x --timeout nan", "'--timeout': 'nan' is not allowed: input should be greater than or equal to 0"),
+        ("add disk error=EIO --seed x", "'--seed': 'x' is not allowed: input should be a valid integer"),
+        ("import nbdkit x", "'FORMAT': 'nbdkit' is not one of 'lazyfs', 'toxiproxy', 'blkdebug'"),
+    ],
+)
+def test_a_wrong_value_of_the_command_line_is_named(words: str, named: str) -> None:
+    refused = siterig(*words.split())
+    assert (refused.exit_code, f"Invalid value for {named}" in refused.stderr) == (2, True), refused.stderr
+
+
 def test_a_file_that_is_half_written_is_removed(tmp_path: Path) -> None:
     source, to = tmp_path / "b.conf", tmp_path / "faults.toml"
     source.write_text(BLKDEBUG)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import resource
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 
@@ -319,6 +322,39 @@ def test_a_run_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     assert read_run(tmp_path / "run.json") is None
     assert read_run(tmp_path / "missing") is None
+
+
+def test_a_full_disk_leaves_whole_lines_in_the_file_of_injections(tmp_path: Path) -> None:
+    path = tmp_path / "injections.jsonl"
+    schedule = FaultSchedule(1, clock=FakeClock())
+    schedule.subscribe(InjectionFile(path))
+    schedule.add([read_rule("disk web01 write error=EIO name=bad")])
+
+    def inject(n: int) -> None:
+        schedule.adopt_injection("bad", operation="write", n=n, time_ns=1, position=None, done="failed")
+
+    inject(1)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))  # half a line has room
+    try:
+        with structlog.testing.capture_logs() as logged:
+            inject(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    inject(3)
+    assert logged[-1]["event"] == "injection_not_written"
+    assert [injection.n for injection in read_injections(path)] == [1, 3]
+    assert [injection.n for injection in schedule.injections] == [1, 2, 3]
+
+
+def test_the_newest_injections_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("siterig.scenarios.faults.schedule.INJECTIONS_KEPT", 3)
+    schedule = FaultSchedule(1, clock=FakeClock())
+    schedule.add([read_rule("disk web01 write error=EIO name=bad")])
+    for n in range(1, 6):
+        schedule.adopt_injection("bad", operation="write", n=n, time_ns=1, position=None, done="failed")
+    assert [injection.sequence for injection in schedule.injections] == [3, 4, 5]
 
 
 def test_the_file_of_injections_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -448,7 +448,7 @@ async def test_a_rule_is_in_force_from_the_moment_in_which_it_counts(tmp_path: P
         await client.send_all(b"x")
         await ends(server)
         assert made.fired("now") == (1, 1)
-        assert made.done[-1] == "link agent-vault/agent send: connection 1: reset"
+        assert made.done[-1] == "send agent-vault upstream: connection 1: reset"
 
 
 async def test_a_rule_that_is_being_removed_counts_nothing(tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ async def test_a_new_rule_has_nothing_of_an_older_one_with_its_name(tmp_path: Pa
         await made.add("link agent-vault send mark=seen name=again")
         client, server = await made.connect()
         await exchange(client, server)
-        assert {effect.partition(": ")[2] for effect in made.done} == {"set the mark"}
+        assert {effect.partition(": ")[2] for effect in made.done} == {"set the mark seen"}
 
 
 async def test_a_removed_rate_no_longer_slows_bytes_on_their_way(tmp_path: Path) -> None:
