@@ -398,12 +398,31 @@ class FaultSchedule:
         if armed.rule.expect.recoverable and not self._is_recoverable(operation):
             armed.spared += 1
             return None
+        if armed.rule.what.cut_after is None:
+            self._count(armed)
+        return FaultDecision(armed.rule, armed.label, operation, armed.matched, armed.turns.stream)
+
+    def _count(self, armed: ArmedRule) -> None:
         armed.fired += 1
         armed.last_ns = self._clock.wall_ns()
         self._board.note_fault(armed.label)
         if armed.rule.what.mark is not None:
             self._board.note_mark(armed.rule.what.mark)
-        return FaultDecision(armed.rule, armed.label, operation, armed.matched, armed.turns.stream)
+
+    def confirm(self, decision: FaultDecision) -> bool:
+        """Count a connection that is cut, long after the operation from which its bytes were counted.
+
+        Returns:
+            False if the rule has cut as many as it may, or was removed: then the connection lives on.
+        """
+        with self._lock:
+            armed = self._armed.get(decision.label)
+            if armed is None or armed.fired >= armed.turns.times:
+                return False
+            self._count(armed)
+            changes = _Changes(windows=self._refreshed())
+        self._announce(changes)
+        return True
 
     def _is_recoverable(self, operation: FaultOperation) -> bool:
         place = operation.place

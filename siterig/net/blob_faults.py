@@ -195,13 +195,14 @@ def container_deleted(*, rule: str = "") -> RefuseRequest:
 class BlobInjection:
     """An action that the proxy has carried out, with what it did in words (offsets and lengths included).
 
-    ``rule`` is the rule of this effect.
+    ``rule`` is the rule of this effect.  ``is_nothing``: it had no effect, for the reason that ``effect`` says.
     """
 
     request: BlobRequest
     action: BlobAction
     effect: str
     rule: str = ""
+    is_nothing: bool = False
 
 
 class BlobFaults(Protocol):

@@ -246,16 +246,18 @@ class _BlobConnection:
                 await self._forward(message, request, DistortTransfer())
         return self._client.next_cycle()
 
-    def _note(self, request: BlobRequest, action: BlobAction, effect: str, *, rule: str = "") -> None:
+    def _note(
+        self, request: BlobRequest, action: BlobAction, effect: str, *, rule: str = "", is_nothing: bool = False
+    ) -> None:
         log.info(
             "blob_fault",
             rule=rule or action.rule,
             request=request.number,
             operation=request.operation,
             path=request.path,
-            effect=effect,
+            effect=f"nothing: {effect}" if is_nothing else effect,
         )
-        self._faults.injected(BlobInjection(request, action, effect, rule or action.rule))
+        self._faults.injected(BlobInjection(request, action, effect, rule or action.rule, is_nothing))
 
     # --- answers of the proxy itself --------------------------------------------------------------------------------
 
@@ -403,8 +405,9 @@ class _BlobConnection:
         name: str,
     ) -> list[BodyFilter]:
         return [
-            BodyFilter(damage, body_bytes, name, partial(self._note, request, action, rule=damage.rule))
+            BodyFilter(damage, body_bytes, name, note, partial(note, is_nothing=True))
             for damage in damages
+            for note in [partial(self._note, request, action, rule=damage.rule)]
         ]
 
     def _pacers(self, action: DistortTransfer) -> list[Pacer]:

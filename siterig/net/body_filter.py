@@ -16,7 +16,14 @@ class BodyFilter:
     Where the length of the body is not known before its end (chunked), the bits are those of its first piece.
     """
 
-    def __init__(self, damage: BodyDamage, body_bytes: int | None, name: str, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        damage: BodyDamage,
+        body_bytes: int | None,
+        name: str,
+        note: Callable[[str], None],
+        note_nothing: Callable[[str], None],
+    ) -> None:
         """Begin with the first byte.
 
         Args:
@@ -24,6 +31,7 @@ class BodyFilter:
             body_bytes: length of the body; None if it is not known.
             name: the body in words.
             note: gets each effect in words, before the first byte that it changes.
+            note_nothing: gets the reason if the body is too short for any effect.
         """
         self._damage = damage
         self._name = name
@@ -37,7 +45,7 @@ class BodyFilter:
             if self.bytes_kept is not None and self.bytes_kept >= body_bytes:
                 self.bytes_kept = None
             if not self._masks and self.bytes_kept is None:
-                note(f"nothing: {name} has {body_bytes} bytes")
+                note_nothing(f"{name} has {body_bytes} bytes")
         if self.bytes_kept is not None:
             of = "" if body_bytes is None else f" of {body_bytes}"
             note(f"{name} ends after {self.bytes_kept}{of} bytes")

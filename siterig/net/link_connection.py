@@ -260,13 +260,17 @@ class LinkConnection:
 
     def count_down(self, stream: LinkStream, byte_count: int) -> None:
         """Count bytes that have passed; raises ``LinkCutError`` at the last one before a cut."""
-        for cut in self._cuts.values():
-            if cut.fault.is_for(stream):
-                cut.left -= byte_count
-                if cut.left <= 0:
-                    self.record(cut.fault, f"cut after {cut.fault.cut_after_bytes} bytes")
-                    self.control.counters.cuts += 1
-                    raise LinkCutError
+        for rule, cut in list(self._cuts.items()):
+            if not cut.fault.is_for(stream):
+                continue
+            cut.left -= byte_count
+            if cut.left > 0:
+                continue
+            del self._cuts[rule]
+            if cut.fault.confirm():
+                self.record(cut.fault, f"cut after {cut.fault.cut_after_bytes} bytes")
+                self.control.counters.cuts += 1
+                raise LinkCutError
 
     # --- both directions ------------------------------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ class LinkFault:
         is_late: the ending comes after the operation has taken effect: of a send, when the other side answers.
         close_after_s: the time until a reset; a black hole without it lasts as long as the rule.
         cut_after_bytes: the connection is closed after so many bytes from here on.
+        confirm: called when that is the case; the connection lives on if it returns False.
     """
 
     rule: str
@@ -63,6 +64,7 @@ class LinkFault:
     is_late: bool = False
     close_after_s: float | None = None
     cut_after_bytes: int | None = None
+    confirm: Callable[[], bool] = lambda: True
 
     def is_for(self, stream: LinkStream) -> bool:
         """Return True if the fault concerns a direction, and its rule is not over."""

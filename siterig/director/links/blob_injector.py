@@ -177,7 +177,9 @@ class BlobRules(BlobFaults):
     def injected(self, injection: BlobInjection) -> None:
         context = injection.action.context
         decision = context.get(injection.rule) if isinstance(context, dict) else None
-        if decision is not None:
+        if decision is not None and injection.is_nothing:
+            self._injector.schedule.take_back(decision)
+        elif decision is not None:
             self._injector.schedule.record(decision, injection.effect)
 
     def _before(self, request: BlobRequest, met: Sequence[_MetRule]) -> Callable[[], Awaitable[BlobAction]]:

@@ -141,4 +141,5 @@ class LinkRules(LinkFaults):
             is_late=decision.rule.when.timing == "after",
             close_after_s=None if what.close_after is None else what.close_after / 1e9,
             cut_after_bytes=what.cut_after,
+            confirm=partial(self._injector.schedule.confirm, decision),
         )

@@ -34,7 +34,7 @@ def request(operation: str, path: str = "cache/disk/1.part") -> BlobRequest:
 def through(damage: BodyDamage, pieces: list[bytes], *, body_bytes: int | None) -> tuple[bytes, bool, list[str]]:
     """Return the body as it was sent on, True if it was cut, and the effects."""
     effects: list[str] = []
-    body_filter = BodyFilter(damage, body_bytes, "the body", effects.append)
+    body_filter = BodyFilter(damage, body_bytes, "the body", effects.append, lambda why: effects.append(f"nothing: {why}"))
     sent = b""
     for piece in pieces:
         data, is_cut = body_filter.apply(piece)

@@ -219,6 +219,11 @@ async def test_a_body_that_ends_early_is_no_whole_part(tmp_path: Path) -> None:
         assert (await failure(put(agent))).code == "CacheUnreachable"
         assert made.stored is None
         assert made.done[-1] == f"the body of the request ends after 1000 of {len(DATA)} bytes"
+        await made.add("blob PutBlob truncate=1MiB name=longer")
+        injected = len(made.done)
+        await put(agent)()
+        longer = next(rule for rule in made.schedule.status() if rule.name == "longer")
+        assert (longer.matched, longer.fired, len(made.done)) == (1, 0, injected)
 
 
 @pytest.mark.parametrize(("timing", "stored"), [("before", None), ("after", DATA)])

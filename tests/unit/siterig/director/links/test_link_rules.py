@@ -356,11 +356,28 @@ async def test_a_connection_is_cut_after_its_bytes_in_both_directions_together(t
         client, server = await made.connect()
         await client.send_all(BODY[:400])
         await receive(server, 400)
+        assert made.fired("cut") == (2, 0)  # nothing is cut yet
         await server.send_all(BODY[:900])
         assert await receive(client, 600) == BODY[:600]
         await ends(client)
         await ends(server)
         assert made.done == ["connect agent-vault upstream: connection 2: cut after 1000 bytes"]
+        assert made.fired("cut") == (2, 1)
+
+
+async def test_no_more_connections_are_cut_than_a_rule_may(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await made.add("link agent-vault cut_after=100B times=1 name=cut")
+        pairs = [await made.connect(), await made.connect()]
+        for client, server in pairs:
+            await client.send_all(BODY[:99])
+            await receive(server, 99)
+        for number, (client, server) in enumerate(pairs):
+            await client.send_all(BODY[:2])
+            assert await receive(server, 1 + number) == BODY[: 1 + number]
+        assert await ends(pairs[0][0]) in (True, False)
+        await exchange(*pairs[1])
+        assert made.fired("cut")[1] == len(made.done) == 1
 
 
 @pytest.mark.parametrize(
