@@ -37,8 +37,7 @@ def find_script() -> Path:
     Raises:
         RigError: ``AzuriteMissing``.
     """
-    named = os.environ.get(BINARY_VARIABLE)
-    if named is not None:
+    if named := os.environ.get(BINARY_VARIABLE):
         if not Path(named).is_file():
             raise RigError(
                 Code.AzuriteMissing, f"{BINARY_VARIABLE} names {named}, which is no file: name Azurite's azurite-blob script"

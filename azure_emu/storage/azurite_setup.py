@@ -19,7 +19,7 @@ import shutil
 import signal
 import subprocess
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,17 +36,25 @@ from siterig.blockfs.files.durable_io import sync_folder, write_synced
 from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.files.os_errors import reason
 
-SPACE_BYTES = 400 << 20
-"""Space that npm needs until types and source maps are removed."""
+SPACE_BYTES = 100 << 20
+"""Space that npm needs, with its cache, until types and source maps are removed."""
 PROGRESS_S = 5.0
 LOCK_RETRY_S = 0.2
 _UNFINISHED = ".unfinished"
 _LINES_KEPT = 40
 _LINE_CHARACTERS_MAX = 300
-_OPTIONS = (
+_INSTALL = (
     *("ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"),
     *("--fetch-retries=2", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"),
+    # in place of settings of the user for other projects, with which no script is linked, or packages are elsewhere
+    *("--bin-links", "--package-lock", "--no-global", "--no-dry-run", "--install-strategy=hoisted", "--loglevel=notice"),
 )
+_PING = (
+    *("ping", "--no-update-notifier", "--loglevel=notice"),
+    *("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=15000"),
+)
+_NOT_UNPACKED = re.compile(r"TAR_ENTRY_ERROR (\w*)")
+"""npm's warning about a file that it could not write; its exit status is 0 all the same."""
 _DEVELOPER_FILES = re.compile(r".*(\.map|\.d\.[mc]?ts)$")
 _NO_REGISTRY = {
     "EAI_AGAIN",
@@ -148,7 +156,7 @@ async def _install(command: list[str], folder: Path, report: Callable[[str], Non
         safe_files.make_folder(work)
         for manifest in npm_packages.MANIFESTS:
             write_synced(work / manifest.name, manifest.read_bytes())
-        await _run_npm(command, work, names, report, clock)
+        await _with_progress(lambda: _install_packages(command, work, report), work, names, report, clock)
         await trio.to_thread.run_sync(_remove_developer_files, work)
         version = _checked_version(work)
         await trio.to_thread.run_sync(os.sync)  # thousands of small files: one call for all of them
@@ -176,17 +184,48 @@ def _checked_version(work: Path) -> str:
     return wanted
 
 
+async def _install_packages(command: list[str], work: Path, report: Callable[[str], None]) -> None:
+    """Let npm install the packages of the lock, from its cache alone if the registry does not answer.
+
+    Without the first question npm asks for each package, with its retries, before it reports that there is no network.
+    """
+    status, answer = await _run_npm([*command, *_PING], work)
+    unreachable = _codes(answer) & _NO_REGISTRY if status else set()
+    if unreachable:
+        report(f"npm's registry does not answer ({', '.join(sorted(unreachable))}): npm takes what its cache has")
+    status, lines = await _run_npm([*command, *_INSTALL, *(["--offline"] if unreachable else [])], work)
+    if status and unreachable and "ENOTCACHED" in _codes(lines):
+        raise _no_registry(unreachable, answer)
+    if status or any(map(_NOT_UNPACKED.search, lines)):
+        raise _npm_error(status, lines, work)
+
+
+async def _run_npm(command: list[str], work: Path) -> tuple[int, deque[str]]:
+    """Run npm in a folder; return its exit status and the last lines of its output, after the first unwritten file."""
+    child, output = _start_npm(command, work)
+    lines: deque[str] = deque(maxlen=_LINES_KEPT)
+    try:
+        async with output:
+            first = await _drain(output, lines)
+            return await child_process.wait(child), deque([*filter(None, [first]), *lines])
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
 def _start_npm(command: list[str], work: Path) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:
     readable, writable = os.pipe()
     try:
         node = Path(find_node()).parent
         child = subprocess.Popen(
-            [*child_process.KILLED_WITH_PARENT, *command, *_OPTIONS],
+            [*child_process.KILLED_WITH_PARENT, *command],
             cwd=work,
             stdin=subprocess.DEVNULL,
             stdout=writable,
             stderr=writable,
             start_new_session=True,  # Ctrl-C reaches this process only, which ends npm and removes what it wrote
+            umask=0o022,  # modes do not depend on that of the user
             env={**os.environ, "PATH": f"{node}{os.pathsep}{os.environ.get('PATH', os.defpath)}"},
         )
     except OSError as error:
@@ -199,67 +238,88 @@ def _start_npm(command: list[str], work: Path) -> tuple[subprocess.Popen[bytes],
     return child, trio.lowlevel.FdStream(readable)
 
 
-async def _run_npm(command: list[str], work: Path, names: list[str], report: Callable[[str], None], clock: Clock) -> None:
-    child, output = _start_npm(command, work)
-    lines: deque[str] = deque(maxlen=_LINES_KEPT)
-    try:
-        async with output, trio.open_nursery() as nursery:
-            nursery.start_soon(_report_progress, work, names, report, clock)
-            await _drain(output, lines)
-            status = await child_process.wait(child)
-            nursery.cancel_scope.cancel()
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-    if status != 0:
-        raise _npm_error(status, lines, work)
-
-
-async def _drain(output: trio.lowlevel.FdStream, lines: deque[str]) -> None:
-    rest = b""
+async def _drain(output: trio.lowlevel.FdStream, lines: deque[str]) -> str | None:
+    """Read the output to its end into ``lines``; return the first line about a file that was not written."""
+    rest, first = b"", None
     while chunk := await output.receive_some(65536):
         *complete, rest = (rest + chunk).split(b"\n")
         rest = rest[-65536:]
-        lines.extend(line.decode(errors="replace").strip() for line in complete if line.strip())
+        for line in filter(None, (raw.decode(errors="replace").strip() for raw in complete)):
+            lines.append(line)
+            first = first or (line if _NOT_UNPACKED.search(line) else None)
     if rest.strip():
         lines.append(rest.decode(errors="replace").strip())
+    return first
 
 
-async def _report_progress(work: Path, names: list[str], report: Callable[[str], None], clock: Clock) -> None:
-    while True:
-        await clock.sleep(PROGRESS_S)
-        present = sum((work / name / "package.json").exists() for name in names)
-        report(f"npm is at work: {present} of {len(names)} packages are unpacked")
+async def _with_progress(
+    work: Callable[[], Awaitable[None]], folder: Path, names: list[str], report: Callable[[str], None], clock: Clock
+) -> None:
+    """Do the work, and report the number of unpacked packages every few seconds meanwhile."""
+    error: RigError | None = None
+
+    async def repeat() -> None:
+        while True:
+            await clock.sleep(PROGRESS_S)
+            present = sum((folder / name / "package.json").exists() for name in names)
+            report(f"npm is at work: {present} of {len(names)} packages are unpacked")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(repeat)
+        try:
+            await work()
+        except RigError as failed:  # raised in the nursery it would be a group
+            error = failed
+        nursery.cancel_scope.cancel()
+    if error is not None:
+        raise error
 
 
 def _remove_developer_files(folder: Path) -> None:
-    """Remove types and source maps, two thirds of all bytes: they are for people who develop with the packages."""
+    """Remove types and source maps, a third of all bytes: they are for people who develop with the packages."""
     for parent, _, names in os.walk(folder / "node_modules"):
         for name in names:
             if _DEVELOPER_FILES.fullmatch(name):
                 Path(parent, name).unlink()
 
 
+def _errors(lines: deque[str]) -> list[str]:
+    """Return npm's lines about errors, without its prefix."""
+    return [text for line in lines if (text := re.sub(r"^npm (error|ERR!)\s*", "", line)) != line]
+
+
+def _codes(lines: deque[str]) -> set[str]:
+    return {line.split()[1] for line in _errors(lines) if re.fullmatch(r"(code|errno) \S+", line)}
+
+
+def _message(lines: deque[str]) -> str:
+    """Return npm's message in one line, without codes, the name of its log and the stack of its code."""
+    said = [line for line in _errors(lines) if line and not re.match(r"(code|errno|syscall|A complete log|\s*/|at )", line)]
+    return " | ".join(said or lines)[:_LINE_CHARACTERS_MAX] or "(none)"
+
+
 def _npm_error(status: int, lines: deque[str], work: Path) -> RigError:
-    errors = [text for line in lines if (text := re.sub(r"^npm (error|ERR!)\s*", "", line)) != line]
-    codes = {line.split()[1] for line in errors if re.fullmatch(r"(code|errno) \S+", line)}
-    if "ENOSPC" in codes or "EDQUOT" in codes:
-        return _full(work)
-    said = [line for line in errors if line and not re.match(r"(code|errno|syscall|A complete log|\s*/)", line)]
-    text = " | ".join(said or lines)[:_LINE_CHARACTERS_MAX] or "(none)"
+    codes = _codes(lines) | {found[1] for line in lines if (found := _NOT_UNPACKED.search(line))}
+    if codes & {"ENOSPC", "EDQUOT"}:
+        return _full(work.with_name(work.name.removesuffix(_UNFINISHED)))
     if codes & _NO_REGISTRY:
-        return RigError(
-            Code.AzuriteSetupFailed,
-            f"npm cannot reach its registry ({', '.join(sorted(codes & _NO_REGISTRY))}): check the network, and npm config"
-            f" get registry; its message: {text}",
-            recoverable=True,
-        )
+        return _no_registry(codes & _NO_REGISTRY, lines)
     if "EINTEGRITY" in codes:
         return RigError(
-            Code.AzuriteSetupFailed, f"a package of the registry differs from its digest in package-lock.json: {text}"
+            Code.AzuriteSetupFailed,
+            f"a package of the registry differs from its digest in package-lock.json: {_message(lines)}",
         )
-    return RigError(Code.AzuriteSetupFailed, f"npm {child_process.how_it_ended(status)}; its message: {text}")
+    how = child_process.how_it_ended(status) if status else "did not write all files"
+    return RigError(Code.AzuriteSetupFailed, f"npm {how}; its message: {_message(lines)}")
+
+
+def _no_registry(codes: set[str], lines: deque[str]) -> RigError:
+    return RigError(
+        Code.AzuriteSetupFailed,
+        f"npm cannot reach its registry ({', '.join(sorted(codes))}): check the network, and npm config get registry; its"
+        f" message: {_message(lines)}",
+        recoverable=True,
+    )
 
 
 def _full(folder: Path) -> RigError:

@@ -88,7 +88,10 @@ def test_the_wheel_has_every_module_and_every_file_that_the_code_reads(wheel: Pa
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in rooms.modules().values()}
     assert {name if name.startswith("siterig/") else f"siterig/{name}" for name in modules} <= names
-    for pattern in ("cext/src/*/*.[ch]", "siterig/manual/commands/*.md", "scenarios/report/*.*", "azure_emu/storage/*.cjs"):
+    for pattern in (
+        *("cext/src/*/*.[ch]", "siterig/manual/commands/*.md", "azure_emu/storage/*.cjs"),
+        *("scenarios/report/*.*", "scenarios/library/*.toml"),
+    ):
         found = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)]
         assert found
         assert {f"siterig/{name.removeprefix('siterig/')}" for name in found} <= names

@@ -24,9 +24,17 @@ pytestmark = pytest.mark.slow
 
 VERSION = json.loads(npm_packages.MANIFESTS[1].read_text())["packages"]["node_modules/azurite"]["version"]
 NPM = f"""#!/bin/bash
+if [ "$1" = ping ]; then
+    [ -z "$NO_ANSWER" ] || {{
+        printf 'npm error %s\\n' 'code ECONNREFUSED' 'FetchError: connection refused' '  at x.js:1' >&2
+        exit 1
+    }}
+    exit
+fi
 echo "$*" >>"$CALLS"
 [ -f package.json ] && [ -f package-lock.json ] || exit 9
 [ -z "$FAIL" ] || {{ printf "$FAIL" >&2; exit 1; }}
+[ -z "$WARN" ] || {{ printf "$WARN" >&2; seq 100; }}
 mkdir -p node_modules/.bin node_modules/azurite/dist
 echo 1 >node_modules/azurite/dist/main.js
 for name in main.js.map main.d.ts; do echo 1 >node_modules/azurite/dist/$name; done
@@ -61,10 +69,15 @@ async def installed() -> InstalledAzurite:
 
 async def test_the_first_call_installs_and_the_second_finds_it(machine: Path) -> None:
     lines: list[str] = []
-    done = await install_azurite(lines.append)
+    umask = os.umask(0)
+    try:
+        done = await install_azurite(lines.append)
+    finally:
+        os.umask(umask)
     folder = npm_packages.setup_folder()
     assert done == InstalledAzurite(VERSION, folder, folder / "node_modules" / ".bin" / "azurite-blob", is_new=True)
     assert [path.name for path in (folder / "node_modules" / "azurite" / "dist").iterdir()] == ["main.js"]
+    assert done.script.stat().st_mode & 0o777 == 0o644, "modes do not depend on the umask"
     assert leftovers() == [folder.name]
     assert len(lines) == 1 and lines[0].startswith("npm installs Azurite and the chart libraries, ")
     assert (await installed()).is_new is False
@@ -87,7 +100,7 @@ def test_the_command_prints_the_folder_and_json(machine: Path) -> None:
             "cannot reach its registry",
         ),
         ("npm ERR! code EINTEGRITY\\nnpm ERR! sha512-x\\n", Code.AzuriteSetupFailed, "differs from its digest"),
-        ("npm error code ENOSPC\\nnpm error write\\n", Code.NotEnoughSpace, "is full; npm needs 419430400 bytes"),
+        ("npm error code ENOSPC\\nnpm error write\\n", Code.NotEnoughSpace, "is full; npm needs 104857600 bytes"),
         (
             "npm error code E404\\nnpm error 404 no azurite\\n",
             Code.AzuriteSetupFailed,
@@ -107,6 +120,43 @@ async def test_an_error_of_npm_is_named_and_leaves_nothing(
     assert leftovers() == []
     monkeypatch.delenv("FAIL")
     assert (await installed()).is_new
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [
+        ("ENOSPC", Code.NotEnoughSpace, "is full; npm needs"),
+        (
+            "EIO",
+            Code.AzuriteSetupFailed,
+            "npm did not write all files; its message: npm warn tar TAR_ENTRY_ERROR EIO",
+        ),
+    ],
+)
+async def test_a_file_that_npm_only_warns_about_is_an_error(
+    number: str, code: Code, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WARN", f"npm warn tar TAR_ENTRY_ERROR {number}: write\\n")
+    with pytest.raises(RigError) as caught:
+        await installed()
+    assert caught.value.code is code
+    assert message in caught.value.message
+    assert leftovers() == []
+
+
+async def test_without_a_registry_npm_has_its_cache_only(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_ANSWER", "1")
+    monkeypatch.setenv("FAIL", "npm error code ENOTCACHED\\nnpm error not cached\\n")
+    with pytest.raises(RigError) as caught:
+        await installed()
+    assert caught.value.message == (
+        "npm cannot reach its registry (ECONNREFUSED): check the network, and npm config get registry; its message: "
+        "FetchError: connection refused"
+    )
+    assert leftovers() == []
+    monkeypatch.delenv("FAIL")
+    assert (await installed()).is_new
+    assert all(call.endswith(" --offline") for call in (machine / "calls").read_text().splitlines())
 
 
 async def test_another_version_than_that_of_the_lock_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
