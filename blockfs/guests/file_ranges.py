@@ -143,17 +143,26 @@ def _not_possible(why: str) -> RigError:
     return RigError(Code.FaultNotPossible, why)
 
 
+def sync_file_system(mountpoint: Path) -> None:
+    """Let a mounted file system write everything.
+
+    Raises:
+        OSError: a write failed.
+    """
+    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # The first call also reports an error of an earlier write, which a rule may have caused.
+        if _libc.syncfs(fd) != 0 and _libc.syncfs(fd) != 0:
+            number = ctypes.get_errno() or errno.EIO
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(fd)
+
+
 def _sync(mountpoint: Path) -> None:
     """Let the file system write everything, so that each file has its place."""
     try:
-        fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            # The first call also reports an error of an earlier write, which a rule may have caused.
-            if _libc.syncfs(fd) != 0 and _libc.syncfs(fd) != 0:
-                number = ctypes.get_errno() or errno.EIO
-                raise OSError(number, os.strerror(number))
-        finally:
-            os.close(fd)
+        sync_file_system(mountpoint)
     except OSError as error:
         raise _not_possible(f"{mountpoint} cannot be synced: {error.strerror}") from error
 

@@ -15,7 +15,9 @@ class LayeredInjector(FaultInjector):
     """The injectors of one process, with one log of injections.
 
     Args:
-        layers: the injector of each layer.
+        layers: the injector of each layer, in the order in which rules of several layers are armed.  A rule with ``file``
+            lets the file system of the guest write everything first, which no other rule of the same call may meet; so
+            ``disk`` is the first one.
         reporter: the one that reports for all of them.
     """
 
@@ -30,7 +32,9 @@ class LayeredInjector(FaultInjector):
         position: int | None = None
         targets: dict[str, list[str]] = {}
         new: list[str] = []
-        for injector, own in groups.items():
+        for injector in dict.fromkeys(self._layers.values()):
+            if not (own := groups.get(injector, [])):
+                continue
             try:
                 armed = await injector.arm_faults(plans=own)
             except BaseException:

@@ -57,7 +57,10 @@ def unmount(where: Path, *, even_if_used: bool = False) -> bool:
         try:
             linux.unmount(where, lazily=False)
         except OSError as exc:
-            if exc.errno == errno.EINVAL:  # it is not mounted any more
+            if exc.errno in (
+                errno.EINVAL,
+                errno.ENOENT,
+            ):  # not mounted any more, or removed with its rig
                 return True
             if exc.errno != errno.EBUSY:
                 raise RigError(Code.UnmountFailed, f"{where} cannot be unmounted: {reason(exc, where)}") from exc
@@ -71,6 +74,25 @@ def unmount(where: Path, *, even_if_used: bool = False) -> bool:
         return False
     users = [*(f"this process: {path}" for path in _own_files(where)), *loop_devices.users_of(where)]
     raise RigError(Code.VmBusy, f"{where} is still in use by {', '.join(users) or 'a program'}: close it first")
+
+
+def write_out(where: Path) -> None:
+    """Let a mounted file system write everything to its disk, if it is mounted and its disk does not fail."""
+    from siterig.blockfs.guests.file_ranges import sync_file_system  # noqa: PLC0415 (only files that are kept need it)
+
+    if os.path.ismount(where):
+        with suppress(OSError):
+            sync_file_system(where)
+
+
+def save_disk(path: Path, to: Path) -> list[Path]:
+    """Copy a disk, and return the copy; if the disk cannot be read, write the reason to ``NAME.error`` and return that."""
+    try:
+        copy_sparse(path, to)
+    except RigError as error:  # its server ended
+        to = to.with_name(f"{to.name}.error")
+        to.write_text(f"{error.message}\n")
+    return [to]
 
 
 def _own_files(where: Path) -> list[str]:
@@ -198,11 +220,7 @@ class DiskHandle:
         self.timeline.add("disk_kept", disk=self.name, position=self.position)
         kept = [folder / "timeline.jsonl"]
         self.timeline.save(kept[0])
-        try:
-            copy_sparse(self.path, folder / "disk.img")
-            kept.append(folder / "disk.img")
-        except RigError as error:  # its server ended
-            (folder / "disk.img.error").write_text(f"{error.message}\n")
+        kept += save_disk(self.path, folder / "disk.img")
         if self.template is not None:
             kept.append(folder / "disk.before.img")
             copy_sparse(self.template, kept[-1])
@@ -244,12 +262,7 @@ class FileSystemHandle:
 
     def keep(self, folder: Path) -> list[Path]:
         """Save the disk, its beginning, its change log and its timeline; see :meth:`DiskHandle.keep`."""
-        with suppress(OSError):  # it is unmounted, or its disk fails
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        write_out(self.path)
         return self.disk.keep(folder)
 
     def mount(self) -> None:

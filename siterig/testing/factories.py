@@ -11,7 +11,7 @@ fails.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
@@ -58,8 +58,8 @@ def lacking(request: pytest.FixtureRequest, error: RigError, require: bool | Non
     """
     text = f"siterig: {error.message} ({error.code})"
     if request.config.stash[SETTINGS].but(require=require).require:
-        pytest.fail(f"{text}; siterig_require forbids to skip", pytrace=False)
-    pytest.skip(text)
+        raise pytest.fail.Exception(f"{text}; siterig_require forbids to skip", pytrace=False) from None
+    raise pytest.skip.Exception(text) from None
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def _skipping(request: pytest.FixtureRequest, require: bool | None) -> Iterator[
     except RigError as error:
         if is_lacking(error):
             lacking(request, error, require)
-        pytest.fail(f"siterig: {error.message} ({error.code})", pytrace=False)
+        raise _failure(error) from None  # the report shows no other exception
 
 
 def _provide(
@@ -81,27 +81,53 @@ def _provide(
     *,
     require: bool | None,
     keep: Keep | None,
+    release: Callable[[T], None] | None = None,
+    rig_of: Callable[[T], RigHandle] | None = None,
 ) -> Iterator[T]:
-    """Yield what ``make`` gives, keep its files as the settings demand, and remove it."""
+    """Yield what ``make`` gives, keep its files as the settings demand, and remove it.
+
+    A failure of ``release``, such as a file system that is still in use, counts as a failure of the test.
+    """
     bench: Workbench = request.getfixturevalue("siterig_workbench")
     keep = request.config.stash[SETTINGS].but(keep=keep).keep
     folder = _keep_folder(request, keep)
     with _skipping(request, require):
         block = make(bench)
         handle: Any = block.__enter__()
-    failed = True
+    where = [] if folder is None else [folder]
+    if where and rig_of is not None:
+        where.append(bench.rig_files(rig_of(handle).folder))
+    failed, is_kept = True, False
+    problem: RigError | None = None
     try:
-        _announce(request, folder)
+        _announce(request, where)
         yield handle
         failed = request.node.stash.get(FAILED, False)
-        if folder is not None and (keep == "always" or failed):
+        if not failed and release is not None:
+            problem = _problem_of(release, handle)
+        if folder is not None and (keep == "always" or failed or problem is not None):
             handle.keep(folder)
-            if hasattr(handle, "rig") or hasattr(handle, "testbed"):
-                bench.keep_rig()
+            if rig_of is not None:
+                bench.keep_rig(rig_of(handle).folder)
+            is_kept = True
     finally:
-        error = AssertionError("the test failed") if failed else None  # then a program may still use it
+        if not is_kept:
+            _withdraw(request, where)
+        # After a failure, a program may still use it.
+        error = AssertionError("the test failed") if failed or problem is not None else None
         with _skipping(request, None):
             _leave(block, error)
+            if problem is not None:
+                raise problem
+
+
+def _problem_of(release: Callable[[T], None], handle: T) -> RigError | None:
+    """Return the error with which the use of a handle ends; None if it ends without one."""
+    try:
+        release(handle)
+    except RigError as error:
+        return error
+    return None
 
 
 def _leave(block: AbstractContextManager[Any], error: Exception | None) -> None:
@@ -124,10 +150,17 @@ def _keep_folder(request: pytest.FixtureRequest, keep: Keep) -> Path | None:
     return factory.mktemp("siterig-kept") / str(request.fixturename)
 
 
-def _announce(request: pytest.FixtureRequest, folder: Path | None) -> None:
-    """Note the folder for the report of a failure, which is written before the files are."""
-    if folder is not None:
-        request.node.stash.setdefault(KEPT, []).append(f"{request.fixturename}: {folder}")
+def _announce(request: pytest.FixtureRequest, folders: Sequence[Path]) -> None:
+    """Note the folders for the report of a failure, which is written before the files are."""
+    request.node.stash.setdefault(KEPT, []).extend(f"{request.fixturename}: {folder}" for folder in folders)
+
+
+def _withdraw(request: pytest.FixtureRequest, folders: Sequence[Path]) -> None:
+    """Forget the folders: nothing was kept in them."""
+    kept = request.node.stash.get(KEPT, [])
+    for folder in folders:
+        if (text := f"{request.fixturename}: {folder}") in kept:
+            kept.remove(text)
 
 
 def disk(
@@ -157,6 +190,8 @@ def disk(
     """
 
     def siterig_disk(request: pytest.FixtureRequest) -> Iterator[DiskHandle]:
+        """Give a new disk, as a file: a ``siterig.testing.DiskHandle``."""
+
         def make(bench: Workbench) -> AbstractContextManager[DiskHandle]:
             return bench.disk(size=size, fs=fs, setup=setup, log=log, timeout=timeout)
 
@@ -183,10 +218,12 @@ def fs(
     """
 
     def siterig_fs(request: pytest.FixtureRequest) -> Iterator[FileSystemHandle]:
+        """Give a new, mounted file system on a disk of its own: a ``siterig.testing.FileSystemHandle``."""
+
         def make(bench: Workbench) -> AbstractContextManager[FileSystemHandle]:
             return bench.fs(size=size, fs=fs, setup=setup, log=log, timeout=timeout)
 
-        yield from _provide(request, make, require=require, keep=keep)
+        yield from _provide(request, make, require=require, keep=keep, release=lambda fs: fs.unmount())
 
     return pytest.fixture(scope=scope, name=name)(siterig_fs)
 
@@ -217,10 +254,12 @@ def rig(
     """
 
     def siterig_rig(request: pytest.FixtureRequest) -> Iterator[RigHandle]:
+        """Give a rig that is up, with a site and a recovery side: a ``siterig.testing.RigHandle``."""
+
         def make(bench: Workbench) -> AbstractContextManager[RigHandle]:
             return bench.rig(share=share, interval=interval, timeout=timeout)
 
-        yield from _provide(request, make, require=require, keep=keep)
+        yield from _provide(request, make, require=require, keep=keep, rig_of=lambda rig: rig)
 
     return pytest.fixture(scope=scope, name=name)(siterig_rig)
 
@@ -252,12 +291,15 @@ def vm(
     """
 
     def siterig_vm(request: pytest.FixtureRequest) -> Iterator[VmHandle]:
+        """Give a VM at the site of a rig: a ``siterig.testing.VmHandle``."""
         at: RigHandle = request.getfixturevalue(rig)
 
         def make(bench: Workbench) -> AbstractContextManager[VmHandle]:
             return bench.vm(at, request.node.name, size=size, fs=fs, setup=setup, disks=disks)
 
-        yield from _provide(request, make, require=require, keep=keep)
+        yield from _provide(
+            request, make, require=require, keep=keep, release=lambda vm: vm.release(), rig_of=lambda vm: vm.rig
+        )
 
     return pytest.fixture(scope=scope, name=name)(siterig_vm)
 
@@ -279,6 +321,7 @@ def azurite(
     """
 
     def siterig_azurite(request: pytest.FixtureRequest) -> str:
+        """Give the connection string of an Azurite."""
         bench: Workbench = request.getfixturevalue("siterig_workbench")
         with _skipping(request, require):
             return bench.azurite(share=share, timeout=timeout)
@@ -289,6 +332,7 @@ def azurite(
 def faults(
     *,
     on: str | None = None,
+    seed: int | None = None,
     keep: Keep | None = None,
     timeout: float | None = None,
     scope: Scope = "function",
@@ -297,11 +341,12 @@ def faults(
     """Make a fixture for fault rules, a :class:`siterig.testing.FaultsHandle`.
 
     At the end of the test all rules are removed, before the other fixtures end; a rule that fired too rarely or too often
-    fails the test.  The seed of random choices is ``--siterig-seed``.
+    fails the test.  With a wider scope this happens at the end of the scope.
 
     Args:
         on: the name of the fixture with the rig, VM, file system or disk; its scope must not be narrower.  None:
             ``siterig_fs`` or ``siterig_disk`` if the test uses it, otherwise ``siterig_rig``.
+        seed: the seed of random choices.
         keep: ``never``, ``failed`` or ``always``: which tests keep verdicts and injections.
         timeout: the longest wait for faults in seconds.
         scope: the scope of the fixture.
@@ -309,23 +354,30 @@ def faults(
     """
 
     def siterig_faults(request: pytest.FixtureRequest) -> Iterator[FaultsHandle]:
+        """Give the fault rules of a file system, a disk or a rig: a ``siterig.testing.FaultsHandle``."""
         from siterig.testing.fault_handles import FaultsHandle  # noqa: PLC0415 (pytest starts without it)
 
-        settings = request.config.stash[SETTINGS].but(keep=keep, timeout=timeout)
+        settings = request.config.stash[SETTINGS].but(seed=seed, keep=keep, timeout=timeout)
         at: Any = request.getfixturevalue(on or _fixture_with_faults(request))
         folder = _keep_folder(request, settings.keep)
         with failing():
             handle = FaultsHandle(at, seed=settings.seed, timeout_s=settings.timeout)
-        _announce(request, folder)
+        where = [] if folder is None else [folder]
+        _announce(request, where)
         if request.scope == "function":
             request.node.stash.setdefault(FAULTS, []).append(handle)
         yield handle
+        failed = True
         try:
             with failing():
                 handle.check()
+            failed = request.node.stash.get(FAILED, False)
         finally:
-            if folder is not None and (settings.keep == "always" or request.node.stash.get(FAILED, False)):
-                handle.keep(folder)
+            if folder is not None and (settings.keep == "always" or failed):
+                with failing():
+                    handle.keep(folder)
+            else:
+                _withdraw(request, where)
 
     return pytest.fixture(scope=scope, name=name)(siterig_faults)
 
@@ -334,15 +386,17 @@ def _fixture_with_faults(request: pytest.FixtureRequest) -> str:
     """Return the fixture that the rules of ``siterig_faults`` are for.
 
     Raises:
-        pytest.fail.Exception: there are several.
+        pytest.fail.Exception: there are several, or the first test of a wider scope would decide for all.
     """
-    if request.scope != "function":
-        return _RIGS[0]
     disks = [name for name in _DISKS if name in request.fixturenames]
     rigs = [name for name in _RIGS if name in request.fixturenames]
-    if len(disks) > 1 or (disks and rigs):
-        there = ", ".join([*disks, *rigs])
-        text = f"siterig: {request.fixturename} can act on each of {there}: choose with siterig.testing.faults(on=NAME)"
+    problem = None
+    if disks and request.scope != "function":
+        problem = f"is for a whole {request.scope}, whose tests use {', '.join([*disks, *rigs])}"
+    elif len(disks) > 1 or (disks and rigs):
+        problem = f"can act on each of {', '.join([*disks, *rigs])}"
+    if problem is not None:
+        text = f"siterig: {request.fixturename} {problem}: choose with siterig.testing.faults(on=NAME)"
         pytest.fail(text, pytrace=False)
     return disks[0] if disks else _RIGS[0]
 
@@ -350,13 +404,14 @@ def _fixture_with_faults(request: pytest.FixtureRequest) -> str:
 @contextmanager
 def failing() -> Iterator[None]:
     """Fail the test, without a traceback, if the block raises an error."""
-    text = None
     try:
         yield
     except RigError as error:
-        text = f"siterig: {error.message} ({error.code})"
-    if text is not None:  # here the report shows no other exception
-        pytest.fail(text, pytrace=False)
+        raise _failure(error) from None  # the report shows no other exception
+
+
+def _failure(error: RigError) -> BaseException:
+    return pytest.fail.Exception(f"siterig: {error.message} ({error.code})", pytrace=False)
 
 
 def clock(*, rig: str = "siterig_rig", scope: Scope = "function", name: str | None = None) -> Any:
@@ -371,6 +426,7 @@ def clock(*, rig: str = "siterig_rig", scope: Scope = "function", name: str | No
     """
 
     def siterig_clock(request: pytest.FixtureRequest) -> Iterator[ClockHandle]:
+        """Give the clock of a rig: a ``siterig.testing.ClockHandle``."""
         from siterig.testing.clock_handle import ClockHandle  # noqa: PLC0415 (pytest starts without it)
 
         at: Any = request.getfixturevalue(rig)

@@ -100,11 +100,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         for node in nodes:
             node.stash[FAILED] = True
     kept = [text for node in dict.fromkeys(nodes) for text in node.stash.get(KEPT, [])]
-    if kept:
-        if report.failed:
-            report.sections.append(("siterig", "files are kept in\n" + "\n".join(kept)))
-        if report.when == "teardown":
-            item.stash[KEPT] = []
+    if report.failed:
+        lines = ["files are kept in", *kept] if kept else []
+        if item.stash.get(FAULTS, []) or "siterig_seed" in getattr(item, "fixturenames", ()):
+            lines.append(f"the choices of this run are repeated with --siterig-seed={item.config.stash[STASHED].seed}")
+        if lines:
+            report.sections.append(("siterig", "\n".join(lines)))
+    if report.when == "teardown":
+        item.stash[KEPT] = []
     return report
 
 

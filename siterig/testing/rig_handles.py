@@ -23,7 +23,7 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.paths import Layout
-from siterig.testing.disk_handles import mount, unmount
+from siterig.testing.disk_handles import mount, save_disk, unmount, write_out
 from siterig.testing.testbed import Testbed
 from siterig.testing.timeline import Timeline
 from siterig.testing.trio_thread import run_in_thread
@@ -286,8 +286,20 @@ class VmHandle:
         self._mounted.remove(where)
 
     def keep(self, folder: Path) -> list[Path]:
-        """Save the logs, events and jobs of its rig; see :meth:`RigHandle.keep`."""
-        return self.rig.keep(folder)
+        """Save its disks, and those of the VMs that its failovers made, as ``SIDE-VM-DISK.img``; and all that its rig keeps.
+
+        See :meth:`RigHandle.keep`.
+        """
+        return [*self.rig.keep(folder), *self.save_disks(folder)]
+
+    def save_disks(self, folder: Path) -> list[Path]:
+        """Copy its disks, and those of the VMs that its failovers made, to a folder; return the copies."""
+        for where in self._mounted:
+            write_out(where)
+        kept = [path for copy in self._copies for path in copy.save_disks(folder)]
+        for disk, path in self.disks.items():
+            kept += save_disk(path, folder / f"{self.side}-{self.name}-{disk}.img")
+        return kept
 
     def release(self, *, even_if_used: bool = False) -> None:
         """Unmount everything of this VM and of the VMs that its failovers made."""
@@ -353,6 +365,7 @@ class VmHandle:
         for copy in self._copies:
             copy.release()
         self.rig.finish(lambda bed: bed.vault.cleanup_test_failover(vm=self.name))
+        self._copies.clear()
 
     def failover(self, point: str = "Latest", *, planned: bool = False) -> VmHandle:
         """Fail over to the recovery side, and return the VM there.

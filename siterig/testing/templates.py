@@ -27,6 +27,8 @@ _OPTIONS = {
     "xfs": ["-f", "-K"],
 }
 _PACKAGES = {"ext4": "e2fsprogs", "xfs": "xfsprogs"}
+_functions: list[Callable[[Path], object]] = []
+"""The functions that have filled templates of this process.  They stay here, so that no other one gets the id of one."""
 
 
 class Templates:
@@ -54,7 +56,7 @@ class Templates:
         Raises:
             RigError: ``DiskTooSmall``, ``ToolMissing``, ``MkfsFailed``; ``TemplateFailed`` with the output of the setup.
         """
-        own = f"{os.getpid()}:{id(setup)}" if callable(setup) else setup or ""
+        own = f"{os.getpid()}:{number_of(setup)}" if callable(setup) else setup or ""
         key = hashlib.blake2b(f"{size_bytes}\0{fs}\0{own}".encode(), digest_size=8).hexdigest()
         image = self._folder / f"{fs}-{key}.img"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -112,3 +114,10 @@ class Templates:
                 Code.TemplateFailed,
                 f"setup {setup!r} ended with exit status {done.returncode}; the end of its output:\n{output}",
             )
+
+
+def number_of(setup: Callable[[Path], object]) -> int:
+    """Return a number that only this function has."""
+    if setup not in _functions:
+        _functions.append(setup)
+    return _functions.index(setup)

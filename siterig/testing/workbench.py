@@ -62,7 +62,7 @@ class Workbench:
         self._shared = (shared or folder).absolute()
         self._numbers = itertools.count(1)
         self._disks: DiskClient | None = None
-        self._servers: dict[str, SharedServer] = {}
+        self._servers: dict[tuple[str, bool], SharedServer] = {}
         self._templates = Templates(self._shared / "templates", self._client, self.folder / "fs", self._remove)
         self._rigs = 1
         self._ahead: dict[tuple[int, Path | None, bool], tuple[str, list[PendingCall]]] = {}
@@ -237,16 +237,33 @@ class Workbench:
                 if not failed:
                     handle.path.rmdir()
 
-    def keep_rig(self) -> None:
-        """Keep the folder of the rig when it has ended."""
-        if "rig" in self._servers:
-            self._servers["rig"].keep_files()
+    def keep_rig(self, folder: Path) -> None:
+        """Keep the files of a rig when it has ended, in :meth:`rig_files`.
+
+        Args:
+            folder: the state folder of the rig.
+        """
+        for server in self._servers.values():
+            if server.values.get("folder") == str(folder):
+                server.keep_files()
+
+    def rig_files(self, folder: Path) -> Path:
+        """Return the folder in which the files of a rig stay, if they are kept.
+
+        Args:
+            folder: the state folder of the rig, which may lie elsewhere while the rig is up.
+        """
+        for server in self._servers.values():
+            if server.values.get("folder") == str(folder):
+                return server.folder / "rig"
+        return folder
 
     # --- servers ------------------------------------------------------------------------------------------------
 
     def _server(self, kind: str, *, share: bool | None, timeout: float | None) -> SharedServer:
         settings = self.settings.but(share=share, timeout=timeout)
-        server = self._servers.get(kind)
+        key = kind, settings.share
+        server = self._servers.get(key)
         if server is not None and not server.is_up():
             server.leave()
             server = None
@@ -255,7 +272,7 @@ class Workbench:
             server = SharedServer(
                 "rig" if kind == "rig" else "azurite", folder, limit_s=settings.timeout, shared=settings.share
             )
-            self._servers[kind] = server
+            self._servers[key] = server
         return server
 
     def azurite(self, *, share: bool | None = None, timeout: float | None = None) -> str:
@@ -304,9 +321,9 @@ class Workbench:
                 handle.clear()
             except (RigError, OSError):
                 # In a shared rig, the VM stays: other processes use the rig, and their VMs have other names.
-                if not server.shared and self._servers.get("rig") is server:
+                if not server.shared and self._servers.get(("rig", False)) is server:
                     self._rigs += 1
-                    self._servers.pop("rig").leave()
+                    self._servers.pop(("rig", False)).leave()
 
     @contextmanager
     def vm(

@@ -40,6 +40,7 @@ from siterig.core.process_setup import allow_many_files, forbid_core_dumps
 from siterig.rpc.contract import Method, error_body, method_names
 from siterig.supervisor import cleanup
 from siterig.supervisor.process_log import log_to_stderr
+from siterig.testing.servers.client_process import LOOK_EVERY_S, ClientProcess
 from siterig.testing.servers.server_process import ignore_end_signals, report_error, report_ready
 
 if TYPE_CHECKING:
@@ -48,18 +49,6 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 _NAMES = frozenset(method_names(DiskHostControl))
 _methods: dict[str, Method] = {}
-
-
-_LOOK_EVERY_S = 0.5
-
-
-def _is_alive(pid: int) -> bool:
-    """Return False if a process has ended, or its main thread has."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state not in ("Z", "X")
 
 
 class _Faults:
@@ -80,10 +69,12 @@ class _Faults:
         return await self._started(), _methods[name]
 
     async def _follow_client(self) -> None:
-        """Remove all rules when the client was killed: its thread that waits for a rule keeps the process from ending."""
-        while _is_alive(self._client_pid):
-            await SYSTEM_CLOCK.sleep(_LOOK_EVERY_S)
-        await self.clear()
+        """Remove all rules when the client must end: a thread of it that waits for a rule keeps it from ending."""
+        client = ClientProcess(self._client_pid)
+        while True:
+            await SYSTEM_CLOCK.sleep(LOOK_EVERY_S)
+            if client.is_ending():
+                await self.clear()
 
     async def _started(self) -> FaultControl:
         if self._control is None:

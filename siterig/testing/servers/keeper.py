@@ -5,8 +5,10 @@ KIND is ``rig`` or ``azurite``.
 
 Each user holds a shared lock on ``DIR/users`` (:mod:`siterig.testing.servers.shared_server`).  The keeper waits for the
 exclusive lock: the kernel gives it when the last user has released its own, also by a kill.  So there is no count to keep.
+A user that was killed while it waits in the kernel for a disk of the rig keeps its lock until the rig ends; the keeper looks
+for that (:mod:`siterig.testing.servers.client_process`).
 
-At the end, the keeper removes the files of its server, unless ``DIR/keep`` exists.
+At the end, the keeper removes the files of its server, unless ``DIR/keep`` exists; then they are in ``DIR/rig``.
 
 Fault contract: if the keeper is killed, the rig or Azurite ends by itself.
 """
@@ -27,6 +29,7 @@ import structlog
 import trio
 
 from siterig.azure_emu.storage.azurite import start_azurite
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.json_text import json_text
@@ -38,6 +41,7 @@ from siterig.core.process_setup import forbid_core_dumps
 from siterig.rpc.contract import check_socket_path
 from siterig.supervisor import cleanup, launch
 from siterig.supervisor.process_log import log_to_stderr
+from siterig.testing.servers.client_process import LOOK_EVERY_S, ClientProcess, lock_holders
 from siterig.testing.servers.server_process import ignore_end_signals, report_error, report_ready
 from siterig.testing.servers.shared_server import KEEP
 
@@ -53,6 +57,15 @@ def _remove_files(folder: Path) -> None:
         path = folder / name
         shutil.rmtree(path.resolve(), ignore_errors=True)
         path.unlink(missing_ok=True)  # a link
+
+
+def _bring_home(folder: Path) -> None:
+    """Move the files of a rig to ``folder/rig``, if they lie elsewhere because of the length of the path."""
+    rig = folder / "rig"
+    if rig.is_symlink():
+        target = rig.resolve()
+        rig.unlink()
+        shutil.move(target, rig)
 
 
 def _rig_folder(folder: Path) -> Path:
@@ -104,6 +117,23 @@ async def _wait_for_last_user(users: Path, end: Callable[[], None]) -> None:
     end()
 
 
+async def _watch_users(users: Path, end: Callable[[], None]) -> None:
+    """End when no user can release its lock: each one must end, and waits for a disk of the rig that a fault rule holds."""
+    watched: dict[int, ClientProcess] = {}
+    fd = os.open(users, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        while True:
+            await SYSTEM_CLOCK.sleep(LOOK_EVERY_S)
+            pids = lock_holders(fd)
+            watched = {pid: watched.get(pid) or ClientProcess(pid) for pid in pids}
+            ending = [user.is_ending() for user in watched.values()]  # each one is looked at
+            if pids and all(ending):
+                _log.info("users_hang", pids=pids)
+                end()
+    finally:
+        os.close(fd)
+
+
 async def _wait_for_signal(end: Callable[[], None], *, task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
@@ -116,6 +146,7 @@ async def _keep(kind: str, folder: Path, report_fd: int) -> None:
         end = nursery.cancel_scope.cancel
         await nursery.start(_wait_for_signal, end)
         nursery.start_soon(_wait_for_last_user, folder / "users", end)
+        nursery.start_soon(_watch_users, folder / "users", end)
         async with _KINDS[kind](folder) as values:
             write_atomically(folder / "ready.json", json_text(values).encode())
             try:
@@ -137,7 +168,9 @@ def main() -> None:
         alive = os.open(folder / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(alive, fcntl.LOCK_EX)  # held to the end of this process
         trio.run(_keep, kind, folder, report_fd)
-        if not (folder / KEEP).exists():
+        if (folder / KEEP).exists():
+            _bring_home(folder)
+        else:
             _remove_files(folder)
     except (RigError, ExceptionGroup) as error:
         failure = unwrap_rig_error(error)

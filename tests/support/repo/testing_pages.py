@@ -35,9 +35,8 @@ def settings_part() -> str:
     """Return the part of the page of the plugin between the two marks."""
     rows = ["| argument | option | ini key | default | meaning | values |", "| --- | --- | --- | --- | --- | --- |"]
     for each in SETTINGS:
-        argument = "" if each.name == "seed" else f"`{each.name}=`"
         default = f"`{each.default}`" if each.default else "none"
-        rows.append(f"| {argument} | `{each.option}` | `{each.ini}` | {default} | {each.text} | {each.values} |")
+        rows.append(f"| `{each.name}=` | `{each.option}` | `{each.ini}` | {default} | {each.text} | {each.values} |")
     return "\n".join([BEGIN, "", *rows, "", END])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,7 @@ def test_files_of_a_failed_test_are_kept_and_named(pytester: pytest.Pytester) ->
 
         def test_fails(siterig_fs):
             with (siterig_fs / "file").open("w") as file:
+                file.write("unsynced")
                 open_file = os.dup(file.fileno())
             assert open_file < 0
 
@@ -127,6 +129,10 @@ def test_files_of_a_failed_test_are_kept_and_named(pytester: pytest.Pytester) ->
     (folder,) = re.findall(r"^siterig_fs: (.+)$", result.stdout.str(), flags=re.MULTILINE)
     kept = {path.name for path in Path(folder).iterdir()}
     assert kept == {"disk.img", "disk.before.img", "disk.000001.hrl", "timeline.jsonl"}
+    shown = subprocess.run(
+        ["debugfs", "-R", "cat /file", Path(folder, "disk.img")], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == "unsynced"
     assert not list(Path(pytester.path, "kept").glob("test_passes*/siterig"))
     never = pytester.runpytest_subprocess("--basetemp=never", "--siterig-keep=never")
     assert "files are kept" not in never.stdout.str()
@@ -138,7 +144,17 @@ def test_files_of_a_failed_test_are_kept_and_named(pytester: pytest.Pytester) ->
 def test_a_file_system_that_stays_in_use_fails_its_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
+        import pytest
+
         LEAK = []
+
+        @pytest.fixture
+        def server(siterig_fs):
+            yield siterig_fs
+            raise OSError("it did not stop")
+
+        def test_another_end_fails(server):
+            pass
 
         def test_leaks(siterig_fs):
             LEAK.append((siterig_fs / "file").open("w"))
@@ -149,9 +165,12 @@ def test_a_file_system_that_stays_in_use_fails_its_test(pytester: pytest.Pyteste
             LEAK.pop().close()
         """
     )
-    result = pytester.runpytest_subprocess("-q")
-    result.assert_outcomes(passed=2, errors=1)
-    result.stdout.re_match_lines([r".*is still in use by this process: .*/file.*: close it first.*"])
+    result = pytester.runpytest_subprocess("-q", "--basetemp=base")
+    result.assert_outcomes(passed=3, errors=2)
+    result.stdout.re_match_lines([r"siterig: .*is still in use by this process: .*/file: close it first \(VmBusy\)"])
+    (folder,) = re.findall(r"^siterig_fs: (.+)$", result.stdout.str(), flags=re.MULTILINE)  # none for the other error
+    assert Path(folder).parent.parent.name == "test_leaks0"
+    assert Path(folder, "disk.img").exists()
 
 
 def test_workers_share_templates_and_the_seed(pytester: pytest.Pytester) -> None:

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from tests.support.leftovers import await_no_leftovers, leftovers
+from tests.support.plugin_runs import FROZEN, STARTED_S, await_disk_wait, running
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.system
-
-STARTED_S = 120.0
-
-
-def running(pytester: pytest.Pytester, until: Callable[[], bool], *options: str) -> subprocess.Popen[str]:
-    """Start pytest in the folder, and return it when ``until`` is true."""
-    command = [sys.executable, "-m", "pytest", f"--basetemp={pytester.path / 'base'}", *options]
-    run = subprocess.Popen(command, cwd=pytester.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(STARTED_S * 1e9)
-    while not until():
-        assert run.poll() is None, run.communicate()[0]
-        assert SYSTEM_CLOCK.monotonic_ns() < deadline_ns
-        SYSTEM_CLOCK.sleep_thread(0.02)
-    return run
-
 
 WAITS = """
     import pathlib
@@ -85,10 +67,11 @@ def test_a_run_that_ends_during_the_setup_leaves_nothing(pytester: pytest.Pytest
     await_no_leftovers(pytester.path)
 
 
-def test_a_rig_ends_with_a_killed_run(pytester: pytest.Pytester) -> None:
+def test_a_rig_ends_with_a_killed_run_that_waits_for_its_frozen_disk(pytester: pytest.Pytester) -> None:
     at = pytester.path / "at"
-    pytester.makepyfile(WAITS.format(more="siterig_vm", at=str(at)))
+    pytester.makepyfile(FROZEN.format(fixtures="siterig_vm, siterig_faults", folder="siterig_vm.mount()", at=str(at)))
     run = running(pytester, at.exists)
+    await_disk_wait(run)
     roles = [line for line in leftovers(pytester.path) if re.search(r"siterig\.roles\.", line)]
     assert len(roles) >= 6
     run.kill()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.support.leftovers import await_no_leftovers
+from tests.support.leftovers import await_no_leftovers, leftovers
+from tests.support.plugin_runs import FROZEN, STARTED_S, await_disk_wait, running
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.system
@@ -21,7 +23,12 @@ def test_rules_of_a_file_system_and_their_verdicts(pytester: pytest.Pytester) ->
         import os
         import threading
         import pytest
+        from siterig import testing
         from siterig.blockfs.core.errors import RigError
+
+        corpus = testing.fs(scope="module")
+        corpus_faults = testing.faults(on="corpus", scope="module", seed=5)
+        nameless = testing.faults(scope="module")
 
         def write(path):
             with path.open("wb") as file:
@@ -62,15 +69,39 @@ def test_rules_of_a_file_system_and_their_verdicts(pytester: pytest.Pytester) ->
             with pytest.raises(RigError, match="has added no fault 'x'; it has added: none"):
                 siterig_faults.wait("x")
 
+        def test_a_rule_of_the_log_does_not_meet_the_sync_for_a_rule_with_a_file(siterig_fs, siterig_faults):
+            (siterig_fs / "file").write_bytes(bytes(8192))  # its place on the disk is not chosen yet
+            siterig_faults.add("log append error=ENOSPC name=log", "disk write file=/file error=EIO fired=any name=data")
+            assert siterig_faults.injections() == []
+            with pytest.raises(OSError):
+                write(siterig_fs / "other")
+            assert {each.rule for each in siterig_faults.injections()} == {"log"}
+
         def test_two_disks(siterig_disk, siterig_fs, siterig_faults):
+            pass
+
+        def test_rules_of_a_module(corpus, corpus_faults):
+            assert corpus_faults.seed == 5
+            corpus_faults.add("disk write error=EIO times=1 name=once", "disk read error=EIO after=mark:never name=late")
+            with pytest.raises(OSError):
+                write(corpus / "file")
+
+        def test_the_rules_of_a_module_stay(corpus, corpus_faults):
+            assert [rule.fired for rule in corpus_faults.rules()] == [1, 0]
+
+        def test_a_module_without_a_name(siterig_fs, nameless):
             pass
         """
     )
-    result = pytester.runpytest_subprocess("--basetemp=base")
-    result.assert_outcomes(passed=4, failed=1, errors=1)
+    result = pytester.runpytest_subprocess("--basetemp=base", "--siterig-seed=4711")
+    result.assert_outcomes(passed=7, failed=1, errors=3)
     shown = result.stdout.str()
-    assert "siterig: fault 'broken' fired never; expected: >=1; no operation matched it (FaultNotFired)" in shown
-    assert "choose with siterig.testing.faults(on=NAME)" in shown
+    assert "\nsiterig: fault 'broken' fired never; expected: >=1; no operation matched it (FaultNotFired)\n" in shown
+    assert "siterig_faults can act on each of siterig_fs, siterig_disk: choose with siterig.testing.faults(on=NAME)" in shown
+    assert "nameless is for a whole module, whose tests use siterig_fs: choose with" in shown
+    assert "siterig: fault 'late' fired never; expected: >=1; its window did not open: mark:never did not come" in shown
+    assert "the choices of this run are repeated with --siterig-seed=4711" in shown
+    assert "During handling" not in shown
     folders = re.findall(r"^siterig_faults: (.+)$", shown, flags=re.MULTILINE)
     (verdict,) = json.loads(Path(folders[0], "faults.json").read_text())["verdicts"]
     assert not verdict["ok"]
@@ -90,6 +121,17 @@ def test_a_killed_test_whose_write_waits_leaves_nothing(pytester: pytest.Pyteste
     )
     pytester.runpytest_subprocess(timeout=60)
     await_no_leftovers(pytester.path)
+
+
+def test_a_run_that_waits_for_a_frozen_disk_ends_with_ctrl_c(pytester: pytest.Pytester) -> None:
+    at = pytester.path / "at"
+    pytester.makepyfile(FROZEN.format(fixtures="siterig_fs, siterig_faults", folder="siterig_fs.path", at=str(at)))
+    run = running(pytester, at.exists)
+    await_disk_wait(run)
+    run.send_signal(signal.SIGINT)
+    output, _ = run.communicate(timeout=STARTED_S)
+    assert "KeyboardInterrupt" in output
+    assert leftovers(pytester.path) == []
 
 
 def test_faults_and_clock_of_one_rig(pytester: pytest.Pytester) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -85,15 +85,25 @@ def test_workers_share_a_rig_and_the_last_one_ends_it(pytester: pytest.Pytester)
 
 
 def test_the_logs_of_a_rig_are_kept_after_a_failure(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("def test_it(siterig_rig): assert siterig_rig.events() is None")
+    pytester.makepyfile(
+        """
+        def test_it(siterig_rig, siterig_vm):
+            (siterig_vm.mount() / "file").write_text("unsynced")
+            assert siterig_rig.events() is None
+        """
+    )
     result = pytester.runpytest_subprocess("--basetemp=base")
     result.assert_outcomes(failed=1)
-    (folder,) = re.findall(r"^siterig_rig: (.+)$", result.stdout.str(), flags=re.MULTILINE)
-    kept = {path.name for path in Path(folder).iterdir()}
-    assert kept >= {"timeline.jsonl", "events.json", "jobs.json", "site.log", "vault.log", "supervisor.log"}
-    rig = Path(pytester.path, "base", "siterig0", "rig-1", "rig")
+    kept, rig = map(Path, re.findall(r"^siterig_rig: (.+)$", result.stdout.str(), flags=re.MULTILINE))
+    names = {path.name for path in kept.iterdir()}
+    assert names >= {"timeline.jsonl", "events.json", "jobs.json", "site.log", "vault.log", "supervisor.log"}
+    base = Path(pytester.path, "base")
+    assert rig == base / "siterig0" / "rig-1" / "rig"
     assert (rig / "vault.db").exists()
-    shutil.rmtree(rig.resolve())  # it may lie outside the folder of the test, because of its long path
+    assert not rig.is_symlink()  # it lay elsewhere while the rig was up, because of the long path
+    (disk,) = base.glob("test_it0/siterig/siterig_vm/site-test_it-*-data.img")
+    shown = subprocess.run(["debugfs", "-R", "cat /file", disk], capture_output=True, text=True, check=True)
+    assert shown.stdout == "unsynced"
 
 
 def test_a_test_is_skipped_with_the_remedy_or_fails(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from siterig.testing import plugin
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.slow
@@ -34,6 +37,12 @@ def test_the_plugin_loads_fast_and_loads_no_library() -> None:
     foreign = {name for name in runs[0]["modules"] if name.partition(".")[0] not in (*sys.stdlib_module_names, "siterig")}
     assert foreign == set()
     assert not [name for name in runs[0]["modules"] if "cext" in name or "vault" in name]
+
+
+def test_pytest_shows_a_text_for_each_fixture() -> None:
+    fixtures = [value for name, value in vars(plugin).items() if name.startswith("siterig_")]
+    assert len(fixtures) == 9
+    assert [value for value in fixtures if not inspect.getdoc(value.__wrapped__)] == []
 
 
 def test_the_testing_package_works_without_pytest() -> None:
