@@ -266,7 +266,9 @@ class FaultDirector(FaultControl, FaultListener):
 
     async def _remove(self, rules: Sequence[ArmedRule]) -> None:
         self._schedule.end([armed.label for armed in rules])
-        for injector, own in reversed(self._by_injector(rules)):  # roles that a rule has stopped continue first
+        by_injector = self._by_injector(rules)
+        by_injector.sort(key=lambda found: "process" not in found[0].layers)  # roles that a rule has stopped continue first
+        for injector, own in by_injector:
             await injector.disarm(own)
         for armed in rules:
             self._schedule.remove(armed.label)

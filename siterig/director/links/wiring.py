@@ -9,7 +9,7 @@ import trio
 
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.paths import Layout
 from siterig.director.injectors import LayerInjector
 from siterig.director.links.blob_injector import BLOB_LINKS, BlobInjector, BlobRules
@@ -18,6 +18,8 @@ from siterig.director.links.link_injector import LinkInjector
 from siterig.net.blob_proxy import BlobProxy, BlobService
 from siterig.scenarios.faults.schedule import FaultSchedule
 
+DELETION_S = 10.0
+"""A stopped Azurite must not keep other changes of rules waiting for longer."""
 _log = structlog.get_logger(__name__)
 
 
@@ -75,7 +77,12 @@ class _ContainerDeletion:
             return []
         account = BlobCacheAccount(connection_string(self._layout.azurite, self._layout.keys))
         try:
-            await account.delete_container()
+            with SYSTEM_CLOCK.move_on_after(DELETION_S) as limit:
+                await account.delete_container()
         finally:
             account.close()
+        if limit.cancelled_caught:
+            raise RigError(
+                Code.CacheUnreachable, f"the storage account did not answer within {DELETION_S:g} s", recoverable=True
+            )
         return [CONTAINER]

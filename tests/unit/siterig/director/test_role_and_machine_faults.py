@@ -245,6 +245,11 @@ async def test_a_reboot_loses_nothing_and_a_host_that_is_off_stays_off() -> None
             "hold azure",
         ]
         assert await stage.remove("off") == ["reboot azure", "lift off"]
+        await stage.add("machine azure power=off name=off")
+        await stage.add("process site pause=true name=stop")
+        before = len(stage.rig.calls)
+        await stage.director.clear_faults()
+        assert stage.rig.calls[before:] == ["lift stop", "ask False", "reboot azure", "lift off"]  # a stopped role first
         with pytest.raises(RigError, match=r"where.vm: power = reboot is of a whole host; allowed: host"):
             await stage.add("machine vm=web01 power=reboot")
 

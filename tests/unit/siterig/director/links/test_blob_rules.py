@@ -18,6 +18,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.core.paths import Layout
 from siterig.director.director import FaultDirector
+from siterig.director.links import wiring
 from siterig.director.links.wiring import link_injectors
 from siterig.net.http_peer import CONNECTION_ERRORS, HttpPeer
 from siterig.scenarios.faults.operations import FaultOperation
@@ -47,6 +48,8 @@ class Service:
                 body = b""
                 while (data := await peer.receive_data()) is not None:
                     body += data
+                if message.method == b"DELETE" and not self.deletion_status:
+                    await trio.sleep_forever()
                 status, headers, answer = self._answer(message.method, message.target.decode(), body)
                 headers += [("Content-Length", str(len(answer))), ("ETag", '"1"')]
                 headers += [("Last-Modified", "Mon, 30 Nov 2026 00:00:00 GMT"), ("x-ms-version", "2025-01-01")]
@@ -325,3 +328,14 @@ async def test_a_fault_of_the_account_that_fails_has_not_fired_and_the_request_p
         assert made.stored == DATA
         assert [(rule.name, rule.matched, rule.fired) for rule in made.schedule.status()] == [("one", 1, 0), ("two", 1, 0)]
         assert made.done == []
+
+
+async def test_an_account_that_does_not_answer_keeps_no_other_rule_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wiring, "DELETION_S", 0.05)
+    async with rig(tmp_path) as (made, _):
+        made.service.deletion_status = 0
+        with pytest.raises(RigError, match=r"the storage account did not answer within 0\.05 s"):
+            await made.add("blob account=container-deleted")
+        assert made.schedule.armed() == []
