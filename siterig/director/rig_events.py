@@ -76,8 +76,8 @@ class RigEvents:
                 while self._schedule.armed():
                     change = wait_for_change()
                     await change.wait()
+                self._vault_is_followed, self._roles_are_followed = trio.Event(), trio.Event()
                 nursery.cancel_scope.cancel()
-            self._vault_is_followed, self._roles_are_followed = trio.Event(), trio.Event()
 
     async def wait_followed(self) -> None:
         """Return when no event is missed for which a rule waits: from now on, and for seconds at most."""

@@ -254,3 +254,23 @@ async def test_the_end_of_a_rig_ends_faults_that_keep_its_disks_waiting(
         monkeypatch.setattr(cleanup, "release_guests", release)
         with trio.fail_after(30):
             assert (await supervisor.stop_all())[0] != "unmounted while the role was T"
+
+
+async def test_a_rule_that_kills_each_start_leaves_the_processor_to_others(tmp_path: Path) -> None:
+    starts: list[float] = []
+    enough = trio.Event()
+
+    async def kill(_name: str) -> StartFaults:
+        starts.append(trio.current_time())
+        if len(starts) == 3:
+            enough.set()
+        return StartFaults(kill="SIGKILL", fault="end")
+
+    async with running(tmp_path, role("a"), role("director", on_demand=True), start_faults=kill) as supervisor:
+        await supervisor.start_role(name="director")
+        await supervisor.ask_before_starts(ask=True)
+        await supervisor.kill_role(name="a")
+        with trio.fail_after(30):
+            await enough.wait()
+        assert min(starts[1] - starts[0], starts[2] - starts[1]) >= supervisor_module.BACKOFF_FIRST_S
+        assert (await status(supervisor)).restarts == 0
