@@ -32,7 +32,7 @@ def link_injectors(layout: Layout, schedule: FaultSchedule, *, clock: Clock = SY
         clock: measures delays and rates.
     """
     entries = LinkEntries(layout, clock=clock)
-    blobs = BlobInjector(schedule, entries, _ContainerDeletion(layout).delete, clock=clock)
+    blobs = BlobInjector(schedule, entries, _ContainerDeletion(layout, clock.real).delete, clock=clock)
     for link in BLOB_LINKS:
         entries.serve_blobs(link, _BlobLink(layout, BlobRules(blobs, link.partition("-")[0]), clock).serve)
     return [LinkInjector(schedule, entries, clock=clock), blobs]
@@ -66,8 +66,8 @@ class _BlobLink:
 class _ContainerDeletion:
     """Deletes containers of the rig's storage account, past all proxies."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout, clock: Clock) -> None:
+        self._layout, self._clock = layout, clock
 
     async def delete(self, pattern: str) -> list[str]:
         # The SDK takes longer to load than everything else here, and few rules need it.
@@ -77,7 +77,7 @@ class _ContainerDeletion:
             return []
         account = BlobCacheAccount(connection_string(self._layout.azurite, self._layout.keys))
         try:
-            with SYSTEM_CLOCK.move_on_after(DELETION_S) as limit:
+            with self._clock.move_on_after(DELETION_S) as limit:
                 await account.delete_container()
         finally:
             account.close()
