@@ -30,6 +30,8 @@ PARTS_MAX: int = lib.SR_TEAR_PARTS_MAX
 BAD_BYTES_MAX = 16 << 30
 """The longest range of bad sectors (``SR_BAD_BYTES_MAX``)."""
 SECTOR_BYTES: int = lib.SR_FAULT_SECTOR_BYTES
+_PART_BYTES_MAX = (1 << 32) - 1
+"""A part of a torn write has its size in 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,10 @@ class DelayEffect:
 
 @dataclass(frozen=True, slots=True)
 class LimitEffect:
-    """Operations begin no faster than these limits allow; 0 means no limit.  The first ``burst_ns`` of them are free."""
+    """Operations begin no faster than these limits allow; 0 means no limit.  The first ``burst_ns`` of them are free.
+
+    An operation that begins at once has met no fault, and is not counted as one.
+    """
 
     bytes_per_s: int = 0
     operations_per_s: int = 0
@@ -111,7 +116,10 @@ class FlipEffect:
 
 @dataclass(frozen=True, slots=True)
 class BadSectorsEffect:
-    """Reads of the range fail with ``error``; a write, discard or zeroing heals the sectors that it covers."""
+    """Reads of the sectors that the range touches fail with ``error``.
+
+    They are bad from the moment at which the rule is enabled first.  A write, discard or zeroing heals those that it covers.
+    """
 
     error: int = errno.EIO
 
@@ -123,7 +131,10 @@ class LieEffect:
 
 @dataclass(frozen=True, slots=True)
 class FullEffect:
-    """The disk is full: writes and zeroing of holes fail with ``ENOSPC`` after ``free_bytes`` of them were filled."""
+    """The disk is full: writes and zeroing of holes fail with ``ENOSPC`` after ``free_bytes`` of them were filled.
+
+    A hole is filled in whole blocks of 4 KiB.  An operation that a rule fails fills nothing.
+    """
 
     free_bytes: int = 0
 
@@ -275,8 +286,10 @@ class DiskFault:
         parts = len(effect.sizes) or effect.parts
         if effect.unit_bytes not in (SECTOR_BYTES, lib.SR_BLOCK_BYTES):
             raise self._refused(f"unit_bytes is {effect.unit_bytes}; allowed: {SECTOR_BYTES} and {lib.SR_BLOCK_BYTES}")
-        if effect.sizes and (len(effect.sizes) > PARTS_MAX or min(effect.sizes) < 1):
-            raise self._refused(f"sizes are {effect.sizes}; allowed: up to {PARTS_MAX} sizes of at least one byte")
+        if effect.sizes and (len(effect.sizes) > PARTS_MAX or min(effect.sizes) < 1 or max(effect.sizes) > _PART_BYTES_MAX):
+            raise self._refused(
+                f"sizes are {effect.sizes}; allowed: up to {PARTS_MAX} sizes of 1 to {_PART_BYTES_MAX} bytes"
+            )
         if effect.keep is None:
             return
         if effect.keep and not 1 <= min(effect.keep) <= max(effect.keep) <= min(parts or PARTS_MAX, PARTS_MAX):

@@ -25,6 +25,7 @@ import trio
 
 from siterig.blockfs.changelog.disk_log import check
 from siterig.blockfs.contracts.fault_effects import EFFECT_NAMES, OPERATION_NAMES, DiskFault, GuestOperation
+from siterig.blockfs.core import fault_decisions as decisions
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk.disk_core import DiskCore
 from siterig.cext._core import ffi, lib
@@ -116,12 +117,16 @@ class LostWrites:
         lost: those of which nothing is left.
         torn: those of which some sectors are left.
         length: number of bytes that are as they were before.
+        ranges: start and length of these bytes, ascending; only the first 16 ranges.
+        range_count: number of all ranges.
     """
 
     writes: int
     lost: int
     torn: int
     length: int
+    ranges: tuple[tuple[int, int], ...] = ()
+    range_count: int = 0
 
 
 class DiskFaults:
@@ -486,12 +491,18 @@ class PowerLoss:
     ranges: tuple[tuple[int, int], ...] = ()
     keeps_waits: bool = False
 
-    def as_c(self, memory: list[Any]) -> Any:
-        """Return ``struct sr_power_loss``; ``memory`` gets the arrays that it points to."""
+    def for_disk(self, number: int) -> PowerLoss:
+        """Return the extent for one of several disks, which are numbered from 0: each has random choices of its own."""
+        if number == 0:
+            return self
+        return replace(self, stream=decisions.draw(self.stream, number, decisions.FIRST_CHOICE))
+
+    def as_c(self, memory: list[Any]) -> dict[str, Any]:
+        """Return the fields of ``struct sr_power_loss``; ``memory`` gets the arrays that they point to."""
         survivors = ffi.new("uint64_t[]", list(self.survivors))
         ranges = ffi.new("struct sr_fault_range[]", list(self.ranges))
         memory += [survivors, ranges]
-        fields = {
+        return {
             "stream": self.stream,
             "keeps": self.keeps,
             "tear": self.tear_bytes,
@@ -501,10 +512,11 @@ class PowerLoss:
             "range_count": len(self.ranges),
             "keeps_waits": self.keeps_waits,
         }
-        return ffi.new("struct sr_power_loss *", fields)
 
 
-async def lose_power(disks: Sequence[DiskFaults], how: PowerLoss | None = None) -> tuple[list[LostWrites], int]:
+async def lose_power(
+    disks: Sequence[DiskFaults], how: PowerLoss | Sequence[PowerLoss] | None = None
+) -> tuple[list[LostWrites], int]:
     """Put disks into a state that a loss of power may leave, all at one position.
 
     The old bytes are written to the disks and to their logs, which stay true.  Requests that wait for a rule fail
@@ -512,7 +524,7 @@ async def lose_power(disks: Sequence[DiskFaults], how: PowerLoss | None = None) 
 
     Args:
         disks: different disks; :meth:`DiskFaults.keep_unsynced` was called for each before the writes.
-        how: the extent; None: all unsynced writes are lost.
+        how: the extent, or that of each disk; None: all unsynced writes are lost.
 
     Returns:
         The effect on each disk, and the position: all records of the guests are at or below it.
@@ -521,14 +533,17 @@ async def lose_power(disks: Sequence[DiskFaults], how: PowerLoss | None = None) 
         RigError: ``FaultNotPossible`` if the old bytes of a disk are not kept; nothing was changed then.
         OSError: the old bytes could not all be written.
     """
-    return await trio.to_thread.run_sync(_lose_power_now, disks, how or PowerLoss())
+    if how is None or isinstance(how, PowerLoss):
+        how = [(how or PowerLoss()).for_disk(number) for number in range(len(disks))]
+    return await trio.to_thread.run_sync(_lose_power_now, disks, how)
 
 
-def _lose_power_now(disks: Sequence[DiskFaults], how: PowerLoss) -> tuple[list[LostWrites], int]:
+def _lose_power_now(disks: Sequence[DiskFaults], how: Sequence[PowerLoss]) -> tuple[list[LostWrites], int]:
     kept: list[Any] = []
     rows, position = ffi.new("struct sr_lost_writes[]", len(disks)), ffi.new("uint64_t *")
+    extents = ffi.new("struct sr_power_loss[]", [each.as_c(kept) for each in how])
     with _held(disks):
-        rc = int(lib.sr_disks_lose_power([disk.core.c for disk in disks], len(disks), how.as_c(kept), rows, position))
+        rc = int(lib.sr_disks_lose_power([disk.core.c for disk in disks], len(disks), extents, rows, position))
         if rc == -errno.ENODATA:
             missing = ", ".join(str(disk.core.paths) for disk in disks if disk.unsynced() is None)
             raise RigError(
@@ -537,4 +552,10 @@ def _lose_power_now(disks: Sequence[DiskFaults], how: PowerLoss) -> tuple[list[L
         check(rc)
         for row in rows:
             check(row.error)
-    return [LostWrites(row.writes, row.lost, row.torn, row.bytes) for row in rows], int(position[0])
+    return [_lost(row) for row in rows], int(position[0])
+
+
+def _lost(row: Any) -> LostWrites:
+    kept = min(row.range_count, lib.SR_LOST_RANGES_KEPT)
+    ranges = tuple((row.ranges[i].start, row.ranges[i].length) for i in range(kept))
+    return LostWrites(row.writes, row.lost, row.torn, row.bytes, ranges, row.range_count)

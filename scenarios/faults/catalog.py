@@ -87,6 +87,8 @@ LAYERS: Mapping[LayerName, FaultLayer] = {
     "machine": FaultLayer("A host of the rig with everything on it, or a VM.", ("host", "vm", "disk"), (), ("host",)),
 }
 
+READS = frozenset({"read", "GetBlob"})
+"""The operations that change nothing that is stored."""
 ALL_PLACES = tuple(dict.fromkeys(key for layer in LAYERS.values() for key in layer.places))
 WHEN_KEYS = ("after", "until", "for", "occurrence", "every", "probability", "times", "while_file", "timing")
 EXPECT_KEYS = ("fired", "recoverable")
@@ -168,7 +170,7 @@ EFFECTS: Mapping[str, FaultKind] = {
         destroys=True,
     ),
     "stale": FaultKind(
-        _on("a read returns the bytes that were there before the last write", "disk"), operations={"disk": ("read",)}
+        _on("a read returns the bytes that were there when the rule began", "disk"), operations={"disk": ("read",)}
     ),
     "flip": FaultKind(
         _on("bits of the data are inverted: for the reader alone, or in the stored bytes", "disk", "log", "store")

@@ -16,7 +16,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.documents.model_problems import DocumentProblem, misfit, problems_of
 from siterig.blockfs.documents.nearest import hint
 from siterig.scenarios.faults import fitting
-from siterig.scenarios.faults.catalog import IMMEDIATE
+from siterig.scenarios.faults.catalog import IMMEDIATE, READS
 from siterig.scenarios.faults.schema import FaultEffect, FaultExpectation, FaultModel, FaultMoment, FaultPlace, Seed
 from siterig.scenarios.faults.values import Text
 from siterig.scenarios.faults.words import mapping_of_words, words_of_document
@@ -59,6 +59,11 @@ class FaultRule(FaultModel):
     def is_immediate(self) -> bool:
         """True if the fault acts when its window opens, not on an operation."""
         return self.operations == (IMMEDIATE,)
+
+    @property
+    def destroys_nothing(self) -> bool:
+        """True if the fault changes no stored bytes: it changes only what its reads return."""
+        return set(self.operations) <= READS and not self.what.bad_sectors
 
     def document(self) -> dict[str, Any]:
         """Return the rule as TOML and JSON have it: only keys that differ from their defaults, quantities as text."""

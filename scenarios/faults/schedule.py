@@ -39,6 +39,7 @@ from siterig.scenarios.faults.operations import FaultOperation, OperationMatcher
 from siterig.scenarios.faults.records import FaultVerdict, Injection, RuleStatus
 from siterig.scenarios.faults.rules import FaultRule, set_problems
 from siterig.scenarios.faults.triggers import FaultWindow, TriggerBoard
+from siterig.scenarios.faults.values import FaultTrigger
 
 INJECTIONS_KEPT = 100_000
 """The newest injections are in memory, for the report; older ones are in the log only."""
@@ -186,7 +187,7 @@ class FaultSchedule:
                 raise RigError(Code.InvalidFault, "; ".join(map(str, located)))
             default = self.seed if seed is None else seed
             new = [self._arm(rule, None if ranges is None else ranges(rule), default) for rule in added]
-            if self._atlas is None and any(map(self._asks_atlas, new)):
+            if self._atlas is None and any(self._asks_atlas(armed) and not armed.rule.destroys_nothing for armed in new):
                 raise RigError(Code.InvalidFault, "expect.recoverable: true: it is not known here which copies a block has")
             self._armed |= {armed.label: armed for armed in new}
             changes = _Changes(windows=[armed for armed in new if armed.window.refresh(self._board)])
@@ -331,6 +332,11 @@ class FaultSchedule:
             self._board.note_position(position)
         self.refresh()
 
+    def awaited(self) -> list[FaultTrigger]:
+        """Return the moments that open or close windows."""
+        with self._lock:
+            return [trigger for armed in self._armed.values() for trigger in armed.window.awaited()]
+
     def refresh(self) -> None:
         """Open and close windows by the clock and by everything that was noted."""
         with self._lock:
@@ -395,7 +401,7 @@ class FaultSchedule:
         armed.matched += 1
         if not armed.turns.fires(armed.matched, armed.fired):
             return None
-        if armed.rule.expect.recoverable and not self._is_recoverable(operation):
+        if armed.rule.expect.recoverable and not self._is_recoverable(armed.rule, operation):
             armed.spared += 1
             return None
         if armed.rule.what.cut_after is None:
@@ -424,8 +430,10 @@ class FaultSchedule:
         self._announce(changes)
         return True
 
-    def _is_recoverable(self, operation: FaultOperation) -> bool:
+    def _is_recoverable(self, rule: FaultRule, operation: FaultOperation) -> bool:
         place = operation.place
+        if self._atlas is None and rule.destroys_nothing:
+            return True
         if self._atlas is None or operation.start is None or "vm" not in place or "disk" not in place:
             return False
         disk = f"{place['vm']}/{place['disk']}"

@@ -123,6 +123,11 @@ class FaultWindow:
         """True while the rule counts operations, as of the last :meth:`refresh`."""
         return self.opened_ns is not None and not self.is_closed
 
+    def awaited(self) -> list[FaultTrigger]:
+        """Return the moments that change it."""
+        moments = [self.after if self.opened_ns is None else None, self.until]
+        return [] if self.is_closed else [moment for moment in moments if moment is not None]
+
     def refresh(self, board: TriggerBoard) -> bool:
         """Open or close the window by the moments that have come; True if it is open now and was not, or the reverse."""
         before = self.is_open

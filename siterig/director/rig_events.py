@@ -7,7 +7,7 @@ The position of the site is read while a rule waits for one.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 import trio
@@ -18,7 +18,6 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.scenarios.faults.schedule import FaultSchedule
-from siterig.scenarios.faults.values import FaultTrigger
 
 PATIENCE_S = 3.0
 """One long poll."""
@@ -81,7 +80,7 @@ class RigEvents:
 
     async def wait_followed(self) -> None:
         """Return when no event is missed for which a rule waits: from now on, and for seconds at most."""
-        names = [trigger.name for trigger in self._awaited() if trigger.kind == "event"]
+        names = [trigger.name for trigger in self._schedule.awaited() if trigger.kind == "event"]
         wanted = [self._roles_are_followed] if names else []
         if any(not name.startswith("Role") for name in names):
             wanted.append(self._vault_is_followed)
@@ -90,14 +89,6 @@ class RigEvents:
                 await event.wait()
         if scope.cancelled_caught:
             _log.warning("events_not_followed_yet", limit_s=BEGIN_S)
-
-    def _awaited(self) -> Iterator[FaultTrigger]:
-        """Yield the moments that open or close windows."""
-        for armed in self._schedule.armed():
-            if not armed.window.is_closed:
-                for trigger in (armed.rule.when.after if armed.window.opened_ns is None else None, armed.rule.when.until):
-                    if trigger is not None:
-                        yield trigger
 
     def _note(self, name: str, subject: str) -> None:
         for text in _names(name, subject):
@@ -140,15 +131,12 @@ class RigEvents:
 
     async def _follow_position(self) -> None:
         while True:
-            if self._waits_for_position():
+            if any(trigger.kind == "position" for trigger in self._schedule.awaited()):
                 try:
                     self._schedule.note_position(await self._site.position())
                 except RigError as error:
                     _log.debug("position_unknown", reason=error.message)
             await self._clock.sleep(POSITION_EVERY_S)
-
-    def _waits_for_position(self) -> bool:
-        return any(trigger.kind == "position" for trigger in self._awaited())
 
 
 def _names(name: str, subject: str) -> Iterable[str]:

@@ -68,6 +68,7 @@ class ArmedDiskRule:
         watch_scope: the watch of the file of ``while_file``; cancelled when the rule is removed.
         acted_ns: wall time at which an immediate rule acted; None: not yet.
         ranges: start and length of the bytes of the file that the rule names, on each disk.
+        lost_upto: the number of the last fault of the rule for which the power was lost.
     """
 
     plan: FaultPlan
@@ -82,6 +83,7 @@ class ArmedDiskRule:
     ranges: dict[DiskFaults, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     watch_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     acted_ns: int | None = None
+    lost_upto: int = 0
 
     @property
     def name(self) -> str:

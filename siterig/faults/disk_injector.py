@@ -15,12 +15,22 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
 import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.disk.disk_faults import DiskFaults, DiskInjection, change_rules, change_rules_now, lose_power
-from siterig.blockfs.guests.file_ranges import merged, ranges_of
+from siterig.blockfs.disk.disk_faults import (
+    RULES_MAX,
+    DiskFaults,
+    DiskInjection,
+    LostWrites,
+    PowerLoss,
+    change_rules,
+    change_rules_now,
+    lose_power,
+)
+from siterig.blockfs.guests.file_ranges import ranges_of
 from siterig.blockfs.watch.file_existence import existence
 from siterig.core.fault_contract import ArmedFaults, FaultCount, FaultInjector, FaultPlan, FaultReport, InjectedFault
 from siterig.faults.armed_disk_rule import ArmedDiskRule, DiskChanges, OpenDisk
@@ -29,10 +39,12 @@ from siterig.faults.disk_words import changed_ranges, done_words, loss_words, op
 from siterig.faults.injection_log import InjectionLog
 from siterig.scenarios.faults.rules import FaultRule, mark_words, read_rule
 
+_log = structlog.get_logger("faults")
 ALL_FAULTS = (1 << 63) - 1
 """A number that no fault reaches: it releases all operations that a rule holds, now and later."""
 MAPPING_S = 10.0
 """Time limit for the sync of a guest's file system, and the map of a file in it."""
+_LARGEST_BYTES = 1 << 62
 _TRIES = 5
 """A change is tried again if a disk is closed at the same moment."""
 
@@ -93,6 +105,7 @@ class DiskInjector(FaultInjector):
             if self._must_match:
                 self._check_matches(new)
             for armed in new:
+                self._check_range(armed)
                 await self._map_file(armed)
                 armed.has_file = armed.while_file is None or armed.while_file.exists()
             position = await self._place(new)
@@ -101,7 +114,7 @@ class DiskInjector(FaultInjector):
                 self._log.forget_over(armed.name)
                 if armed.while_file is not None:
                     self._running.start_soon(self._follow_file, armed, armed.while_file)
-            acted = await self._act(new)
+            acted = await self._act(new, position)
         self._tell_soon(acted)
         return ArmedFaults(position=position, targets={plan.name: self._armed[plan.name].targets() for plan in plans})
 
@@ -115,6 +128,7 @@ class DiskInjector(FaultInjector):
         armed = ArmedDiskRule(plan, rule, map_rule(plan.name, rule, plan.seed, is_awaited=plan.is_awaited), plan.is_open)
         if self._must_match:
             self._check_matches([armed])
+        self._check_range(armed)
 
     def _new(self, plans: Sequence[FaultPlan]) -> list[tuple[FaultPlan, FaultRule]]:
         """Return the plans that are not armed yet, with their rules."""
@@ -161,8 +175,12 @@ class DiskInjector(FaultInjector):
             if exists == armed.has_file or self._armed.get(armed.name) is not armed:
                 return
             armed.has_file = exists
-            await self._switch([armed])
-            acted = await self._act([armed])
+            position = await self._switch([armed])
+            try:
+                acted = await self._act([armed], position)
+            except RigError as error:
+                _log.error("fault_failed", rule=armed.name, code=error.code, reason=error.message)
+                return
         self._tell_soon(acted)
 
     def _check_matches(self, rules: Sequence[ArmedDiskRule]) -> None:
@@ -171,6 +189,16 @@ class DiskInjector(FaultInjector):
             if not any(armed.matches(disk) for disk in disks):
                 there = ", ".join(map(str, disks)) or "none"
                 raise refused(armed.name, f"{armed.place()}: matches no disk; there are: {there}")
+
+    def _check_range(self, armed: ArmedDiskRule) -> None:
+        """Refuse a range that no disk has; a rule that waits for a moment may be for disks that grow until then."""
+        start, when = armed.rule.where.start, armed.rule.when
+        if start is None or when.after is not None:
+            return
+        disks = [disk for disk in self._list_disks() if disk.faults.core.is_open and armed.matches(disk)]
+        if disks and all(disk.faults.core.size_bytes <= start for disk in disks):
+            sizes = ", ".join(f"{disk} has {disk.faults.core.size_bytes} bytes" for disk in disks)
+            raise refused(armed.name, f"where.start: {start}: {sizes}; allowed: a byte of the disk")
 
     async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
         async with self._lock:
@@ -195,7 +223,7 @@ class DiskInjector(FaultInjector):
                 return ArmedFaults(targets={})
             armed.is_open = is_open
             position = await self._switch([armed])
-            acted = await self._act([armed])
+            acted = await self._act([armed], position)
         self._tell_soon(acted)
         return ArmedFaults(position=position, targets={name: armed.targets()})
 
@@ -229,6 +257,7 @@ class DiskInjector(FaultInjector):
                 for armed in rules:
                     if disk.faults.core.is_open and armed.matches(disk) and armed.has_ranges_on(disk.faults):
                         self._plan_placing(changes, armed, disk)
+                self._check_room(changes, rules, disk)
             return changes
 
         try:
@@ -244,6 +273,17 @@ class DiskInjector(FaultInjector):
             self._kept_unsynced.add(disk.faults)
         if (fault := armed.fault_of(disk.faults)) is not None:
             changes.attach.setdefault(disk.faults, []).append((armed, fault))
+
+    def _check_room(self, changes: DiskChanges, rules: Sequence[ArmedDiskRule], disk: OpenDisk) -> None:
+        """Refuse rules if a disk has no room for them, and for the errors after each power loss."""
+        there, new = disk.faults.rules(), len(changes.attach.get(disk.faults, ()))
+        losses = sum(
+            armed.mapped.crashes and disk.faults in armed.titles and armed.crash_ids.get(disk.faults) not in there
+            for armed in {*self._armed.values(), *rules}
+        )
+        if len(there) + new + losses > RULES_MAX:
+            held = f"has {len(there)} fault rules, and needs one more for each of {losses} power losses"
+            raise refused(rules[0].name, f"disk {disk}: {held}; allowed: {RULES_MAX}")
 
     async def _change(self, plan: Callable[[], DiskChanges]) -> int | None:
         """Make changes at one position; a disk that is closed meanwhile is left out."""
@@ -294,8 +334,8 @@ class DiskInjector(FaultInjector):
 
     # --- faults that act at once ----------------------------------------------------------------------------------
 
-    async def _act(self, rules: Sequence[ArmedDiskRule]) -> list[InjectedFault]:
-        """Let immediate rules that are on have their fault, once."""
+    async def _act(self, rules: Sequence[ArmedDiskRule], in_force: int | None) -> list[InjectedFault]:
+        """Let immediate rules that are on have their fault, once; they came into force at a position."""
         found = []
         for armed in rules:
             if not armed.mapped.is_immediate or not armed.is_on or armed.has_acted:
@@ -306,7 +346,7 @@ class DiskInjector(FaultInjector):
             if armed.mapped.loss is not None:
                 done, position = await self._lose(armed)
             elif armed.rule.what.pause:
-                done, position = f"paused {', '.join(armed.targets()) or 'no disk'}", None
+                done, position = f"paused {', '.join(armed.targets()) or 'no disk'}", in_force
             else:
                 done, position = mark_words(armed.rule), None
             found.append(
@@ -317,24 +357,49 @@ class DiskInjector(FaultInjector):
 
     async def _lose(self, armed: ArmedDiskRule) -> tuple[str, int | None]:
         """Let the disks of a rule lose their power; return the effect in words, and the position."""
-        loss, crashes = armed.mapped.loss, armed.mapped.crashes
-        if loss is None:
+        if armed.mapped.loss is None:
             raise AssertionError("only for rules that lose")
-        disks = [disk for disk in armed.titles if disk.core.is_open]
-        if crashes:
-            await self._crash(armed, [disk for disk in disks if armed.crash_ids.get(disk) not in disk.rules()])
-        lost, position = await lose_power(disks, replace(loss, ranges=self._numbered(armed)))
-        return loss_words(lost, position, crashes=crashes), position
+        try:
+            lost, position = await self._lose_now(armed, armed.mapped.loss)
+        except OSError as error:
+            raise refused(armed.name, f"the power loss failed, and left some unsynced writes: {error.strerror}") from error
+        return loss_words(lost, position, crashes=armed.mapped.crashes), position
 
-    def _numbered(self, armed: ArmedDiskRule) -> tuple[tuple[int, int], ...]:
-        """Return the ranges in which the writes are that ``survive`` numbers."""
+    async def _lose_now(self, armed: ArmedDiskRule, loss: PowerLoss) -> tuple[dict[str, LostWrites], int]:
+        """Let the disks lose their power, which are numbered by their names; a disk that is closed meanwhile is left out."""
+        for tries_left in reversed(range(_TRIES)):
+            disks = sorted((disk for disk in armed.titles if disk.core.is_open), key=lambda disk: armed.titles[disk])
+            extents = [
+                replace(loss.for_disk(number), ranges=self._numbered(armed, disk)) for number, disk in enumerate(disks)
+            ]
+            try:
+                if armed.mapped.crashes:
+                    await self._crash(armed, [disk for disk in disks if armed.crash_ids.get(disk) not in disk.rules()])
+                lost, position = await lose_power(disks, extents)
+            except OSError as error:
+                if error.errno != errno.EBADF or not tries_left:
+                    raise
+                continue
+            return dict(zip((armed.titles[disk] for disk in disks), lost, strict=True)), position
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _lost(self, armed: ArmedDiskRule) -> tuple[str, int | None]:
+        """Lose the power at an operation of a guest: the record of the fault has the reason if that fails."""
+        try:
+            return await self._lose(armed)
+        except RigError as error:
+            _log.error("fault_failed", rule=armed.name, code=error.code, reason=error.message)
+            return error.message, None
+
+    def _numbered(self, armed: ArmedDiskRule, disk: DiskFaults) -> tuple[tuple[int, int], ...]:
+        """Return the ranges of a disk in which the writes are that ``survive`` numbers."""
         where = armed.rule.where
-        if armed.ranges:
-            return tuple(merged([each for ranges in armed.ranges.values() for each in ranges]))
+        if where.file is not None:
+            return armed.ranges[disk]
         if where.start is None and where.length is None:
             return ()
         start = where.start or 0
-        return ((start, where.length if where.length is not None else (1 << 62) - start),)
+        return ((start, where.length if where.length is not None else _LARGEST_BYTES - start),)
 
     async def _crash(self, armed: ArmedDiskRule, disks: Sequence[DiskFaults]) -> None:
         changes = DiskChanges(attach={disk: [(armed, crash_fault(armed.name))] for disk in disks if disk.core.is_open})
@@ -373,18 +438,30 @@ class DiskInjector(FaultInjector):
         """Record what happened, do what belongs to it, and release the operations that are held for that."""
         counted = {armed: armed.counter.read()[1] for armed in self._armed.values() if armed.holds}
         dropped, rows = self._new_rows(disk)
-        done = {armed: "" for armed, row in rows if armed.mapped.loss is not None and row.n}
         upto = {armed: count for armed, count in counted.items() if dropped}
         for armed, row in rows:
             upto[armed] = max(upto.get(armed, 0), row.fired)
+        # Also the loss of a fault whose record was dropped: its operation is held until the power was lost.
+        seen = {armed for armed, _ in rows}
+        unseen = {armed for armed, count in counted.items() if dropped and armed not in seen and count > armed.lost_upto}
+        losing = [armed for armed in upto if armed.mapped.loss is not None and armed in seen | unseen]
+        done: dict[ArmedDiskRule, str] = {}
         try:
-            for armed in done:
+            for armed in losing:
                 async with self._lock:
-                    done[armed], _ = await self._lose(armed)
+                    armed.lost_upto = max(armed.lost_upto, upto[armed])
+                    words, position = await self._lost(armed)
+                    done[armed] = words
+                    if armed in unseen:
+                        self._log.add(self._unseen(armed, words, position))
             await self._tell(self._record_rows(disk, rows, done))
         finally:
             for armed, fired in upto.items():  # other rules follow the first fault alone
                 armed.release(fired if armed.mapped.loss is not None else ALL_FAULTS)
+
+    def _unseen(self, armed: ArmedDiskRule, done: str, position: int | None) -> InjectedFault:
+        now_ns = self._clock.wall_ns()
+        return InjectedFault(name=armed.name, operation="-", n=0, time_ns=now_ns, position=position, done=done)
 
     def _new_rows(self, disk: DiskFaults) -> tuple[int, list[tuple[ArmedDiskRule, DiskInjection]]]:
         """Return the injections of a disk since the last call, with their rules, and the number of lost ones."""
@@ -403,11 +480,13 @@ class DiskInjector(FaultInjector):
         self, disk: DiskFaults, rows: Sequence[tuple[ArmedDiskRule, DiskInjection]], done: Mapping[ArmedDiskRule, str]
     ) -> list[InjectedFault]:
         found = []
+        size_bytes = disk.core.size_bytes if disk.core.is_open else _LARGEST_BYTES
         for armed, row in rows:
             if armed.mapped.is_immediate:  # it was recorded when it acted
                 continue
+            fault = armed.mapped.fault
             is_mark = row.effect == "note" and not row.hidden and armed.rule.what.mark is not None
-            words = mark_words(armed.rule) if is_mark else done_words(row)
+            words = mark_words(armed.rule) if is_mark else done_words(row, fault)
             if loss := done.get(armed):
                 words = loss if row.effect == "note" else f"{words}; {loss}"
             injected = InjectedFault(
@@ -417,7 +496,7 @@ class DiskInjector(FaultInjector):
                 time_ns=row.time_ns,
                 position=row.position,
                 done=words,
-                ranges=changed_ranges(row),
+                ranges=changed_ranges(row, fault, armed.ranges.get(disk, ()), size_bytes),
             )
             self._log.add(injected)
             found.append(injected)

@@ -36,6 +36,7 @@ _RECORD = struct.Struct("<IB3xQQQQQ")
 """Magic number, type, sequence number, position, time, offset and length of a record (docs/reference/formats/hrl.md)."""
 _RECORD_MAGIC = 0x52435253
 _OFFSETS_MAX = 1 << 63
+_NOT_LOOKED_UP = HostFile("log", "", "", "", Path())
 _log = structlog.get_logger("faults")
 
 
@@ -60,6 +61,8 @@ class FaultyCalls(HostCalls):
     def __init__(self, book: RuleBook) -> None:
         self._book = book
         self._files: dict[tuple[int, int], HostFile | None] = {}
+        self._changes = 0
+        """The number of changes of rules and names: what was found before the last one may be wrong."""
         self._compacting: dict[Path, int] = {}
 
     # --- in force -------------------------------------------------------------------------------------------------
@@ -83,11 +86,13 @@ class FaultyCalls(HostCalls):
 
     def files_changed(self) -> None:
         """Look up again which files belong to which disk."""
+        self._changes += 1
         self._files.clear()
-        self.rules_changed()
+        lib.sr_host_files_forget_all()
 
     def rules_changed(self) -> None:
         """Let the engine ask again which calls a rule can meet."""
+        self._changes += 1
         lib.sr_host_files_forget_all()
 
     # --- files ----------------------------------------------------------------------------------------------------
@@ -95,9 +100,13 @@ class FaultyCalls(HostCalls):
     def _file(self, fd: int) -> HostFile | None:
         found = os.fstat(fd)
         key = (found.st_dev, found.st_ino)
-        if key not in self._files:
-            self._files[key] = self._book.file_of(_path_of(fd))
-        return self._files[key]
+        if (known := self._files.get(key, _NOT_LOOKED_UP)) is not _NOT_LOOKED_UP:
+            return known
+        changes, file = self._changes, self._book.file_of(_path_of(fd))
+        self._files[key] = file
+        if changes != self._changes:  # in another thread, meanwhile: the next call looks again
+            self._files.pop(key, None)
+        return file
 
     def opening(self, path: Path, flags: int) -> None:
         file = self._book.file_of(path)
@@ -202,6 +211,7 @@ class FaultyCalls(HostCalls):
                 new_bytes=lambda: _new_bytes(file, fd, offset, length),
                 skips=() if is_link else ("broken_chain",),
                 only=None if each == op else "full_after",
+                judged=None if each == op else op,
                 blocks=blocks,
             )
             if verdict is None:
@@ -366,7 +376,7 @@ class FaultyCalls(HostCalls):
 
     def _note(self, fd: int, file: HostFile | None) -> None:
         """Note for the engine which calls on a file a rule can meet."""
-        found = os.fstat(fd)
+        changes, found = self._changes, os.fstat(fd)
         rules = [rule for rule in self._book.rules() if rule.is_open and file is not None and rule.is_about(file)]
         ops, start, end = 0, _OFFSETS_MAX, 0
         for rule in rules:
@@ -376,6 +386,8 @@ class FaultyCalls(HostCalls):
             end = max(end, _OFFSETS_MAX if where.length is None else (where.start or 0) + where.length)
         note = {"device": found.st_dev, "inode": found.st_ino, "ops": ops, "start": start, "end": end}
         lib.sr_host_files_note(ffi.new("struct sr_host_file *", note))
+        if changes != self._changes:  # by another thread, meanwhile: the next call asks again
+            lib.sr_host_files_forget(found.st_dev, found.st_ino)
 
 
 def _engine_operations(rule: HostRule) -> set[int]:

@@ -106,17 +106,19 @@ class HostRule:
                     yield "where.op", f"{part!r} has no operation {op!r}; allowed: {', '.join(operations[part])}"
             if not set(rule.operations) & set(operations[part]):
                 yield "where.part", f"{part!r} has no operation that meets {effects}"
-        if rule.expect.recoverable:
+        if rule.expect.recoverable and not rule.destroys_nothing:
             yield from self._recovery_problems(knows_copies=knows_copies)
 
     def _recovery_problems(self, *, knows_copies: bool) -> Iterator[tuple[str, str]]:
         key = "expect.recoverable"
         if self.layer == "store":
-            yield key, "true: it is not known on the recovery side which other copies a block has; allowed: log"
+            why = "the recovery side does not know which other copies a block has"
+            yield key, f"true: {why}; allowed: op = read, or the layer log"
         elif not knows_copies:
             yield key, "true: it is not known in this process which copies a block has"
         elif self.rule.operations != ("append",) or self.rule.where.part not in (None, "segment"):
-            yield key, "true: the blocks are known of records that are appended; write op = append and part = segment"
+            why = "the blocks are known of records that are appended"
+            yield key, f"true: {why}; write op = append and part = segment, or op = read"
 
     # --- deciding -------------------------------------------------------------------------------------------------
 
@@ -148,10 +150,16 @@ class HostRule:
         end = first + where.length if where.length is not None else start + length
         return max(start, first), min(start + length, max(end, first))
 
-    def take_space(self, new_bytes: int) -> bool:
-        """Take space for new bytes on a disk that becomes full; return False if it is full."""
+    def take_space(self, new_bytes: int | None) -> bool:
+        """Take space for new bytes on a disk that becomes full; return False if it is full.
+
+        Args:
+            new_bytes: bytes that have no place yet; None for an allocation, whose bytes are counted when they are written.
+        """
         free = self.rule.what.full_after or 0
-        if self.filled_bytes + new_bytes > free or self.filled_bytes >= free:
+        if new_bytes is None:
+            return self.filled_bytes < free
+        if new_bytes and self.filled_bytes + new_bytes > free:
             return False
         self.filled_bytes += new_bytes
         return True

@@ -162,9 +162,10 @@ class RuleBook:
         length: int = 0,
         *,
         position: int | None = None,
-        new_bytes: Callable[[], int] = lambda: 0,
+        new_bytes: Callable[[], int | None] = lambda: None,
         skips: Sequence[str] = (),
         only: str | None = None,
+        judged: str | None = None,
         blocks: OperationRange | None = None,
     ) -> HostVerdict | None:
         """Count an operation, and return the faults that it meets; None if it meets none.
@@ -175,9 +176,10 @@ class RuleBook:
             start: its first byte in the file; None without bytes.
             length: its bytes.
             position: the position of the record that it writes, if it writes one.
-            new_bytes: returns the bytes that take space on the host's disk.
+            new_bytes: returns the bytes that take space on the host's disk; None for an allocation.
             skips: effects that cannot happen to this operation, which is not counted then.
             only: the only effect that can happen.
+            judged: another name of the operation: rules that are for it have judged it already.
             blocks: start and length on the disk of the bytes that it writes, if they are known.
         """
         if self._own.is_own:
@@ -188,18 +190,21 @@ class RuleBook:
             for rule in self._rules.values():
                 if rule.rule.is_immediate or set(skips) & set(rule.effects):
                     continue
-                if only is not None and only not in rule.effects:
+                if (only is not None and only not in rule.effects) or judged in rule.rule.operations:
                     continue
                 if not rule.matches(operation) or ("full_after" in rule.effects and rule.take_space(new_bytes())):
                     continue
                 n = rule.decide(self._clock.wall_ns())
                 if n is None:
                     continue
-                if rule.rule.expect.recoverable and not self._is_recoverable(file, blocks):
+                if self._asks_atlas(rule) and not self._is_recoverable(file, blocks):
                     rule.take_back()
                     continue
                 verdict.hits.append((rule, n))
         return verdict if verdict.hits else None
+
+    def _asks_atlas(self, rule: HostRule) -> bool:
+        return rule.rule.expect.recoverable and not rule.rule.destroys_nothing
 
     def _is_recoverable(self, file: HostFile, blocks: OperationRange | None) -> bool:
         """Ask the atlas: the guest writes these blocks to its disk and to the log now; the disk keeps them."""

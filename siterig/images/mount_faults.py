@@ -17,7 +17,7 @@ from siterig.blockfs.host.standalone import StandAlone
 from siterig.core.fault_contract import FaultControl, FaultInjector, FaultPlan, InjectedFault
 from siterig.core.power_contract import PowerControl
 from siterig.director.director import FaultDirector
-from siterig.director.injectors import LayerInjector
+from siterig.director.injectors import LayerInjector, not_possible
 from siterig.faults.armed_disk_rule import OpenDisk
 from siterig.faults.by_layer import LayeredInjector
 from siterig.faults.disk_injector import DiskInjector
@@ -33,6 +33,8 @@ from siterig.scenarios.faults.schedule import ArmedRule, FaultListener, FaultSch
 
 _log = structlog.get_logger("siterig.images.mount_faults")
 POWER_REMEDY = "mount it with siterig mount --power-loss"
+POSITION_EVERY_S = 0.05
+"""The delay between two looks at the position of the disks, while a rule waits for one."""
 
 
 class _CheckingInjector(FaultInjector, Protocol):
@@ -56,6 +58,11 @@ class _LocalDisks(LayerInjector):
         self._in_force: set[str] = set()
 
     async def check(self, rule: FaultRule) -> None:
+        for key, trigger in (("after", rule.when.after), ("until", rule.when.until)):
+            if trigger is not None and trigger.kind == "event":
+                raise not_possible(
+                    rule, f"when.{key}: '{trigger}': events are those of a rig; allowed here: mark, position, time, fault"
+                )
         self._of_layer[rule.where.layer].check(_plan(rule.label, rule, 0, is_open=False))
 
     async def arm(self, rules: Sequence[ArmedRule]) -> None:
@@ -167,6 +174,7 @@ class LocalFaults:
         self._schedule.subscribe(_Report(report))
         self._log = HostFileInjector(places, must_match=True, clock=clock)
         self._disks = DiskInjector(list_disks, must_match=True, injected=self._injected, log=self._log.log, clock=clock)
+        self._list_disks, self._clock = list_disks, clock
         layers: dict[LayerName, _CheckingInjector] = {"disk": self._disks}
         if places:
             layers["log"] = self._log
@@ -195,6 +203,7 @@ class LocalFaults:
             await nursery.start(self._disks.run)
             await nursery.start(self._log.run)
             nursery.start_soon(self._follow_log)
+            nursery.start_soon(self._follow_position)
             await nursery.start(self._director.run)
             task_status.started()
 
@@ -204,6 +213,17 @@ class LocalFaults:
             news = self._log.log.next_news()
             await self._local.collect()
             await news.wait()
+
+    async def _follow_position(self) -> None:
+        """Note the newest position of the disks while a rule waits for one."""
+        while True:
+            change = self._director.next_change()
+            if all(trigger.kind != "position" for trigger in self._schedule.awaited()):
+                await change.wait()
+                continue
+            positions = [disk.faults.core.options.positions.value for disk in self._list_disks()]
+            self._schedule.note_position(max(positions, default=-1))
+            await self._clock.sleep(POSITION_EVERY_S)
 
     async def arm(self, rules: FaultRules) -> None:
         """Arm the rules of a file.

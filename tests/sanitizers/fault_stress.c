@@ -185,12 +185,14 @@ static void *lose_power(void *number)
 
 	seed_thread((uint64_t)(uintptr_t)number);
 	while (!stop) {
-		struct sr_power_loss how = {.stream = dice(UINT64_MAX), .keeps = (int)dice(2), .tear = dice(2) ? 512 : 0};
+		struct sr_power_loss how[DISKS];
 
+		for (int i = 0; i < DISKS; i++)
+			how[i] = (struct sr_power_loss){.stream = dice(UINT64_MAX), .keeps = (int)dice(2), .tear = dice(2) ? 512 : 0};
 		usleep((useconds_t)dice(8000));
 		CHECK(sr_disk_keep_unsynced(disks[dice(DISKS)], dice(4) ? 1 + dice(1 << 20) : 0) == 0);
 		pthread_mutex_lock(&frozen);
-		int rc = sr_disks_lose_power(disks, DISKS, &how, lost, &position);
+		int rc = sr_disks_lose_power(disks, DISKS, how, lost, &position);
 		pthread_mutex_unlock(&frozen);
 		CHECK(rc == 0 || rc == -ENODATA, "power loss returned %d", rc);
 		for (int i = 0; rc == 0 && i < DISKS; i++)
@@ -226,6 +228,49 @@ static void *look(void *number)
 	return NULL;
 }
 
+/* --- held requests -------------------------------------------------------------------------------------------- */
+
+static void *be_held(void *of)
+{
+	struct sr_fault_set *faults = of;
+	struct sr_verdict verdict;
+
+	sr_verdict_begin(&verdict, SR_OP_WRITE, 0, 512);
+	CHECK(sr_fault_set_judge(faults, &verdict) == 1);
+	CHECK(sr_fault_set_wait(faults, &verdict) == 0, "a request that a rule holds failed");
+	return NULL;
+}
+
+/* A power loss comes as soon as a fault is recorded: the request that its rule holds does not fail, though it may not wait
+ * yet. */
+static void hold_requests(void)
+{
+	const struct sr_fault_rule rule = {
+		.id = 1,
+		.enabled = 1,
+		.ops = SR_OP_WRITE,
+		.turns = {.threshold = SR_FAULT_ALWAYS, .times = SR_FAULT_UNLIMITED},
+		.effect = SR_NOTE,
+		.holds = SR_HOLD_BEFORE,
+	};
+	struct sr_fault_set *faults = sr_fault_set_new(positions);
+	struct sr_fault_table *table = sr_fault_table_new(&rule, 1, DISK_BYTES);
+	struct sr_injection row;
+	pthread_t thread;
+
+	CHECK(faults && table);
+	CHECK(!sr_fault_set_replace(faults, table));
+	for (uint64_t n = 1; n <= 100; n++) {
+		CHECK(pthread_create(&thread, NULL, be_held, faults) == 0);
+		while (sr_fault_set_injections(faults, n - 1, &row, 1) == 0)
+			;
+		sr_fault_set_fail_waits(faults);
+		sr_fault_set_release(faults, rule.id, n);
+		CHECK(pthread_join(thread, NULL) == 0);
+	}
+	sr_fault_set_free(faults);
+}
+
 /* --- rounds -------------------------------------------------------------------------------------------------- */
 
 static void make_disk(const char *folder, int number)
@@ -249,6 +294,7 @@ static void run_round(const char *folder)
 	pthread_t guests[GUESTS], threads[3];
 
 	seed_thread(0);
+	hold_requests();
 	stop = stop_guests = 0;
 	done = 0;
 	for (int i = 0; i < DISKS; i++)

@@ -14,11 +14,14 @@
 
 /* --- judging ---------------------------------------------------------------------------------------------------- */
 
-/* Bytes of the blocks of a range that are holes now. */
+/* Bytes of the blocks of a range that are holes now: a part of a block fills the whole one. */
 static uint64_t hole_bytes(struct sr_disk *disk, uint64_t offset, uint64_t bytes)
 {
-	uint64_t end = offset + bytes, at = offset - offset % SR_BLOCK_BYTES, found = 0;
+	uint64_t last = (offset + bytes - 1) / SR_BLOCK_BYTES, at = offset - offset % SR_BLOCK_BYTES, found = 0;
+	uint64_t end = sr_disk_bytes(disk);
 
+	if ((last + 1) * SR_BLOCK_BYTES < end)
+		end = (last + 1) * SR_BLOCK_BYTES;
 	while (at < end) {
 		int64_t hole = sr_disk_seek(disk, at, SEEK_HOLE);
 		if (hole < 0 || (uint64_t)hole >= end)
@@ -31,6 +34,12 @@ static uint64_t hole_bytes(struct sr_disk *disk, uint64_t offset, uint64_t bytes
 		at = upto;
 	}
 	return found;
+}
+
+static void look_for_holes(struct sr_disk *disk, struct sr_verdict *verdict)
+{
+	if ((verdict->op & (SR_OP_WRITE | SR_OP_ZERO)) && sr_fault_set_have(disk->faults, SR_FULL))
+		verdict->hole_bytes = hole_bytes(disk, verdict->offset, verdict->bytes);
 }
 
 /* Wait without `inflight_lock`. 0; or -EIO: the disk is ending, or lost its power. */
@@ -55,12 +64,14 @@ static int fail(struct sr_disk *disk, struct sr_verdict *verdict)
 /* Judge a request, and wait as long as its rules want. 0: proceed; SR_WOULD_WAIT; otherwise the error of the request. */
 static int judge(struct sr_disk *disk, int may_wait, struct sr_verdict *verdict)
 {
+	look_for_holes(disk, verdict);
 	if (!may_wait && sr_fault_set_may_wait(disk->faults, verdict))
 		return SR_WOULD_WAIT;
 	while (sr_fault_set_judge(disk->faults, verdict)) {
 		int rc = wait_out(disk, verdict);
 		if (rc)
 			return rc;
+		look_for_holes(disk, verdict); /* others have filled some, and rules have changed */
 	}
 	return verdict->error ? fail(disk, verdict) : 0;
 }
@@ -211,8 +222,6 @@ int64_t sr_faulty_write(struct sr_disk *disk, int may_wait, const void *buf, uin
 
 	struct sr_verdict verdict;
 	sr_verdict_begin(&verdict, SR_OP_WRITE, offset, smaller(bytes, size - offset));
-	if (sr_fault_set_have(disk->faults, SR_FULL))
-		verdict.hole_bytes = hole_bytes(disk, offset, verdict.bytes);
 	int rc = judge(disk, may_wait, &verdict);
 	if (rc)
 		return rc;
@@ -238,8 +247,6 @@ int sr_faulty_zero(struct sr_disk *disk, int may_wait, int type, uint64_t offset
 
 	struct sr_verdict verdict;
 	sr_verdict_begin(&verdict, type == SR_DISCARD ? SR_OP_DISCARD : SR_OP_ZERO, offset, smaller(bytes, size - offset));
-	if (type == SR_ZERO && sr_fault_set_have(disk->faults, SR_FULL))
-		verdict.hole_bytes = hole_bytes(disk, offset, verdict.bytes);
 	int rc = judge(disk, may_wait, &verdict);
 	if (rc)
 		return rc;

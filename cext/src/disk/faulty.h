@@ -64,13 +64,18 @@ struct sr_power_loss {
 	size_t range_count;
 };
 
+enum { SR_LOST_RANGES_KEPT = 16 };
+
 struct sr_lost_writes {
 	uint64_t writes, lost, torn; /* unsynced writes (overlapping ones count as one), those that were lost, or torn */
 	uint64_t bytes;              /* bytes that were put back */
+	uint64_t range_count;        /* ranges that were put back, ascending; only the first ones are kept */
+	struct sr_fault_range ranges[SR_LOST_RANGES_KEPT];
 	int error;                   /* -errno if the old bytes could not all be written */
 };
 
-/* Put the disks into a state that a loss of power may leave, at one `position`. The old bytes are written and logged.
+/* Put the disks into a state that a loss of power may leave, at one `position`; each has its entry in `how` and in
+ * `out`, and its choices depend on its stream alone. The old bytes are written and logged.
  * Requests that wait for a rule fail with -EIO. -ENODATA: the old bytes of a disk are not kept; nothing was changed. */
 int sr_disks_lose_power(struct sr_disk **disks, size_t count, const struct sr_power_loss *how, struct sr_lost_writes *out,
 			uint64_t *position);

@@ -69,11 +69,27 @@ static int old_sector(const struct sr_unsynced *unsynced, uint64_t sector, const
 /* Bytes that are put back with one write. */
 struct run {
 	struct sr_disk *disk;
+	struct sr_lost_writes *out;
 	uint64_t offset, bytes;
 	int zeros;
-	uint64_t written;
+	uint64_t end; /* of the run before */
 	uint8_t data[WRITTEN_AT_ONCE];
 };
+
+static void note_put(struct run *run, uint64_t bytes)
+{
+	struct sr_lost_writes *out = run->out;
+
+	if (out->range_count == 0 || run->end != run->offset) {
+		if (out->range_count < SR_LOST_RANGES_KEPT)
+			out->ranges[out->range_count] = (struct sr_fault_range){.start = run->offset};
+		out->range_count++;
+	}
+	if (out->range_count <= SR_LOST_RANGES_KEPT)
+		out->ranges[out->range_count - 1].length += bytes;
+	run->end = run->offset + bytes;
+	out->bytes += bytes;
+}
 
 static int put_run(struct run *run)
 {
@@ -87,10 +103,10 @@ static int put_run(struct run *run)
 		done = sr_disk_zero(run->disk, SR_ZERO, run->offset, bytes);
 	else
 		done = sr_disk_write(run->disk, run->data, bytes, run->offset);
-	run->written += bytes;
 	run->bytes = 0;
 	if (done < 0)
 		return (int)done;
+	note_put(run, run->zeros ? bytes : (uint64_t)done);
 	return run->zeros || (uint64_t)done == bytes ? 0 : -ENOSPC;
 }
 
@@ -302,8 +318,10 @@ static void lose(struct sr_disk *disk, struct sr_unsynced *unsynced, const struc
 	int rc = run ? gather(unsynced, &groups, &count) : -ENOMEM;
 
 	out->writes = count;
-	if (rc == 0)
+	if (rc == 0) {
 		run->disk = disk;
+		run->out = out;
+	}
 	if (rc == 0 && how->survivor_count && !how->keeps)
 		rc = lose_others(unsynced, how, groups, count, run, out);
 	else
@@ -311,7 +329,6 @@ static void lose(struct sr_disk *disk, struct sr_unsynced *unsynced, const struc
 			rc = lose_group(unsynced, how, i + 1, &groups[i], run, out);
 	if (rc == 0)
 		rc = put_run(run);
-	out->bytes = run ? run->written : 0;
 	out->error = rc;
 	free(groups);
 	free(run);
@@ -369,20 +386,16 @@ static void lose_of(struct sr_disk *disk, const struct sr_power_loss *how, struc
 int sr_disks_lose_power(struct sr_disk **disks, size_t count, const struct sr_power_loss *how, struct sr_lost_writes *out,
 			uint64_t *position)
 {
-	if (how->tear && how->tear != SR_UNDO_SECTOR_BYTES && how->tear != SR_BLOCK_BYTES)
-		return -EINVAL;
+	for (size_t i = 0; i < count; i++)
+		if (how[i].tear && how[i].tear != SR_UNDO_SECTOR_BYTES && how[i].tear != SR_BLOCK_BYTES)
+			return -EINVAL;
 	sr_disks_alone();
 	sr_disks_still(disks, count);
 	int rc = are_kept(disks, count) ? 0 : -ENODATA;
 	if (rc == 0) {
 		*position = count ? sr_position_value(disks[0]->positions) : 0;
-		for (size_t i = 0; i < count; i++) {
-			struct sr_power_loss own = *how; /* with random choices of its own */
-
-			if (i > 0)
-				own.stream = sr_fault_draw(how->stream, i, SR_FIRST_CHOICE);
-			lose_of(disks[i], &own, &out[i]);
-		}
+		for (size_t i = 0; i < count; i++)
+			lose_of(disks[i], &how[i], &out[i]);
 	}
 	sr_disks_go_on(disks, count);
 	sr_disks_alone_no_more();

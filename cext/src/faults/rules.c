@@ -37,10 +37,18 @@ static int takes_space(const struct armed_rule *armed, uint64_t bytes)
 	uint64_t *filled = &armed->state->filled_bytes, before = __atomic_load_n(filled, __ATOMIC_RELAXED);
 
 	do
-		if (before + bytes > armed->rule.bytes)
+		if (before > armed->rule.bytes || bytes > armed->rule.bytes - before)
 			return 0;
 	while (!__atomic_compare_exchange_n(filled, &before, before + bytes, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
 	return 1;
+}
+
+/* The operation fails: give back the space that it has taken by these rules, one bit for each of the table. */
+static void give_back(const struct sr_fault_table *table, uint64_t taken, uint64_t bytes)
+{
+	for (size_t i = 0; i < table->count; i++)
+		if (taken >> i & 1)
+			__atomic_fetch_sub(&table->rules[i].state->filled_bytes, bytes, __ATOMIC_RELAXED);
 }
 
 static int is_in_range(const struct rule_state *state, const struct sr_verdict *verdict)
@@ -63,10 +71,16 @@ static int is_in_place(const struct armed_rule *armed, const struct sr_verdict *
 	case SR_BAD_SECTORS:
 		return sr_has_bad_sector(armed->state, verdict->offset, verdict->offset + verdict->bytes);
 	case SR_FULL:
-		return verdict->hole_bytes > 0 && !takes_space(armed, verdict->hole_bytes);
+		return verdict->hole_bytes > 0; /* if the disk is too full is decided when the operation is judged */
 	default:
 		return 1;
 	}
+}
+
+/* The effect decides the error of the operation before it is done. */
+static int is_failure(const struct sr_fault_rule *rule)
+{
+	return (rule->effect == SR_FAIL && !rule->late) || rule->effect == SR_BAD_SECTORS || rule->effect == SR_FULL;
 }
 
 static int is_wait(int effect)
@@ -122,7 +136,7 @@ static uint64_t take_place(uint64_t *next_ns, uint64_t now_ns, uint64_t burst_ns
 {
 	if (units_per_s == 0)
 		return 0;
-	uint64_t place = sr_larger(*next_ns, now_ns - burst_ns);
+	uint64_t place = sr_larger(*next_ns, now_ns > burst_ns ? now_ns - burst_ns : 0);
 
 	*next_ns = place + (uint64_t)((unsigned __int128)units * 1000000000u / units_per_s);
 	return place;
@@ -253,7 +267,7 @@ static int misdirect(struct sr_verdict *verdict, int64_t shift, uint64_t *detail
 	return 0;
 }
 
-/* Add the effect of a rule that fired to the verdict. The lock is held. Returns 0 if it is not worth recording. */
+/* Add the effect of a rule that fired to the verdict. The lock is held. Returns 0 if nothing happens. */
 static int apply(const struct armed_rule *armed, uint64_t n, struct sr_verdict *verdict, struct sr_injection *injection)
 {
 	const struct sr_fault_rule *rule = &armed->rule;
@@ -348,47 +362,65 @@ static void fire(struct sr_fault_set *faults, const struct armed_rule *armed, ui
 		.effect = rule->effect,
 	};
 
+	int is_delayed = rule->effect != SR_DELAY && (rule->delay_ns || rule->jitter_ns), happens = 0;
 	pthread_mutex_lock(&faults->lock);
-	if (is_wait(rule->effect) && faults->waits_over) {
-		pthread_mutex_unlock(&faults->lock);
-		return;
+	if (!is_wait(rule->effect) || !faults->waits_over) {
+		if (waits(rule) && verdict->ready_ns == 0)
+			verdict->ready_ns = sr_now_ns();
+		int had_error = verdict->error;
+		if (is_delayed)
+			delay(armed, n, verdict);
+		happens = apply(armed, n, verdict, &injection) || is_delayed;
+		injection.hidden |= had_error && !is_wait(rule->effect) && rule->effect != SR_NOTE;
+		injection.error = rule->effect == SR_FULL ? ENOSPC : rule->error;
 	}
-	if (waits(rule) && verdict->ready_ns == 0)
-		verdict->ready_ns = sr_now_ns();
-	int had_error = verdict->error;
-	if (rule->effect != SR_DELAY && (rule->delay_ns || rule->jitter_ns))
-		delay(armed, n, verdict);
-	int recorded = apply(armed, n, verdict, &injection);
-	injection.hidden |= had_error && !is_wait(rule->effect) && rule->effect != SR_NOTE;
-	injection.error = rule->effect == SR_FULL ? ENOSPC : rule->error;
-	if (rule->holds && !faults->waits_over)
-		hold(verdict, armed, fired);
-	__atomic_store_n(&armed->state->counter->last_ns, injection.time_ns, __ATOMIC_RELAXED);
-	if (recorded)
+	if (happens) {
+		if (rule->holds && !faults->waits_over)
+			hold(verdict, armed, fired);
+		__atomic_store_n(&armed->state->counter->last_ns, injection.time_ns, __ATOMIC_RELAXED);
 		sr_record_injection(faults, &injection, armed->state);
+	} else {
+		__atomic_fetch_sub(&armed->state->counter->fired, 1, __ATOMIC_RELAXED); /* each fault has its record */
+	}
 	pthread_mutex_unlock(&faults->lock);
+}
+
+/* Let a rule judge an operation that is in its place. Returns 1 if the operation takes space that the rule has. */
+static int judge_by(struct sr_fault_set *faults, const struct armed_rule *armed, struct sr_verdict *verdict)
+{
+	struct sr_fault_counter *counter = armed->state->counter;
+
+	if (armed->rule.effect == SR_FULL && takes_space(armed, verdict->hole_bytes))
+		return 1;
+	uint64_t n = __atomic_add_fetch(&counter->matched, 1, __ATOMIC_RELAXED);
+	uint64_t fired = sr_fault_fires(&armed->rule.turns, n) ? take_time(counter, armed->rule.turns.times) : 0;
+	if (fired)
+		fire(faults, armed, n, fired, verdict);
+	return 0;
 }
 
 int sr_fault_set_judge(struct sr_fault_set *faults, struct sr_verdict *verdict)
 {
 	const struct sr_fault_table *table = faults->table;
+	uint64_t taken = 0;
 
 	if (!table || (verdict->is_held && verdict->seen_serial))
 		return 0;
 	if (verdict->seen_serial == 0)
 		verdict->failed_waits = __atomic_load_n(&faults->failed_waits, __ATOMIC_ACQUIRE);
+	if (verdict->late_wait_count)
+		sr_prune_late_waits(faults, verdict); /* rules may come and go for ever while the operation waits */
 	verdict->ready_ns = 0;
-	for (size_t i = 0; i < table->count; i++) {
-		const struct armed_rule *armed = &table->rules[i];
+	/* Rules that fail it come first: if one does, the changes of bytes by the others do not happen. */
+	for (int failures = 1; failures >= 0; failures--)
+		for (size_t i = 0; i < table->count; i++) {
+			const struct armed_rule *armed = &table->rules[i];
 
-		if (armed->serial <= verdict->seen_serial || !is_in_place(armed, verdict))
-			continue;
-		struct sr_fault_counter *counter = armed->state->counter;
-		uint64_t n = __atomic_add_fetch(&counter->matched, 1, __ATOMIC_RELAXED);
-		uint64_t fired = sr_fault_fires(&armed->rule.turns, n) ? take_time(counter, armed->rule.turns.times) : 0;
-		if (fired)
-			fire(faults, armed, n, fired, verdict);
-	}
+			if (is_failure(&armed->rule) == failures && armed->serial > verdict->seen_serial && is_in_place(armed, verdict))
+				taken |= (uint64_t)judge_by(faults, armed, verdict) << i;
+		}
+	if (verdict->error && taken)
+		give_back(table, taken, verdict->hole_bytes);
 	verdict->seen_serial = table->newest_serial;
 	return verdict->wait_count > 0;
 }

@@ -30,14 +30,17 @@ enum sr_fault_effect {
 	SR_MISDIRECT,    /* a read or write at `shift` bytes from its place; the part outside the disk is lost, or zeros */
 	SR_STALE,        /* a read returns the bytes that the disk had when the rule came into force */
 	SR_FLIP,         /* `bits` bits of the operation's part of the range: on the disk (write), or for the guest (read) */
-	SR_BAD_SECTORS,  /* reads of the range fail with `error`, until a write or discard covers the sector */
+	SR_BAD_SECTORS,  /* reads of the sectors that the range touches fail with `error`, from the moment at which the rule is
+			  * enabled first, until a write or discard covers the sector */
 	SR_LIE,          /* a flush succeeds, and nothing is made durable */
-	SR_FULL,         /* -ENOSPC for writes and zeroes to holes, after `bytes` of them were filled */
+	SR_FULL,         /* -ENOSPC for writes and zeroes to holes, after `bytes` of them were filled. A hole is filled in whole
+			  * blocks, and only by operations that no rule fails */
 	SR_FREEZE,       /* the operation waits until the rule is gone; with `late` it is done first */
 	SR_NOTE,         /* nothing but the record of the injection */
 };
 
-enum { SR_FAULT_RULES_MAX = 64, SR_FAULT_WAITS_MAX = 128, SR_FAULT_RANGES_MAX = 65536, SR_TEAR_PARTS_MAX = 64, SR_INJECTIONS_KEPT = 4096, SR_FAULT_SECTOR_BYTES = 512 };
+/* A rule makes an operation wait up to three times: its delay, its effect, and its hold. */
+enum { SR_FAULT_RULES_MAX = 64, SR_FAULT_WAITS_MAX = 3 * SR_FAULT_RULES_MAX, SR_FAULT_RANGES_MAX = 65536, SR_TEAR_PARTS_MAX = 64, SR_INJECTIONS_KEPT = 4096, SR_FAULT_SECTOR_BYTES = 512 };
 #define SR_BAD_BYTES_MAX (16ull << 30) /* longest range of SR_BAD_SECTORS: one bit for each sector */
 
 /* A range of bytes of a disk. */
@@ -104,7 +107,7 @@ struct sr_fault_table;
 struct sr_fault_set *sr_fault_set_new(const struct sr_positions *positions);
 void sr_fault_set_free(struct sr_fault_set *faults); /* no operation waits */
 
-/* Make a table; NULL: no memory. */
+/* Make a table; NULL: no memory, or more than SR_FAULT_RULES_MAX rules. */
 struct sr_fault_table *sr_fault_table_new(const struct sr_fault_rule *rules, size_t count, uint64_t disk_bytes);
 void sr_fault_table_free(struct sr_fault_table *table);
 
@@ -142,7 +145,7 @@ struct sr_flip {
 struct sr_verdict {
 	int op;
 	uint64_t offset, bytes; /* within the disk */
-	uint64_t hole_bytes;    /* of a write or zeroes, if there is a rule SR_FULL: bytes of holes in it */
+	uint64_t hole_bytes;    /* of a write or zeroes, if there is a rule SR_FULL: bytes of the blocks in it that are holes */
 	/* Filled in by sr_fault_set_judge: */
 	uint64_t seen_serial; /* the newest rule that has judged it */
 	uint64_t failed_waits, ready_ns;

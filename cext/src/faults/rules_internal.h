@@ -26,6 +26,7 @@ struct rule_state {
 	uint64_t filled_bytes;               /* SR_FULL, atomic */
 	uint8_t *bad;                        /* SR_BAD_SECTORS, atomic: one bit for each sector of the ranges */
 	uint64_t bad_sectors;
+	int began; /* the rule was enabled once */
 };
 
 struct armed_rule {
@@ -54,6 +55,7 @@ struct sr_fault_set {
 	uint64_t serial;
 	int waits_over; /* atomic */
 	uint64_t failed_waits;
+	int ended; /* no operation continues, not even one that a rule holds */
 	struct sr_verdict *waiting;
 	uint64_t sequence;
 	struct sr_injection *ring; /* entry (sequence - 1) % SR_INJECTIONS_KEPT */
@@ -85,6 +87,9 @@ static inline struct armed_rule *sr_find_rule(const struct sr_fault_set *faults,
 			return &table->rules[i];
 	return NULL;
 }
+
+/* Forget what an operation was to wait for after it is done, as far as that is over. */
+void sr_prune_late_waits(struct sr_fault_set *faults, struct sr_verdict *verdict);
 
 void sr_record_injection(struct sr_fault_set *faults, struct sr_injection *injection, const struct rule_state *state);
 /* Raise the events of callers that wait for rules that are gone; those of all callers. */

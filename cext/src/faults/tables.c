@@ -41,13 +41,35 @@ static void free_state(struct rule_state *state)
 	free(state);
 }
 
+/* Let the ranges begin and end with sectors of the disk; those that touch become one. */
+static void widen_to_sectors(struct rule_state *state)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < state->range_count; i++) {
+		struct rule_range range = state->ranges[i];
+		uint64_t rest = range.end % SR_FAULT_SECTOR_BYTES;
+
+		range.start -= range.start % SR_FAULT_SECTOR_BYTES;
+		if (rest && range.end < UINT64_MAX)
+			range.end += SR_FAULT_SECTOR_BYTES - rest;
+		if (kept && range.start <= state->ranges[kept - 1].end)
+			state->ranges[kept - 1].end = sr_larger(state->ranges[kept - 1].end, range.end);
+		else
+			state->ranges[kept++] = range;
+	}
+	state->range_count = kept;
+}
+
 /* All sectors of the ranges are bad. */
 static int make_bad(struct rule_state *state, uint64_t disk_bytes)
 {
+	widen_to_sectors(state);
 	for (size_t i = 0; i < state->range_count; i++) {
 		struct rule_range *range = &state->ranges[i];
 		uint64_t end = range->end < disk_bytes ? range->end : disk_bytes;
-		uint64_t sectors = end > range->start ? (end - range->start) / SR_FAULT_SECTOR_BYTES : 0;
+		uint64_t bytes = end > range->start ? end - range->start : 0;
+		uint64_t sectors = (bytes + SR_FAULT_SECTOR_BYTES - 1) / SR_FAULT_SECTOR_BYTES;
 
 		range->first_sector = state->bad_sectors;
 		state->bad_sectors += sectors;
@@ -88,8 +110,10 @@ static struct rule_state *new_state(const struct sr_fault_rule *rule, uint64_t d
 
 struct sr_fault_table *sr_fault_table_new(const struct sr_fault_rule *rules, size_t count, uint64_t disk_bytes)
 {
-	struct sr_fault_table *table = calloc(1, sizeof(*table) + count * sizeof(table->rules[0]));
+	struct sr_fault_table *table = NULL;
 
+	if (count <= SR_FAULT_RULES_MAX)
+		table = calloc(1, sizeof(*table) + count * sizeof(table->rules[0]));
 	if (!table)
 		return NULL;
 	for (size_t i = 0; i < count; i++) {
@@ -170,6 +194,7 @@ struct sr_fault_table *sr_fault_set_replace(struct sr_fault_set *faults, struct 
 			armed->state = old->state;
 			old->state = fresh; /* freed with the table before */
 		}
+		armed->state->began |= armed->rule.enabled;
 		/* A rule that is enabled again is a new one for operations that waited meanwhile. */
 		armed->serial = old && old->rule.enabled && armed->rule.enabled ? old->serial : ++faults->serial;
 	}
@@ -250,7 +275,7 @@ void sr_fault_set_heal(struct sr_fault_set *faults, uint64_t offset, uint64_t by
 	struct sr_fault_table *table = faults->table;
 
 	for (size_t i = 0; table && i < table->count; i++)
-		if (table->rules[i].rule.effect == SR_BAD_SECTORS)
+		if (table->rules[i].rule.effect == SR_BAD_SECTORS && table->rules[i].state->began)
 			heal(table->rules[i].state, offset, offset + bytes);
 }
 

@@ -15,20 +15,33 @@ static int is_over(const struct sr_fault_set *faults, const struct sr_fault_wait
 }
 
 /* Forget the waits that are over, and return when the last one of the others ends; 0: none is left. */
-static uint64_t prune(const struct sr_fault_set *faults, struct sr_verdict *verdict)
+static uint64_t prune(const struct sr_fault_set *faults, struct sr_fault_wait *waits, int *count)
 {
 	uint64_t now = sr_now_ns(), last = 0;
 	int kept = 0;
 
-	for (int i = 0; i < verdict->wait_count; i++) {
-		if (is_over(faults, &verdict->waits[i], now))
+	for (int i = 0; i < *count; i++) {
+		if (is_over(faults, &waits[i], now))
 			continue;
-		if (verdict->waits[i].until_ns > last)
-			last = verdict->waits[i].until_ns;
-		verdict->waits[kept++] = verdict->waits[i];
+		if (waits[i].until_ns > last)
+			last = waits[i].until_ns;
+		waits[kept++] = waits[i];
 	}
-	verdict->wait_count = kept;
+	*count = kept;
 	return last;
+}
+
+void sr_prune_late_waits(struct sr_fault_set *faults, struct sr_verdict *verdict)
+{
+	pthread_mutex_lock(&faults->lock);
+	(void)prune(faults, verdict->late_waits, &verdict->late_wait_count);
+	pthread_mutex_unlock(&faults->lock);
+}
+
+/* An operation that a rule holds fails with the disk only, also if it does not wait yet: the holder decides on it. */
+static int has_failed(const struct sr_fault_set *faults, const struct sr_verdict *verdict)
+{
+	return verdict->is_held ? faults->ended : verdict->failed_waits != faults->failed_waits;
 }
 
 static void sleep_until(struct sr_fault_set *faults, uint64_t until_ns)
@@ -48,7 +61,8 @@ int sr_fault_set_wait(struct sr_fault_set *faults, struct sr_verdict *verdict)
 	pthread_mutex_lock(&faults->lock);
 	verdict->next = faults->waiting;
 	faults->waiting = verdict;
-	while (verdict->failed_waits == faults->failed_waits && !faults->waits_over && (until = prune(faults, verdict)))
+	while (!has_failed(faults, verdict) && !faults->waits_over &&
+	       (until = prune(faults, verdict->waits, &verdict->wait_count)))
 		sleep_until(faults, until);
 	for (struct sr_verdict **at = &faults->waiting; *at; at = &(*at)->next)
 		if (*at == verdict) {
@@ -56,7 +70,7 @@ int sr_fault_set_wait(struct sr_fault_set *faults, struct sr_verdict *verdict)
 			break;
 		}
 	verdict->wait_count = 0;
-	int rc = verdict->failed_waits == faults->failed_waits ? 0 : -EIO;
+	int rc = has_failed(faults, verdict) ? -EIO : 0;
 	pthread_mutex_unlock(&faults->lock);
 	return rc;
 }
@@ -79,20 +93,17 @@ void sr_fault_set_end_waits(struct sr_fault_set *faults)
 	pthread_mutex_unlock(&faults->lock);
 }
 
-static void fail_waits(struct sr_fault_set *faults, int held_too)
+static void fail_waits(struct sr_fault_set *faults)
 {
-	uint64_t failed = __atomic_add_fetch(&faults->failed_waits, 1, __ATOMIC_ACQ_REL);
-
-	for (struct sr_verdict *waiting = faults->waiting; waiting && !held_too; waiting = waiting->next)
-		if (waiting->is_held)
-			waiting->failed_waits = failed;
+	__atomic_add_fetch(&faults->failed_waits, 1, __ATOMIC_ACQ_REL);
 	pthread_cond_broadcast(&faults->changed);
 }
 
 void sr_fault_set_end(struct sr_fault_set *faults)
 {
 	pthread_mutex_lock(&faults->lock);
-	fail_waits(faults, 1);
+	faults->ended = 1;
+	fail_waits(faults);
 	sr_tell_all(faults);
 	pthread_mutex_unlock(&faults->lock);
 }
@@ -100,6 +111,6 @@ void sr_fault_set_end(struct sr_fault_set *faults)
 void sr_fault_set_fail_waits(struct sr_fault_set *faults)
 {
 	pthread_mutex_lock(&faults->lock);
-	fail_waits(faults, 0);
+	fail_waits(faults);
 	pthread_mutex_unlock(&faults->lock);
 }

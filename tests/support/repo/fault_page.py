@@ -145,7 +145,9 @@ _EXPECT = """
 | --- | --- |
 """
 _TAIL = """
-`recoverable = true` asks the fault atlas, which knows the intact copies of each block (site, change log, cache account, managed disk).
+`recoverable = true` is possible where it is known that another copy stays intact. A fault that only changes what a read returns destroys nothing: `read` of a disk, a change log or
+a managed disk, and `GetBlob`. For records that are appended to a change log (`log append`, part `segment`) the fault atlas decides: the disk must have the block. Every other rule
+with it is refused, because the other copies are not known there.
 
 ## See also
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.guests.file_ranges import ranges_of
 from tests.support.disks.disk_server_process import CAN_MAKE_HOLES, StartServer
 from tests.support.disks.guest import FSCK, MKFS, loop_device, make_tree, mounted, run, tree
 from tests.support.disks.shadowed_disk import ShadowedDisk
@@ -55,6 +57,7 @@ def test_a_file_system_is_sound_after_use_and_the_log_replays(
                     path.unlink()
                     (source / path.relative_to(guest / "copy")).unlink()
             run("sync", "--file-system", guest)
+            check_ranges(server.os_disk, guest, kind)
             trimmed = trim(guest)
         with mounted(device, guest):
             assert tree(guest / "copy") == tree(source)
@@ -64,6 +67,23 @@ def test_a_file_system_is_sound_after_use_and_the_log_replays(
     if trimmed:
         assert disk.model.counts["DISCARD"] > 0
         assert disk.file.stat().st_blocks * 512 < full_bytes - (FILES << 12), "deleted files still take space"
+
+
+def check_ranges(disk: Path, guest: Path, kind: str) -> None:
+    """Assert that the ranges of files, which a fault rule with `file` gets, have the bytes of these; btrfs is refused."""
+    if kind == "btrfs":
+        with pytest.raises(RigError, match=f"btrfs at {guest}: its files cannot be mapped to bytes of the disk"):
+            ranges_of(disk, "/copy/*")
+        return
+    files = [path for path in sorted((guest / "copy").rglob("file*")) if path.stat().st_size > 0]
+    for path in files[:10]:
+        with disk.open("rb") as whole:
+            stored = b""
+            for start, length in ranges_of(disk, f"/{path.relative_to(guest)}"):
+                whole.seek(start)
+                stored += whole.read(length)
+        assert stored.startswith(path.read_bytes())
+        assert len(stored) < path.stat().st_size + 65536
 
 
 def trim(guest: Path) -> bool:

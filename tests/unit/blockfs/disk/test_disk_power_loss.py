@@ -233,3 +233,30 @@ async def test_several_disks_lose_different_writes(tmp_path: Path, positions: Po
     assert set(first) == set(second) == {0, ord("x")}
     for disk in disks:
         disk.close()
+
+
+async def test_a_loss_names_the_ranges_that_have_their_old_bytes_again(guest: GuestDisk) -> None:
+    guest.write(0, pattern(200_000, 1))
+    guest.flush()
+    guest.write(700, pattern(150_000, 2))
+    guest.write(1 << 19, b"new")
+    lost = await lose(guest)
+    assert (lost.ranges, lost.range_count) == (((512, 150_528), (1 << 19, 512)), 2)
+    assert sum(length for _, length in lost.ranges) == lost.length
+    for at in range(20):
+        guest.write(at * 8192, b"x")
+    lost = await lose(guest)
+    assert (len(lost.ranges), lost.range_count, lost.length) == (16, 20, 20 * 512)
+
+
+async def test_survivors_are_numbered_by_the_ranges_of_each_disk(tmp_path: Path, positions: PositionCounter) -> None:
+    disks = [GuestDisk(tmp_path, name=name, positions=positions) for name in ("os", "data")]
+    for disk in disks:
+        disk.faults.keep_unsynced()
+        for block in range(3):
+            disk.write(block * 4096, b"x")
+    extents = [PowerLoss(survivors=(1,), ranges=((block * 4096, 4096),)) for block in (1, 2)]
+    await disk_faults.lose_power([disk.faults for disk in disks], extents)
+    assert [[disk.contents[block * 4096] for block in range(3)] for disk in disks] == [[0, ord("x"), 0], [0, 0, ord("x")]]
+    for disk in disks:
+        disk.close()

@@ -11,9 +11,10 @@ import pytest
 import trio
 
 from siterig.blockfs.changelog.position_counter import PositionCounter
-from siterig.blockfs.contracts.fault_effects import DelayEffect, DiskFault, FailEffect, FreezeEffect
+from siterig.blockfs.contracts.fault_effects import DelayEffect, DiskFault, FailEffect, FreezeEffect, FullEffect
 from siterig.blockfs.core.fault_decisions import Turns, stream_of
 from siterig.blockfs.disk import disk_faults
+from siterig.blockfs.disk.disk_faults import RulesChange
 from siterig.cext._core import lib
 from tests.support.disks.guest_requests import GuestDisk, Request, until_waiting
 from tests.support.disks.log_oracle import KINDS, records
@@ -204,3 +205,33 @@ async def test_a_wait_for_fired_ends_with_the_disk(tmp_path: Path, positions: Po
             await trio.testing.wait_all_tasks_blocked()
             guest.disk.close()
     lib.sr_handle_close(guest.handle)
+
+
+async def test_a_waiting_request_meets_a_full_disk_that_came_meanwhile(guests: list[GuestDisk]) -> None:
+    guest = guests[0]
+    freeze = await guest.faults.attach(FREEZE)
+    request = Request(lambda: guest.write(0, b"x"))
+    await until_waiting(guest, freeze, 1)
+    await guest.faults.attach(DiskFault("full", FullEffect(0)))
+    await guest.faults.detach(freeze)
+    assert await request.done() == -errno.ENOSPC
+    assert guest.contents[:1] == b"\0"
+
+
+async def test_a_request_may_wait_while_all_rules_change_again_and_again(guests: list[GuestDisk]) -> None:
+    """The waits after the operation end with their rules, and never take more room."""
+    guest = guests[0]
+    late = DiskFault("late", FreezeEffect(late=True), ("write",))
+    ids = [await guest.faults.attach(FREEZE)]
+    request = Request(lambda: guest.write(0, b"x"))
+    await until_waiting(guest, ids[0], 1)
+    for _ in range(5):
+        change = RulesChange(guest.faults, attach=[FREEZE, *[late] * 62], detach=ids)
+        ((ids,), _) = await disk_faults.change_rules([change])
+        await until_waiting(guest, ids[0], 1)
+    assert guest.contents[:1] == b"\0"
+    await guest.faults.detach(ids[0])
+    await until_waiting(guest, ids[1], 1)
+    assert guest.contents[:1] == b"x"
+    await guest.faults.clear()
+    assert await request.done() == 1

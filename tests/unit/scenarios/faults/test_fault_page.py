@@ -7,6 +7,9 @@ import re
 
 import pytest
 
+from siterig.core.fault_contract import INJECTOR_LAYERS, FaultPlan
+from siterig.faults.disk_mapping import map_rule
+from siterig.host_faults.host_rules import HostRule
 from siterig.scenarios.faults.rule_files import parse_rules
 from siterig.scenarios.faults.rules import read_rule
 from siterig.scenarios.faults.schedule import FaultSchedule
@@ -36,11 +39,15 @@ def test_the_three_forms_on_the_page_are_one_rule() -> None:
 @pytest.mark.parametrize("text", blocks(HOW_TO.read_text(), "toml"))
 def test_the_examples_can_be_armed(text: str) -> None:
     rules = parse_rules(str(HOW_TO), text)
-    schedule = FaultSchedule(rules.seed, clock=SettableClock())
-    schedule.add(
-        rule.model_copy(update={"expect": rule.expect.model_copy(update={"recoverable": False})}) for rule in rules.fault
-    )
+    schedule = FaultSchedule(rules.seed, clock=SettableClock(), remote_layers=INJECTOR_LAYERS)
+    schedule.add(rules.fault)
     assert len(schedule.status()) == len(rules.fault) >= 1
+    for rule in rules.fault:
+        if rule.where.layer == "disk":
+            map_rule(rule.label, rule, 1)
+        elif rule.where.layer in INJECTOR_LAYERS:
+            plan = FaultPlan(name=rule.label, rule=rule.document(), seed=1, is_open=True)
+            HostRule(plan).check(("log", "store"), knows_copies=True)
 
 
 def test_there_are_five_examples() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from siterig.core.fault_contract import FaultPlan, FaultReport
 from siterig.faults.armed_disk_rule import OpenDisk
 from siterig.faults.disk_injector import DiskInjector
 from siterig.scenarios.faults.rules import read_rule
-from tests.support.disks.guest_requests import GuestDisk, pattern
+from tests.support.disks.guest_requests import GuestDisk, Request, pattern
+from tests.support.io_faults import WRITE, failing
 
 KIB = 1024
 
@@ -251,3 +253,98 @@ async def test_a_file_is_mapped_only_in_a_mounted_file_system(guests: list[Guest
         with pytest.raises(RigError, match=r"fault 'x': where\.file: '/a/\*': no file system of .* is mounted here: attach"):
             await injector.arm_faults(plans=[plan("disk web01/os read error=EIO file=/a/* name=x")])
         assert not injector.counts()
+
+
+async def test_the_power_is_lost_although_the_record_of_its_fault_was_dropped(guests: list[GuestDisk]) -> None:
+    guest = guests[0]
+    async with injecting(guests) as injector:
+        rules = ("disk web01/os write lose=unflushed occurrence=2 name=x", "disk web01/os read error=EIO name=y fired=any")
+        await injector.arm_faults(plans=[plan(rule) for rule in rules])
+        guest.write(0, pattern(4096))
+        request = Request(lambda: guest.write(8192, b"x"))
+        (rule,) = [rule for rule, fault in guest.faults.rules().items() if fault.name == "x"]
+        deadline = time.monotonic() + 10
+        while not guest.faults.counts(rule).waiting:  # the injector cannot run meanwhile
+            assert time.monotonic() < deadline
+        for _ in range(5000):  # more than the disk keeps records of
+            assert guest.read(0, 1) == -errno.EIO
+        assert await request.done() == -errno.EIO
+        assert guest.contents == bytes(1 << 20)
+        report = await reported(injector, 1)
+        assert report.dropped > 0
+        (found,) = [each for each in report.injections if each.name == "x"]
+        assert "1 of 1 unsynced writes lost; every operation fails now" in found.done
+
+
+async def test_a_record_has_the_bytes_that_were_changed_or_lost(guests: list[GuestDisk]) -> None:
+    guest = guests[0]
+    async with injecting(guests) as injector:
+        acts: dict[str, Callable[[], object]] = {
+            "write tear.parts=4 tear.keep=1,3": lambda: guest.write(4096, bytes(4096)),
+            "write misdirect=+8KiB": lambda: guest.write((1 << 20) - 10240, bytes(4096)),
+            "write misdirect=-8KiB": lambda: guest.write(4096, bytes(512)),
+            "write error=EIO timing=after": lambda: guest.write(0, bytes(512)),
+            "read error=EIO timing=after": lambda: guest.read(0, 512),
+            "write truncate=512": lambda: guest.write(0, bytes(4096)),
+            "write flip.bits=16 start=2 length=2": lambda: guest.write(0, bytes(512)),
+            "write tear=true": lambda: guest.write(0, bytes(65536)),
+        }
+        for number, (words, act) in enumerate(acts.items()):
+            await injector.arm_faults(plans=[plan(f"disk web01/os {words} name=n{number}")])
+            act()
+            await injector.disarm_faults(names=[f"n{number}"])
+        found = (await reported(injector, 8)).injections
+        ranges = [each.ranges for each in found]
+        assert ranges[0] == ((5120, 1024), (7168, 1024))
+        assert ranges[1] == (((1 << 20) - 10240, 4096), ((1 << 20) - 2048, 2048))
+        assert ranges[2] == ((4096, 512),), "it landed outside the disk"
+        assert (ranges[3], found[3].done) == ((), "was done, and failed with EIO")
+        assert ranges[4] == ((0, 512),)
+        assert ranges[5] == ((512, 3584),)
+        assert ranges[6] == ((2, 1),) * 8 + ((3, 1),) * 8
+        assert 1 < len(ranges[7]) <= 64
+
+
+async def test_a_pause_is_recorded_with_its_position(guests: list[GuestDisk]) -> None:
+    async with injecting(guests) as injector:
+        guests[0].write(0, b"x")
+        armed = await injector.arm_faults(plans=[plan("disk pause=true name=x")])
+        assert (await reported(injector, 1)).injections[0].position == armed.position is not None
+
+
+async def test_a_range_that_no_disk_has_is_refused(guests: list[GuestDisk]) -> None:
+    async with injecting(guests) as injector:
+        with pytest.raises(RigError, match=r"where.start: 1048576: web01/os has 1048576 bytes; allowed: a byte of the disk"):
+            await injector.arm_faults(plans=[plan("disk web01/os write start=1MiB error=EIO name=x")])
+        await injector.arm_faults(plans=[plan("disk web01/os write start=1MiB error=EIO after=mark:grown name=x")])
+        await injector.arm_faults(plans=[plan("disk web01/os write start=1023KiB length=1GiB error=EIO name=y")])
+        assert guests[0].write((1 << 20) - 1, b"x") == -errno.EIO
+
+
+async def test_a_power_loss_has_room_for_the_errors_after_it(guests: list[GuestDisk]) -> None:
+    async with injecting(guests) as injector:
+        rules = [plan(f"disk web01/os read error=EIO occurrence=9 name=r{number}") for number in range(62)]
+        await injector.arm_faults(plans=[*rules, plan("disk web01/os write lose=unflushed occurrence=2 name=x")])
+        with pytest.raises(
+            RigError, match=r"'y': disk web01/os: has 63 fault rules, and needs one more for each of 1 power"
+        ):
+            await injector.arm_faults(plans=[plan("disk web01/* write error=EIO occurrence=9 name=y")])
+        guests[0].write(0, b"x")
+        assert await trio.to_thread.run_sync(guests[0].write, 0, b"y") == -errno.EIO
+        assert guests[0].flush() == -errno.EIO, "the power is off"
+
+
+async def test_a_power_loss_that_the_host_fails_is_recorded_and_ends_nothing(guests: list[GuestDisk]) -> None:
+    async with injecting(guests) as injector:
+        await injector.arm_faults(plans=[plan("disk web01/os write lose=unflushed occurrence=2 name=x")])
+        guests[0].write(0, pattern(4096))
+        guests[0].flush()
+        await injector.disarm_faults(names=["x"])
+        await injector.arm_faults(plans=[plan("disk web01/os write lose=unflushed occurrence=2 name=x")])
+        guests[0].write(0, pattern(4096, 2))
+        with failing(WRITE, ".img", errno.EIO):
+            assert await trio.to_thread.run_sync(guests[0].write, 0, b"y") == -errno.EIO
+            report = await reported(injector, 1)
+        assert "the power loss failed, and left some unsynced writes: Input/output error" in report.injections[0].done
+        await injector.disarm_faults(names=["x"])
+        assert guests[0].read(0, 4096) == pattern(4096, 2)

@@ -53,7 +53,7 @@ EFFECTS: list[tuple[str, DiskEffect, tuple[str, ...]]] = [
     ("tear=true", TearEffect(), ("write",)),
     ("misdirect=+8KiB", MisdirectEffect(8192), ("read", "write")),
     ("stale=true", StaleEffect(), ("read",)),
-    ("read flip.bits=3", FlipEffect(3), ("read",)),
+    ("read flip.bits=3 recoverable=true", FlipEffect(3), ("read",)),
     ("start=1MiB length=64KiB bad_sectors=true", BadSectorsEffect(), ("read",)),
     ("lie=true", LieEffect(), ("flush",)),
     ("full_after=1MiB", FullEffect(1 << 20), ("write", "zero")),
@@ -124,6 +124,7 @@ def test_a_pause_without_an_operation_stops_all_of_them_when_the_rule_begins() -
     ("words", "named"),
     [
         ("write flip=true recoverable=true", "expect.recoverable"),
+        ("bad_sectors=true recoverable=true", "expect.recoverable"),
         ("pause=true delay=1s", "what.delay"),
         ("lose=unflushed tear.parts=2", "what.tear"),
         ("lose=unflushed tear=true survive=1", "what.survive"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import host_calls
 from siterig.host_faults.disk_names import DiskNames
-from siterig.host_faults.host_rules import PART_OPERATIONS
+from siterig.host_faults.faulty_calls import FaultyCalls
+from siterig.host_faults.host_rules import PART_OPERATIONS, HostRule
 from siterig.host_faults.injector import HostFileInjector
 from siterig.host_faults.log_files import DiskHostLogs, StandaloneLog
+from siterig.host_faults.rule_book import RuleBook
 from siterig.host_faults.store_files import ManagedDisks
 from siterig.scenarios.faults.atlas import FaultAtlas
 from siterig.scenarios.faults.catalog import LAYERS, PARTS, effects_of
@@ -86,7 +89,7 @@ async def test_every_fault_of_every_part_is_armed_or_refused_by_name(layer: str,
             "'dirty-bitmap' has no operation 'append'; allowed: open, read, sync",
         ),
         ("log append part=snapshot tear=true", "where.part: 'snapshot' does not meet tear; allowed: segment"),
-        ("log read flip=true recoverable=true", "expect.recoverable: true: it is not known in this process which copies"),
+        ("log append flip=true recoverable=true", "expect.recoverable: true: it is not known in this process which copies"),
     ],
 )
 async def test_a_rule_that_cannot_be_armed_names_key_value_and_allowed_ones(words: str, why: str, tmp_path: Path) -> None:
@@ -268,6 +271,58 @@ async def test_recoverable_damage_spares_a_block_that_only_the_log_has(logged: L
         logged.write(3)
         assert len((await report(injector)).injections) == 3
         assert not atlas.try_destroy("disk", "web01/os", 0, 1 << 20), "the log has lost its copies"
+
+
+async def test_a_rule_that_comes_while_a_file_is_looked_up_is_in_force_for_it(
+    logged: LoggedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread arms a rule between the look at the rules and the note that no rule can meet the file."""
+    book = RuleBook([DiskHostLogs(logged.root)])
+    calls, list_rules, came = FaultyCalls(book), RuleBook.rules, list[str]()
+
+    def arm_meanwhile(book: RuleBook) -> list[HostRule]:
+        found = list_rules(book)
+        if not came:
+            came.append("late")
+            book.add([plan("log append error=EIO name=late")])
+            calls.rules_changed()
+        return found
+
+    book.add([plan("log web02/* append error=EIO")])
+    calls.begin()
+    try:
+        monkeypatch.setattr(RuleBook, "rules", arm_meanwhile)
+        logged.write(3)
+    finally:
+        calls.end()
+    assert came
+    assert logged.errors == [EIO] * 3
+
+
+async def test_a_write_with_two_names_takes_its_space_once(tmp_path: Path) -> None:
+    path = tmp_path / DISK_ID / "checkpoints" / "000000000001.extents"
+    path.parent.mkdir(parents=True)
+    words = "store part=checkpoint full_after=8KiB"
+    async with armed([ManagedDisks(tmp_path)], words) as injector:
+        fd = host_calls.open_path(path, os.O_RDWR | os.O_CREAT)
+        try:
+            assert [host_calls.pwrite(fd, bytes([1]) * 4096, at) for at in (0, 4096)] == [4096, 4096]
+            with pytest.raises(OSError, match="No space left on device"):
+                host_calls.pwrite(fd, b"x", 8192)
+            assert host_calls.pwrite(fd, b"x", 4096) == 1, "it has its place"
+        finally:
+            os.close(fd)
+        found = await report(injector)
+    assert (found.counts[words].matched, found.counts[words].fired, len(found.injections)) == (1, 1, 1)
+
+
+async def test_a_fault_of_a_read_is_recoverable_without_other_copies(tmp_path: Path) -> None:
+    path = tmp_path / DISK_ID / "progress"
+    path.parent.mkdir()
+    path.write_bytes(bytes(4096))
+    async with armed([ManagedDisks(tmp_path)], "store read part=metadata flip=true recoverable=true"):
+        assert sum(map(int.bit_count, host_calls.read_file(path))) == 1
+    assert path.read_bytes() == bytes(4096)
 
 
 # --- the end of the process -----------------------------------------------------------------------------------------------

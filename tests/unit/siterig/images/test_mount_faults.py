@@ -102,6 +102,10 @@ ERROR = {"what": {"error": "EIO"}, "name": "x"}
             {"where": {"layer": "disk"}, "what": {"flip": True}, "expect": {"recoverable": True}},
             "expect.recoverable: true: it is not known here which copies",
         ),
+        (
+            {"where": {"layer": "disk"}, "when": {"until": "event:RoleReady"}, "what": {"error": "EIO"}},
+            "when.until: 'event:RoleReady': events are those of a rig; allowed here: mark, position, time, fault",
+        ),
     ],
 )
 async def test_a_rule_that_a_mount_cannot_have_is_refused_by_name(guest: GuestDisk, rule: dict[str, Any], text: str) -> None:
@@ -137,3 +141,17 @@ async def test_a_power_loss_by_hand_needs_kept_writes_and_no_guest(guest: GuestD
     guest.check_log()
     with pytest.raises(RigError, match="there is no VM 'web01' with disks; there are: os"):
         await power.lose_disk_power(vm="web01", extent="all")
+
+
+async def test_a_rule_waits_for_a_position_of_the_disk(guest: GuestDisk) -> None:
+    async with faults_of(guest) as (faults, _):
+        await write(guest)
+        when = {"after": f"position:{guest.disk.tracking.log.last_position + 10}"}
+        await faults.control.add_faults(rules=[{"where": {"layer": "disk", "op": "flush"}, "when": when} | ERROR])
+        assert await trio.to_thread.run_sync(guest.flush) == 0
+        for _ in range(10):
+            await write(guest)
+        with trio.fail_after(10):
+            while await trio.to_thread.run_sync(guest.flush) == 0:
+                await trio.lowlevel.checkpoint()
+        assert (await faults.control.list_faults()).rules[0].state == "armed"
