@@ -5,9 +5,10 @@ The supervisor carries them out, because it starts the processes and judges whet
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 from collections.abc import Sequence
+
+import structlog
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.documents.nearest import hint
@@ -20,6 +21,7 @@ from siterig.scenarios.faults.schedule import ArmedRule, FaultDecision, FaultSch
 
 START = "start"
 """The operation of the layer."""
+_log = structlog.get_logger("faults")
 
 
 class ProcessInjector(LayerInjector, RoleStarts):
@@ -55,13 +57,17 @@ class ProcessInjector(LayerInjector, RoleStarts):
             await self._supervisor.ask_before_starts(ask=True)
 
     async def disarm(self, rules: Sequence[ArmedRule]) -> None:
-        with contextlib.suppress(RigError):  # the supervisor has ended, and all processes with it
+        try:
             for armed in rules:
                 await self._supervisor.lift_role_faults(fault=armed.label)
             ended = {armed.label for armed in rules}
             others = [armed for armed in self._schedule.armed("process") if armed.label not in ended]
             if not any(START in armed.rule.operations for armed in others):
                 await self._supervisor.ask_before_starts(ask=False)
+        except RigError as error:
+            if error.uncertain:  # a role may still be stopped
+                raise
+            _log.info("supervisor_has_ended", reason=error.message)  # and all processes with it
 
     async def window_closed(self, armed: ArmedRule) -> None:
         await self._supervisor.lift_role_faults(fault=armed.label)

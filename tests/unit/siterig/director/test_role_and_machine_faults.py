@@ -54,6 +54,8 @@ class FakeRig:
 
     async def lift_role_faults(self, *, fault: str) -> None:
         self.calls.append(f"lift {fault}")
+        if fault == self.refused:
+            raise RigError(Code.RoleUnavailable, "it did not answer", uncertain=True)
 
     async def role_faults(self) -> list[RoleFault]:
         return self.lasting
@@ -167,6 +169,17 @@ async def test_a_stop_and_limits_last_as_long_as_their_rule() -> None:
         stage.clock.advance_ns(10_000_000_000)
         await trio.testing.wait_all_tasks_blocked()
         assert stage.rig.calls[-1] == "lift few"
+
+
+async def test_a_role_that_may_still_be_stopped_keeps_its_rule() -> None:
+    async with running() as stage:
+        await stage.add("process site pause=true name=stop")
+        stage.rig.refused = "stop"
+        with pytest.raises(RigError, match="it did not answer"):
+            await stage.remove("stop")
+        assert [rule.name for rule in (await stage.director.list_faults()).rules] == ["stop"]
+        stage.rig.refused = ""
+        assert await stage.remove("stop") == ["lift stop", "ask False"]
 
 
 async def test_a_role_that_does_not_exist_or_run_is_refused_by_name() -> None:
