@@ -329,6 +329,7 @@ async def test_a_service_behind_tls_gets_its_own_name_as_host(tmp_path: Path, ca
     azurite = await start_azurite(tmp_path / "azurite", tmp_path / "keys")
     server, client_tls = certificate(tmp_path)
     heads: list[bytes] = []
+    connections: list[object] = []
 
     async def copy(source: trio.abc.ReceiveStream, to: trio.abc.SendStream, seen: list[bytes] | None = None) -> None:
         while data := await source.receive_some(65536):
@@ -337,6 +338,7 @@ async def test_a_service_behind_tls_gets_its_own_name_as_host(tmp_path: Path, ca
             await to.send_all(data)
 
     async def terminate(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        connections.append(stream)
         async with await trio.open_tcp_stream("127.0.0.1", azurite.port) as plain, trio.open_nursery() as both:
             both.start_soon(copy, plain, stream)
             await copy(stream, plain, heads)
@@ -352,6 +354,7 @@ async def test_a_service_behind_tls_gets_its_own_name_as_host(tmp_path: Path, ca
             await run(client.create_container)
             await run(lambda: client.upload_blob("a", BODY))
             assert await run(lambda: client.download_blob("a").readall()) == BODY
+            assert len(connections) == 1  # kept alive
             client.close()
             stranger = BlobService.parse(f"https://localhost:{front}/{azurite.account.name}")
             port = await nursery.start(serve_blob_proxy, stranger, BlobFaultList())
