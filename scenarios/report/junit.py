@@ -35,6 +35,8 @@ def is_failure(result: ScenarioResult) -> bool:
 
 def failure_text(result: ScenarioResult) -> str:
     """Return the reasons for which a run failed, a line each."""
+    if result.without_mechanism and result.error is not None:
+        return f"it proves nothing: {result.error}"
     if result.without_mechanism:
         return "it passed although the mechanism that it tests was switched off"
     failed = [f"{check.step}: {check.name}: {check.evidence}" for check in result.checks if not check.ok]

@@ -46,12 +46,20 @@ def verdict(result: ScenarioResult) -> str:
     """Return one sentence."""
     if result.skipped is not None:
         return f"Skipped: {result.skipped}"
+    if result.without_mechanism and result.ok:
+        return f"It proves nothing: {result.error}" if result.error else "It passed without the mechanism that it tests"
     if result.without_mechanism:
-        return "It passed without the mechanism that it tests" if result.ok else "It fails without its mechanism"
+        return f"It fails without its mechanism: {_first_failure(result)}"
     if result.error is not None:
         return f"It did not come to its end: {result.error}"
     failed = sum(not check.ok for check in result.checks)
     return f"{failed} of {len(result.checks)} checks failed" if failed else f"All {len(result.checks)} checks held"
+
+
+def _first_failure(result: ScenarioResult) -> str:
+    if result.error is not None:
+        return result.error
+    return next((f"{check.name}: {check.evidence}" for check in result.checks if not check.ok), "no reason given")
 
 
 def timeline_data(result: ScenarioResult) -> dict[str, object]:

@@ -108,8 +108,6 @@ class Batch:
             records = RunRecords(partial(self._screen.line, file.name))
             run = ScenarioRun(file, OwnRig(folder, file.scenario.topology), records, RunOptions(seed, prove))
             result = await run.run()
-            if prove and run.failed_in_set_up:
-                result = result.model_copy(update={"ok": True, "error": f"the timeline did not begin: {result.error}"})
             described = await trio.to_thread.run_sync(self._tested, folder)
             keep = self._options.keep and not result.ok and not prove
             return result.model_copy(update={"tested": described, "kept": str(folder) if keep else None})

@@ -72,7 +72,7 @@ class ScenarioRun:
         self._conditions = Conditions(rig, self._machines, self._marks, self._scenario.fault_names)
         self._operations = Operations(self._scenario, rig, self._machines, records, self._marks)
         self._watcher = Watcher(rig, records, self._operations.clock, self._has_faults)
-        self._stage = SET_UP
+        self._stage, self._ran_too_long = SET_UP, False
         self._jobs: list[Job] = []
         self._events: list[Event] = []
         self._verdicts: list[FaultVerdict] = []
@@ -88,14 +88,20 @@ class ScenarioRun:
         finally:
             left = await self._clean_up()
         checks = self._records.checks
+        has_failed = error is not None or not all(check.ok for check in checks)
+        if self._options.without_mechanism:
+            flaw = self._flaw_of_proof(error, left)
+            has_failed, error = has_failed and flaw is None, flaw or error
+        elif left:
+            has_failed, error = True, error or "; ".join(left)
         return ScenarioResult(
             name=self._file.name,
             title=self._file.scenario.title,
             file=str(self._file.path),
             sentences=list(self._file.scenario.sentences),
             seed=self._options.seed,
-            ok=error is None and not left and all(check.ok for check in checks),
-            error=error or "; ".join(left) or None,
+            ok=not has_failed,
+            error=error,
             without_mechanism=self._options.without_mechanism,
             started=started.isoformat(timespec="seconds"),
             duration_s=SYSTEM_CLOCK.trio_time_s() - began_s,
@@ -110,10 +116,13 @@ class ScenarioRun:
             verdicts=self._verdicts,
         )
 
-    @property
-    def failed_in_set_up(self) -> bool:
-        """True if the run ended before its timeline began."""
-        return self._stage == SET_UP
+    def _flaw_of_proof(self, error: str | None, left: list[str]) -> str | None:
+        """Return the reason for which a failed run says nothing about the mechanism that was switched off."""
+        if self._stage == SET_UP:
+            return f"the timeline did not begin: {error}"
+        if self._ran_too_long:
+            return error
+        return f"the cleanup failed: {'; '.join(left)}" if left else None
 
     async def _limited(self) -> str | None:
         """Run within the time limit; return the error that ended the run."""
@@ -129,6 +138,7 @@ class ScenarioRun:
                 self._records.say("operation", text, "bad")
                 return text
             return None
+        self._ran_too_long = True
         return f"{self._stage}: {Code.ScenarioTimedOut}: the run did not end within {duration_text(limit_ns)} (time_limit)"
 
     async def _watched(self) -> None:

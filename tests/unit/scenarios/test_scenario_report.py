@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from siterig.scenarios.contracts.results import Check
 from siterig.scenarios.contracts.scenario_result import ScenarioMoment, ScenarioResult
 from siterig.scenarios.report.junit import is_failure, junit_xml
-from siterig.scenarios.report.scenario_report import render_scenarios, timeline_data
+from siterig.scenarios.report.scenario_report import render_scenarios, timeline_data, verdict
 from tests.support.samples import sample
 
 EVIL = "<script>alert(1)</script> & \x1b[31m\x00 \ud800"
@@ -35,20 +35,30 @@ def test_junit_has_a_case_for_each_run() -> None:
         result(skipped="program initdb is not installed"),
         result(without_mechanism=True),
         result(without_mechanism=True, ok=False),
+        result(without_mechanism=True, error="the timeline did not begin"),
     ]
-    assert [is_failure(run) for run in runs] == [False, True, False, True, False]
+    assert [is_failure(run) for run in runs] == [False, True, False, True, False, True]
     suite = ET.fromstring(junit_xml(runs))[0]  # noqa: S314 (our own text)
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("5", "2", "1")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("6", "3", "1")
     cases = list(suite.iter("testcase"))
     failures = [case.find("failure") for case in cases]
-    assert [failure is not None for failure in failures] == [False, True, False, True, False]
+    assert [failure is not None for failure in failures] == [False, True, False, True, False, True]
     assert failures[1] is not None
     assert failures[1].text is not None
     assert failures[1].text.count("<script>alert(1)</script> & \\x1b[31m\\x00 \\xd800") == 2
     assert failures[3] is not None
     assert "switched off" in str(failures[3].text)
-    assert [case.find("skipped") is not None for case in cases] == [False, False, True, False, False]
+    assert failures[5] is not None
+    assert failures[5].text == "it proves nothing: the timeline did not begin"
+    assert [case.find("skipped") is not None for case in cases] == [False, False, True, False, False, False]
     assert "    1.00 s  fault" in str(cases[0].findtext("system-out"))
+
+
+def test_the_verdict_of_a_proof_names_the_reason() -> None:
+    assert verdict(result(without_mechanism=True, ok=False, checks=[FAILED])) == f"It fails without its mechanism: ledger: {EVIL}"
+    assert verdict(result(without_mechanism=True, ok=False, error="late")) == "It fails without its mechanism: late"
+    assert verdict(result(without_mechanism=True)) == "It passed without the mechanism that it tests"
+    assert verdict(result(without_mechanism=True, error="no rig")) == "It proves nothing: no rig"
 
 
 def test_the_page_escapes_every_text() -> None:

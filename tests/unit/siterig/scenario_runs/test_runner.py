@@ -331,6 +331,27 @@ async def test_a_proof_does_not_fail_by_the_rule_that_it_leaves_out(tmp_path: Pa
     assert [call for _, call in rig.calls] == ["start", "create_vm", "stop"]
 
 
+async def test_a_run_that_did_not_come_to_the_mechanism_proves_nothing(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = '[[timeline]]\ndo = "wait"\nwhen.item = { vm = "web01", state = "Other" }\n'
+    rig = RecordingRig(tmp_path)
+    rig.failures["create_vm"] = RigError(Code.DiskFull, "no room")
+    result = await run(rig, FAULT + wait, without_mechanism=True)
+    assert (result.ok, result.error) == (True, "the timeline did not begin: set-up: DiskFull: no room")
+    result = await run(RecordingRig(tmp_path), FAULT + '[[timeline]]\ndo = "wait"\nat = "400s"\n', without_mechanism=True)
+    assert (result.ok, "the run did not end within 5m" in str(result.error)) == (True, True)
+
+    async def fail(_machines: object) -> list[str]:
+        return ["VmBusy: web01 is in use"]
+
+    monkeypatch.setattr("siterig.scenario_runs.machines.Machines.release_all", fail)
+    result = await run(RecordingRig(tmp_path), FAULT + wait, without_mechanism=True)
+    assert (result.ok, result.error) == (True, "the cleanup failed: VmBusy: web01 is in use")
+    result = await run(RecordingRig(tmp_path), "")
+    assert (result.ok, result.error) == (False, "VmBusy: web01 is in use")
+
+
 def test_retry_times_are_compared_with_those_announced() -> None:
     seen = [SeenRetry("web01", "CacheUnreachable", n, delay_s) for n, delay_s in enumerate((0.9, 2.1, 3.9, 8), 1)]
     wanted = RetryExpectation(vm="web01", error="Cache*", delays=("1s", "2s", "4s"))
