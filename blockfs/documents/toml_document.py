@@ -5,7 +5,9 @@ The lines of keys are found by a scan of the text, which is only done for a mess
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,11 +44,22 @@ class TomlDocument:
 
     @classmethod
     def read(cls, path: Path, code: Code) -> TomlDocument:
-        """Read a file; a file that cannot be read is a ``RigError`` with ``code``, too."""
+        """Read a file; a file that cannot be read is a ``RigError`` with ``code``, too.
+
+        Only a regular file is read: a FIFO could wait for ever, and a device could have no end.
+        """
         try:
-            if path.stat().st_size > DOCUMENT_BYTES_MAX:
-                raise RigError(code, f"{path}: the file has more than {DOCUMENT_BYTES_MAX >> 20} MiB")
-            return cls(str(path), path.read_text(encoding="utf-8"), code)
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise RigError(code, f"{path}: the file cannot be read: it is no regular file")
+                if status.st_size > DOCUMENT_BYTES_MAX:
+                    raise RigError(code, f"{path}: the file has more than {DOCUMENT_BYTES_MAX >> 20} MiB")
+                with open(fd, encoding="utf-8", closefd=False) as file:
+                    return cls(str(path), file.read(), code)
+            finally:
+                os.close(fd)
         except OSError as error:
             raise RigError(code, f"{path}: the file cannot be read: {error.strerror}") from None
         except UnicodeDecodeError as error:

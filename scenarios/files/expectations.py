@@ -91,3 +91,7 @@ class ProofTable(ScenarioTable):
     disarm: tuple[Text, ...] | None = Field(
         default=None, description="fault rules that are not armed; all if left out, and none if it is `[]`"
     )
+    within: Duration = Field(
+        default=10 * SECOND_NS,
+        description="longest time of each wait; `10s` if left out. With the mechanism no wait may need as long",
+    )

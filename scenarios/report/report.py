@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,12 +55,24 @@ def make_report_folder(folder: Path) -> None:
     """
     with written_to(folder):
         safe_files.make_folder(folder, mode=_FOLDER_MODE, parents=True)
-        with safe_files.held(folder) as held:
-            for name in _FILES:
-                held.check_free(name)
-            probe = safe_files.temporary_name(_FILES[0])
-            os.close(held.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-            held.unlink(probe)
+        _check_names(folder, _FILES)
+
+
+def check_file(path: Path) -> None:
+    """Check that one file of a report can be written later; errors of :func:`write_file`."""
+    with written_to(path.parent):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        _check_names(path.parent, (path.name,))
+
+
+def _check_names(folder: Path, names: Sequence[str]) -> None:
+    with safe_files.held(folder) as held:
+        for name in names:
+            held.check_free(name)
+        probe = safe_files.temporary_name(names[0])
+        os.close(held.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        held.unlink(probe)
 
 
 @contextmanager

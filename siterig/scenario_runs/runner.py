@@ -38,9 +38,8 @@ from siterig.scenarios.files.timeline_tables import TimelineEntry
 from siterig.scenarios.files.topology import SECOND_NS
 
 WITHIN_NS = 60 * SECOND_NS
-PROOF_WITHIN_NS = 10 * SECOND_NS
-"""The longest wait of a run whose mechanism is switched off: it shall fail, not wait."""
 PROOF_EXPECT_NS = 3 * SECOND_NS
+"""The longest wait for a state at the end of a run whose mechanism is switched off: it shall fail, not wait."""
 _POLL_S = 0.1
 _CLEAR_S = 5.0
 SET_UP = "set-up"
@@ -116,13 +115,13 @@ class ScenarioRun:
             verdicts=self._verdicts,
         )
 
-    def _flaw_of_proof(self, error: str | None, left: list[str]) -> str | None:
+    def _flaw_of_proof(self, error: str | None, failures: list[str]) -> str | None:
         """Return the reason for which a failed run says nothing about the mechanism that was switched off."""
         if self._stage == SET_UP:
             return f"the timeline did not begin: {error}"
         if self._ran_too_long:
             return error
-        return f"the cleanup failed: {'; '.join(left)}" if left else None
+        return f"the cleanup failed: {'; '.join(failures)}" if failures else None
 
     async def _limited(self) -> str | None:
         """Run within the time limit; return the error that ended the run."""
@@ -194,7 +193,7 @@ class ScenarioRun:
 
     def _within_ns(self, entry: TimelineEntry, *, is_wait: bool = False) -> int:
         within_ns = WITHIN_NS if entry.within is None else entry.within
-        return min(within_ns, PROOF_WITHIN_NS) if is_wait and self._options.without_mechanism else within_ns
+        return min(within_ns, self._scenario.proof.within) if is_wait and self._options.without_mechanism else within_ns
 
     async def _wait_for(self, entry: TimelineEntry) -> None:
         """Wait for the moment of an entry; the wait for ``after`` and ``when`` is limited."""

@@ -228,9 +228,12 @@ async def _run(
     from siterig.cli import doctor
     from siterig.scenario_runs.batch import Batch
     from siterig.scenarios.report.junit import junit_xml
-    from siterig.scenarios.report.report import write_file
+    from siterig.scenarios.report.report import check_file, write_file
     from siterig.scenarios.report.scenario_report import write_scenario_report
 
+    for path in (junit, html):
+        if path is not None:  # not only after all runs
+            await trio.to_thread.run_sync(check_file, path)
     # With the process id, for two runs may begin in the same second.
     parent = folder.with_name(f"{folder.name}-runs-{SYSTEM_CLOCK.utc():%H%M%S}-{os.getpid()}")
     doctor.require(await trio.to_thread.run_sync(doctor.checks, parent))
@@ -240,14 +243,14 @@ async def _run(
     finally:
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
-    if junit is not None:
-        await trio.to_thread.run_sync(write_file, junit, junit_xml(results))
-    if html is not None:
-        await trio.to_thread.run_sync(write_scenario_report, html, results)
     if as_json:
         output.print_json(results)
     else:
         _print_summary(results)
+    if junit is not None:
+        await trio.to_thread.run_sync(write_file, junit, junit_xml(results))
+    if html is not None:
+        await trio.to_thread.run_sync(write_scenario_report, html, results)
     return results
 
 

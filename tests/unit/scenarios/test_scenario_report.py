@@ -55,7 +55,8 @@ def test_junit_has_a_case_for_each_run() -> None:
 
 
 def test_the_verdict_of_a_proof_names_the_reason() -> None:
-    assert verdict(result(without_mechanism=True, ok=False, checks=[FAILED])) == f"It fails without its mechanism: ledger: {EVIL}"
+    failed = result(without_mechanism=True, ok=False, checks=[FAILED])
+    assert verdict(failed) == f"It fails without its mechanism: ledger: {EVIL}"
     assert verdict(result(without_mechanism=True, ok=False, error="late")) == "It fails without its mechanism: late"
     assert verdict(result(without_mechanism=True)) == "It passed without the mechanism that it tests"
     assert verdict(result(without_mechanism=True, error="no rig")) == "It proves nothing: no rig"

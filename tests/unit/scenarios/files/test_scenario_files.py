@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -172,3 +174,11 @@ def test_a_name_is_of_the_library_and_a_path_is_a_file(tmp_path: Path) -> None:
     with pytest.raises(RigError, match="the file cannot be read") as missing:
         find_scenario(str(tmp_path / "none.toml"))
     assert missing.value.code == Code.InvalidScenario
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_only_a_regular_file_is_read(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "some.toml")
+    with pytest.raises(RigError, match="the file cannot be read: it is no regular file") as refused:
+        read_scenario(tmp_path / "some.toml")
+    assert refused.value.code == Code.InvalidScenario

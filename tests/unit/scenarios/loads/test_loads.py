@@ -106,7 +106,9 @@ def test_fio_verifies_every_acknowledged_round(mount: Path) -> None:
     with (mount / "load" / "round-2").open("r+b") as file:
         file.seek(5000)
         file.write(b"damage")
-    assert failed(load.findings(mounts, mount, acks, None)[0]) == ["fio verifies every acknowledged round"]
+    findings = load.findings(mounts, mount, acks, None)[0]
+    assert failed(findings) == ["fio verifies every acknowledged round"]
+    assert "verify" in findings[0].evidence, "the reason, not only numbers"
     assert failed(load.findings(mounts, mount, acks, acks[0].end_position + 5)[0]) == []
     (mount / "load" / "round-1").unlink()
     assert failed(load.findings(mounts, mount, acks, acks[0].end_position + 5)[0]) == [

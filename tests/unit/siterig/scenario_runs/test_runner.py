@@ -317,6 +317,8 @@ async def test_without_the_mechanism_waits_are_short(tmp_path: Path, autojump_cl
     result = await run(rig, FAULT + wait, without_mechanism=True)
     assert not result.ok
     assert "not within 10s" in str(result.error)
+    longer = await run(RecordingRig(tmp_path), FAULT + wait + '[proof]\nwithin = "25s"\n', without_mechanism=True)
+    assert "not within 25s" in str(longer.error)
     assert [call for _, call in rig.calls] == ["start", "create_vm", "stop"]
 
 

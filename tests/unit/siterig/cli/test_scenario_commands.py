@@ -1,0 +1,22 @@
+"""``siterig scenario run``: what cannot succeed is refused before a rig is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from siterig.cli.app import program
+
+
+@pytest.mark.parametrize("option", ["--junit", "--html"])
+@pytest.mark.parametrize("place", ["none/out", "file/out"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_first_run(tmp_path: Path, option: str, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    words = ["scenario", "run", "resync-by-hand", "--dir", str(tmp_path / "rig"), option, str(tmp_path / place)]
+    refused = CliRunner().invoke(program(["scenario"]), words)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert f"report folder {tmp_path / place.partition('/')[0]} cannot be written: " in refused.stderr
+    assert "(ReportUnwritable)" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
