@@ -12,6 +12,7 @@ from pathlib import Path
 import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.rpc.client import GUIDE
 from siterig.scenario_runs.records import LineSeverity, RunRecords
 from siterig.scenario_runs.runner import RunOptions, ScenarioRun
@@ -20,7 +21,7 @@ from siterig.scenarios.contracts.scenario_result import ScenarioMeasures, Scenar
 from siterig.scenarios.files.scenario_files import ScenarioFile
 from siterig.scenarios.loads.make_load import missing_program
 
-SEED_MAX = 10**9
+_RANDOM_SEEDS = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,11 @@ class Batch:
         async with trio.open_nursery() as nursery:
             number = 0
             for file in files:
-                seeds = (self._options.seed, file.scenario.seed, secrets.randbelow(SEED_MAX))
+                seeds = (self._options.seed, file.scenario.seed, secrets.randbelow(_RANDOM_SEEDS))
                 first = next(seed for seed in seeds if seed is not None)
                 for again in range(self._options.repeat):
                     await limit.acquire_on_behalf_of(number)
-                    nursery.start_soon(self._one, number, file, first + again, limit)
+                    nursery.start_soon(self._one, number, file, (first + again) % (SEED_MAX + 1), limit)
                     number += 1
         return [self._results[each] for each in sorted(self._results)]
 
@@ -109,7 +110,7 @@ class Batch:
             run = ScenarioRun(file, OwnRig(folder, file.scenario.topology), records, RunOptions(seed, prove))
             result = await run.run()
             described = await trio.to_thread.run_sync(self._tested, folder)
-            keep = self._options.keep and not result.ok and not prove
+            keep = self._options.keep and not result.ok and not prove and folder.is_dir()
             return result.model_copy(update={"tested": described, "kept": str(folder) if keep else None})
         finally:
             if not keep:

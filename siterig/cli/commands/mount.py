@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
+from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.blockfs.images import vhd
 from siterig.cli import exit_status, output
 from siterig.cli.commands.options import (
@@ -68,6 +69,7 @@ def mount(
             "--seed",
             metavar="N",
             min=0,
+            max=SEED_MAX,
             help="Seed of random choices of faults. Default: that of the file, or a random one.",
         ),
     ] = None,

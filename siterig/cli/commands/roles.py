@@ -9,6 +9,7 @@ import typer
 
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
+from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.cli import completion, exit_status, fault_director, output, power, sites
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.light_commands import running
@@ -119,7 +120,9 @@ def lose(
     all_: Annotated[
         bool, typer.Option("--all", help="With --power: all unsynced writes are lost, in place of a random part of them.")
     ] = False,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the random choices.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, max=SEED_MAX, help="Seed of the random choices.")
+    ] = None,
     prepare: Annotated[
         bool, typer.Option("--prepare", help="With --power: only keep unsynced writes from now on, for the loss.")
     ] = False,

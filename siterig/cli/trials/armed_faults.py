@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
+from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.cli import completion, exit_status, fault_director, output
 from siterig.cli.commands.options import Dir, Json, example
 
@@ -82,7 +83,11 @@ def add(
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", metavar="N", min=0, help="Seed of the random choices. Default: that of the file, rig or mount."
+            "--seed",
+            metavar="N",
+            min=0,
+            max=SEED_MAX,
+            help="Seed of the random choices. Default: that of the file, rig or mount.",
         ),
     ] = None,
     mnt: Mnt = None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.cli import completion, exit_status, fault_director, output, power
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.power import PowerTarget
@@ -46,7 +47,11 @@ def power_loss(
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", metavar="N", min=0, help="Seed of the random choices. Default: a random one, which is shown."
+            "--seed",
+            metavar="N",
+            min=0,
+            max=SEED_MAX,
+            help="Seed of the random choices. Default: a random one, which is shown.",
         ),
     ] = None,
     prepare: Annotated[

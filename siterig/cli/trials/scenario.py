@@ -11,6 +11,7 @@ import typer
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
+from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.cli import exit_status, output
 from siterig.cli.commands.options import Dir, Json, example
 
@@ -175,7 +176,8 @@ def run(
     *,
     folder: Dir,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of all random choices; default: of the file.")
+        int | None,
+        typer.Option("--seed", metavar="N", min=0, max=SEED_MAX, help="Seed of all random choices; default: of the file."),
     ] = None,
     repeat: Annotated[
         int, typer.Option("--repeat", metavar="N", min=1, help="Run each N times; the seed rises by 1 each time.")
