@@ -152,7 +152,10 @@ EFFECTS: Mapping[str, FaultKind] = {
     "iops": FaultKind(_on("at most so many operations a second", "disk"), joins=("rate",)),
     "truncate": FaultKind(
         _on("short read or write: only so many bytes are done, and reported", "disk")
-        | _on("the body of the answer, or of an upload, ends after so many bytes, and the connection with it", "blob"),
+        | _on(
+            "the body of the answer or upload ends after so many bytes, and the connection too; shorter ones do not count",
+            "blob",
+        ),
         operations={"disk": ("read", "write"), "blob": (*BODY_SENT, *_BODY_RECEIVED)},
     ),
     "tear": FaultKind(
@@ -241,7 +244,8 @@ EFFECTS: Mapping[str, FaultKind] = {
     ),
     "close_after": FaultKind(_on("the time until the connection is reset or closed", "link", "blob"), needs=("connection",)),
     "cut_after": FaultKind(
-        _on("the connection is closed after so many bytes", "link"), operations={"link": ("connect", "send")}
+        _on("the connection is closed after so many bytes; the rule fires then", "link"),
+        operations={"link": ("connect", "send")},
     ),
     "account": FaultKind(
         _on("the key is rotated, the containers are deleted, or the account is", "blob"), immediate=("blob",)
