@@ -126,6 +126,24 @@ def faults(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
     return _beginning(incomplete, ((rule.get("name"), f"{rule.get('layer')}, {rule.get('state')}") for rule in found))
 
 
+def fault_words(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
+    """Return the layers of fault rules, or for a layer its targets and operations."""
+    from siterig.scenarios.faults.catalog import LAYERS
+
+    words = ctx.params.get("words") or []
+    if not words:
+        return _beginning(incomplete, ((name, layer.about) for name, layer in LAYERS.items()))
+    layer = LAYERS.get(words[0])
+    if layer is None or any("=" in word for word in words):
+        return []
+    has_target = len(words) > 1
+    targets = (
+        {("vm", "disk"): disks, ("role",): roles}.get(layer.target) if not has_target and not ctx.params.get("mnt") else None
+    )
+    operations = [] if words[-1] in layer.operations else [(name, "operation") for name in layer.operations]
+    return [*(targets(ctx, incomplete) if targets else []), *_beginning(incomplete, operations)]
+
+
 def _faults_of_mount(mount: Path) -> list[dict[str, Any]]:
     from siterig.images.mount_sockets import find_mount, socket_of
 

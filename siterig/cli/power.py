@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.cli import output
 
 if TYPE_CHECKING:
     from siterig.core.fault_contract import FaultControl
@@ -65,26 +66,41 @@ def extent_of(*, tear: bool, all_: bool) -> LossExtent:
     return "torn" if tear else "all" if all_ else "random"
 
 
-async def prepare(director: FaultControl, target: PowerTarget, extent: LossExtent, seed: int | None) -> None:
-    """Let the disks keep their unsynced writes from now on, for :func:`lose`.
+async def prepare(director: FaultControl, target: PowerTarget, extent: LossExtent, seed: int | None) -> int:
+    """Let the disks keep their unsynced writes from now on, for :func:`lose`; return the seed of the random choices.
 
     Raises:
         RigError: ``InvalidFault`` if it is prepared already.
     """
     mark = f"{target.rule_name} {secrets.token_hex(4)}"
-    await director.add_faults(rules=[target.rule(extent, mark=mark)], seed=seed)
+    chosen = _seed(seed)
+    await director.add_faults(rules=[target.rule(extent, mark=mark)], seed=chosen)
+    return chosen
 
 
-async def lose(director: FaultControl, target: PowerTarget, extent: LossExtent, seed: int | None) -> Injection:
-    """Lose the power, as it was prepared, or at once; return the effect.
+def note_seed(seed: int | None, extent: LossExtent) -> None:
+    """Show the seed of the random choices that a command made."""
+    if seed is not None and extent != "all":
+        output.notice(f"seed {seed}")
+
+
+def _seed(seed: int | None) -> int:
+    return secrets.randbelow(10**9) if seed is None else seed
+
+
+async def lose(
+    director: FaultControl, target: PowerTarget, extent: LossExtent, seed: int | None
+) -> tuple[Injection, int | None]:
+    """Lose the power, as it was prepared, or at once; return the effect, and the seed unless :func:`prepare` had it.
 
     Raises:
         RigError: ``FaultNotPossible`` if it was prepared with other options.
     """
-    name = target.rule_name
+    name, chosen = target.rule_name, None
     known = next((rule for rule in (await director.list_faults()).rules if rule.name == name), None)
     if known is None:
-        await director.add_faults(rules=[target.rule(extent)], seed=seed)
+        chosen = _seed(seed)
+        await director.add_faults(rules=[target.rule(extent)], seed=chosen)
     elif known.state != "waiting":
         raise RigError(Code.FaultNotPossible, f"{name}: it has happened already; siterig fault remove {name!r} ends it")
     elif extent != "random" or seed is not None:
@@ -99,4 +115,4 @@ async def lose(director: FaultControl, target: PowerTarget, extent: LossExtent, 
     injections = [each for each in await director.injections(after=0) if each.rule == name]
     if not injections:
         raise RigError(Code.FaultNotPossible, f"{name}: it did not happen; the log of the role faults has the reason")
-    return injections[-1]
+    return injections[-1], chosen

@@ -62,6 +62,7 @@ class DirectedRig:
     ) -> None:
         self._run_file, self._clock, self._supervisor = run_file, clock, supervisor
         self._saved = read_run(run_file)
+        self._is_saved = True
         seed = None if self._saved is None else self._saved.seed
         self.schedule = FaultSchedule(seed, remote_layers=INJECTOR_LAYERS, clock=clock)
         if self._saved is not None:
@@ -104,12 +105,16 @@ class DirectedRig:
     def _save(self) -> None:
         try:
             write_run(self._run_file, state_of(self.schedule, self.remote.saved()))
-        except OSError as error:  # the host's disk is full: the run continues, and only the next director would miss it
+            self._is_saved = True
+        except OSError as error:
+            self._is_saved = False
+            # The host's disk is full: the run continues, and only the next director would miss it.
             _log.error("fault_run_not_saved", path=str(self._run_file), reason=str(error))
 
     async def _save_often(self) -> None:
-        """Save the counts of operations, which change without a change of rules."""
+        """Save the counts of operations, which change without a change of rules, and a run that could not be saved."""
         while True:
-            await self.director.next_change().wait()
+            if self._is_saved:
+                await self.director.next_change().wait()
             self._save()
             await self._clock.real.sleep(SAVE_EVERY_S)

@@ -178,9 +178,10 @@ def socket_of(mount: FoundMount) -> Path:
     """
     for base in _bases(mount.uid):
         path = base / folder_name(mount.device) / SOCKET
-        if _is_private(base, mount.uid) and path.exists():
-            _check_answers(mount, path)
-            return path
+        with contextlib.suppress(PermissionError):  # it belongs to another user
+            if _is_private(base, mount.uid) and path.exists():
+                _check_answers(mount, path)
+                return path
     if os.geteuid() not in (0, mount.uid):
         raise RigError(Code.NotPermitted, f"{mount.point}: belongs to the user with the number {mount.uid}")
     raise lost(mount)

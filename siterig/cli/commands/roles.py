@@ -121,7 +121,14 @@ def lose(
         bool, typer.Option("--all", help="With --power: all unsynced writes are lost, in place of a random part of them.")
     ] = False,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, max=SEED_MAX, help="Seed of the random choices.")
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            min=0,
+            max=SEED_MAX,
+            help="Seed of the random choices. Default: a random one, which is shown.",
+        ),
     ] = None,
     prepare: Annotated[
         bool, typer.Option("--prepare", help="With --power: only keep unsynced writes from now on, for the loss.")
@@ -142,10 +149,11 @@ def lose(
         target, extent = PowerTarget.site(sites.check(site)), power.extent_of(tear=tear, all_=all_)
         director = await fault_director.started_director(folder)
         if prepare:
-            await power.prepare(director, target, extent, seed)
+            power.note_seed(await power.prepare(director, target, extent, seed), extent)
         else:
-            lost = await power.lose(director, target, extent, seed)
+            lost, chosen = await power.lose(director, target, extent, seed)
             output.notice(lost.done)
+            power.note_seed(chosen, extent)
         _print(sites.of(await supervisor.status(), site), as_json=as_json)
 
     exit_status.run(work)

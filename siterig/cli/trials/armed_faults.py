@@ -14,7 +14,7 @@ from siterig.cli import completion, exit_status, fault_director, output
 from siterig.cli.commands.options import Dir, Json, example
 
 if TYPE_CHECKING:
-    from siterig.core.fault_contract import FaultSummary
+    from siterig.core.fault_contract import FaultControl, FaultSummary
     from siterig.scenarios.faults.records import RuleStatus
 
 T = TypeVar("T")
@@ -74,7 +74,10 @@ def add(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RULE]...", help="One rule as words: LAYER [TARGET] [OPERATION] [KEY=VALUE ...].", show_default=False
+            metavar="[RULE]...",
+            help="One rule as words: LAYER [TARGET] [OPERATION] [KEY=VALUE ...].",
+            show_default=False,
+            autocompletion=completion.fault_words,
         ),
     ] = None,
     file: Annotated[
@@ -169,7 +172,7 @@ def wait(
         director = await fault_director.known_director(folder, mnt, name)
         try:
             with SYSTEM_CLOCK.fail_after(timeout_s) if timeout_s is not None else trio.CancelScope():
-                status = await director.wait_fired(name=name, times=fired)
+                status = await _fired(director, name, fired)
         except trio.TooSlowError:
             found = next((rule for rule in (await director.list_faults()).rules if rule.name == name), None)
             so_far = 0 if found is None else found.fired
@@ -181,6 +184,22 @@ def wait(
             output.print_table(COLUMNS, [_row(status)], empty="")
 
     _run(work)
+
+
+async def _fired(director: FaultControl, name: str, times: int) -> RuleStatus:
+    """Wait until a rule has fired so often, also while the director is killed and started again."""
+    from siterig.rpc.client import GUIDE
+
+    while True:
+        guide = GUIDE.set(None)  # it would report that the director does not answer
+        try:
+            return await director.wait_fired(name=name, times=times)
+        except RigError as error:
+            if error.code != Code.RoleUnavailable:
+                raise
+        finally:
+            GUIDE.reset(guide)
+        await director.list_faults()  # returns when the next director answers
 
 
 def mark(

@@ -91,15 +91,16 @@ async def _lose_vm(folder: Path, vm: str, extent: LossExtent, seed: int | None, 
         raise RigError(Code.NotUp, f"{error.message}; {vm!r} is no folder here, so it names a VM of the rig") from None
     lost_vm = PowerTarget.vm(vm)
     if prepares:
-        await power.prepare(director, lost_vm, extent, seed)
+        power.note_seed(await power.prepare(director, lost_vm, extent, seed), extent)
         rule = next(rule for rule in (await director.list_faults()).rules if rule.name == lost_vm.rule_name)
         if as_json:
             output.print_json(rule)
         else:
             output.line(f"the disks of VM {vm} keep their unsynced writes: siterig power-loss {vm}")
         return
-    lost = await power.lose(director, lost_vm, extent, seed)
+    lost, chosen = await power.lose(director, lost_vm, extent, seed)
     await director.remove_fault(name=lost_vm.rule_name)
+    power.note_seed(chosen, extent)
     if as_json:
         output.print_json(lost)
     else:

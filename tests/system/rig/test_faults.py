@@ -213,11 +213,12 @@ async def two_disks_lose_power_at_one_position(steps: Steps) -> None:
 
 async def a_host_that_is_off_stays_off(steps: Steps) -> None:
     target = PowerTarget.site("site")
-    await power.prepare(steps.director, target, "all", 7)
+    assert await power.prepare(steps.director, target, "all", 7) == 7
     steps.write("data", b"unsynced" * 512, 32768, sync=False)
     with pytest.raises(RigError, match="--tear had to be given with --prepare"):
         await power.lose(steps.director, target, "torn", None)
-    lost = await power.lose(steps.director, target, "random", None)
+    lost, seed = await power.lose(steps.director, target, "random", None)
+    assert seed is None, "it is that of the preparation"
     assert "1 of 1 unsynced writes lost" in lost.done
     assert lost.done.endswith("; site: off")
     with pytest.raises(RigError, match="held down by fault 'power loss of site'"):

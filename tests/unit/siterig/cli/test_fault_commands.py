@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli.app import program
+from siterig.scenarios.faults.records import RuleStatus
 from siterig.scenarios.faults.rule_files import read_rules
 
 FILE = """\
@@ -102,6 +104,35 @@ def test_without_a_rig_the_folder_of_a_mount_is_named_too(tmp_path: Path, comman
 def test_a_wrong_value_of_the_command_line_is_named(words: str, named: str) -> None:
     refused = siterig(*words.split())
     assert (refused.exit_code, f"Invalid value for {named}" in refused.stderr) == (2, True), refused.stderr
+
+
+class RestartedDirector:
+    """A director that is killed while a command waits."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    async def wait_fired(self, *, name: str, times: int) -> RuleStatus:
+        self.calls.append(f"wait {name} {times}")
+        if len(self.calls) == 1:
+            raise RigError(Code.RoleUnavailable, "it was killed", recoverable=True, role="faults", uncertain=True)
+        counts = {"matched": 3, "fired": times, "spared": 0, "last": None, "expected": ">=1"}
+        return RuleStatus.model_validate({"name": name, "words": "", "layer": "disk", "state": "armed", **counts})
+
+    async def list_faults(self) -> None:
+        self.calls.append("list")
+
+
+def test_a_wait_continues_when_the_director_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    director = RestartedDirector()
+
+    async def known(*_: object) -> RestartedDirector:
+        return director
+
+    monkeypatch.setattr("siterig.cli.fault_director.known_director", known)
+    waited = siterig("wait", "bad", "--fired", "2", "--json")
+    assert (waited.exit_code, json.loads(waited.stdout)["fired"]) == (0, 2)
+    assert director.calls == ["wait bad 2", "list", "wait bad 2"]
 
 
 def test_a_file_that_is_half_written_is_removed(tmp_path: Path) -> None:

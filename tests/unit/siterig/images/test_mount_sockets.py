@@ -54,6 +54,24 @@ def test_a_socket_that_a_killed_process_left_is_reported_and_replaced(runtime: P
         assert socket_of(mount()) == again
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(UID != 0, reason="needs root, which becomes other users: run the tests as root")
+def test_another_user_learns_that_the_mount_belongs_to_a_user(runtime: Path) -> None:
+    with listening("0:57"):
+        runtime.chmod(0o755)
+        child = os.fork()
+        if not child:
+            try:
+                os.setresuid(65533, 65533, 65533)
+                socket_of(mount())
+            except RigError as error:
+                named = error.code == Code.NotPermitted and "/m: belongs to the user with the number 0" in error.message
+                os._exit(0 if named else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+
+
 def test_the_sockets_of_killed_processes_are_removed_by_the_next_mount(runtime: Path) -> None:
     with listening("0:57") as (_, alive):
         left = alive.parent.parent / "mount-0-99" / "mount.sock"
