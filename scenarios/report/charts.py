@@ -21,6 +21,7 @@ LIBRARIES = (
 )
 """In the order in which a page needs them."""
 _OWN = Path(__file__).with_name("report.js")
+_SHARED = Path(__file__).with_name("timelines.js")
 _SOURCE_MAP = re.compile(r"^//# sourceMappingURL=.*$", re.MULTILINE)
 
 
@@ -50,13 +51,16 @@ def chart_scripts(folders: Sequence[Path] | None = None) -> list[Markup]:
 
 
 def scripts(own: Path, folders: Sequence[Path] | None = None) -> list[Markup]:
-    """Return the scripts to inline for a page: the chart library, and the page's own; see :func:`chart_scripts`."""
+    """Return the scripts to inline for a page: the chart library, ours for all pages, and the page's own.
+
+    Arguments and result as in :func:`chart_scripts`.
+    """
     for folder in npm_packages.node_modules() if folders is None else folders:
         try:
             texts = [(folder / name).read_text() for name in LIBRARIES]
         except OSError:
             continue
-        return [_inline(text) for text in [*texts, own.read_text()]]
+        return [_inline(text) for text in [*texts, _SHARED.read_text(), own.read_text()]]
     return []
 
 

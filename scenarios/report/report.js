@@ -2,20 +2,10 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("chart-data").textContent);
-  const charts = [];
+  const { shapes, wrapped, zoom, tooltip, ticks, keys, drawn } = siterigCharts;
   const bars = ["#4f8fe0", "#7a6fe0", "#3aa6a6", "#b07fd0", "#e0526a", "#d99a3c", "#2aa36b"];
 
-  function colours() {
-    const style = getComputedStyle(document.documentElement);
-    const named = (name) => style.getPropertyValue(name).trim();
-    return {
-      text: named("--text"), soft: named("--soft"), line: named("--line"), card: named("--card"),
-      info: named("--accent"), good: named("--good"), bad: named("--bad"),
-    };
-  }
-
-  function options(colour, yAxis, tooltip) {
-    const zoom = { mode: "x", drag: { enabled: true }, wheel: { enabled: true, modifierKey: "ctrl" }, pinch: { enabled: true } };
+  function options(colour, yAxis, callbacks) {
     return {
       responsive: true, maintainAspectRatio: false, animation: false, color: colour.text,
       interaction: { mode: "nearest", axis: "xy", intersect: false },
@@ -28,8 +18,8 @@
       },
       plugins: {
         legend: { display: false },
-        tooltip: { callbacks: tooltip },
-        zoom: { zoom, limits: { x: { min: 0, max: data.end_s, minRange: 1 } } },
+        tooltip: tooltip(callbacks),
+        zoom: zoom({ min: 0, max: data.end_s, minRange: 1 }),
       },
     };
   }
@@ -38,15 +28,14 @@
     const steps = data.steps.map((step) => step.name);
     const box = document.getElementById("timeline").parentElement;
     box.style.height = `${4.5 + 2 * Math.max(steps.length, 1)}rem`;
-    const wrapped = (text) => text.match(/.{1,60}(\s|$)|.{1,60}/gu) || [];
     return {
       data: {
         labels: steps,
         datasets: [
           {
             type: "scatter", data: data.events.map((event) => ({ x: event.at_s, y: event.step, event })),
-            pointRadius: 4, pointHoverRadius: 7, pointBackgroundColor: data.events.map((event) => colour[event.severity]),
-            pointBorderWidth: 0,
+            pointRadius: 4.5, pointHoverRadius: 8, pointBackgroundColor: data.events.map((event) => colour[event.severity]),
+            pointStyle: data.events.map((event) => shapes[event.severity]), pointBorderWidth: 0, clip: 8,
           },
           {
             type: "bar", data: data.steps.map((step) => [step.begin_s, step.end_s]),
@@ -57,7 +46,7 @@
       options: {
         ...options(
           colour,
-          { type: "category", labels: steps, offset: true, grid: { display: false }, ticks: { color: colour.text, autoSkip: false } },
+          { type: "category", labels: steps, offset: true, grid: { display: false }, ticks: ticks(colour) },
           {
             title: (items) => (items[0].raw.event ? `${items[0].raw.event.step}, ${items[0].raw.x.toFixed(1)} s` : items[0].label),
             label: (item) => item.raw.event
@@ -101,16 +90,15 @@
     return chart;
   }
 
-  function draw() {
-    charts.splice(0).forEach((chart) => chart.destroy());
-    const colour = colours();
-    charts.push(new Chart(document.getElementById("timeline"), timeline(colour)));
-    charts.push(new Chart(document.getElementById("rpo"), rpo(colour)));
-  }
-
-  draw();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  document.querySelectorAll("figcaption button").forEach((button, index) => {
-    button.addEventListener("click", () => charts[index].resetZoom());
+  drawn((colour) => {
+    const canvases = ["timeline", "rpo"].map((id) => document.getElementById(id));
+    const charts = [timeline(colour), rpo(colour)].map((chart, index) => new Chart(canvases[index], chart));
+    keys(canvases[0], charts[0], data.events.map((event, index) => ({
+      datasetIndex: 0, index, x: event.at_s, text: `${event.step}, ${event.at_s.toFixed(1)} s: ${event.text}`,
+    })));
+    keys(canvases[1], charts[1], data.rpo.flatMap((sample, index) => (sample.rpo_s === null ? [] : [{
+      datasetIndex: 0, index, x: sample.at_s, text: `${sample.at_s.toFixed(1)} s: RPO ${sample.rpo_s.toFixed(1)} s`,
+    }])));
+    return charts;
   });
 })();

@@ -1,36 +1,32 @@
-// The timelines of scenarios: operations, events and injections, a row for each kind.  The data is in the page, as JSON.
+// The timelines of scenarios: operations, events and injections, a row for each kind and for each fault rule.  The data is in the page, as JSON.
 "use strict";
 (() => {
   const runs = JSON.parse(document.getElementById("chart-data").textContent);
-  const charts = [];
+  const { shapes, wrapped, zoom, tooltip, ticks, keys, drawn } = siterigCharts;
 
-  function colours() {
-    const style = getComputedStyle(document.documentElement);
-    const named = (name) => style.getPropertyValue(name).trim();
-    return {
-      text: named("--text"), soft: named("--soft"), line: named("--line"),
-      info: named("--accent"), good: named("--good"), bad: named("--bad"),
-    };
+  function title(moment) {
+    const end = moment.end_s === null ? "" : ` to ${moment.end_s.toFixed(2)} s`;
+    return `${moment.lane}, ${moment.at_s.toFixed(2)} s${end}`;
   }
-
-  const wrapped = (text) => text.match(/.{1,60}(\s|$)|.{1,60}/gu) || [];
 
   function timeline(run, colour) {
     const lasting = run.moments.filter((moment) => moment.end_s !== null);
     const instant = run.moments.filter((moment) => moment.end_s === null);
-    const limits = { min: run.begin_s, max: run.end_s, minRange: 0.1 };
-    const zoom = { mode: "x", drag: { enabled: true }, wheel: { enabled: true, modifierKey: "ctrl" }, pinch: { enabled: true } };
-    return {
+    const points = [instant, lasting].flatMap((moments, datasetIndex) => moments.map((moment, index) => ({
+      datasetIndex, index, x: moment.at_s, text: `${title(moment)}: ${moment.text}`,
+    })));
+    points.sort((one, other) => one.x - other.x);
+    const chart = {
       data: {
-        labels: run.lanes,
+        labels: run.rows,
         datasets: [
           {
-            type: "scatter", data: instant.map((moment) => ({ x: moment.at_s, y: moment.lane, moment })),
-            pointRadius: 4, pointHoverRadius: 7, pointBackgroundColor: instant.map((moment) => colour[moment.severity]),
-            pointBorderWidth: 0, clip: 8,
+            type: "scatter", data: instant.map((moment) => ({ x: moment.at_s, y: moment.row, moment })),
+            pointRadius: 4.5, pointHoverRadius: 8, pointBackgroundColor: instant.map((moment) => colour[moment.severity]),
+            pointStyle: instant.map((moment) => shapes[moment.severity]), pointBorderWidth: 0, clip: 8,
           },
           {
-            type: "bar", data: lasting.map((moment) => ({ x: [moment.at_s, moment.end_s], y: moment.lane, moment })),
+            type: "bar", data: lasting.map((moment) => ({ x: [moment.at_s, moment.end_s], y: moment.row, moment })),
             backgroundColor: lasting.map((moment) => `${colour[moment.severity]}66`), barPercentage: 0.9,
             borderColor: lasting.map((moment) => colour[moment.severity]), borderWidth: 1, borderSkipped: false,
             grouped: false, minBarLength: 2,
@@ -47,41 +43,28 @@
             title: { display: true, text: "seconds since the timeline began", color: colour.soft },
           },
           y: {
-            type: "category", labels: run.lanes, offset: true, grid: { display: false },
-            ticks: { color: colour.text, autoSkip: false },
+            type: "category", labels: run.rows, offset: true, grid: { display: false }, ticks: ticks(colour),
           },
         },
         plugins: {
           legend: { display: false },
-          tooltip: {
-            callbacks: {
-              title: (items) => {
-                const { moment } = items[0].raw;
-                const end = moment.end_s === null ? "" : ` to ${moment.end_s.toFixed(2)} s`;
-                return `${moment.lane}, ${moment.at_s.toFixed(2)} s${end}`;
-              },
-              label: (item) => wrapped(item.raw.moment.text),
-            },
-          },
-          zoom: { zoom, limits: { x: limits } },
+          tooltip: tooltip({
+            title: (items) => title(items[0].raw.moment),
+            label: (item) => wrapped(item.raw.moment.text),
+          }),
+          zoom: zoom({ min: run.begin_s, max: run.end_s, minRange: 0.1 }),
         },
       },
     };
+    return { chart, points };
   }
 
-  function draw() {
-    charts.splice(0).forEach((chart) => chart.destroy());
-    const colour = colours();
-    document.querySelectorAll("canvas[data-run]").forEach((canvas) => {
-      const run = runs[Number(canvas.dataset.run)];
-      canvas.parentElement.style.height = `${4.5 + 2 * Math.max(run.lanes.length, 1)}rem`;
-      charts.push(new Chart(canvas, timeline(run, colour)));
-    });
-  }
-
-  draw();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  document.querySelectorAll("figcaption button").forEach((button, index) => {
-    button.addEventListener("click", () => charts[index].resetZoom());
-  });
+  drawn((colour) => [...document.querySelectorAll("canvas[data-run]")].map((canvas) => {
+    const run = runs[Number(canvas.dataset.run)];
+    canvas.parentElement.style.height = `${4.5 + 2 * Math.max(run.rows.length, 1)}rem`;
+    const { chart: made, points } = timeline(run, colour);
+    const chart = new Chart(canvas, made);
+    keys(canvas, chart, points);
+    return chart;
+  }));
 })();

@@ -8,14 +8,15 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from siterig.scenarios.contracts.scenario_result import ScenarioResult
+from siterig.scenarios.contracts.scenario_result import ScenarioMoment, ScenarioResult
 from siterig.scenarios.report.charts import scripts
 from siterig.scenarios.report.junit import is_failure
 from siterig.scenarios.report.report import shown, shown_in, write_file
 
 _HERE = Path(__file__).parent
 LANES = ("operation", "rig", "workload", "fault", "clock", "event", "job", "health", "check")
-"""The rows of a timeline, from the top."""
+"""The rows of a timeline, from the top; below that of faults each rule that fired has one."""
+RULE_ROWS_MAX = 12
 
 
 def write_scenario_report(path: Path, results: Sequence[ScenarioResult]) -> None:
@@ -37,6 +38,7 @@ def render_scenarios(results: Sequence[ScenarioResult]) -> str:
         verdicts=[verdict(result) for result in results],
         good=[not is_failure(result) for result in results],
         style=Markup((_HERE / "report.css").read_text()),  # noqa: S704 (our own)
+        facts=[facts(result) for result in results],
         charts=shown_in([timeline_data(result) for result in results]),
         libraries=scripts(_HERE / "scenario_report.js"),
     )
@@ -62,14 +64,36 @@ def _first_failure(result: ScenarioResult) -> str:
     return next((f"{check.name}: {check.evidence}" for check in result.checks if not check.ok), "no reason given")
 
 
+def facts(result: ScenarioResult) -> list[str]:
+    """Return the measures, and the folder of a rig that was kept, a line each; nothing that was not reached."""
+    measures = result.measures
+    lines = [
+        *([] if measures.rpo_s is None else [f"RPO {measures.rpo_s:.1f} s"]),
+        *([] if measures.rto_s is None else [f"RTO {measures.rto_s:.1f} s"]),
+        *([] if measures.lost is None else [f"acknowledged steps lost: {measures.lost}"]),
+    ]
+    return [*([", ".join(lines)] if lines else []), *([f"the rig is kept in {result.kept}"] if result.kept else [])]
+
+
 def timeline_data(result: ScenarioResult) -> dict[str, object]:
-    """Return what scenario_report.js draws, as JSON values; times in seconds since the timeline began."""
+    """Return what scenario_report.js draws, as JSON values; times in seconds since the timeline began.
+
+    Each moment has the name of its row: that of its lane, or of its fault rule.
+    """
     moments = result.moments
-    lanes = [lane for lane in LANES if any(moment.lane == lane for moment in moments)]
+    rules = [verdict.name for verdict in result.verdicts][:RULE_ROWS_MAX]
+    rows = {lane: [lane, *(f"fault {rule}" for rule in rules if lane == "fault")] for lane in LANES}
+    placed = [(moment, _row(moment, rows[moment.lane])) for moment in moments]
+    filled = {row for _, row in placed}
     ends = [moment.at_s if moment.end_s is None else moment.end_s for moment in moments]
     return {
         "begin_s": min([moment.at_s for moment in moments], default=0.0),
         "end_s": max([*ends, 1.0]),
-        "lanes": lanes,
-        "moments": [moment.model_dump() for moment in moments],
+        "rows": [row for lane in LANES for row in rows[lane] if row in filled],
+        "moments": [{**moment.model_dump(), "row": row} for moment, row in placed],
     }
+
+
+def _row(moment: ScenarioMoment, rows: list[str]) -> str:
+    """Return the rule's row, the longest if the name of one rule begins with that of another; otherwise the lane's."""
+    return max([rows[0], *(row for row in rows[1:] if moment.text.startswith(f"{row}: "))], key=len)

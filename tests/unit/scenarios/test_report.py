@@ -135,23 +135,39 @@ def test_the_charts_have_the_data_of_the_result(tmp_path: Path) -> None:
 def test_the_scripts_of_the_page_draw_both_charts(tmp_path: Path) -> None:
     """Runs report.js on the page's data, with a document and a Chart that only record."""
     text = page(tmp_path, result())
-    own = (Path(charts.__file__).parent / "report.js").read_text()
-    assert own in text
+    shared, own = ((Path(charts.__file__).parent / name).read_text() for name in ("timelines.js", "report.js"))
+    assert shared in text and own in text
     (tmp_path / "run.js").write_text(
         f"""
 const data = {json.dumps(json.dumps(chart_data_of(text)))};
-const element = (id) => ({{ id, textContent: data, parentElement: {{ style: {{}} }} }});
+const said = {{}}, shown = [];
+const closest = () => ({{ querySelector: () => said }});
+const elements = {{}};
+const element = (id) => elements[id] ??= {{ id, textContent: data, parentElement: {{ style: {{}} }}, closest }};
+global.innerWidth = 1000;
+global.addEventListener = () => undefined;
 global.document = {{ documentElement: {{}}, getElementById: element, querySelectorAll: () => [] }};
 global.getComputedStyle = () => ({{ getPropertyValue: (name) => name }});
 global.matchMedia = () => ({{ addEventListener: () => undefined }});
 const drawn = [];
-global.Chart = class {{ constructor(where, chart) {{ drawn.push([where.id, chart]); }} }};
+global.Chart = class {{
+  constructor(where, chart) {{ drawn.push([where.id, chart]); }}
+  scales = {{ x: {{ min: 0, max: 100 }} }};
+  tooltip = {{ setActiveElements: () => undefined }};
+  setActiveElements(active) {{ shown.push(active[0].index); }}
+  getDatasetMeta() {{ return {{ data: [0, 1, 2].map(() => ({{ getCenterPoint: () => ({{}}) }})) }}; }}
+  update() {{}}
+}};
+{shared}
 {own}
+const press = (key) => elements.timeline.onkeydown({{ key, preventDefault() {{}} }});
+["ArrowRight", "ArrowRight", "ArrowLeft", "End"].forEach(press);
 const labels = [];
 const [[, timeline], [, rpo]] = drawn;
 const callbacks = timeline.options.plugins.tooltip.callbacks;
 for (const set of timeline.data.datasets) for (const raw of set.data) labels.push(callbacks.label({{ raw }}));
-console.log(JSON.stringify({{ ids: drawn.map(([id]) => id), labels, lines: rpo.data.datasets.map((set) => set.label) }}));
+console.log(JSON.stringify({{ ids: drawn.map(([id]) => id), labels, lines: rpo.data.datasets.map((set) => set.label),
+  shown, said: said.textContent, styles: timeline.data.datasets[0].pointStyle }}));
 """
     )
     done = subprocess.run([find_node(), tmp_path / "run.js"], capture_output=True, text=True, check=True)
@@ -159,10 +175,14 @@ console.log(JSON.stringify({{ ids: drawn.map(([id]) => id), labels, lines: rpo.d
     assert drawn["ids"] == ["timeline", "rpo"]
     assert drawn["labels"][2:] == [["THE SITE IS LOST"], *(f"{at}.0 s to {at + 20}.0 s: 20.0 s" for at in (0, 20, 40))]
     assert drawn["lines"] == ["RPO", "replication interval", "site lost"]
+    assert (drawn["shown"], drawn["said"]) == ([0, 1, 0, 2], "loss, 40.0 s: THE SITE IS LOST"), (
+        "the keys step through points"
+    )
+    assert drawn["styles"] == ["circle", "circle", "rectRot"], "shapes differ, not colours alone"
 
 
 def test_a_page_without_the_npm_packages_has_tables_of_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(charts.chart_scripts()) == 4
+    assert len(charts.chart_scripts()) == 5
     monkeypatch.setattr("siterig.scenarios.report.report.chart_scripts", lambda: charts.chart_scripts([tmp_path]))
     text = page(tmp_path, result())
     assert "<script" not in text

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from typing import Any
 
 from siterig.scenarios.contracts.results import Check
-from siterig.scenarios.contracts.scenario_result import ScenarioMoment, ScenarioResult
+from siterig.scenarios.contracts.scenario_result import ScenarioMeasures, ScenarioMoment, ScenarioResult
+from siterig.scenarios.faults.records import FaultVerdict
 from siterig.scenarios.report.junit import is_failure, junit_xml
 from siterig.scenarios.report.scenario_report import render_scenarios, timeline_data, verdict
 from tests.support.samples import sample
@@ -72,4 +74,19 @@ def test_the_page_escapes_every_text() -> None:
 
 def test_the_timeline_has_a_row_for_each_kind_that_happened() -> None:
     data = timeline_data(result())
-    assert (data["begin_s"], data["end_s"], data["lanes"]) == (-2.0, 4.5, ["operation", "rig", "fault"])
+    assert (data["begin_s"], data["end_s"], data["rows"]) == (-2.0, 4.5, ["operation", "rig", "fault"])
+
+
+def test_each_rule_that_fired_has_a_row() -> None:
+    verdicts = [FaultVerdict(name=name, ok=True, fired=1, expected="any", text="") for name in ("a", "a: b", "never")]
+    texts = ["armed: disk", "fault a: read", "fault a: b: write"]
+    moments = [ScenarioMoment(at_s=1.0, lane="fault", text=text) for text in texts]
+    data: Any = timeline_data(result(moments=moments, verdicts=verdicts))
+    assert data["rows"] == ["fault", "fault a", "fault a: b"]
+    assert [moment["row"] for moment in data["moments"]] == data["rows"]
+
+
+def test_measures_and_the_kept_folder_are_on_the_page() -> None:
+    page = render_scenarios([result(measures=ScenarioMeasures(rpo_s=2.25, lost=3), kept="/srv/<x>")])
+    assert "RPO 2.2 s, acknowledged steps lost: 3" in page
+    assert "the rig is kept in /srv/&lt;x&gt;" in page
