@@ -2,7 +2,8 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("chart-data").textContent);
-  const { shapes, wrapped, zoom, tooltip, ticks, keys, drawn } = siterigCharts;
+  const { shapes, layered, wrapped, zoom, tooltip, ticks, keys, drawn } = siterigCharts;
+  const events = layered(data.events);
   const bars = ["#4f8fe0", "#7a6fe0", "#3aa6a6", "#b07fd0", "#e0526a", "#d99a3c", "#2aa36b"];
 
   function options(colour, yAxis, callbacks) {
@@ -33,9 +34,9 @@
         labels: steps,
         datasets: [
           {
-            type: "scatter", data: data.events.map((event) => ({ x: event.at_s, y: event.step, event })),
-            pointRadius: 4.5, pointHoverRadius: 8, pointBackgroundColor: data.events.map((event) => colour[event.severity]),
-            pointStyle: data.events.map((event) => shapes[event.severity]), pointBorderWidth: 0, clip: 8,
+            type: "scatter", data: events.map((event) => ({ x: event.at_s, y: event.step, event })),
+            pointRadius: 4.5, pointHoverRadius: 8, pointBackgroundColor: events.map((event) => colour[event.severity]),
+            pointStyle: events.map((event) => shapes[event.severity]), pointBorderWidth: 0, clip: 8,
           },
           {
             type: "bar", data: data.steps.map((step) => [step.begin_s, step.end_s]),
@@ -93,7 +94,7 @@
   drawn((colour) => {
     const canvases = ["timeline", "rpo"].map((id) => document.getElementById(id));
     const charts = [timeline(colour), rpo(colour)].map((chart, index) => new Chart(canvases[index], chart));
-    keys(canvases[0], charts[0], data.events.map((event, index) => ({
+    keys(canvases[0], charts[0], events.map((event, index) => ({
       datasetIndex: 0, index, x: event.at_s, text: `${event.step}, ${event.at_s.toFixed(1)} s: ${event.text}`,
     })));
     keys(canvases[1], charts[1], data.rpo.flatMap((sample, index) => (sample.rpo_s === null ? [] : [{

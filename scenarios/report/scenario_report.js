@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const runs = JSON.parse(document.getElementById("chart-data").textContent);
-  const { shapes, wrapped, zoom, tooltip, ticks, keys, drawn } = siterigCharts;
+  const { shapes, layered, wrapped, zoom, tooltip, ticks, keys, drawn } = siterigCharts;
 
   function title(moment) {
     const end = moment.end_s === null ? "" : ` to ${moment.end_s.toFixed(2)} s`;
@@ -11,11 +11,10 @@
 
   function timeline(run, colour) {
     const lasting = run.moments.filter((moment) => moment.end_s !== null);
-    const instant = run.moments.filter((moment) => moment.end_s === null);
+    const instant = layered(run.moments.filter((moment) => moment.end_s === null));
     const points = [instant, lasting].flatMap((moments, datasetIndex) => moments.map((moment, index) => ({
       datasetIndex, index, x: moment.at_s, text: `${title(moment)}: ${moment.text}`,
     })));
-    points.sort((one, other) => one.x - other.x);
     const chart = {
       data: {
         labels: run.rows,

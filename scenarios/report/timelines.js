@@ -14,6 +14,9 @@ const siterigCharts = (() => {
     };
   }
 
+  // In the order in which they are drawn: errors above all others.
+  const layered = (items) => ["info", "good", "bad"].flatMap((each) => items.filter((item) => item.severity === each));
+
   const wrapped = (text) => text.match(/.{1,60}(\s|$)|.{1,60}/gu) || [];
 
   function zoom(limits) {
@@ -50,6 +53,7 @@ const siterigCharts = (() => {
   // Arrow keys step through the points of a chart in the order of time, and show and announce each.
   function keys(canvas, chart, points) {
     let at = -1;
+    points.sort((one, other) => one.x - other.x);
     const said = canvas.closest("figure").querySelector("output");
     const pan = (part) => chart.pan({ x: part * chart.chartArea.width });
 
@@ -109,5 +113,5 @@ const siterigCharts = (() => {
     });
   }
 
-  return { shapes, wrapped, zoom, tooltip, ticks, keys, drawn };
+  return { shapes, layered, wrapped, zoom, tooltip, ticks, keys, drawn };
 })();

@@ -15,7 +15,6 @@ def render(page: Page) -> str:
 
 
 def _parts(page: Page) -> Iterator[str]:
-    yield GENERATED
     yield f"# {page.command}"
     yield f"## NAME\n\n`{page.name}`: {page.summary[:1].lower()}{page.summary[1:]}"
     yield f"## SYNOPSIS\n\n```\n{page.synopsis}\n```"

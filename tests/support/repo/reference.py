@@ -16,7 +16,9 @@ FOLDER = ROOT / "docs" / "reference" / "commands"
 def drawn() -> dict[str, str]:
     """Return the text of each page by its file name."""
     known = pages(program())
-    return {"README.md": markdown.index(known)} | {f"{page.name}.md": markdown.render(page) for page in known}
+    return {"README.md": markdown.index(known)} | {
+        f"{page.name}.md": f"{markdown.GENERATED}\n\n{markdown.render(page)}" for page in known
+    }
 
 
 def main() -> None:
