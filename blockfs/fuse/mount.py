@@ -25,6 +25,8 @@ _DEAD = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.EIO}
 _SUBTYPE = "siterig"
 _READ_AHEAD_KIB = 1024
 _MAX_RATIO_PERCENT = 100
+_FORBIDDEN = tuple(f"mount failed: {os.strerror(number)}" for number in (errno.EPERM, errno.EACCES))
+_REMEDY = "mount as root; in a container: run it with --cap-add SYS_ADMIN --device /dev/fuse, or privileged"
 _log = structlog.get_logger("siterig.blockfs.fuse.mount")
 
 
@@ -80,7 +82,7 @@ def mount_filesystem(mountpoint: Path, options: MountOptions) -> Mount:
     """Mount at a folder, for this user alone.  A program that touches the mount hangs until ``device_fd`` is read.
 
     Raises:
-        RigError: ``MountFailed``.
+        RigError: ``MountFailed``; ``NotPermitted`` or ``ToolMissing`` if this user may not mount here.
     """
     path = mountpoint.resolve()
     try:
@@ -128,11 +130,14 @@ def _mount_by_helper(path: Path, options: MountOptions) -> int:
             )
         except FileNotFoundError:
             raise RigError(
-                Code.MountFailed,
+                Code.ToolMissing,
                 f"{path}: cannot be mounted: users other than root need fusermount3; on Debian: apt-get install fuse3",
             ) from None
         if done.returncode != 0:
-            raise RigError(Code.MountFailed, f"{path}: cannot be mounted: {done.stderr.strip() or done.returncode}")
+            why = done.stderr.strip()
+            if why.endswith(_FORBIDDEN):
+                raise RigError(Code.NotPermitted, f"{path}: cannot be mounted: {why}: {_REMEDY}")
+            raise RigError(Code.MountFailed, f"{path}: cannot be mounted: {why or done.returncode}")
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(array.array("i").itemsize))
     if not ancillary:
         raise RigError(Code.MountFailed, f"{path}: cannot be mounted: fusermount3 returned no descriptor")

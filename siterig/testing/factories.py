@@ -284,7 +284,7 @@ def vm(
         setup: fills the file system once in a session.
         disks: the names of the disks.
         rig: the name of the fixture with the rig; its scope must not be narrower.
-        keep: ``never``, ``failed`` or ``always``: which tests keep logs, events and timeline of the rig.
+        keep: ``never``, ``failed`` or ``always``: which tests keep its disks, and logs, events and timeline of the rig.
         require: fail instead of skip when the machine lacks something.
         scope: the scope of the fixture.
         name: its name; None: the name of the variable.
@@ -297,9 +297,7 @@ def vm(
         def make(bench: Workbench) -> AbstractContextManager[VmHandle]:
             return bench.vm(at, request.node.name, size=size, fs=fs, setup=setup, disks=disks)
 
-        yield from _provide(
-            request, make, require=require, keep=keep, release=lambda vm: vm.release(), rig_of=lambda vm: vm.rig
-        )
+        yield from _provide(request, make, require=require, keep=keep, release=lambda vm: vm.release())
 
     return pytest.fixture(scope=scope, name=name)(siterig_vm)
 

@@ -25,7 +25,7 @@ def require_mounts(kind: str) -> None:
         raise RigError(
             Code.NotPermitted,
             "a mounted file system needs CAP_SYS_ADMIN, which this process lacks: run the tests as root, or in a privileged "
-            "container; siterig_disk works without it",
+            "container; siterig_disk needs only /dev/fuse and fusermount3",
         )
     try:
         machine.free_loop()

@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 
 from siterig.azure_emu.storage.azurite_files import BINARY_VARIABLE, SCRIPT, find_node
 from siterig.blockfs.core import npm_packages
+from tests.support.new_environment import NewEnvironment, built_wheel
 from tests.support.repo import rooms
 from tests.support.repo.rooms import ROOT
 
@@ -28,27 +28,14 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *options, "-w", folder, ROOT], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    (path,) = folder.glob("*.whl")
-    return path
+    return built_wheel(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the new environment, with the wheel installed by pip."""
     folder = tmp_path_factory.mktemp("installed") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install"]
-    done = subprocess.run([*pip, "--quiet", "--no-deps", "--no-index", wheel], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (site_packages,) = folder.glob("lib/python*/site-packages")
-    # A folder that a .pth file names is searched, but its own .pth files, the editable siterig among them, are not read.
-    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    NewEnvironment(folder, wheel)
     return folder
 
 

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.fuse.mount import MountOptions, mount_filesystem
+from siterig.cext import linux
 from tests.support.disks.disk_model import replay_files
 from tests.support.disks.disk_server import DISK_BYTES
 from tests.support.disks.disk_server_process import DiskServer, message_of_failed_server, skip_unless_possible
@@ -261,3 +264,27 @@ def test_an_ordinary_user_mounts_with_fusermount3_and_has_sole_access(nobodys: D
     assert [line for line in mounts if f" {nobodys.mountpoint} " in line and "nosuid,nodev" in line]
     nobodys.stop()
     assert not nobodys.mountpoint.is_mount()
+
+
+@pytest.mark.parametrize(
+    ("helper", "code", "text"),
+    [
+        ("echo 'fusermount3: mount failed: Operation not permitted' >&2; exit 1", Code.NotPermitted, "--cap-add SYS_ADMIN"),
+        ("echo 'fusermount3: user has no write access to mountpoint' >&2; exit 1", Code.MountFailed, "no write access"),
+        (None, Code.ToolMissing, "apt-get install fuse3"),
+    ],
+)
+def test_a_refusal_of_fusermount3_names_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helper: str | None, code: Code, text: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(linux, "mount", refuse)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if helper is not None:
+        (tmp_path / "fusermount3").write_text(f"#!/bin/sh\n{helper}\n")
+        (tmp_path / "fusermount3").chmod(0o755)
+    with pytest.raises(RigError, match=text) as caught:
+        mount_filesystem(tmp_path, MountOptions("test"))
+    assert caught.value.code == code

@@ -11,7 +11,7 @@ import pytest
 
 from siterig.azure_emu.storage.azurite_files import BINARY_VARIABLE, find_node, find_script
 from tests.support.leftovers import leftovers
-from tests.support.new_environment import NewEnvironment
+from tests.support.new_environment import NewEnvironment, built_wheel
 from tests.support.repo.documents import DOCS
 
 pytestmark = pytest.mark.system
@@ -19,14 +19,13 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> NewEnvironment:
-    return NewEnvironment(tmp_path_factory.mktemp("new"))
+    return NewEnvironment(tmp_path_factory.mktemp("new") / "venv", built_wheel(tmp_path_factory))
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in (DOCS / "examples").glob("*/pyproject.toml")))
 def test_an_example_passes_as_a_project_of_its_own(name: str, environment: NewEnvironment, tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(DOCS / "examples" / name, project, ignore=shutil.ignore_patterns("__pycache__", ".pytest_cache"))
-    environment.install(project)
     variables = {each: os.environ[each] for each in ("PATH", "HOME", "LANG") if each in os.environ}
     variables |= {BINARY_VARIABLE: str(find_script()), "PATH": f"{Path(find_node()).parent}:{variables['PATH']}"}
     done = subprocess.run(

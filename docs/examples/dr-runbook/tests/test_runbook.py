@@ -25,6 +25,11 @@ def shop(siterig_vm):
         yield siterig_vm, guest
 
 
+def test_a_vm_that_is_not_protected_is_named(siterig_rig, siterig_vm):
+    with pytest.raises(runbook.RunbookError, match=f"failover unplanned {siterig_vm.name}: .*{siterig_vm.name}"):
+        runbook.recover(siterig_rig.folder, siterig_vm.name)
+
+
 def test_all_replicated_orders_are_recovered(siterig_rig, shop):
     vm, _ = shop
     siterig_rig.lose_site()
@@ -41,8 +46,3 @@ def test_a_failover_with_bad_data_is_not_final(siterig_rig, shop):
     with pytest.raises(runbook.RunbookError, match="choose an earlier recovery point"):
         runbook.recover(siterig_rig.folder, vm.name)
     assert siterig_rig.item(vm.name).activeLocation == "Primary"
-
-
-def test_a_vm_that_is_not_protected_is_named(siterig_rig, siterig_vm):
-    with pytest.raises(runbook.RunbookError, match=f"failover unplanned {siterig_vm.name}: .*{siterig_vm.name}"):
-        runbook.recover(siterig_rig.folder, siterig_vm.name)
