@@ -89,7 +89,8 @@ def _provide(
     A failure of ``release``, such as a file system that is still in use, counts as a failure of the test.
     """
     bench: Workbench = request.getfixturevalue("siterig_workbench")
-    keep = request.config.stash[SETTINGS].but(keep=keep).keep
+    with failing():
+        keep = request.config.stash[SETTINGS].but(keep=keep).keep
     folder = _keep_folder(request, keep)
     with _skipping(request, require):
         block = make(bench)
@@ -355,7 +356,8 @@ def faults(
         """Give the fault rules of a file system, a disk or a rig: a ``siterig.testing.FaultsHandle``."""
         from siterig.testing.fault_handles import FaultsHandle  # noqa: PLC0415 (pytest starts without it)
 
-        settings = request.config.stash[SETTINGS].but(seed=seed, keep=keep, timeout=timeout)
+        with failing():
+            settings = request.config.stash[SETTINGS].but(seed=seed, keep=keep, timeout=timeout)
         at: Any = request.getfixturevalue(on or _fixture_with_faults(request))
         folder = _keep_folder(request, settings.keep)
         with failing():

@@ -166,12 +166,16 @@ def test_each_change_of_the_clock_is_in_force_and_in_the_timeline(rig: RigHandle
     clock.jump("-1h")
     assert timedelta(hours=24) <= clock.now() - before < timedelta(hours=25)
     clock.rate(0)
-    assert clock.now() == clock.now()
+    assert clock.state().rate == 0
     state = clock.skew("agent", "+1h", drift="+200ppm")
-    shown = {role.role: datetime.fromisoformat(role.wall_time) - clock.now() for role in state.roles}
-    assert shown == {"vault": timedelta(0), "agent": timedelta(hours=1)}
+    shown = {
+        role.role: datetime.fromisoformat(role.wall_time) - datetime.fromisoformat(state.wall_time) for role in state.roles
+    }
+    assert abs(shown["vault"]) < timedelta(seconds=1)  # the clocks of the kernel are read one after the other
+    assert abs(shown["agent"] - timedelta(hours=1)) < timedelta(seconds=1)
     clock.restore()
-    assert clock.state().is_system or (clock.state().rate, clock.state().wall_ahead_ns) == (1.0, 0)
+    assert (clock.state().rate, [role.skew_ns for role in clock.state().roles]) == (1.0, [0, 0])
+    assert abs(clock.state().wall_ahead_ns) < 1e9
     rig.timeline.save(tmp_path / "timeline.jsonl")
     steps = [json.loads(line)["what"] for line in (tmp_path / "timeline.jsonl").read_text().splitlines()]
     assert steps == ["clock_advanced", "clock_jumped", "clock_rate_set", "clock_skewed", "clock_reset"]
