@@ -144,7 +144,7 @@ static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t byte
 
 	sr_snapshot_keep(disk, offset, bytes);
 	if (disk->keeps_old)
-		sr_keep_old_bytes(disk, offset, bytes);
+		sr_keep_old_bytes(disk, offset, bytes, 0);
 	sr_log_make_room(disk, bytes);
 	int rc = sr_log_record(disk, SR_WRITE, 0, offset, bytes, buf, (uint32_t)bytes, &mark);
 	if (rc)
@@ -189,7 +189,7 @@ static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t
 
 	sr_snapshot_keep(disk, offset, bytes);
 	if (disk->keeps_old)
-		sr_keep_old_bytes(disk, offset, bytes);
+		sr_keep_old_bytes(disk, offset, bytes, 1);
 	sr_log_make_room(disk, 0);
 	int rc = sr_log_record(disk, type, 0, offset, bytes, NULL, 0, &mark);
 	if (rc)

@@ -108,8 +108,8 @@ void sr_log_stop_locked(struct sr_disk *disk);
 void sr_log_note_mtime(struct sr_disk *disk, uint64_t mtime_ns);
 uint64_t sr_log_end_of(struct sr_disk *disk, uint64_t number);
 void sr_snapshot_keep(struct sr_disk *disk, uint64_t offset, uint64_t bytes);
-/* Call before a change, if `keeps_old`. */
-void sr_keep_old_bytes(struct sr_disk *disk, uint64_t offset, uint64_t bytes);
+/* Call before a change, if `keeps_old`; `to_zeros` if the range becomes zeros. */
+void sr_keep_old_bytes(struct sr_disk *disk, uint64_t offset, uint64_t bytes, int to_zeros);
 /* Begin a new epoch of unsynced writes, and return the number of the last one that a flush makes durable; then drop the
  * epochs up to that number. */
 uint64_t sr_unsynced_seal(struct sr_disk *disk);

@@ -107,7 +107,7 @@ static int note_write(struct sr_unsynced_epoch *epoch, uint64_t offset, uint64_t
 	return 0;
 }
 
-static int keep_unsynced(struct sr_disk *disk, uint64_t offset, uint64_t bytes)
+static int keep_unsynced(struct sr_disk *disk, uint64_t offset, uint64_t bytes, int to_zeros)
 {
 	struct sr_unsynced *unsynced = disk->unsynced;
 	uint64_t others = 0;
@@ -117,18 +117,18 @@ static int keep_unsynced(struct sr_disk *disk, uint64_t offset, uint64_t bytes)
 	others -= unsynced->newest->undo.bytes;
 	if (others >= unsynced->bytes_max)
 		return -ENOSPC;
-	int rc = sr_undo_keep(&unsynced->newest->undo, disk->layer, offset, bytes, unsynced->bytes_max - others);
+	int rc = sr_undo_keep(&unsynced->newest->undo, disk->layer, offset, bytes, to_zeros, unsynced->bytes_max - others);
 	return rc ? rc : note_write(unsynced->newest, offset, bytes);
 }
 
-void sr_keep_old_bytes(struct sr_disk *disk, uint64_t offset, uint64_t bytes)
+void sr_keep_old_bytes(struct sr_disk *disk, uint64_t offset, uint64_t bytes, int to_zeros)
 {
 	if (disk->stale)
-		(void)sr_undo_keep(disk->stale, disk->layer, offset, bytes, SR_STALE_BYTES_MAX);
-	if (!disk->unsynced || keep_unsynced(disk, offset, bytes) == 0)
+		(void)sr_undo_keep(disk->stale, disk->layer, offset, bytes, to_zeros, SR_STALE_BYTES_MAX);
+	if (!disk->unsynced || keep_unsynced(disk, offset, bytes, to_zeros) == 0)
 		return;
 	write_back(disk->unsynced);
-	if (keep_unsynced(disk, offset, bytes) == 0)
+	if (keep_unsynced(disk, offset, bytes, to_zeros) == 0)
 		return;
 	/* Larger than the cache, or its old bytes cannot be read: it reaches the medium at once. */
 	write_back(disk->unsynced);

@@ -73,6 +73,8 @@ struct run {
 	uint64_t offset, bytes;
 	int zeros;
 	uint64_t end; /* of the run before */
+	uint64_t *blocks; /* that have old bytes, ascending: a group may have the size of the disk */
+	size_t block_count;
 	uint8_t data[WRITTEN_AT_ONCE];
 };
 
@@ -125,6 +127,55 @@ static int put_sector(struct run *run, uint64_t offset, const uint8_t *data)
 		memcpy(run->data + run->bytes, data, SR_UNDO_SECTOR_BYTES);
 	run->bytes += SR_UNDO_SECTOR_BYTES;
 	return rc;
+}
+
+/* --- the blocks that have old bytes ------------------------------------------------------------------------------ */
+
+static int by_number(const void *a, const void *b)
+{
+	const uint64_t *x = a, *y = b;
+	return *x < *y ? -1 : *x > *y;
+}
+
+static int gather_blocks(const struct sr_unsynced *unsynced, struct run *run)
+{
+	size_t count = 0, kept = 0;
+
+	for (const struct sr_unsynced_epoch *epoch = unsynced->newest; epoch; epoch = epoch->older)
+		count += epoch->undo.count;
+	run->blocks = malloc((count ? count : 1) * sizeof(*run->blocks));
+	if (!run->blocks)
+		return -ENOMEM;
+	count = 0;
+	for (const struct sr_unsynced_epoch *epoch = unsynced->newest; epoch; epoch = epoch->older)
+		for (size_t i = 0; i < epoch->undo.capacity; i++)
+			if (epoch->undo.slots[i].sectors)
+				run->blocks[count++] = epoch->undo.slots[i].block;
+	qsort(run->blocks, count, sizeof(*run->blocks), by_number);
+	for (size_t i = 0; i < count; i++)
+		if (kept == 0 || run->blocks[kept - 1] != run->blocks[i])
+			run->blocks[kept++] = run->blocks[i];
+	run->block_count = kept;
+	return 0;
+}
+
+/* The first sector from `offset` on, in bytes, that may have old bytes; UINT64_MAX: none. */
+static uint64_t next_sector(const struct run *run, uint64_t offset)
+{
+	size_t low = 0, high = run->block_count;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if ((run->blocks[middle] + 1) * SR_BLOCK_BYTES > offset)
+			high = middle;
+		else
+			low = middle + 1;
+	}
+	if (low == run->block_count)
+		return UINT64_MAX;
+	uint64_t begin = run->blocks[low] * SR_BLOCK_BYTES;
+	return begin > offset ? begin : offset;
 }
 
 /* --- groups of writes that overlap ------------------------------------------------------------------------------ */
@@ -257,7 +308,8 @@ static int lose_others(const struct sr_unsynced *unsynced, const struct sr_power
 		const struct sr_unsynced_write *group = &groups[i];
 		int survived = 0, lost = 0;
 
-		for (uint64_t at = group->offset; at < group->offset + group->bytes && rc == 0; at += SR_UNDO_SECTOR_BYTES) {
+		for (uint64_t at = next_sector(run, group->offset); at < group->offset + group->bytes && rc == 0;
+		     at = next_sector(run, at + SR_UNDO_SECTOR_BYTES)) {
 			if (sector_survives(&row, at)) {
 				survived = 1;
 			} else if (old_sector(unsynced, at / SR_UNDO_SECTOR_BYTES, &data)) {
@@ -296,8 +348,8 @@ static int lose_group(const struct sr_unsynced *unsynced, const struct sr_power_
 
 	out->lost += fate == LOST;
 	out->torn += fate == TORN;
-	for (uint64_t at = group->offset; fate != KEPT && at < group->offset + group->bytes && rc == 0;
-	     at += SR_UNDO_SECTOR_BYTES) {
+	for (uint64_t at = next_sector(run, group->offset); fate != KEPT && at < group->offset + group->bytes && rc == 0;
+	     at = next_sector(run, at + SR_UNDO_SECTOR_BYTES)) {
 		uint64_t piece = fate == TORN ? at / how->tear - group->offset / how->tear : 0;
 
 		if (fate == TORN && sr_fault_draw(how->stream, n, SR_FIRST_CHOICE + piece) & 1)
@@ -321,6 +373,7 @@ static void lose(struct sr_disk *disk, struct sr_unsynced *unsynced, const struc
 	if (rc == 0) {
 		run->disk = disk;
 		run->out = out;
+		rc = gather_blocks(unsynced, run);
 	}
 	if (rc == 0 && how->survivor_count && !how->keeps)
 		rc = lose_others(unsynced, how, groups, count, run, out);
@@ -331,6 +384,8 @@ static void lose(struct sr_disk *disk, struct sr_unsynced *unsynced, const struc
 		rc = put_run(run);
 	out->error = rc;
 	free(groups);
+	if (run)
+		free(run->blocks);
 	free(run);
 }
 

@@ -1,8 +1,10 @@
+#define _GNU_SOURCE
 #include "disk/undo.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/siterig.h"
 
@@ -84,16 +86,34 @@ static int read_blocks(struct sr_layer *layer, uint64_t block, uint64_t count, u
 	return inside ? sr_layer_read(layer, buf, inside, start) : 0;
 }
 
-int sr_undo_keep(struct sr_undo *undo, struct sr_layer *layer, uint64_t offset, uint64_t bytes, uint64_t bytes_max)
+/* The next blocks of a range that have data, `from` to `upto` - 1; `from` is `upto` if there are none. */
+static int find_data(struct sr_layer *layer, uint64_t *from, uint64_t *upto)
 {
-	uint64_t end = offset + bytes, first = offset / SR_BLOCK_BYTES, upto = (end + SR_BLOCK_BYTES - 1) / SR_BLOCK_BYTES;
+	uint64_t end = *upto * SR_BLOCK_BYTES;
+	int64_t data = sr_layer_seek(layer, *from * SR_BLOCK_BYTES, SEEK_DATA);
+
+	if (data == -ENXIO || (data >= 0 && (uint64_t)data >= end)) {
+		*from = *upto;
+		return 0;
+	}
+	int64_t hole = data < 0 ? data : sr_layer_seek(layer, (uint64_t)data, SEEK_HOLE);
+	if (hole < 0)
+		return (int)hole;
+	*from = (uint64_t)data / SR_BLOCK_BYTES;
+	if ((uint64_t)hole < end)
+		*upto = ((uint64_t)hole + SR_BLOCK_BYTES - 1) / SR_BLOCK_BYTES;
+	return 0;
+}
+
+/* Keep the blocks `first` to `upto` - 1, as far as the range from `offset` to `end` changes them. */
+static int keep_blocks(struct sr_undo *undo, struct sr_layer *layer, uint64_t first, uint64_t upto, uint64_t offset,
+		       uint64_t end, uint64_t bytes_max)
+{
 	uint8_t buf[BLOCKS_READ_AT_ONCE * SR_BLOCK_BYTES];
 	uint64_t have = 0; /* blocks from here are in `buf` .. */
 	uint64_t have_upto = 0;
 	int rc = 0;
 
-	if (bytes == 0)
-		return 0;
 	if (upto - first > bytes_max / ENTRY_BYTES)
 		return -ENOSPC;
 	for (uint64_t block = first; block < upto && rc == 0; block++) {
@@ -113,6 +133,25 @@ int sr_undo_keep(struct sr_undo *undo, struct sr_layer *layer, uint64_t offset, 
 		}
 		if (rc == 0)
 			rc = add(undo, block, buf + (block - have) * SR_BLOCK_BYTES, sectors);
+	}
+	return rc;
+}
+
+int sr_undo_keep(struct sr_undo *undo, struct sr_layer *layer, uint64_t offset, uint64_t bytes, int to_zeros, uint64_t bytes_max)
+{
+	uint64_t end = offset + bytes, from = offset / SR_BLOCK_BYTES, last = (end + SR_BLOCK_BYTES - 1) / SR_BLOCK_BYTES;
+	int rc = 0;
+
+	if (bytes == 0)
+		return 0;
+	while (from < last && rc == 0) {
+		uint64_t upto = last;
+
+		if (to_zeros)
+			rc = find_data(layer, &from, &upto);
+		if (rc == 0)
+			rc = keep_blocks(undo, layer, from, upto, offset, end, bytes_max);
+		from = upto;
 	}
 	return rc;
 }

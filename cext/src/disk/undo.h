@@ -24,9 +24,10 @@ struct sr_undo {
 	uint64_t bytes; /* of memory */
 };
 
-/* Keep the blocks of a range that is about to change, unless they are kept already. -ENOSPC: the map would take more than
+/* Keep the blocks of a range that is about to change, unless they are kept already. A change `to_zeros` changes no hole, so
+ * holes take neither time nor memory then: a discard may have the size of the disk. -ENOSPC: the map would take more than
  * `bytes_max`; -ENOMEM; or the error of the layer. Blocks before the failing one are kept then. */
-int sr_undo_keep(struct sr_undo *undo, struct sr_layer *layer, uint64_t offset, uint64_t bytes, uint64_t bytes_max);
+int sr_undo_keep(struct sr_undo *undo, struct sr_layer *layer, uint64_t offset, uint64_t bytes, int to_zeros, uint64_t bytes_max);
 
 /* The kept block with this number, or NULL. */
 const struct sr_undo_block *sr_undo_find(const struct sr_undo *undo, uint64_t block);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -623,3 +624,18 @@ async def test_torn_and_flipped_bytes_are_those_of_python(guest: GuestDisk) -> N
             assert guest.contents == expected, (bits, offset)
         await guest.faults.detach(rule)
     guest.check_log()
+
+
+async def test_threads_together_meet_the_faults_that_python_chooses(guest: GuestDisk) -> None:
+    turns = Turns(STREAM, threshold=threshold_of(0.3))
+    rule = await guest.faults.attach(fault(FailEffect(), "write", turns=turns))
+
+    def write_often() -> list[int]:
+        return [guest.write(0, b"x") for _ in range(250)]
+
+    requests = [Request(write_often) for _ in range(4)]
+    results = [result for request in requests for result in cast(list[int], await request.done())]
+    chosen = [n for n in range(1, 1001) if turns.fires(n, 0)]
+    assert sorted(entry.n for entry in guest.faults.injections()) == chosen
+    assert sorted(entry.fired for entry in guest.faults.injections()) == list(range(1, len(chosen) + 1))
+    assert (results.count(-errno.EIO), guest.faults.counts(rule).matched) == (len(chosen), 1000)

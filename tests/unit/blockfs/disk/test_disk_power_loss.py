@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from siterig.blockfs.changelog.position_counter import PositionCounter
-from siterig.blockfs.contracts.fault_effects import DiskFault, FreezeEffect, LieEffect
+from siterig.blockfs.contracts.fault_effects import DiskFault, FreezeEffect, LieEffect, StaleEffect
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.fault_decisions import stream_of
 from siterig.blockfs.disk import disk_faults
@@ -260,3 +260,24 @@ async def test_survivors_are_numbered_by_the_ranges_of_each_disk(tmp_path: Path,
     assert [[disk.contents[block * 4096] for block in range(3)] for disk in disks] == [[0, ord("x"), 0], [0, 0, ord("x")]]
     for disk in disks:
         disk.close()
+
+
+async def test_a_discard_of_holes_takes_neither_time_nor_memory(tmp_path: Path, positions: PositionCounter) -> None:
+    guest = GuestDisk(tmp_path, size=1 << 40, positions=positions)
+    guest.write(1 << 30, pattern(4096, 1))
+    guest.flush()
+    guest.faults.keep_unsynced()
+    await guest.faults.attach(DiskFault("stale", StaleEffect()))
+    guest.write(1 << 20, pattern(1024, 2))
+    assert (guest.discard(0, 1 << 39), guest.zero(700, 1 << 38)) == (0, 0)
+    guest.write((1 << 20) + 512, pattern(1024, 3))
+    unsynced = guest.faults.unsynced()
+    assert unsynced is not None
+    assert (unsynced.writes, unsynced.written_back) == (4, 0)
+    assert unsynced.memory_bytes < 1 << 16
+    assert guest.read(1 << 30, 4096) == pattern(4096, 1), "the old bytes of a stale read are kept, too"
+    lost = await lose(guest)
+    assert lost.ranges == ((1 << 20, 4096), (1 << 30, 4096))
+    assert guest.disk.read(1 << 20, 2048) == bytes(2048)
+    assert guest.disk.read(1 << 30, 4096) == pattern(4096, 1)
+    guest.close()
