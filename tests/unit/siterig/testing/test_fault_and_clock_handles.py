@@ -22,6 +22,9 @@ from siterig.testing.timeline import Timeline
 from siterig.testing.trio_thread import run_in_thread
 from tests.support.clocks import FakeClock
 
+MOMENT = timedelta(seconds=10)
+"""The clocks of the kernel are read one after the other, and this process may wait in between."""
+
 
 class AnyInjector(LayerInjector):
     """An injector that can arm every rule of its layers."""
@@ -162,20 +165,19 @@ def test_each_change_of_the_clock_is_in_force_and_in_the_timeline(rig: RigHandle
     clock = ClockHandle(rig)
     before = clock.now()
     clock.advance("25h")
-    assert clock.now() - before >= timedelta(hours=25)
+    assert clock.now() - before > timedelta(hours=25) - MOMENT
     clock.jump("-1h")
-    assert timedelta(hours=24) <= clock.now() - before < timedelta(hours=25)
+    assert timedelta(hours=24) - MOMENT < clock.now() - before < timedelta(hours=25) - MOMENT
     clock.rate(0)
     assert clock.state().rate == 0
     state = clock.skew("agent", "+1h", drift="+200ppm")
-    shown = {
-        role.role: datetime.fromisoformat(role.wall_time) - datetime.fromisoformat(state.wall_time) for role in state.roles
-    }
-    assert abs(shown["vault"]) < timedelta(seconds=1)  # the clocks of the kernel are read one after the other
-    assert abs(shown["agent"] - timedelta(hours=1)) < timedelta(seconds=1)
+    now = datetime.fromisoformat(state.wall_time)
+    shown = {role.role: datetime.fromisoformat(role.wall_time) - now for role in state.roles}
+    assert abs(shown["vault"]) < MOMENT
+    assert abs(shown["agent"] - timedelta(hours=1)) < MOMENT
     clock.restore()
     assert (clock.state().rate, [role.skew_ns for role in clock.state().roles]) == (1.0, [0, 0])
-    assert abs(clock.state().wall_ahead_ns) < 1e9
+    assert abs(clock.state().wall_ahead_ns) < MOMENT.total_seconds() * 1e9
     rig.timeline.save(tmp_path / "timeline.jsonl")
     steps = [json.loads(line)["what"] for line in (tmp_path / "timeline.jsonl").read_text().splitlines()]
     assert steps == ["clock_advanced", "clock_jumped", "clock_rate_set", "clock_skewed", "clock_reset"]
