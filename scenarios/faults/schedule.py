@@ -230,12 +230,13 @@ class FaultSchedule:
                 self._known(name).window.is_closed = True
 
     def discard(self, names: Iterable[str]) -> None:
-        """Forget rules that could not be put in force: they are no part of the run, and no listener hears of them."""
+        """Forget rules that could not be put in force: they are no part of the run; listeners release what they keep."""
         with self._lock:
-            for name in names:
-                armed = self._armed.pop(name)
+            removed = [self._armed.pop(name) for name in names]
+            for armed in removed:
                 armed.is_removed = True
-                self._board.forget_fault(name)
+                self._board.forget_fault(armed.label)
+        self._announce(_Changes(removed=removed))
 
     def clear(self) -> int:
         """Remove all rules, and return their number."""

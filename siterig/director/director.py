@@ -215,15 +215,14 @@ class FaultDirector(FaultControl, FaultListener):
         )
 
     async def _arm(self, added: Sequence[ArmedRule]) -> None:
-        done: list[tuple[LayerInjector, list[ArmedRule]]] = []
+        by_injector = self._by_injector(added)
         try:
-            for injector, rules in self._by_injector(added):
-                done.append((injector, rules))
+            for injector, rules in by_injector:
                 await injector.arm(rules)
             await self._settle(added)
         except BaseException:
             with trio.CancelScope(shield=True):
-                for injector, rules in done:
+                for injector, rules in by_injector:  # an operation may have met a rule before its turn
                     try:
                         await injector.disarm(rules)
                     except RigError as error:  # the first failure is the one that the caller gets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,14 +14,15 @@ import trio
 import trio.testing
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.paths import Layout
 from siterig.director.director import FaultDirector
+from siterig.director.injectors import LayerInjector
 from siterig.director.links.wiring import link_injectors
 from siterig.scenarios.faults.catalog import EFFECTS, LAYERS, effects_of
 from siterig.scenarios.faults.operations import FaultOperation
 from siterig.scenarios.faults.rules import read_rule
-from siterig.scenarios.faults.schedule import FaultSchedule
+from siterig.scenarios.faults.schedule import ArmedRule, FaultSchedule
 from tests.support.clocks import FakeClock
 
 PATIENCE_S = 60
@@ -36,7 +37,8 @@ class Rig:
         for path in (self.layout.socket(""), self.layout.link("", "")):
             path.parent.mkdir(exist_ok=True)
         self.schedule = FaultSchedule(7, clock=clock)
-        self.director = FaultDirector(self.schedule, link_injectors(self.layout, self.schedule, clock=clock), clock=clock)
+        self.injectors = link_injectors(self.layout, self.schedule, clock=clock)
+        self.director = FaultDirector(self.schedule, self.injectors, clock=clock)
         self._found, self._accepted = trio.open_memory_channel[trio.SocketStream](100)
         self._streams: list[trio.SocketStream] = []
 
@@ -466,6 +468,27 @@ async def test_a_rule_is_in_force_from_the_moment_in_which_it_counts(tmp_path: P
         await ends(server)
         assert made.fired("now") == (1, 1)
         assert made.done[-1] == "send agent-vault upstream: connection 1: reset"
+
+
+async def test_a_rule_that_cannot_be_armed_holds_nothing(tmp_path: Path) -> None:
+    """An operation may meet it while it is being armed."""
+    async with rig(tmp_path) as made:
+        await made.add("link agent-vault send mark=seen name=all")
+        client, server = await made.connect()
+
+        class Refusing(LayerInjector):
+            layers = ("process",)
+
+            async def arm(self, rules: Sequence[ArmedRule]) -> None:
+                await client.send_all(b"x")
+                assert await arrived(server) == b""
+                raise RigError(Code.FaultNotPossible, "another rule of the same call")
+
+        director = FaultDirector(made.schedule, [Refusing(), *made.injectors])
+        lines = ("process kill=KILL after=mark:never", "link agent-vault send connection=black-hole name=hole")
+        with pytest.raises(RigError, match="another rule of the same call"):
+            await director.add_faults(rules=[read_rule(line).document() for line in lines])
+        assert await receive(server, 1) == b"x"
 
 
 async def test_a_rule_that_is_being_removed_counts_nothing(tmp_path: Path) -> None:
