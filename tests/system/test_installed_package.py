@@ -111,6 +111,8 @@ def test_the_commands_that_need_no_disk(installation: Installation) -> None:
     installation.siterig("man", "--to", installation.folder)
     assert (installation.folder / "man1" / "siterig-setup-azurite.1").is_file()
     assert "complete" in installation.siterig("completion", "bash")
+    installation.siterig("scenario", "new", "my.toml", "--from", "planned-failover-loses-nothing")
+    installation.siterig("scenario", "validate", "my.toml")
     installation.variables |= {"_SITERIG_COMPLETE": "bash_complete", "COMP_WORDS": "siterig set", "COMP_CWORD": "1"}
     assert "setup" in installation.siterig()
 
