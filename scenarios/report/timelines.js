@@ -2,7 +2,7 @@
 "use strict";
 const siterigCharts = (() => {
   const TOOLTIP_ITEMS_MAX = 6;
-  const PRINTED_ROWS_MAX = 500;
+  const PRINTED_ROWS_MAX = 100;
   const shapes = { info: "circle", good: "triangle", bad: "rectRot" }; // nobody has to tell colours apart
 
   function colours() {
