@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.images.mount_sockets import FoundMount, find_mount, lost, socket_of
+from siterig.images.mount_sockets import FoundMount, find_mount, socket_of
 from siterig.rpc.client import proxy
 
 T = TypeVar("T")
 
 
 class _MountCalls:
-    """The proxy of a mount's process, which reports a process that was killed as a dead mount."""
+    """The proxy of a mount's process, which reports a process that was killed as a dead mount, and a stopped one."""
 
     def __init__(self, mount: FoundMount, calls: object) -> None:
         self._mount, self._calls = mount, calls
@@ -28,7 +28,9 @@ class _MountCalls:
             except RigError as error:
                 if error.code != Code.RoleUnavailable:
                     raise
-                raise lost(self._mount) from error
+                socket_of(self._mount)  # it reports a process that was killed
+                text = f"{self._mount.point}: {error.message}; its process runs, and is stopped or busy"
+                raise RigError(error.code, text, recoverable=True) from error
 
         return call
 

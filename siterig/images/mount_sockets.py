@@ -151,7 +151,7 @@ def find_mount(where: Path) -> FoundMount:
     Raises:
         RigError: ``NotAMount`` names the siterig mounts that there are.
     """
-    point = os.path.realpath(where)
+    point = _point(where)
     at_point, ours = "", dict[str, FoundMount]()
     for line in mount_lines():
         (device, source, mounted), *_ = loop_devices.parse_mountinfo(line)
@@ -168,6 +168,21 @@ def find_mount(where: Path) -> FoundMount:
     if at_point == RIG_SOURCE:
         now = "the disks of a rig are mounted there, whose folder --dir names"
     raise RigError(Code.NotAMount, f"{where}: is no mount of siterig: {now}; the mounts of siterig are: {there}")
+
+
+def _point(where: Path) -> str:
+    """Return the path of a mount point; the file system there is not asked, for its process may be stopped."""
+    absolute = where.absolute()
+    point = str(Path(os.path.realpath(absolute.parent)) / absolute.name)
+    is_known = ".." not in where.parts and any(loop_devices.parse_mountinfo(line)[0][2] == point for line in mount_lines())
+    return point if is_known else os.path.realpath(where)
+
+
+def is_mount(where: Path) -> bool:
+    """Return True if there is a siterig mount at a folder."""
+    with contextlib.suppress(RigError):
+        return bool(find_mount(where))
+    return False
 
 
 def socket_of(mount: FoundMount) -> Path:

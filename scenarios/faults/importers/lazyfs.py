@@ -9,6 +9,7 @@ Source: the README and ``libs/libpcache/src/config/config.cpp`` of dsrhaslab/laz
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -49,7 +50,7 @@ def import_lazyfs(name: str, source: str) -> ImportedRules:
         RigError: ``FaultNotImported``.
     """
     try:
-        data = tomllib.loads(source)
+        data = tomllib.loads(re.sub(r"(?m)^\[file system\]", '["file system"]', source))  # as its README has it
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise not_imported(name, f"this is no TOML: {error}") from None
     check_keys(name, data, (*_SETTINGS, "injection"))

@@ -25,7 +25,13 @@ RuleName = Annotated[
 ]
 
 Mnt = Annotated[
-    Path | None, typer.Option("--mnt", metavar="DIR", help="Folder of siterig mount: its rules, in place of a rig's.")
+    Path | None,
+    typer.Option(
+        "--mnt",
+        metavar="DIR",
+        help="Folder of siterig mount: its rules, in place of a rig's.",
+        parser=Path,  # without a look at the folder, whose process may be stopped
+    ),
 ]
 
 

@@ -14,6 +14,7 @@ from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.power import PowerTarget
 from siterig.core.power_contract import LossExtent, PowerControl, PowerLossReport
 from siterig.images.mount_calls import of_mount
+from siterig.images.mount_sockets import is_mount
 
 COLUMNS = ("disk", "unsynced writes", "lost", "torn", "bytes put back")
 _ALL = "*"
@@ -66,7 +67,7 @@ def power_loss(
 
     async def work() -> None:
         extent = power.extent_of(tear=tear, all_=all_)
-        if not Path(target).is_dir() and "/" not in target:
+        if "/" not in target and not is_mount(Path(target)) and not Path(target).is_dir():
             await _lose_vm(folder, target, extent, seed, prepares=prepare, as_json=as_json)
             return
         if prepare:

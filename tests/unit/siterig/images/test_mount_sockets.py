@@ -8,11 +8,14 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.images import mount_sockets
+from siterig.core.fault_contract import FaultControl
+from siterig.images import mount_calls, mount_sockets
+from siterig.images.mount_calls import of_mount
 from siterig.images.mount_sockets import FoundMount, find_mount, listening, socket_of
 
 UID = os.geteuid()
@@ -100,6 +103,39 @@ def test_a_folder_that_is_no_mount_is_refused_with_the_mounts_that_there_are(tmp
     assert caught.value.code == Code.NotAMount
     with pytest.raises(RigError, match=r"/proc: is no mount of siterig: .* is mounted there"):
         find_mount(Path("/proc"))
+
+
+def test_a_mount_is_found_without_a_question_to_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be stopped, and every look at its folder would wait for it."""
+    asked: list[str] = []
+
+    def realpath(path: Path) -> str:
+        asked.append(str(path))
+        return str(path)
+
+    line = f"68 27 0:42 / {tmp_path} rw - fuse.siterig siterig:/d rw,user_id=7"
+    monkeypatch.setattr(mount_sockets, "mount_lines", lambda: [line])
+    monkeypatch.setattr("os.path.realpath", realpath)
+    assert find_mount(tmp_path) == FoundMount(tmp_path, "0:42", 7)
+    assert asked == [str(tmp_path.parent)]
+
+
+async def test_a_process_that_does_not_answer_is_not_reported_as_killed(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent() -> None:
+        raise RigError(Code.RoleUnavailable, "the mount did not answer within 5 s", recoverable=True)
+
+    found = FoundMount(runtime, "0:57", UID)
+    monkeypatch.setattr(mount_calls, "find_mount", lambda _where: found)
+    monkeypatch.setattr(mount_calls, "proxy", lambda *_, **__: SimpleNamespace(list_faults=silent))
+    with listening("0:57"):
+        control = of_mount(runtime, FaultControl)
+        with pytest.raises(RigError, match="did not answer within 5 s; its process runs, and is stopped or busy") as caught:
+            await control.list_faults()
+        assert caught.value.code == Code.RoleUnavailable
+    with pytest.raises(RigError, match="it was killed; unmount it"):
+        await control.list_faults()
 
 
 def test_the_disks_of_a_rig_are_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

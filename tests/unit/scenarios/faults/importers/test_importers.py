@@ -142,6 +142,12 @@ def test_a_lazyfs_file_without_injections_is_refused() -> None:
     assert "there is no [[injection]]" in refused(import_lazyfs, LAZYFS.partition("[[")[0])
 
 
+def test_the_example_in_the_readme_of_lazyfs_is_read() -> None:
+    """It has a table that is no TOML, ``[file system]``."""
+    source = LAZYFS.replace("[[injection]]", '[file system]\nlogfile="/l"\n\n[[injection]]', 1)
+    assert len(import_lazyfs("lazyfs.toml", source).rules.fault) == 5
+
+
 def test_a_path_of_lazyfs_is_no_pattern() -> None:
     source = LAZYFS.replace('file="/db/index"', 'file="/db/index[1]*?.db"')
     assert "file='/db/index[[]1][*][?].db'" in words(import_lazyfs("l", source))[2]
