@@ -65,6 +65,10 @@ class GuestDisk:
             (KINDS[found.kind].lower(), found.offset, found.length) for path in self._written() for found in records(path)
         ]
 
+    def logged_positions(self) -> list[tuple[int, int]]:
+        """Return (position, length) of all records."""
+        return [(found.position, found.length) for path in self._written() for found in records(path)]
+
     def check_log(self) -> None:
         """Assert that a replay of the log gives the bytes of the disk."""
         path = self._folder / f"{self.disk.paths.name}.replayed"

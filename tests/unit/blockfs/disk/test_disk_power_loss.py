@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -281,3 +282,36 @@ async def test_a_discard_of_holes_takes_neither_time_nor_memory(tmp_path: Path, 
     assert guest.disk.read(1 << 20, 2048) == bytes(2048)
     assert guest.disk.read(1 << 30, 4096) == pattern(4096, 1)
     guest.close()
+
+
+async def test_no_request_comes_between_the_losses_of_two_disks(tmp_path: Path, positions: PositionCounter) -> None:
+    """In the logs, the first disk is not written between its own old bytes and those of the second."""
+    disks = [GuestDisk(tmp_path, name=name, positions=positions) for name in ("os", "data")]
+    for disk in disks:
+        disk.faults.keep_unsynced()
+    stop = threading.Event()
+
+    def write_both() -> None:
+        while not stop.is_set():
+            disks[0].write(0, b"x")
+            disks[1].write(0, large)
+
+    large = pattern(65535)
+    guests = [Request(write_both) for _ in range(2)]
+    for _ in range(100):
+        await disk_faults.lose_power([disk.faults for disk in disks])
+    stop.set()
+    for guest in guests:
+        await guest.done()
+    found = sorted((*row, number) for number, disk in enumerate(disks) for row in disk.logged_positions())
+    is_written = False
+    for _, length, number in found:
+        if length % 512:  # a guest's write
+            is_written |= number == 0
+        elif number == 0:
+            is_written = False
+        else:
+            assert not is_written
+    for disk in disks:
+        disk.check_log()
+        disk.close()
