@@ -59,10 +59,12 @@ class _LocalDisks(LayerInjector):
 
     async def check(self, rule: FaultRule) -> None:
         for key, trigger in (("after", rule.when.after), ("until", rule.when.until)):
-            if trigger is not None and trigger.kind == "event":
-                raise not_possible(
-                    rule, f"when.{key}: '{trigger}': events are those of a rig; allowed here: mark, position, time, fault"
-                )
+            if trigger is None:
+                continue
+            allowed = ["mark", *(["position"] if "log" in self._of_layer else []), "time", "fault"]
+            if trigger.kind not in allowed:
+                why = "events are those of a rig" if trigger.kind == "event" else "positions are those of a change log"
+                raise not_possible(rule, f"when.{key}: '{trigger}': {why}; allowed here: {', '.join(allowed)}")
         self._of_layer[rule.where.layer].check(_plan(rule.label, rule, 0, is_open=False))
 
     async def arm(self, rules: Sequence[ArmedRule]) -> None:

@@ -17,7 +17,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.power_contract import LossExtent
 from siterig.faults.armed_disk_rule import OpenDisk
 from siterig.faults.disk_power import DiskPower
-from siterig.images.mount_faults import MountFaults
+from siterig.images.mount_faults import LocalFaults, MountFaults
 from siterig.scenarios.faults.records import Injection
 from siterig.scenarios.faults.rule_files import parse_rules
 from tests.support.disks.guest_requests import GuestDisk, pattern
@@ -155,3 +155,11 @@ async def test_a_rule_waits_for_a_position_of_the_disk(guest: GuestDisk) -> None
             while await trio.to_thread.run_sync(guest.flush) == 0:
                 await trio.lowlevel.checkpoint()
         assert (await faults.control.list_faults()).rules[0].state == "armed"
+
+
+async def test_a_disk_without_a_log_has_no_positions(guest: GuestDisk) -> None:
+    disk = OpenDisk("os", "os", guest.faults, guest.disk.paths.file("img"))
+    faults = LocalFaults(lambda: [disk], [])
+    rule = {"where": {"layer": "disk"}, "when": {"after": "position:7"}} | ERROR
+    with pytest.raises(RigError, match=r"after: 'position:7': positions are those of a change log; allowed here: mark, t"):
+        await faults.control.add_faults(rules=[rule])
