@@ -52,7 +52,7 @@ class Workbench:
         """Make a workbench; nothing is started yet.
 
         Args:
-            folder: a folder for its files; it is created, and its disks are removed at the end.
+            folder: a folder for its files; it is created, and its disks and templates are removed at the end.
             settings: the settings; without it the defaults.
             shared: a folder that all workers of a test session name: templates are shared in it, and with the setting
                 ``share`` the rig and the Azurite, too.
@@ -60,6 +60,7 @@ class Workbench:
         self.folder = folder.absolute()
         self.settings = settings or TestingSettings()
         self._shared = (shared or folder).absolute()
+        self._is_alone = shared is None
         self._numbers = itertools.count(1)
         self._disks: DiskClient | None = None
         self._servers: dict[tuple[str, bool], SharedServer] = {}
@@ -69,8 +70,8 @@ class Workbench:
         self._removals: deque[tuple[str, PendingCall]] = deque()
 
     def __enter__(self) -> Workbench:
-        safe = self.folder
-        safe.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._remove_templates()  # of a former process that was killed: the input of a setup may have changed since
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,6 +86,12 @@ class Workbench:
             if self._disks is not None:
                 stack.callback(self._end_disks, self._disks)
                 self._disks = None
+            self._remove_templates()
+
+    def _remove_templates(self) -> None:
+        """Remove the templates, unless others use them."""
+        if self._is_alone:
+            shutil.rmtree(self.folder / "templates", ignore_errors=True)
 
     def _end_disks(self, disks: DiskClient) -> None:
         disks.end()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.leftovers import leftovers
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.system
@@ -227,3 +230,32 @@ def test_a_server_that_dies_is_named_and_replaced(pytester: pytest.Pytester) -> 
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.re_match_lines([r".*the disk server ended while a test used it; .*its log .*"])
     pytester.runpytest_subprocess("-q", "-k", "killed").assert_outcomes(passed=1, errors=1, deselected=1)
+
+
+def test_a_workbench_outside_pytest_has_fresh_templates(tmp_path: Path) -> None:
+    program = """
+import sys
+sys.modules["pytest"] = None
+from pathlib import Path
+from siterig.testing import Workbench
+
+Path("input").write_text(sys.argv[1])
+with Workbench(Path("bench")) as bench:
+    with bench.fs(size="8MiB", setup=f"cp {Path('input').absolute()} input") as fs:
+        found = [(fs / "input").read_text()]
+        position = fs.position
+        (fs / "later").write_text("text")
+        fs.remount()
+        with fs.state(position) as folder:
+            found.append(str((folder / "later").exists()))
+    for name in ("first", "second"):
+        with bench.fs(size="8MiB", setup=lambda folder: (folder / name).touch()) as fs:
+            found += sorted(path.name for path in fs.path.iterdir())
+print(*found, *(path.name for path in Path("bench").iterdir()))
+"""
+    for word in ("old", "new"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, word], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.stdout == f"{word} False first lost+found lost+found second log\n", done.stderr
+    assert leftovers(tmp_path) == []
