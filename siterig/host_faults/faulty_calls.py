@@ -437,11 +437,7 @@ def _range(verdict: HostVerdict) -> list[tuple[int, int]]:
 
 def _first_failing(verdict: HostVerdict) -> HostRule | None:
     """Return the first rule that fails the operation before it is done."""
-    for rule, _ in verdict.hits:
-        late = rule.rule.when.timing == "after"
-        if {"tear", "full_after"} & set(rule.effects) or ("error" in rule.effects and not late):
-            return rule
-    return None
+    return next((rule for rule, _ in verdict.hits if rule.fails_operation), None)
 
 
 def _path_of(fd: int) -> Path:

@@ -177,6 +177,12 @@ class HostRule:
         """Undo the last decision: the fault did not happen."""
         self.fired -= 1
 
+    @property
+    def fails_operation(self) -> bool:
+        """True if an operation that meets the fault fails before it is done, or in its middle."""
+        late = self.rule.when.timing == "after"
+        return bool({"tear", "full_after"} & set(self.effects)) or ("error" in self.effects and not late)
+
     def count(self) -> FaultCount:
         """Return the counts."""
         return FaultCount(matched=self.matched, fired=self.fired, last_ns=self.last_ns)

@@ -185,14 +185,17 @@ class RuleBook:
         if self._own.is_own:
             return None
         operation = FaultOperation(file.layer, op, file.place, start=start, length=length, position=position)
-        verdict = HostVerdict(file, operation)
+        verdict, taken = HostVerdict(file, operation), list[tuple[HostRule, int]]()
         with self._lock:
             for rule in self._rules.values():
                 if rule.rule.is_immediate or set(skips) & set(rule.effects):
                     continue
                 if (only is not None and only not in rule.effects) or judged in rule.rule.operations:
                     continue
-                if not rule.matches(operation) or ("full_after" in rule.effects and rule.take_space(new_bytes())):
+                if not rule.matches(operation):
+                    continue
+                if "full_after" in rule.effects and rule.take_space(new := new_bytes()):
+                    taken.append((rule, new or 0))
                     continue
                 n = rule.decide(self._clock.wall_ns())
                 if n is None:
@@ -201,6 +204,9 @@ class RuleBook:
                     rule.take_back()
                     continue
                 verdict.hits.append((rule, n))
+            if any(rule.fails_operation for rule, _ in verdict.hits):
+                for rule, new in taken:
+                    rule.filled_bytes -= new  # nothing is written
         return verdict if verdict.hits else None
 
     def _asks_atlas(self, rule: HostRule) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -314,6 +315,25 @@ async def test_a_write_with_two_names_takes_its_space_once(tmp_path: Path) -> No
             os.close(fd)
         found = await report(injector)
     assert (found.counts[words].matched, found.counts[words].fired, len(found.injections)) == (1, 1, 1)
+
+
+async def test_a_write_that_a_rule_fails_takes_no_space(tmp_path: Path) -> None:
+    path = tmp_path / DISK_ID / "progress"
+    path.parent.mkdir()
+    rules = ("store part=metadata full_after=4KiB", "store write part=metadata error=EIO times=2")
+
+    def write(offset: int) -> int:
+        try:
+            return host_calls.pwrite(fd, bytes(4096), offset)
+        except OSError as exc:
+            return -(exc.errno or 0)
+
+    async with armed([ManagedDisks(tmp_path)], *rules):
+        fd = host_calls.open_path(path, os.O_RDWR | os.O_CREAT)
+        try:
+            assert [write(at) for at in (0, 4096, 8192, 12288)] == [-errno.EIO, -errno.EIO, 4096, -errno.ENOSPC]
+        finally:
+            os.close(fd)
 
 
 async def test_a_fault_of_a_read_is_recoverable_without_other_copies(tmp_path: Path) -> None:
