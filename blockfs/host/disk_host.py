@@ -305,12 +305,14 @@ class DiskHost(DiskHostControl, DiskTree):
         return CutInfo(vm=vm, tag_id=tag.tag_id, kind=kind, name=name, position=tag.position, time_ns=tag.time_ns)
 
     async def segments(self, *, vm: str) -> list[SegmentInfo]:
-        return [segment for disk in self.registry.disks(vm) for segment in disk.tracking.segments()]
+        with os_errors_as(f"change log of VM {vm}"):
+            return [segment for disk in self.registry.disks(vm) for segment in disk.tracking.segments()]
 
     async def trim_log(self, *, disk_id: str, generation: int, last_seq: int) -> None:
         for disk in self.registry.all_disks():
             if disk.state.disk_id == disk_id:
-                disk.tracking.trim(generation, last_seq)
+                with os_errors_as(f"change log of disk {disk.paths}"):
+                    disk.tracking.trim(generation, last_seq)
 
     # --- snapshot -----------------------------------------------------------------------------------------------
 

@@ -21,6 +21,9 @@ _RECOVERABLE_ERRNO = {
     errno.ENOMEM: Code.LowMemory,
     # Reads of a snapshot whose store is full fail like this; and a temporary error of a disk needs no user.
     errno.EIO: Code.HostIoError,
+    # This process, or the host, has no descriptor left for the moment.
+    errno.EMFILE: Code.HostIoError,
+    errno.ENFILE: Code.HostIoError,
     # The disk host was killed or is starting: its mount is dead or not there yet.
     errno.ENOTCONN: Code.DiskHostUnreachable,
     errno.ECONNABORTED: Code.DiskHostUnreachable,

@@ -43,6 +43,7 @@ def test_table_without_positive_delays_is_refused(delays_s: tuple[float, ...]) -
         (errno.ENOSPC, "DiskFull", True),
         (errno.ENOMEM, "LowMemory", True),
         (errno.ENOTCONN, "DiskHostUnreachable", True),
+        (errno.EMFILE, "HostIoError", True),
         (errno.EACCES, "HostIoError", False),
     ],
 )

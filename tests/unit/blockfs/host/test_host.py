@@ -107,6 +107,27 @@ async def test_unknown_names_are_refused_with_the_known_ones(host: DiskHost) -> 
         await host.create_disk(vm="web01", name="a", size_bytes=SIZE)
 
 
+@pytest.mark.parametrize("method", ["trim", "segments"])
+async def test_a_lack_of_descriptors_is_a_temporary_error_of_the_host(
+    host: DiskHost, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The agent repeats the call; an error of another kind would end replication until somebody acts."""
+    await two_disks(host)
+
+    def out_of_descriptors(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/")
+
+    monkeypatch.setattr(DiskTracking, method, out_of_descriptors)
+    disk_id = (await host.list_disks())[0].disk_id
+    with pytest.raises(RigError) as failed:
+        if method == "trim":
+            await host.trim_log(disk_id=disk_id, generation=1, last_seq=1)
+        else:
+            await host.segments(vm="web01")
+    assert (failed.value.code, failed.value.recoverable) == ("HostIoError", True)
+    assert "Too many open files" in failed.value.message
+
+
 async def test_a_failed_creation_leaves_nothing(host: DiskHost) -> None:
     with pytest.raises(RigError, match="size is 1000 bytes"):
         await host.create_disk(vm="web01", name="os", size_bytes=1000)
