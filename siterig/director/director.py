@@ -10,7 +10,7 @@ counts, so that the next director continues the run; the injectors of other role
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -20,6 +20,7 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import FaultControl, FaultSummary
 from siterig.director.injectors import LayerInjector, not_possible
+from siterig.scenarios.faults.catalog import LayerName
 from siterig.scenarios.faults.records import FaultVerdict, Injection, RuleStatus
 from siterig.scenarios.faults.rules import FaultRule, mark_words, read_rule
 from siterig.scenarios.faults.schedule import ArmedRule, FaultListener, FaultSchedule
@@ -40,6 +41,7 @@ class FaultDirector(FaultControl, FaultListener):
         clock: the clock of the schedule.
         save: called after each change of rules, windows or counts, before an immediate fault acts.
         note_count: awaited with the number of rules after it changed.
+        remedies: how to have the faults of layers that belong to none of the injectors.
     """
 
     def __init__(
@@ -50,11 +52,12 @@ class FaultDirector(FaultControl, FaultListener):
         clock: Clock = SYSTEM_CLOCK,
         save: Callable[[], None] = lambda: None,
         note_count: Callable[[int], Awaitable[None]] = _nobody,
+        remedies: Mapping[LayerName, str] | None = None,
     ) -> None:
         self._schedule = schedule
         self._injectors = list(injectors)
         self._clock = clock
-        self._save, self._note_count = save, note_count
+        self._save, self._note_count, self._remedies = save, note_count, remedies or {}
         self._changing = trio.Lock()
         self._changed_windows: deque[ArmedRule] = deque()
         self._news = trio.Event()
@@ -192,7 +195,9 @@ class FaultDirector(FaultControl, FaultListener):
             if rule.where.layer in injector.layers:
                 return injector
         layers = [layer for injector in self._injectors for layer in injector.layers]
-        raise not_possible(rule, f"where.layer: {rule.where.layer!r} has no faults here; allowed: {', '.join(layers)}")
+        remedy = self._remedies.get(rule.where.layer, "")
+        text = f"where.layer: {rule.where.layer!r} has no faults here; allowed: {', '.join(layers)}"
+        raise not_possible(rule, f"{text}; {remedy}" if remedy else text)
 
     # --- calls ------------------------------------------------------------------------------------------------------
 

@@ -166,7 +166,9 @@ class MachineInjector(LayerInjector):
             await injector.arm_faults(plans=[plan])
             await injector.set_fault_window(name=plan.name, is_open=True)
             after = await injector.fault_report(after=before.sequence, epoch=before.epoch, patience_s=0.0)
-            words += [f"{host}: {injected.done}" for injected in after.injections if injected.name == plan.name]
+            words += [
+                f"{host}: {injected.done.partition('; ')[0]}" for injected in after.injections if injected.name == plan.name
+            ]
         return words
 
     async def _disks(self, rule: FaultRule) -> list[tuple[str, DiskInfo]]:

@@ -33,6 +33,7 @@ from siterig.scenarios.faults.schedule import ArmedRule, FaultListener, FaultSch
 
 _log = structlog.get_logger("siterig.images.mount_faults")
 POWER_REMEDY = "mount it with siterig mount --power-loss"
+LOG_REMEDY = "a change log: siterig mount --log"
 POSITION_EVERY_S = 0.05
 """The delay between two looks at the position of the disks, while a rule waits for one."""
 
@@ -156,6 +157,7 @@ class LocalFaults:
         seed: the seed of random choices; None for a random one.
         report: called with each injection.
         clock: the clock of windows and injections.
+        remedies: how to have the faults of layers that are not here.
 
     Attributes:
         control: the calls that change rules.
@@ -170,6 +172,7 @@ class LocalFaults:
         seed: int | None = None,
         report: Callable[[Injection], None] = lambda _injection: None,
         clock: Clock = SYSTEM_CLOCK,
+        remedies: Mapping[LayerName, str] | None = None,
     ) -> None:
         self.seed_is_given = seed is not None
         self._schedule = FaultSchedule(seed, clock=clock)
@@ -181,7 +184,7 @@ class LocalFaults:
         if places:
             layers["log"] = self._log
         self._local = _LocalDisks(self._schedule, layers, LayeredInjector(layers, self._log))
-        self._director = FaultDirector(self._schedule, [self._local], clock=clock)
+        self._director = FaultDirector(self._schedule, [self._local], clock=clock, remedies=remedies)
         self.control: FaultControl = self._director
 
     @property
@@ -264,7 +267,8 @@ class MountFaults(LocalFaults):
         paths = alone.disk.paths
         disks = [OpenDisk(vm=paths.name, name=paths.name, faults=alone.disk.faults, path=path, title=paths.name)]
         places = [StandaloneLog(paths.folder, paths.name)] if alone.disk.state.tracked else []
-        super().__init__(lambda: disks, places, seed=seed, report=report, clock=clock)
+        remedies: dict[LayerName, str] = {} if places else {"log": LOG_REMEDY}
+        super().__init__(lambda: disks, places, seed=seed, report=report, clock=clock, remedies=remedies)
         self._power = DiskPower(lambda: disks, remedy=POWER_REMEDY)
 
     async def answer_calls(self, device: str, note: Callable[[str], None]) -> None:

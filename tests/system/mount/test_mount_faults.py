@@ -172,6 +172,8 @@ def test_wrong_rules_and_dead_mounts_are_refused(tmp_path: Path) -> None:
     with mounts() as start:
         plain = start(image, where)
         assert "siterig mount --power-loss" in siterig("power-loss", where).stderr
+        no_log = siterig("fault", "add", "--mnt", where, "log", "append", "error=EIO").stderr
+        assert "where.layer: 'log' has no faults here; allowed: disk; a change log: siterig mount --log" in no_log
         plain.kill()
         dead = siterig("fault", "list", "--mnt", where)
         assert (

@@ -202,7 +202,7 @@ async def two_disks_lose_power_at_one_position(steps: Steps) -> None:
     (found,) = [each for each in await steps.director.injections(after=0) if each.rule == "cut"]
     assert found.done.startswith("site: power loss of 2 disks at position ")
     assert "2 of 2 unsynced writes lost" in found.done
-    assert found.done.endswith("; site: started again in a new boot")
+    assert found.done.endswith(" lost; site: started again in a new boot")
     await steps.ready("site", not_pid=site.pid)
     await steps.ready("agent")
     for disk in ("os", "data"):

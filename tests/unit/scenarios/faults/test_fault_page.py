@@ -50,5 +50,11 @@ def test_the_examples_can_be_armed(text: str) -> None:
             HostRule(plan).check(("log", "store"), knows_copies=True)
 
 
+def test_the_rules_of_command_lines_on_all_pages_are_rules() -> None:
+    lines = [line for page in DOCS.rglob("*.md") for line in re.findall(r"^siterig fault add (.*)", page.read_text(), re.M)]
+    rules = [re.sub(r"--(mnt|seed|file) \S+|--json", "", line.partition("#")[0]).strip() for line in lines]
+    assert len([read_rule(rule) for rule in rules if rule and not rule.startswith("[RULE]")]) > 30
+
+
 def test_there_are_five_examples() -> None:
     assert len(blocks(HOW_TO.read_text(), "toml")) == 5
