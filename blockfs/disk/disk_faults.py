@@ -320,6 +320,7 @@ class RulesChange:
         detach: ids of rules that are removed.
         enable: ids of rules that are switched on.
         disable: ids of rules that are switched off.
+        hold: ids of rules that hold operations from now on, after they were done.
     """
 
     disk: DiskFaults
@@ -327,6 +328,7 @@ class RulesChange:
     detach: Sequence[int] = ()
     enable: Sequence[int] = ()
     disable: Sequence[int] = ()
+    hold: Sequence[int] = ()
 
 
 async def change_rules(changes: Sequence[RulesChange]) -> tuple[list[list[int]], int]:
@@ -355,6 +357,8 @@ def change_rules_now(changes: Sequence[RulesChange]) -> tuple[list[list[int]], i
         for enabled, rules in ((True, change.enable), (False, change.disable)):
             for rule in rules:
                 armed[rule] = replace(disk.fault(rule), enabled=enabled)
+        for rule in change.hold:
+            armed[rule] = replace(disk.fault(rule), holds="after")
         for rule, fault in zip(ids[disk], change.attach, strict=True):
             _check_room(disk, armed, fault)
             armed[rule] = fault

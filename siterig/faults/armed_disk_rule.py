@@ -164,10 +164,11 @@ class DiskChanges:
     detach: dict[DiskFaults, list[int]] = field(default_factory=dict)
     enable: dict[DiskFaults, list[int]] = field(default_factory=dict)
     disable: dict[DiskFaults, list[int]] = field(default_factory=dict)
+    hold: dict[DiskFaults, list[int]] = field(default_factory=dict)
 
     def disks(self) -> list[DiskFaults]:
         """Return the disks that change."""
-        parts = (self.attach, self.detach, self.enable, self.disable)
+        parts = (self.attach, self.detach, self.enable, self.disable, self.hold)
         return list({disk: None for part in parts for disk in part})
 
     def changes(self) -> list[RulesChange]:
@@ -179,6 +180,7 @@ class DiskChanges:
                 detach=_there(disk, self.detach),
                 enable=_there(disk, self.enable),
                 disable=_there(disk, self.disable),
+                hold=_there(disk, self.hold),
             )
             for disk in self.disks()
             if disk.core.is_open

@@ -216,6 +216,17 @@ class DiskInjector(FaultInjector):
             self._keep_unsynced_no_more()
         return ArmedFaults(position=position, targets=targets)
 
+    async def hold_faults(self, names: Iterable[str]) -> None:
+        """Hold operations that meet these rules from now on: other rules follow them that were not there before."""
+        async with self._lock:
+            found = [self._armed[name] for name in names if name in self._armed]
+            rules = [armed for armed in found if armed.mapped.fault is not None and not armed.holds]
+            for armed in rules:
+                if not armed.mapped.is_immediate and armed.mapped.fault is not None:
+                    armed.mapped = replace(armed.mapped, fault=replace(armed.mapped.fault, holds="after"))
+            held = [armed for armed in rules if armed.holds]
+            await self._change(lambda: DiskChanges(hold=_by_disk(held)))
+
     async def set_fault_window(self, *, name: str, is_open: bool) -> ArmedFaults:
         async with self._lock:
             armed = self._armed.get(name)
@@ -510,6 +521,14 @@ class DiskInjector(FaultInjector):
     async def _tell(self, injected: Sequence[InjectedFault]) -> None:
         if injected:
             await self._injected(injected)
+
+
+def _by_disk(rules: Sequence[ArmedDiskRule]) -> dict[DiskFaults, list[int]]:
+    found: dict[DiskFaults, list[int]] = {}
+    for armed in rules:
+        for disk, rule in armed.ids.items():
+            found.setdefault(disk, []).append(rule)
+    return found
 
 
 def _removal(rules: Sequence[ArmedDiskRule]) -> DiskChanges:

@@ -51,8 +51,14 @@ class _LocalDisks(LayerInjector):
 
     is_remote = True
 
-    def __init__(self, schedule: FaultSchedule, layers: Mapping[LayerName, _CheckingInjector], all_: FaultInjector) -> None:
-        self.layers = tuple(layers)
+    def __init__(
+        self,
+        schedule: FaultSchedule,
+        disks: DiskInjector,
+        layers: Mapping[LayerName, _CheckingInjector],
+        all_: FaultInjector,
+    ) -> None:
+        self.layers, self._disks = tuple(layers), disks
         self._schedule, self._of_layer, self._injector = schedule, layers, all_
         self._collecting = trio.Lock()
         self._epoch, self._sequence, self._dropped = "", 0, 0
@@ -76,6 +82,7 @@ class _LocalDisks(LayerInjector):
             )
             for armed in rules
         ]
+        await self._disks.hold_faults(awaited & self._in_force)  # rules that nothing followed until now
         await self._injector.arm_faults(plans=plans)
         self._in_force |= {armed.label for armed in rules}
         await self.collect()
@@ -183,7 +190,7 @@ class LocalFaults:
         layers: dict[LayerName, _CheckingInjector] = {"disk": self._disks}
         if places:
             layers["log"] = self._log
-        self._local = _LocalDisks(self._schedule, layers, LayeredInjector(layers, self._log))
+        self._local = _LocalDisks(self._schedule, self._disks, layers, LayeredInjector(layers, self._log))
         self._director = FaultDirector(self._schedule, [self._local], clock=clock, remedies=remedies)
         self.control: FaultControl = self._director
 

@@ -79,6 +79,19 @@ async def test_a_rule_that_follows_another_meets_the_very_next_operation(guest: 
         assert [each.rule for each in injected] == ["first", "next"] * 20
 
 
+async def test_a_rule_that_comes_later_follows_one_in_force_in_each_run(guest: GuestDisk) -> None:
+    first = {"name": "first", "where": {"layer": "disk", "op": "write"}, "when": {"every": 2}, "what": {"error": "EIO"}}
+    then = {"where": {"layer": "disk"}, "when": {"after": "fault:first", "times": 1}, "what": {"error": "ENOSPC"}}
+    async with faults_of(guest) as (faults, _):
+        for _ in range(20):
+            await faults.control.add_faults(rules=[first])
+            assert await write(guest) == 512
+            await faults.control.add_faults(rules=[then | {"name": "then"}])
+            results = await trio.to_thread.run_sync(lambda: [guest.write(0, bytes(512)) for _ in range(2)])
+            assert results == [-errno.EIO, -errno.ENOSPC]
+            await faults.control.clear_faults()
+
+
 async def test_the_seed_is_that_of_the_command(guest: GuestDisk) -> None:
     results = []
     for _ in range(2):
