@@ -25,16 +25,7 @@ TARGETS = {("now", "before"): 0.98, ("armed", "now"): 0.95, ("matched", "now"): 
 def _in_process(checkout: Path | None, subject: str, requests: int) -> dict[str, float]:
     python = sys.executable if checkout is None else str(checkout / ".venv" / "bin" / "python")
     with tempfile.TemporaryDirectory(prefix="siterig-bench-") as folder:
-        command = [
-            python,
-            str(Path(__file__).resolve()),
-            "--measure",
-            subject,
-            "--folder",
-            folder,
-            "--requests",
-            str(requests),
-        ]
+        command = [python, str(Path(__file__).with_name("engine_process.py")), folder, subject, str(requests)]
         done = subprocess.run(command, cwd=checkout, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found

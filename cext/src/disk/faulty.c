@@ -131,7 +131,7 @@ static int64_t read_shifted(struct sr_disk *disk, uint8_t *buf, uint64_t bytes, 
 int64_t sr_faulty_read(struct sr_disk *disk, int may_wait, void *buf, uint64_t bytes, uint64_t offset)
 {
 	uint64_t size = sr_disk_bytes(disk);
-	if (offset >= size || bytes == 0)
+	if (offset >= size || bytes == 0 || !sr_fault_set_concerns(disk->faults, SR_OP_READ, offset, smaller(bytes, size - offset)))
 		return sr_disk_read(disk, buf, bytes, offset);
 
 	struct sr_verdict verdict;
@@ -217,7 +217,8 @@ static int64_t write_judged(struct sr_disk *disk, const struct sr_verdict *verdi
 int64_t sr_faulty_write(struct sr_disk *disk, int may_wait, const void *buf, uint64_t bytes, uint64_t offset)
 {
 	uint64_t size = sr_disk_bytes(disk);
-	if (offset >= size || bytes == 0 || bytes > SR_PAYLOAD_BYTES_MAX)
+	if (offset >= size || bytes == 0 || bytes > SR_PAYLOAD_BYTES_MAX
+	    || !sr_fault_set_concerns(disk->faults, SR_OP_WRITE, offset, smaller(bytes, size - offset)))
 		return sr_disk_write(disk, buf, bytes, offset);
 
 	struct sr_verdict verdict;

@@ -51,19 +51,34 @@ static void give_back(const struct sr_fault_table *table, uint64_t taken, uint64
 			__atomic_fetch_sub(&table->rules[i].state->filled_bytes, bytes, __ATOMIC_RELAXED);
 }
 
-static int is_in_range(const struct rule_state *state, const struct sr_verdict *verdict)
+static int is_in_range(const struct rule_state *state, int op, uint64_t offset, uint64_t bytes)
 {
-	if (verdict->op == SR_OP_FLUSH)
+	if (op == SR_OP_FLUSH)
 		return 1;
-	size_t range = sr_range_behind(state, verdict->offset);
-	return range < state->range_count && state->ranges[range].start < verdict->offset + verdict->bytes;
+	size_t range = sr_range_behind(state, offset);
+	return range < state->range_count && state->ranges[range].start < offset + bytes;
+}
+
+int sr_fault_set_concerns(const struct sr_fault_set *faults, int op, uint64_t offset, uint64_t bytes)
+{
+	const struct sr_fault_table *table = faults->table;
+
+	for (size_t i = 0; table && i < table->count; i++) {
+		const struct armed_rule *armed = &table->rules[i];
+		int is_healed = armed->rule.effect == SR_BAD_SECTORS && !(op & (SR_OP_READ | SR_OP_FLUSH));
+
+		if ((is_healed || armed->rule.ops & op) && is_in_range(armed->state, op, offset, bytes))
+			return 1;
+	}
+	return 0;
 }
 
 static int is_in_place(const struct armed_rule *armed, const struct sr_verdict *verdict)
 {
 	const struct sr_fault_rule *rule = &armed->rule;
 
-	if (!rule->enabled || !(rule->ops & acts_on[rule->effect] & verdict->op) || !is_in_range(armed->state, verdict))
+	if (!rule->enabled || !(rule->ops & acts_on[rule->effect] & verdict->op)
+	    || !is_in_range(armed->state, verdict->op, verdict->offset, verdict->bytes))
 		return 0;
 	switch (rule->effect) {
 	case SR_SHORTEN:

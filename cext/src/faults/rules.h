@@ -163,6 +163,9 @@ struct sr_verdict {
 	struct sr_fault_wait waits[SR_FAULT_WAITS_MAX], late_waits[SR_FAULT_WAITS_MAX];
 };
 
+/* 1 if a rule may do something to this operation, or is changed by it. Nothing is counted. */
+int sr_fault_set_concerns(const struct sr_fault_set *faults, int op, uint64_t offset, uint64_t bytes);
+
 /* Begin the verdict on an operation. */
 void sr_verdict_begin(struct sr_verdict *verdict, int op, uint64_t offset, uint64_t bytes);
 
