@@ -26,7 +26,8 @@ PATHS = {"server": FuseServerOptions(over_io_uring=False), "uring": FuseServerOp
 
 async def _arm(host: DiskHost) -> None:
     for disk in host.registry.disks("bench"):
-        await disk.faults.attach(DiskFault("elsewhere", FailEffect(), start=disk.size_bytes - 4096, length=4096))
+        last = disk.size_bytes - 4096
+        await disk.faults.attach(DiskFault("elsewhere", FailEffect(), operations=("read", "write"), start=last))
 
 
 async def main(root: Path, mountpoint: Path, *, tracked: bool, armed: bool, fuse_server: FuseServerOptions | None) -> None:
