@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.blockfs.images import vhd
 from siterig.cli import exit_status, output
 from siterig.cli.commands.options import (
@@ -23,6 +22,7 @@ from siterig.cli.commands.options import (
     PortableFuse,
     example,
     fuse_options_of,
+    seed_option,
 )
 from siterig.cli.log_notes import log_as_notes
 from siterig.cli.shown_faults import ShownFaults
@@ -65,13 +65,7 @@ def mount(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            min=0,
-            max=SEED_MAX,
-            help="Seed of random choices of faults. Default: that of the file, or a random one.",
-        ),
+        seed_option("Seed of random choices of faults. Default: that of the file, or a random one."),
     ] = None,
     power_loss: Annotated[
         bool, typer.Option("--power-loss", help="Keep the old bytes of unsynced writes, for siterig power-loss DIR.")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.cli import completion, output
 from siterig.cli.light_commands import running
 from siterig.core import fuse_options
@@ -59,6 +60,11 @@ FuseQueue = Annotated[
         fuse_options.QUEUE_OPTION, metavar="N", help="Maximum background FUSE requests: read-ahead, asynchronous direct I/O."
     ),
 ]
+
+
+def seed_option(text: str) -> Any:
+    """Return the option ``--seed`` with this help."""
+    return typer.Option("--seed", metavar="N", min=0, max=SEED_MAX, help=text)
 
 
 def fuse_options_of(threads: str, queue: str, *, portable: bool) -> FuseOptions:

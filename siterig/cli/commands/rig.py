@@ -11,7 +11,6 @@ import typer
 from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, STORE_SHARE_MAX, WhenFull
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.cli import exit_status, fault_director, light_commands, output, rig_status
 from siterig.cli.commands.options import (
     QUEUE,
@@ -23,6 +22,7 @@ from siterig.cli.commands.options import (
     PortableFuse,
     example,
     fuse_options_of,
+    seed_option,
 )
 from siterig.cli.light_commands import running
 from siterig.core import limits
@@ -104,7 +104,7 @@ def up(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, max=SEED_MAX, help="Seed of the random choices of these rules."),
+        seed_option("Seed of the random choices of these rules."),
     ] = None,
     until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True, help="End the rig when stdin closes.")] = False,
     as_json: Json = False,

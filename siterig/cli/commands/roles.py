@@ -9,9 +9,8 @@ import typer
 
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.cli import completion, exit_status, fault_director, output, power, sites
-from siterig.cli.commands.options import Dir, Json, example
+from siterig.cli.commands.options import Dir, Json, example, seed_option
 from siterig.cli.light_commands import running
 from siterig.cli.power import PowerTarget
 from siterig.core.supervisor_contract import SupervisorControl
@@ -122,13 +121,7 @@ def lose(
     ] = False,
     seed: Annotated[
         int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            min=0,
-            max=SEED_MAX,
-            help="Seed of the random choices. Default: a random one, which is shown.",
-        ),
+        seed_option("Seed of the random choices. Default: a random one, which is shown."),
     ] = None,
     prepare: Annotated[
         bool, typer.Option("--prepare", help="With --power: only keep unsynced writes from now on, for the loss.")

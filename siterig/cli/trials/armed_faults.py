@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.cli import completion, exit_status, fault_director, output
-from siterig.cli.commands.options import Dir, Json, example
+from siterig.cli.commands.options import Dir, Json, example, seed_option
 
 if TYPE_CHECKING:
     from siterig.core.fault_contract import FaultControl, FaultSummary
@@ -91,13 +90,7 @@ def add(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            min=0,
-            max=SEED_MAX,
-            help="Seed of the random choices. Default: that of the file, rig or mount.",
-        ),
+        seed_option("Seed of the random choices. Default: that of the file, rig or mount."),
     ] = None,
     mnt: Mnt = None,
     as_json: Json = False,

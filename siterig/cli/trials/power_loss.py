@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.cli import completion, exit_status, fault_director, output, power
-from siterig.cli.commands.options import Dir, Json, example
+from siterig.cli.commands.options import Dir, Json, example, seed_option
 from siterig.cli.power import PowerTarget
 from siterig.core.power_contract import LossExtent, PowerControl, PowerLossReport
 from siterig.images.mount_calls import of_mount
@@ -47,13 +46,7 @@ def power_loss(
     ] = False,
     seed: Annotated[
         int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            min=0,
-            max=SEED_MAX,
-            help="Seed of the random choices. Default: a random one, which is shown.",
-        ),
+        seed_option("Seed of the random choices. Default: a random one, which is shown."),
     ] = None,
     prepare: Annotated[
         bool, typer.Option("--prepare", help="VM: only let its disks keep unsynced writes from now on, for the loss.")

@@ -11,9 +11,8 @@ import typer
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.blockfs.core.fault_decisions import SEED_MAX
 from siterig.cli import exit_status, output
-from siterig.cli.commands.options import Dir, Json, example
+from siterig.cli.commands.options import Dir, Json, example, seed_option
 
 if TYPE_CHECKING:
     from siterig.scenario_runs.batch import BatchOptions
@@ -177,7 +176,7 @@ def run(
     folder: Dir,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, max=SEED_MAX, help="Seed of all random choices; default: of the file."),
+        seed_option("Seed of all random choices; default: of the file."),
     ] = None,
     repeat: Annotated[
         int, typer.Option("--repeat", metavar="N", min=1, help="Run each N times; the seed rises by 1 each time.")
