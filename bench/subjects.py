@@ -117,5 +117,6 @@ class Ours:
     def __call__(self, place: Place) -> contextlib.AbstractContextManager[Path]:
         """Serve it."""
         python = sys.executable if self.checkout is None else str(self.checkout / ".venv" / "bin" / "python")
-        command = [python, "-m", "bench.servers.disk_server", str(place.root), str(place.mountpoint), self.log, self.path]
+        server = Path(__file__).parent / "servers" / "disk_server.py"  # with any engine
+        command = [python, str(server), str(place.root), str(place.mountpoint), self.log, self.path]
         return _served(place, command, "bench/os.img", self.checkout)

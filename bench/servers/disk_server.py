@@ -1,6 +1,6 @@
 """Serves the disks of a disk host for a benchmark.
 
-``python -m bench.servers.disk_server ROOT MOUNT (tracked|untracked|armed) (server|uring|pyfuse3)``; an ``armed``
+``python bench/servers/disk_server.py ROOT MOUNT (tracked|untracked|armed) (server|uring|pyfuse3)``; an ``armed``
 disk is tracked, and has a fault rule that no operation of the benchmark matches.
 """
 
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import trio
 
-from siterig.blockfs.contracts.fault_effects import DiskFault, FailEffect
 from siterig.blockfs.fuse.server import serve
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext.fuse_server import FuseServerOptions
@@ -25,6 +24,8 @@ PATHS = {"server": FuseServerOptions(over_io_uring=False), "uring": FuseServerOp
 
 
 async def _arm(host: DiskHost) -> None:
+    from siterig.blockfs.contracts.fault_effects import DiskFault, FailEffect  # noqa: PLC0415 (an engine before has none)
+
     for disk in host.registry.disks("bench"):
         last = disk.size_bytes - 4096
         await disk.faults.attach(DiskFault("elsewhere", FailEffect(), operations=("read", "write"), start=last))
