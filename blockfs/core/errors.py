@@ -258,7 +258,7 @@ class Code(StrEnum):
         "Run siterig resync VM. siterig up --when-log-full refuse keeps the log instead.")
     LogGap = ("LogGap", _FAILED, "The change log does not continue where the previous part of it ends.",
         "For a VM, run siterig resync VM. For siterig log, name all segments.")
-    LogGivenUp = ("LogGivenUp", _FAILED, "The change log was abandoned while the image was mounted.",
+    LogAbandoned = ("LogAbandoned", _FAILED, "The change log was abandoned while the image was mounted.",
         "Read the reason in the message: the last writes are not in the log.")
     LogMismatch = ("LogMismatch", _FAILED, "The segments are of different disks or generations.",
         "Name the segments of one log only.")

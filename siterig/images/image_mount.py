@@ -103,7 +103,7 @@ async def expose(request: MountRequest, listener: MountListener) -> Mounted:
     Raises:
         KeyboardInterrupt: a signal arrived before the disk was mounted.
         RigError: ``ImageChanged`` if another program changed or removed the image, ``MountBusy`` if the second signal
-            ended the mount while programs used it, ``LogGivenUp`` if the log was abandoned before the last write;
+            ended the mount while programs used it, ``LogAbandoned`` if the log was abandoned before the last write;
             ``FaultNotPossible`` or ``InvalidFault`` if a rule cannot be armed, and nothing is mounted then.
     """
     mountpoint.check_fuse()
@@ -121,7 +121,9 @@ async def expose(request: MountRequest, listener: MountListener) -> Mounted:
     image, state = mounted.image, mounted.alone.disk.state
     if request.tracked and not state.tracked:
         why = mounted.alone.log_trouble or state.needs_resync
-        raise RigError(Code.LogGivenUp, f"{image.path}: its change log was abandoned ({why}): the last writes are not in it")
+        raise RigError(
+            Code.LogAbandoned, f"{image.path}: its change log was abandoned ({why}): the last writes are not in it"
+        )
     if end.torn:
         raise RigError(
             Code.MountBusy, f"{mounted.disk.parent}: was unmounted while programs used it; the image and its log are closed"

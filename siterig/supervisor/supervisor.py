@@ -7,7 +7,6 @@ with the process, so a stale process id is never believed.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal as signals
 from collections import deque
@@ -581,5 +580,7 @@ class Supervisor(SupervisorControl):
                     continue_process(role.child, with_program=role.spec.has_program)
             if self._armed_faults:
                 _log.warning("faults_ended", reason="the guests of the rig are not released")
-                with contextlib.suppress(RigError):
+                try:
                     await self._end_faults()
+                except RigError as error:  # it is tried again
+                    _log.warning("faults_not_ended", code=error.code, reason=error.message)

@@ -379,7 +379,7 @@ def test_a_mount_with_an_abandoned_log_reports_it_at_its_end(tmp_path: Path, whe
         assert (status, printed) == (1, [])
         assert stderr.splitlines()[-1] == (
             f"siterig: error: {image}: its change log was abandoned (WriteFailed): "
-            "the last writes are not in it (LogGivenUp)"
+            "the last writes are not in it (LogAbandoned)"
         )
         assert read(image, MIB, 10) == b"not logged"
         again = start(image, where, "--log")

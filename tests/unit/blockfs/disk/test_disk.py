@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ from siterig.cext._core import lib
 from tests.support.disks.disk_model import replay
 from tests.support.disks.opened_disk import SIZE, logs, reopen
 from tests.support.io_faults import PUNCH, WRITE, failing
-
-
-@pytest.fixture
-def positions(tmp_path: Path) -> Iterator[PositionCounter]:
-    counter = PositionCounter(tmp_path / "position")
-    yield counter
-    counter.close()
 
 
 @pytest.fixture

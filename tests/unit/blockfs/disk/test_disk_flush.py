@@ -20,13 +20,6 @@ from tests.support.io_faults import SYNC, failing, io_verdict
 
 
 @pytest.fixture
-def positions(tmp_path: Path) -> Iterator[PositionCounter]:
-    counter = PositionCounter(tmp_path / "position")
-    yield counter
-    counter.close()
-
-
-@pytest.fixture
 def disk(tmp_path: Path, positions: PositionCounter) -> Disk:
     paths = DiskPaths(tmp_path, "web01", "os")
     make_raw(paths, SIZE)

@@ -23,13 +23,6 @@ SECTOR = 512
 
 
 @pytest.fixture
-def positions(tmp_path: Path) -> Iterator[PositionCounter]:
-    counter = PositionCounter(tmp_path / "position")
-    yield counter
-    counter.close()
-
-
-@pytest.fixture
 def guest(tmp_path: Path, positions: PositionCounter) -> Iterator[GuestDisk]:
     disk = GuestDisk(tmp_path, positions=positions)
     disk.faults.keep_unsynced()

@@ -26,13 +26,6 @@ DELAY = DiskFault("delay", DelayEffect(HOUR_NS))
 
 
 @pytest.fixture
-def positions(tmp_path: Path) -> Iterator[PositionCounter]:
-    counter = PositionCounter(tmp_path / "position")
-    yield counter
-    counter.close()
-
-
-@pytest.fixture
 def guests(tmp_path: Path, positions: PositionCounter) -> Iterator[list[GuestDisk]]:
     disks = [GuestDisk(tmp_path, name=name, positions=positions) for name in ("os", "data")]
     yield disks
