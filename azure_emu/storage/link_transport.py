@@ -4,8 +4,9 @@ The proxy listens on a Unix socket in a folder that only this user can open, so 
 Requests keep their URL and headers, so signatures stay valid.
 
 Fault contract: the socket appears and vanishes at any time.  Each request uses the way that is there when it begins; kept
-connections of another way are closed, not used.  A socket that refuses connections was left by a killed process, and the
-request goes to the account directly.
+connections of another way are closed, not used.  A socket that refuses connections was left by a killed process, or does
+not listen yet, and the request goes to the account directly; that connection is not kept, so the proxy of the next process
+has all requests.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +24,11 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, Retry
 from urllib3.connection import HTTPConnection
 
-_Way = tuple[int, int] | None
-"""Device and inode of the socket of a link; None without one."""
+_Way = tuple[int, ...] | None
+"""Device, inode and time of change of the socket of a link; None without one.  A file system gives the number of an inode
+that was removed to the next file."""
+_REFUSED: _Way = ()
+"""The way past a socket that refuses connections; it differs from all others."""
 
 
 class LinkTransport(RequestsTransport):  # type: ignore[misc]
@@ -43,7 +48,7 @@ class LinkTransport(RequestsTransport):  # type: ignore[misc]
 
     def _init_session(self, session: requests.Session) -> None:
         super()._init_session(session)
-        session.mount("http://", _LinkAdapter(self._link))
+        session.mount("http://", _LinkAdapter(self._link, self._was_refused))
 
     def send(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponse:
         """Send a request by the way that is there now, and return the answer."""
@@ -61,29 +66,33 @@ class LinkTransport(RequestsTransport):  # type: ignore[misc]
                 self.session.get_adapter("http://").close()
                 self._way = way
 
+    def _was_refused(self) -> None:
+        with self._changing:
+            self._way = _REFUSED
+
 
 def _way(link: Path) -> _Way:
     try:
         found = os.lstat(link)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 class _LinkAdapter(HTTPAdapter):
     """Connects by the link; it never repeats a request."""
 
-    def __init__(self, link: Path) -> None:
-        self._link = link
+    def __init__(self, link: Path, was_refused: Callable[[], None]) -> None:
+        self._link, self._was_refused = link, was_refused
         super().__init__(max_retries=Retry(total=False, redirect=False, raise_on_status=False))
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
-        link = self._link
+        link, was_refused = self._link, self._was_refused
 
         class Connection(HTTPConnection):
             def _new_conn(self) -> socket.socket:
-                return _connected(link, self.timeout) or super()._new_conn()
+                return _connected(link, self.timeout, was_refused) or super()._new_conn()
 
         class Pool(HTTPConnectionPool):
             ConnectionCls = Connection
@@ -91,16 +100,18 @@ class _LinkAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {**self.poolmanager.pool_classes_by_scheme, "http": Pool}
 
 
-def _connected(link: Path, timeout: object) -> socket.socket | None:
-    """Return a connection to the proxy; None if there is none."""
+def _connected(link: Path, timeout: object, was_refused: Callable[[], None]) -> socket.socket | None:
+    """Return a connection to the proxy; None if there is none, and ``was_refused`` is called if only its socket is there."""
     if not os.path.lexists(link):
         return None
     stream = socket.socket(socket.AF_UNIX)
     try:
         stream.settimeout(timeout if isinstance(timeout, int | float) else None)
         stream.connect(str(link))
-    except (FileNotFoundError, ConnectionRefusedError):
+    except (FileNotFoundError, ConnectionRefusedError) as error:
         stream.close()
+        if isinstance(error, ConnectionRefusedError):
+            was_refused()
         return None
     except BaseException:
         stream.close()

@@ -60,16 +60,14 @@ class FaultedRig:
         await trio.to_thread.run_sync(work)
 
     async def new_point_comes(self) -> None:
-        async def newest() -> int:
-            return (await self.rig.vault.points(vm=VM, limit=1))[0].position
-
+        """Write, and wait for a point that contains the write: earlier ones may be on their way."""
         await self.write()
-        seen = await newest()
+        written = await self.rig.site.position()
 
-        async def more() -> bool:
-            return await newest() > seen
+        async def has_come() -> bool:
+            return (await self.rig.vault.points(vm=VM, limit=1))[0].position >= written
 
-        await until(f"a point after {seen}", more)
+        await until(f"a point at or after {written}", has_come)
 
     async def healthy(self) -> None:
         async def normal() -> bool:

@@ -149,13 +149,18 @@ async def test_requests_follow_the_rules_at_once_and_leave_no_connection_behind(
         assert not any(made.layout.link("", "").parent.iterdir())
 
 
-async def test_a_socket_that_a_killed_director_left_is_passed_by(tmp_path: Path) -> None:
-    async with rig(tmp_path) as (made, agent):
-        link = made.layout.link("agent", "azurite")
-        with socket.socket(socket.AF_UNIX) as stale:
-            stale.bind(str(link))
+async def test_a_socket_that_refuses_is_passed_by_until_it_listens(tmp_path: Path) -> None:
+    async with rig(tmp_path) as (made, agent), trio.open_nursery() as nursery:
+        link = trio.socket.socket(socket.AF_UNIX)
+        await link.bind(str(made.layout.link("agent", "azurite")))
         await put(agent)()
         assert made.stored == DATA
+        link.listen()  # the file stays the same, as when a file system gives the next director's socket the same inode
+        behind = Service()
+        await nursery.start(trio.serve_listeners, behind.serve, [trio.SocketListener(link)])
+        await put(agent)()
+        assert list(behind.blobs.values()) == [DATA]
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_first_requests_fail_with_retry_after_and_the_next_one_does_not(tmp_path: Path) -> None:
