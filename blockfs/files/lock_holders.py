@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def lock_holders(path: Path, fd: int) -> list[str]:
-    """Return ``name (pid)`` of each other process with a lock on the open file.
+@dataclass(frozen=True, slots=True)
+class LockHolder:
+    """A process with a lock on a file.
 
-    If the process opened the file under another name, the text contains that name.  The search uses the file's inode, so it
-    also finds hard links.  Processes that this process may not inspect are left out.
+    Attributes:
+        pid: its process id.
+        name: ``name (pid)`` and, if it opened the file under another name, that name.
+    """
+
+    pid: int
+    name: str
+
+    def command_line(self) -> list[str]:
+        """Return the words of its command line; none if it has ended, or this process may not inspect it."""
+        try:
+            return os.fsdecode(Path(f"/proc/{self.pid}/cmdline").read_bytes()).split("\0")
+        except OSError:
+            return []
+
+    def mountinfo(self) -> str:
+        """Return the table of the mounts that it sees (proc(5)); the empty text like :meth:`command_line`."""
+        try:
+            return os.fsdecode(Path(f"/proc/{self.pid}/mountinfo").read_bytes())
+        except OSError:
+            return ""
+
+
+def lock_holders(path: Path, fd: int) -> list[LockHolder]:
+    """Return each other process with a lock on the open file.
+
+    The search uses the file's inode, so it also finds hard links.  Processes that this process may not inspect are left
+    out.
     """
     found = os.fstat(fd)
     mark = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino} "
@@ -24,7 +52,8 @@ def lock_holders(path: Path, fd: int) -> list[str]:
                     continue
                 comm = (process / "comm").read_text(errors="replace").strip()
                 opened = (process / "fd" / info.name).readlink()
-                holders.append(f"{comm} ({process.name}){'' if opened == path else f' as {opened}'}")
+                name = f"{comm} ({process.name}){'' if opened == path else f' as {opened}'}"
+                holders.append(LockHolder(int(process.name), name))
                 break
         except OSError:
             continue  # it ended meanwhile, or this user may not inspect it

@@ -1,7 +1,8 @@
 """One image file: its format, and its lock against other writers.
 
 Fault contract: it has no state except the lock, which ends with the process.  Two processes of siterig exclude each other
-unless both only read.  QEMU locks single bytes of its images to show how it uses them; the same locks (``F_OFD_SETLK``)
+unless both only read.  A mount that ends keeps the lock until its log is closed, and the next one waits for that, however
+slow the machine is.  QEMU locks single bytes of its images to show how it uses them; the same locks (``F_OFD_SETLK``)
 notice and exclude it.  Loop devices take no locks; they are looked for once.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +19,12 @@ from typing import Literal
 
 import trio
 
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import block_device, safe_files, user_files
 from siterig.blockfs.files.file_limit import check_file_limit
-from siterig.blockfs.files.lock_holders import lock_holders
+from siterig.blockfs.files.lock_holders import LockHolder, lock_holders
 from siterig.blockfs.files.open_file_locks import is_locked_by_another, lock_request
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.guests import loop_devices
@@ -30,7 +33,13 @@ from siterig.blockfs.images.image_bytes import ImageBytes
 from siterig.blockfs.images.image_kind import WANTED, Contents
 
 LOCK_PATIENCE_S = 3.0
-"""Seconds to wait for a lock: an image that is being unmounted stays locked until its log is closed."""
+"""Seconds to wait for the lock of another program."""
+END_PATIENCE_S = 300.0
+"""Seconds to wait for a mount that ends: it stays locked until its log is closed, on a disk that may be slow."""
+NOTED_AFTER_S = 1.0
+"""Seconds after which the user learns of the wait for a mount that ends."""
+_LOOK_EVERY_S = 0.5
+"""Seconds between two looks at the process that has the lock."""
 MountFormat = Literal["raw", "vhd"]
 
 _QEMU_WRITES, _QEMU_BEARS_NO_WRITER = (
@@ -90,14 +99,29 @@ class Image:
         os.close(self.fd)
 
 
-async def open_image(path: Path, *, format_: MountFormat | None = None, read_only: bool = False) -> Image:
-    """Open and lock an image; its format is detected from its name and contents unless given.
+Note = Callable[[str], None]
+"""Receives a remark for the user."""
 
+
+def ignore_note(_text: str) -> None:
+    """Drop a remark."""
+
+
+async def open_image(
+    path: Path, *, format_: MountFormat | None = None, read_only: bool = False, note: Note = ignore_note
+) -> Image:
+    """Open and lock an image.
+
+    Args:
+        path: the image.
+        format_: its format; None to detect it from name and contents.
+        read_only: refuse writers only.
+        note: hears of a wait for a mount that ends.
     Raises:
         RigError: ``ImageUnusable``, ``InvalidDiskSize``, ``VhdCorrupt``, ``VhdUnsupported`` if it cannot be exposed as a
             disk; ``ImageBusy`` if another program uses it.
     """
-    file = await open_locked(path, read_only=read_only)
+    file = await open_locked(path, read_only=read_only, note=note)
     try:
         found, size_bytes = await trio.to_thread.run_sync(_exposed_as, file, format_, abandon_on_cancel=True)
         if not file.read_only:
@@ -108,8 +132,8 @@ async def open_image(path: Path, *, format_: MountFormat | None = None, read_onl
     return Image(file.path, found, size_bytes, file.read_only, file.fd, file.is_device)
 
 
-async def open_locked(path: Path, *, read_only: bool) -> LockedFile:
-    """Open and lock the file of an image of any format.
+async def open_locked(path: Path, *, read_only: bool, note: Note = ignore_note) -> LockedFile:
+    """Open and lock the file of an image of any format, as :func:`open_image` does.
 
     A cancelled call returns at once, also while the file system does not answer.
 
@@ -122,7 +146,7 @@ async def open_locked(path: Path, *, read_only: bool) -> LockedFile:
         await _refuse_mounted(real)
     fd, read_only = await _opened(real, read_only)
     try:
-        await _lock(real, fd, shared=read_only)
+        await _lock(real, fd, shared=read_only, note=note)
         await _refuse_loops(real, fd)
         return LockedFile(real, fd, block_device.size_bytes(fd), block_device.is_block_device(fd), read_only)
     except BaseException:
@@ -194,21 +218,48 @@ def try_lock(path: Path, fd: int, *, shared: bool) -> bool:
         return False
 
 
-async def _lock(path: Path, fd: int, *, shared: bool) -> None:
+async def _lock(path: Path, fd: int, *, shared: bool, note: Note) -> None:
     if try_lock(path, fd, shared=shared):
         return
-    wanted = _wanted_lock(shared=shared)
     where = mounted_at(path)
     if where is None:
-        with trio.move_on_after(LOCK_PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_lose_patience, path, fd, note, nursery.cancel_scope)
+            wanted = _wanted_lock(shared=shared)
             await trio.to_thread.run_sync(fcntl.fcntl, fd, fcntl.F_OFD_SETLKW, wanted, abandon_on_cancel=True)
-            if not shared or not is_locked_by_another(fd, _QEMU_WRITES):
-                return
+            nursery.cancel_scope.cancel()
+        if try_lock(path, fd, shared=shared):
+            return
     raise await _busy(path, fd, where)
 
 
+async def _lose_patience(path: Path, fd: int, note: Note, waiting: trio.CancelScope, clock: Clock = SYSTEM_CLOCK) -> None:
+    """End the wait for a lock when it is no use to wait longer."""
+    await clock.sleep(min(NOTED_AFTER_S, LOCK_PATIENCE_S))
+    begun_s, is_noted = clock.trio_time_s() - min(NOTED_AFTER_S, LOCK_PATIENCE_S), False
+    while (waited_s := clock.trio_time_s() - begun_s) < END_PATIENCE_S:
+        ending = [holder.name for holder in await trio.to_thread.run_sync(lock_holders, path, fd) if _ends(holder, path)]
+        if not ending and waited_s >= LOCK_PATIENCE_S:
+            break
+        if ending and not is_noted:
+            note(f"{path}: waiting for the end of its last mount, {', '.join(ending)}")
+            is_noted = True
+        await clock.sleep(_LOOK_EVERY_S)
+    waiting.cancel()
+
+
+def _ends(holder: LockHolder, path: Path) -> bool:
+    """Return True if a process is a mount of the image that has been unmounted, or is not mounted yet."""
+    words = holder.command_line()
+    program = next((number for number, word in enumerate(words) if word.rpartition("/")[2] == "siterig"), len(words))
+    if "mount" not in words[program:]:
+        return False
+    table = holder.mountinfo()
+    return bool(table) and all(source != mount_source(path) for _, source, _ in loop_devices.parse_mountinfo(table))
+
+
 async def _busy(path: Path, fd: int, where: str | None) -> RigError:
-    holders = await trio.to_thread.run_sync(lock_holders, path, fd)
+    holders = [holder.name for holder in await trio.to_thread.run_sync(lock_holders, path, fd)]
     holders = holders or [name for use in await loop_devices.uses(path) for name in use.processes]
     at = f" (mounted at {where})" if where else ""
     return RigError(Code.ImageBusy, f"{path}: is in use by {', '.join(holders) or 'another process'}{at}")

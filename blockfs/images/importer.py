@@ -21,7 +21,7 @@ from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import block_device
 from siterig.blockfs.files.sparse_copy import STEP_BYTES, SparseCopy, write_data
 from siterig.blockfs.images import image_file, image_headers, image_kind, qemu_img, vhd, vhdx
-from siterig.blockfs.images.image_file import LockedFile
+from siterig.blockfs.images.image_file import LockedFile, Note, ignore_note
 from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.images.qemu_img import OpenImage
 
@@ -62,20 +62,24 @@ def _qemu(file: LockedFile, format_: ImageFormat) -> OpenImage:
     return OpenImage(file.path, file.fd, _QEMU_NAMES.get(format_, format_))
 
 
-async def look_at(path: Path, format_: ImageFormat | None = None) -> ImageSource:
-    """Return the format and size of an image; ``format_`` overrides the detected format.
+async def look_at(path: Path, format_: ImageFormat | None = None, *, note: Note = ignore_note) -> ImageSource:
+    """Return the format and size of an image.
 
+    Args:
+        path: the image.
+        format_: overrides the detected format.
+        note: hears of a wait for a mount that ends.
     Raises:
         RigError: ``ImageUnusable``, ``ImageBusy``, ``InvalidDiskSize``, ``VhdCorrupt``, ``ToolMissing``.
     """
-    async with _opened(path, format_) as found:
+    async with _opened(path, format_, note) as found:
         return found.source
 
 
 @asynccontextmanager
-async def _opened(path: Path, format_: ImageFormat | None) -> AsyncIterator[_Opened]:
+async def _opened(path: Path, format_: ImageFormat | None, note: Note = ignore_note) -> AsyncIterator[_Opened]:
     """Open, lock and check an image for the time of the block."""
-    file = await image_file.open_locked(path, read_only=True)
+    file = await image_file.open_locked(path, read_only=True, note=note)
     try:
         yield await _examined(file, format_)
     finally:

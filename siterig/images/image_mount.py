@@ -111,6 +111,7 @@ async def expose(request: MountRequest, listener: MountListener) -> Mounted:
     _heed_no_signal_after_the_end()
     with trio.open_signal_receiver(*END_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
+            end.opening = nursery.cancel_scope
             nursery.start_soon(end.listen, signals)
             async with _opened(request, end, listener) as mounted:
                 await _serve(mounted, request, end, listener)
@@ -141,12 +142,18 @@ def _heed_no_signal_after_the_end() -> None:
 
 
 class _End:
-    """The end of a mount: it handles signals; ``mounted`` is the file of the disk while it is served."""
+    """The end of a mount: it handles signals.
+
+    Attributes:
+        opening: everything, while the image is not open: the wait for its last mount may be long.
+        mounted: the file of the disk while it is served.
+    """
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
         self._refused = self._unmounted = False
         self.serving = trio.CancelScope()
+        self.opening: trio.CancelScope | None = None
         self.mounted: Path | None = None
         self.interrupted = self.torn = False
 
@@ -157,7 +164,7 @@ class _End:
                 continue
             if self.mounted is None:
                 self.interrupted = True
-                self.serving.cancel()
+                (self.opening or self.serving).cancel()
             else:
                 await self._unmount(self.mounted)
 
@@ -178,7 +185,8 @@ class _End:
 async def _opened(request: MountRequest, end: _End, listener: MountListener) -> AsyncIterator[Mounted]:
     """Open the disk of the image and prepare the mount point, and release both at the end, also after a failure."""
     note = listener.note
-    image = await open_image(request.image, format_=request.format, read_only=request.read_only)
+    image = await open_image(request.image, format_=request.format, read_only=request.read_only, note=note)
+    end.opening = None
     try:
         if image.read_only and not request.read_only:
             note(f"{image.path} lies on a read-only file system: the disk can only be read")

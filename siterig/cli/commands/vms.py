@@ -137,7 +137,7 @@ async def _thin(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
     wanted = format_of.get(name)
     if wanted not in (None, "raw", "vhd"):
         raise RigError(Code.ImageUnusable, f"{path}: --backing needs a raw image or a fixed VHD, not format {wanted}")
-    found = await open_image(Path(path), format_=wanted, read_only=True)
+    found = await open_image(Path(path), format_=wanted, read_only=True, note=output.notice)
     found.close()
     if found.is_device:
         raise RigError(
@@ -153,7 +153,7 @@ async def _imported(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
     from siterig.blockfs.images import importer
 
     name, path, size_bytes = parse_import(text)
-    source = await importer.look_at(Path(path), format_of.get(name))
+    source = await importer.look_at(Path(path), format_of.get(name), note=output.notice)
     if size_bytes is not None and size_bytes < source.size_bytes:
         raise RigError(
             Code.DiskTooSmall, f"disk {name}: its size is {size_bytes} bytes; the disk in {path} has {source.size_bytes}"

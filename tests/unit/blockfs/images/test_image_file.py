@@ -271,6 +271,28 @@ async def test_the_user_of_an_image_is_named_for_another_hard_link_too(path: Pat
         await process.wait()
 
 
+@pytest.mark.slow
+async def test_the_end_of_the_last_mount_is_awaited(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", HOLDS, str(path), "siterig", "mount"]
+    process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    notes = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        process.kill()
+
+    try:
+        assert (await process.stdout.receive_some()).startswith(b"held")
+        (await open_image(path, note=note)).close()
+        assert len(notes) == 1
+        assert f"{path}: waiting for the end of its last mount, " in notes[0]
+        assert f"({process.pid})" in notes[0]
+    finally:
+        process.kill()
+        await process.wait()
+
+
 async def test_a_refused_image_is_unlocked(path: Path) -> None:
     path.write_bytes(bytes(1000))
     assert (await refused(path))[0] == "InvalidDiskSize"
