@@ -126,8 +126,8 @@ def lines_of(state: RigState) -> list[Line]:
     lines.append("")
     rows = [(role["name"], role["state"], role["pid"] or "-", role["restarts"]) for role in roles]
     lines += output.table(("role", "state", "pid", "restarts"), rows)
-    lost = sites.lost({role["name"] for role in roles if role["state"] == "held"})
-    lines += [f"site {name} is lost: siterig site restore {name} brings it back" for name in lost]
+    held = {role["name"]: role["detail"] for role in roles if role["state"] == "held"}
+    lines += [f"site {name} is lost: {sites.way_back(name, held)} brings it back" for name in sites.lost(set(held))]
     if rig.get("faults"):
         count = rig["faults"]
         lines += output.detail("faults", f"{count} fault rule{'s are' if count != 1 else ' is'} armed: siterig fault list")

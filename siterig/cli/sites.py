@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from siterig.blockfs.core.errors import Code, RigError
@@ -50,3 +51,20 @@ async def restore(supervisor: SupervisorControl, site: str = DEFAULT) -> list[Ro
 def lost(held: set[str]) -> list[str]:
     """Return the names of the sites of which every role is held down; ``held`` has the names of these roles."""
     return [site for site, names in ROLES_OF_SITE.items() if held.issuperset(names)]
+
+
+def way_back(site: str, details: Mapping[str, str]) -> str:
+    """Return the command that brings a lost site back.
+
+    Args:
+        site: the site.
+        details: the reason of each role that is held down, as the supervisor gives it.
+    """
+    from siterig.cli.power import PowerTarget
+
+    own = PowerTarget.site(site).rule_name
+    for role in ROLES_OF_SITE[site]:
+        _, by, fault = details[role].partition(" by fault ")
+        if by and fault != repr(own):
+            return f"siterig fault remove {fault}"
+    return f"siterig site restore {site}"

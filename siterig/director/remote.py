@@ -193,11 +193,16 @@ class RemoteInjector(LayerInjector):
         if not lost:
             where = armed.rule.where
             given = " and ".join(
-                f"{key} = {value!r}" for key in ("vm", "disk") if (value := getattr(where, key)) is not None
+                f"{key} = {value!r}" for key in ("vm", "disk", "part") if (value := getattr(where, key)) is not None
             )
             none = "no disk of this rig: siterig vm list"
             if where.layer == "store":
                 none = "no managed disk: a VM has them from its protection on: siterig status"
+            if where.part is not None:
+                none = (
+                    "no file now; a VM has change logs and managed disks from its protection on, and each kind of file as "
+                )
+                none += "soon as it is needed"
             raise not_possible(armed.rule, f"where: {given or 'the rule'} matches {none}")
 
     async def disarm(self, rules: Sequence[ArmedRule]) -> None:

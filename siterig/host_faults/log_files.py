@@ -22,7 +22,7 @@ from siterig.host_faults.places import (
     forms_of,
 )
 
-_LOG_FILE = re.compile(r"(?P<name>.+)\.(?:(?P<segment>\d{6,}\.hrl|spare|recycled)|(?P<dirty>dirty)|snapshot)")
+_LOG_FILE = re.compile(r"(?P<name>.+)\.(?:(?P<segment>\d{6,}\.hrl|(?P<spare>spare|recycled))|(?P<dirty>dirty)|snapshot)")
 _CLOSED = ".hrl"
 
 
@@ -97,4 +97,4 @@ def _log_file(path: Path, vm: str) -> HostFile | None:
     if found is None:
         return None
     part = "segment" if found["segment"] else "dirty-bitmap" if found["dirty"] else "snapshot"
-    return HostFile("log", vm, found["name"], part, path)
+    return HostFile("log", vm, found["name"], part, path, is_spare=found["spare"] is not None)

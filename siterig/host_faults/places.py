@@ -26,6 +26,7 @@ class HostFile:
         disk: the disk's name; the id of a managed disk whose name is not known.
         part: its part, one of the layer's.
         path: the file.
+        is_spare: it only waits to be used, and holds nothing: an operation can meet a fault in it, but damage is none.
     """
 
     layer: HostLayer
@@ -33,6 +34,7 @@ class HostFile:
     disk: str
     part: str
     path: Path
+    is_spare: bool = False
 
     @property
     def place(self) -> Mapping[str, str]:

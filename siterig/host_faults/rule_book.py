@@ -149,8 +149,9 @@ class RuleBook:
         return next(places for places in self.places if places.layer == file.layer)
 
     def files_of(self, rule: HostRule) -> list[HostFile]:
-        """Return the files at the place of a rule that exist now."""
-        return [file for places in self.places for file in places.files() if rule.is_about(file)]
+        """Return the files at the place of a rule that exist now, for a fault at once only those that hold something."""
+        found = [file for places in self.places for file in places.files() if rule.is_about(file)]
+        return [file for file in found if not file.is_spare] if rule.rule.is_immediate else found
 
     # --- decisions ------------------------------------------------------------------------------------------------
 

@@ -42,4 +42,4 @@ def of_mount(where: Path, protocol: type[T]) -> T:
         RigError: ``NotAMount``; ``DeadMount`` if the process was killed, which also the calls raise.
     """
     mount = find_mount(where)
-    return cast(T, _MountCalls(mount, proxy(protocol, socket_of(mount), guided=False)))
+    return cast(T, _MountCalls(mount, proxy(protocol, socket_of(mount), guided=False, patient=False)))

@@ -93,8 +93,10 @@ def _not_utf8(value: object) -> str | None:
 class _Proxy:
     """Turns each attribute access into a remote method (:func:`proxy`)."""
 
-    def __init__(self, protocol: type, socket: Path, service: str, *, link: Path | None, guided: bool, clock: Clock) -> None:
-        self._guided = guided
+    def __init__(
+        self, protocol: type, socket: Path, service: str, *, link: Path | None, guided: bool, patient: bool, clock: Clock
+    ) -> None:
+        self._guided, self._patient = guided, patient
         self._protocol = protocol
         self._clock = clock
         self._names = method_names(protocol)
@@ -104,6 +106,8 @@ class _Proxy:
         self._link = link
         self._client = _client(socket)
         self._linked_client: httpx.AsyncClient | None = None
+        self._silent: set[str] = set()
+        """Calls whose server did not answer the last question for them."""
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         if name not in self._names:
@@ -160,14 +164,15 @@ class _Proxy:
         """Call once; return the answer, or the failure if there is none."""
         limit_s = method.deadline_s
         watch = WATCH.get()
-        call = None if watch is None or math.isfinite(limit_s) else str(uuid.uuid4())
+        is_watched = not math.isfinite(limit_s) and (watch is not None or not self._patient)
+        call = str(uuid.uuid4()) if is_watched else None
         answer: httpx.Response | httpx.TransportError | RigError | None = None
         with self._clock.move_on_after(limit_s):
             async with trio.open_nursery() as nursery:
                 if guide is not None:
                     nursery.start_soon(self._report_wait, guide)
-                if call is not None and watch is not None:
-                    nursery.start_soon(self._watch, watch, method, call, nursery.cancel_scope)
+                if call is not None:
+                    nursery.start_soon(self._watch, watch or Waits(), method, call, nursery.cancel_scope)
                 try:
                     answer = await self._answer_to(f"/{self._service}/{method.name}", body, call)
                 except (httpx.TransportError, RigError) as error:
@@ -178,7 +183,10 @@ class _Proxy:
         if isinstance(answer, RigError):
             raise answer
         uncertain = not isinstance(answer, httpx.ConnectError)
-        if answer is None and call is not None:
+        if answer is None and call is not None and call in self._silent:
+            limit_s = LOST_AFTER * 1.5 * WATCH_EVERY_S
+            message = f"the {self._role} did not answer for {limit_s:g} s{self._by_link}"
+        elif answer is None and call is not None:
             message = f"the {self._role} no longer works on the call {method.name}: its answer is lost{self._by_link}"
         elif answer is None:
             message = f"the {self._role} did not answer within {limit_s:g} s{self._by_link}"
@@ -195,7 +203,11 @@ class _Proxy:
             while lost < LOST_AFTER:
                 await self._clock.sleep(WATCH_EVERY_S)
                 is_known = await self._knows(call)
-                lost = lost + 1 if is_known is False else 0
+                if is_known is None and not self._patient:
+                    self._silent.add(call)
+                else:
+                    self._silent.discard(call)
+                lost = lost + 1 if is_known is False or call in self._silent else 0
                 if is_known is None:
                     text = f"the {self._role} does not answer{self._by_link}, and the call {method.name} waits for it"
                     waits.set(place, Code.RoleUnavailable, text)
@@ -244,6 +256,7 @@ def proxy(
     link: Path | None = None,
     service: str | None = None,
     guided: bool = True,
+    patient: bool = True,
     clock: Clock = SYSTEM_CLOCK,
 ) -> T:
     """Return an object that implements ``protocol`` by calls on ``socket``.
@@ -258,9 +271,12 @@ def proxy(
         link: the socket of the proxy between this client and the role; it is used while it exists and accepts connections.
         service: the name of the service there; the default is the name of the Protocol.
         guided: False to ignore the ``GUIDE``.
+        patient: False to end a call without a deadline, too, when the server no longer answers.
         clock: the clock of deadlines and waits.
     Raises:
         RigError: by each call, ``RoleUnavailable`` (recoverable, with the role) if no process listens, the connection is
             lost or the deadline has passed.  It is ``uncertain`` unless it is certain that the call was not done.
     """
-    return cast(T, _Proxy(protocol, socket, service or protocol.__name__, link=link, guided=guided, clock=clock))
+    return cast(
+        T, _Proxy(protocol, socket, service or protocol.__name__, link=link, guided=guided, patient=patient, clock=clock)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -237,13 +238,15 @@ async def _run(
             await trio.to_thread.run_sync(check_file, path)
     # With the process id, for two runs may begin in the same second.
     parent = folder.with_name(f"{folder.name}-runs-{SYSTEM_CLOCK.utc():%H%M%S}-{os.getpid()}")
+    new = [each for each in (parent, *parent.absolute().parents) if not each.exists()]
     doctor.require(await trio.to_thread.run_sync(doctor.checks, parent))
     screen = _screen(names_shown=options.jobs > 1, as_json=as_json)
     try:
         results = await Batch(options, screen, parent=parent, tested=_tested).run(files)
     finally:
-        if parent.is_dir() and not any(parent.iterdir()):
-            parent.rmdir()
+        with suppress(OSError):  # a folder that is kept is in it, or another run made one there
+            for each in new:
+                each.rmdir()
     if as_json:
         output.print_json(results)
     else:

@@ -77,7 +77,7 @@ at = "500s"
 def test_ctrl_c_ends_a_scenario_and_leaves_nothing(folder: Path) -> None:
     file = folder / "waiting.toml"
     file.write_text(WAITING)
-    command = [*SITERIG, str(file), "--dir", str(folder / "rig"), "--json"]
+    command = [*SITERIG, str(file), "--dir", str(folder / "new" / "rig"), "--json"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = []

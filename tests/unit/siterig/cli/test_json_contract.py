@@ -377,6 +377,24 @@ def test_status_fits_80_columns_with_every_problem_in_words(monkeypatch: pytest.
     assert words.count(reason) == 4
 
 
+@pytest.mark.parametrize(
+    ("detail", "command"),
+    [
+        ("killed on purpose", "siterig site restore site"),
+        ("held down by fault 'power loss of site'", "siterig site restore site"),
+        ("held down by fault 'gone'", "siterig fault remove 'gone'"),
+    ],
+)
+def test_status_names_the_command_that_brings_a_lost_site_back(detail: str, command: str) -> None:
+    status = sample(RigStatus)
+    held = [
+        status.roles[0].model_copy(update={"name": name, "state": "held", "detail": detail}) for name in ("site", "agent")
+    ]
+    rig = status.model_copy(update={"roles": held}).model_dump()
+    lines = [text_of(line) for line in rig_status.lines_of(rig_status.RigState(rig, [], []))]
+    assert f"site site is lost: {command} brings it back" in lines
+
+
 def test_status_names_vm_and_disk_of_a_wait_that_knows_the_managed_disk_only() -> None:
     managed = sample(ManagedDisk).model_copy(update={"vm": "web01", "name": "data"})
     waits = [

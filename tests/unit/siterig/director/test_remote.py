@@ -185,6 +185,10 @@ async def test_a_rule_that_matches_no_disk_is_refused_unless_it_waits_for_a_mome
         with pytest.raises(RigError, match="fault 'bad': where: vm = 'web09' matches no disk of this rig: siterig vm list"):
             await stage.add("disk web09 write error=EIO name=bad")
         assert stage.site.plans == {}
+        with pytest.raises(
+            RigError, match="where: vm = 'web09' and part = 'segment' matches no file now; a VM has change logs"
+        ):
+            await stage.add("log web09 part=segment lost=true")
         await stage.add("disk web09 write error=EIO after=mark:later name=bad")
         assert not stage.site.plans["bad"].is_open
 

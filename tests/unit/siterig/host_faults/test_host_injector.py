@@ -101,6 +101,19 @@ async def test_a_rule_that_cannot_be_armed_names_key_value_and_allowed_ones(word
     assert (await report(injector)).counts == {}, "all or none"
 
 
+async def test_damage_at_once_is_in_a_file_that_holds_something(tmp_path: Path) -> None:
+    folder = tmp_path / "web01"
+    folder.mkdir()
+    for name in ("data.recycled", "data.spare"):
+        (folder / name).write_bytes(bytes(8192))
+    injector = HostFileInjector([DiskHostLogs(tmp_path)])
+    flip, append = plan("log part=segment flip=true name=f"), plan("log append part=segment error=EIO name=a")
+    assert (await injector.arm_faults(plans=[flip])).targets == {"f": []}
+    assert len((await injector.arm_faults(plans=[append])).targets["a"]) == 2
+    assert {path.read_bytes() for path in folder.iterdir()} == {bytes(8192)}
+    await injector.disarm_faults(names=["f", "a"])
+
+
 # --- what is in force -----------------------------------------------------------------------------------------------------
 
 

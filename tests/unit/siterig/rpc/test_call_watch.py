@@ -103,6 +103,9 @@ async def test_a_server_that_is_silent_is_a_wait_until_the_call_ends(tmp_path: P
             assert wait.reason == ("the depot does not answer over the link agent-depot, and the call work waits for it")
             nursery.cancel_scope.cancel()
         assert quick.list() == []
+        with pytest.raises(RigError, match=r"^the depot did not answer for 0\.6 s") as caught:
+            await client.proxy(Depot, tmp_path / "depot.sock", patient=False).work()
+        assert (caught.value.code, caught.value.uncertain) == ("RoleUnavailable", True)
 
 
 async def test_a_call_that_was_lost_on_its_link_ends_with_an_error(tmp_path: Path) -> None:
