@@ -200,9 +200,9 @@ def operations_of(effect: type[DiskEffect]) -> tuple[GuestOperation, ...]:
 class FaultCounter:
     """The counts of one rule; the same counter in the rules of several disks makes them count as one rule."""
 
-    def __init__(self) -> None:
-        """Begin at 0."""
-        counter = lib.sr_fault_counter_new()
+    def __init__(self, matched: int = 0, fired: int = 0) -> None:
+        """Begin with the counts of a process that has ended, or at 0."""
+        counter = lib.sr_fault_counter_new(matched, fired)
         if counter == ffi.NULL:
             raise MemoryError
         self.c = ffi.gc(counter, lib.sr_fault_counter_free)

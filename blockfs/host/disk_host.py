@@ -73,6 +73,7 @@ class DiskHost(DiskHostControl, DiskTree):
         snapshot_share_max: float = STORE_SHARE_MAX,
         waits: Waits | None = None,
         report_changed: Callable[[DiskPaths, str], None] = log_changed,
+        report_opened: Callable[[Disk], None] = lambda _disk: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Open all disks in ``root``, and all mounted points.
@@ -85,6 +86,7 @@ class DiskHost(DiskHostControl, DiskTree):
             snapshot_share_max: the share of a disk's size that its snapshot may occupy.
             waits: the list in which the host records what it waits for.
             report_changed: called with each disk that another program changed, or that cannot be opened.
+            report_opened: called with each disk that is opened, before its guest can use it.
             clock: the time of this host.
 
         Raises:
@@ -99,6 +101,7 @@ class DiskHost(DiskHostControl, DiskTree):
             policy=policy,
             snapshot_share_max=snapshot_share_max,
             report_changed=report_changed,
+            report_opened=report_opened,
             clock=clock,
         )
         locks = KeyedLock()  # by name of a disk, while its view is pinned or released

@@ -52,7 +52,7 @@ class DiskRegistry:
         broken_chains: descriptions of the thin disks in ``broken`` whose parent image is missing or changed.
         views: opens views of managed disks; None at a site.
         event_fd: an eventfd that the disks raise when they need maintenance.
-        report_opened: called with each disk that is opened from now on, before its guest can use it.
+        report_opened: called with each disk that is opened, before its guest can use it.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class DiskRegistry:
         policy: LogPolicy | None = None,
         snapshot_share_max: float = STORE_SHARE_MAX,
         report_changed: Callable[[DiskPaths, str], None] = log_changed,
+        report_opened: Callable[[Disk], None] = lambda _disk: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Lock the folder and open all disks in it.
@@ -75,6 +76,7 @@ class DiskRegistry:
             policy: the limits of each change log.
             snapshot_share_max: the share of a disk's size that its snapshot may occupy.
             report_changed: called with each disk that another program changed, or that cannot be opened.
+            report_opened: called with each disk that is opened, before its guest can use it.
             clock: the time of these disks.
 
         Raises:
@@ -89,7 +91,7 @@ class DiskRegistry:
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.watch = FileWatch()
         self._report_changed = report_changed
-        self.report_opened: Callable[[Disk], None] = lambda _disk: None
+        self.report_opened = report_opened
         self._options = DiskOptions(
             self.positions,
             self.event_fd,

@@ -6,8 +6,11 @@ for a call each: the roles that do them get the rules, decide in the same way, b
 rule's name and the number of the operation only, and report counts and injections.  The director opens and closes the
 windows of their rules.
 
-Fault contract: rules are not durable.  A role that starts again has no rule; the director notices it and arms the rules
-again, and their counts begin at 0 in that process.
+Fault contract: rules are not durable.  A role that starts while there is a director asks it for its rules
+(:class:`RoleRules`), and arms them before it opens a disk, a change log or a managed disk: no operation of the new process
+escapes them.  The numbers of operations continue from the last counts that the director got, and faults of former processes
+count for ``times``.  A director that is away keeps no role down: after ``RULES_WAIT_S`` the role logs a warning, serves
+without rules, and gets them as soon as the director is back.
 """
 
 from __future__ import annotations
@@ -33,6 +36,12 @@ DIRECTOR = "faults"
 """The role that directs the faults of a rig."""
 
 
+ASK_FOR_RULES = "--ask-for-rules"
+"""The option with which the supervisor starts a role that has to ask the director for its rules."""
+RULES_WAIT_S = 5.0
+"""The time for which a role that starts waits for its rules."""
+
+
 class FaultPlan(WireModel):
     """One rule for an injector."""
 
@@ -44,6 +53,10 @@ class FaultPlan(WireModel):
     """The seed of its random choices."""
     is_open: bool
     """False: the rule does nothing and counts nothing until its window opens."""
+    matched_before: Whole = 0
+    """Operations that matched it in former processes of this role: their numbers continue."""
+    fired_before: Whole = 0
+    """Faults that it had in other processes, and in former ones of this role: they count for ``times``."""
     is_awaited: bool = False
     """Other rules follow its first fault: the operation that meets it is answered when their windows are open, if the
     injector and the director are in one process."""
@@ -127,6 +140,20 @@ class FaultInjector(Protocol):
         """Return what happened after a sequence number; waits for it at most ``patience_s`` seconds, below 4.
 
         ``after`` counts only if ``epoch`` is that of the role; otherwise the report begins with the first injection.
+        """
+        ...
+
+
+class RoleRules(Protocol):
+    """The calls of a role that starts to the director of faults."""
+
+    @deadline(REPORT_S)
+    async def rules_of_role(self, *, role: str, last: FaultReport | None = None) -> list[FaultPlan]:
+        """Return the rules for a process that is about to open its files; changes of rules then wait until it serves.
+
+        Args:
+            role: the role.
+            last: the last report of a former process, which a rule killed before the director could get it.
         """
         ...
 

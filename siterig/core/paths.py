@@ -28,6 +28,7 @@ FORMAT = 1
 
 PRIVATE_UMASK = 0o077
 """The umask of all processes of a rig: only this user may read the files that they and Node create."""
+_LAST_FAULTS = "last-of-"
 
 
 def default_dir() -> Path:
@@ -157,7 +158,11 @@ class Layout:
     @property
     def fault_files(self) -> tuple[Path, ...]:
         """The files of one run with faults."""
-        return self.fault_run, self.injections, self.former_injections
+        return self.fault_run, self.injections, self.former_injections, *self.faults.glob(f"{_LAST_FAULTS}*")
+
+    def last_faults(self, role: str) -> Path:
+        """Return the last report of a process of a role that a rule killed; missing if its successor has taken it."""
+        return self.faults / f"{_LAST_FAULTS}{role}.json"
 
     def reboot(self, host: str) -> Path:
         """Return the file with the id of the last emulated reboot of a host; missing if there was none."""

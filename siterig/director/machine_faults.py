@@ -97,6 +97,10 @@ class MachineInjector(LayerInjector):
             self._note_reboot(host)
         await self._supervisor.lift_role_faults(fault=armed.label)
 
+    def rules_of(self, role: str) -> list[FaultPlan]:
+        """Return the rules that let the disks of a role which starts keep their unsynced writes from the first one on."""
+        return [plans[role] for armed, plans in self._prepared.values() if role in plans and not armed.fired]
+
     async def role_is_ready(self, name: str) -> None:
         """Let the disks of a disk host that was started again keep their unsynced writes for rules that still wait."""
         for armed, plans in list(self._prepared.values()):

@@ -3,14 +3,18 @@
 A role decides by itself which of its operations meets a fault.  While it has rules, a long poll brings their counts and
 injections; a role without rules is not asked anything.
 
-Fault contract: a role that was started again has no rules; they are armed there again, and its counts are added to those
-that it had.  A role that is away when a rule is armed gets the rule when it is back; if all are away, arming fails.
+Fault contract: a role that is started again asks for its rules before it opens a file (:class:`RoleRules`).  The counts of
+its new process are added to those of the former ones, as far as they were reported: those of the last moment of a process
+that was killed are lost.  A change that comes while a role starts returns when the role has it.  A role that is away when a
+rule is armed gets the rule when it is back; if all are away, arming fails.  A role that did not get its rules at its start
+gets them as soon as it answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -40,7 +44,13 @@ REPORT_S = 1.0
 """The time within which a role reports, beside its patience."""
 RETRY_S = 1.0
 """The longest time between two attempts to reach a role that is away."""
+START_S = 5.0
+"""The time that a role has from its question for rules until it answers; later it counts as away."""
+START_POLL_S = 0.01
+"""The time between two attempts to reach a role that starts."""
 _AWAY = (Code.RoleUnavailable, Code.RoleHung, Code.RoleHeld)
+_NEVER = 1 << 62
+"""A number of changes that no role has."""
 _log = structlog.get_logger("faults")
 
 
@@ -96,6 +106,10 @@ class _RemoteRole:
     """Counts the changes of ``rules``."""
     armed_at: dict[str, int] = field(default_factory=dict)
     """The value of ``changes`` from which on reports are of this rule, and not of an earlier one with its name."""
+    given: dict[str, bool] = field(default_factory=dict)
+    """The state of the window of each rule that the process got at its start, until its first report."""
+    starts_until_ns: int = 0
+    """A process that got its rules and has not answered yet is starting, until this monotonic time."""
     asking: trio.Lock = field(default_factory=trio.Lock)
     news: trio.Event = field(default_factory=trio.Event)
 
@@ -105,8 +119,55 @@ class _RemoteRole:
         self.news = trio.Event()
 
     def plans(self) -> list[FaultPlan]:
-        """Return the rules that the role must have."""
-        return [_plan(armed) for name, armed in self.rules.items() if name not in self.leaving and not _is_over(armed)]
+        """Return the rules that the role must have, also those that are being armed."""
+        return [self.plan(armed) for name, armed in self.rules.items() if name not in self.leaving and not _is_over(armed)]
+
+    def plan(self, armed: ArmedRule) -> FaultPlan:
+        """Return a rule as the next process of the role gets it, with the counts that continue there."""
+        matched, _, _ = self.totals(armed.label)
+        return FaultPlan(
+            name=armed.label,
+            rule=armed.rule.document(),
+            seed=armed.seed,
+            is_open=armed.window.is_open,
+            matched_before=matched,
+            fired_before=armed.fired,
+        )
+
+    def armed_plans(self) -> list[FaultPlan]:
+        """Return the rules that the role must have, and whose arming is over."""
+        return [plan for plan in self.plans() if self.armed_at.get(plan.name, 0) != _NEVER]
+
+    def give(self, until_ns: int) -> list[FaultPlan]:
+        """Return the rules for a process that starts, and must answer before a monotonic time."""
+        plans = self.plans()
+        self.given = {plan.name: plan.is_open for plan in plans}
+        self.starts_until_ns = until_ns
+        return plans
+
+    def is_behind(self, asked_at: int) -> bool:
+        """Return True if an answer is to a question from before a rule was armed: it had no counts of that rule."""
+        return any(asked_at < self.armed_at.get(name, 0) != _NEVER for name in self.rules)
+
+    def end_epoch(self) -> None:
+        """Note that the process has ended which reported so far."""
+        for name in self.rules:
+            matched, fired, _ = self.totals(name)
+            self.before[name] = (matched, fired)
+        self.counts.clear()
+
+    def begin_arming(self, rules: Sequence[ArmedRule]) -> None:
+        """Note rules that are about to be armed: a process that starts meanwhile gets them, too."""
+        for armed in rules:
+            self.rules[armed.label] = armed
+            self.armed_at[armed.label] = _NEVER
+
+    def end_arming(self, plans: Sequence[FaultPlan]) -> None:
+        """Note that the rules were armed, or will be when the role is back: reports are of them from now on."""
+        self.changes += 1
+        for plan in plans:
+            self.armed_at[plan.name] = self.changes
+            self.opened[plan.name] = self.given.get(plan.name, plan.is_open)
 
     def totals(self, name: str) -> tuple[int, int, int | None]:
         """Return matched, fired and the time of the last fault of a rule in this role."""
@@ -154,6 +215,38 @@ class RemoteInjector(LayerInjector):
             layers = dict.fromkeys(layer for role in self._roles.values() for layer in role.layers)
             raise not_possible(rule, f"where.layer: {rule.where.layer!r} has no faults here; allowed: {', '.join(layers)}")
 
+    # --- roles that start -------------------------------------------------------------------------------------------
+
+    def rules_of(self, name: str, last: FaultReport | None = None) -> list[FaultPlan]:
+        """Return the rules with which a new process of a role starts; none for a role without an injector.
+
+        Args:
+            name: the role.
+            last: the last report of a former process, which a rule killed.
+        """
+        role = self._roles.get(name)
+        if role is None:
+            return []
+        if last is not None:
+            if last.epoch != role.epoch:
+                role.end_epoch()
+                role.epoch, role.sequence = last.epoch, 0
+            self._take_over(role, last, set(role.rules))
+        return role.give(self._clock.monotonic_ns() + int(START_S * 1e9))
+
+    async def _reach(self, role: _RemoteRole, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call that changes rules; it waits for a role that got its rules, and is about to serve."""
+        while True:
+            try:
+                answer = await call()
+            except RigError as error:
+                if error.code not in _AWAY or error.uncertain or self._clock.monotonic_ns() >= role.starts_until_ns:
+                    raise
+            else:
+                role.starts_until_ns = 0
+                return answer
+            await self._clock.sleep(START_POLL_S)
+
     # --- rules ------------------------------------------------------------------------------------------------------
 
     async def arm(self, rules: Sequence[ArmedRule]) -> None:
@@ -163,10 +256,10 @@ class RemoteInjector(LayerInjector):
             own = [armed for armed in rules if role in self._of(armed.rule)]
             if not own:
                 continue
-            role.changes += 1
-            role.armed_at |= {armed.label: role.changes for armed in own}
+            role.begin_arming(own)
+            plans = [role.plan(armed) for armed in own]
             try:
-                answer = await role.injector.arm_faults(plans=[_plan(armed) for armed in own])
+                answer = await self._reach(role, partial(role.injector.arm_faults, plans=plans))
             except RigError as error:
                 if error.code not in _AWAY:
                     raise
@@ -175,9 +268,7 @@ class RemoteInjector(LayerInjector):
             else:
                 for name, found in answer.targets.items():
                     targets.setdefault(name, []).extend(found)
-            for armed in own:
-                role.rules[armed.label] = armed
-                role.opened[armed.label] = armed.window.is_open
+            role.end_arming(plans)
             role.wake()
         for armed in rules:
             self._require_target(armed, targets[armed.label], away)
@@ -213,7 +304,7 @@ class RemoteInjector(LayerInjector):
                 continue
             role.leaving.update(own)
             try:
-                await role.injector.disarm_faults(names=own)
+                await self._reach(role, partial(role.injector.disarm_faults, names=own))
                 await self._ask(role, 0.0)  # with the last counts of the rules that were removed
             except RigError as error:
                 if error.code not in _AWAY:
@@ -246,7 +337,7 @@ class RemoteInjector(LayerInjector):
             return
         role.opened[armed.label] = is_open
         try:
-            await role.injector.set_fault_window(name=armed.label, is_open=is_open)
+            await self._reach(role, partial(role.injector.set_fault_window, name=armed.label, is_open=is_open))
         except RigError as error:
             if error.code not in _AWAY:
                 raise
@@ -273,13 +364,14 @@ class RemoteInjector(LayerInjector):
                 nursery.start_soon(self._follow, role)
 
     async def _follow(self, role: _RemoteRole) -> None:
+        asked_at = 0
         while True:
             news = role.news
             if not role.rules and not role.is_stale:
                 await news.wait()
                 continue
             try:
-                patience_s = 0.0 if role.is_stale else PATIENCE_S
+                patience_s = 0.0 if role.is_stale or role.is_behind(asked_at) else PATIENCE_S
                 asked_at = role.changes
                 report = await role.injector.fault_report(after=role.sequence, epoch=role.epoch, patience_s=patience_s)
                 async with role.asking:
@@ -300,8 +392,7 @@ class RemoteInjector(LayerInjector):
             if leftover:
                 await role.injector.disarm_faults(names=leftover)
             role.leftover.clear()
-            await role.injector.arm_faults(plans=role.plans())
-            for plan in role.plans():
+            for plan in await self._arm_again(role, role.armed_plans()):
                 await role.injector.set_fault_window(name=plan.name, is_open=plan.is_open)
                 role.opened[plan.name] = plan.is_open
         except RigError:
@@ -311,6 +402,7 @@ class RemoteInjector(LayerInjector):
     def role_is_ready(self, name: str) -> None:
         """Arm the rules of a role that was started again, without waiting for the next attempt."""
         if name in self._roles:
+            self._roles[name].starts_until_ns = 0
             self._roles[name].wake()
 
     async def _ask(self, role: _RemoteRole, patience_s: float) -> None:
@@ -334,6 +426,11 @@ class RemoteInjector(LayerInjector):
         counted = {name for name in role.rules if asked_at is None or role.armed_at.get(name, 0) <= asked_at}
         if report.epoch != role.epoch:
             await self._begin_epoch(role, report.epoch)
+        self._take_over(role, report, counted, known)
+
+    def _take_over(
+        self, role: _RemoteRole, report: FaultReport, counted: Set[str], known: Set[tuple[str, str, int, str]] = frozenset()
+    ) -> None:
         new = report.sequence - role.sequence  # an answer to an earlier question repeats injections
         for injected in report.injections[-new:] if new > 0 else ():
             key = (injected.name, injected.operation, injected.n, rfc3339(injected.time_ns))
@@ -372,15 +469,38 @@ class RemoteInjector(LayerInjector):
         """Take up the reports of a process: the first one, or that of a role that was started again."""
         restarted = role.epoch != ""
         if restarted:
-            for name in role.rules:
-                matched, fired, _ = role.totals(name)
-                role.before[name] = (matched, fired)
-            role.counts.clear()
+            role.end_epoch()
+        plans = await self._arm_again(role, role.armed_plans())  # those that it has stay as they are
         role.epoch, role.sequence = epoch, 0
-        await role.injector.arm_faults(plans=role.plans())  # those that it has stay as they are
-        role.opened = {armed.label: armed.window.is_open for armed in role.rules.values()}
-        if restarted:
-            _log.info("faults_armed_again", role=role.name, rules=list(role.rules))
+        role.opened |= {plan.name: role.given.get(plan.name, plan.is_open) for plan in plans}
+        late = [plan.name for plan in plans if plan.name not in role.given]
+        role.given, role.starts_until_ns = {}, 0
+        for plan in plans:
+            if (armed := role.rules.get(plan.name)) is not None:
+                await self._set_window_of(role, armed, is_open=armed.window.is_open)
+        if restarted and late:
+            _log.warning("faults_armed_late", role=role.name, rules=late)
+
+    async def _arm_again(self, role: _RemoteRole, plans: list[FaultPlan]) -> list[FaultPlan]:
+        """Arm rules in a new process, and return them; one that cannot be armed there is left out, and logged."""
+        armed: list[FaultPlan] = []
+        try:
+            await role.injector.arm_faults(plans=plans)
+        except RigError as error:
+            if error.code in _AWAY:
+                raise
+        else:
+            return plans
+        for plan in plans:
+            try:
+                await role.injector.arm_faults(plans=[plan])
+            except RigError as error:
+                if error.code in _AWAY:
+                    raise
+                _log.error("fault_not_armed_again", role=role.name, rule=plan.name, code=error.code, reason=error.message)
+            else:
+                armed.append(plan)
+        return armed
 
     # --- a director that was started again ----------------------------------------------------------------------------
 
@@ -449,7 +569,3 @@ def _is_over(armed: ArmedRule) -> bool:
     once = rule.when.occurrence is not None and rule.when.every is None
     most = 1 if once else rule.when.times
     return rule.what.kill is not None and most is not None and armed.fired >= most
-
-
-def _plan(armed: ArmedRule) -> FaultPlan:
-    return FaultPlan(name=armed.label, rule=armed.rule.document(), seed=armed.seed, is_open=armed.window.is_open)

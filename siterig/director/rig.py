@@ -17,7 +17,7 @@ from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
-from siterig.core.fault_contract import INJECTOR_LAYERS, FaultInjector
+from siterig.core.fault_contract import INJECTOR_LAYERS, FaultInjector, FaultPlan, FaultReport, RoleRules
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.director.director import FaultDirector
 from siterig.director.injectors import LayerInjector
@@ -32,7 +32,7 @@ SAVE_EVERY_S = 0.5
 _log = structlog.get_logger("faults")
 
 
-class DirectedRig:
+class DirectedRig(RoleRules):
     """The director of one rig, and everything that it needs.
 
     Args:
@@ -92,6 +92,9 @@ class DirectedRig:
             nursery.start_soon(partial(self._events.run, self.director.next_change))
             nursery.start_soon(self._save_often)
             task_status.started()
+
+    async def rules_of_role(self, *, role: str, last: FaultReport | None = None) -> list[FaultPlan]:
+        return [*self.remote.rules_of(role, last), *self._machines.rules_of(role)]
 
     async def _role_is_ready(self, name: str) -> None:
         self.remote.role_is_ready(name)

@@ -42,13 +42,13 @@ class OpenDisk:
 
 def disks_of_host(host: DiskHost) -> list[OpenDisk]:
     """Return the disks of all VMs of a disk host."""
-    return [disk_of_host(host, disk) for disk in host.registry.all_disks()]
+    return [disk_below(host.mountpoint, disk) for disk in host.registry.all_disks()]
 
 
-def disk_of_host(host: DiskHost, disk: Disk) -> OpenDisk:
-    """Return a disk of a disk host."""
+def disk_below(mountpoint: Path, disk: Disk) -> OpenDisk:
+    """Return a disk of the disk host with this mount."""
     vm, name = disk.paths.vm, disk.paths.name
-    return OpenDisk(vm, name, disk.faults, host.mountpoint / vm / f"{name}.img")
+    return OpenDisk(vm, name, disk.faults, mountpoint / vm / f"{name}.img")
 
 
 @dataclass(eq=False, slots=True)
@@ -61,7 +61,7 @@ class ArmedDiskRule:
         mapped: the rule for the C core.
         is_open: its window is open.
         has_file: the file of ``while_file`` exists; True without one.
-        counter: the counts of all disks.
+        counter: the counts of all disks, which continue those of former processes.
         ids: the disks on which it is in force, with its id there.
         crash_ids: the disks that lost their power by it, with the id of the rule that fails all their operations.
         titles: names of its disks for people.
@@ -76,7 +76,7 @@ class ArmedDiskRule:
     mapped: MappedFault
     is_open: bool
     has_file: bool = True
-    counter: FaultCounter = field(default_factory=FaultCounter)
+    counter: FaultCounter = field(init=False)
     ids: dict[DiskFaults, int] = field(default_factory=dict)
     crash_ids: dict[DiskFaults, int] = field(default_factory=dict)
     titles: dict[DiskFaults, str] = field(default_factory=dict)
@@ -84,6 +84,10 @@ class ArmedDiskRule:
     watch_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     acted_ns: int | None = None
     lost_upto: int = 0
+
+    def __post_init__(self) -> None:
+        self.counter = FaultCounter(self.plan.matched_before, self.plan.fired_before)
+        self.lost_upto = self.plan.fired_before
 
     @property
     def name(self) -> str:
@@ -144,8 +148,9 @@ class ArmedDiskRule:
         return sorted(title for disk, title in self.titles.items() if disk.core.is_open)
 
     def count(self) -> FaultCount:
-        """Return the counts."""
+        """Return the counts of this process."""
         matched, fired, last_ns = self.counter.read()
+        matched, fired = matched - self.plan.matched_before, fired - self.plan.fired_before
         if self.mapped.is_immediate:
             matched = fired = int(self.has_acted)
             last_ns = self.acted_ns

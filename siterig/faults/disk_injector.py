@@ -251,13 +251,18 @@ class DiskInjector(FaultInjector):
         """Put the rules in force on a disk that was opened just now, before its guest can use it.
 
         :attr:`siterig.blockfs.host.disk_registry.DiskRegistry.report_opened` calls it in a disk host.
-        Rules with ``file`` are not in force there: no file system over the disk is mounted yet.
+        Rules with ``file`` are not in force there: no file system over the disk is mounted yet.  A rule that does not fit
+        the disk is logged, and the disk is served without it.
         """
-        changes = DiskChanges()
         for armed in self._armed.values():
-            if armed.matches(disk) and armed.rule.where.file is None and disk.faults not in armed.ids:
-                self._plan_placing(changes, armed, disk)
-        self._note_placed(changes, change_rules_now(changes.changes())[0] if changes.attach else [])
+            if not armed.matches(disk) or armed.rule.where.file is not None or disk.faults in armed.ids:
+                continue
+            changes = DiskChanges()
+            self._plan_placing(changes, armed, disk)
+            try:
+                self._note_placed(changes, change_rules_now(changes.changes())[0] if changes.attach else [])
+            except RigError as error:
+                _log.error("fault_not_in_force", rule=armed.name, disk=str(disk), code=error.code, reason=error.message)
 
     async def _place(self, rules: Sequence[ArmedDiskRule]) -> int | None:
         """Put new rules in force on all disks that they match, at one position; None if they match none."""

@@ -72,6 +72,13 @@ class InjectionLog:
         with self._clock.move_on_after(min(patience_s, PATIENCE_S_MAX)):
             while self._sequence <= after:
                 await self._news.wait()
+        return self._report(after)
+
+    def last_report(self) -> FaultReport:
+        """Return everything that no report had yet, for a process that ends now."""
+        return self._report(self._reported)
+
+    def _report(self, after: int) -> FaultReport:
         found = [(number, injected) for number, injected in self._kept if number > after][:INJECTIONS_AT_ONCE]
         return FaultReport(
             epoch=self._epoch,

@@ -53,7 +53,8 @@ class HostRule:
         self.name = plan.name
         self.rule = read_rule(plan.rule)
         self.is_open = plan.is_open
-        self.matched = self.fired = self.filled_bytes = 0
+        self.matched, self.fired = self._before = plan.matched_before, plan.fired_before
+        self.filled_bytes = 0
         self.last_ns: int | None = None
         when, what = self.rule.when, self.rule.what
         self.effects = main_effects(what.keys())
@@ -184,8 +185,9 @@ class HostRule:
         return bool({"tear", "full_after"} & set(self.effects)) or ("error" in self.effects and not late)
 
     def count(self) -> FaultCount:
-        """Return the counts."""
-        return FaultCount(matched=self.matched, fired=self.fired, last_ns=self.last_ns)
+        """Return the counts of this process."""
+        matched, fired = self._before
+        return FaultCount(matched=self.matched - matched, fired=self.fired - fired, last_ns=self.last_ns)
 
 
 def _matches(pattern: str, name: str | None) -> bool:

@@ -7,10 +7,15 @@ the engine in C has no hook.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
+import structlog
 import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.durable_io import write_atomically
+from siterig.blockfs.files.json_text import json_text
 from siterig.core.fault_contract import ArmedFaults, FaultInjector, FaultPlan, FaultReport
 from siterig.faults.injection_log import InjectionLog
 from siterig.host_faults import damage
@@ -25,6 +30,7 @@ TARGETS_MAX = 20
 """At most so many files of a rule are listed."""
 NAMES_EVERY_S = 2.0
 """The delay between two questions for the names of managed disks, while rules are armed."""
+_log = structlog.get_logger("faults")
 
 
 class HostFileInjector(FaultInjector):
@@ -42,6 +48,8 @@ class HostFileInjector(FaultInjector):
         names: the names of the managed disks, which are asked for while rules are armed; None without managed disks.
         clock: the time of injections.
         atlas: the intact copies of blocks, for rules with ``recoverable = true``; None if they are not known here.
+        last_report: the file in which a process that a rule kills leaves its report, if it cannot wait for the director to
+            get it; None without a successor.
     """
 
     def __init__(
@@ -53,6 +61,7 @@ class HostFileInjector(FaultInjector):
         names: DiskNames | None = None,
         clock: Clock = SYSTEM_CLOCK,
         atlas: FaultAtlas | None = None,
+        last_report: Path | None = None,
     ) -> None:
         self._book = RuleBook(places, clock=clock, atlas=atlas, lent_layers=lent_layers)
         self._calls = FaultyCalls(self._book)
@@ -63,6 +72,8 @@ class HostFileInjector(FaultInjector):
         self._in_force = False
         self._changed = trio.Event()
         self._book.has_news = self._wake
+        self._last_report = last_report
+        self._book.leave_report = self._leave_report
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the names of managed disks until cancelled; then remove all rules."""
@@ -172,6 +183,17 @@ class HostFileInjector(FaultInjector):
     def _note_news(self) -> None:
         for injected in self._book.take_injections():
             self.log.add(injected)
+
+    def _leave_report(self) -> bool:
+        """Write the report of this process, which is killed by a rule; in another thread the director can get it itself."""
+        if self._last_report is None or not trio.lowlevel.in_trio_task():
+            return False
+        self._note_news()
+        try:
+            write_atomically(self._last_report, json_text(self.log.last_report()).encode())
+        except (OSError, RigError) as error:
+            _log.error("last_faults_not_written", path=str(self._last_report), reason=str(error))
+        return True
 
     def _wake(self) -> None:
         if self._token is not None:

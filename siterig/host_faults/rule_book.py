@@ -78,6 +78,8 @@ class RuleBook:
         self.places = tuple(places)
         self.has_news: Callable[[], None] = lambda: None
         """Called without the lock after each injection, in any thread."""
+        self.leave_report: Callable[[], bool] = lambda: False
+        """Leaves the report of a process that a rule kills for the next one; returns False if this thread cannot."""
         self._clock, self._atlas, self._lent = clock, atlas, frozenset(lent_layers)
         self._lock = threading.Lock()
         self._own = _OwnCalls()
@@ -119,9 +121,10 @@ class RuleBook:
         """Remove rules, and return their last counts; unknown names are ignored."""
         with self._lock:
             removed = [rule for name in names if (rule := self._rules.pop(name, None)) is not None]
-        for rule in removed:
-            _log.info("fault_removed", rule=rule.name, matched=rule.matched, fired=rule.fired)
-        return {rule.name: rule.count() for rule in removed}
+        counts = {rule.name: rule.count() for rule in removed}
+        for name, count in counts.items():
+            _log.info("fault_removed", rule=name, matched=count.matched, fired=count.fired)
+        return counts
 
     def rule(self, name: str) -> HostRule:
         """Return a rule.
@@ -280,9 +283,10 @@ class RuleBook:
         self._arrived = max(self._arrived, sequence)
 
     def kill(self, rule: HostRule, sequence: int) -> None:
-        """Send this process the signal of a rule, as soon as the record of it has arrived."""
+        """Send this process the signal of a rule, as soon as its record has arrived, or is left for the next process."""
+        is_left = self.leave_report()
         until_ns = self._clock.monotonic_ns() + int(KILL_AFTER_S * 1e9)
-        while self._arrived < sequence and self._clock.monotonic_ns() < until_ns:
+        while not is_left and self._arrived < sequence and self._clock.monotonic_ns() < until_ns:
             self._clock.sleep_thread(_KILL_POLL_S)
         os.kill(os.getpid(), signal.Signals[rule.rule.what.kill or "SIGKILL"])
 

@@ -36,20 +36,21 @@ async def run(
     cache = BlobCacheAccount(
         connection_string(layout.azurite, layout.keys), folder=layout.azurite, link=layout.link("agent", "azurite")
     )
-    agent = HyperVAgent(
-        host=directory.site(layout, "agent"),
-        cache=cache,
-        vault=directory.vault_link(layout, "agent"),
-        folder=layout.agent,
-        retry_delays_s=retry_delays_s,
-        clock=clock,
-        waits=health.waits,
-    )
     injector = RoleInjector(partial(of_agent, layout, clock))
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(agent.run)
             nursery.start_soon(injector.run)
+            await injector.begin(layout, "agent", clock)
+            agent = HyperVAgent(
+                host=directory.site(layout, "agent"),
+                cache=cache,
+                vault=directory.vault_link(layout, "agent"),
+                folder=layout.agent,
+                retry_delays_s=retry_delays_s,
+                clock=clock,
+                waits=health.waits,
+            )
+            await nursery.start(agent.run)
             faces = {"Provider": (Provider, agent), "FaultInjector": (FaultInjector, injector)}
             await nursery.start(server.serve, faces, layout.socket("agent"))
             task_status.started()

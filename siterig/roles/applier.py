@@ -29,8 +29,9 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
     injector = RoleInjector(partial(of_applier, layout, clock))
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(service.run)
             nursery.start_soon(injector.run)
+            await injector.begin(layout, "applier", clock)
+            await nursery.start(service.run)
             faces = {"RecoverySide": (RecoverySide, service), "FaultInjector": (FaultInjector, injector)}
             await nursery.start(server.serve, faces, layout.socket("applier"))
             task_status.started()

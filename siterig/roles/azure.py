@@ -15,7 +15,7 @@ from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
-from siterig.roles.fault_injection import RoleInjector, of_disk_host
+from siterig.roles.fault_injection import ServedDisks
 from siterig.roles.hosting import clear_stale, host_disks
 from siterig.rpc import directory
 
@@ -32,23 +32,23 @@ async def run(
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
     views, changed = ManagedDiskViews(layout.managed_disks, clock), ChangedVmDisks(clock)
-    host = DiskHost(
-        layout.azure_vms,
-        layout.azure_mount,
+    disks = ServedDisks(layout.azure_vms, layout.azure_mount)
+    make_host = partial(
+        DiskHost,
+        disks.root,
+        disks.mountpoint,
         views=views,
         policy=limits.log_policy,
         snapshot_share_max=limits.snapshot_share_max,
         waits=health.waits,
         clock=clock,
         report_changed=changed.note,
+        report_opened=disks.opened,
     )
-    injector = RoleInjector(partial(of_disk_host, host, layout, "azure", clock))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(views.watch, directory.damage_reports(layout, "azure"))
         nursery.start_soon(changed.report, directory.damage_reports(layout, "azure"))
-        await host_disks(
-            host, layout.azure_mount, layout.socket("azure"), task_status, fuse_options=fuse_options, injector=injector
-        )
+        await host_disks("azure", layout, disks, make_host, task_status, fuse_options=fuse_options, clock=clock)
         nursery.cancel_scope.cancel()
 
 

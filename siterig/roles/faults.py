@@ -7,7 +7,7 @@ from functools import partial
 import trio
 
 from siterig.blockfs.core.clock import Clock
-from siterig.core.fault_contract import DIRECTOR, FaultControl
+from siterig.core.fault_contract import DIRECTOR, FaultControl, RoleRules
 from siterig.core.hosts import note_reboot
 from siterig.core.paths import Layout
 from siterig.core.supervisor_contract import RoleStarts
@@ -38,7 +38,11 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(rig.run)
-        faces = {"FaultControl": (FaultControl, rig.director), "RoleStarts": (RoleStarts, rig.processes)}
+        faces = {
+            "FaultControl": (FaultControl, rig.director),
+            "RoleStarts": (RoleStarts, rig.processes),
+            "RoleRules": (RoleRules, rig),
+        }
         await nursery.start(server.serve, faces, layout.socket(DIRECTOR))
         task_status.started()
 

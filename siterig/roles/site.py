@@ -13,7 +13,7 @@ from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
-from siterig.roles.fault_injection import RoleInjector, of_disk_host
+from siterig.roles.fault_injection import ServedDisks
 from siterig.roles.hosting import clear_stale, host_disks
 
 
@@ -28,17 +28,17 @@ async def run(
 ) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.site_mount)
-    host = DiskHost(
-        layout.site_disks,
-        layout.site_mount,
+    disks = ServedDisks(layout.site_disks, layout.site_mount)
+    make_host = partial(
+        DiskHost,
+        disks.root,
+        disks.mountpoint,
         policy=limits.log_policy,
         snapshot_share_max=limits.snapshot_share_max,
+        report_opened=disks.opened,
         clock=clock,
     )
-    injector = RoleInjector(partial(of_disk_host, host, layout, "site", clock))
-    await host_disks(
-        host, layout.site_mount, layout.socket("site"), task_status, fuse_options=fuse_options, injector=injector
-    )
+    await host_disks("site", layout, disks, make_host, task_status, fuse_options=fuse_options, clock=clock)
 
 
 def main() -> None:

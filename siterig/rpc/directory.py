@@ -14,7 +14,7 @@ from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.sides.vault_link import VaultLink
-from siterig.core.fault_contract import FaultControl, FaultInjector
+from siterig.core.fault_contract import FaultControl, FaultInjector, RoleRules
 from siterig.core.paths import Layout
 from siterig.core.supervisor_contract import RoleStarts, SupervisorControl
 from siterig.rpc.client import proxy
@@ -79,6 +79,8 @@ faults = Service(FaultControl, "faults")
 """The director of the rig's faults; the role is started by the first command that needs it."""
 role_starts = Service(RoleStarts, "faults")
 """The questions of the supervisor to the director of faults."""
+role_rules = Service(RoleRules, "faults")
+"""The questions of roles that start to the director of faults."""
 site_faults = Service(FaultInjector, "site")
 """The injector of the faults of the site's disk host."""
 azure_faults = Service(FaultInjector, "azure")
@@ -102,6 +104,7 @@ SERVICES: tuple[Service[Any], ...] = (
     moments,
     faults,
     role_starts,
+    role_rules,
     site_faults,
     azure_faults,
     applier_faults,

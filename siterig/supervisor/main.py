@@ -22,7 +22,7 @@ from siterig.blockfs.clocks.imposed_faults import ImposedClockFaults
 from siterig.blockfs.core.errors import RigError
 from siterig.core import fuse_options, limits, quick_start
 from siterig.core.failures import unwrap_rig_error
-from siterig.core.fault_contract import DIRECTOR
+from siterig.core.fault_contract import DIRECTOR, LAYERS_OF_ROLE
 from siterig.core.lock import take_lock
 from siterig.core.paths import PRIVATE_UMASK, Layout, check_format, create
 from siterig.core.process_setup import allow_many_files, forbid_core_dumps
@@ -69,6 +69,7 @@ def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
             needs,
             answers_checks=True,
             has_program=name in WITH_PROGRAM,
+            asks_for_rules=name in LAYERS_OF_ROLE,
             on_demand=name in ON_DEMAND,
         )
         for name, needs in ROLES.items()

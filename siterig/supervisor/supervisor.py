@@ -24,6 +24,7 @@ from siterig.azure_emu.vault.context.roles import role_error
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
+from siterig.core.fault_contract import ASK_FOR_RULES
 from siterig.core.paths import Layout
 from siterig.core.process_setup import FILES_MAX
 from siterig.core.supervisor_contract import (
@@ -74,6 +75,8 @@ class RoleSpec:
     """True if it answers health checks (:mod:`siterig.supervisor.process`)."""
     has_program: bool = False
     """True if a program that it starts does the work: faults of the process stop and limit both."""
+    asks_for_rules: bool = False
+    """True if it asks the director of faults for its rules when it starts."""
     on_demand: bool = False
     """True if it is started by the first ``start_role``, and not with the rig; until then no list of roles has it."""
 
@@ -300,9 +303,7 @@ class Supervisor(SupervisorControl):
                     role.wake = trio.Event()
                     await role.wake.wait()
         self._check_not_held(role)
-        files_max = self._faults.limits(name).get("files_max")
-        words = role.spec.command if files_max is None else (*role.spec.command, f"{FILES_MAX}={files_max}")
-        child = role.child = await self._start_child(name, words, self._layout.log(name))
+        child = role.child = await self._start_child(name, self._command(role), self._layout.log(name))
         task_status.started()
         try:
             self._check_not_held(role)
@@ -324,6 +325,15 @@ class Supervisor(SupervisorControl):
         self._changes.note(RoleChange(role=name, change="RoleReady", pid=child.pid))
         if faults.when_ready:
             await self._disturb(role, child, faults)
+
+    def _command(self, role: _Role) -> tuple[str, ...]:
+        """Return the command of a role, with the limit of its files, and the order to ask for its fault rules."""
+        files_max = self._faults.limits(role.spec.name).get("files_max")
+        words: tuple[str, ...] = () if files_max is None else (f"{FILES_MAX}={files_max}",)
+        director = self._roles.get(self._director)
+        if role.spec.asks_for_rules and director is not None and director.is_wanted:
+            words += (ASK_FOR_RULES,) if director.state not in ("held", "failed") else ()
+        return (*role.spec.command, *words)
 
     def _check_not_held(self, role: _Role) -> None:
         """End a start if the role is to be held down since it began."""

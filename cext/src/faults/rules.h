@@ -50,7 +50,8 @@ struct sr_fault_range {
 
 /* The counters of one rule, which may be in force on several disks. Atomic. */
 struct sr_fault_counter;
-struct sr_fault_counter *sr_fault_counter_new(void);          /* NULL: no memory */
+/* Counting continues from these numbers, which are those of a process that has ended. NULL: no memory. */
+struct sr_fault_counter *sr_fault_counter_new(uint64_t matched, uint64_t fired);
 void sr_fault_counter_free(struct sr_fault_counter *counter); /* the tables that use it keep it */
 
 /* When an operation that meets the fault waits for sr_fault_set_release, besides the waits of the effect. */

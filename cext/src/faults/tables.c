@@ -8,12 +8,15 @@
 
 /* --- tables ---------------------------------------------------------------------------------------------------- */
 
-struct sr_fault_counter *sr_fault_counter_new(void)
+struct sr_fault_counter *sr_fault_counter_new(uint64_t matched, uint64_t fired)
 {
 	struct sr_fault_counter *counter = calloc(1, sizeof(*counter));
 
-	if (counter)
+	if (counter) {
+		counter->matched = matched;
+		counter->fired = counter->released = fired;
 		counter->uses = 1;
+	}
 	return counter;
 }
 
@@ -26,7 +29,7 @@ void sr_fault_counter_free(struct sr_fault_counter *counter)
 static struct sr_fault_counter *use(struct sr_fault_counter *counter)
 {
 	if (!counter)
-		return sr_fault_counter_new();
+		return sr_fault_counter_new(0, 0);
 	__atomic_add_fetch(&counter->uses, 1, __ATOMIC_ACQ_REL);
 	return counter;
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import resource
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -94,6 +96,8 @@ async def test_faults_of_a_rig_are_in_force_recorded_and_undone(tmp_path: Path) 
         await a_change_log_without_room_refuses_a_write(steps)
         await a_managed_disk_that_fails_once_takes_the_next_point(steps)
         await a_killed_director_continues(steps)
+        await the_first_operation_of_a_killed_disk_host_meets_the_rules(steps)
+        await a_rule_kills_a_disk_host_once_while_it_starts(steps)
         await roles_are_killed_and_limited(steps)
         await the_storage_account_stops_with_its_role(steps)
         await two_disks_lose_power_at_one_position(steps)
@@ -166,6 +170,62 @@ async def a_killed_director_continues(steps: Steps) -> None:
     assert steps.read("data", 0) == b"a" * 4096
     injections = await steps.director.injections(after=0)
     assert [each.sequence for each in injections] == list(range(1, len(injections) + 1))
+
+
+async def the_first_operation_of_a_killed_disk_host_meets_the_rules(steps: Steps) -> None:
+    """Read as soon as the disk is there again, also before its role counts as ready."""
+    await steps.add(
+        "disk web01/data read error=EIO start=1MiB length=4KiB name=always",
+        "disk web01/data read error=EIO start=2MiB length=4KiB times=1 name=once",
+        "log web01/data open part=segment mark=opened times=1 name=opening",
+    )
+    assert first_read(steps.path("data"), 2 << 20) == os.strerror(errno.EIO)
+    await steps.director.wait_fired(name="once", times=1)
+    for _ in range(2):
+        site = await steps.role("site")
+        await steps.rig.supervisor.kill_role(name="site")  # with SIGKILL, and it counts as no failure
+        assert first_read(steps.path("data"), 1 << 20) == os.strerror(errno.EIO)
+        await steps.ready("site", not_pid=site.pid)
+        assert first_read(steps.path("data"), 2 << 20) == "no error", "the rule has fired as often as it may"
+    found = await steps.rules()
+    assert (found["always"].fired, found["once"].fired) == (2, 1)
+    assert found["opening"].fired == 1, "the change log was opened before the rule was armed"
+    for name in ("always", "once", "opening"):
+        await steps.director.remove_fault(name=name)
+
+
+async def a_rule_kills_a_disk_host_once_while_it_starts(steps: Steps) -> None:
+    """The process that the rule kills serves nothing yet: its last report is left for the next process."""
+    await steps.add("log web01/data open part=segment kill=SIGKILL times=1 name=end")
+    site = await steps.role("site")
+    await steps.rig.supervisor.kill_role(name="site")
+    await steps.ready("site", not_pid=site.pid)
+    assert (await steps.rules())["end"].fired == 1
+    assert [each.done for each in await steps.director.injections(after=0) if each.rule == "end"] == [
+        "sent SIGKILL to the process"
+    ]
+    await steps.director.remove_fault(name="end")
+
+
+def first_read(path: Path, offset: int) -> str:
+    """Read 4 KiB without the page cache, as soon as a disk host serves the disk, and return the error of the read."""
+    deadline = time.monotonic() + WITHIN_S
+    while time.monotonic() < deadline:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        except OSError:  # the mount is dead, or there is none
+            time.sleep(0.001)
+            continue
+        try:
+            os.preadv(fd, [mmap.mmap(-1, 4096)], offset)
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+                return os.strerror(error.errno or 0)
+        else:
+            return "no error"
+        finally:
+            os.close(fd)
+    return f"no disk within {WITHIN_S} s"
 
 
 async def roles_are_killed_and_limited(steps: Steps) -> None:

@@ -7,6 +7,7 @@ import resource
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import trio.testing
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import ArmedFaults, FaultCount, FaultInjector, FaultPlan, FaultReport, InjectedFault
 from siterig.director.director import FaultDirector
-from siterig.director.remote import RemoteInjector
+from siterig.director.remote import START_POLL_S, START_S, RemoteInjector
 from siterig.director.run_file import InjectionFile, read_injections, read_run, restore_run, state_of, write_run
 from siterig.scenarios.faults.rules import read_rule
 from siterig.scenarios.faults.schedule import FaultSchedule
@@ -38,6 +39,8 @@ class FakeRole(FaultInjector):
         """Start again: no rules, no counts."""
         self.epoch = f"epoch {next(_epochs)}"
         self.plans: dict[str, FaultPlan] = {}
+        self.armed: list[list[str]] = []
+        self.refuses: set[str] = set()
         self.counts: dict[str, FaultCount] = {}
         self.injected: list[InjectedFault] = []
         self.news = trio.Event()
@@ -53,6 +56,11 @@ class FakeRole(FaultInjector):
         self.news.set()
         self.news = trio.Event()
 
+    async def serve_with(self, plans: list[FaultPlan]) -> None:
+        """Serve with rules that the role has asked for."""
+        self.is_away = False
+        await self.arm_faults(plans=plans)
+
     def _check(self) -> None:
         if self.is_away:
             raise RigError(Code.RoleUnavailable, "the role does not answer", recoverable=True)
@@ -61,6 +69,10 @@ class FakeRole(FaultInjector):
         self._check()
         if self.hangs:
             await trio.sleep_forever()
+        if refused := self.refuses & {plan.name for plan in plans}:
+            raise RigError(Code.FaultNotPossible, f"fault {refused.pop()!r}: no disk that the rule matches is open")
+        if new := [plan.name for plan in plans if plan.name not in self.plans]:
+            self.armed.append(new)
         for plan in plans:
             self.plans.setdefault(plan.name, plan)
             self.counts.setdefault(plan.name, FaultCount(matched=0, fired=0))
@@ -164,6 +176,125 @@ async def test_a_role_that_started_again_gets_its_rules_and_the_counts_continue(
         stage.site.fire("bad")
         assert await stage.counts("bad") == (2, 2)
         assert len(await stage.director.injections(after=0)) == 2
+
+
+async def started_again(stage: Stage, last: FaultReport | None = None) -> list[FaultPlan]:
+    """Let the site start again, and return the rules that it gets; it does not answer yet."""
+    await trio.testing.wait_all_tasks_blocked()
+    old = stage.site.news
+    stage.site.begin()
+    stage.site.is_away = True
+    old.set()
+    await trio.testing.wait_all_tasks_blocked()
+    return stage.remote.rules_of("site", last)
+
+
+async def serves(stage: Stage, plans: list[FaultPlan]) -> None:
+    """Let the site serve with its rules."""
+    await stage.site.serve_with(plans)
+    stage.remote.role_is_ready("site")
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_a_role_that_starts_gets_its_rules_with_the_counts_that_continue() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("disk web01/data write error=EIO times=5 name=bad")
+        await stage.add("disk web01/data lose=unflushed name=over")
+        await stage.add("disk web01/data read error=EIO after=mark:later name=waiting")
+        for name in ("bad", "bad", "over"):
+            stage.site.fire(name)
+        stage.azure.fire("bad")
+        plans = await started_again(stage)
+        assert [(plan.name, plan.is_open, plan.matched_before, plan.fired_before) for plan in plans] == [
+            ("bad", True, 2, 3),
+            ("waiting", False, 0, 0),
+        ]
+        await serves(stage, plans)
+        assert stage.site.armed == [["bad", "waiting"]], "the director arms no rule for the second time"
+        stage.site.fire("bad")
+        assert await stage.counts("bad") == (4, 4)
+        (plan,) = [plan for plan in await started_again(stage) if plan.name == "bad"]
+        assert (plan.matched_before, plan.fired_before) == (3, 4)
+        assert stage.remote.rules_of("vault") == []
+
+
+async def test_a_change_waits_for_a_role_that_starts_and_is_in_force_when_it_returns() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("disk web01/data write error=EIO after=mark:now name=late")
+        await stage.add("disk web01/data flush error=EIO name=gone")
+        plans = await started_again(stage)
+        done: list[str] = []
+
+        async def change() -> None:
+            await stage.director.note_mark(name="now")
+            done.append("window")
+            await stage.add("disk web01/data read error=EIO name=new")
+            done.append("rule")
+            await stage.director.remove_fault(name="gone")
+            done.append("removal")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(change)
+            await trio.testing.wait_all_tasks_blocked()
+            assert done == []
+            await serves(stage, plans)
+            stage.clock.advance_ns(int(START_POLL_S * 1e9))
+        assert done == ["window", "rule", "removal"]
+        assert {name: plan.is_open for name, plan in stage.site.plans.items()} == {"late": True, "new": True}
+
+
+async def test_a_role_that_asks_while_a_rule_is_being_armed_gets_it() -> None:
+    async with running(new_stage()) as stage:
+        stage.site.hangs = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.add, "disk web01/data write error=EIO name=bad")
+            await trio.testing.wait_all_tasks_blocked()
+            assert [plan.name for plan in stage.remote.rules_of("site")] == ["bad"]
+            stage.clock.advance_ns(5_000_000_000)
+
+
+async def test_a_role_that_never_serves_keeps_a_change_waiting_for_seconds_only() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("disk web01/data write error=EIO after=mark:now name=late")
+        await started_again(stage)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(stage.director.note_mark, name="now"))
+            await trio.testing.wait_all_tasks_blocked()
+            stage.clock.advance_ns(int(START_S * 1e9))
+
+
+async def test_the_last_report_of_a_process_that_a_rule_killed_counts_first() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("log web01/data open kill=SIGKILL times=1 name=end")
+        await stage.add("disk web01/data write error=EIO name=bad")
+        stage.site.fire("bad")
+        killed = InjectedFault(name="end", operation="open", n=1, time_ns=5, done="sent SIGKILL to the process")
+        counts = {"end": FaultCount(matched=1, fired=1), "bad": FaultCount(matched=1, fired=1)}
+        last = FaultReport(epoch="its successor", sequence=1, injections=[killed], counts=counts)
+        plans = await started_again(stage, last)
+        assert [(plan.name, plan.fired_before) for plan in plans] == [("bad", 2)]
+        assert [plan.name for plan in stage.remote.rules_of("site", last)] == ["bad"], "it is the same report"
+        await serves(stage, plans)
+        assert await stage.counts("end") == (1, 1)
+        assert await stage.counts("bad") == (2, 2)
+        assert [each.rule for each in await stage.director.injections(after=0)] == ["bad", "end"]
+
+
+async def test_a_rule_that_a_new_process_refuses_does_not_keep_the_others_away() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("disk web01/data write error=EIO file=/data name=file")
+        await stage.add("disk web01/data write error=EIO name=bad")
+        await trio.testing.wait_all_tasks_blocked()
+        old = stage.site.news
+        stage.site.begin()
+        stage.site.refuses = {"file"}
+        with structlog.testing.capture_logs() as logged:
+            old.set()
+            await trio.testing.wait_all_tasks_blocked()
+        assert list(stage.site.plans) == ["bad"]
+        assert [(entry["event"], entry["rule"]) for entry in logged if entry["log_level"] == "error"] == [
+            ("fault_not_armed_again", "file")
+        ]
 
 
 @pytest.mark.parametrize("line", ["disk web01 lose=unflushed name=loss", "log append kill=SIGKILL times=1 name=loss"])

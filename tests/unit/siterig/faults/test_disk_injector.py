@@ -93,6 +93,19 @@ async def test_a_rule_over_several_disks_counts_as_one(guests: list[GuestDisk]) 
         ]
 
 
+async def test_counts_of_a_former_process_continue(guests: list[GuestDisk]) -> None:
+    before = {"matched_before": 2, "fired_before": 1}
+    rules = ["disk * write error=EIO occurrence=4 name=nth", "disk * read error=EIO times=2 name=twice"]
+    async with injecting(guests) as injector:
+        await injector.arm_faults(plans=[plan(words).model_copy(update=before) for words in rules])
+        assert [guests[0].write(0, bytes(4096)) for _ in range(3)] == [4096, -errno.EIO, 4096]
+        assert [guests[0].read(0, 1) for _ in range(2)] == [-errno.EIO, b"\0"]
+        report = await reported(injector, 2)
+        assert [(each.name, each.n) for each in report.injections] == [("nth", 4), ("twice", 3)]
+        counts = {name: (count.matched, count.fired) for name, count in report.counts.items()}
+        assert counts == {"nth": (3, 1), "twice": (2, 1)}, "a report is of this process alone"
+
+
 async def test_windows_switch_a_rule_on_and_off_and_its_counts_stay(guests: list[GuestDisk]) -> None:
     async with injecting(guests) as injector:
         await injector.arm_faults(plans=[plan("disk web01/os read error=EIO name=x", is_open=False)])

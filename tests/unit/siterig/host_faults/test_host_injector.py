@@ -17,6 +17,7 @@ import trio.testing
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import host_calls
+from siterig.core.fault_contract import FaultReport
 from siterig.host_faults.disk_names import DiskNames
 from siterig.host_faults.faulty_calls import FaultyCalls
 from siterig.host_faults.host_rules import PART_OPERATIONS, HostRule
@@ -162,6 +163,20 @@ async def test_a_closed_window_counts_nothing(logged: LoggedDisk) -> None:
     assert (found.counts[rule.name].matched, found.counts[rule.name].fired) == (2, 1)
     assert [(each.n, each.operation.split()[:2]) for each in found.injections] == [(1, ["append", "web01/os/segment,"])]
     assert (await report(injector)).counts == found.counts, "counts of a removed rule are reported"
+
+
+async def test_counts_of_a_former_process_continue(logged: LoggedDisk) -> None:
+    injector = HostFileInjector([DiskHostLogs(logged.root)])
+    before = {"matched_before": 2, "fired_before": 1}
+    rules = ("log append error=EIO occurrence=4 name=nth", "log append error=ENOSPC times=1 name=once")
+    await injector.arm_faults(plans=[plan(words).model_copy(update=before) for words in rules])
+    logged.write(3)
+    found = await report(injector)
+    injector.close()
+    assert logged.errors == [EIO]
+    assert [(each.name, each.n) for each in found.injections] == [("nth", 4)]
+    counts = {name: (count.matched, count.fired) for name, count in found.counts.items()}
+    assert counts == {"nth": (3, 1), "once": (3, 0)}, "a report is of this process alone"
 
 
 async def test_the_same_seed_gives_the_same_faults(tmp_path: Path) -> None:
@@ -375,7 +390,7 @@ boot.SOURCE, rule_book.KILL_AFTER_S = Path(sys.argv[3]), 0.1
 async def main() -> None:
     logged = LoggedDisk(Path(sys.argv[1]))
     logged.write(20)
-    async with armed([DiskHostLogs(logged.root)], sys.argv[2]):
+    async with armed([DiskHostLogs(logged.root)], sys.argv[2], last_report=Path(sys.argv[4])):
         logged.write(50)
 
 trio.run(main)
@@ -385,8 +400,12 @@ trio.run(main)
 @pytest.mark.slow
 def test_a_process_is_killed_within_an_append_and_its_log_continues(tmp_path: Path) -> None:
     rule = "log append tear.parts=2 tear.keep=1 kill=SIGKILL occurrence=9"
-    ended = subprocess.run([sys.executable, "-c", KILLED, tmp_path, rule, boot.SOURCE], check=False)
+    last = tmp_path / "last.json"
+    ended = subprocess.run([sys.executable, "-c", KILLED, tmp_path, rule, boot.SOURCE, last], check=False)
     assert ended.returncode == -signal.SIGKILL
+    found = FaultReport.model_validate_json(last.read_bytes())
+    assert [(each.n, each.done.partition(" ")[0]) for each in found.injections] == [(9, "wrote")]
+    assert [(count.matched, count.fired) for count in found.counts.values()] == [(9, 1)]
     logged = LoggedDisk(tmp_path)
     assert logged.disk.state.needs_resync is None
     assert logged.replayed() == logged.disk.read(0, 1 << 20)

@@ -14,6 +14,7 @@ import trio
 
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.core.fault_contract import ASK_FOR_RULES
 from siterig.core.paths import Layout, create
 from siterig.core.supervisor_contract import RoleFault, StartFaults
 from siterig.supervisor import cleanup
@@ -36,8 +37,9 @@ subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", "sleep", "600"])
 {ANSWER}"""
 
 
-def role(name: str, *, on_demand: bool = False) -> RoleSpec:
-    return RoleSpec(name, (sys.executable, "-S", "-c", ANSWER), answers_checks=True, on_demand=on_demand)
+def role(name: str, *, on_demand: bool = False, asks_for_rules: bool = False) -> RoleSpec:
+    command = (sys.executable, "-S", "-c", ANSWER)
+    return RoleSpec(name, command, answers_checks=True, on_demand=on_demand, asks_for_rules=asks_for_rules)
 
 
 @pytest.fixture(autouse=True)
@@ -199,6 +201,21 @@ async def test_a_start_does_not_wait_for_a_director_that_does_not_answer(tmp_pat
         await supervisor.ask_before_starts(ask=True)
         await supervisor.kill_role(name="a")
         await until(supervisor, "ready")
+
+
+async def test_a_role_asks_for_its_rules_if_there_is_a_director(tmp_path: Path) -> None:
+    async def asks() -> bool:
+        return ASK_FOR_RULES.encode() in Path(f"/proc/{(await until(supervisor, 'ready')).pid}/cmdline").read_bytes()
+
+    specs = (role("a", asks_for_rules=True), role("director", on_demand=True))
+    async with running(tmp_path, *specs) as supervisor:
+        assert not await asks()
+        await supervisor.start_role(name="director")
+        await supervisor.kill_role(name="a")
+        assert await asks()
+        await supervisor.kill_role(name="director", hold=True)
+        await supervisor.kill_role(name="a")
+        assert not await asks()
 
 
 async def test_a_role_on_demand_starts_when_it_is_asked_for(tmp_path: Path) -> None:
