@@ -511,7 +511,8 @@ class RemoteInjector(LayerInjector):
     async def resume(self, rules: Sequence[ArmedRule]) -> None:
         already = self._schedule.injections  # the former director may have recorded more than it has saved
         reports = {
-            role.name: await self._resume_role(role, *self._former.get(role.name, ("", 0))) for role in self._roles.values()
+            role.name: await self._resume_role(role, rules, *self._former.get(role.name, ("", 0)))
+            for role in self._roles.values()
         }
         for armed in rules:
             roles = [role for role in self._roles.values() if armed.label in role.rules]
@@ -534,9 +535,11 @@ class RemoteInjector(LayerInjector):
                 await self._adopt(role, report, {(each.rule, each.operation, each.n, each.time) for each in already})
             role.wake()
 
-    async def _resume_role(self, role: _RemoteRole, epoch: str, sequence: int) -> FaultReport | None:
+    async def _resume_role(
+        self, role: _RemoteRole, rules: Sequence[ArmedRule], epoch: str, sequence: int
+    ) -> FaultReport | None:
         """Return the report of a role, and remove the rules there that are no more; None if it is away."""
-        role.rules = {armed.label: armed for armed in self._schedule.armed() if role in self._of(armed.rule)}
+        role.rules = {armed.label: armed for armed in rules if role in self._of(armed.rule)}
         try:
             report = await role.injector.fault_report(after=sequence, epoch=epoch, patience_s=0.0)
             strangers = [name for name in report.counts if name not in role.rules]

@@ -417,6 +417,7 @@ async def test_a_director_that_starts_again_continues_the_run(tmp_path: Path) ->
         await stage.add("disk * write error=EIO name=bad")
         await stage.add("disk * mark=seen name=mark")
         await stage.add("disk * read error=EIO after=mark:later name=waiting")
+        await stage.add("disk * mark=never after=mark:later name=quiet")
         stage.site.fire("bad")
         assert await stage.counts("bad") == (1, 1)
         await stage.director.remove_fault(name="mark")
@@ -434,6 +435,7 @@ async def test_a_director_that_starts_again_continues_the_run(tmp_path: Path) ->
     again = Stage(stage.site, stage.azure, schedule, run.roles)
     async with running(again):
         await again.director.resume()
+        assert [plan.name for plan in again.remote.rules_of("site")] == ["bad", "waiting"], "no role sets a mark"
         assert sorted(stage.site.plans) == ["bad", "waiting"]
         assert await again.counts("bad") == (3, 3)
         found = await again.director.injections(after=0)
@@ -448,6 +450,7 @@ async def test_a_director_that_starts_again_continues_the_run(tmp_path: Path) ->
             "mark": 1,
             "bad": 3,
             "waiting": 0,
+            "quiet": 0,
         }
         await again.director.note_mark(name="later")
         assert stage.site.plans["waiting"].is_open
