@@ -100,7 +100,7 @@ rule = read_rule(
    was armed; marks, positions and other rules count even if they came before.
 3. The file `while_file` exists.
 4. The operation is counted. `occurrence`, `every`, `probability` and `times` count only operations that come this far.
-5. `occurrence` and `every`, then `probability`, then `times` decide.
+5. `occurrence` and `every`, then `probability`, then `times` decide. The numbers continue when a role of a rig is started again.
 
 Random choices depend on the seed, on the name of the rule, and on the number of the operation; other rules change nothing. The same seed and the same operations give the
 same faults. `blockfs/core/fault_decisions.py` has the arithmetic.
