@@ -106,7 +106,8 @@ Random choices depend on the seed, on the name of the rule, and on the number of
 same faults. `blockfs/core/fault_decisions.py` has the arithmetic.
 
 If several rules meet one operation, all delays apply, one after the other. Then the first rule that fails the operation or ends the connection or process decides, in the
-order in which the rules were armed. Changes of data apply if no rule fails the operation. A mark that a rule sets takes effect after the operation.
+order in which the rules were armed. Changes of data apply if no rule fails the operation. A mark that a rule sets takes effect after the operation. Each of these rules has
+fired, and counts toward its `times` and `expect`, also one whose effect an earlier rule prevented; `siterig fault injections` shows that.
 
 A fault that is *immediate* happens once, at the moment at which its rule begins; nothing is counted then. It becomes a fault of an operation if `op` is given.
 
