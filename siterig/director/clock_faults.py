@@ -92,7 +92,12 @@ class ClockInjector(LayerInjector):
 
     async def _lift(self, faults: Sequence[str] | set[str]) -> None:
         before = self._page.sequence
-        change = self._faults.lift(faults)
+        try:
+            change = self._faults.lift(faults)
+        except OSError as error:
+            names = ", ".join(map(repr, sorted(faults)))
+            text = f"fault {names}: the clock cannot be moved back: {error}; when that is repaired, remove the fault again"
+            raise RigError(Code.FaultNotPossible, text) from error
         if change == before:
             return
         try:

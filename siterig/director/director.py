@@ -272,12 +272,22 @@ class FaultDirector(FaultControl, FaultListener):
         self._schedule.end([armed.label for armed in rules])
         by_injector = self._by_injector(rules)
         by_injector.sort(key=lambda found: "process" not in found[0].layers)  # roles that a rule has stopped continue first
+        failed: RigError | None = None
+        kept = set[str]()
         for injector, own in by_injector:
-            await injector.disarm(own)
+            try:
+                await injector.disarm(own)
+            except RigError as error:  # the rules of the other layers must end all the same
+                _log.error("faults_not_removed", layers=injector.layers, code=error.code, reason=error.message)
+                failed = failed or error
+                kept.update(armed.label for armed in own)
         for armed in rules:
-            self._schedule.remove(armed.label)
+            if armed.label not in kept:  # one that may still be in force stays in the list, to be removed again
+                self._schedule.remove(armed.label)
         await self._settle()
         await self._note_count(len(self._schedule.armed()))
+        if failed is not None:
+            raise failed
 
     async def wait_fired(self, *, name: str, times: int) -> RuleStatus:
         await self._collect()

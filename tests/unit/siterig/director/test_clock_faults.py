@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from siterig.blockfs.clocks import imposed_faults
 from siterig.blockfs.clocks.clock_page import ClockPage
 from siterig.blockfs.clocks.clock_terms import SECOND_NS
 from siterig.blockfs.clocks.rig_clock_control import RigClockControl
@@ -72,6 +74,28 @@ async def test_a_skew_ends_with_the_window_of_its_rule(tmp_path: Path) -> None:
         stage.clock.advance_ns(20 * SECOND_NS)
         await trio.testing.wait_all_tasks_blocked()
         assert stage.leads_s() == [0, 5, 5, 0]
+
+
+async def test_a_clock_that_cannot_be_moved_back_stays_in_the_list_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with running(tmp_path) as stage:
+        await stage.add("clock jump=+1h for=20s name=late")
+        await stage.add("clock mark=seen after=mark:never name=other")
+        with monkeypatch.context() as patch:
+            patch.setattr(imposed_faults, "write_atomically", full)
+            stage.clock.advance_ns(20 * SECOND_NS)  # the end of the window ends nothing else
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(RigError, match=r"fault 'late': the clock cannot be moved back: .*No space left") as failed:
+                await stage.director.clear_faults()
+            assert failed.value.code == Code.FaultNotPossible
+        assert [rule.name for rule in (await stage.director.list_faults()).rules] == ["late"]
+        assert stage.leads_s() == [3600] * 4
+        assert await stage.director.clear_faults() == 1
+        assert stage.leads_s() == [0] * 4
 
 
 async def test_a_drift_is_an_injection_that_names_role_and_drift(tmp_path: Path) -> None:

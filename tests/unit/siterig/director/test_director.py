@@ -12,6 +12,7 @@ import trio
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.director.director import FaultDirector
 from siterig.director.injectors import LayerInjector, not_possible
+from siterig.scenarios.faults.catalog import LayerName
 from siterig.scenarios.faults.operations import FaultOperation
 from siterig.scenarios.faults.rules import FaultRule, read_rule
 from siterig.scenarios.faults.schedule import ArmedRule, FaultDecision, FaultSchedule
@@ -21,7 +22,7 @@ from tests.support.clocks import FakeClock
 class RecordingInjector(LayerInjector):
     """An injector that writes down the calls."""
 
-    layers = ("process", "link")
+    layers: tuple[LayerName, ...] = ("process", "link")
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -247,6 +248,21 @@ async def test_a_failure_to_undo_leaves_no_rule_and_hides_no_error() -> None:
             await stage.add("process site kill=SIGKILL name=end")
         assert error.value.code == "FaultNotPossible"
         assert (await stage.director.list_faults()).rules == []
+
+
+async def test_a_layer_whose_rules_cannot_be_removed_keeps_no_rule_of_another_one() -> None:
+    async with running() as stage:
+        others = RecordingInjector()
+        others.layers = ("disk",)
+        stage.director = FaultDirector(stage.schedule, [stage.injector, others], clock=stage.clock)
+        await stage.add("process site pause=true name=stop", "disk write error=EIO name=bad")
+        stage.injector.refused = "disarm"
+        with pytest.raises(RigError, match="it is away"):
+            await stage.director.clear_faults()
+        assert others.calls[-1] == "disarm bad"
+        assert [rule.name for rule in (await stage.director.list_faults()).rules] == ["stop"]
+        stage.injector.refused = ""
+        assert await stage.director.clear_faults() == 1
 
 
 async def test_a_caller_that_ends_takes_no_fault_of_another_rule_along() -> None:
