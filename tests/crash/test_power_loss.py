@@ -1,6 +1,6 @@
 """Tests of states that a power loss or a kill may leave of disks with random lives: recovery reports each correctly.
 
-``SITERIG_STATES`` (default 1500) is the number of checked states; ``SITERIG_SEED`` repeats a run.
+``SITERIG_STATES`` (default 1000) is the number of checked states; ``SITERIG_SEED`` repeats a run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.crash.recording import Event, NamesSynced, Noted, Recorder, Synced
 from tests.crash.states import DISK, LOG, MAPS, Crashing, State
 from tests.support.memory import folder_in_memory
 
-STATES = int(os.environ.get("SITERIG_STATES", "1500"))
+STATES = int(os.environ.get("SITERIG_STATES", "1000"))
 SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 LIVES = 4
 MOMENTS = 6

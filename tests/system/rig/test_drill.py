@@ -17,7 +17,7 @@ from siterig.supervisor import cleanup
 pytestmark = pytest.mark.system
 
 SITERIG = (sys.executable, "-m", "siterig")
-SMALL = ("--os-size", "512MiB", "--data-size", "512MiB", "--corpus", "32MiB", "--interval", "2")
+SMALL = ("--os-size", "128MiB", "--data-size", "320MiB", "--corpus", "32MiB", "--interval", "2")
 
 
 def drill(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
