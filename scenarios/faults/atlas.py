@@ -1,127 +1,78 @@
 """The fault atlas: random faults never destroy all copies of one block.
 
-The idea is TigerBeetle's ClusterFaultAtlas.  A block of a disk has copies: on the site's disk, in the change log, in the
-cache account, on the managed disk.  The atlas knows which copies of each block are intact.  A rule with
-``recoverable = true`` asks :meth:`FaultAtlas.try_destroy` before it damages bytes, and does nothing if the answer is no.
+The idea is TigerBeetle's ClusterFaultAtlas: where faults may do damage is fixed before the run, so the processes of a rig
+need not agree about blocks.  A block of a protected disk has copies: on the site's disk, in the change log, in the cache
+account, on the managed disk.  Every disk is divided into regions.  Faults with ``recoverable = true`` may damage the site's
+disk in regions of the kind ``site`` only, and the copies on the way and on the recovery side in regions of the kind
+``copies`` only.  Regions come in pairs, one of each kind; the seed and the name of the disk decide which one is which.
 
-A part of a block counts as the whole block.  Threads: every method may be called from every thread.
+The size of a region depends on its offset only, so a disk that grows keeps its regions: 1 MiB below 1 GiB, and twice as much
+in each octave above, which has 512 regions.
 """
 
 from __future__ import annotations
 
-import threading
-from bisect import bisect_left, bisect_right
-from collections import defaultdict
+import hashlib
+from collections.abc import Iterator
+from typing import Literal
 
-ATLAS_BLOCK_BYTES = 4096
+from siterig.scenarios.faults.operations import OperationRange
+
+RegionKind = Literal["site", "copies"]
+ATLAS_REGION_BYTES = 1 << 20
+"""The size of the smallest regions."""
+_FIRST_OCTAVE_BITS = 30
+"""Regions of the smallest size are below this power of two."""
+_OCTAVE_REGIONS = 512
 
 
-class BlockRanges:
-    """A set of block numbers, kept as disjoint ranges in ascending order that do not touch."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-
-    def add(self, start: int, end: int) -> None:
-        """Add the blocks from ``start`` to ``end - 1``."""
-        if start >= end:
-            return
-        first = bisect_left(self._ends, start)
-        last = bisect_right(self._starts, end)
-        if first < last:
-            start, end = min(start, self._starts[first]), max(end, self._ends[last - 1])
-        self._starts[first:last], self._ends[first:last] = [start], [end]
-
-    def remove(self, start: int, end: int) -> None:
-        """Remove the blocks from ``start`` to ``end - 1``."""
-        if start >= end:
-            return
-        first = bisect_right(self._ends, start)
-        last = bisect_left(self._starts, end)
-        if first >= last:
-            return
-        kept = [(self._starts[first], start), (end, self._ends[last - 1])]
-        kept = [(from_, upto) for from_, upto in kept if from_ < upto]
-        self._starts[first:last] = [from_ for from_, _ in kept]
-        self._ends[first:last] = [upto for _, upto in kept]
-
-    def within(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Return the ranges of the set that are in the blocks from ``start`` to ``end - 1``."""
-        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
-        pairs = zip(self._starts[first:last], self._ends[first:last], strict=True)
-        return [(max(from_, start), min(upto, end)) for from_, upto in pairs]
+def region_of(offset: int) -> tuple[int, int, int]:
+    """Return the number of the region that a byte of a disk is in, its first byte, and the byte after its last one."""
+    octave = max(0, offset.bit_length() - _FIRST_OCTAVE_BITS)
+    size = ATLAS_REGION_BYTES << octave
+    begin, numbered = (0, 0) if not octave else (1 << _FIRST_OCTAVE_BITS + octave - 1, (octave + 1) * _OCTAVE_REGIONS)
+    inside = (offset - begin) // size
+    return numbered + inside, begin + inside * size, begin + (inside + 1) * size
 
 
 class FaultAtlas:
-    """The intact copies of every block of every disk."""
+    """The kinds of the regions of every disk.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._intact: defaultdict[str, defaultdict[str, BlockRanges]] = defaultdict(lambda: defaultdict(BlockRanges))
+    Args:
+        seed: decides which region of each pair is of which kind; one for all rules of a rig.
+    """
 
-    def add_copy(self, copy: str, disk: str, start: int, length: int) -> None:
-        """Note that a copy of a range is intact: it was made, repaired, or written again from another copy.
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
 
-        Args:
-            copy: the copy; faults name it by their layer (``disk``, ``log``, ``store``, ``blob``).
-            disk: the disk, as ``VM/NAME``.
-            start: the first byte; only whole blocks of the range count.
-            length: number of bytes.
-        """
-        with self._lock:
-            self._intact[disk][copy].add(-(-start // ATLAS_BLOCK_BYTES), (start + length) // ATLAS_BLOCK_BYTES)
-
-    def note_write(self, copy: str, disk: str, start: int, length: int) -> None:
-        """Note that new bytes were written to one copy: the others are old, and count no longer."""
-        first, end = _blocks(start, length)
-        with self._lock:
-            copies = self._intact[disk]
-            for other in copies.values():
-                other.remove(first, end)
-            copies[copy].add(first, end)
-
-    def try_destroy(self, copy: str, disk: str, start: int, length: int) -> bool:
-        """Destroy a copy of a range if every block keeps an intact copy elsewhere.
-
-        A range whose copy is not intact may be destroyed again.  Nothing is known of a disk without copies, so nothing of it
-        may be destroyed.
+    def kind_of(self, disk: str, offset: int) -> RegionKind:
+        """Return the kind of the region that a byte of a disk is in.
 
         Args:
-            copy: the copy that the fault would damage.
             disk: the disk, as ``VM/NAME``.
-            start: the first byte.
-            length: number of bytes.
-
-        Returns:
-            True if the fault may happen; the copy of the range counts as destroyed from now on.
+            offset: the byte.
         """
-        first, end = _blocks(start, length)
-        with self._lock:
-            if disk not in self._intact:
-                return False
-            copies = self._intact[disk]
-            others = [ranges for name, ranges in copies.items() if name != copy]
-            alone = BlockRanges()
-            for from_, upto in copies[copy].within(first, end):
-                alone.add(from_, upto)
-            for other in others:
-                for from_, upto in other.within(first, end):
-                    alone.remove(from_, upto)
-            if alone.within(first, end):
-                return False
-            copies[copy].remove(first, end)
-            return True
+        number, _, _ = region_of(offset)
+        return "site" if number % 2 == self._site_region(disk, number // 2) else "copies"
 
-    def intact_copies(self, disk: str, offset: int) -> list[str]:
-        """Return the names of the intact copies of the block at an offset in bytes."""
-        block = offset // ATLAS_BLOCK_BYTES
-        with self._lock:
-            if disk not in self._intact:
-                return []
-            return sorted(name for name, ranges in self._intact[disk].items() if ranges.within(block, block + 1))
+    def _site_region(self, disk: str, pair: int) -> int:
+        """Return 0 or 1: the region of a pair that is of the kind ``site``."""
+        return hashlib.blake2b(f"{self._seed} {pair} {disk}".encode(), digest_size=1).digest()[0] & 1
 
+    def within(self, kind: RegionKind, disk: str, start: int, length: int) -> Iterator[OperationRange]:
+        """Yield start and length of the parts of a range that are in regions of a kind, ascending; none touches another."""
+        at, end = start, start + length
+        first = at
+        while at < end:
+            is_wanted = self.kind_of(disk, at) == kind
+            if not is_wanted and first < at:
+                yield first, at - first
+            _, _, at = region_of(at)
+            if not is_wanted:
+                first = at
+        if first < end:
+            yield first, end - first
 
-def _blocks(start: int, length: int) -> tuple[int, int]:
-    """Return the first block of a range, and the block after its last one; a part of a block is the whole block."""
-    return start // ATLAS_BLOCK_BYTES, -(-(start + length) // ATLAS_BLOCK_BYTES)
+    def has_only(self, kind: RegionKind, disk: str, start: int, length: int) -> bool:
+        """Return True if a range has bytes, and all of them are in regions of a kind."""
+        return list(self.within(kind, disk, start, length)) == [(start, length)]

@@ -248,7 +248,9 @@ EFFECTS: Mapping[str, FaultKind] = {
         operations={"link": ("connect", "send")},
     ),
     "account": FaultKind(
-        _on("the key is rotated, the containers are deleted, or the account is", "blob"), immediate=("blob",)
+        _on("the key is rotated, the containers are deleted, or the account is", "blob"),
+        immediate=("blob",),
+        destroys=True,
     ),
     "kill": FaultKind(
         _on("the process gets this signal", "process")

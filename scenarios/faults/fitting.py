@@ -22,6 +22,7 @@ from siterig.scenarios.faults.catalog import (
     LayerName,
     effects_of,
 )
+from siterig.scenarios.faults.recovery import why_not_recoverable
 from siterig.scenarios.faults.schema import FaultEffect, FaultExpectation, FaultMoment, FaultPlace
 
 Problem = tuple[KeyPath, str]
@@ -101,7 +102,7 @@ def problems(
         *(_waiting_problems(where, when) if is_immediate else _timing_problems(where, when, what)),
         *_count_problems(when, expect, is_immediate=is_immediate),
         *_trigger_problems(name, when),
-        *_recovery_problems(where, what, expect, is_immediate=is_immediate),
+        *_recovery_problems(where, what, expect),
     ]
 
 
@@ -221,13 +222,17 @@ def _trigger_problems(name: str | None, when: FaultMoment) -> Iterator[Problem]:
             yield ("when", key), f"{trigger.name!r} is the rule itself"
 
 
-def _recovery_problems(
-    where: FaultPlace, what: FaultEffect, expect: FaultExpectation, *, is_immediate: bool
-) -> Iterator[Problem]:
+def _recovery_problems(where: FaultPlace, what: FaultEffect, expect: FaultExpectation) -> Iterator[Problem]:
     if expect.recoverable and not any(EFFECTS[key].destroys for key in main_effects(what.keys())):
-        destroying = [key for key in effects_of(where.layer) if EFFECTS[key].destroys]
+        possible = [key for key in effects_of(where.layer) if EFFECTS[key].destroys and _can_be_recoverable(where, key)]
         effects = ", ".join(main_effects(what.keys()))
-        yield ("expect", "recoverable"), f"{effects} destroys no bytes; it is for: {', '.join(destroying) or 'other layers'}"
-    elif expect.recoverable and is_immediate:
-        text = "needs an operation, whose bytes are known"
-        yield ("expect", "recoverable"), f"{text}; name one in where.op" if LAYERS[where.layer].operations else text
+        yield ("expect", "recoverable"), f"{effects} destroys no bytes; it is for: {', '.join(possible) or 'other layers'}"
+    elif expect.recoverable:
+        why = why_not_recoverable(where.layer, where.part, main_effects(what.keys()), operations_of(where, what))
+        if why is not None:
+            yield ("expect", "recoverable"), f"true: {why}"
+
+
+def _can_be_recoverable(where: FaultPlace, effect: str) -> bool:
+    operations = (IMMEDIATE, *EFFECTS[effect].operations_on(where.layer))
+    return any(why_not_recoverable(where.layer, where.part, (effect,), (op,)) is None for op in operations)

@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError, model_validator
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.documents.model_problems import DocumentProblem, misfit, problems_of
 from siterig.blockfs.documents.nearest import hint
-from siterig.scenarios.faults import fitting
-from siterig.scenarios.faults.catalog import IMMEDIATE, READS
+from siterig.scenarios.faults import fitting, recovery
+from siterig.scenarios.faults.catalog import IMMEDIATE
 from siterig.scenarios.faults.schema import FaultEffect, FaultExpectation, FaultModel, FaultMoment, FaultPlace, Seed
 from siterig.scenarios.faults.values import Text
 from siterig.scenarios.faults.words import mapping_of_words, words_of_document
@@ -63,7 +63,12 @@ class FaultRule(FaultModel):
     @property
     def destroys_nothing(self) -> bool:
         """True if the fault changes no stored bytes: it changes only what its reads return."""
-        return set(self.operations) <= READS and not self.what.bad_sectors
+        return recovery.destroys_nothing(self.operations, self.what.keys())
+
+    @property
+    def spares_last_copies(self) -> bool:
+        """True if each of its faults must ask whether another copy stays; it is limited to recoverable damage."""
+        return self.expect.recoverable and not self.destroys_nothing
 
     def document(self) -> dict[str, Any]:
         """Return the rule as TOML and JSON have it: only keys that differ from their defaults, quantities as text."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,6 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.fault_decisions import ALWAYS, UNLIMITED, Turns
 from siterig.blockfs.documents.model_problems import DocumentProblem
 from siterig.blockfs.documents.nearest import hint
-from siterig.scenarios.faults.atlas import FaultAtlas
 from siterig.scenarios.faults.catalog import IMMEDIATE, LayerName
 from siterig.scenarios.faults.operations import FaultOperation, OperationMatcher, OperationRange
 from siterig.scenarios.faults.records import FaultVerdict, Injection, RuleStatus
@@ -132,8 +131,7 @@ class FaultSchedule:
     Args:
         seed: the seed of all random choices; None for a random one, which :attr:`seed` has.
         clock: gives the times of windows and injections.
-        atlas: decides which damage is recoverable; needed for rules with ``recoverable = true``.
-        remote_layers: layers whose operations another process decides, also which damage there is recoverable.
+        atlas_seed: the seed of the fault atlas (:mod:`siterig.scenarios.faults.atlas`), if one is in use already.
         exists: returns True if the file of ``while_file`` exists.
     """
 
@@ -142,13 +140,13 @@ class FaultSchedule:
         seed: int | None = None,
         *,
         clock: Clock = SYSTEM_CLOCK,
-        atlas: FaultAtlas | None = None,
-        remote_layers: Collection[LayerName] = (),
+        atlas_seed: int | None = None,
         exists: Callable[[Path], bool] = Path.exists,
     ) -> None:
         self.seed = secrets.randbelow(10**9) if seed is None else seed
-        self._clock, self._atlas, self._exists = clock, atlas, exists
-        self._remote_layers = frozenset(remote_layers)
+        self.atlas_seed = atlas_seed
+        """The seed of the fault atlas, for all rules: that of the first rule that needs one; None before."""
+        self._clock, self._exists = clock, exists
         self._board = TriggerBoard(clock)
         self._lock = threading.RLock()
         self._armed: dict[str, ArmedRule] = {}
@@ -187,17 +185,14 @@ class FaultSchedule:
                 raise RigError(Code.InvalidFault, "; ".join(map(str, located)))
             default = self.seed if seed is None else seed
             new = [self._arm(rule, None if ranges is None else ranges(rule), default) for rule in added]
-            if self._atlas is None and any(self._asks_atlas(armed) and not armed.rule.destroys_nothing for armed in new):
-                raise RigError(Code.InvalidFault, "expect.recoverable: true: it is not known here which copies a block has")
+            if self.atlas_seed is None:
+                self.atlas_seed = next((armed.seed for armed in new if armed.rule.spares_last_copies), None)
             self._armed |= {armed.label: armed for armed in new}
             changes = _Changes(windows=[armed for armed in new if armed.window.refresh(self._board)])
         for armed in new:
             _log.info("fault_armed", rule=armed.label, words=armed.rule.words())
         self._announce(changes)
         return new
-
-    def _asks_atlas(self, armed: ArmedRule) -> bool:
-        return armed.rule.expect.recoverable and armed.rule.where.layer not in self._remote_layers
 
     def _arm(self, rule: FaultRule, ranges: Sequence[OperationRange] | None, default_seed: int) -> ArmedRule:
         when, label = rule.when, rule.label
@@ -402,9 +397,6 @@ class FaultSchedule:
         armed.matched += 1
         if not armed.turns.fires(armed.matched, armed.fired):
             return None
-        if armed.rule.expect.recoverable and not self._is_recoverable(armed.rule, operation):
-            armed.spared += 1
-            return None
         if armed.rule.what.cut_after is None:
             self._count(armed)
         return FaultDecision(armed.rule, armed.label, operation, armed.matched, armed.turns.stream)
@@ -430,15 +422,6 @@ class FaultSchedule:
             changes = _Changes(windows=self._refreshed())
         self._announce(changes)
         return True
-
-    def _is_recoverable(self, rule: FaultRule, operation: FaultOperation) -> bool:
-        place = operation.place
-        if self._atlas is None and rule.destroys_nothing:
-            return True
-        if self._atlas is None or operation.start is None or "vm" not in place or "disk" not in place:
-            return False
-        disk = f"{place['vm']}/{place['disk']}"
-        return self._atlas.try_destroy(operation.layer, disk, operation.start, operation.length)
 
     # --- records --------------------------------------------------------------------------------------------------
 
@@ -512,8 +495,10 @@ class FaultSchedule:
         with self._lock:
             return list(self._injections)
 
-    def adopt_counts(self, name: str, *, matched: int, fired: int, last_ns: int | None, waiting: int = 0) -> None:
-        """Take over the counts of a rule that the C core decides.
+    def adopt_counts(
+        self, name: str, *, matched: int, fired: int, last_ns: int | None, waiting: int = 0, spared: int = 0
+    ) -> None:
+        """Take over the counts of a rule that another process or the C core decides.
 
         Args:
             name: the rule.
@@ -521,10 +506,11 @@ class FaultSchedule:
             fired: faults.
             last_ns: wall time of the last fault, in nanoseconds since the epoch; None if there was none.
             waiting: operations that the rule keeps waiting now.
+            spared: operations that met no fault, because its damage might not have been recoverable.
         """
         with self._lock:
             armed = self._known(name)
-            armed.matched, armed.last_ns, armed.waiting = matched, last_ns, waiting
+            armed.matched, armed.last_ns, armed.waiting, armed.spared = matched, last_ns, waiting, spared
             if fired > armed.fired:
                 self._board.note_fault(name)
                 if armed.rule.what.mark is not None:

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from pydantic import Field
+
 from siterig.blockfs.core.deadlines import ANSWER_S, REPORT_S, deadline
 from siterig.blockfs.core.wire_model import Whole, WireModel
 from siterig.scenarios.faults.catalog import LayerName
@@ -57,6 +59,8 @@ class FaultPlan(WireModel):
     """Operations that matched it in former processes of this role: their numbers continue."""
     fired_before: Whole = 0
     """Faults that it had in other processes, and in former ones of this role: they count for ``times``."""
+    atlas_seed: Whole | None = None
+    """The seed of the atlas of the rig; None if it needs none, and where there is no recovery side."""
     is_awaited: bool = False
     """Other rules follow its first fault: the operation that meets it is answered when their windows are open, if the
     injector and the director are in one process."""
@@ -98,6 +102,17 @@ class FaultCount(WireModel):
     """Wall time of the last fault, in nanoseconds since the epoch."""
     waiting: Whole = 0
     """Operations that the rule keeps waiting now."""
+    spared: Whole = 0
+    """Operations that met no fault, because its damage might have been that of the last copy."""
+
+
+class DiskCopies(WireModel):
+    """The disks, as ``VM/NAME``, whose blocks are at hand on the other side; those that are not listed are spared."""
+
+    at_site: list[str] = Field(default_factory=list)
+    """The site has the whole disk: copies on the recovery side may be damaged."""
+    at_both: list[str] = Field(default_factory=list)
+    """The recovery side has the whole disk, too: the disk at the site may be damaged."""
 
 
 class FaultReport(WireModel):
@@ -141,6 +156,11 @@ class FaultInjector(Protocol):
 
         ``after`` counts only if ``epoch`` is that of the role; otherwise the report begins with the first injection.
         """
+        ...
+
+    @deadline(ANSWER_S)
+    async def note_copies(self, *, copies: DiskCopies) -> None:
+        """Limit rules with ``recoverable = true`` to these disks from now on; before the first call they spare all disks."""
         ...
 
 

@@ -156,6 +156,11 @@ class Layout:
         return self.faults / f"{self.injections.name}.1"
 
     @property
+    def fault_atlas(self) -> Path:
+        """The seed of the fault atlas, which counts as long as the rig (:mod:`siterig.scenarios.faults.atlas`)."""
+        return self.faults / "atlas-seed"
+
+    @property
     def fault_files(self) -> tuple[Path, ...]:
         """The files of one run with faults."""
         return self.fault_run, self.injections, self.former_injections, *self.faults.glob(f"{_LAST_FAULTS}*")

@@ -20,13 +20,15 @@ import structlog
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import loop_devices
-from siterig.core.fault_contract import FaultInjector, FaultPlan
+from siterig.core.fault_contract import FaultInjector, FaultPlan, InjectedFault
 from siterig.core.hosts import ROLES_OF_HOST
 from siterig.core.supervisor_contract import RoleFault, SupervisorControl
 from siterig.director.injectors import LayerInjector, not_possible
 from siterig.scenarios.faults.rules import FaultRule
 from siterig.scenarios.faults.schedule import ArmedRule, FaultDecision
 
+REPORTS_MAX = 20
+"""The most reports that are read for one power loss: twice as many as have all injections that a role keeps."""
 _log = structlog.get_logger("faults")
 
 
@@ -166,13 +168,11 @@ class MachineInjector(LayerInjector):
         _, plans = self._prepared[label]
         for host in hosts:
             injector, plan = self._injectors[host], plans[host]
-            before = await injector.fault_report(after=0, epoch="", patience_s=0.0)
+            before, epoch, _ = await _reported(injector)
             await injector.arm_faults(plans=[plan])
             await injector.set_fault_window(name=plan.name, is_open=True)
-            after = await injector.fault_report(after=before.sequence, epoch=before.epoch, patience_s=0.0)
-            words += [
-                f"{host}: {injected.done.partition('; ')[0]}" for injected in after.injections if injected.name == plan.name
-            ]
+            _, _, injections = await _reported(injector, after=before, epoch=epoch)
+            words += [f"{host}: {injected.done.partition('; ')[0]}" for injected in injections if injected.name == plan.name]
         return words
 
     async def _disks(self, rule: FaultRule) -> list[tuple[str, DiskInfo]]:
@@ -234,3 +234,15 @@ def _plan(armed: ArmedRule) -> FaultPlan:
         lost["survive"] = "random"
     name = f"{armed.label} (disks)"
     return FaultPlan(name=name, rule={"name": name, "where": place, "what": lost}, seed=armed.seed, is_open=False)
+
+
+async def _reported(injector: FaultInjector, after: int = 0, epoch: str = "") -> tuple[int, str, list[InjectedFault]]:
+    """Return the number of the newest injection, the epoch, and all injections after a number; a report has some of them."""
+    found: list[InjectedFault] = []
+    for _ in range(REPORTS_MAX):
+        report = await injector.fault_report(after=after, epoch=epoch, patience_s=0.0)
+        found += report.injections
+        after, epoch = report.sequence, report.epoch
+        if not report.injections:
+            break
+    return after, epoch, found

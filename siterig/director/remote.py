@@ -25,60 +25,35 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import (
     INJECTOR_LAYERS,
     LAYERS_OF_ROLE,
-    ArmedFaults,
+    DiskCopies,
     FaultCount,
     FaultInjector,
     FaultPlan,
     FaultReport,
 )
 from siterig.director.injectors import LayerInjector, not_possible
+from siterig.director.prompt_injector import PromptInjector
 from siterig.scenarios.faults.rules import FaultRule
 from siterig.scenarios.faults.schedule import ArmedRule, FaultSchedule
 
 T = TypeVar("T")
 PATIENCE_S = 2.5
 """One long poll."""
-CHANGE_S = 5.0
-"""The time within which a role carries out a change, or counts as away."""
-REPORT_S = 1.0
-"""The time within which a role reports, beside its patience."""
 RETRY_S = 1.0
 """The longest time between two attempts to reach a role that is away."""
 START_S = 5.0
 """The time that a role has from its question for rules until it answers; later it counts as away."""
 START_POLL_S = 0.01
 """The time between two attempts to reach a role that starts."""
+_NOTHING = FaultCount(matched=0, fired=0)
 _AWAY = (Code.RoleUnavailable, Code.RoleHung, Code.RoleHeld)
 _NEVER = 1 << 62
 """A number of changes that no role has."""
 _log = structlog.get_logger("faults")
 
 
-class _PromptInjector(FaultInjector):
-    """An injector whose calls end soon: a role that is stopped must not keep a change of other rules waiting."""
-
-    def __init__(self, role: str, injector: FaultInjector, clock: Clock) -> None:
-        self._role, self._injector, self._clock = role, injector, clock
-
-    async def _within(self, limit_s: float, call: Awaitable[T]) -> T:
-        with self._clock.move_on_after(limit_s):
-            return await call
-        raise RigError(
-            Code.RoleUnavailable, f"the {self._role} did not answer within {limit_s:g} s", recoverable=True, role=self._role
-        )
-
-    async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:
-        return await self._within(CHANGE_S, self._injector.arm_faults(plans=plans))
-
-    async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
-        return await self._within(CHANGE_S, self._injector.disarm_faults(names=names))
-
-    async def set_fault_window(self, *, name: str, is_open: bool) -> ArmedFaults:
-        return await self._within(CHANGE_S, self._injector.set_fault_window(name=name, is_open=is_open))
-
-    async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
-        call = self._injector.fault_report(after=after, epoch=epoch, patience_s=patience_s)
-        return await self._within(patience_s + REPORT_S, call)
+async def _look_nowhere() -> None:
+    pass
 
 
 @dataclass
@@ -88,6 +63,7 @@ class _RemoteRole:
     name: str
     injector: FaultInjector
     layers: tuple[str, ...]
+    schedule: FaultSchedule
     rules: dict[str, ArmedRule] = field(default_factory=dict)
     opened: dict[str, bool] = field(default_factory=dict)
     """The state of each rule's window there."""
@@ -99,8 +75,8 @@ class _RemoteRole:
     """True if the role has missed a change because it did not answer."""
     epoch: str = ""
     sequence: int = 0
-    before: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Matched and fired of each rule in former epochs."""
+    before: dict[str, FaultCount] = field(default_factory=dict)
+    """The counts of each rule in former epochs."""
     counts: dict[str, FaultCount] = field(default_factory=dict)
     changes: int = 0
     """Counts the changes of ``rules``."""
@@ -124,13 +100,13 @@ class _RemoteRole:
 
     def plan(self, armed: ArmedRule) -> FaultPlan:
         """Return a rule as the next process of the role gets it, with the counts that continue there."""
-        matched, _, _ = self.totals(armed.label)
         return FaultPlan(
             name=armed.label,
             rule=armed.rule.document(),
             seed=armed.seed,
             is_open=armed.window.is_open,
-            matched_before=matched,
+            atlas_seed=self.schedule.atlas_seed if armed.rule.spares_last_copies else None,
+            matched_before=self.totals(armed.label).matched,
             fired_before=armed.fired,
         )
 
@@ -152,8 +128,7 @@ class _RemoteRole:
     def end_epoch(self) -> None:
         """Note that the process has ended which reported so far."""
         for name in self.rules:
-            matched, fired, _ = self.totals(name)
-            self.before[name] = (matched, fired)
+            self.before[name] = self.totals(name)
         self.counts.clear()
 
     def begin_arming(self, rules: Sequence[ArmedRule]) -> None:
@@ -169,11 +144,15 @@ class _RemoteRole:
             self.armed_at[plan.name] = self.changes
             self.opened[plan.name] = self.given.get(plan.name, plan.is_open)
 
-    def totals(self, name: str) -> tuple[int, int, int | None]:
-        """Return matched, fired and the time of the last fault of a rule in this role."""
-        matched, fired = self.before.get(name, (0, 0))
-        count = self.counts.get(name)
-        return (matched, fired, None) if count is None else (matched + count.matched, fired + count.fired, count.last_ns)
+    def totals(self, name: str) -> FaultCount:
+        """Return the counts of a rule in this role, in all its processes."""
+        before, count = self.before.get(name, _NOTHING), self.counts.get(name, _NOTHING)
+        return FaultCount(
+            matched=before.matched + count.matched,
+            fired=before.fired + count.fired,
+            last_ns=count.last_ns,
+            spared=before.spared + count.spared,
+        )
 
 
 class RemoteInjector(LayerInjector):
@@ -184,6 +163,7 @@ class RemoteInjector(LayerInjector):
         roles: the injector of each role that has one.
         layers: the layers of each role.
         former: the values of :meth:`saved` at the end of the former director, for :meth:`resume`.
+        look_for_copies: calls :meth:`note_copies` with the disks that both sides have now.
         clock: the clock of retries.
     """
 
@@ -197,13 +177,14 @@ class RemoteInjector(LayerInjector):
         layers: Mapping[str, tuple[str, ...]] = LAYERS_OF_ROLE,
         *,
         former: Mapping[str, tuple[str, int]] | None = None,
+        look_for_copies: Callable[[], Awaitable[None]] = _look_nowhere,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._schedule = schedule
+        self._schedule, self._look_for_copies = schedule, look_for_copies
         self._clock = clock
         self._former = former or {}
         self._roles = {
-            name: _RemoteRole(name, _PromptInjector(name, injector, clock), tuple(layers[name]))
+            name: _RemoteRole(name, PromptInjector(name, injector, clock), tuple(layers[name]), schedule)
             for name, injector in roles.items()
         }
 
@@ -272,6 +253,8 @@ class RemoteInjector(LayerInjector):
             role.wake()
         for armed in rules:
             self._require_target(armed, targets[armed.label], away)
+        if any(armed.rule.spares_last_copies for armed in rules):
+            await self._look_for_copies()
 
     def _require_target(self, armed: ArmedRule, targets: Sequence[str], away: Mapping[str, RigError]) -> None:
         """Refuse a rule that matches nothing now, unless it waits for a moment at which there may be something."""
@@ -343,6 +326,19 @@ class RemoteInjector(LayerInjector):
                 raise
             role.is_stale = True
             role.wake()
+
+    async def note_copies(self, copies: DiskCopies) -> None:
+        """Let the roles with such rules know which disks both sides have; one that is away learns it at the next call."""
+        async with trio.open_nursery() as nursery:
+            for role in self._roles.values():
+                if any(armed.rule.spares_last_copies for armed in role.rules.values()):
+                    nursery.start_soon(self._note_copies_of, role, copies)
+
+    async def _note_copies_of(self, role: _RemoteRole, copies: DiskCopies) -> None:
+        try:
+            await role.injector.note_copies(copies=copies)
+        except RigError as error:
+            _log.debug("disk_copies_not_noted", role=role.name, reason=error.message)
 
     # --- counts and injections --------------------------------------------------------------------------------------
 
@@ -456,13 +452,14 @@ class RemoteInjector(LayerInjector):
     def _adopt_counts(self, name: str) -> None:
         totals = [role.totals(name) for role in self._roles.values() if name in role.rules]
         most = 1 if self._schedule.rule(name).rule.is_immediate else None  # it happens once, in whatever role
-        times = [last_ns for _, _, last_ns in totals if last_ns is not None]
+        times = [total.last_ns for total in totals if total.last_ns is not None]
         self._schedule.adopt_counts(
             name,
-            matched=_at_most(sum(matched for matched, _, _ in totals), most),
-            fired=_at_most(sum(fired for _, fired, _ in totals), most),
+            matched=_at_most(sum(total.matched for total in totals), most),
+            fired=_at_most(sum(total.fired for total in totals), most),
             last_ns=max(times, default=self._schedule.rule(name).last_ns),
             waiting=sum(role.counts[name].waiting for role in self._roles.values() if name in role.counts),
+            spared=sum(total.spared for total in totals),
         )
 
     async def _begin_epoch(self, role: _RemoteRole, epoch: str) -> None:
@@ -524,11 +521,11 @@ class RemoteInjector(LayerInjector):
                 and (count := report.counts.get(armed.label)) is not None
             ]
             if roles:  # the counts of processes that have ended meanwhile are those that no process reports
-                rest = (
-                    armed.matched - sum(count.matched for count in found),
-                    armed.fired - sum(count.fired for count in found),
+                roles[0].before[armed.label] = FaultCount(
+                    matched=max(0, armed.matched - sum(count.matched for count in found)),
+                    fired=max(0, armed.fired - sum(count.fired for count in found)),
+                    spared=max(0, armed.spared - sum(count.spared for count in found)),
                 )
-                roles[0].before[armed.label] = (max(0, rest[0]), max(0, rest[1]))
         for role in self._roles.values():
             report = reports[role.name]
             if report is not None and role.rules:

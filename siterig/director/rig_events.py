@@ -38,6 +38,7 @@ class RigEvents:
         supervisor: the changes of roles.
         site: the disk host whose positions rules wait for.
         role_ready: awaited with each role that became ready.
+        happened: called after each event.
         clock: the clock of retries.
     """
 
@@ -49,11 +50,12 @@ class RigEvents:
         supervisor: SupervisorControl,
         site: DiskHostControl,
         role_ready: Callable[[str], Awaitable[None]],
+        happened: Callable[[], None] = lambda: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._schedule = schedule
         self._vault, self._supervisor, self._site = vault, supervisor, site
-        self._role_ready = role_ready
+        self._role_ready, self._happened = role_ready, happened
         self._clock = clock
         self._vault_is_followed, self._roles_are_followed = trio.Event(), trio.Event()
 
@@ -93,6 +95,7 @@ class RigEvents:
     def _note(self, name: str, subject: str) -> None:
         for text in _names(name, subject):
             self._schedule.note_event(text)
+        self._happened()
 
     async def _follow_vault(self) -> None:
         after, epoch = None, ""

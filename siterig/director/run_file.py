@@ -4,7 +4,8 @@ Fault contract: ``run.json`` is replaced as a whole, so a director that is kille
 new one; the counts of operations may be half a second old.  It is not synced, because a power loss of the real machine ends
 the run.  Durations (``for``, ``time:``) begin again with the new director.  ``injections.jsonl`` grows up to
 ``INJECTION_BYTES_MAX``, then becomes ``injections.jsonl.1`` and replaces the former one.  Both files are those of the last
-time that the rig was up: they stay when it is down.
+time that the rig was up: they stay when it is down.  The seed of the fault atlas stays as long as the rig: with another one
+new damage could meet the copies that the old one has left.
 """
 
 from __future__ import annotations
@@ -67,11 +68,32 @@ def read_run(path: Path) -> SavedRun | None:
 
 def write_run(path: Path, run: SavedRun) -> None:
     """Replace the state of the run."""
+    _replace(path, json_text(run))
+
+
+def _replace(path: Path, text: str) -> None:
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     with os.fdopen(safe_files.open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w", encoding="utf-8") as file:
-        file.write(json_text(run))
+        file.write(text)
     new.replace(path)
+
+
+def read_atlas_seed(path: Path) -> int | None:
+    """Return the seed of the fault atlas of a rig; None if no rule has needed it."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _log.error("atlas_seed_unreadable", path=str(path), reason=str(error))
+        return None
+
+
+def write_atlas_seed(path: Path, seed: int) -> None:
+    """Keep the seed of the fault atlas of a rig, which does not change any more."""
+    if not path.exists():
+        _replace(path, f"{seed}\n")
 
 
 def state_of(schedule: FaultSchedule, roles: dict[str, tuple[str, int]]) -> SavedRun:

@@ -15,6 +15,7 @@ from siterig.blockfs.disk.disk_faults import DiskFaults, RulesChange
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.core.fault_contract import FaultCount, FaultPlan
 from siterig.faults.disk_mapping import MappedFault
+from siterig.scenarios.faults.atlas import FaultAtlas
 from siterig.scenarios.faults.rules import FaultRule
 
 
@@ -67,7 +68,8 @@ class ArmedDiskRule:
         titles: names of its disks for people.
         watch_scope: the watch of the file of ``while_file``; cancelled when the rule is removed.
         acted_ns: wall time at which an immediate rule acted; None: not yet.
-        ranges: start and length of the bytes of the file that the rule names, on each disk.
+        ranges: start and length of the bytes that the rule is for, on each disk; for rules whose ``where`` does not say it.
+        spared: the disks that the rule may not damage now, because no other copy of their blocks is known.
         lost_upto: the number of the last fault of the rule for which the power was lost.
     """
 
@@ -81,6 +83,7 @@ class ArmedDiskRule:
     crash_ids: dict[DiskFaults, int] = field(default_factory=dict)
     titles: dict[DiskFaults, str] = field(default_factory=dict)
     ranges: dict[DiskFaults, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    spared: set[DiskFaults] = field(default_factory=set)
     watch_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     acted_ns: int | None = None
     lost_upto: int = 0
@@ -128,8 +131,25 @@ class ArmedDiskRule:
         return fnmatch.fnmatchcase(disk.vm, where.vm or "*") and fnmatch.fnmatchcase(disk.name, where.disk or "*")
 
     def has_ranges_on(self, disk: DiskFaults) -> bool:
-        """Return True unless the rule names a file that is not on this disk."""
-        return self.rule.where.file is None or disk in self.ranges
+        """Return True unless nothing of this disk belongs to the rule: not the file that it names, and no region."""
+        return disk in self.ranges or (self.rule.where.file is None and not self.rule.spares_last_copies)
+
+    def is_on_for(self, disk: DiskFaults) -> bool:
+        """Return True if the rule counts and acts on this disk now."""
+        return self.is_on and disk not in self.spared
+
+    def find_regions(self, disk: OpenDisk) -> None:
+        """Limit a rule with ``recoverable = true`` to regions of a disk in which the disk of the site may be damaged."""
+        if not self.rule.spares_last_copies or self.plan.atlas_seed is None or not disk.faults.core.is_open:
+            return
+        where, atlas, name = self.rule.where, FaultAtlas(self.plan.atlas_seed), f"{disk.vm}/{disk.name}"
+        size = disk.faults.core.size_bytes
+        start = where.start or 0
+        whole = ((start, max(0, size - start) if where.length is None else min(where.length, max(0, size - start))),)
+        given = self.ranges.pop(disk.faults, ()) if where.file is not None else whole
+        found = [part for begin, length in given for part in atlas.within("site", name, begin, length)]
+        if found:
+            self.ranges[disk.faults] = tuple(found)
 
     def place(self) -> str:
         """Return the names that ``where`` has, as text for people."""
@@ -141,7 +161,7 @@ class ArmedDiskRule:
         if self.mapped.fault is None:
             return None
         ranges = self.ranges.get(disk, ())
-        return replace(self.mapped.fault, counter=self.counter, enabled=self.is_on, ranges=ranges)
+        return replace(self.mapped.fault, counter=self.counter, enabled=self.is_on_for(disk), ranges=ranges)
 
     def targets(self) -> list[str]:
         """Return the disks that the rule matches now, as text for people."""

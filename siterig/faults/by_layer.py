@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.core.fault_contract import ArmedFaults, FaultInjector, FaultPlan, FaultReport
+from siterig.core.fault_contract import ArmedFaults, DiskCopies, FaultInjector, FaultPlan, FaultReport
 from siterig.scenarios.faults.catalog import LayerName
 from siterig.scenarios.faults.rules import read_rule
 
@@ -70,3 +70,7 @@ class LayeredInjector(FaultInjector):
 
     async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
         return await self._reporter.fault_report(after=after, epoch=epoch, patience_s=patience_s)
+
+    async def note_copies(self, *, copies: DiskCopies) -> None:
+        for injector in dict.fromkeys(self._layers.values()):
+            await injector.note_copies(copies=copies)

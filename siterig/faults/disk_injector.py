@@ -32,7 +32,15 @@ from siterig.blockfs.disk.disk_faults import (
 )
 from siterig.blockfs.guests.file_ranges import ranges_of
 from siterig.blockfs.watch.file_existence import existence
-from siterig.core.fault_contract import ArmedFaults, FaultCount, FaultInjector, FaultPlan, FaultReport, InjectedFault
+from siterig.core.fault_contract import (
+    ArmedFaults,
+    DiskCopies,
+    FaultCount,
+    FaultInjector,
+    FaultPlan,
+    FaultReport,
+    InjectedFault,
+)
 from siterig.faults.armed_disk_rule import ArmedDiskRule, DiskChanges, OpenDisk
 from siterig.faults.disk_mapping import crash_fault, map_rule, refused
 from siterig.faults.disk_words import changed_ranges, done_words, loss_words, operation_words
@@ -59,6 +67,7 @@ class DiskInjector(FaultInjector):
     Args:
         list_disks: returns the open disks.
         must_match: refuse a rule that matches none of them; otherwise a disk that it matches may be opened later.
+        is_source: their blocks have copies on a recovery side, so rules with ``recoverable = true`` may damage them.
         injected: is awaited with injections that happened, before the operations that are held for them continue.
         log: the log of the process's injections; None for one of its own.
         clock: gives the times of faults without an operation.
@@ -69,11 +78,13 @@ class DiskInjector(FaultInjector):
         list_disks: Callable[[], Iterable[OpenDisk]],
         *,
         must_match: bool = False,
+        is_source: bool = False,
         injected: Callable[[Sequence[InjectedFault]], Awaitable[None]] = _tell_nobody,
         log: InjectionLog | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._list_disks, self._must_match, self._injected, self._clock = list_disks, must_match, injected, clock
+        self._is_source, self._copies = is_source, DiskCopies()
         self._lock = trio.Lock()
         self._armed: dict[str, ArmedDiskRule] = {}
         self._of_id: dict[int, ArmedDiskRule] = {}
@@ -106,7 +117,9 @@ class DiskInjector(FaultInjector):
                 self._check_matches(new)
             for armed in new:
                 self._check_range(armed)
+                self._check_source(armed)
                 await self._map_file(armed)
+                self._find_regions(armed)
                 armed.has_file = armed.while_file is None or armed.while_file.exists()
             position = await self._place(new)
             for armed in new:
@@ -129,6 +142,7 @@ class DiskInjector(FaultInjector):
         if self._must_match:
             self._check_matches([armed])
         self._check_range(armed)
+        self._check_source(armed)
 
     def _new(self, plans: Sequence[FaultPlan]) -> list[tuple[FaultPlan, FaultRule]]:
         """Return the plans that are not armed yet, with their rules."""
@@ -200,6 +214,23 @@ class DiskInjector(FaultInjector):
             sizes = ", ".join(f"{disk} has {disk.faults.core.size_bytes} bytes" for disk in disks)
             raise refused(armed.name, f"where.start: {start}: {sizes}; allowed: a byte of the disk")
 
+    def _check_source(self, armed: ArmedDiskRule) -> None:
+        """Refuse recoverable damage where there is no atlas: there is no recovery side."""
+        if armed.rule.spares_last_copies and armed.plan.atlas_seed is None:
+            why = "there is no recovery side here, which would have another copy; allowed: in a rig, or faults of reads"
+            raise refused(armed.name, f"expect.recoverable: true: {why}")
+
+    def _find_regions(self, armed: ArmedDiskRule) -> None:
+        """Find the regions that a rule may damage; refuse one that has none now."""
+        if not armed.rule.spares_last_copies or not self._is_source:
+            return
+        disks = [disk for disk in self._list_disks() if armed.matches(disk)]
+        for disk in disks:
+            armed.find_regions(disk)
+        if disks and not armed.ranges and armed.rule.when.after is None:
+            why = "no byte at this place is in a region in which the disk may be damaged; allowed: a longer range"
+            raise refused(armed.name, f"expect.recoverable: true: {why}")
+
     async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
         async with self._lock:
             gone = [self._armed[name] for name in dict.fromkeys(names) if name in self._armed]
@@ -238,6 +269,20 @@ class DiskInjector(FaultInjector):
         self._tell_soon(acted)
         return ArmedFaults(position=position, targets={name: armed.targets()})
 
+    async def note_copies(self, *, copies: DiskCopies) -> None:
+        async with self._lock:
+            if copies.at_both == self._copies.at_both:
+                return
+            self._copies = copies
+            rules = [armed for armed in self._armed.values() if armed.rule.spares_last_copies]
+            for armed in rules:
+                self._note_spared(armed)
+            await self._switch(rules)
+
+    def _note_spared(self, armed: ArmedDiskRule) -> None:
+        if armed.rule.spares_last_copies:
+            armed.spared = {disk for disk, title in armed.titles.items() if title not in self._copies.at_both}
+
     async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
         return await self._log.report(after=after, epoch=epoch, patience_s=patience_s)
 
@@ -256,6 +301,10 @@ class DiskInjector(FaultInjector):
         """
         for armed in self._armed.values():
             if not armed.matches(disk) or armed.rule.where.file is not None or disk.faults in armed.ids:
+                continue
+            if self._is_source:
+                armed.find_regions(disk)
+            if not armed.has_ranges_on(disk.faults):
                 continue
             changes = DiskChanges()
             self._plan_placing(changes, armed, disk)
@@ -284,6 +333,7 @@ class DiskInjector(FaultInjector):
 
     def _plan_placing(self, changes: DiskChanges, armed: ArmedDiskRule, disk: OpenDisk) -> None:
         armed.titles[disk.faults] = str(disk)
+        self._note_spared(armed)
         if armed.mapped.loss is not None and disk.faults.unsynced() is None:
             disk.faults.keep_unsynced()
             self._kept_unsynced.add(disk.faults)
@@ -333,7 +383,7 @@ class DiskInjector(FaultInjector):
             changes = DiskChanges()
             for armed in rules:
                 for disk, rule in armed.ids.items():
-                    (changes.enable if armed.is_on else changes.disable).setdefault(disk, []).append(rule)
+                    (changes.enable if armed.is_on_for(disk) else changes.disable).setdefault(disk, []).append(rule)
                 for disk, rule in armed.crash_ids.items() if not armed.is_on else ():
                     changes.detach.setdefault(disk, []).append(rule)
             return changes

@@ -75,12 +75,6 @@ def map_rule(name: str, rule: FaultRule, seed: int, *, is_awaited: bool = False)
     Raises:
         RigError: ``FaultNotPossible`` with the key, its value, and the remedy.
     """
-    if rule.expect.recoverable and not rule.destroys_nothing:
-        raise refused(
-            name,
-            "expect.recoverable: true: it is not known here which copies a block of a disk has; allowed: faults that change "
-            "what a read returns; leave the key out",
-        )
     if rule.is_immediate:
         return _immediate(name, rule, seed)
     if rule.what.lose is not None:

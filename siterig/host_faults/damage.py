@@ -9,6 +9,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.host_faults.host_rules import HostRule
 from siterig.host_faults.places import FileDamage, HostFile
 from siterig.host_faults.rule_book import RuleBook, flipped_bits
+from siterig.host_faults.written_bytes import nth_byte
 from siterig.scenarios.faults.catalog import IMMEDIATE
 from siterig.scenarios.faults.operations import FaultOperation
 from siterig.scenarios.faults.rules import mark_words
@@ -66,8 +67,8 @@ def _flip(rule: HostRule, files: list[HostFile]) -> FileDamage:
     if not stored:
         raise not_possible(rule, "no file at this place has stored bytes in this range now")
     file, ranges = stored[_choose(rule, len(stored))]
-    bits = flipped_bits(rule, _N, sum(end - start for start, end in ranges) * 8)
-    places = [_place(ranges, bit // 8) for bit in bits]
+    bits = flipped_bits(rule, _N, sum(length for _, length in ranges) * 8)
+    places = [nth_byte(ranges, bit // 8) for bit in bits]
     fd = os.open(file.path, os.O_RDWR | os.O_CLOEXEC)
     try:
         for place, bit in zip(places, bits, strict=True):
@@ -79,7 +80,7 @@ def _flip(rule: HostRule, files: list[HostFile]) -> FileDamage:
 
 
 def _stored_ranges(rule: HostRule, file: HostFile) -> list[tuple[int, int]]:
-    """Return start and end of the ranges of a file that hold data, within the range of the rule."""
+    """Return start and length of the ranges of a file that hold data, within the range of the rule."""
     fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size, at = os.fstat(fd).st_size, 0
@@ -92,19 +93,10 @@ def _stored_ranges(rule: HostRule, file: HostFile) -> list[tuple[int, int]]:
             at = os.lseek(fd, start, os.SEEK_HOLE)
             first, end = rule.overlap(start, at - start)
             if first < end:
-                found.append((first, end))
+                found.append((first, end - first))
     finally:
         os.close(fd)
     return found
-
-
-def _place(ranges: list[tuple[int, int]], byte: int) -> int:
-    """Return the offset in the file of a byte that is counted within the ranges."""
-    for start, end in ranges:
-        if byte < end - start:
-            return start + byte
-        byte -= end - start
-    raise AssertionError(f"byte {byte} is behind the last range")
 
 
 def _break_chain(book: RuleBook, rule: HostRule, files: list[HostFile]) -> FileDamage:

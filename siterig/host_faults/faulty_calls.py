@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,14 +26,12 @@ from siterig.cext._core import ffi, lib
 from siterig.host_faults.host_rules import HostRule
 from siterig.host_faults.places import HostFile
 from siterig.host_faults.rule_book import HostVerdict, RuleBook, flipped_bits, torn_ranges
+from siterig.host_faults.written_bytes import nth_byte, record_position
 from siterig.scenarios.faults.rules import mark_words
 
 SEGMENT_HEADER_BYTES = 128
 LINK_BYTES_MAX = 256
 """Longer writes are no links of a chain."""
-_RECORD = struct.Struct("<IB3xQQQQQ")
-"""Magic number, type, sequence number, position, time, offset and length of a record (docs/reference/formats/hrl.md)."""
-_RECORD_MAGIC = 0x52435253
 _OFFSETS_MAX = 1 << 63
 _NOT_LOOKED_UP = HostFile("log", "", "", "", Path())
 _log = structlog.get_logger("faults")
@@ -192,12 +189,13 @@ class FaultyCalls(HostCalls):
     def _write(self, file: HostFile, fd: int, pieces: list[memoryview], offset: int) -> int | None:
         """Write with the faults that the write meets, and return the bytes that were done; None if it meets none."""
         length = sum(map(len, pieces))
-        op, position, blocks = "write", None, None
+        op, position = "write", None
         if file.layer == "log":
             op = "rotate" if file.part == "segment" and (offset, length) == (0, SEGMENT_HEADER_BYTES) else "append"
             if op == "append" and file.part == "segment":
-                position, blocks = _record_of(pieces)
+                position = record_position(pieces)
         places = self._book.places_of(file)
+        written = places.written(file, op, pieces, offset) if self._book.spares_copies(file) else ()
         is_link = places.is_link(file, op, b"".join(pieces) if length <= LINK_BYTES_MAX else b"")
         ops = self._operations(file, op)
         verdict = None
@@ -212,12 +210,13 @@ class FaultyCalls(HostCalls):
                 skips=() if is_link else ("broken_chain",),
                 only=None if each == op else "full_after",
                 judged=None if each == op else op,
-                blocks=blocks,
+                written=lambda: written,
             )
             if verdict is None:
                 verdict = found
             elif found is not None:
                 verdict.hits += found.hits
+                verdict.allowed |= found.allowed
         if verdict is None:
             return None
         self._tear(verdict, fd, pieces, offset)
@@ -271,11 +270,13 @@ class FaultyCalls(HostCalls):
     def _flip(self, verdict: HostVerdict, data: memoryview, offset: int, where: str) -> None:
         for rule, n in verdict.with_effect("flip"):
             first, end = rule.overlap(offset, len(data))
-            bits = flipped_bits(rule, n, max(0, end - first) * 8)
-            for bit in bits:
-                data[first - offset + bit // 8] ^= 1 << bit % 8
+            ranges = verdict.allowed.get(rule.name, [(first, max(0, end - first))])
+            bits = flipped_bits(rule, n, sum(length for _, length in ranges) * 8)
+            places = [nth_byte(ranges, bit // 8) for bit in bits]
+            for place, bit in zip(places, bits, strict=True):
+                data[place - offset] ^= 1 << bit % 8
             count = "1 bit" if len(bits) == 1 else f"{len(bits)} bits"
-            self._record(verdict, rule, n, f"inverted {count} {where}", [(first + bit // 8, 1) for bit in bits])
+            self._record(verdict, rule, n, f"inverted {count} {where}", [(place, 1) for place in places])
 
     # --- failing --------------------------------------------------------------------------------------------------
 
@@ -450,17 +451,6 @@ def _write_whole(fd: int, data: memoryview, offset: int) -> int:
     while done < len(data):
         done += os.pwrite(fd, data[done:], offset + done)
     return done
-
-
-def _record_of(pieces: Sequence[memoryview]) -> tuple[int | None, tuple[int, int] | None]:
-    """Return the position of a record that is appended, and the range of the disk that it changes."""
-    head = bytes(pieces[0][: _RECORD.size]) if pieces else b""
-    if len(head) < _RECORD.size:
-        return None, None
-    magic, kind, _, position, _, offset, length = _RECORD.unpack(head)
-    if magic != _RECORD_MAGIC:
-        return None, None
-    return position, (offset, length) if kind in (1, 2, 3) else None
 
 
 def _new_bytes(file: HostFile, fd: int, offset: int, length: int) -> int:

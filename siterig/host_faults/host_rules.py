@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from siterig.blockfs.core import fault_decisions as decisions
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.fault_decisions import ALWAYS, UNLIMITED, Turns
-from siterig.core.fault_contract import FaultCount, FaultPlan
+from siterig.core.fault_contract import DiskCopies, FaultCount, FaultPlan
 from siterig.host_faults.places import HostFile, HostLayer
+from siterig.host_faults.written_bytes import WrittenBytes
+from siterig.scenarios.faults.atlas import FaultAtlas
 from siterig.scenarios.faults.catalog import PARTS
 from siterig.scenarios.faults.fitting import main_effects
-from siterig.scenarios.faults.operations import FaultOperation, OperationMatcher
+from siterig.scenarios.faults.operations import FaultOperation, OperationMatcher, OperationRange
 from siterig.scenarios.faults.rules import read_rule
 
 PART_OPERATIONS: Mapping[HostLayer, Mapping[str, tuple[str, ...]]] = {
@@ -54,10 +56,12 @@ class HostRule:
         self.rule = read_rule(plan.rule)
         self.is_open = plan.is_open
         self.matched, self.fired = self._before = plan.matched_before, plan.fired_before
-        self.filled_bytes = 0
+        self.spared = self.filled_bytes = 0
         self.last_ns: int | None = None
+        self._last_before_ns: int | None = None
         when, what = self.rule.when, self.rule.what
         self.effects = main_effects(what.keys())
+        self.atlas = None if plan.atlas_seed is None else FaultAtlas(plan.atlas_seed)
         self.turns = Turns(
             stream=decisions.stream_of(self.rule.seed if self.rule.seed is not None else plan.seed, plan.name),
             occurrence=when.occurrence or 0,
@@ -80,19 +84,16 @@ class HostRule:
             parts &= set(_EFFECT_PARTS.get(effect, {}).get(self.layer, parts))
         return frozenset(parts)
 
-    def check(self, layers: Collection[HostLayer], *, knows_copies: bool) -> None:
-        """Check that the rule can be armed in this process.
+    def check(self, layers: Collection[HostLayer]) -> None:
+        """Check that the rule can be armed in this process, which has the files of these layers.
 
-        Args:
-            layers: the layers whose files this process has.
-            knows_copies: True if it is known which copies a block has.
         Raises:
             RigError: ``FaultNotPossible``.
         """
-        for key, why in self._problems(layers, knows_copies=knows_copies):
+        for key, why in self._problems(layers):
             raise RigError(Code.FaultNotPossible, f"fault {self.name!r}: {key}: {why}")
 
-    def _problems(self, layers: Collection[HostLayer], *, knows_copies: bool) -> Iterator[tuple[str, str]]:
+    def _problems(self, layers: Collection[HostLayer]) -> Iterator[tuple[str, str]]:
         where, rule = self.rule.where, self.rule
         if where.layer not in layers:
             yield "where.layer", f"{where.layer!r} has no files in this process; allowed: {', '.join(sorted(layers))}"
@@ -107,19 +108,6 @@ class HostRule:
                     yield "where.op", f"{part!r} has no operation {op!r}; allowed: {', '.join(operations[part])}"
             if not set(rule.operations) & set(operations[part]):
                 yield "where.part", f"{part!r} has no operation that meets {effects}"
-        if rule.expect.recoverable and not rule.destroys_nothing:
-            yield from self._recovery_problems(knows_copies=knows_copies)
-
-    def _recovery_problems(self, *, knows_copies: bool) -> Iterator[tuple[str, str]]:
-        key = "expect.recoverable"
-        if self.layer == "store":
-            why = "the recovery side does not know which other copies a block has"
-            yield key, f"true: {why}; allowed: op = read, or the layer log"
-        elif not knows_copies:
-            yield key, "true: it is not known in this process which copies a block has"
-        elif self.rule.operations != ("append",) or self.rule.where.part not in (None, "segment"):
-            why = "the blocks are known of records that are appended"
-            yield key, f"true: {why}; write op = append and part = segment, or op = read"
 
     # --- deciding -------------------------------------------------------------------------------------------------
 
@@ -171,12 +159,42 @@ class HostRule:
         if not self.turns.fires(self.matched, self.fired):
             return None
         self.fired += 1
-        self.last_ns = now_ns
+        self._last_before_ns, self.last_ns = self.last_ns, now_ns
         return self.matched
 
     def take_back(self) -> None:
         """Undo the last decision: the fault did not happen."""
         self.fired -= 1
+        self.last_ns = self._last_before_ns
+
+    def spare(self) -> None:
+        """Undo the last decision: the damage might have been that of the last copy."""
+        self.take_back()
+        self.spared += 1
+
+    def may_damage(self, file: HostFile, written: Sequence[WrittenBytes], copies: DiskCopies) -> list[OperationRange]:
+        """Return start and length of the bytes of a write, in the file, that have another copy: the rule may damage them.
+
+        Args:
+            file: the file.
+            written: the bytes of the disk that the write stores.
+            copies: the disks that the other side has.
+        """
+        disk, atlas = file.owner, self.atlas
+        if file.layer == "store" and (atlas is None or not file.vm or disk not in copies.at_site):
+            return []
+        found: list[OperationRange] = []
+        for each in written:
+            allowed = [(each.disk_at, each.disk_length)]  # without an atlas it is a mount: the disk itself has the block
+            if atlas is not None:
+                allowed = list(atlas.within("copies", disk, each.disk_at, each.disk_length))
+            if each.is_whole:
+                allowed = [(each.disk_at, each.length)] if allowed == [(each.disk_at, each.disk_length)] else []
+            for start, length in allowed:
+                first, end = self.overlap(each.at + start - each.disk_at, length)
+                if first < end:
+                    found.append((first, end - first))
+        return found
 
     @property
     def fails_operation(self) -> bool:
@@ -187,7 +205,7 @@ class HostRule:
     def count(self) -> FaultCount:
         """Return the counts of this process."""
         matched, fired = self._before
-        return FaultCount(matched=self.matched - matched, fired=self.fired - fired, last_ns=self.last_ns)
+        return FaultCount(matched=self.matched - matched, fired=self.fired - fired, last_ns=self.last_ns, spared=self.spared)
 
 
 def _matches(pattern: str, name: str | None) -> bool:

@@ -16,7 +16,7 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.json_text import json_text
-from siterig.core.fault_contract import ArmedFaults, FaultInjector, FaultPlan, FaultReport
+from siterig.core.fault_contract import ArmedFaults, DiskCopies, FaultInjector, FaultPlan, FaultReport
 from siterig.faults.injection_log import InjectionLog
 from siterig.host_faults import damage
 from siterig.host_faults.disk_names import DiskNames
@@ -24,7 +24,6 @@ from siterig.host_faults.faulty_calls import FaultyCalls
 from siterig.host_faults.host_rules import HostRule
 from siterig.host_faults.places import FilePlaces, HostLayer
 from siterig.host_faults.rule_book import RuleBook
-from siterig.scenarios.faults.atlas import FaultAtlas
 
 TARGETS_MAX = 20
 """At most so many files of a rule are listed."""
@@ -47,7 +46,6 @@ class HostFileInjector(FaultInjector):
         must_match: refuse a rule that matches no file now; otherwise another process may have such files.
         names: the names of the managed disks, which are asked for while rules are armed; None without managed disks.
         clock: the time of injections.
-        atlas: the intact copies of blocks, for rules with ``recoverable = true``; None if they are not known here.
         last_report: the file in which a process that a rule kills leaves its report, if it cannot wait for the director to
             get it; None without a successor.
     """
@@ -60,10 +58,9 @@ class HostFileInjector(FaultInjector):
         must_match: bool = False,
         names: DiskNames | None = None,
         clock: Clock = SYSTEM_CLOCK,
-        atlas: FaultAtlas | None = None,
         last_report: Path | None = None,
     ) -> None:
-        self._book = RuleBook(places, clock=clock, atlas=atlas, lent_layers=lent_layers)
+        self._book = RuleBook(places, clock=clock)
         self._calls = FaultyCalls(self._book)
         self.log = InjectionLog(self._book.counts, clock)
         self._lent, self._must_match, self._names, self._clock = frozenset(lent_layers), must_match, names, clock
@@ -179,6 +176,9 @@ class HostFileInjector(FaultInjector):
         report = await self.log.report(after=after, epoch=epoch, patience_s=patience_s)
         self._epoch = report.epoch
         return report
+
+    async def note_copies(self, *, copies: DiskCopies) -> None:
+        self._book.copies = copies
 
     def _note_news(self) -> None:
         for injected in self._book.take_injections():

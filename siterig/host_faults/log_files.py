@@ -21,6 +21,7 @@ from siterig.host_faults.places import (
     final_name,
     forms_of,
 )
+from siterig.host_faults.written_bytes import WrittenBytes, record_bytes
 
 _LOG_FILE = re.compile(r"(?P<name>.+)\.(?:(?P<segment>\d{6,}\.hrl|(?P<spare>spare|recycled))|(?P<dirty>dirty)|snapshot)")
 _CLOSED = ".hrl"
@@ -39,6 +40,9 @@ class _LogFiles(FilePlaces):
     def broken_link(self, file: HostFile, data: bytes, fd: int) -> bytes:
         header = decode_header(file.path, data)
         return encode_header(replace(header, first_seq=header.first_seq + 1))
+
+    def written(self, file: HostFile, op: str, pieces: Sequence[bytes | memoryview], offset: int) -> Sequence[WrittenBytes]:
+        return record_bytes(pieces, offset) if (file.part, op) == ("segment", "append") else ()
 
     def break_chain(self, files: Sequence[HostFile], choose: Choice) -> FileDamage | None:
         """Exchange the names of two neighbouring segments."""

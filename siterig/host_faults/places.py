@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from siterig.host_faults.written_bytes import WrittenBytes
+
 HostLayer = Literal["log", "store"]
 NEW_FOLDER = ".new-"
 """The beginning of the name of a folder that is being created."""
@@ -89,6 +91,10 @@ class FilePlaces(Protocol):
 
     def broken_link(self, file: HostFile, data: bytes, fd: int) -> bytes:
         """Return the bytes of a broken link; a copy of the link in the file is changed, too."""
+        ...
+
+    def written(self, file: HostFile, op: str, pieces: Sequence[bytes | memoryview], offset: int) -> Sequence[WrittenBytes]:
+        """Return the bytes of the disk that a write stores, as far as they are known; called for each write, in order."""
         ...
 
     def break_chain(self, files: Sequence[HostFile], choose: Choice) -> FileDamage | None:

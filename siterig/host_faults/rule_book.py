@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,11 @@ import structlog
 from siterig.blockfs.core import fault_decisions as decisions
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.core.fault_contract import FaultCount, FaultPlan, InjectedFault
+from siterig.core.fault_contract import DiskCopies, FaultCount, FaultPlan, InjectedFault
 from siterig.host_faults.host_rules import HostRule
 from siterig.host_faults.places import FilePlaces, HostFile, HostLayer
-from siterig.scenarios.faults.atlas import FaultAtlas
+from siterig.host_faults.written_bytes import WrittenBytes
+from siterig.scenarios.faults.catalog import READS
 from siterig.scenarios.faults.operations import FaultOperation, OperationRange
 
 KILL_AFTER_S = 2.0
@@ -38,11 +39,13 @@ class HostVerdict:
         file: the file.
         operation: the operation.
         hits: the rules that fire, with the number of the operation, in the order of arming.
+        allowed: start and length of the bytes in the file that a rule may damage; for rules that must ask.
     """
 
     file: HostFile
     operation: FaultOperation
     hits: list[tuple[HostRule, int]] = field(default_factory=list)
+    allowed: dict[str, list[OperationRange]] = field(default_factory=dict)
 
     def with_effect(self, effect: str, *, late: bool | None = None) -> list[tuple[HostRule, int]]:
         """Return the rules with an effect, and with that timing if one is given."""
@@ -63,8 +66,6 @@ class RuleBook:
     Args:
         places: the files, one for each layer.
         clock: the time of injections.
-        atlas: the intact copies of blocks, for rules with ``recoverable = true``; None if they are not known.
-        lent_layers: layers whose files belong to another process, which knows their copies.
     """
 
     def __init__(
@@ -72,15 +73,15 @@ class RuleBook:
         places: Sequence[FilePlaces],
         *,
         clock: Clock = SYSTEM_CLOCK,
-        atlas: FaultAtlas | None = None,
-        lent_layers: Collection[HostLayer] = (),
     ) -> None:
         self.places = tuple(places)
         self.has_news: Callable[[], None] = lambda: None
         """Called without the lock after each injection, in any thread."""
         self.leave_report: Callable[[], bool] = lambda: False
         """Leaves the report of a process that a rule kills for the next one; returns False if this thread cannot."""
-        self._clock, self._atlas, self._lent = clock, atlas, frozenset(lent_layers)
+        self.copies = DiskCopies()
+        """The disks that rules with ``recoverable = true`` may damage."""
+        self._clock = clock
         self._lock = threading.Lock()
         self._own = _OwnCalls()
         self._rules: dict[str, HostRule] = {}
@@ -114,7 +115,7 @@ class RuleBook:
             RigError: ``FaultNotPossible``, ``InvalidFault``.
         """
         rule = HostRule(plan)
-        rule.check(self.layers, knows_copies=self._atlas is not None or rule.layer in self._lent)
+        rule.check(self.layers)
         return rule
 
     def remove(self, names: Sequence[str]) -> dict[str, FaultCount]:
@@ -137,6 +138,11 @@ class RuleBook:
                 known = ", ".join(self._rules) or "none"
                 raise RigError(Code.FaultNotPossible, f"fault {name!r}: is not armed in this process; armed: {known}")
             return self._rules[name]
+
+    def spares_copies(self, file: HostFile) -> bool:
+        """Return True if a rule for the file asks which bytes of the disk are written to it."""
+        with self._lock:
+            return any(rule.rule.spares_last_copies and rule.is_about(file) for rule in self._rules.values())
 
     def rules(self) -> list[HostRule]:
         """Return all rules in the order of arming."""
@@ -170,7 +176,7 @@ class RuleBook:
         skips: Sequence[str] = (),
         only: str | None = None,
         judged: str | None = None,
-        blocks: OperationRange | None = None,
+        written: Callable[[], Sequence[WrittenBytes]] = list,
     ) -> HostVerdict | None:
         """Count an operation, and return the faults that it meets; None if it meets none.
 
@@ -184,7 +190,7 @@ class RuleBook:
             skips: effects that cannot happen to this operation, which is not counted then.
             only: the only effect that can happen.
             judged: another name of the operation: rules that are for it have judged it already.
-            blocks: start and length on the disk of the bytes that it writes, if they are known.
+            written: returns the bytes of the disk that it writes, as far as they are known.
         """
         if self._own.is_own:
             return None
@@ -204,25 +210,16 @@ class RuleBook:
                 n = rule.decide(self._clock.wall_ns())
                 if n is None:
                     continue
-                if self._asks_atlas(rule) and not self._is_recoverable(file, blocks):
-                    rule.take_back()
-                    continue
+                if rule.rule.spares_last_copies and op not in READS and file.part != "checkpoint":  # a cache, without blocks
+                    verdict.allowed[rule.name] = rule.may_damage(file, written(), self.copies)
+                    if not verdict.allowed[rule.name]:
+                        rule.spare()
+                        continue
                 verdict.hits.append((rule, n))
             if any(rule.fails_operation for rule, _ in verdict.hits):
                 for rule, new in taken:
                     rule.filled_bytes -= new  # nothing is written
         return verdict if verdict.hits else None
-
-    def _asks_atlas(self, rule: HostRule) -> bool:
-        return rule.rule.expect.recoverable and not rule.rule.destroys_nothing
-
-    def _is_recoverable(self, file: HostFile, blocks: OperationRange | None) -> bool:
-        """Ask the atlas: the guest writes these blocks to its disk and to the log now; the disk keeps them."""
-        if self._atlas is None or blocks is None or not blocks[1]:
-            return False
-        self._atlas.note_write("disk", file.owner, *blocks)
-        self._atlas.add_copy("log", file.owner, *blocks)
-        return self._atlas.try_destroy("log", file.owner, *blocks)
 
     @contextmanager
     def unobserved(self) -> Iterator[None]:

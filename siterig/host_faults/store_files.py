@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from siterig.azure_emu.disks.base_image import BASE
 from siterig.azure_emu.disks.frames import FRONT_MAGIC, HEADER_BYTES, DiskUuid, Frame, decode_header, encode_header
 from siterig.azure_emu.disks.journal import journal_file_path
 from siterig.azure_emu.disks.loader import load_history
@@ -23,6 +24,7 @@ from siterig.host_faults.places import (
     final_name,
     forms_of,
 )
+from siterig.host_faults.written_bytes import SegmentWalk, WrittenBytes
 
 _PARTS = (
     (re.compile(r"base\.\w+"), "base"),
@@ -43,6 +45,8 @@ class ManagedDisks(FilePlaces):
 
     root: Path
     name_of: Callable[[str], tuple[str, str] | None] = lambda _disk_id: None
+    _segments: dict[Path, SegmentWalk] = field(default_factory=dict, init=False, compare=False)
+    """The segments that are being written, by their journal."""
 
     @property
     def layer(self) -> HostLayer:
@@ -73,6 +77,23 @@ class ManagedDisks(FilePlaces):
         disk_id = file.path.parent.parent.name.removeprefix(NEW_FOLDER)
         frame = decode_header(data, journal_file=int(file.path.stem), disk=DiskUuid.of(disk_id))
         return _break(fd, frame)
+
+    def written(self, file: HostFile, op: str, pieces: Sequence[bytes | memoryview], offset: int) -> Sequence[WrittenBytes]:
+        if op != "write":
+            return ()
+        name = final_name(file.path.name)
+        if name == BASE:
+            length = sum(map(len, pieces))
+            return (WrittenBytes(offset, length, offset, length),)
+        return self._written_to_journal(file.path, b"".join(pieces), offset) if file.part == "journal" else ()
+
+    def _written_to_journal(self, path: Path, data: bytes, offset: int) -> Sequence[WrittenBytes]:
+        """Return the blocks of the records of a segment; the rest of a frame has no copies of blocks."""
+        walk = SegmentWalk.of(data, offset) or self._segments.pop(path, None)
+        found = None if walk is None else walk.follow(data, offset)
+        if walk is not None and found is not None:
+            self._segments[path] = walk
+        return found or ()
 
     def break_chain(self, files: Sequence[HostFile], choose: Choice) -> FileDamage | None:
         """Change the number of a frame, in its header and in the copy."""

@@ -121,6 +121,7 @@ class _LocalDisks(LayerInjector):
                         fired=count.fired,
                         last_ns=count.last_ns,
                         waiting=count.waiting,
+                        spared=count.spared,
                     )
 
     def _adopt(self, injected: InjectedFault) -> None:

@@ -23,6 +23,7 @@ from siterig.core.fault_contract import (
     ASK_FOR_RULES,
     RULES_WAIT_S,
     ArmedFaults,
+    DiskCopies,
     FaultInjector,
     FaultPlan,
     FaultReport,
@@ -155,6 +156,9 @@ class RoleInjector(FaultInjector):
     async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
         return await (await self._injector()).fault_report(after=after, epoch=epoch, patience_s=patience_s)
 
+    async def note_copies(self, *, copies: DiskCopies) -> None:
+        await (await self._injector()).note_copies(copies=copies)
+
 
 def _take_report(path: Path) -> FaultReport | None:
     """Return the report that a former process left, and remove it; None if there is none that can be read."""
@@ -203,7 +207,6 @@ def of_disk_host(served: ServedDisks, layout: Layout, role: str, clock: Clock) -
     from siterig.faults.disk_injector import DiskInjector  # noqa: PLC0415
     from siterig.host_faults.injector import HostFileInjector  # noqa: PLC0415
     from siterig.host_faults.log_files import DiskHostLogs  # noqa: PLC0415
-    from siterig.scenarios.faults.atlas import FaultAtlas  # noqa: PLC0415
 
     places: list[FilePlaces] = [DiskHostLogs(served.root)]
     names = None
@@ -212,16 +215,14 @@ def of_disk_host(served: ServedDisks, layout: Layout, role: str, clock: Clock) -
 
         names = _names(layout, role, clock)
         places.append(ManagedDisks(layout.managed_disks, names.name_of))
-    files = HostFileInjector(
-        places,
-        lent_layers=["store"],
-        names=names,
-        atlas=FaultAtlas(),
-        clock=clock,
-        last_report=layout.last_faults(role),
-    )
+    files = HostFileInjector(places, lent_layers=["store"], names=names, clock=clock, last_report=layout.last_faults(role))
     mountpoint = served.mountpoint
-    disks = DiskInjector(lambda: [disk_below(mountpoint, disk) for disk in served.all()], log=files.log, clock=clock)
+    disks = DiskInjector(
+        lambda: [disk_below(mountpoint, disk) for disk in served.all()],
+        is_source=role == "site",
+        log=files.log,
+        clock=clock,
+    )
     served.report_opened = lambda disk: disks.disk_opened(disk_below(mountpoint, disk))
     return MadeInjector(LayeredInjector({"disk": disks, "log": files, "store": files}, files), (disks, files))
 

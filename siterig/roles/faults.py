@@ -23,8 +23,10 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
     rig = DirectedRig(
         run_file=layout.fault_run,
         injection_file=layout.injections,
+        atlas_file=layout.fault_atlas,
         supervisor=directory.supervisor(layout, DIRECTOR),
         moments=directory.moments(layout, DIRECTOR),
+        items=directory.vault(layout, DIRECTOR),
         hosts={"site": directory.site(layout, DIRECTOR), "azure": directory.azure(layout, DIRECTOR)},
         injectors={
             "site": directory.site_faults(layout, DIRECTOR),

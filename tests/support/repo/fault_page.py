@@ -146,9 +146,30 @@ _EXPECT = """
 | --- | --- |
 """
 _TAIL = """
-`recoverable = true` is possible where it is known that another copy stays intact. A fault that only changes what a read returns destroys nothing: `read` of a disk, a change log or
-a managed disk, and `GetBlob`. For records that are appended to a change log (`log append`, part `segment`) the fault atlas decides: the disk must have the block. Every other rule
-with it is refused, because the other copies are not known there.
+### Damage of which another copy stays
+
+A block of a protected disk has copies: on the site's disk, in the change log, in the cache account, on the managed disk. With `recoverable = true` faults never damage all of
+them. The *fault atlas* divides each disk into regions, in pairs: in one region of a pair such faults may damage the disk at the site, and nothing else; in the other one the change
+log and the managed disk, and never the disk at the site. Regions have 1 MiB below 1 GiB, and twice as much in each octave above. The seed and the name of the disk, `VM/NAME`, decide
+which region of a pair is which. The seed is that of the first such rule of the rig, and stays as long as the rig ([why](../internals/decisions/0031-fault-atlas.md)).
+
+| rule | limited to | other condition |
+| --- | --- | --- |
+| `read` with any fault but `bad_sectors`, and `GetBlob` | nothing: it changes only what the read returns | none |
+| `disk` with `bad_sectors` | regions of the site; a disk at the site | the recovery side has the whole VM: state `Protected`, no resync is due, neither host is held down |
+| `log append` with `flip` or `tear` | records whose blocks are all in regions of copies; in a mount without a rig all records | none: the disk itself has the block |
+| `store write` with `flip` or `tear` | bytes of blocks in regions of copies, in records of the journal and in `base.img`; `tear`: writes with such bytes | the VM runs at the site, from its initial replication on, and the site is not held down |
+| `store` with `part = checkpoint` | nothing: a checkpoint is a cache | none |
+| `blob` with `flip`, `lost` or `account` | nothing: the source of each upload is kept until the recovery side has it durably, and it is sent again | none |
+
+Every other rule with it is refused, with its reason: faults of writes to a disk act before the change log, so every copy gets the damage; a lost file or a broken chain takes blocks of
+every region; a power loss is taken back by writes that the log records.
+
+- The conditions are looked at while such a rule is armed: after each event of the vault, after each change of a role, and once a second. A failover does not wait for that. Damage that
+  began before it stays: end such rules before a failover or the loss of a site that is to lose nothing.
+- A damaged record makes a resync due. Then bad sectors end, because the recovery side lacks later writes. Copies and comparisons read the bytes of bad sectors at any time.
+- The list of faults counts as `spared` operations that met no fault because of it. Reads outside of the regions of `bad_sectors` do not match, and are not counted at all.
+- A VM that is renamed has other regions. Remove these rules before, and resync if they have fired.
 
 ## See also
 

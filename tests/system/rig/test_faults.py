@@ -6,10 +6,12 @@ import contextlib
 import errno
 import mmap
 import os
+import random
 import resource
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from siterig.blockfs.guests import loop_devices
 from siterig.cli import power
 from siterig.cli.power import PowerTarget
 from siterig.core.fault_contract import FaultControl
+from siterig.scenarios.faults.atlas import ATLAS_REGION_BYTES
 from siterig.scenarios.faults.records import RuleStatus
 from siterig.scenarios.faults.rules import read_rule
 from siterig.supervisor.role_faults import children_of
@@ -32,6 +35,8 @@ pytestmark = pytest.mark.system
 
 VM = "web01"
 DISK_BYTES = 8 << 20
+KEPT_BYTES, CHUNK_BYTES = 64 << 10, 64 << 10
+"""Bytes of each region that random writes leave to the other steps, and of a random write."""
 WITHIN_S = 60
 """The time limit of a wait, far beyond the promised times."""
 
@@ -96,6 +101,7 @@ async def test_faults_of_a_rig_are_in_force_recorded_and_undone(tmp_path: Path) 
         await a_guest_meets_an_error_once(steps)
         await a_change_log_without_room_refuses_a_write(steps)
         await a_managed_disk_that_fails_once_takes_the_next_point(steps)
+        await random_damage_leaves_each_block_a_copy(steps, random.randrange(10**9))
         await a_killed_director_continues(steps)
         await the_first_operation_of_a_killed_disk_host_meets_the_rules(steps)
         await a_rule_kills_a_disk_host_once_while_it_starts(steps)
@@ -150,6 +156,89 @@ async def a_managed_disk_that_fails_once_takes_the_next_point(steps: Steps) -> N
     assert made.position in {point.position for point in await steps.rig.vault.points(vm=VM)}
     (item,) = await steps.rig.vault.items()
     assert item.resynchronizationRequired is None
+
+
+async def random_damage_leaves_each_block_a_copy(steps: Steps, seed: int) -> None:
+    print(f"seed of the random damage: {seed}")
+    rng, guest = random.Random(seed), {disk: bytearray(steps.path(disk).read_bytes()) for disk in ("os", "data")}
+
+    async def add(*rules: str) -> None:
+        documents = [read_rule(f"{rule} recoverable=true fired=any").document() for rule in rules]
+        await steps.director.add_faults(rules=documents, seed=seed)
+
+    def write() -> None:
+        for disk, data in guest.items():
+            for region in range(0, DISK_BYTES, ATLAS_REGION_BYTES):  # so each kind of region has new bytes
+                at = region + rng.randrange(KEPT_BYTES, ATLAS_REGION_BYTES - CHUNK_BYTES, 4096)
+                data[at : at + CHUNK_BYTES] = rng.randbytes(CHUNK_BYTES)
+                steps.write(disk, bytes(data[at : at + CHUNK_BYTES]), at, sync=True)
+
+    await add(
+        "store web01/* write flip.bits=3 name=bits",
+        "blob */log/* PutBlob flip=true times=1 name=blob",
+    )
+    write()
+    await steps.rig.vault.create_point(vm=VM, kind="CrashConsistent", name="damaged")
+    await add("disk web01/* start=2MiB length=2MiB bad_sectors=true name=sectors")
+    hurt = await damage_of(steps, guest, "damaged")
+    assert all(hurt[side, disk] for side in ("site", "recovery") for disk in guest), "every copy of every disk is damaged"
+    rules = await steps.rules()
+    assert all(rules[name].fired for name in ("bits", "blob"))
+    assert rules["bits"].spared, "headers and checksums"
+
+    await add("log web01/* append flip=true times=1 name=record")
+    write()
+    await steps.director.wait_fired(name="record", times=1)
+
+    async def needs_resync() -> bool:
+        return (await steps.rig.vault.items())[0].resynchronizationRequired is not None
+
+    async def is_readable() -> bool:
+        return not any(unreadable(steps.path(disk), bytes(data)) for disk, data in guest.items())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(steps.rig.vault.create_point, vm=VM, kind="CrashConsistent", name="never"))
+        await until("a record that the agent does not send", needs_resync)
+        await until("the end of the bad sectors while the recovery side lacks a record", is_readable)
+        nursery.cancel_scope.cancel()
+    for name in ("bits", "blob", "sectors", "record"):
+        await steps.director.remove_fault(name=name)
+    await ended(steps.rig, await steps.rig.vault.resync(vm=VM))
+    await steps.rig.vault.create_point(vm=VM, kind="CrashConsistent", name="whole")
+    assert not any((await damage_of(steps, guest, "whole")).values())
+
+
+async def damage_of(steps: Steps, guest: dict[str, bytearray], point: str) -> dict[tuple[str, str], set[int]]:
+    """Return the blocks that a side cannot read; the others are right, and no block is damaged on both sides."""
+    mounted = await steps.rig.vault.mount_point(vm=VM, point=point)
+    found: dict[tuple[str, str], set[int]] = {}
+    for disk in mounted.disks:
+        for side, path in (("site", steps.path(disk.name)), ("recovery", Path(disk.path))):
+            found[side, disk.name] = await trio.to_thread.run_sync(unreadable, path, bytes(guest[disk.name]))
+        both = found["site", disk.name] & found["recovery", disk.name]
+        assert not both, f"{disk.name} has lost the blocks at {sorted(both)}"
+    await steps.rig.vault.unmount_point(vm=VM, name=mounted.name)
+    return found
+
+
+def unreadable(path: Path, wanted: bytes, start: int = 0, length: int = DISK_BYTES, step: int = 64 << 10) -> set[int]:
+    """Return the offsets of the blocks that cannot be read, and check the others."""
+    found = set[int]()
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        for at in range(start, start + length, step):
+            try:
+                data = os.pread(fd, step, at)
+            except OSError as error:
+                assert error.errno == errno.EIO
+                data = b""
+            assert data == wanted[at : at + len(data)], f"{path}: wrong bytes at {at}"
+            if len(data) < step:  # some block of these
+                found |= unreadable(path, wanted, at, step, 4096) if step > 4096 else {at}
+    finally:
+        os.close(fd)
+    return found
 
 
 async def a_killed_director_continues(steps: Steps) -> None:

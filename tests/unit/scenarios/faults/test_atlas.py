@@ -1,70 +1,63 @@
-"""The fault atlas never lets the last intact copy of a block be destroyed."""
+"""The fault atlas: regions of a disk come in pairs, and no block may be damaged on both sides."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siterig.scenarios.faults.atlas import ATLAS_BLOCK_BYTES, BlockRanges, FaultAtlas
+from siterig.scenarios.faults.atlas import ATLAS_REGION_BYTES, FaultAtlas, region_of
 from tests.support.repo.examples import examples
 
-COPIES = ["disk", "log", "store"]
-BLOCKS = 24
-RANGES = st.tuples(st.integers(0, BLOCKS - 1), st.integers(1, 8))
+BLOCK_BYTES = 4096
+SEEDS = st.integers(0, 1 << 62)
+DISKS = st.sampled_from(["web01/os", "web01/data", "db/data"])
+OFFSETS = st.one_of(st.integers(0, 1 << 32), st.integers(0, 1 << 46))
+LENGTHS = st.one_of(st.integers(1, 64 << 10), st.integers(1, 64 << 20))
 
 
 @settings(max_examples=examples(200))
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, BLOCKS), st.integers(0, BLOCKS)), max_size=40))
-def test_ranges_of_blocks_are_a_set(changes: list[tuple[bool, int, int]]) -> None:
-    ranges, model = BlockRanges(), set[int]()
-    for is_added, start, end in changes:
-        if is_added:
-            ranges.add(start, end)
-            model |= set(range(start, end))
-        else:
-            ranges.remove(start, end)
-            model -= set(range(start, end))
-        held = ranges.within(0, BLOCKS + 1)
-        assert {block for from_, upto in held for block in range(from_, upto)} == model
-        assert all(one[1] < other[0] for one, other in pairwise(held)), "ranges touch"
-        assert {block for from_, upto in ranges.within(5, 11) for block in range(from_, upto)} == model & set(range(5, 11))
+@given(OFFSETS)
+def test_regions_tile_a_disk_and_are_numbered_one_after_the_other(offset: int) -> None:
+    number, begin, end = region_of(offset)
+    assert begin <= offset < end
+    assert region_of(begin) == region_of(end - 1) == (number, begin, end)
+    assert region_of(end)[:2] == (number + 1, end)
+    size = end - begin
+    assert begin % size == 0
+    assert size % ATLAS_REGION_BYTES == 0
+    assert size == ATLAS_REGION_BYTES if end <= 1 << 30 else begin // size in range(512, 1024)
 
 
 @settings(max_examples=examples(200))
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["add", "write", "destroy"]), st.sampled_from(COPIES), RANGES, st.integers(0, 4095)),
-        max_size=60,
-    )
-)
-def test_the_last_intact_copy_is_never_destroyed(steps: list[tuple[str, str, tuple[int, int], int]]) -> None:
-    atlas = FaultAtlas()
-    atlas.add_copy("disk", "vm/d", 0, BLOCKS * ATLAS_BLOCK_BYTES)
-    model: dict[int, set[str]] = {block: {"disk"} for block in range(BLOCKS)}
-    for step, copy, (first, count), rest in steps:
-        start, length = first * ATLAS_BLOCK_BYTES + rest, count * ATLAS_BLOCK_BYTES - rest
-        touched = [block for block in range(first, first + count) if block < BLOCKS]
-        length = min(length, BLOCKS * ATLAS_BLOCK_BYTES - start)
-        if step == "add":
-            atlas.add_copy(copy, "vm/d", start, length)
-            for block in touched[1 if rest else 0 :]:
-                model[block].add(copy)
-        elif step == "write":
-            atlas.note_write(copy, "vm/d", start, length)
-            model |= {block: {copy} for block in touched}
-        else:
-            allowed = all(model[block] - {copy} or copy not in model[block] for block in touched)
-            assert atlas.try_destroy(copy, "vm/d", start, length) == allowed
-            if allowed:
-                for block in touched:
-                    model[block].discard(copy)
-        for block in range(BLOCKS):
-            assert atlas.intact_copies("vm/d", block * ATLAS_BLOCK_BYTES) == sorted(model[block])
-            assert model[block]
+@given(SEEDS, DISKS, OFFSETS)
+def test_a_pair_has_one_region_of_each_kind(seed: int, disk: str, offset: int) -> None:
+    atlas, (number, begin, end) = FaultAtlas(seed), region_of(offset)
+    other = end if number % 2 == 0 else begin - 1
+    assert {atlas.kind_of(disk, offset), atlas.kind_of(disk, other)} == {"site", "copies"}
 
 
-def test_nothing_of_an_unknown_disk_may_be_destroyed() -> None:
-    assert not FaultAtlas().try_destroy("disk", "vm/d", 0, 4096)
-    assert FaultAtlas().intact_copies("vm/d", 0) == []
+@settings(max_examples=examples(200))
+@given(SEEDS, DISKS, OFFSETS, LENGTHS)
+def test_no_block_may_be_damaged_on_both_sides(seed: int, disk: str, start: int, length: int) -> None:
+    atlas = FaultAtlas(seed)
+    parts = {kind: list(atlas.within(kind, disk, start, length)) for kind in ("site", "copies")}
+    tiles = sorted(part for found in parts.values() for part in found)
+    assert sum(count for _, count in tiles) == length
+    for begin, count in tiles:
+        assert begin == start
+        start += count
+    blocks = [
+        {block for begin, count in found for block in {begin // BLOCK_BYTES, (begin + count - 1) // BLOCK_BYTES}}
+        for found in parts.values()
+    ]
+    assert not blocks[0] & blocks[1], "a block of which one part is in a region of each kind"
+
+
+def test_seed_and_disk_decide() -> None:
+    kinds = {
+        "".join(FaultAtlas(seed).kind_of(disk, at << 20)[0] for at in range(64))
+        for seed in (1, 2)
+        for disk in ("web01/os", "web01/data")
+    }
+    assert len(kinds) == 4
+    assert {"".join(pair) for text in kinds for pair in zip(text[::2], text[1::2], strict=True)} == {"sc", "cs"}

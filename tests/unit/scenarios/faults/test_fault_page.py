@@ -39,7 +39,7 @@ def test_the_three_forms_on_the_page_are_one_rule() -> None:
 @pytest.mark.parametrize("text", blocks(HOW_TO.read_text(), "toml"))
 def test_the_examples_can_be_armed(text: str) -> None:
     rules = parse_rules(str(HOW_TO), text)
-    schedule = FaultSchedule(rules.seed, clock=SettableClock(), remote_layers=INJECTOR_LAYERS)
+    schedule = FaultSchedule(rules.seed, clock=SettableClock())
     schedule.add(rules.fault)
     assert len(schedule.status()) == len(rules.fault) >= 1
     for rule in rules.fault:
@@ -47,7 +47,7 @@ def test_the_examples_can_be_armed(text: str) -> None:
             map_rule(rule.label, rule, 1)
         elif rule.where.layer in INJECTOR_LAYERS:
             plan = FaultPlan(name=rule.label, rule=rule.document(), seed=1, is_open=True)
-            HostRule(plan).check(("log", "store"), knows_copies=True)
+            HostRule(plan).check(("log", "store"))
 
 
 def test_the_rules_of_command_lines_on_all_pages_are_rules() -> None:

@@ -18,6 +18,9 @@ from siterig.scenarios.faults.words import TABLE_OF
 from tests.support.faults.rule_samples import raw_rules
 from tests.support.repo.examples import examples
 
+BEFORE_LOG = "the fault acts before the change log, so every copy gets the damage"
+BEFORE_THE_LOG = ("write flip=true", "write tear=true", "misdirect=+4KiB", "flush lie=true", "lose=unflushed")
+
 
 def allowed(raw: dict[str, Any]) -> FaultRule:
     try:
@@ -234,11 +237,24 @@ def message(rule: dict[str, Any] | str) -> str:
         ("disk error=EIO name=a after=fault:a", "when.after: 'a' is the rule itself"),
         ("disk error=EIO fired=lots", "expect.fired: 'lots' is not understood: write a number, ==N, >=N, <=N, N..M or any"),
         ("disk error=EIO fired=5..2", "expect.fired: '5..2' has no number in it"),
-        ("disk error=EIO recoverable=true", "expect.recoverable: error destroys no bytes; it is for: tear, misdirect, flip"),
         (
-            "log lost=true recoverable=true",
-            "expect.recoverable: needs an operation, whose bytes are known; name one in where.op",
+            "disk error=EIO recoverable=true",
+            "expect.recoverable: error destroys no bytes; it is for: misdirect, flip, bad_sectors",
         ),
+        *((f"disk {fault} recoverable=true", f"expect.recoverable: true: {BEFORE_LOG}") for fault in BEFORE_THE_LOG),
+        ("log lost=true recoverable=true", "expect.recoverable: true: the fault takes blocks of every region"),
+        ("log rotate broken_chain=true recoverable=true", "allowed on log: flip or tear with op = append"),
+        ("log flip=true recoverable=true", "expect.recoverable: true: it is not known which blocks the inverted bits"),
+        ("log append part=snapshot flip=true recoverable=true", "the blocks are known of records in segments alone"),
+        ("store write part=metadata flip=true recoverable=true", "a file of metadata belongs to all blocks of its disk"),
+        (
+            "store write broken_chain=true recoverable=true",
+            "expect.recoverable: true: the fault takes blocks of every region",
+        ),
+        ("store part=base flip=true recoverable=true", "allowed on store: flip or tear with op = write, part = checkpoint"),
+        ("machine site power=loss recoverable=true", "lost writes are taken back by writes that the change log records"),
+        ("machine vm=web01 delete=true recoverable=true", "the disks of the VM at the site are deleted"),
+        ("link agent-vault delay=1s recoverable=true", "delay destroys no bytes; it is for: other layers"),
         ("disk file=pg_wal error=EIO", "where.file: 'pg_wal' does not begin with /"),
         ("disk file=/a start=0 error=EIO", "where.file: stands beside start or length"),
         ("disk length=0 error=EIO", "where.length: is 0"),
@@ -268,6 +284,28 @@ def message(rule: dict[str, Any] | str) -> str:
 )
 def test_an_impossible_rule_is_refused_with_key_value_and_choices(line: str, text: str) -> None:
     assert text in message(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "disk bad_sectors=true",
+        "disk read misdirect=+4KiB",
+        "log append flip=true",
+        "log append part=segment tear=true kill=SIGKILL",
+        "store write flip=true",
+        "store read,write part=base flip=true",
+        "store write part=journal tear=true",
+        "store write part=checkpoint flip=true",
+        "store part=checkpoint lost=true",
+        "store checkpoint lost=true",
+        "blob lost=true",
+        "blob PutBlob flip=true",
+        "blob account=container-deleted",
+    ],
+)
+def test_damage_that_leaves_a_copy_can_be_asked_for(line: str) -> None:
+    assert read_rule(f"{line} recoverable=true").expect.recoverable
 
 
 def test_a_mapping_names_unknown_tables_and_keys() -> None:

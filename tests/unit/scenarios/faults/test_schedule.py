@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from siterig.blockfs.core.errors import RigError
-from siterig.scenarios.faults.atlas import FaultAtlas
-from siterig.scenarios.faults.catalog import LayerName
 from siterig.scenarios.faults.operations import FaultOperation
 from siterig.scenarios.faults.records import Injection
 from siterig.scenarios.faults.rules import read_rule
@@ -22,9 +20,9 @@ from tests.support.repo.examples import examples
 SECOND = 1_000_000_000
 
 
-def schedule(*lines: str, seed: int = 1, atlas: FaultAtlas | None = None) -> tuple[FaultSchedule, SettableClock]:
+def schedule(*lines: str, seed: int = 1) -> tuple[FaultSchedule, SettableClock]:
     clock = SettableClock()
-    made = FaultSchedule(seed, clock=clock, atlas=atlas)
+    made = FaultSchedule(seed, clock=clock)
     for line in lines:
         made.add([read_rule(line)])
     return made, clock
@@ -315,9 +313,6 @@ def test_rules_are_armed_all_or_none() -> None:
     with pytest.raises(RigError) as caught:
         made.add(map(read_rule, ("disk read error=EIO name=b", "disk read error=EIO name=a")))
     assert "fault[2].name: another rule with the name 'a' is armed" in caught.value.message
-    with pytest.raises(RigError) as caught:
-        made.add([read_rule("disk write flip=true recoverable=true")])
-    assert "expect.recoverable" in caught.value.message
     assert [armed.label for armed in made.armed()] == ["a"]
     with pytest.raises(RigError) as caught:
         made.remove("aa")
@@ -335,40 +330,24 @@ def test_threads_count_every_operation_once() -> None:
 
 # --- recoverable ---------------------------------------------------------------------------------------------------
 
-COPIES: list[LayerName] = ["disk", "log", "store"]
 
-
-@settings(max_examples=examples(60))
-@given(
-    st.integers(0, 1 << 62),
-    st.lists(st.tuples(st.sampled_from(COPIES), st.integers(0, 15), st.integers(1, 4)), max_size=60),
-)
-def test_recoverable_faults_leave_every_block_a_copy(seed: int, accesses: list[tuple[LayerName, int, int]]) -> None:
-    atlas = FaultAtlas()
-    for copy in COPIES:
-        atlas.add_copy(copy, "web01/data", 0, 16 * 4096)
+def test_the_first_rule_that_spares_copies_has_the_seed_of_the_atlas() -> None:
     made, _ = schedule(
-        *(f"{layer} read flip=true probability=0.7 recoverable=true fired=any" for layer in COPIES), seed=seed, atlas=atlas
+        "store read flip=true recoverable=true name=reads", "log append flip=true recoverable=true name=a", seed=5
     )
-    destroyed: dict[int, set[str]] = {block: set() for block in range(20)}
-    for layer, block, count in accesses:
-        place = {"vm": "web01", "disk": "data"}
-        for _ in made.decide(FaultOperation(layer, "read", place, start=block * 4096, length=count * 4096)):
-            for number in range(block, block + count):
-                destroyed[number].add(layer)
-    assert all(len(copies) < len(COPIES) for block, copies in destroyed.items() if block < 16)
+    made.add([read_rule("store write flip=true recoverable=true name=b")], seed=6)
+    assert made.atlas_seed == 5
+    only_reads, _ = schedule("store read flip=true recoverable=true")
+    assert only_reads.atlas_seed is None
+    only_reads.add([read_rule("store write flip=true recoverable=true name=b")], seed=6)
+    assert only_reads.atlas_seed == 6
 
 
-def test_a_fault_that_is_not_recoverable_is_counted_as_spared() -> None:
-    atlas = FaultAtlas()
-    atlas.add_copy("disk", "web01/data", 0, 65536)
-    made, _ = schedule("disk write flip=true recoverable=true name=a", atlas=atlas)
-    assert not made.decide(disk("write"))
-    atlas.add_copy("store", "web01/data", 0, 65536)
-    assert made.decide(disk("write"))
-    assert made.decide(disk("write")), "what is destroyed can be destroyed again"
-    status = made.status()[0]
-    assert (status.matched, status.fired, status.spared) == (3, 2, 1)
+def test_faults_that_another_process_spared_are_shown() -> None:
+    made, _ = schedule("log append flip=true recoverable=true name=a")
+    made.adopt_counts("a", matched=4, fired=0, last_ns=None, spared=4)
+    assert (made.status()[0].spared, made.verdicts()[0].ok) == (4, False)
+    assert "and 4 times the fault would not have been recoverable" in made.verdicts()[0].text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from siterig.director.rig import SAVE_EVERY_S, DirectedRig
-from siterig.director.run_file import read_run
+from siterig.director.run_file import read_atlas_seed, read_run
 from siterig.scenarios.faults.rules import read_rule
 from tests.support.clocks import FakeClock
 
@@ -29,8 +29,10 @@ async def test_a_run_that_could_not_be_saved_is_saved_as_soon_as_there_is_room(t
     rig = DirectedRig(
         run_file=folder / "run.json",
         injection_file=folder / "injections.jsonl",
+        atlas_file=folder / "atlas-seed",
         supervisor=anything,
         moments=anything,
+        items=anything,
         hosts={"site": anything},
         injectors={},
         note_reboot=lambda _host: None,
@@ -48,4 +50,10 @@ async def test_a_run_that_could_not_be_saved_is_saved_as_soon_as_there_is_room(t
         run = read_run(folder / "run.json")
         assert run is not None
         assert [saved.rule["name"] for saved in run.rules] == ["stop"]
+        assert read_atlas_seed(folder / "atlas-seed") is None, "no rule needs one"
+        for seed in (8, 9):
+            rig.schedule.add([read_rule("store write flip=true recoverable=true")], seed=seed)
+            rig._save()  # noqa: SLF001
+            rig.schedule.clear()
+        assert read_atlas_seed(folder / "atlas-seed") == 8, "damage of the first rules is still there"
         nursery.cancel_scope.cancel()

@@ -16,7 +16,15 @@ import trio
 import trio.testing
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.core.fault_contract import ArmedFaults, FaultCount, FaultInjector, FaultPlan, FaultReport, InjectedFault
+from siterig.core.fault_contract import (
+    ArmedFaults,
+    DiskCopies,
+    FaultCount,
+    FaultInjector,
+    FaultPlan,
+    FaultReport,
+    InjectedFault,
+)
 from siterig.director.director import FaultDirector
 from siterig.director.remote import START_POLL_S, START_S, RemoteInjector
 from siterig.director.run_file import InjectionFile, read_injections, read_run, restore_run, state_of, write_run
@@ -44,6 +52,7 @@ class FakeRole(FaultInjector):
         self.counts: dict[str, FaultCount] = {}
         self.injected: list[InjectedFault] = []
         self.news = trio.Event()
+        self.copies: DiskCopies | None = None
 
     def fire(self, name: str) -> None:
         """Let one operation meet a rule, if its window is open."""
@@ -88,6 +97,10 @@ class FakeRole(FaultInjector):
         self._check()
         self.plans[name] = self.plans[name].model_copy(update={"is_open": is_open})
         return ArmedFaults(targets={name: self.disks})
+
+    async def note_copies(self, *, copies: DiskCopies) -> None:
+        self._check()
+        self.copies = copies
 
     async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
         self._check()
@@ -295,6 +308,35 @@ async def test_a_rule_that_a_new_process_refuses_does_not_keep_the_others_away()
         assert [(entry["event"], entry["rule"]) for entry in logged if entry["log_level"] == "error"] == [
             ("fault_not_armed_again", "file")
         ]
+
+
+async def test_spared_faults_of_all_roles_and_processes_are_counted() -> None:
+    async with running(new_stage()) as stage:
+        await stage.add("log append flip=true recoverable=true name=x")
+        for role, spared in ((stage.site, 3), (stage.azure, 2)):
+            role.counts["x"] = FaultCount(matched=spared, fired=0, spared=spared)
+        assert (await stage.director.list_faults()).rules[0].spared == 5
+        old = stage.site.news
+        stage.site.begin()
+        old.set()
+        await trio.testing.wait_all_tasks_blocked()
+        stage.site.counts["x"] = FaultCount(matched=1, fired=0, spared=1)
+        assert (await stage.director.list_faults()).rules[0].spared == 6
+
+
+async def test_roles_that_need_it_learn_the_seed_of_the_atlas_and_the_disks() -> None:
+    async with running(new_stage()) as stage:
+        copies = DiskCopies(at_site=["web01/data"])
+        await stage.add("disk web01/data read error=EIO name=other")
+        await stage.remote.note_copies(copies)
+        assert stage.site.copies is None, "no rule needs it"
+        await stage.add("log append flip=true recoverable=true name=x")
+        await stage.add("log append flip=true recoverable=true seed=9 name=y")
+        assert [plan.atlas_seed for plan in stage.site.plans.values()] == [None, 1, 1]
+        stage.azure.is_away = True
+        await stage.remote.note_copies(copies)
+        told: list[DiskCopies | None] = [stage.site.copies, stage.azure.copies]
+        assert told == [copies, None]
 
 
 @pytest.mark.parametrize("line", ["disk web01 lose=unflushed name=loss", "log append kill=SIGKILL times=1 name=loss"])

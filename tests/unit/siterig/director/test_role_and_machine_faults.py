@@ -12,7 +12,7 @@ import trio
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.core.fault_contract import ArmedFaults, FaultInjector, FaultPlan, FaultReport, InjectedFault
+from siterig.core.fault_contract import ArmedFaults, DiskCopies, FaultInjector, FaultPlan, FaultReport, InjectedFault
 from siterig.core.supervisor_contract import RigStatus, RoleFault
 from siterig.director.director import FaultDirector
 from siterig.director.machine_faults import MachineInjector
@@ -67,6 +67,10 @@ class FakeRig:
         self.calls.append(f"reboot {host}")
 
 
+AT_ONCE = 3
+"""The most injections in one report."""
+
+
 class FakeHost(FaultInjector):
     """A disk host with its injector."""
 
@@ -105,7 +109,11 @@ class FakeHost(FaultInjector):
         return ArmedFaults(targets={})
 
     async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
-        return FaultReport(epoch="1", sequence=len(self.lost), injections=self.lost[after:], counts={})
+        found = self.lost[after : after + AT_ONCE]
+        return FaultReport(epoch="1", sequence=after + len(found), injections=found, counts={})
+
+    async def note_copies(self, *, copies: DiskCopies) -> None:
+        raise NotImplementedError
 
 
 class Stage:
@@ -221,6 +229,7 @@ async def test_a_new_director_lifts_a_fault_that_no_rule_keeps_up() -> None:
 
 async def test_a_power_loss_is_one_of_the_disks_and_then_a_new_boot() -> None:
     async with running() as stage:
+        stage.site.lost += [InjectedFault(name="other", operation="-", n=1, time_ns=1, done="")] * (3 * AT_ONCE)
         await stage.add("machine site power=loss tear=true after=mark:cut name=cut")
         assert [plan.is_open for plan in stage.site.plans.values()] == [False]
         assert stage.rig.calls == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.core.fault_contract import ArmedFaults, FaultInjector, FaultPlan, FaultReport
+from siterig.core.fault_contract import ArmedFaults, DiskCopies, FaultInjector, FaultPlan, FaultReport
 from siterig.faults.by_layer import LayeredInjector
 from siterig.scenarios.faults.rules import read_rule
 
@@ -33,6 +33,9 @@ class RecordingInjector(FaultInjector):
     async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
         raise NotImplementedError
 
+    async def note_copies(self, *, copies: DiskCopies) -> None:
+        self.calls.append(f"{self.name} notes {copies.at_site}")
+
 
 def plans(*rules: str) -> list[FaultPlan]:
     """Return the plans of rules."""
@@ -49,7 +52,9 @@ async def test_rules_are_armed_in_the_order_of_the_layers_whatever_order_they_ha
     assert armed.targets == {"d": ["disk"], "l": ["log"]}
     await injector.set_fault_window(name="d", is_open=False)
     await injector.disarm_faults(names=["l", "d"])
-    assert calls[2:] == ["disk closes d", "log disarms l", "disk disarms d"]
+    await injector.note_copies(copies=DiskCopies(at_site=["web01/os"]))
+    assert calls[2:5] == ["disk closes d", "log disarms l", "disk disarms d"]
+    assert calls[5:] == ["disk notes ['web01/os']", "log notes ['web01/os']"]
 
 
 async def test_a_rule_that_is_refused_takes_the_others_back() -> None:

@@ -14,9 +14,10 @@ import trio
 
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.core.fault_contract import FaultPlan, FaultReport
+from siterig.core.fault_contract import DiskCopies, FaultPlan, FaultReport
 from siterig.faults.armed_disk_rule import OpenDisk
 from siterig.faults.disk_injector import DiskInjector
+from siterig.scenarios.faults.atlas import FaultAtlas
 from siterig.scenarios.faults.rules import read_rule
 from tests.support.disks.guest_requests import GuestDisk, Request, pattern
 from tests.support.io_faults import WRITE, failing
@@ -51,8 +52,10 @@ def plan(words: str, *, is_open: bool = True, seed: int = 4711) -> FaultPlan:
 
 
 @asynccontextmanager
-async def injecting(guests: list[GuestDisk], *, must_match: bool = False) -> AsyncIterator[DiskInjector]:
-    injector = DiskInjector(lambda: map(open_disk, guests), must_match=must_match)
+async def injecting(
+    guests: list[GuestDisk], *, must_match: bool = False, is_source: bool = False
+) -> AsyncIterator[DiskInjector]:
+    injector = DiskInjector(lambda: map(open_disk, guests), must_match=must_match, is_source=is_source)
     async with trio.open_nursery() as nursery:
         await nursery.start(injector.run)
         yield injector
@@ -361,3 +364,71 @@ async def test_a_power_loss_that_the_host_fails_is_recorded_and_ends_nothing(gue
         assert "the power loss failed, and left some unsynced writes: Input/output error" in report.injections[0].done
         await injector.disarm_faults(names=["x"])
         assert guests[0].read(0, 4096) == pattern(4096, 2)
+
+
+# --- recoverable ----------------------------------------------------------------------------------------------------------
+
+BLOCKS = range(0, 1 << 20, 4 * KIB)
+BOTH = DiskCopies(at_both=["web01/os"], at_site=["web01/os", "web01/data"])
+
+
+def recoverable(words: str, *, seed: int = 7) -> FaultPlan:
+    return plan(f"disk {words} bad_sectors=true recoverable=true fired=any name=x").model_copy(update={"atlas_seed": seed})
+
+
+def bad_blocks(guest: GuestDisk) -> set[int]:
+    return {at for at in BLOCKS if guest.read(at, 4 * KIB) == -errno.EIO}
+
+
+@pytest.fixture
+def small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("siterig.scenarios.faults.atlas.ATLAS_REGION_BYTES", 64 * KIB)
+
+
+@pytest.mark.usefixtures("small_regions")
+async def test_bad_sectors_are_in_regions_of_the_site_alone(
+    guests: list[GuestDisk], tmp_path: Path, positions: PositionCounter
+) -> None:
+    atlas = FaultAtlas(7)
+    wanted = {at for at in BLOCKS if atlas.kind_of("web01/os", at) == "site"}
+    assert 0 < len(wanted) < len(BLOCKS)
+    async with injecting(guests, is_source=True) as injector:
+        armed = await injector.arm_faults(plans=[recoverable("web01/*")])
+        assert armed.targets == {"x": ["web01/data", "web01/os"]}
+        assert not bad_blocks(guests[0]), "nobody has said that the recovery side has it"
+        await injector.note_copies(copies=BOTH)
+        assert bad_blocks(guests[0]) == wanted
+        assert not bad_blocks(guests[1]), "the recovery side does not have it"
+        assert injector.counts()["x"].fired == len(wanted)
+        healed = min(wanted)
+        guests[0].write(healed, bytes(4 * KIB))
+        await injector.note_copies(copies=DiskCopies())
+        assert not bad_blocks(guests[0])
+        await injector.note_copies(copies=BOTH)
+        assert bad_blocks(guests[0]) == wanted - {healed}
+        late = GuestDisk(tmp_path, name="late", positions=positions)
+        await injector.note_copies(copies=DiskCopies(at_both=["web01/late"]))
+        injector.disk_opened(open_disk(late))
+        assert bad_blocks(late) == {at for at in BLOCKS if atlas.kind_of("web01/late", at) == "site"}
+        await injector.disarm_faults(names=["x"])
+        late.close()
+
+
+@pytest.mark.usefixtures("small_regions")
+async def test_a_range_limits_recoverable_bad_sectors(guests: list[GuestDisk]) -> None:
+    site = {at for at in BLOCKS if FaultAtlas(7).kind_of("web01/os", at) == "site"}
+    other = next(at for at in BLOCKS if at not in site)
+    async with injecting(guests, is_source=True) as injector:
+        await injector.note_copies(copies=BOTH)
+        with pytest.raises(RigError, match=r"expect.recoverable: true: no byte at this place .*allowed: a longer range"):
+            await injector.arm_faults(plans=[recoverable(f"web01/os start={other} length=4KiB")])
+        await injector.arm_faults(plans=[recoverable("web01/os start=100KiB length=400KiB")])
+        assert bad_blocks(guests[0]) == {at for at in site if 100 * KIB <= at < 500 * KIB}
+
+
+async def test_disks_of_the_recovery_side_have_no_recoverable_bad_sectors(guests: list[GuestDisk]) -> None:
+    async with injecting(guests) as injector:
+        await injector.note_copies(copies=BOTH)
+        armed = await injector.arm_faults(plans=[recoverable("web01/*")])
+        assert armed.targets == {"x": []}
+        assert not bad_blocks(guests[0])

@@ -123,8 +123,6 @@ def test_a_pause_without_an_operation_stops_all_of_them_when_the_rule_begins() -
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("write flip=true recoverable=true", "expect.recoverable"),
-        ("bad_sectors=true recoverable=true", "expect.recoverable"),
         ("pause=true delay=1s", "what.delay"),
         ("lose=unflushed tear.parts=2", "what.tear"),
         ("lose=unflushed tear=true survive=1", "what.survive"),

@@ -25,7 +25,6 @@ from siterig.host_faults.injector import HostFileInjector
 from siterig.host_faults.log_files import DiskHostLogs, StandaloneLog
 from siterig.host_faults.rule_book import RuleBook
 from siterig.host_faults.store_files import ManagedDisks
-from siterig.scenarios.faults.atlas import FaultAtlas
 from siterig.scenarios.faults.catalog import LAYERS, PARTS, effects_of
 from siterig.scenarios.faults.rules import read_rule
 from tests.support.disks.disk_history import DISK_ID
@@ -91,7 +90,6 @@ async def test_every_fault_of_every_part_is_armed_or_refused_by_name(layer: str,
             "'dirty-bitmap' has no operation 'append'; allowed: open, read, sync",
         ),
         ("log append part=snapshot tear=true", "where.part: 'snapshot' does not meet tear; allowed: segment"),
-        ("log append flip=true recoverable=true", "expect.recoverable: true: it is not known in this process which copies"),
     ],
 )
 async def test_a_rule_that_cannot_be_armed_names_key_value_and_allowed_ones(words: str, why: str, tmp_path: Path) -> None:
@@ -291,15 +289,6 @@ async def test_managed_disks_are_named_as_the_vault_names_them(tmp_path: Path) -
         assert injected.operation == "web01/os/metadata"
     known.clear()
     assert (await names.learn(), names.name_of(DISK_ID)) == (False, ("web01", "os"))
-
-
-async def test_recoverable_damage_spares_a_block_that_only_the_log_has(logged: LoggedDisk) -> None:
-    atlas = FaultAtlas()
-    words = "log append part=segment flip=true recoverable=true"
-    async with armed([DiskHostLogs(logged.root)], words, atlas=atlas) as injector:
-        logged.write(3)
-        assert len((await report(injector)).injections) == 3
-        assert not atlas.try_destroy("disk", "web01/os", 0, 1 << 20), "the log has lost its copies"
 
 
 async def test_a_rule_that_comes_while_a_file_is_looked_up_is_in_force_for_it(

@@ -112,8 +112,8 @@ ERROR = {"what": {"error": "EIO"}, "name": "x"}
         ({"where": {"layer": "blob"}, "what": {"error": 503}}, "where.layer: 'blob' has no faults here; allowed: disk"),
         ({"where": {"layer": "disk", "vm": "web01"}, "what": {"error": "EIO"}}, "where.vm: 'web01': matches no disk"),
         (
-            {"where": {"layer": "disk"}, "what": {"flip": True}, "expect": {"recoverable": True}},
-            "expect.recoverable: true: it is not known here which copies",
+            {"where": {"layer": "disk"}, "what": {"bad_sectors": True}, "expect": {"recoverable": True}},
+            "expect.recoverable: true: there is no recovery side here",
         ),
         (
             {"where": {"layer": "disk"}, "when": {"until": "event:RoleReady"}, "what": {"error": "EIO"}},

@@ -15,6 +15,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import (
     RULES_WAIT_S,
     ArmedFaults,
+    DiskCopies,
     FaultInjector,
     FaultPlan,
     FaultReport,
@@ -45,6 +46,9 @@ class FakeInjector(FaultInjector):
         return ArmedFaults(targets={})
 
     async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:
+        raise AssertionError
+
+    async def note_copies(self, *, copies: DiskCopies) -> None:
         raise AssertionError
 
 
