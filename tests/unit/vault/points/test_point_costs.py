@@ -5,6 +5,7 @@ Work is counted, not timed: calls of functions, operations of Python and of the 
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -48,7 +49,10 @@ _FILES = (
 
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """Calls in this thread, and operations on files."""
+    """Calls in this thread, and operations on files.
+
+    Without the garbage collector: it would call the finalizers of objects that other tests of this process have left.
+    """
     work: Counter[str] = Counter()
 
     def called(_frame: object, kind: str, _argument: object) -> None:
@@ -70,6 +74,8 @@ def counted() -> Iterator[Counter[str]]:
         stack.enter_context(io_verdict(in_c))
         for name in _FILES:
             stack.enter_context(mock.patch.object(os, name, on_files(name, getattr(os, name))))
+        gc.disable()
+        stack.callback(gc.enable)
         sys.setprofile(called)
         try:
             yield work
