@@ -100,15 +100,20 @@ class Expectations:
 
 def retries_fit(expectation: RetryExpectation, seen: Sequence[SeenRetry]) -> tuple[bool, str]:
     """Compare the announced delays of the first attempts with the wanted ones."""
-    delays = [
-        retry.delay_s for retry in seen if retry.vm == expectation.vm and fnmatch.fnmatchcase(retry.code, expectation.error)
-    ]
+    retries = [each for each in seen if each.vm == expectation.vm and fnmatch.fnmatchcase(each.code, expectation.error)]
     due = [parse_duration(text) / SECOND_NS for text in expectation.delays]
     slack_s = expectation.tolerance / SECOND_NS
-    pairs = list(zip_longest(due, delays[: len(due)]))
-    ok = all(found is not None and abs(found - expected) <= slack_s for expected, found in pairs)
-    shown = ", ".join(f"{delay:.1f} s" for delay in delays[: len(due)]) or "none"
+    pairs = list(zip_longest(due, retries[: len(due)]))
+    ok = all(
+        found is not None and found.delay_s - slack_s <= expected <= found.delay_s_max + slack_s for expected, found in pairs
+    )
+    shown = ", ".join(map(_delay_text, retries[: len(due)])) or "none"
     return ok, f"announced after the attempts: {shown}; allowed difference {slack_s:g} s"
+
+
+def _delay_text(retry: SeenRetry) -> str:
+    least, most = f"{retry.delay_s:.1f}", f"{retry.delay_s_max:.1f}"
+    return f"{least} s" if least == most else f"{least} to {most} s"
 
 
 def _bounds(bounds: BoundsExpectation, records: RunRecords) -> Iterator[tuple[str, bool, str]]:

@@ -23,12 +23,17 @@ _SHOWN_INJECTIONS = 20
 
 @dataclass(frozen=True, slots=True)
 class SeenRetry:
-    """A failed attempt: the time until the next one, as it was announced when it was first seen."""
+    """A failed attempt, and the announced time until the next one.
+
+    The attempt failed between two looks, so the time is between two bounds: ``delay_s`` counts from the look that saw it,
+    ``delay_s_max`` from the one before.  They are close unless the machine is slow.
+    """
 
     vm: str
     code: str
     attempt: int
     delay_s: float
+    delay_s_max: float
 
 
 @dataclass
@@ -50,6 +55,8 @@ class Watcher:
     injections: list[Injection] = field(default_factory=list)
     retries: list[SeenRetry] = field(default_factory=list)
     _items: dict[str, str] = field(default_factory=dict)
+    _looked_ns: int | None = None
+    """The time at which the last question for the items began that was answered."""
     _attempts: set[tuple[str, str, int, str]] = field(default_factory=set)
     _shown: dict[str, int] = field(default_factory=dict)
 
@@ -71,6 +78,7 @@ class Watcher:
         self.clock.look()
 
     async def _look_at_items(self) -> None:
+        asked_ns = self.rig.wall_ns()
         items = await self.rig.vault.items()
         now_ns = self.rig.wall_ns()
         if items:
@@ -83,6 +91,7 @@ class Watcher:
                 self.records.say("health", f"{item.name}: {text}", severity)
             for error in item.healthErrors:
                 self._note_retry(item.name, error, now_ns)
+        self._looked_ns = asked_ns
 
     def _note_retry(self, vm: str, error: HealthError, now_ns: int) -> None:
         if error.next_try_time is None:
@@ -90,8 +99,10 @@ class Watcher:
         key = (vm, error.errorCode, error.attempt, error.next_try_time)
         if key not in self._attempts:
             self._attempts.add(key)
-            due = datetime.fromisoformat(error.next_try_time)
-            self.retries.append(SeenRetry(vm, error.errorCode, error.attempt, due.timestamp() - now_ns / 1e9))
+            due_s = datetime.fromisoformat(error.next_try_time).timestamp()
+            before_ns = now_ns if self._looked_ns is None else self._looked_ns
+            bounds = due_s - now_ns / 1e9, due_s - before_ns / 1e9
+            self.retries.append(SeenRetry(vm, error.errorCode, error.attempt, *bounds))
 
     async def _look_at_events(self) -> None:
         found = await self.rig.vault.events()

@@ -355,10 +355,16 @@ async def test_a_run_that_did_not_come_to_the_mechanism_proves_nothing(
 
 
 def test_retry_times_are_compared_with_those_announced() -> None:
-    seen = [SeenRetry("web01", "CacheUnreachable", n, delay_s) for n, delay_s in enumerate((0.9, 2.1, 3.9, 8), 1)]
+    seen = [SeenRetry("web01", "CacheUnreachable", n, delay_s, delay_s) for n, delay_s in enumerate((0.9, 2.1, 3.9, 8), 1)]
     wanted = RetryExpectation(vm="web01", error="Cache*", delays=("1s", "2s", "4s"))
     assert retries_fit(wanted, seen) == (True, "announced after the attempts: 0.9 s, 2.1 s, 3.9 s; allowed difference 0.6 s")
     assert not retries_fit(wanted, seen[:2])[0]
     assert not retries_fit(wanted.model_copy(update={"delays": ("1s", "4s")}), seen)[0]
     assert not retries_fit(wanted.model_copy(update={"error": "Other"}), seen)[0]
+    late = [SeenRetry("web01", "CacheUnreachable", 1, 0.1, 1.3), *seen[1:]]  # the look at the first one came late
+    assert retries_fit(wanted, late) == (
+        True,
+        "announced after the attempts: 0.1 to 1.3 s, 2.1 s, 3.9 s; allowed difference 0.6 s",
+    )
+    assert not retries_fit(wanted.model_copy(update={"delays": ("2s", "2s", "4s")}), late)[0]
     assert sample(HealthError).errorCode
