@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Plai
 
 from siterig.blockfs.documents import quantities
 from siterig.blockfs.documents.nearest import hint
+from siterig.scenarios.faults.moment_names import require_event
 
 TriggerKind = Literal["event", "mark", "position", "time", "fault"]
 TRIGGER_KINDS: tuple[TriggerKind, ...] = get_args(TriggerKind)
@@ -185,7 +186,7 @@ def parse_trigger(text: str) -> FaultTrigger:
         if not re.fullmatch(r"\d{1,18}", value):
             raise ValueError(f"{text!r}: the position {value!r} is no whole number")
         return FaultTrigger("position", number=int(value))
-    return FaultTrigger(kind, value)
+    return FaultTrigger(kind, require_event(value) if kind == "event" else value)
 
 
 Trigger = Annotated[

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.documents.model_problems import misfit, problems_of
+from siterig.scenarios.faults.moment_names import require_recorded
 from siterig.scenarios.faults.rules import FaultRule, read_rule
 from siterig.scenarios.faults.values import Count, Duration, Size, Text, TimeShift, Trigger
 from siterig.scenarios.files.conditions import ScenarioCondition
@@ -81,7 +82,8 @@ class TimelineEntry(ScenarioTable):
     delay: Duration | None = Field(default=None, description="not before this time has passed since the entry before")
     at: Duration | None = Field(default=None, description="not before this time since the timeline began")
     after: Trigger | None = Field(
-        default=None, description="not before this moment: `event:CODE`, `mark:NAME`, `fault:NAME`, `position:N` or `time:T`"
+        default=None,
+        description="not before this moment: `event:CODE[/VM]`, `mark:NAME`, `fault:NAME`, `position:N` or `time:T`",
     )
     when: ScenarioCondition | None = Field(default=None, description="not before this condition holds")
     within: Duration | None = Field(
@@ -142,6 +144,11 @@ class TimelineEntry(ScenarioTable):
             raise misfit((("do",), "wait needs delay, at, after or when"))
         if self.do == "wait" and (self.background or self.fails is not None):
             raise misfit((("background" if self.background else "fails",), "is no key of wait"))
+        if self.after is not None and self.after.kind == "event":
+            try:
+                require_recorded(self.after.name)
+            except ValueError as error:
+                raise misfit((("after",), f"{error}; for states and tasks: when.item, when.job")) from None
         return self
 
     @property

@@ -37,7 +37,8 @@ LAYERS_OF_ROLE: Mapping[str, tuple[LayerName, ...]] = {
 DIRECTOR = "faults"
 """The role that directs the faults of a rig."""
 
-
+NO_OPEN_DISK = "no disk that the rule matches is open"
+"""The end of the reason of a role that has no disk for a rule with ``file``."""
 ASK_FOR_RULES = "--ask-for-rules"
 """The option with which the supervisor starts a role that has to ask the director for its rules."""
 RULES_WAIT_S = 5.0
@@ -73,6 +74,8 @@ class ArmedFaults(WireModel):
     """All operations of the matched disks that were done before are at or below this position; None if there are none."""
     targets: dict[str, list[str]]
     """The disks or files that each rule matches now, as text for people, by the name of the rule."""
+    without_file: dict[str, str] = {}
+    """Rules that are not armed here, with the reason: the file of a guest that they name is on no disk of this process."""
 
 
 class InjectedFault(WireModel):
@@ -134,6 +137,8 @@ class FaultInjector(Protocol):
     @deadline(ANSWER_S)
     async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:
         """Arm rules, all or none; rules for several disks come into force at one position.  Armed ones stay as they are.
+
+        A role leaves out rules whose file it does not have (``without_file``): another role may have it.
 
         Raises:
             RigError: ``FaultNotPossible``; the message names the rule, the key, its value, and what is allowed.

@@ -25,6 +25,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import (
     INJECTOR_LAYERS,
     LAYERS_OF_ROLE,
+    NO_OPEN_DISK,
     DiskCopies,
     FaultCount,
     FaultInjector,
@@ -144,6 +145,15 @@ class _RemoteRole:
             self.armed_at[plan.name] = self.changes
             self.opened[plan.name] = self.given.get(plan.name, plan.is_open)
 
+    def forget(self, name: str) -> None:
+        """Forget a rule that the role does not have: it was removed, or its file is on no disk there."""
+        del self.rules[name]
+        self.leaving.discard(name)
+        self.opened.pop(name, None)
+        self.before.pop(name, None)
+        self.counts.pop(name, None)
+        self.armed_at.pop(name, None)
+
     def totals(self, name: str) -> FaultCount:
         """Return the counts of a rule in this role, in all its processes."""
         before, count = self.before.get(name, _NOTHING), self.counts.get(name, _NOTHING)
@@ -233,6 +243,7 @@ class RemoteInjector(LayerInjector):
     async def arm(self, rules: Sequence[ArmedRule]) -> None:
         targets: dict[str, list[str]] = {armed.label: [] for armed in rules}
         away: dict[str, RigError] = {}
+        reasons: dict[str, list[str]] = {armed.label: [] for armed in rules}
         for role in self._roles.values():
             own = [armed for armed in rules if role in self._of(armed.rule)]
             if not own:
@@ -249,21 +260,31 @@ class RemoteInjector(LayerInjector):
             else:
                 for name, found in answer.targets.items():
                     targets.setdefault(name, []).extend(found)
-            role.end_arming(plans)
+                for name, reason in answer.without_file.items():
+                    reasons[name].append(reason)
+                    role.forget(name)
+            role.end_arming([plan for plan in plans if plan.name in role.rules])
             role.wake()
         for armed in rules:
-            self._require_target(armed, targets[armed.label], away)
+            self._require_target(armed, targets[armed.label], reasons[armed.label], away)
         if any(armed.rule.spares_last_copies for armed in rules):
             await self._look_for_copies()
 
-    def _require_target(self, armed: ArmedRule, targets: Sequence[str], away: Mapping[str, RigError]) -> None:
-        """Refuse a rule that matches nothing now, unless it waits for a moment at which there may be something."""
+    def _require_target(
+        self, armed: ArmedRule, targets: Sequence[str], without_file: Sequence[str], away: Mapping[str, RigError]
+    ) -> None:
+        """Refuse a rule that matches nothing now, unless it waits for a moment at which there may be something.
+
+        A file of a guest is mapped now, also for a rule that waits.
+        """
         roles = self._of(armed.rule)
-        if targets or armed.rule.when.after is not None:
+        if targets or (armed.rule.when.after is not None and not without_file):
             return
         lost = [away[role.name] for role in roles if role.name in away]
-        if len(lost) == len(roles):
+        if len(lost) == len(roles) or (lost and without_file):
             raise lost[0]
+        if without_file and (armed.rule.when.after is not None or not all(map(_has_no_disk, without_file))):
+            raise RigError(Code.FaultNotPossible, min(without_file, key=_has_no_disk))
         if not lost:
             where = armed.rule.where
             given = " and ".join(
@@ -298,12 +319,7 @@ class RemoteInjector(LayerInjector):
                 role.wake()
         for role in self._roles.values():  # the total of a rule is that of all roles, so none is forgotten before
             for name in role.leaving & set(names):
-                role.leaving.discard(name)
-                del role.rules[name]
-                role.opened.pop(name, None)
-                role.before.pop(name, None)
-                role.counts.pop(name, None)
-                role.armed_at.pop(name, None)
+                role.forget(name)
 
     async def window_opened(self, armed: ArmedRule) -> None:
         await self._set_window(armed, is_open=True)
@@ -480,24 +496,19 @@ class RemoteInjector(LayerInjector):
 
     async def _arm_again(self, role: _RemoteRole, plans: list[FaultPlan]) -> list[FaultPlan]:
         """Arm rules in a new process, and return them; one that cannot be armed there is left out, and logged."""
-        armed: list[FaultPlan] = []
         try:
-            await role.injector.arm_faults(plans=plans)
+            answer = await role.injector.arm_faults(plans=plans)
         except RigError as error:
             if error.code in _AWAY:
                 raise
+            if len(plans) > 1:
+                return [armed for plan in plans for armed in await self._arm_again(role, [plan])]
+            reasons = {plan.name: error.message for plan in plans}
         else:
-            return plans
-        for plan in plans:
-            try:
-                await role.injector.arm_faults(plans=[plan])
-            except RigError as error:
-                if error.code in _AWAY:
-                    raise
-                _log.error("fault_not_armed_again", role=role.name, rule=plan.name, code=error.code, reason=error.message)
-            else:
-                armed.append(plan)
-        return armed
+            reasons = answer.without_file
+        for name, reason in reasons.items():
+            _log.error("fault_not_armed_again", role=role.name, rule=name, code=Code.FaultNotPossible, reason=reason)
+        return [plan for plan in plans if plan.name not in reasons]
 
     # --- a director that was started again ----------------------------------------------------------------------------
 
@@ -548,10 +559,17 @@ class RemoteInjector(LayerInjector):
             return None
         if report.epoch == epoch:
             role.epoch, role.sequence = epoch, sequence
+            for name in [name for name, armed in role.rules.items() if armed.rule.where.file and name not in report.counts]:
+                role.forget(name)  # the file is on no disk there
             role.opened = {armed.label: not armed.window.is_open for armed in role.rules.values()}
             for armed in role.rules.values():
                 await self._set_window_of(role, armed, is_open=armed.window.is_open)
         return report
+
+
+def _has_no_disk(reason: str) -> bool:
+    """Return True for the reason of a role without a disk of the rule; another role may know more."""
+    return reason.endswith(NO_OPEN_DISK)
 
 
 def _at_most(count: int, most: int | None) -> int:

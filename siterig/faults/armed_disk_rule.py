@@ -70,6 +70,7 @@ class ArmedDiskRule:
         acted_ns: wall time at which an immediate rule acted; None: not yet.
         ranges: start and length of the bytes that the rule is for, on each disk; for rules whose ``where`` does not say it.
         spared: the disks that the rule may not damage now, because no other copy of their blocks is known.
+        file_problem: the reason why no disk has this file; empty if one has it, or the rule names none.
         lost_upto: the number of the last fault of the rule for which the power was lost.
     """
 
@@ -86,6 +87,7 @@ class ArmedDiskRule:
     spared: set[DiskFaults] = field(default_factory=set)
     watch_scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     acted_ns: int | None = None
+    file_problem: str = ""
     lost_upto: int = 0
 
     def __post_init__(self) -> None:

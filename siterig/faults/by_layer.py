@@ -31,6 +31,7 @@ class LayeredInjector(FaultInjector):
             groups[self._of_layer(plan)].append(plan)
         position: int | None = None
         targets: dict[str, list[str]] = {}
+        without_file: dict[str, str] = {}
         new: list[str] = []
         for injector in dict.fromkeys(self._layers.values()):
             if not (own := groups.get(injector, [])):
@@ -40,11 +41,13 @@ class LayeredInjector(FaultInjector):
             except BaseException:
                 await self.disarm_faults(names=new)
                 raise
-            new += [plan.name for plan in own if plan.name not in self._of_rule]
-            self._of_rule |= {plan.name: injector for plan in own}
+            without_file |= armed.without_file
+            there = [plan.name for plan in own if plan.name not in armed.without_file]
+            new += [name for name in there if name not in self._of_rule]
+            self._of_rule |= dict.fromkeys(there, injector)
             position = armed.position if position is None else position
             targets |= armed.targets
-        return ArmedFaults(position=position, targets=targets)
+        return ArmedFaults(position=position, targets=targets, without_file=without_file)
 
     def _of_layer(self, plan: FaultPlan) -> FaultInjector:
         layer = read_rule(plan.rule).where.layer
@@ -65,7 +68,9 @@ class LayeredInjector(FaultInjector):
         return ArmedFaults(position=position, targets={})
 
     async def set_fault_window(self, *, name: str, is_open: bool) -> ArmedFaults:
-        injector = self._of_rule.get(name, self._reporter)
+        injector = self._of_rule.get(name)
+        if injector is None:  # its file is not here
+            return ArmedFaults(targets={})
         return await injector.set_fault_window(name=name, is_open=is_open)
 
     async def fault_report(self, *, after: int, epoch: str, patience_s: float) -> FaultReport:

@@ -33,6 +33,7 @@ from siterig.blockfs.disk.disk_faults import (
 from siterig.blockfs.guests.file_ranges import ranges_of
 from siterig.blockfs.watch.file_existence import existence
 from siterig.core.fault_contract import (
+    NO_OPEN_DISK,
     ArmedFaults,
     DiskCopies,
     FaultCount,
@@ -66,7 +67,8 @@ class DiskInjector(FaultInjector):
 
     Args:
         list_disks: returns the open disks.
-        must_match: refuse a rule that matches none of them; otherwise a disk that it matches may be opened later.
+        must_match: refuse a rule that matches none of them, or whose file is on none; otherwise a disk that it matches may
+            be opened later, and the answer names the rules whose file is not here.
         is_source: their blocks have copies on a recovery side, so rules with ``recoverable = true`` may damage them.
         injected: is awaited with injections that happened, before the operations that are held for them continue.
         log: the log of the process's injections; None for one of its own.
@@ -121,6 +123,8 @@ class DiskInjector(FaultInjector):
                 await self._map_file(armed)
                 self._find_regions(armed)
                 armed.has_file = armed.while_file is None or armed.while_file.exists()
+            without_file = {armed.name: armed.file_problem for armed in new if armed.file_problem}
+            new = [armed for armed in new if not armed.file_problem]
             position = await self._place(new)
             for armed in new:
                 self._armed[armed.name] = armed
@@ -129,7 +133,8 @@ class DiskInjector(FaultInjector):
                     self._running.start_soon(self._follow_file, armed, armed.while_file)
             acted = await self._act(new, position)
         self._tell_soon(acted)
-        return ArmedFaults(position=position, targets={plan.name: self._armed[plan.name].targets() for plan in plans})
+        targets = {plan.name: self._armed[plan.name].targets() for plan in plans if plan.name in self._armed}
+        return ArmedFaults(position=position, targets=targets, without_file=without_file)
 
     def check(self, plan: FaultPlan) -> None:
         """Refuse a rule that cannot be armed here.
@@ -159,8 +164,8 @@ class DiskInjector(FaultInjector):
         return list(found.values())
 
     async def _map_file(self, armed: ArmedDiskRule) -> None:
-        """Find the bytes of the file that a rule names, on the disks that it matches."""
-        pattern, problem = armed.rule.where.file, "no disk that the rule matches is open"
+        """Find the bytes of the file that a rule names, on the disks that it matches; or note why there are none."""
+        pattern, problem = armed.rule.where.file, NO_OPEN_DISK
         if pattern is None:
             return
         for disk in self._list_disks():
@@ -174,8 +179,12 @@ class DiskInjector(FaultInjector):
                 problem = error.message
             except trio.TooSlowError:
                 problem = f"the file system of {disk} was not synced within {MAPPING_S:g} s"
-        if not armed.ranges:
-            raise refused(armed.name, f"where.file: {pattern!r}: {problem}")
+        if armed.ranges:
+            return
+        refusal = refused(armed.name, f"where.file: {pattern!r}: {problem}")
+        if self._must_match:
+            raise refusal
+        armed.file_problem = refusal.message
 
     async def _follow_file(self, armed: ArmedDiskRule, path: Path) -> None:
         """Switch a rule on while its file exists."""

@@ -119,13 +119,15 @@ class RoleInjector(FaultInjector):
     async def _arm(self, plans: list[FaultPlan]) -> list[FaultPlan]:
         """Arm rules, and return them; one that cannot be armed is left out, and logged."""
         try:
-            await self.arm_faults(plans=plans)
+            answer = await self.arm_faults(plans=plans)
         except RigError as error:
             if len(plans) == 1:
                 _log.error("fault_not_armed_again", rule=plans[0].name, code=error.code, reason=error.message)
                 return []
             return [armed for plan in plans for armed in await self._arm([plan])]
-        return plans
+        for name, reason in answer.without_file.items():
+            _log.error("fault_not_armed_again", rule=name, code=Code.FaultNotPossible, reason=reason)
+        return [plan for plan in plans if plan.name not in answer.without_file]
 
     async def files_opened(self) -> None:
         """Let rules that act at once act on the disks that were opened since :meth:`begin`."""

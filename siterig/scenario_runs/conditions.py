@@ -93,7 +93,8 @@ class Conditions:
         """Look whether a moment has come; ``now_s`` is the time since the timeline began."""
         match trigger.kind:
             case "event":
-                return await self.look("event", tables.EventCondition(code=trigger.name), Baseline(0))
+                code, _, vm = trigger.name.partition("/")
+                return await self.look("event", tables.EventCondition(code=code, vm=vm or None), Baseline(0))
             case "fault":
                 return await self.look("fault", tables.FaultCondition(name=trigger.name), Baseline(0))
             case "mark":

@@ -148,7 +148,8 @@ def up(
         else:
             output.line(f"the rig is up: state in {layout.root}, source disks in {layout.site_mount}")
             if armed is not None:
-                output.line(f"{len(armed.rules)} fault rules are armed, seed {armed.seed}")
+                count = len(armed.rules)
+                output.line(f"{count} fault rule{'s are' if count != 1 else ' is'} armed, seed {armed.seed}")
         if until_eof:
             try:
                 await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)

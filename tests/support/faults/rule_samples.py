@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from siterig.scenarios.faults import fitting
 from siterig.scenarios.faults.catalog import EFFECTS, LAYER_NAMES, LAYERS, PARTS, LayerName, effects_of
+from siterig.scenarios.faults.moment_names import event_names
 
 _TEXTS = st.text(
     st.characters(categories=("L", "N", "P", "S", "Zs"), exclude_characters="\x85\xa0"), min_size=1, max_size=12
@@ -29,7 +30,9 @@ PLACES: dict[str, st.SearchStrategy[Any]] = {
     "length": SIZES,
 }
 TRIGGERS = st.one_of(
-    TEXTS.filter(str.strip).map(lambda name: f"event:{name}"),
+    st.tuples(st.sampled_from(sorted(event_names())), st.sampled_from(["", "/web01", "/*"])).map(
+        lambda parts: f"event:{''.join(parts)}"
+    ),
     st.integers(0, 1 << 50).map(lambda number: f"position:{number}"),
     DURATIONS.map(lambda text: f"time:{text}"),
     st.sampled_from(["mark:armed", "fault:another"]),

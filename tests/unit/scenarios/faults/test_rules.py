@@ -232,6 +232,11 @@ def message(rule: dict[str, Any] | str) -> str:
         ("disk error=EIO every=x", "when.every: 'x' is not understood: write a whole number"),
         ("disk error=EIO for=3", "when.for: duration '3' is not understood: write a number and ns, us"),
         ("disk error=EIO after=evnt:x", "when.after: 'evnt:x' is no trigger (did you mean event?): write event:NAME"),
+        (
+            "disk error=EIO after=event:Protectd/web01",
+            "when.after: 'event:Protectd/web01': a rig has no event 'Protectd' (did you mean Protected?); allowed: a job or",
+        ),
+        ("disk error=EIO until=event:*Faild/web01", "when.until: 'event:*Faild/web01': a rig has no event '*Faild'"),
         ("disk error=EIO after=position:x", "when.after: 'position:x': the position 'x' is no whole number"),
         ("disk error=EIO after=mark:a until=mark:a", "when.until: 'mark:a' is the same moment as after"),
         ("disk error=EIO name=a after=fault:a", "when.after: 'a' is the rule itself"),

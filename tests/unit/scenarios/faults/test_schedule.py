@@ -133,21 +133,19 @@ def test_the_ranges_of_a_file_are_those_at_arming() -> None:
 
 
 def test_a_rule_counts_from_the_moment_of_after() -> None:
-    made, _ = schedule("disk write error=EIO occurrence=2 after=event:Started")
+    made, _ = schedule("disk write error=EIO occurrence=2 after=event:EnableDrStarted")
     assert not fired(made, [disk("write")] * 3)
-    made.note_event("Started")
+    made.note_event("EnableDrStarted")
     assert [number for number, _, _ in fired(made, [disk("write")] * 4)] == [1]
 
 
 def test_an_event_before_the_arming_does_not_count_and_a_mark_does() -> None:
     made = FaultSchedule(1, clock=SettableClock())
-    made.note_event("Started")
+    made.note_event("EnableDrStarted")
     made.note_mark("ready")
-    made.add(
-        map(read_rule, ("disk write error=EIO after=event:Started name=e", "disk write error=EIO after=mark:ready name=m"))
-    )
+    made.add(map(read_rule, ("disk error=EIO after=event:EnableDrStarted name=e", "disk error=EIO after=mark:ready name=m")))
     assert [decision.label for decision in made.decide(disk("write"))] == ["m"]
-    made.note_event("Started")
+    made.note_event("EnableDrStarted")
     assert [decision.label for decision in made.decide(disk("write"))] == ["e", "m"]
 
 
@@ -271,7 +269,7 @@ def test_each_injection_is_recorded_with_its_effect() -> None:
 def test_a_rule_that_never_fired_fails_with_the_reason() -> None:
     made, _ = schedule(
         "disk read error=EIO name=unmatched",
-        "disk write error=EIO after=event:Never name=waiting",
+        "disk write error=EIO after=event:VmProtected name=waiting",
         "disk write error=EIO occurrence=9 name=early",
         "disk write error=EIO fired=2..3 name=range",
         "disk discard error=EIO fired=any name=free",
@@ -288,7 +286,7 @@ def test_a_rule_that_never_fired_fails_with_the_reason() -> None:
         "free": True,
     }
     assert verdicts["unmatched"].text == "fault 'unmatched' fired never; expected: >=1; no operation matched it"
-    assert "its window did not open: event:Never did not come" in verdicts["waiting"].text
+    assert "its window did not open: event:VmProtected did not come" in verdicts["waiting"].text
     assert "2 times an operation matched it" in verdicts["early"].text
 
 

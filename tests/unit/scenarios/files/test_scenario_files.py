@@ -103,6 +103,11 @@ WRONG = {
         "f.toml:26: timeline[1].when: has no key; allowed: item, job",
     ),
     "an unknown fault": ('"fault:slow"', '"fault:slo"', "f.toml:34: timeline[3].after: there is no fault 'slo' (did you"),
+    "an event that is a state": (
+        '"fault:slow"',
+        '"event:Protected"',
+        "f.toml:34: timeline[3].after: 'event:Protected': the vault records no event 'Protected' (did you mean VmProtected?)",
+    ),
     "a wrong moment": ('"fault:slow"', '"event"', "f.toml:34: timeline[3].after: 'event' is no trigger"),
     "a wrong fault": ("delay", "dellay", "f.toml:23: fault[1].what.dellay: unknown key (did you mean delay?)"),
     "a wrong count": ('">=1"', '"1+"', "f.toml:36: expect.item[1].points: '1+' is not understood: write a number"),

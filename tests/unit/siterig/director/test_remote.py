@@ -17,6 +17,7 @@ import trio.testing
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import (
+    NO_OPEN_DISK,
     ArmedFaults,
     DiskCopies,
     FaultCount,
@@ -49,6 +50,7 @@ class FakeRole(FaultInjector):
         self.plans: dict[str, FaultPlan] = {}
         self.armed: list[list[str]] = []
         self.refuses: set[str] = set()
+        self.without_file: dict[str, str] = {}
         self.counts: dict[str, FaultCount] = {}
         self.injected: list[InjectedFault] = []
         self.news = trio.Event()
@@ -80,12 +82,14 @@ class FakeRole(FaultInjector):
             await trio.sleep_forever()
         if refused := self.refuses & {plan.name for plan in plans}:
             raise RigError(Code.FaultNotPossible, f"fault {refused.pop()!r}: no disk that the rule matches is open")
+        without = {plan.name: self.without_file[plan.name] for plan in plans if plan.name in self.without_file}
+        plans = [plan for plan in plans if plan.name not in without]
         if new := [plan.name for plan in plans if plan.name not in self.plans]:
             self.armed.append(new)
         for plan in plans:
             self.plans.setdefault(plan.name, plan)
             self.counts.setdefault(plan.name, FaultCount(matched=0, fired=0))
-        return ArmedFaults(targets={plan.name: list(self.disks) for plan in plans})
+        return ArmedFaults(targets={plan.name: list(self.disks) for plan in plans}, without_file=without)
 
     async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
         self._check()
@@ -339,6 +343,39 @@ async def test_roles_that_need_it_learn_the_seed_of_the_atlas_and_the_disks() ->
         assert told == [copies, None]
 
 
+async def test_a_file_that_one_role_has_is_enough_and_the_others_are_not_asked_again() -> None:
+    async with running(new_stage()) as stage:
+        stage.azure.without_file = {"file": f"fault 'file': where.file: '/a': {NO_OPEN_DISK}"}
+        await stage.add("disk web01 write error=EIO file=/a after=mark:now name=file")
+        assert (list(stage.site.plans), stage.azure.plans) == (["file"], {})
+        assert [plan.name for plan in stage.remote.rules_of("site")] == ["file"]
+        assert stage.remote.rules_of("azure") == []
+        await stage.director.note_mark(name="now")
+        assert stage.site.plans["file"].is_open
+
+
+@pytest.mark.parametrize(
+    ("line", "at_site", "refusal"),
+    [
+        ("file=/a", "'/a' matches no file of /mnt", "where.file: '/a' matches no file of /mnt"),
+        ("file=/a", NO_OPEN_DISK, "where: vm = 'web01' matches no disk of this rig"),
+        ("file=/a after=mark:now", NO_OPEN_DISK, f"where.file: {NO_OPEN_DISK}"),
+    ],
+)
+async def test_a_file_that_no_role_has_is_refused_with_the_reason_of_one_that_has_the_disk(
+    line: str, at_site: str, refusal: str
+) -> None:
+    async with running(new_stage()) as stage:
+        stage.azure.without_file = {"x": f"fault 'x': where.file: {NO_OPEN_DISK}"}
+        stage.site.without_file = {"x": f"fault 'x': where.file: {at_site}"}
+        with pytest.raises(RigError, match=f"fault 'x': {refusal}"):
+            await stage.add(f"disk web01 write error=EIO {line} name=x")
+        stage.site.is_away = True
+        with pytest.raises(RigError, match="the role does not answer"):
+            await stage.add(f"disk web01 write error=EIO {line} name=x")
+        assert (await stage.director.list_faults()).rules == []
+
+
 @pytest.mark.parametrize("line", ["disk web01 lose=unflushed name=loss", "log append kill=SIGKILL times=1 name=loss"])
 async def test_a_fault_that_happened_once_does_not_happen_again_in_a_new_process(line: str) -> None:
     async with running(new_stage()) as stage:
@@ -460,6 +497,8 @@ async def test_a_director_that_starts_again_continues_the_run(tmp_path: Path) ->
         await stage.add("disk * mark=seen name=mark")
         await stage.add("disk * read error=EIO after=mark:later name=waiting")
         await stage.add("disk * mark=never after=mark:later name=quiet")
+        stage.azure.without_file = {"file": f"fault 'file': {NO_OPEN_DISK}"}
+        await stage.add("disk * read error=EIO file=/a name=file")
         stage.site.fire("bad")
         assert await stage.counts("bad") == (1, 1)
         await stage.director.remove_fault(name="mark")
@@ -477,8 +516,9 @@ async def test_a_director_that_starts_again_continues_the_run(tmp_path: Path) ->
     again = Stage(stage.site, stage.azure, schedule, run.roles)
     async with running(again):
         await again.director.resume()
-        assert [plan.name for plan in again.remote.rules_of("site")] == ["bad", "waiting"], "no role sets a mark"
-        assert sorted(stage.site.plans) == ["bad", "waiting"]
+        assert [plan.name for plan in again.remote.rules_of("site")] == ["bad", "waiting", "file"], "no role sets a mark"
+        assert [plan.name for plan in again.remote.rules_of("azure")] == ["bad", "waiting"], "it does not have the file"
+        assert sorted(stage.site.plans) == ["bad", "file", "waiting"]
         assert await again.counts("bad") == (3, 3)
         found = await again.director.injections(after=0)
         assert [(each.sequence, each.rule, each.n) for each in found] == [
@@ -493,6 +533,7 @@ async def test_a_director_that_starts_again_continues_the_run(tmp_path: Path) ->
             "bad": 3,
             "waiting": 0,
             "quiet": 0,
+            "file": 0,
         }
         await again.director.note_mark(name="later")
         assert stage.site.plans["waiting"].is_open

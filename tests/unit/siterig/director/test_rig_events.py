@@ -26,7 +26,7 @@ class FakeRig:
         self.calls = 0
         self.reached = 0
         self.epoch = "1"
-        self.seen: list[VaultMoment] = [VaultMoment(name="Old", vm="web01")]
+        self.seen: list[VaultMoment] = [VaultMoment(name="RenameVmStarted", vm="web01")]
         self.changed: list[RoleChange] = []
         self.is_away = False
         self.vault_is_away = False
@@ -119,7 +119,7 @@ async def test_a_rig_without_rules_is_asked_nothing() -> None:
         stage.clock.advance_ns(60 * SECOND)
         await trio.testing.wait_all_tasks_blocked()
         assert stage.rig.calls == 0
-        await stage.add("process site kill=KILL after=event:Never name=never")
+        await stage.add("process site kill=KILL after=event:VmProtected name=never")
         assert stage.rig.calls > 0
         stage.schedule.clear()
         await stage.rules_changed()
@@ -136,7 +136,7 @@ async def test_events_after_the_arming_open_windows_by_name_and_subject() -> Non
             "process site kill=KILL after=event:Protected name=any",
             "process site kill=KILL after=event:Protected/web02 name=one",
             "process site kill=KILL after=event:Role*/agent name=role",
-            "process site kill=KILL after=event:Old name=old",
+            "process site kill=KILL after=event:RenameVmStarted name=old",
         )
         assert stage.open() == []
         await stage.happened(vault=("Protected", "web01"))

@@ -19,8 +19,10 @@ class RecordingInjector(FaultInjector):
     async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:
         if self.is_refusing:
             raise RigError(Code.FaultNotPossible, "no")
+        without = {plan.name: "it is not here" for plan in plans if plan.name == "away"}
+        plans = [plan for plan in plans if plan.name not in without]
         self.calls += [f"{self.name} arms {plan.name}" for plan in plans]
-        return ArmedFaults(targets={plan.name: [self.name] for plan in plans})
+        return ArmedFaults(targets={plan.name: [self.name] for plan in plans}, without_file=without)
 
     async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
         self.calls += [f"{self.name} disarms {name}" for name in names]
@@ -66,3 +68,14 @@ async def test_a_rule_that_is_refused_takes_the_others_back() -> None:
             plans=plans("log append error=EIO name=l", "disk write error=EIO name=d")
         )
     assert calls == ["disk arms d", "disk disarms d"]
+
+
+async def test_a_rule_whose_file_is_not_here_is_named_and_its_window_changes_nothing() -> None:
+    calls: list[str] = []
+    disk, log = RecordingInjector("disk", calls), RecordingInjector("log", calls)
+    injector = LayeredInjector({"disk": disk, "log": log}, log)
+    armed = await injector.arm_faults(plans=plans("disk file=/x error=EIO name=away", "disk write error=EIO name=d"))
+    assert (armed.targets, armed.without_file) == ({"d": ["disk"]}, {"away": "it is not here"})
+    await injector.set_fault_window(name="away", is_open=True)
+    await injector.disarm_faults(names=["away"])
+    assert calls == ["disk arms d"]

@@ -265,10 +265,21 @@ async def test_a_rule_acts_only_while_its_file_exists(guests: list[GuestDisk], t
 
 
 async def test_a_file_is_mapped_only_in_a_mounted_file_system(guests: list[GuestDisk]) -> None:
-    async with injecting(guests) as injector:
-        with pytest.raises(RigError, match=r"fault 'x': where\.file: '/a/\*': no file system of .* is mounted here: attach"):
+    refusal = r"fault 'x': where\.file: '/a/\*': no file system of .* is mounted here: attach"
+    async with injecting(guests, must_match=True) as injector:
+        with pytest.raises(RigError, match=refusal):
             await injector.arm_faults(plans=[plan("disk web01/os read error=EIO file=/a/* name=x")])
         assert not injector.counts()
+
+
+async def test_a_role_leaves_out_a_rule_whose_file_it_does_not_have_and_arms_the_others(guests: list[GuestDisk]) -> None:
+    lines = ("disk web01/os read error=EIO file=/a name=x", "disk web09 read error=EIO file=/a name=y")
+    async with injecting(guests) as injector:
+        armed = await injector.arm_faults(plans=[plan(line) for line in (*lines, "disk web01/os write error=EIO name=z")])
+        assert armed.targets == {"z": ["web01/os"]}
+        assert list(injector.counts()) == ["z"]
+        assert armed.without_file["x"].startswith("fault 'x': where.file: '/a': no file system of ")
+        assert armed.without_file["y"] == f"fault 'y': where.file: '/a': {NO_OPEN_DISK}"
 
 
 async def test_the_power_is_lost_although_the_record_of_its_fault_was_dropped(guests: list[GuestDisk]) -> None:

@@ -35,8 +35,9 @@ class FakeInjector(FaultInjector):
     async def arm_faults(self, *, plans: list[FaultPlan]) -> ArmedFaults:
         if self.refuses & {plan.name for plan in plans}:
             raise RigError(Code.FaultNotPossible, "no disk that the rule matches is open")
-        self.armed += [plan.name for plan in plans]
-        return ArmedFaults(targets={})
+        without = {plan.name: "it is not here" for plan in plans if plan.name == "file"}
+        self.armed += [plan.name for plan in plans if plan.name not in without]
+        return ArmedFaults(targets={}, without_file=without)
 
     async def disarm_faults(self, *, names: list[str]) -> ArmedFaults:
         return ArmedFaults(targets={})
@@ -79,16 +80,19 @@ async def role_with(injector: FakeInjector) -> AsyncIterator[RoleInjector]:
 
 async def test_a_rule_that_cannot_be_armed_keeps_neither_the_others_nor_the_role_away() -> None:
     async def answer() -> list[FaultPlan]:
-        return [plan("first"), plan("file"), plan("waiting", is_open=False)]
+        return [plan("first"), plan("file"), plan("bad"), plan("waiting", is_open=False)]
 
-    injector = FakeInjector("file")
+    injector = FakeInjector("bad")
     async with role_with(injector) as role:
         with structlog.testing.capture_logs() as logged:
             await role.arm_rules_of(FakeDirector(answer), "site", FakeClock())
         assert injector.armed == ["first", "waiting"]
         await role.files_opened()
         assert injector.opened == ["first"]
-    assert [(entry["event"], entry["rule"]) for entry in logged] == [("fault_not_armed_again", "file")]
+    assert [(entry["event"], entry["rule"]) for entry in logged] == [
+        ("fault_not_armed_again", "file"),
+        ("fault_not_armed_again", "bad"),
+    ]
 
 
 async def test_a_director_that_is_starting_is_waited_for() -> None:

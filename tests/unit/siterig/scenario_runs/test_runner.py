@@ -137,8 +137,9 @@ async def test_entries_run_in_order_each_at_its_moment(tmp_path: Path, autojump_
     rig = RecordingRig(tmp_path)
 
     async def later() -> None:
-        await trio.sleep(7)
-        rig.events.append(sample(Event).model_copy(update={"eventCode": "Something"}))
+        for vm in ("web02", "web01"):
+            await trio.sleep(3.5)
+            rig.events.append(sample(Event).model_copy(update={"eventCode": "ApplyStalled", "affectedObject": vm}))
 
     text = """
 [[timeline]]
@@ -147,7 +148,7 @@ at = "3s"
 [[timeline]]
 do = "unplanned-failover"
 vm = "web01"
-after = "event:Some*"
+after = "event:Apply*/web01"
 [[timeline]]
 do = "commit"
 vm = "web01"
