@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import exit_status, output
 from siterig.cli.commands.options import Json, example
 from siterig.cli.trials import armed_faults
+from siterig.cli.trials.new_file import write_new_file
 
 if TYPE_CHECKING:
     from siterig.scenarios.faults.rules import FaultRule, FaultRules
@@ -69,7 +69,7 @@ def import_faults(
         imported = import_file(format_name, file)
         text = rules_text(imported.rules, imported.notes)
         if to is not None:
-            _write(to, text)
+            write_new_file(to, text)
         if as_json:
             output.print_json(rules_json(imported.rules) | {"notes": list(imported.notes)})
         elif to is None:
@@ -77,24 +77,8 @@ def import_faults(
         else:
             for note in imported.notes:
                 output.notice(note)
-            output.line(f"{to}: {len(imported.rules.fault)} faults")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        file = path.open("x", encoding="utf-8")
-    except FileExistsError:
-        raise RigError(Code.FileExists, f"{path}: the file exists; name a new one") from None
-    except OSError as error:
-        raise RigError(Code.IoFailed, f"{path}: the file cannot be written: {error.strerror}") from None
-    try:
-        with file:
-            file.write(text)
-    except BaseException as error:
-        path.unlink(missing_ok=True)  # a part of the rules would be taken for all of them
-        if not isinstance(error, OSError):
-            raise
-        raise RigError(Code.IoFailed, f"{path}: the file cannot be written: {error.strerror}") from None
+            count = len(imported.rules.fault)
+            output.line(f"{to}: {count} {'fault' if count == 1 else 'faults'}")
 
 
 def cells(rule: FaultRule) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import exit_status, output
 from siterig.cli.commands.options import Dir, Json, example, seed_option
+from siterig.cli.trials.new_file import write_new_file
 
 if TYPE_CHECKING:
     from siterig.scenario_runs.batch import BatchOptions
@@ -146,14 +147,7 @@ def new(
     with exit_status.reporting():
         if file.suffix != SUFFIX:
             raise RigError(Code.InvalidName, f"{file}: the name of a scenario file ends with {SUFFIX}")
-        text = find_scenario(source).path.read_text()
-        try:
-            with file.open("x", encoding="utf-8") as target:
-                target.write(text)
-        except FileExistsError:
-            raise RigError(Code.FileExists, f"{file}: the file exists; name a new one") from None
-        except OSError as error:
-            raise RigError(Code.IoFailed, f"{file}: the file cannot be written: {error.strerror}") from None
+        write_new_file(file, find_scenario(source).path.read_text())
         if as_json:
             output.print_json({"file": str(file), "source": source})
         else:

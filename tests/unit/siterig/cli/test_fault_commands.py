@@ -135,14 +135,16 @@ def test_a_wait_continues_when_the_director_is_started_again(monkeypatch: pytest
     assert director.calls == ["wait bad 2", "list", "wait bad 2"]
 
 
-def test_a_file_that_is_half_written_is_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["fault import", "scenario new"])
+def test_a_file_that_is_half_written_is_removed(command: str, tmp_path: Path) -> None:
     source, to = tmp_path / "b.conf", tmp_path / "faults.toml"
     source.write_text(BLKDEBUG)
+    rest = ("blkdebug", str(source), "--to", str(to)) if command == "fault import" else (str(to),)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal_before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        refused = siterig("import", "blkdebug", source, "--to", to)
+        refused = CliRunner().invoke(program(), [*command.split(), *rest])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, signal_before)
