@@ -144,7 +144,7 @@ def test_a_file_that_is_half_written_is_removed(command: str, tmp_path: Path) ->
     signal_before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        refused = CliRunner().invoke(program(), [*command.split(), *rest])
+        refused = CliRunner().invoke(program(command.split()), [*command.split(), *rest])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, signal_before)
@@ -158,7 +158,7 @@ def test_an_imported_file_is_a_file_of_rules(tmp_path: Path) -> None:
     printed = siterig("import", "blkdebug", source)
     assert printed.exit_code == 0
     written = siterig("import", "blkdebug", source, "--to", to)
-    assert written.stdout == f"{to}: 1 faults\n"
+    assert written.stdout == f"{to}: 1 fault\n"
     assert to.read_text() == printed.stdout
     assert to.read_text().startswith("# blkdebug lies above an image format")
     assert [rule.label for rule in read_rules(to).fault] == ["blkdebug inject-error 1: ENOSPC"]
