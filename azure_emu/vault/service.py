@@ -36,7 +36,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.sides.provider import Provider
 
-_SCENARIOS = (
+SCENARIOS = (
     protection_tasks.ENABLE,
     protection_tasks.FINALIZE,
     protection_tasks.REPROTECT,
@@ -52,6 +52,7 @@ _SCENARIOS = (
     vm_tasks.DELETE,
     vm_tasks.RENAME,
 )
+"""All job types."""
 
 
 class Vault:
@@ -108,7 +109,7 @@ class Vault:
         self.context = context
         self._repairs = Repairs(context)
         self.reports = ReportHandlers(context, self._repairs)
-        self._engine = engine.JobEngine(context, _SCENARIOS)
+        self._engine = engine.JobEngine(context, SCENARIOS)
         self.retention = RetentionWorker(context)
         self.sources = SourceWatch(context)
         self._leases = Leases(context)

@@ -74,7 +74,7 @@ class ArmedFaults(WireModel):
     """All operations of the matched disks that were done before are at or below this position; None if there are none."""
     targets: dict[str, list[str]]
     """The disks or files that each rule matches now, as text for people, by the name of the rule."""
-    without_file: dict[str, str] = {}
+    without_file: dict[str, str] = Field(default_factory=dict)
     """Rules that are not armed here, with the reason: the file of a guest that they name is on no disk of this process."""
 
 

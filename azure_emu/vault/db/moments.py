@@ -20,7 +20,7 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 
 MOMENTS_KEPT = 1000
 _STARTED = "InProgress"
-_ALIASES = {"InitialReplicationInProgress": "InitialReplicationStarted"}
+ALIASES = {"InitialReplicationInProgress": "InitialReplicationStarted"}
 """Further names of states of an item."""
 
 
@@ -71,8 +71,8 @@ class WrittenMoments:
                 self._found.append((f"{row.scenario}Started", row.vm))
             elif isinstance(row, ItemRow) and inspect(row).attrs.protection_state.history.has_changes():
                 self._found.append((row.protection_state, row.vm))
-                if row.protection_state in _ALIASES:
-                    self._found.append((_ALIASES[row.protection_state], row.vm))
+                if row.protection_state in ALIASES:
+                    self._found.append((ALIASES[row.protection_state], row.vm))
             elif isinstance(row, TaskRow) and inspect(row).attrs.state.history.has_changes() and row.state != "NotStarted":
                 state = "Started" if row.state == _STARTED else row.state
                 self._found.append((f"{row.name}{state}", row.job_id))

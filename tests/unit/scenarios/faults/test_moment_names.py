@@ -22,10 +22,10 @@ KINDS = {"JobStatus", "ServerHealth", "VmHealth", "VmReplication"}
 
 
 def test_jobs_tasks_and_states_are_those_of_the_vault() -> None:
-    jobs = service._SCENARIOS
+    jobs = service.SCENARIOS
     assert sorted({job.name for job in jobs}) == list(moment_names.JOBS)
     assert sorted({task.name for job in jobs for task in job.tasks}) == list(moment_names.TASKS)
-    assert sorted({*map(str, ProtectionState), *moments._ALIASES.values()}) == list(moment_names.STATES)
+    assert sorted({*map(str, ProtectionState), *moments.ALIASES.values()}) == list(moment_names.STATES)
 
 
 def codes_in(folder: str) -> Iterator[tuple[str, str]]:
@@ -40,9 +40,9 @@ def codes_in(folder: str) -> Iterator[tuple[str, str]]:
             elif isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["CODE"]:
                 texts = [node.value]
             for text in texts:
-                if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                    if re.fullmatch(r"([A-Z][a-z]+){2,}", text.value) and text.value not in KINDS:
-                        yield path.name, text.value
+                code = text.value if isinstance(text, ast.Constant) else None
+                if isinstance(code, str) and re.fullmatch(r"([A-Z][a-z]+){2,}", code) and code not in KINDS:
+                    yield path.name, code
 
 
 def test_every_code_of_an_event_is_known() -> None:

@@ -106,7 +106,7 @@ WRONG = {
     "an event that is a state": (
         '"fault:slow"',
         '"event:Protected"',
-        "f.toml:34: timeline[3].after: 'event:Protected': the vault records no event 'Protected' (did you mean VmProtected?)",
+        "f.toml:34: timeline[3].after: 'event:Protected': the vault records no event 'Protected' (did you mean",
     ),
     "a wrong moment": ('"fault:slow"', '"event"', "f.toml:34: timeline[3].after: 'event' is no trigger"),
     "a wrong fault": ("delay", "dellay", "f.toml:23: fault[1].what.dellay: unknown key (did you mean delay?)"),

@@ -14,7 +14,7 @@ import trio
 
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.core.fault_contract import DiskCopies, FaultPlan, FaultReport
+from siterig.core.fault_contract import NO_OPEN_DISK, DiskCopies, FaultPlan, FaultReport
 from siterig.faults.armed_disk_rule import OpenDisk
 from siterig.faults.disk_injector import DiskInjector
 from siterig.scenarios.faults.atlas import FaultAtlas
