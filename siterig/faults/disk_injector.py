@@ -67,8 +67,7 @@ class DiskInjector(FaultInjector):
 
     Args:
         list_disks: returns the open disks.
-        must_match: refuse a rule that matches none of them, or whose file is on none; otherwise a disk that it matches may
-            be opened later, and the answer names the rules whose file is not here.
+        must_match: refuse a rule that matches none of them, or whose file is on none; otherwise the answer names the latter.
         is_source: their blocks have copies on a recovery side, so rules with ``recoverable = true`` may damage them.
         injected: is awaited with injections that happened, before the operations that are held for them continue.
         log: the log of the process's injections; None for one of its own.
@@ -179,12 +178,10 @@ class DiskInjector(FaultInjector):
                 problem = error.message
             except trio.TooSlowError:
                 problem = f"the file system of {disk} was not synced within {MAPPING_S:g} s"
-        if armed.ranges:
-            return
         refusal = refused(armed.name, f"where.file: {pattern!r}: {problem}")
-        if self._must_match:
+        if not armed.ranges and self._must_match:
             raise refusal
-        armed.file_problem = refusal.message
+        armed.file_problem = "" if armed.ranges else refusal.message
 
     async def _follow_file(self, armed: ArmedDiskRule, path: Path) -> None:
         """Switch a rule on while its file exists."""
