@@ -362,7 +362,7 @@ async def test_a_file_that_one_role_has_is_enough_and_the_others_are_not_asked_a
         ("file=/a after=mark:now", NO_OPEN_DISK, f"where.file: {NO_OPEN_DISK}"),
     ],
 )
-async def test_a_file_that_no_role_has_is_refused_with_the_reason_of_one_that_has_the_disk(
+async def test_a_file_that_no_role_has_is_refused_for_the_reason_of_the_disk_host(
     line: str, at_site: str, refusal: str
 ) -> None:
     async with running(new_stage()) as stage:

@@ -272,7 +272,7 @@ async def test_a_file_is_mapped_only_in_a_mounted_file_system(guests: list[Guest
         assert not injector.counts()
 
 
-async def test_a_role_leaves_out_a_rule_whose_file_it_does_not_have_and_arms_the_others(guests: list[GuestDisk]) -> None:
+async def test_a_role_leaves_out_a_rule_whose_file_it_does_not_have(guests: list[GuestDisk]) -> None:
     lines = ("disk web01/os read error=EIO file=/a name=x", "disk web09 read error=EIO file=/a name=y")
     async with injecting(guests) as injector:
         armed = await injector.arm_faults(plans=[plan(line) for line in (*lines, "disk web01/os write error=EIO name=z")])
