@@ -28,7 +28,7 @@ def refused(key: DataKey, part: PartName, blob: bytes) -> str:
 
 
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 4096, 70_001])
-def test_an_envelope_gives_back_what_was_sealed(size: int) -> None:
+def test_an_envelope_returns_the_sealed_bytes(size: int) -> None:
     packed = random.Random(size).randbytes(size)
     blob = envelope.seal(KEY, PART, packed)
     assert len(blob) == size + envelope.OVERHEAD_BYTES
