@@ -85,6 +85,9 @@ class Code(StrEnum):
         "Give more characters of the id.")
     AttachFailed = ("AttachFailed", _FAILED, "A disk could not be attached to a loop device.",
         "Read the reason in the message; siterig doctor checks loop devices.")
+    AuthorityUnusable = ("AuthorityUnusable", _FAILED,
+        "The authority of the vault, or its register of certificates, is damaged.",
+        "Restore the folder authority of the rig, or start from a new state folder.")
     AzuriteDied = ("AzuriteDied", _FAILED, "The process of the Azurite storage emulator ended unexpectedly.",
         "Read its last output in the message; siterig role restart azurite starts it again.")
     AzuriteMissing = ("AzuriteMissing", _ENVIRONMENT, "The Azurite storage emulator is not installed, or cannot be started.",
@@ -98,6 +101,8 @@ class Code(StrEnum):
     BadAccountKey = ("BadAccountKey", _FAILED, "The file with the key of the storage account is damaged.",
         "Restore the file, or start from a new state folder.")
     BadAnswer = "BadAnswer", _FAILED, "A role answered with more bytes than are accepted.", "Report it: this is a bug."
+    BadCertificate = ("BadCertificate", _FAILED, "A file with a certificate and its key is damaged, or cannot be read.",
+        "Remove the file that the message names, and start the rig again: it gets a new one.")
     BadChecksums = ("BadChecksums", _FAILED, "The recovery side returned another number of checksums than were requested.",
         "Report it: this is a bug.")
     BadConnectionString = ("BadConnectionString", _FAILED,
@@ -327,6 +332,8 @@ class Code(StrEnum):
     PartUnreadable = ("PartUnreadable", _FAILED, "A replication part cannot be read although the cache answers otherwise.",
         "None: it is read again, and then the site is asked to send it again.")
     PathTooLong = "PathTooLong", _BAD_INPUT, "The path of a socket is longer than the kernel allows.", "Use a shorter --dir."
+    PeerRefused = ("PeerRefused", _FAILED, "One side of a link does not accept the certificate of the other side.",
+        "Read the reason in the message; siterig certificates shows all certificates with their states.")
     PortTaken = ("PortTaken", _FAILED, "The port of Azurite is taken by another program.",
         "Stop the other program; ss -ltnp shows it.")
     PositionRegressed = ("PositionRegressed", _FAILED, "A replication part has a lower position than the part before it.",

@@ -96,8 +96,28 @@ class Layout:
 
     @property
     def keys(self) -> Path:
-        """Secrets, each in a file of mode 0600: the cache account's key."""
+        """Secrets, each in a file of mode 0600: the cache account's key, and certificates with their keys."""
         return self.root / "keys"
+
+    @property
+    def authority(self) -> Path:
+        """The authority of the vault: its key, and the register of its certificates."""
+        return self.root / "authority"
+
+    @property
+    def authority_certificate(self) -> Path:
+        """The certificate of the authority, for clients of the storage account."""
+        return self.keys / "authority.pem"
+
+    @property
+    def vault_identity(self) -> Path:
+        """The vault's certificate with its key."""
+        return self.keys / "vault.pem"
+
+    @property
+    def storage_identity(self) -> Path:
+        """The storage account's certificate with its key."""
+        return self.keys / "storage.pem"
 
     @property
     def azurite(self) -> Path:
@@ -190,7 +210,7 @@ def _check_owner(layout: Layout) -> None:
     check_own(layout.root, _WHAT)
     if not layout.root.is_dir():
         return
-    for folder in (layout.root, layout.socket("").parent, layout.link("", "").parent, layout.keys):
+    for folder in (layout.root, layout.socket("").parent, layout.link("", "").parent, layout.keys, layout.authority):
         for path in folder.iterdir() if folder.is_dir() else ():
             check_own(path, _WHAT)
 
@@ -269,6 +289,7 @@ def _create(layout: Layout) -> None:
         layout.link("", "").parent,
         layout.log("").parent,
         layout.keys,
+        layout.authority,
         layout.azurite,
         layout.site_disks,
         layout.site_mount,

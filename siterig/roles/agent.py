@@ -17,7 +17,7 @@ from siterig.replication.engine.retry import OFFICIAL_DELAYS_S
 from siterig.replication.hyperv.agent import HyperVAgent
 from siterig.roles.entry import Health, run_role
 from siterig.roles.fault_injection import RoleInjector, of_agent
-from siterig.rpc import directory, server
+from siterig.rpc import directory, server, trust
 from siterig.supervisor.launch import QUICK_RETRIES
 
 QUICK_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
@@ -34,7 +34,10 @@ async def run(
 ) -> None:
     """Serve until cancelled."""
     cache = BlobCacheAccount(
-        connection_string(layout.azurite, layout.keys), folder=layout.azurite, link=layout.link("agent", "azurite")
+        connection_string(layout.azurite, layout.keys),
+        folder=layout.azurite,
+        link=layout.link("agent", "azurite"),
+        tls=trust.storage_tls(layout, clock),
     )
     agent = HyperVAgent(
         host=directory.site(layout, "agent"),

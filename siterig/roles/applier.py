@@ -16,13 +16,16 @@ from siterig.core.fault_contract import FaultInjector
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 from siterig.roles.fault_injection import RoleInjector, of_applier
-from siterig.rpc import directory, server
+from siterig.rpc import directory, server, trust
 
 
 async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     cache = BlobCacheAccount(
-        connection_string(layout.azurite, layout.keys), folder=layout.azurite, link=layout.link("applier", "azurite")
+        connection_string(layout.azurite, layout.keys),
+        folder=layout.azurite,
+        link=layout.link("applier", "azurite"),
+        tls=trust.storage_tls(layout, clock),
     )
     applier = Applier(layout.managed_disks, cache, directory.applier_reports(layout, "applier"), health.waits, clock)
     service = RecoveryService(applier, cache)

@@ -30,6 +30,7 @@ from siterig.rpc import directory
 from siterig.rpc.contract import error_body
 from siterig.supervisor import cleanup
 from siterig.supervisor.forker import Forker
+from siterig.supervisor.identities import ensure_identities
 from siterig.supervisor.launch import QUICK_RETRIES, UNTIL_EOF
 from siterig.supervisor.process_log import log_to_stderr
 from siterig.supervisor.supervisor import RoleSpec, Supervisor
@@ -163,6 +164,7 @@ def main() -> None:
         create(layout)
         clock = _clock(layout)
         log_to_stderr(layout.log("").parent, clock)
+        ensure_identities(layout, clock)
         trio.run(_supervise, layout, clock, report, options)
     except (RigError, ExceptionGroup) as error:
         failure = unwrap_rig_error(error)
