@@ -9,6 +9,7 @@ from typing import TypeVar
 import trio
 
 from siterig.azure_emu.applier.applier import Applier
+from siterig.azure_emu.applier.comparisons import Comparisons
 from siterig.azure_emu.applier.export import Exporter, data_bytes
 from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
 from siterig.azure_emu.disks.change_steps import change_steps
@@ -19,11 +20,8 @@ from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
-from siterig.cext.checksums import KEY_BYTES
-
-CHECKSUMS_MAX = 1 << 16
-"""Limit of the chunks in one call of :meth:`RecoveryService.checksums`."""
 
 T = TypeVar("T")
 
@@ -36,12 +34,15 @@ class RecoveryService(RecoverySide):
         self._applier = applier
         self._folder = applier.folder
         self._cache = cache
+        self._comparisons = Comparisons(applier)
         self._exporter = Exporter(applier.folder / ".export", cache)
 
     async def run(self, *, poll_s: float = 0.5, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the applier until cancelled; started when the leftovers of a kill are removed."""
         await trio.to_thread.run_sync(self._exporter.clear_spool)
-        await self._applier.run(poll_s=poll_s, task_status=task_status)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._comparisons.run)
+            await self._applier.run(poll_s=poll_s, task_status=task_status)
 
     async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:
         disk, folder = self._applier.disk(disk_id), self._folder / disk_id
@@ -83,32 +84,29 @@ class RecoveryService(RecoverySide):
     async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:
         return await self._applier.process_latest(disk_ids)
 
-    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
-        """Return keyed checksums (hex) of chunks of the latest applied state.
+    async def checksums(
+        self,
+        *,
+        disk_id: str,
+        comparison_id: str,
+        key_hex: str,
+        chunk_bytes: int,
+        spans: list[tuple[int, int]],
+        position: int | None = None,
+        generation: int | None = None,
+    ) -> ChunkTags:
+        return await self._comparisons.tags(
+            disk_id=disk_id,
+            comparison_id=comparison_id,
+            position=position,
+            generation=generation,
+            key_hex=key_hex,
+            chunk_bytes=chunk_bytes,
+            spans=spans,
+        )
 
-        All parts in the cache account are applied before: a part of the old generation that is applied after the comparison
-        would undo it.
-
-        Raises:
-            RigError: as :meth:`process_latest`; ``InvalidChecksumRequest``.
-        """
-        try:
-            key = bytes.fromhex(key_hex)
-        except ValueError:
-            key = b""
-        if len(key) != KEY_BYTES:
-            raise RigError(Code.InvalidChecksumRequest, f"key_hex is not {KEY_BYTES} bytes in hexadecimal")
-        if chunk_bytes <= 0 or first < 0 or not 0 < count <= CHECKSUMS_MAX:
-            raise RigError(
-                Code.InvalidChecksumRequest,
-                f"{count} chunks of {chunk_bytes} bytes from chunk {first}: 1 to {CHECKSUMS_MAX} chunks are allowed",
-            )
-        await self._applier.process_latest([disk_id])
-        disk = self._applier.disk(disk_id)
-        async with disk.lock:
-            store = await self._applier.parts.open(disk)
-            tags = await trio.to_thread.run_sync(store.checksums, key, chunk_bytes, first, count)
-        return [tag.hex() for tag in tags]
+    async def end_comparison(self, *, comparison_id: str) -> None:
+        await self._comparisons.end(comparison_id)
 
     async def retain(self, *, disk_id: str, position: int) -> None:
         disk = self._applier.disk(disk_id)

@@ -25,9 +25,7 @@ concurrently with one that applies.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -70,11 +68,10 @@ from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.layers.extent_map import ExtentMap
-from siterig.blockfs.layers.layer import Layer, Source, ViewLayer
+from siterig.blockfs.layers.layer import Source, ViewLayer
 from siterig.blockfs.transfer.codec import decompress
 from siterig.blockfs.transfer.part_index import PartIndex, index_segment
 from siterig.blockfs.transfer.part_name import PartName, Watermark
-from siterig.cext.checksums import TAG_BYTES, chunk_tag
 
 _NEW, _DELETED, _DAMAGED = ".new-", ".deleted-", ".damaged-"
 _log = structlog.get_logger("siterig.azure_emu.disks.store")
@@ -197,7 +194,6 @@ class ManagedDiskStore:
         self._state = AppliedState(loaded)
         self._clock = clock
         self._tags = tags
-        self._latest: tuple[Layer, list[tuple[int, int]]] | None = None
         self.compactor = Compactor(self._state, clock)
         self._writer = JournalWriter(self.folder, self.size_bytes, loaded.journal, self._state.newest_frame)
 
@@ -257,6 +253,11 @@ class ManagedDiskStore:
     def size_bytes(self) -> int:
         """The size of the disk now."""
         return self._state.history.size_bytes
+
+    @property
+    def initial_sync_complete(self) -> bool:
+        """True if the disk has a state; before that, the next generation begins with an empty base."""
+        return self._state.history.initial_sync_complete
 
     @property
     def oldest_position(self) -> int:
@@ -322,7 +323,6 @@ class ManagedDiskStore:
             _UNPACKED.reach()
             if history.initial_sync_complete:
                 frame, index = self._writer.append(part, segment, verify)
-                self._forget_latest()
                 with self._state.lock:
                     self.compactor.note_applied(frame.records)
                     self._state.history.add(frame)
@@ -387,7 +387,6 @@ class ManagedDiskStore:
 
     def _count(self, progress: Progress) -> None:
         self._state.replace_progress(progress)
-        self._forget_latest()
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -412,20 +411,6 @@ class ManagedDiskStore:
                     if history is self._state.history:  # otherwise a compaction deleted a file that it had merged
                         raise
 
-    def checksums(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
-        """Return tags (:func:`siterig.cext.checksums.chunk_tag`) of chunks of the latest state, for a resync to compare.
-
-        Before the initial replication is complete every tag means *zeros*, because the next generation begins with an empty
-        base.  A chunk that cannot be read gets a random tag that cannot match, so that it is sent again.
-        """
-        if not self._state.history.initial_sync_complete:
-            return [bytes(TAG_BYTES)] * count
-        with host_disk_errors(self.folder):
-            if self._latest is None:
-                view = self.latest_view()
-                self._latest = (view, view.data_ranges())
-            return list(_layer_tags(*self._latest, key, chunk_bytes, range(first, first + count)))
-
     # --- end ----------------------------------------------------------------------------------------------------
 
     def delete(self) -> None:
@@ -436,13 +421,7 @@ class ManagedDiskStore:
     def close(self) -> None:
         """Close all files; a running compaction step ends first, and no further one begins."""
         self.compactor.close()
-        self._forget_latest()
         self._writer.close()
-
-    def _forget_latest(self) -> None:
-        if self._latest is not None:
-            self._latest[0].close()
-            self._latest = None
 
 
 def _check_frames(loaded: StoreState) -> list[TagSeen]:
@@ -501,24 +480,3 @@ def _initial_sync_view(folder: Path, disk_map: DiskMap, segment: bytes, index: P
         while view:
             view = view[os.write(fds[-1], view) :]
     return ViewLayer(disk_map.extents, [base_source(folder), Source(fd=fds[0], sums_fd=fds[1])], disk_map.size_bytes)
-
-
-def _layer_tags(layer: Layer, ranges: list[tuple[int, int]], key: bytes, chunk_bytes: int, chunks: range) -> Iterator[bytes]:
-    """Yield the tags of chunks, as ``chunk_tags_fd`` computes them for a file.
-
-    Chunks without data are zeros, and bytes after the end of the layer count as zeros.
-    """
-    at = 0
-    for index in chunks:
-        start, stop = index * chunk_bytes, (index + 1) * chunk_bytes
-        while at < len(ranges) and sum(ranges[at]) <= start:
-            at += 1
-        if at == len(ranges) or ranges[at][0] >= stop:
-            yield bytes(TAG_BYTES)
-            continue
-        try:
-            data = layer.pread(start, min(stop, layer.size_bytes) - start)
-        except OSError:
-            yield secrets.token_bytes(TAG_BYTES)
-        else:
-            yield chunk_tag(key, index, data.ljust(chunk_bytes, b"\0"))

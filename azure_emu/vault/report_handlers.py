@@ -28,6 +28,7 @@ from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code
 from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 
 # In these states the managed disks do not exist yet, or may be deleted already.
@@ -290,11 +291,30 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
 
         self._wake(await self._context.database.transact(note))
 
-    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+    async def checksums(
+        self,
+        *,
+        disk_id: str,
+        comparison_id: str,
+        key_hex: str,
+        chunk_bytes: int,
+        spans: list[tuple[int, int]],
+        position: int | None = None,
+        generation: int | None = None,
+    ) -> ChunkTags:
         # The vault is the recovery side's proxy for the site, which cannot reach it.
         return await self._context.recovery.checksums(
-            disk_id=disk_id, key_hex=key_hex, chunk_bytes=chunk_bytes, first=first, count=count
+            disk_id=disk_id,
+            comparison_id=comparison_id,
+            key_hex=key_hex,
+            chunk_bytes=chunk_bytes,
+            spans=spans,
+            position=position,
+            generation=generation,
         )
+
+    async def end_comparison(self, *, comparison_id: str) -> None:
+        await self._context.recovery.end_comparison(comparison_id=comparison_id)
 
     # ---- helpers
 

@@ -282,6 +282,9 @@ class Code(StrEnum):
     ManagedDiskOlder = ("ManagedDiskOlder", _FAILED,
         "The managed disk is older than the last state that was reported of it.",
         "Run siterig resync VM.")
+    ManagedDiskReplaced = ("ManagedDiskReplaced", _FAILED,
+        "The managed disk is at another generation than the resync: another copy of it was put in its place.",
+        "None: the resync begins again.")
     MarkInvalid = ("MarkInvalid", _FAILED,
         "The name of a tag is too long for a mark of a dm-log-writes log, or holds a zero byte.",
         "Name tags with fewer bytes.")

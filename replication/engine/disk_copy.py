@@ -40,6 +40,10 @@ from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.engine.uploader import Uploader
 
 PART_BYTES_MAX = 8 << 20
+UNRECORDED_BYTES_MAX = 4 << 30
+"""After so many bytes of the disk a part is finished although it is small, to record the progress."""
+RECORDED_BYTES_MIN = 1 << 30
+"""Progress without parts is recorded after so many bytes of the disk."""
 
 
 class DiskCopy:
@@ -87,6 +91,21 @@ class DiskCopy:
         part = await trio.to_thread.run_sync(stream.add, 0, data, length)
         assert part is not None  # noqa: S101 (any record fills a part of one byte)
         await self._keep(part[0], 0)
+
+    async def pass_equal(self, upto: int) -> None:
+        """Record that everything below ``upto`` is in parts, or needs none because it is equal on both sides.
+
+        What was added stays in an unfinished part until ``UNRECORDED_BYTES_MAX`` were passed: a copy that is interrupted
+        reads and compares so much again at most.
+        """
+        if self._stream is not None and not self._stream.is_empty:
+            if upto - self.state.next_offset < UNRECORDED_BYTES_MAX:
+                return
+            part, _ = await trio.to_thread.run_sync(self._stream.flush)
+            await self._keep(part, upto)
+        elif upto - self.state.next_offset >= RECORDED_BYTES_MIN:
+            self._context.book.update_disk(self._vm, self.disk.disk_id, next_offset=upto)
+            await self._context.host.release_snapshot(vm=self._vm, disk=self.disk.name, upto=upto)
 
     async def finish(self) -> None:
         """Write the last part, with the ``sync-end`` tag."""

@@ -69,6 +69,7 @@ class Relationship(WireModel):
             until a resync), ``suspended`` (failed over).
         resync_reason: why a resync is required.
         resync_reported: True if the vault knows that.
+        resync_begun: True if ``disks`` is the progress of a resync that is not complete, and that can continue.
         app_point: the host's clocks at the last application-consistent point; None: none since the schedule began.
     """
 
@@ -79,6 +80,7 @@ class Relationship(WireModel):
     disks: list[DiskSync] = Field(default_factory=list)
     resync_reason: str | None = None
     resync_reported: bool = False
+    resync_begun: bool = False
     app_point: ClockReading | None = None
 
 

@@ -186,7 +186,8 @@ class Replica:
     async def _order(self, phase: ReplicationPhase) -> None:
         self._copy_result.resolve(RigError(Code.Interrupted, f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
         self._copy_result = _CopyResult()
-        self._context.book.update(self.vm, phase=phase, resync_reason=None, resync_reported=False)
+        continues = phase == "resync" == self._record.phase and self._record.resync_begun
+        self._context.book.update(self.vm, phase=phase, resync_reason=None, resync_reported=False, resync_begun=continues)
         self._ask_first = False
         self._critical = False
         self._failures = 0
@@ -200,7 +201,7 @@ class Replica:
 
     def _finish(self, phase: ReplicationPhase, following: ReplicationPhase) -> None:
         if self._record.phase == phase:
-            self._context.book.update(self.vm, phase=following)
+            self._context.book.update(self.vm, phase=following, resync_begun=False)
             self._copy_result.resolve()
 
     async def _act(self, phase: ReplicationPhase) -> None:
@@ -255,8 +256,14 @@ class Replica:
                 await resynchronize(self._context, self.vm, self._outbox, self._tracker)
             except ResyncNeeded as exc:
                 # Not at once: the cause of the broken log may still be present.
+                self._context.book.update(self.vm, resync_begun=False)
                 message = f"VM {self.vm!r}: its log broke during the resynchronization ({exc.reason})"
                 raise RigError(Code.of(exc.reason), message, recoverable=True) from exc
+            except RigError as exc:
+                if exc.code != Code.ManagedDiskReplaced:
+                    raise
+                self._context.book.update(self.vm, resync_begun=False)
+                raise RigError(exc.code, exc.message, recoverable=True) from exc
 
         await self._until_success(once)
         self._tracker.end()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,14 @@ from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.images.image_formats import ImageFormat
+from siterig.blockfs.layers.chunk_tags import DataRanges
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.codec import unpack
 from siterig.blockfs.transfer.part_name import SYNC_END, Listing, PartName, Watermark
 from siterig.cext.checksums import chunk_tag
+from siterig.cext.packed_tags import PackedTags, Span
 from siterig.replication.engine.guests import Guests
 from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.hyperv.agent import HyperVAgent
@@ -206,6 +209,12 @@ class MemoryVault(VaultLink):
         self.downgraded: dict[int, str] = {}
         self.resyncs: list[str] = []
         self.waiting: dict[str, int] = {}
+        self.compared: list[tuple[str, int, list[tuple[int, int]]]] = []
+        """The calls of :meth:`checksums`: disk, bytes of a chunk, spans."""
+        self.keys: list[str] = []
+        self.refusals: list[RigError] = []
+        """Errors of the next calls of :meth:`checksums`."""
+        self.ended_comparisons: list[str] = []
 
     def _check(self) -> None:
         if self.trouble is not None:
@@ -266,14 +275,42 @@ class MemoryVault(VaultLink):
         self._check()
         self.resyncs.append(reason)
 
-    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+    async def checksums(
+        self,
+        *,
+        disk_id: str,
+        comparison_id: str,
+        key_hex: str,
+        chunk_bytes: int,
+        spans: list[tuple[int, int]],
+        position: int | None = None,
+        generation: int | None = None,
+    ) -> ChunkTags:
         self._check()
-        data = self._recovery.disks[disk_id].data
-        key = bytes.fromhex(key_hex)
-        return [
-            chunk_tag(key, i, data[i * chunk_bytes : (i + 1) * chunk_bytes].ljust(chunk_bytes, b"\0")).hex()
-            for i in range(first, first + count)
-        ]
+        if self.refusals:
+            raise self.refusals.pop()
+        self.keys.append(key_hex)
+        self.compared.append((disk_id, chunk_bytes, spans))
+        data = bytes(self._recovery.disks[disk_id].data)
+
+        def pread(offset: int, length: int) -> bytes:
+            return data[offset : offset + length]
+
+        return ChunkTags.of(PackedTags(packed_tags(pread, bytes.fromhex(key_hex), chunk_bytes, spans), None))
+
+    async def end_comparison(self, *, comparison_id: str) -> None:
+        self._check()
+        self.ended_comparisons.append(comparison_id)
+
+
+def packed_tags(pread: Callable[[int, int], bytes], key: bytes, chunk_bytes: int, spans: Iterable[tuple[int, int]]) -> bytes:
+    """Return the packed tags of a disk, chunk by chunk in Python; ``pread`` returns fewer bytes at the end of the disk."""
+    packed = b""
+    for first, count in spans:
+        for chunk in range(first, first + count):
+            tag = chunk_tag(key, chunk, pread(chunk * chunk_bytes, chunk_bytes).ljust(chunk_bytes, b"\0"))
+            packed += chunk.to_bytes(8, "little") + tag if any(tag) else b""
+    return packed
 
 
 class FakeGuests(Guests):
@@ -338,14 +375,13 @@ class HostSnapshot(SnapshotFile):
             raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(self._path))
         return self._snapshot.pread(offset, length)
 
-    def tags(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
+    def tags(self, key: bytes, chunk_bytes: int, spans: Sequence[Span], data: DataRanges) -> PackedTags:
         size = self._snapshot.size_bytes
-        return [
-            chunk_tag(
-                key, i, self.pread(i * chunk_bytes, min(chunk_bytes, size - i * chunk_bytes)).ljust(chunk_bytes, b"\0")
-            )
-            for i in range(first, first + count)
-        ]
+
+        def pread(offset: int, length: int) -> bytes:
+            return self.pread(offset, max(0, min(length, size - offset)))
+
+        return PackedTags(packed_tags(pread, key, chunk_bytes, spans), None)
 
     def close(self) -> None:
         pass

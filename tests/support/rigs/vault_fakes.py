@@ -33,6 +33,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.sides.provider import Provider
+from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 from tests.support import clocks
 
@@ -315,9 +316,22 @@ class FakeRecovery(RecoverySide):
         await self.world.apply_cached()
         return [self.world.managed[disk_id] for disk_id in disk_ids]
 
-    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+    async def checksums(
+        self,
+        *,
+        disk_id: str,
+        comparison_id: str,
+        key_hex: str,
+        chunk_bytes: int,
+        spans: list[tuple[int, int]],
+        position: int | None = None,
+        generation: int | None = None,
+    ) -> ChunkTags:
         await self.world.called("recovery.checksums")
-        return ["00" * 16] * count
+        return ChunkTags(tags="")
+
+    async def end_comparison(self, *, comparison_id: str) -> None:
+        await self.world.called("recovery.end_comparison")
 
     async def retain(self, *, disk_id: str, position: int) -> None:
         await self.world.called("recovery.retain")

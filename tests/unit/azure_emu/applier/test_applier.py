@@ -18,11 +18,9 @@ from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import Listing, PartName
-from siterig.cext.checksums import chunk_tag
-from tests.support.disks.disk_history import CHUNK_BYTES, DISK_ID, SIZE_BYTES
+from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES
 from tests.support.rigs.applier_rig import Rig
 
-KEY = bytes(range(32))
 EXPORT_ID = "0b6f3a52-63f4-4c2f-8f0e-6f8b1c9d0e1f"
 
 
@@ -193,20 +191,6 @@ async def test_an_old_generation_is_applied_until_the_next_ones_sync_begins(rig:
     assert (mark.generation, mark.sync_complete, mark.complete_position) == (2, True, rig.disk.position)
     assert rig.state(rig.disk.position) == rig.disk.data
     assert rig.cache.blobs == {}  # the stale part and the log before the snapshot are gone
-
-
-async def test_checksums_include_parts_that_are_not_applied_yet(rig: Rig) -> None:
-    rig.cache.hold([*rig.disk.sync(), rig.log("one")])
-    count = SIZE_BYTES // CHUNK_BYTES
-    got = await rig.service.checksums(disk_id=DISK_ID, key_hex=KEY.hex(), chunk_bytes=CHUNK_BYTES, first=0, count=count)
-    data = bytes(rig.disk.data)
-    assert got == [chunk_tag(KEY, i, data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES]).hex() for i in range(count)]
-    with pytest.raises(RigError) as caught:
-        await rig.service.checksums(disk_id=DISK_ID, key_hex="abcd", chunk_bytes=CHUNK_BYTES, first=0, count=1)
-    assert caught.value.message == "key_hex is not 32 bytes in hexadecimal"
-    with pytest.raises(RigError) as caught:
-        await rig.service.checksums(disk_id=DISK_ID, key_hex=KEY.hex(), chunk_bytes=0, first=0, count=1)
-    assert caught.value.code == "InvalidChecksumRequest"
 
 
 async def test_a_disk_is_made_once_found_and_deleted_with_its_blobs(rig: Rig) -> None:
