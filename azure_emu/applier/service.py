@@ -21,6 +21,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
+from siterig.blockfs.transfer.part_cipher import keep_keys
 from siterig.blockfs.transfer.part_name import Watermark
 
 T = TypeVar("T")
@@ -29,8 +30,15 @@ T = TypeVar("T")
 class RecoveryService(RecoverySide):
     """The methods that other roles call; the :class:`Applier` does the work on the parts."""
 
-    def __init__(self, applier: Applier, cache: CacheAccount) -> None:
-        """Serve the managed disks of ``applier``; ``cache`` is the account that exports go to."""
+    def __init__(self, applier: Applier, cache: CacheAccount, drop_keys: Callable[[str | None], None] = keep_keys) -> None:
+        """Serve the managed disks of an applier.
+
+        Args:
+            applier: the applier.
+            cache: the account that exports go to.
+            drop_keys: drops the data keys of a disk, or all keys, that the account uses.
+        """
+        self._drop_keys = drop_keys
         self._applier = applier
         self._folder = applier.folder
         self._cache = cache
@@ -80,6 +88,7 @@ class RecoveryService(RecoverySide):
             await trio.to_thread.run_sync(delete_disk, self._folder / disk_id)
             for part in (await self._cache.list(disk_id)).parts:
                 await self._cache.delete(part)
+            self._drop_keys(disk_id)  # the vault deletes them with the managed disk
 
     async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:
         return await self._applier.process_latest(disk_ids)
@@ -148,6 +157,9 @@ class RecoveryService(RecoverySide):
                 disk.store = None
                 disk.begin_reports()
             await self._applier.parts.open(disk)
+
+    async def forget_keys(self) -> None:
+        self._drop_keys(None)
 
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
         self._applier.disk(source_id)

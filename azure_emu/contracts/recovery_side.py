@@ -201,6 +201,11 @@ class RecoverySide(Protocol):
         """
         ...
 
+    @deadline(ANSWER_S)
+    async def forget_keys(self) -> None:
+        """Drop all data keys, because one was revoked; each is asked for again when it is needed."""
+        ...
+
     async def data_bytes(self, *, source: str) -> int:
         """Return the number of bytes of a file that are not holes, which is the most that an export sends.
 

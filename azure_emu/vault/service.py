@@ -8,6 +8,7 @@ job, and the other ``JobInProgress`` or ``InvalidState``.
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 import trio
 
@@ -18,11 +19,13 @@ from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.notifications import Notifications
 from siterig.azure_emu.vault.jobs import engine, failback_tasks, failover_tasks, protection_tasks, vm_tasks
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
+from siterig.azure_emu.vault.keys.data_key_store import DataKeyStore
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
 from siterig.azure_emu.vault.monitoring.standstill import StandstillWatch
 from siterig.azure_emu.vault.mounts.leases import Leases
 from siterig.azure_emu.vault.operations.failovers import FailoverOperations
+from siterig.azure_emu.vault.operations.keys import KeyOperations
 from siterig.azure_emu.vault.operations.mounts import MountOperations
 from siterig.azure_emu.vault.operations.points import PointOperations
 from siterig.azure_emu.vault.operations.protection import ProtectionOperations
@@ -64,6 +67,8 @@ class Vault:
         mounts: the operations on mounted points and copies.
         failovers: the failovers and failbacks.
         status: the questions about protected items, jobs and events.
+        keys: the operations on the vault's key.
+        data_keys: the keys of the data, for the roles that encrypt and decrypt them.
         reports: the handlers of the reports of the other roles.
     """
 
@@ -71,6 +76,7 @@ class Vault:
         self,
         url: str,
         *,
+        keys: Path,
         provider: Provider,
         recovery: RecoverySide,
         azure_host: DiskHostControl,
@@ -83,6 +89,7 @@ class Vault:
 
         Args:
             url: the database, as SQLAlchemy writes it.
+            keys: the file of the vault's key-encryption keys; a new vault makes it.
             provider: the provider on the Hyper-V host.
             recovery: the applier with its managed disks.
             azure_host: the disk host of the recovery side.
@@ -91,9 +98,14 @@ class Vault:
             clock: the clock of all times and sleeps.
             waits: the register of the role's waits.
         Raises:
-            RigError: ``StateVersion``, ``StateUnreadable``.
+            RigError: ``StateVersion``, ``StateUnreadable``, ``KeysUnreadable``.
         """
         database = VaultDatabase(url)
+        try:
+            self.data_keys = DataKeyStore(database, keys, clock)
+        except BaseException:
+            database.close()
+            raise
         context = VaultContext(
             database,
             Notifications(database),
@@ -120,11 +132,12 @@ class Vault:
         self.mounts = MountOperations(context, self._leases)
         self.failovers = FailoverOperations(context, starter)
         self.status = VaultStatus(context, self._engine, self.sources)
+        self.keys = KeyOperations(context, self.data_keys)
 
     @property
     def operations(self) -> tuple[object, ...]:
         """The objects that implement ``VaultApi`` together."""
-        return self.vms, self.protection, self.recovery_points, self.mounts, self.failovers, self.status
+        return self.vms, self.protection, self.recovery_points, self.mounts, self.failovers, self.status, self.keys
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Recover the jobs that a kill interrupted, then run jobs until cancelled; operations need its start."""

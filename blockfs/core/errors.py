@@ -248,6 +248,16 @@ class Code(StrEnum):
     JobNotFound = "JobNotFound", _BAD_INPUT, "No such job exists.", "Choose a job that siterig jobs prints."
     KeptImageNotFound = ("KeptImageNotFound", _BAD_INPUT, "The VM has no such kept image.",
         "Choose one of the images that the message lists.")
+    KeyDropped = ("KeyDropped", _FAILED, "A data key was dropped while it was in use, because one was revoked.",
+        "None: the key is asked for again.")
+    KeyMissing = ("KeyMissing", _FAILED, "The vault lacks the key that encrypts a data key.",
+        "Restore the file of the vault's keys and the vault's database from the same time.")
+    KeyNotFound = ("KeyNotFound", _BAD_INPUT, "The vault's key has no such version.",
+        "Choose a version that siterig key list prints.")
+    KeyRevoked = ("KeyRevoked", _FAILED, "The version of the vault's key that encrypts the data keys was revoked.",
+        "siterig key restore VERSION enables it again; then siterig take-point VM makes the agent try again.")
+    KeysUnreadable = ("KeysUnreadable", _FAILED, "The file of the vault's keys is missing or damaged.",
+        "Restore the file that the message names.")
     LatestIncomplete = ("LatestIncomplete", _FAILED,
         "The state that was used is not the newest: a part of the changes cannot be applied.",
         "None: this is a warning. The message names the part.")

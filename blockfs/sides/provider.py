@@ -130,6 +130,11 @@ class Provider(Protocol):
         """Forget the VM: stop tracking and delete its logs.  Idempotent."""
         ...
 
+    @deadline(ANSWER_S)
+    async def forget_keys(self) -> None:
+        """Drop all data keys, because one was revoked; each is asked for again when it is needed."""
+        ...
+
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
         """Return the use of the VM's disks after position ``after``, at which it was failed over.
 

@@ -290,7 +290,7 @@ class Outbox:
                 try:
                     await put(*queue.popleft())
                 except RigError as exc:
-                    if exc.recoverable or exc.code == Code.CacheAuthentication:  # not of this part alone
+                    if exc.recoverable or exc.code in (Code.CacheAuthentication, Code.KeyRevoked):  # not of this part alone
                         raise
                     refused.append(exc)
 

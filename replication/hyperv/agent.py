@@ -27,6 +27,7 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.part_cipher import keep_keys
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.engine import failback
 from siterig.replication.engine.context import AgentContext
@@ -60,6 +61,7 @@ class HyperVAgent(Provider):
         guests: Guests | None = None,
         open_snapshot: Callable[[Path], SnapshotFile] = MountedSnapshot,
         waits: Waits | None = None,
+        drop_keys: Callable[[str | None], None] = keep_keys,
     ) -> None:
         """Read the agent's state.
 
@@ -74,6 +76,7 @@ class HyperVAgent(Provider):
             guests: operations on the guests of this host.
             open_snapshot: opens the snapshot of a disk.
             waits: the list in which the agent records what it waits for.
+            drop_keys: drops the data keys of a disk, or all keys, that the cache account uses.
 
         Raises:
             RigError: ``AgentStateUnreadable``.
@@ -94,6 +97,7 @@ class HyperVAgent(Provider):
             clock=clock,
             waits=waits or Waits(clock),
         )
+        self._drop_keys = drop_keys
         self._replicas: dict[str, Replica] = {}
         self._making: dict[str, ProgressTracker] = {}
         self._failbacks: dict[tuple[str, str], ProgressTracker] = {}
@@ -233,6 +237,8 @@ class HyperVAgent(Provider):
         if replica is not None:
             await replica.set_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
             return disks
+        for disk in disks:
+            self._drop_keys(disk.disk_id)  # the vault deletes them with the managed disk
         self._context.book.save(Relationship(vm=vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s))
         self._start(vm, resumed=False)
         return disks
@@ -273,6 +279,9 @@ class HyperVAgent(Provider):
 
     async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
         await self._context.host.check_replace(vm=vm, disks=disks)
+
+    async def forget_keys(self) -> None:
+        self._drop_keys(None)
 
     async def suspend(self, *, vm: str) -> None:
         if vm in self._replicas:

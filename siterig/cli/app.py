@@ -24,6 +24,7 @@ SUBJECTS = {
     "commands.disks": ("disk",),
     "commands.operations": ("failover", "cleanup", "commit", "failback", "reprotect", "resync"),
     "commands.records": ("jobs", "events"),
+    "commands.keys": ("key",),
     "commands.roles": ("role", "site"),
     "commands.log": ("log",),
     "trials.fault": ("fault",),

@@ -102,6 +102,12 @@ def kept(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
     return _beginning(incomplete, ((image.get("file"), f"disk {image.get('disk')}") for image in images))
 
 
+def key_versions(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
+    """Return the versions of the vault's key, with their states."""
+    found = _ask(ctx, "vault", "VaultApi/vault_keys")
+    return _beginning(incomplete, ((str(each.get("version")), str(each.get("state"))) for each in found))
+
+
 def of_disk(values: Sequence[str]) -> Callable[[str], list[str]]:
     """Complete ``VALUE`` and ``NAME=VALUE``, whatever the name of the disk."""
 

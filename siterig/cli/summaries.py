@@ -34,6 +34,7 @@ SUMMARIES = {
     "point": "Mount and export earlier states of the disks of a VM.",
     "disk": "List, check and grow virtual disks.",
     "failover": "Create a VM from a recovery point.",
+    "key": "The vault's key, which encrypts the keys of all data: list, rotate, revoke, restore.",
     "role": "List, kill and restart the processes of the rig.",
     "site": "Lose a site, and restore it.",
     "log": "Read change logs.",

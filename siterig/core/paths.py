@@ -96,7 +96,7 @@ class Layout:
 
     @property
     def keys(self) -> Path:
-        """Secrets, each in a file of mode 0600: the cache account's key, and certificates with their keys."""
+        """Secrets, each in a file of mode 0600: the cache account's key, the vault's keys, and certificates with their keys."""
         return self.root / "keys"
 
     @property
@@ -118,6 +118,11 @@ class Layout:
     def storage_identity(self) -> Path:
         """The storage account's certificate with its key."""
         return self.keys / "storage.pem"
+
+    @property
+    def vault_keys(self) -> Path:
+        """The vault's key-encryption keys (:mod:`siterig.azure_emu.vault.keys.key_file`)."""
+        return self.keys / "vault.keys"
 
     @property
     def azurite(self) -> Path:

@@ -11,6 +11,8 @@ from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.sides.provider import Provider
+from siterig.blockfs.transfer.part_cipher import KeyedPartCipher
+from siterig.blockfs.transfer.sealed_account import SealedAccount
 from siterig.core.fault_contract import FaultInjector
 from siterig.core.paths import Layout
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S
@@ -33,20 +35,22 @@ async def run(
     task_status: trio.TaskStatus[None],
 ) -> None:
     """Serve until cancelled."""
-    cache = BlobCacheAccount(
+    account = BlobCacheAccount(
         connection_string(layout.azurite, layout.keys),
         folder=layout.azurite,
         link=layout.link("agent", "azurite"),
         tls=trust.storage_tls(layout, clock),
     )
+    cipher = KeyedPartCipher(directory.data_keys(layout, "agent"), clock)
     agent = HyperVAgent(
         host=directory.site(layout, "agent"),
-        cache=cache,
+        cache=SealedAccount(account, cipher),
         vault=directory.vault_link(layout, "agent"),
         folder=layout.agent,
         retry_delays_s=retry_delays_s,
         clock=clock,
         waits=health.waits,
+        drop_keys=cipher.forget,
     )
     injector = RoleInjector(partial(of_agent, layout, clock))
     try:
@@ -57,7 +61,7 @@ async def run(
             await nursery.start(server.serve, faces, layout.socket("agent"))
             task_status.started()
     finally:
-        cache.close()
+        account.close()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.transfer.data_keys import DataKeys
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
@@ -20,6 +21,7 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
     """Serve until cancelled."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
+        keys=layout.vault_keys,
         provider=directory.provider(layout, "vault"),
         recovery=directory.recovery_side(layout, "vault"),
         azure_host=directory.azure(layout, "vault"),
@@ -32,6 +34,7 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
         "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
         "VaultLink": (VaultLink, vault.reports),
         "ApplierReports": (ApplierReports, vault.reports),
+        "DataKeys": (DataKeys, vault.data_keys),
         "DamageReports": (DamageReports, vault.reports),
         "RoleReports": (RoleReports, vault.reports),
         "MomentFeed": (MomentFeed, vault.context.database.moments),
@@ -49,7 +52,7 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
 
 def main() -> None:
     """Run the role in this process."""
-    run_role("vault", run)
+    run_role("vault", run, holds_keys=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.transfer.data_keys import DataKeys
 from siterig.core.fault_contract import FaultControl, FaultInjector
 from siterig.core.paths import Layout
 from siterig.core.supervisor_contract import RoleStarts, SupervisorControl
@@ -59,6 +60,8 @@ vault_link = Service(VaultLink, "vault")
 """The reports and questions of the site's agent to the vault."""
 applier_reports = Service(ApplierReports, "vault")
 """The reports and questions of the applier to the vault."""
+data_keys = Service(DataKeys, "vault")
+"""The questions of the agent and the applier for data keys."""
 damage_reports = Service(DamageReports, "vault")
 """The reports of damage to the vault, by every role that reads managed disks."""
 role_reports = Service(RoleReports, "vault")
@@ -92,6 +95,7 @@ SERVICES: tuple[Service[Any], ...] = (
     vault,
     vault_link,
     applier_reports,
+    data_keys,
     damage_reports,
     role_reports,
     site,

@@ -12,10 +12,22 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Raised whenever a table changes in a release.  A database of an older version is migrated (migrations/)."""
 
 
@@ -286,3 +298,21 @@ class MountRow(Base):
     asked_time: Mapped[str | None] = mapped_column(String)  # the time that was asked for, as given; None: no time was
     process_id: Mapped[int | None] = mapped_column(BigInteger)  # it goes with this process of the host; None: it stays
     process_started: Mapped[int | None] = mapped_column(BigInteger)  # clock ticks from the boot to that process's start
+
+
+class DataKeyRow(Base):
+    """A key that encrypts data of one disk; encrypted itself by a version of the vault's key (keys/key_file.py).
+
+    The row is written before the key is given out.  It is deleted after the data that it encrypts.
+    """
+
+    __tablename__ = "data_key"
+
+    key_id: Mapped[str] = mapped_column(String, primary_key=True)  # UUID; stands in the header of what the key encrypts
+    use: Mapped[str] = mapped_column(String)  # "part": the parts of a disk's generation
+    disk_id: Mapped[str] = mapped_column(String, index=True)  # UUID; of a download, that of the disk that is downloaded
+    generation: Mapped[int] = mapped_column(BigInteger)  # of the disk's log; 1 for a download
+    wrapped: Mapped[bytes] = mapped_column(LargeBinary)  # nonce, ciphertext and tag (AES-256-GCM)
+    wrapped_by: Mapped[int] = mapped_column(Integer)  # the version of the vault's key that wrapped it
+
+    __table_args__ = (UniqueConstraint("use", "disk_id", "generation", name="data_key_use"),)

@@ -19,6 +19,7 @@ from siterig.azure_emu.vault.db.schema import ItemRow, JobRow
 from siterig.azure_emu.vault.inventory import azure_vms, inventory
 from siterig.azure_emu.vault.jobs import preflight
 from siterig.azure_emu.vault.jobs.engine import JobContext, Scenario, TaskKind, TaskOutcome, with_warning
+from siterig.azure_emu.vault.keys.data_key_store import delete_data_keys
 from siterig.azure_emu.vault.model.api import Vm
 from siterig.azure_emu.vault.monitoring import source_watch
 from siterig.blockfs.contracts.control import DiskInfo
@@ -176,7 +177,15 @@ def _downloaded(session: Session, vm: str) -> dict[str, int]:
 async def commit(job: JobContext) -> None:
     """Delete the Azure VM, its disks and the parts of the download."""
     await azure_vms.remove(job.context, job.vm, job.vm)
-    await _delete_exports(job, job.variables["exports"])
+    exports = job.variables["exports"]
+    await _delete_exports(job, exports)
+    await job.change(lambda session, item: _delete_export_keys(session, item, exports))
+
+
+def _delete_export_keys(session: Session, item: ItemRow, disk_ids: list[str]) -> None:
+    """Delete the keys of the downloads; no disk gets these ids again."""
+    for disk_id in set(disk_ids) - {disk.disk_id for disk in item.disks}:
+        delete_data_keys(session, disk_id)
 
 
 def _failed_back(_session: Session, item: ItemRow, _job: JobRow) -> None:

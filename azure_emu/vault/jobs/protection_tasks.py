@@ -21,6 +21,7 @@ from siterig.azure_emu.vault.jobs.engine import (
     failed_but_continued,
     site_progress,
 )
+from siterig.azure_emu.vault.keys.data_key_store import delete_data_keys
 from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
 from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.mounts import mounts
@@ -84,7 +85,13 @@ async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
 
     for disk_id in await job.change(gone):
         await job.context.recovery.delete_managed_disk(disk_id=disk_id)
-        await job.change(lambda session, _item, row=disk_id: session.execute(delete(DiskRow).where(DiskRow.disk_id == row)))  # type: ignore[misc]
+        await job.change(lambda session, _item, row=disk_id: _delete_disk(session, row))  # type: ignore[misc]
+
+
+def _delete_disk(session: Session, disk_id: str) -> None:
+    """Delete the row of a disk, and its keys, after its managed disk."""
+    delete_data_keys(session, disk_id)
+    session.execute(delete(DiskRow).where(DiskRow.disk_id == disk_id))
 
 
 async def create_target(job: JobContext) -> None:
@@ -293,6 +300,8 @@ def _repair_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
 
 
 def _disabled(session: Session, item: ItemRow, _job: JobRow) -> None:
+    for disk in item.disks:
+        delete_data_keys(session, disk.disk_id)
     session.delete(item)
 
 

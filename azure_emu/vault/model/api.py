@@ -191,6 +191,21 @@ class Event(WireModel):
     description: str
 
 
+class VaultKey(WireModel):
+    """A version of the vault's key.
+
+    ``current``: it encrypts new data keys.  ``changed``: the time of the last change of the state.  ``data_keys``: the
+    number of data keys that it encrypts.
+    """
+
+    version: int
+    state: Literal["Enabled", "Revoked"]
+    current: bool
+    created: str
+    changed: str
+    data_keys: int
+
+
 class VmApi(Protocol):
     """The operations on virtual machines."""
 
@@ -384,7 +399,39 @@ class StatusApi(Protocol):
         ...
 
 
-class VaultApi(VmApi, ProtectionApi, PointApi, MountApi, FailoverApi, StatusApi, Protocol):
+class KeyApi(Protocol):
+    """The operations on the vault's key, whose versions encrypt the keys of all data.  Each returns all versions."""
+
+    @deadline(ANSWER_S)
+    async def vault_keys(self) -> list[VaultKey]:
+        """Return the versions of the vault's key, oldest first."""
+        ...
+
+    @deadline(ASKING_S)
+    async def rotate_key(self) -> list[VaultKey]:
+        """Make a new version and encrypt all data keys with it; no data are written again."""
+        ...
+
+    @deadline(ASKING_BOTH_S)
+    async def revoke_key(self, *, version: int) -> list[VaultKey]:
+        """Refuse all use of a version: what its data keys encrypt can be neither read nor written.
+
+        Raises:
+            RigError: ``KeyNotFound``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def restore_key(self, *, version: int) -> list[VaultKey]:
+        """Enable a revoked version again.
+
+        Raises:
+            RigError: ``KeyNotFound``.
+        """
+        ...
+
+
+class VaultApi(VmApi, ProtectionApi, PointApi, MountApi, FailoverApi, StatusApi, KeyApi, Protocol):
     """All operations of the vault.
 
     An operation that starts a job returns the job at once; poll :meth:`job` until its ``endTime`` is set.

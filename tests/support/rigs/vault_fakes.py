@@ -273,6 +273,9 @@ class FakeProvider(Provider):
     async def check_shutdown(self, *, vm: str) -> None:
         await self.world.called("site.check_shutdown")
 
+    async def forget_keys(self) -> None:
+        await self.world.called("site.forget_keys")
+
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
         await self.world.called("site.source_use")
         self.world.asked_after.append(after)
@@ -332,6 +335,9 @@ class FakeRecovery(RecoverySide):
 
     async def end_comparison(self, *, comparison_id: str) -> None:
         await self.world.called("recovery.end_comparison")
+
+    async def forget_keys(self) -> None:
+        await self.world.called("recovery.forget_keys")
 
     async def retain(self, *, disk_id: str, position: int) -> None:
         await self.world.called("recovery.retain")
@@ -469,6 +475,7 @@ async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
     host: Any = FakeHost(world)
     vault = Vault(
         f"sqlite:///{folder}/vault.db",
+        keys=folder / "vault.keys",
         provider=FakeProvider(world),
         recovery=FakeRecovery(world),
         azure_host=host,

@@ -28,6 +28,7 @@ from siterig.blockfs.core.clock import Clock, SystemClock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.transfer.data_keys import DataKeys
 from siterig.blockfs.transfer.part_name import Listing, PartName
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
@@ -144,6 +145,7 @@ async def run_vault(layout: Layout, *, clock: Clock, health: Health, task_status
     """Run the vault like :func:`siterig.roles.vault.run`, with the differences that the module names."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
+        keys=layout.vault_keys,
         provider=directory.provider(layout),
         recovery=directory.recovery_side(layout),
         azure_host=directory.azure(layout),
@@ -155,6 +157,7 @@ async def run_vault(layout: Layout, *, clock: Clock, health: Health, task_status
         "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
         "VaultLink": (VaultLink, vault.reports),
         "ApplierReports": (ApplierReports, vault.reports),
+        "DataKeys": (DataKeys, vault.data_keys),
         "Policies": (Policies, vault.retention),
     }
     try:

@@ -12,7 +12,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer import envelope
 from siterig.blockfs.transfer.envelope import DataKey
-from siterig.blockfs.transfer.part_cipher import KeyedPartCipher
 from siterig.blockfs.transfer.part_name import PartName
 
 PART = PartName("4f1f0f5e-8f4b-4b52-a5c1-0123456789ab", 2, "log", 7, 9)
@@ -83,29 +82,3 @@ def test_a_key_does_not_show_its_secret() -> None:
     assert "secret" not in repr(key)
     assert key.secret.hex() not in repr(key)
     assert str(key.secret) not in str(key)
-
-
-class CountedKeys:
-    """A source that makes a key for each request and counts the requests."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, int]] = []
-
-    async def part_key(self, *, disk_id: str, generation: int) -> DataKey:
-        self.asked.append((disk_id, generation))
-        return DataKey(uuid.UUID(int=generation), disk_id[:32].encode())
-
-
-async def test_a_cipher_asks_once_for_each_disk_and_generation() -> None:
-    source = CountedKeys()
-    cipher = KeyedPartCipher(source)
-    newer = dataclasses.replace(PART, generation=3)
-    for part in (PART, newer, PART):
-        await cipher.load_key(part.disk_id, part.generation)
-        assert cipher.open(part, cipher.seal(part, PACKED)) == PACKED
-    assert source.asked == [(PART.disk_id, 2), (PART.disk_id, 3)]
-    with pytest.raises(RigError):
-        cipher.open(newer, cipher.seal(PART, PACKED))
-    cipher.forget()
-    await cipher.load_key(PART.disk_id, 2)
-    assert source.asked[2:] == [(PART.disk_id, 2)]
