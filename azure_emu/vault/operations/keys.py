@@ -31,9 +31,9 @@ class KeyOperations(KeyApi):
     async def rotate_key(self) -> list[VaultKey]:
         def rotate(session: Session) -> tuple[Rotation, list[VaultKey]]:
             done = self._store.rotate(session)
-            text = f"version {done.version} of the vault's key encrypts {done.encrypted} data keys"
+            text = f"the data keys are encrypted by version {done.version} of the vault's key (number: {done.encrypted})"
             if done.left:
-                text += f"; {done.left} stay with versions that are revoked or missing"
+                text += f"; those of revoked or missing versions are not (number: {done.left})"
             self._event(session, "EncryptionKeyRotated", "Warning" if done.left else "OK", text)
             return done, self._list(session)
 
@@ -45,8 +45,9 @@ class KeyOperations(KeyApi):
         def revoke(session: Session) -> list[VaultKey]:
             if self._store.keys().set_state(version, "Revoked"):
                 count = self._store.counts(session)[version]
-                text = f"version {version} of the vault's key was revoked; {count} data keys cannot be used"
-                self._event(session, "EncryptionKeyRevoked", "Critical", text)
+                text = f"version {version} of the vault's key was revoked; its data keys cannot be used (number: {count})"
+                needed = count or version == self._store.keys().current.version
+                self._event(session, "EncryptionKeyRevoked", "Critical" if needed else "Warning", text)
             return self._list(session)
 
         versions = await self._context.database.transact(revoke)

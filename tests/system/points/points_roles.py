@@ -28,7 +28,6 @@ from siterig.blockfs.core.clock import Clock, SystemClock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.sides.vault_link import VaultLink
-from siterig.blockfs.transfer.data_keys import DataKeys
 from siterig.blockfs.transfer.part_name import Listing, PartName
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
@@ -157,7 +156,6 @@ async def run_vault(layout: Layout, *, clock: Clock, health: Health, task_status
         "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
         "VaultLink": (VaultLink, vault.reports),
         "ApplierReports": (ApplierReports, vault.reports),
-        "DataKeys": (DataKeys, vault.data_keys),
         "Policies": (Policies, vault.retention),
     }
     try:
