@@ -96,7 +96,7 @@ class Layout:
 
     @property
     def keys(self) -> Path:
-        """Secrets, each in a file of mode 0600: the cache account's key, the vault's keys, and certificates with their keys."""
+        """Secrets, each in a file of mode 0600: keys of the cache account, of the vault, and of certificates."""
         return self.root / "keys"
 
     @property
