@@ -30,6 +30,7 @@ from siterig.azure_emu.vault.operations.mounts import MountOperations
 from siterig.azure_emu.vault.operations.points import PointOperations
 from siterig.azure_emu.vault.operations.protection import ProtectionOperations
 from siterig.azure_emu.vault.operations.status import VaultStatus
+from siterig.azure_emu.vault.operations.verifications import VerificationOperations
 from siterig.azure_emu.vault.operations.vms import VmOperations
 from siterig.azure_emu.vault.report_handlers import ReportHandlers
 from siterig.azure_emu.vault.workers.retention_worker import RetentionWorker
@@ -63,6 +64,7 @@ class Vault:
     Attributes:
         vms: the operations on virtual machines.
         protection: the operations that begin, end and repair replication.
+        verifications: the comparisons of both sides of a VM.
         recovery_points: the operations on recovery points.
         mounts: the operations on mounted points and copies.
         failovers: the failovers and failbacks.
@@ -128,6 +130,7 @@ class Vault:
         starter = JobStarter(context, self._engine)
         self.vms = VmOperations(context, starter)
         self.protection = ProtectionOperations(context, starter)
+        self.verifications = VerificationOperations(context)
         self.recovery_points = PointOperations(context)
         self.mounts = MountOperations(context, self._leases)
         self.failovers = FailoverOperations(context, starter)
@@ -137,7 +140,16 @@ class Vault:
     @property
     def operations(self) -> tuple[object, ...]:
         """The objects that implement ``VaultApi`` together."""
-        return self.vms, self.protection, self.recovery_points, self.mounts, self.failovers, self.status, self.keys
+        return (
+            self.vms,
+            self.protection,
+            self.verifications,
+            self.recovery_points,
+            self.mounts,
+            self.failovers,
+            self.status,
+            self.keys,
+        )
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Recover the jobs that a kill interrupted, then run jobs until cancelled; operations need its start."""

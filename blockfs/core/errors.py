@@ -427,6 +427,8 @@ class Code(StrEnum):
         "End the programs that use it, then unmount again.")
     Usage = "Usage", _BAD_INPUT, "The command line cannot be parsed.", "Read the usage above the message, or --help."
     VaultStopped = "VaultStopped", _FAILED, "The vault stopped during the job.", "Start the operation again."
+    VerificationDiffers = ("VerificationDiffers", _FAILED, "A verification found that both sides of a VM differ.",
+        "Run siterig resync VM.")
     VhdCorrupt = ("VhdCorrupt", _BAD_INPUT, "The structures of a VHD are damaged.",
         "Restore the image, or give --format raw if it is a raw image.")
     VhdUnsupported = ("VhdUnsupported", _BAD_INPUT, "The type or version of the VHD is not supported.",

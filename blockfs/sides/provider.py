@@ -6,6 +6,7 @@ from typing import Protocol
 
 from siterig.blockfs.contracts.control import CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_S, deadline
 from siterig.blockfs.core.progress import VmProgress
 
@@ -79,6 +80,21 @@ class Provider(Protocol):
 
         Delta replication starts afterwards.
         """
+        ...
+
+    async def verify(self, *, vm: str) -> Verification:
+        """Compare both sides at one position while replication runs; no data of the disks travels.
+
+        A cycle makes the recovery point ``verify``, so that this position is applied soon.
+
+        Raises:
+            RigError: ``InvalidState`` unless the VM is in delta replication; ``VmBusy`` if it is being verified;
+                ``Interrupted`` if it was stopped, or if a resync or a failover began meanwhile.
+        """
+        ...
+
+    async def stop_verification(self, *, vm: str) -> None:
+        """Stop the verification of a VM; no-op if there is none."""
         ...
 
     async def send_again(self, *, vm: str, parts: list[str]) -> None:

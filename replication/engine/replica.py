@@ -3,35 +3,42 @@
 Consistency: ``_working`` is held while a copy, a resync or a cycle runs, so these never overlap.  An order changes the
 durable phase first, then cancels the running work; work that has just finished changes the phase only if it is still the
 phase that it worked for (:meth:`Replica._finish`), with no checkpoint in between.
+
+``_snapshotting`` is held while something uses the snapshot of the VM: a copy, a resync or a verification.  An order cancels
+a running verification, and the copy that it ordered begins when its snapshot is removed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 import structlog
 import trio
 
 from siterig.blockfs.contracts.control import CutInfo, TagKind
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.transfer.part_name import PartName
+from siterig.replication.comparison.verification import verify_snapshot
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.delta import DeltaCycle
+from siterig.replication.engine.disk_copy import fresh_snapshot
 from siterig.replication.engine.initial import replicate_initially
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Relationship, ReplicationPhase
 from siterig.replication.engine.resync import resynchronize
-from siterig.replication.engine.retry import ResyncNeeded, as_rig_error
+from siterig.replication.engine.retry import ResyncNeeded, as_rig_error, unwrap_group
 from siterig.replication.engine.vault_reporter import VaultReporter
 
 T = TypeVar("T")
 
 _ASK_AGAIN_S = 1.0
-_PLACES = ("retry", "vault", "watermarks")
+_PLACES = ("retry", "vault", "verify", "watermarks")
 """Places of waits that last longer than one block of code."""
 
 _log = structlog.get_logger(__name__)
@@ -72,6 +79,9 @@ class Replica:
         self._manual = trio.CancelScope()
         self._life = trio.CancelScope()
         self._ended = trio.Event()
+        self._snapshotting = trio.Lock()
+        self._verifying = trio.CancelScope()
+        self._verified: ProgressTracker | None = None
         self._copy_result = _CopyResult()
         self._failures = 0
         self._critical = False
@@ -98,8 +108,9 @@ class Replica:
         """End the task and any cycle; return when nothing runs any more."""
         self._life.cancel()
         self._manual.cancel()
+        self._verifying.cancel()
         await self._ended.wait()
-        async with self._working:
+        async with self._working, self._snapshotting:
             pass
 
     @property
@@ -160,6 +171,60 @@ class Replica:
             f"VM {self.vm!r}: the cycle was interrupted: phase {self._record.phase!r} was ordered meanwhile",
         )
 
+    async def verify(self) -> Verification:
+        """Compare both sides at the position of a snapshot, while replication runs."""
+        self._check_in_delta()
+        try:
+            self._snapshotting.acquire_nowait()
+        except trio.WouldBlock:
+            message = f"VM {self.vm!r} is being verified or copied"
+            raise RigError(Code.VmBusy, message, recoverable=True) from None
+        try:
+            with trio.CancelScope() as self._verifying:
+                return await self._verify()
+        except OSError as exc:
+            raise as_rig_error(exc) from exc
+        finally:
+            self._verified = None
+            self._snapshotting.release()
+        raise RigError(Code.Interrupted, f"the verification of VM {self.vm!r} was stopped")
+
+    async def _verify(self) -> Verification:
+        host, tracker = self._context.host, ProgressTracker(self.vm)
+        snapshot = await fresh_snapshot(self._context, self.vm)
+        try:
+            tracker.begin("Verification", [(disk.name, 0, disk.size_bytes) for disk in snapshot.disks])
+            tracker.detail = "waiting until the position is applied"
+            self._verified = tracker
+            _log.info("verification_begun", vm=self.vm, position=snapshot.position)
+            await self.replicate_now("CrashConsistent", "verify")
+            await self._wait_applied(snapshot.position)
+            tracker.detail = "comparing checksums"
+            with unwrap_group():
+                found = await verify_snapshot(
+                    host, self._context.vault, snapshot, open_file=self._context.open_snapshot, advance=tracker.done
+                )
+        finally:
+            with trio.CancelScope(shield=True), suppress(RigError):  # a host that is away has lost the snapshot
+                await host.end_snapshot(vm=self.vm)
+        _log.info("verification_ended", vm=self.vm, position=snapshot.position, differing_bytes=found.differing_bytes)
+        return found
+
+    async def _wait_applied(self, position: int) -> None:
+        """Wait until every managed disk has the state at a position."""
+        what = f"the state at position {position} is not applied yet"
+        while any(mark.complete_position < position for mark in await self._context.vault.watermarks(vm=self.vm)):
+            self._context.waits.set("verify", "RecoverySideBehind", what, vm=self.vm)
+            await self._context.clock.real.sleep(_ASK_AGAIN_S)
+        self._context.waits.clear("verify", vm=self.vm)
+
+    async def stop_verification(self) -> None:
+        """Stop a running verification, and return when its snapshot is removed."""
+        if self._verified is not None:
+            self._verifying.cancel()
+            async with self._snapshotting:
+                pass
+
     async def send_again(self, parts: Iterable[PartName]) -> None:
         """Replace parts that the recovery side cannot use, and send missing ones, concurrently with other work.
 
@@ -181,7 +246,7 @@ class Replica:
 
     def progress(self) -> VmProgress:
         """Return the progress, for progress bars."""
-        return self._tracker.snapshot()
+        return (self._verified or self._tracker).snapshot()
 
     async def _order(self, phase: ReplicationPhase) -> None:
         self._copy_result.resolve(RigError(Code.Interrupted, f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
@@ -194,6 +259,7 @@ class Replica:
         self._context.waits.clear("retry", vm=self.vm)
         self._activity.cancel()
         self._manual.cancel()
+        self._verifying.cancel()
         _log.info("phase_ordered", vm=self.vm, phase=phase)
         if phase not in ("initial", "resync"):
             async with self._working:
@@ -227,6 +293,9 @@ class Replica:
                     allowed = await self._context.vault.may_replicate(vm=self.vm)
                     if allowed:
                         await self._context.host.position()
+                        if self._record.phase == "delta" and not self._snapshotting.locked():
+                            async with self._snapshotting:  # a killed verification can have left it
+                                await self._context.host.end_snapshot(vm=self.vm)
                     break
                 except RigError as exc:
                     # Any error: without the permission of the vault nothing is replicated.
@@ -240,7 +309,7 @@ class Replica:
 
     async def _initial(self) -> None:
         try:
-            await self._until_success(lambda: replicate_initially(self._context, self.vm, self._outbox, self._tracker))
+            await self._until_success(self._copy_initially)
         except ResyncNeeded as exc:
             # The caller of the initial replication waits until the disks are replicated: then by a comparison.
             _log.warning("initial_replication_became_resync", vm=self.vm, reason=exc.reason)
@@ -250,10 +319,15 @@ class Replica:
         self._tracker.end()
         self._finish("initial", "delta")
 
+    async def _copy_initially(self) -> None:
+        async with self._snapshotting:
+            await replicate_initially(self._context, self.vm, self._outbox, self._tracker)
+
     async def _resync(self) -> None:
         async def once() -> None:
             try:
-                await resynchronize(self._context, self.vm, self._outbox, self._tracker)
+                async with self._snapshotting:
+                    await resynchronize(self._context, self.vm, self._outbox, self._tracker)
             except ResyncNeeded as exc:
                 # Not at once: the cause of the broken log may still be present.
                 self._context.book.update(self.vm, resync_begun=False)

@@ -19,6 +19,7 @@ from siterig.blockfs.contracts.control import (
     TagKind,
 )
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
@@ -248,6 +249,13 @@ class HyperVAgent(Provider):
 
     async def resync(self, *, vm: str) -> None:
         await self._replica(vm).copy("resync")
+
+    async def verify(self, *, vm: str) -> Verification:
+        return await self._replica(vm).verify()
+
+    async def stop_verification(self, *, vm: str) -> None:
+        if vm in self._replicas:
+            await self._replicas[vm].stop_verification()
 
     async def send_again(self, *, vm: str, parts: list[str]) -> None:
         await self._replica(vm).send_again(PartName.parse(name) for name in parts)

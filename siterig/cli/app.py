@@ -23,6 +23,7 @@ SUBJECTS = {
     "trials.bisect": ("bisect",),
     "commands.disks": ("disk",),
     "commands.operations": ("failover", "cleanup", "commit", "failback", "reprotect", "resync"),
+    "commands.verify": ("verify",),
     "commands.records": ("jobs", "events"),
     "commands.keys": ("key",),
     "commands.roles": ("role", "site"),

@@ -22,6 +22,7 @@ SUMMARIES = {
     "failback": "Bring a committed VM back to the site: download its disks there.",
     "reprotect": "Reverse the replication: protect a VM again after its failback.",
     "resync": "Compare both sides and send the chunks that differ.",
+    "verify": "Compare both sides of a VM by checksums, at one position, while replication runs; no data is sent.",
     "jobs": "List the jobs of the vault, or show one job with its tasks and errors.",
     "events": "List the events of the vault.",
     "mount": "Expose an image as a disk, DIR/NAME.img, until it is unmounted.",

@@ -14,6 +14,7 @@ from pydantic import Field
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_BOTH_S, ASKING_S, deadline
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.progress import VmProgress
@@ -256,6 +257,22 @@ class ProtectionApi(Protocol):
         ...
 
 
+class VerificationApi(Protocol):
+    """The comparison of both sides of a VM."""
+
+    async def verify(self, *, vm: str) -> Verification:
+        """Compare both sides at one position, while replication runs; the result is an event, and a difference a resync due.
+
+        Raises:
+            RigError: ``VmBusy`` if the VM is being verified; ``Interrupted`` if another operation stopped it.
+        """
+        ...
+
+    async def stop_verification(self, *, vm: str) -> None:
+        """Stop a verification; no-op if there is none."""
+        ...
+
+
 class PointApi(Protocol):
     """The operations on recovery points."""
 
@@ -431,7 +448,7 @@ class KeyApi(Protocol):
         ...
 
 
-class VaultApi(VmApi, ProtectionApi, PointApi, MountApi, FailoverApi, StatusApi, KeyApi, Protocol):
+class VaultApi(VmApi, ProtectionApi, VerificationApi, PointApi, MountApi, FailoverApi, StatusApi, KeyApi, Protocol):
     """All operations of the vault.
 
     An operation that starts a job returns the job at once; poll :meth:`job` until its ``endTime`` is set.

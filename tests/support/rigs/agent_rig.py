@@ -49,6 +49,8 @@ class CallInterceptor:
         self.after = False
         self.scope: trio.CancelScope | None = None
         self.before: Callable[[str], None] = lambda _name: None
+        self.dead = False
+        """True: the agent was killed, and no further call of it has an effect."""
 
     async def through(self, name: str, find: Callable[[], Any], args: Any, kwargs: Any) -> Any:
         """Count one call and pass it on, unless the agent is killed at it."""
@@ -58,6 +60,8 @@ class CallInterceptor:
             cast(trio.CancelScope, self.scope).cancel()
         await trio.lowlevel.checkpoint()
         self.before(name)
+        if self.dead:
+            raise RigError(Code.RoleUnavailable, f"{name}: the agent was killed")
         result = await getattr(find(), name)(*args, **kwargs)
         if fatal:
             cast(trio.CancelScope, self.scope).cancel()
@@ -129,6 +133,17 @@ class ManagedDisk:
     log_seq: int = 0
     position: int = 0
     points: dict[int, bytes] = field(default_factory=dict)
+    undo: list[tuple[int, int, bytes]] = field(default_factory=list)
+    """(position, offset, old bytes) of each applied record of the log that wrote."""
+
+    def state_at(self, position: int) -> bytes:
+        """Return the contents at a position that the log has reached."""
+        assert position <= self.position, f"position {position} is not applied; the disk is at {self.position}"
+        data = bytearray(self.data)
+        for at, offset, old in reversed(self.undo):
+            if at > position:
+                data[offset : offset + len(old)] = old
+        return bytes(data)
 
 
 class Recovery:
@@ -169,6 +184,8 @@ class Recovery:
                 _grow(disk, reader.header.disk_size_bytes)
             for record in reader.records():
                 end = record.offset + record.length
+                if part.stream == "log" and record.type in (RecordType.WRITE, RecordType.ZERO):
+                    disk.undo.append((record.position, record.offset, bytes(disk.data[record.offset : end])))
                 if record.type is RecordType.WRITE:
                     disk.data[record.offset : end] = reader.payload(record)
                 elif record.type is RecordType.ZERO:
@@ -291,7 +308,8 @@ class MemoryVault(VaultLink):
             raise self.refusals.pop()
         self.keys.append(key_hex)
         self.compared.append((disk_id, chunk_bytes, spans))
-        data = bytes(self._recovery.disks[disk_id].data)
+        managed = self._recovery.disks[disk_id]
+        data = bytes(managed.data) if position is None else managed.state_at(position)
 
         def pread(offset: int, length: int) -> bytes:
             return data[offset : offset + length]

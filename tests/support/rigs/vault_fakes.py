@@ -29,6 +29,7 @@ from siterig.blockfs.contracts.control import (
     TagKind,
 )
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sizes import SectorBytes
@@ -58,6 +59,7 @@ class World:
         self.downgrading: str | None = None  # the reason why no point is application-consistent
         self.apply = True  # the applier works without a command
         self.vault: Vault | None = None
+        self.verification: Verification | None = None
         self.retained: dict[str, int] = {}
         self.asked_again: list[tuple[str, list[str]]] = []
         self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if missing
@@ -225,6 +227,14 @@ class FakeProvider(Provider):
             disks[name] = disk.model_copy(update={"generation": disk.generation + 1})
         if self.world.apply:
             await self.world.synced(vm)
+
+    async def verify(self, *, vm: str) -> Verification:
+        await self.world.called("site.verify")
+        assert self.world.verification is not None
+        return self.world.verification
+
+    async def stop_verification(self, *, vm: str) -> None:
+        await self.world.called("site.stop_verification")
 
     async def send_again(self, *, vm: str, parts: list[str]) -> None:
         await self.world.called("site.send_again")
