@@ -39,6 +39,8 @@ class VerificationOperations(VerificationApi):
         try:
             found = await self._context.site.verify(vm=vm)
         except RigError as error:
+            if error.code == Code.VmBusy:
+                raise  # another one is running, and will have a result
             text = f"VM {vm!r} could not be verified: {error.message} ({error.code})"
             await self._context.database.transact(lambda session: self._event(session, vm, "Failed", "Warning", text))
             raise

@@ -105,7 +105,8 @@ def _print(found: Verification, *, as_json: bool) -> None:
         return
     size = format_size(sum(disk.size_bytes for disk in found.disks))
     data = format_size(sum(disk.data_bytes for disk in found.disks))
-    what = f"{len(found.disks)} disks of {size}, {data} of data"
+    count = f"{len(found.disks)} disk" + ("" if len(found.disks) == 1 else "s")
+    what = f"{count} of {size}, {data} of data"
     if not found.differing_bytes:
         output.line(f"{found.vm}: both sides are equal at position {found.position} ({what})")
         return

@@ -61,10 +61,14 @@ async def test_a_verification_that_fails_is_an_event_and_no_resync(tmp_path: Pat
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.failing["site.verify"] = RigError(Code.VmBusy, "it is busy")
-        with pytest.raises(RigError, match="it is busy"):
+        world.failing["site.verify"] = RigError(Code.SnapshotFailed, "it is full")
+        with pytest.raises(RigError, match="it is full"):
             await vault.verifications.verify(vm="web01")
-        text = "VM 'web01' could not be verified: it is busy (VmBusy)"
+        text = "VM 'web01' could not be verified: it is full (SnapshotFailed)"
+        assert await last_event(vault) == ("VerificationFailed", "Warning", text)
+        world.failing["site.verify"] = RigError(Code.VmBusy, "another one is running")
+        with pytest.raises(RigError, match="another one is running"):
+            await vault.verifications.verify(vm="web01")
         assert await last_event(vault) == ("VerificationFailed", "Warning", text)
         assert await due(vault) is None
 
