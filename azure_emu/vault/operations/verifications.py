@@ -51,18 +51,18 @@ class VerificationOperations(VerificationApi):
     async def stop_verification(self, *, vm: str) -> None:
         await self._context.site.stop_verification(vm=vm)
 
-    def _record(self, session: Session, found: Verification) -> None:
-        where = f"at position {found.position}"
-        if not found.differing_bytes:
-            data_bytes = sum(disk.data_bytes for disk in found.disks)
-            text = f"VM {found.vm!r}: both sides are equal {where}; {data_bytes} bytes of data were compared"
-            self._event(session, found.vm, "Succeeded", "OK", text)
+    def _record(self, session: Session, result: Verification) -> None:
+        where = f"at position {result.position}"
+        if not result.differing_bytes:
+            data_bytes = sum(disk.data_bytes for disk in result.disks)
+            text = f"VM {result.vm!r}: both sides are equal {where}; {data_bytes} bytes of data were compared"
+            self._event(session, result.vm, "Succeeded", "OK", text)
             return
-        ranges = [f"{disk.name} {each.offset}+{each.length}" for disk in found.disks for each in disk.differing]
+        ranges = [f"{disk.name} {each.offset}+{each.length}" for disk in result.disks for each in disk.differing]
         named = ", ".join(ranges[:RANGES_IN_EVENT_MAX]) + (", ..." if len(ranges) > RANGES_IN_EVENT_MAX else "")
-        text = f"VM {found.vm!r}: {found.differing_bytes} bytes differ {where} (disk offset+length): {named}"
-        self._event(session, found.vm, "Differs", "Critical", text)
-        item = session.get(ItemRow, found.vm)
+        text = f"VM {result.vm!r}: {result.differing_bytes} bytes differ {where} (disk offset+length): {named}"
+        self._event(session, result.vm, "Differs", "Critical", text)
+        item = session.get(ItemRow, result.vm)
         if item is not None and item.active_location == PRIMARY:
             item.resync_reason = item.resync_reason or Code.VerificationDiffers
             item.resync_marks += 1

@@ -90,27 +90,27 @@ async def _stop(api: VaultApi, vm: str) -> None:
         output.notice(f"the verification may continue: {error.message} ({error.code})")
 
 
-def _print(found: Verification, *, as_json: bool) -> None:
+def _print(result: Verification, *, as_json: bool) -> None:
     if as_json:
         # One line: with --every there is one document for each verification.
         output.print_json_line(
             {
-                "vm": found.vm,
-                "position": found.position,
-                "time": rfc3339(found.time_ns),
-                "differing_bytes": found.differing_bytes,
-                "disks": [disk.model_dump() for disk in found.disks],
+                "vm": result.vm,
+                "position": result.position,
+                "time": rfc3339(result.time_ns),
+                "differing_bytes": result.differing_bytes,
+                "disks": [disk.model_dump() for disk in result.disks],
             }
         )
         return
-    size = format_size(sum(disk.size_bytes for disk in found.disks))
-    data = format_size(sum(disk.data_bytes for disk in found.disks))
-    count = f"{len(found.disks)} disk" + ("" if len(found.disks) == 1 else "s")
+    size = format_size(sum(disk.size_bytes for disk in result.disks))
+    data = format_size(sum(disk.data_bytes for disk in result.disks))
+    count = f"{len(result.disks)} disk" + ("" if len(result.disks) == 1 else "s")
     what = f"{count} of {size}, {data} of data"
-    if not found.differing_bytes:
-        output.line(f"{found.vm}: both sides are equal at position {found.position} ({what})")
+    if not result.differing_bytes:
+        output.line(f"{result.vm}: both sides are equal at position {result.position} ({what})")
         return
-    rows = [(disk.name, each.offset, each.length) for disk in found.disks for each in disk.differing]
-    output.line(f"{found.vm}: {found.differing_bytes} bytes differ at position {found.position} ({what})")
+    rows = [(disk.name, each.offset, each.length) for disk in result.disks for each in disk.differing]
+    output.line(f"{result.vm}: {result.differing_bytes} bytes differ at position {result.position} ({what})")
     output.print_table(("disk", "offset", "length"), rows, empty="")
-    output.notice(f"siterig resync {found.vm} sends what differs")
+    output.notice(f"siterig resync {result.vm} sends what differs")
