@@ -32,7 +32,7 @@ class DiskSync(WireModel):
 
     Attributes:
         first_seq: first sequence number that is not in the *first* snapshot of this generation; the log is sent from there.
-        parts: number of sync parts that are durable in the spool, or applied.
+        parts: number of sync parts that are in the spool, or applied.
         next_offset: the bytes of the disk below this offset are in those parts.
         done: True if the last of them has the ``sync-end`` tag.
         opening: the opening of the disk (``DiskInfo.opening``) of which parts may have been sent

@@ -63,7 +63,7 @@ async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker:
         generations=[disk.generation for disk in disks],
         offsets=[disk.next_offset for disk in disks],
     )
-    async with uploading(outbox, sync_states(context, vm), context.waits, vm) as uploader, AsyncExitStack() as open_disks:
+    async with uploading(context, outbox, sync_states(context, vm), vm) as uploader, AsyncExitStack() as open_disks:
         copies = [
             await open_disks.enter_async_context(open_copy(context, snapshot, disk, uploader, tracker))
             for disk in snapshot.disks

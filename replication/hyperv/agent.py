@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,15 +33,20 @@ from siterig.blockfs.transfer.part_cipher import keep_keys
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.engine import failback
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.guests import Guests, HostGuests
 from siterig.replication.engine.prerequisites import check_room_for_images, check_space
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Relationship, RelationshipBook
 from siterig.replication.engine.replica import Replica
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
 from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
+from siterig.replication.guests.host_guests import Guests, HostGuests
+from siterig.replication.parts.byte_budget import ByteBudget
 
-UPLOADS_IN_FLIGHT = 2
+UPLOADS_PER_HOST = 2
+"""More at the same time make Azurite slower."""
+UPLOADS_PER_VM = 2
+MEMORY_BYTES = 96 << 20
+"""Memory for the parts that are in work: six parts of a copy of 8 MiB each."""
 _CLEAN_UP_S = 30.0
 _REMOVE_AGAIN_S = 0.5
 
@@ -63,6 +69,8 @@ class HyperVAgent(Provider):
         open_snapshot: Callable[[Path], SnapshotFile] = MountedSnapshot,
         waits: Waits | None = None,
         drop_keys: Callable[[str | None], None] = keep_keys,
+        uploads_per_host: int = UPLOADS_PER_HOST,
+        uploads_per_vm: int = UPLOADS_PER_VM,
     ) -> None:
         """Read the agent's state.
 
@@ -78,6 +86,8 @@ class HyperVAgent(Provider):
             open_snapshot: opens the snapshot of a disk.
             waits: the list in which the agent records what it waits for.
             drop_keys: drops the data keys of a disk, or all keys, that the cache account uses.
+            uploads_per_host: limit of the uploads in flight of all VMs.
+            uploads_per_vm: limit of those of one VM.
 
         Raises:
             RigError: ``AgentStateUnreadable``.
@@ -93,7 +103,10 @@ class HyperVAgent(Provider):
             guests=guests if guests is not None else HostGuests(),
             open_snapshot=open_snapshot,
             spool=spool,
-            uploads=trio.CapacityLimiter(UPLOADS_IN_FLIGHT),
+            uploads=trio.CapacityLimiter(uploads_per_host),
+            uploads_per_vm=uploads_per_vm,
+            packing=trio.CapacityLimiter(os.cpu_count() or 1),
+            memory=ByteBudget(MEMORY_BYTES),
             retry=RetryTable(retry_delays_s),
             clock=clock,
             waits=waits or Waits(clock),

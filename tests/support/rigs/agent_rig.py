@@ -33,8 +33,8 @@ from siterig.blockfs.transfer.codec import unpack
 from siterig.blockfs.transfer.part_name import SYNC_END, Listing, PartName, Watermark
 from siterig.cext.checksums import chunk_tag
 from siterig.cext.packed_tags import PackedTags, Span
-from siterig.replication.engine.guests import Guests
 from siterig.replication.engine.snapshots import SnapshotFile
+from siterig.replication.guests.host_guests import Guests
 from siterig.replication.hyperv.agent import HyperVAgent
 
 VM = "web01"
@@ -397,7 +397,7 @@ class HostSnapshot(SnapshotFile):
         size = self._snapshot.size_bytes
 
         def pread(offset: int, length: int) -> bytes:
-            return self.pread(offset, max(0, min(length, size - offset)))
+            return self.pread(offset, min(length, size - offset)) if offset < size else b""
 
         return PackedTags(packed_tags(pread, key, chunk_bytes, spans), None)
 
