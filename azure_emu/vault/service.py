@@ -20,6 +20,7 @@ from siterig.azure_emu.vault.db.notifications import Notifications
 from siterig.azure_emu.vault.jobs import engine, failback_tasks, failover_tasks, protection_tasks, vm_tasks
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
 from siterig.azure_emu.vault.keys.data_key_store import DataKeyStore
+from siterig.azure_emu.vault.model.resync_window import ResyncWindow
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
 from siterig.azure_emu.vault.monitoring.standstill import StandstillWatch
@@ -33,6 +34,7 @@ from siterig.azure_emu.vault.operations.status import VaultStatus
 from siterig.azure_emu.vault.operations.verifications import VerificationOperations
 from siterig.azure_emu.vault.operations.vms import VmOperations
 from siterig.azure_emu.vault.report_handlers import ReportHandlers
+from siterig.azure_emu.vault.workers.resync_worker import ResyncWorker
 from siterig.azure_emu.vault.workers.retention_worker import RetentionWorker
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
@@ -86,6 +88,7 @@ class Vault:
         check_shut_down: ShutDown | None = None,
         clock: Clock = SYSTEM_CLOCK,
         waits: Waits | None = None,
+        resync_window: ResyncWindow | None = None,
     ) -> None:
         """Open the vault's database, or make a new one.
 
@@ -99,6 +102,7 @@ class Vault:
             check_shut_down: raises the error that ``shut_down`` would raise, and changes nothing.
             clock: the clock of all times and sleeps.
             waits: the register of the role's waits.
+            resync_window: the hours in which a resync that is due begins by itself; None: never.
         Raises:
             RigError: ``StateVersion``, ``StateUnreadable``, ``KeysUnreadable``.
         """
@@ -129,6 +133,7 @@ class Vault:
         self.watch = StandstillWatch(context, self._repairs)
         starter = JobStarter(context, self._engine)
         self.vms = VmOperations(context, starter)
+        self.resyncs = None if resync_window is None else ResyncWorker(context, starter, resync_window)
         self.protection = ProtectionOperations(context, starter)
         self.verifications = VerificationOperations(context)
         self.recovery_points = PointOperations(context)
@@ -165,9 +170,11 @@ class Vault:
         await self.watch.run()
 
     async def run_policies(self) -> None:
-        """Prune recovery points at intervals, and watch the disks at the site of VMs that failed over, until cancelled."""
+        """Prune points, begin resyncs that are due, and watch the disks of VMs that failed over, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sources.run)
+            if self.resyncs is not None:
+                nursery.start_soon(self.resyncs.run)
             await self.retention.run()
 
     def close(self) -> None:

@@ -88,6 +88,8 @@ class Code(StrEnum):
     AuthorityUnusable = ("AuthorityUnusable", _FAILED,
         "The authority of the vault, or its register of certificates, is damaged.",
         "Restore the folder authority of the rig, or start from a new state folder.")
+    AutomaticResyncFailed = ("AutomaticResyncFailed", _FAILED, "A resync that began by itself failed; no other begins.",
+        "Remove the cause, then run siterig resync VM.")
     AzuriteDied = ("AzuriteDied", _FAILED, "The process of the Azurite storage emulator ended unexpectedly.",
         "Read its last output in the message; siterig role restart azurite starts it again.")
     AzuriteMissing = ("AzuriteMissing", _ENVIRONMENT, "The Azurite storage emulator is not installed, or cannot be started.",
@@ -103,7 +105,7 @@ class Code(StrEnum):
     BadAnswer = "BadAnswer", _FAILED, "A role answered with more bytes than are accepted.", "Report it: this is a bug."
     BadCertificate = ("BadCertificate", _FAILED, "A file with a certificate and its key is damaged, or cannot be read.",
         "Remove the file that the message names, and start the rig again: it gets a new one.")
-    BadChecksums = ("BadChecksums", _FAILED, "The recovery side returned another number of checksums than were requested.",
+    BadChecksums = ("BadChecksums", _FAILED, "The recovery side returned checksums that were not requested.",
         "Report it: this is a bug.")
     BadConnectionString = ("BadConnectionString", _FAILED,
         "The connection string of the cache storage account is malformed.",

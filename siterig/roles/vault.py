@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import trio
 
 from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.resync_window import OPTION, ResyncWindow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.guests import loop_devices
@@ -17,8 +21,15 @@ from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
 
-async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
-    """Serve until cancelled."""
+async def run(
+    layout: Layout,
+    *,
+    clock: Clock,
+    health: Health,
+    task_status: trio.TaskStatus[None],
+    resync_window: ResyncWindow | None = None,
+) -> None:
+    """Serve until cancelled; in ``resync_window`` a resync that is due begins by itself."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
         keys=layout.vault_keys,
@@ -29,6 +40,7 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
         check_shut_down=loop_devices.check_shutdown,
         clock=clock,
         waits=health.waits,
+        resync_window=resync_window,
     )
     faces = {
         "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
@@ -52,7 +64,9 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
 
 def main() -> None:
     """Run the role in this process."""
-    run_role("vault", run, holds_keys=True)
+    values = [word.partition("=")[2] for word in sys.argv if word.startswith(f"{OPTION}=")]
+    window = ResyncWindow.parse(values[-1]) if values else None
+    run_role("vault", partial(run, resync_window=window), holds_keys=True)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from siterig.rpc.contract import error_body
 from siterig.supervisor import cleanup
 from siterig.supervisor.forker import Forker
 from siterig.supervisor.identities import ensure_identities
-from siterig.supervisor.launch import QUICK_RETRIES, UNTIL_EOF
+from siterig.supervisor.launch import QUICK_RETRIES, RESYNC_WINDOW, UNTIL_EOF
 from siterig.supervisor.process_log import log_to_stderr
 from siterig.supervisor.supervisor import RoleSpec, Supervisor
 
@@ -52,7 +52,7 @@ ON_DEMAND = (DIRECTOR,)
 """Roles that the first command which needs them starts, and not ``up``: a rig without faults has no process for them."""
 WITH_PROGRAM = ("azurite",)
 """Roles whose work is done by a program that they start."""
-OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,)}
+OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,), "vault": (RESYNC_WINDOW,)}
 """The options of the rig that a role receives; each is one word, some with a value after ``=``."""
 
 

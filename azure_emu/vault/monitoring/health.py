@@ -16,7 +16,7 @@ from siterig.azure_emu.vault.context.applied_lag import AppliedLag
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.db.schema import CycleRow, HealthErrorRow, ItemRow
 from siterig.azure_emu.vault.model.api import Health, HealthError, ProtectedItem
-from siterig.azure_emu.vault.monitoring import damage
+from siterig.azure_emu.vault.monitoring import automatic_resync, damage
 from siterig.azure_emu.vault.points import points
 from siterig.blockfs.core.clock import rfc3339_or_none
 from siterig.blockfs.core.clock_reading import SECOND_NS
@@ -129,11 +129,15 @@ def _missed_ratio(session: Session, item: ItemRow, elapsed_ns: int) -> float:
 def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthError]:
     """Return the errors that follow from the item's figures and from the damage of its disks."""
     found: list[tuple[str, str]] = []
+    lasting: list[tuple[str, str]] = []
     damaged = damage.of_vm(session, item.vm)
     if item.resync_reason is not None:
         found.append(
             (Code.ResynchronizationRequired, f"VM {item.vm!r} is marked for resynchronization: {item.resync_reason}")
         )
+    if item.resync_reason is not None and (job := automatic_resync.failure(session, item.vm)) is not None:
+        why = f"{job.errors[-1].message} ({job.errors[-1].code})" if job.errors else "no reason given"
+        lasting.append((Code.AutomaticResyncFailed, f"the automatic resync of VM {item.vm!r} failed: {why}"))
     if is_cycling(item):
         missed = _missed_ratio(session, item, elapsed_ns)
         if missed >= MISSED_RATIO_WARNING:
@@ -143,8 +147,9 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
         if rpo_s is not None and rpo_s > UNSENT_S_MAX:
             found.append(("LogUnsent", f"the log has been unsent for {rpo_s:.0f} s (limit {UNSENT_S_MAX:.0f} s)"))
     return [
-        HealthError(errorCode=code, summaryMessage=text, recoverable=True, attempt=0, next_try_time=None)
-        for code, text in found
+        HealthError(errorCode=code, summaryMessage=text, recoverable=recoverable, attempt=0, next_try_time=None)
+        for recoverable, rows in ((False, lasting), (True, found))
+        for code, text in rows
     ] + [
         HealthError(
             errorCode=damage.CODE, summaryMessage=each.text, recoverable=not each.critical, attempt=0, next_try_time=None

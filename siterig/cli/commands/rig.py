@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from siterig.azure_emu.vault.model.resync_window import OFFICIAL_WINDOW, OPTION, ResyncWindow
 from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, STORE_SHARE_MAX, WhenFull
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
@@ -98,6 +99,14 @@ def up(
             help="Maximum size of the old data of a snapshot, as a share of the disk.",
         ),
     ] = str(STORE_SHARE_MAX),
+    resync_window: Annotated[
+        str,
+        typer.Option(
+            OPTION,
+            metavar="HH:MM-HH:MM|never",
+            help="Hours of the day in which a resync that is due begins by itself.",
+        ),
+    ] = OFFICIAL_WINDOW,
     faults: Annotated[
         Path | None,
         typer.Option("--faults", metavar="FILE", help="Arm the rules of this TOML file when every role is ready."),
@@ -118,6 +127,7 @@ def up(
         layout = Layout.of(folder)
         limit_words = zip(limits.OPTIONS, (log_share_max, when_log_full, snapshot_share_max), strict=True)
         allowed = limits.Limits.parse(dict(limit_words))
+        window = ResyncWindow.parse(resync_window)
         fuse_options = fuse_options_of(fuse_threads, fuse_queue, portable=portable_fuse)
         if faults is None and seed is not None:
             raise RigError(Code.BadRequest, f"--seed {seed}: is the seed of fault rules; name their file with --faults")
@@ -132,6 +142,7 @@ def up(
             quick_retries=quick_retries,
             fuse_options=fuse_options,
             limits=allowed,
+            resync_window=window,
             announce=announce,
         )
         armed = None

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
 from siterig.azure_emu.vault.db.schema import JobRow
 from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resync_window import ResyncWindow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import (
@@ -480,7 +481,7 @@ class FakeHost:
 
 
 @asynccontextmanager
-async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
+async def running(world: World, folder: Path, *, resync_window: ResyncWindow | None = None) -> AsyncIterator[Vault]:
     """Run a vault on the database in ``folder`` during the block, and kill it at the end."""
     host: Any = FakeHost(world)
     vault = Vault(
@@ -492,6 +493,7 @@ async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
         shut_down=world.shut_down,
         check_shut_down=world.check_shut_down,
         clock=world.clock,
+        resync_window=resync_window,
     )
     world.vault = vault
     try:
