@@ -7,8 +7,8 @@ the ``siterig`` of this environment.
 - *resync*: 4 GiB, half of it data, 655 blocks of 64 KiB changed since the log was abandoned, from the order to the end of
   the job; the peer is ``rsync --inplace`` between two files with the same contents.  Also the bytes that were sent, against
   the bytes that changed;
-- *verify*: a disk of 1 TiB with 100,000 extents; the peer reads the same extents of the disk in the mount, and then of the
-  managed disk through a mounted point.
+- *verify*: a disk of 1 TiB with 100,000 extents (``BENCH_EXTENTS``); the peer reads the same extents of the disk in the
+  mount, and then of the managed disk through a mounted point.
 """
 
 from __future__ import annotations
@@ -199,7 +199,8 @@ def resync(folder: Path, rounds: int) -> Iterator[Measured]:
 
 # --- verify -----------------------------------------------------------------------------------------------------
 
-WIDE, EXTENTS, EXTENT = 1 << 40, 100_000, 4096
+WIDE, EXTENT = 1 << 40, 4096
+EXTENTS = int(os.environ.get("BENCH_EXTENTS", "100000"))
 
 
 def verify(folder: Path, rounds: int) -> Iterator[Measured]:
@@ -212,6 +213,7 @@ def verify(folder: Path, rounds: int) -> Iterator[Measured]:
         with disk.open("r+b") as file:
             for offset in offsets:
                 os.pwrite(file.fileno(), rng.randbytes(EXTENT), offset)
+            os.fsync(file.fileno())
         _run("protect", "web01", "--interval", "300")
         mounted = Path(_run("point", "mount", "web01")["disks"][0]["path"])
 

@@ -20,7 +20,7 @@ from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow
 from siterig.azure_emu.vault.jobs import vm_tasks
-from siterig.azure_emu.vault.monitoring import damage, health
+from siterig.azure_emu.vault.monitoring import damage, health, resync_reasons
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.points import points
 from siterig.blockfs.changelog.tags import TagSeen
@@ -333,8 +333,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         if item.resync_reason != reason:
             text = f"VM {item.vm!r} needs a resync: {reason}" + (f": {because}" if because else "")
             self._event(session, item.vm, Code.ResynchronizationRequired, "Warning", text)
-        item.resync_reason = reason
-        item.resync_marks += 1
+        resync_reasons.mark(item, reason)
 
     def _event(self, session: Session, vm: str, code: str, severity: events.Severity, text: str) -> None:
         events.record(

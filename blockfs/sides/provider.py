@@ -75,10 +75,12 @@ class Provider(Protocol):
         """
         ...
 
-    async def resync(self, *, vm: str) -> None:
+    async def resync(self, *, vm: str, limited: bool = False) -> None:
         """Begin a new generation and send the chunks that differ; return when every part is in the cache account.
 
-        Delta replication starts afterwards.
+        Delta replication starts afterwards.  A resync that was interrupted continues.  ``limited``: the managed disks are
+        known to be intact, so only chunks are compared that changed after the log was abandoned, or that it did not send,
+        if the host knows these.
         """
         ...
 

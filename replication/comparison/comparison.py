@@ -226,6 +226,21 @@ def _merged(chunks: list[int], chunk_bytes: int, size_bytes: int) -> DiskRanges:
     return ranges
 
 
+def bounded_ranges(ranges: DiskRanges, count_max: int) -> DiskRanges:
+    """Return at most ``count_max`` ranges that contain all of these, which are sorted and do not overlap."""
+    unit = COARSE_BYTES
+    while len(ranges) > count_max:
+        joined: DiskRanges = []
+        for offset, length in ranges:
+            start, end = offset // unit * unit, -(-(offset + length) // unit) * unit
+            if joined and start <= sum(joined[-1]):
+                joined[-1] = (joined[-1][0], max(end, sum(joined[-1])) - joined[-1][0])
+            else:
+                joined.append((start, end - start))
+        ranges, unit = joined, unit * 2
+    return ranges
+
+
 def _chunk_runs(ranges: DiskRanges) -> Iterator[tuple[int, int, int]]:
     """Yield the runs of coarse chunks that ranges touch: first chunk, end, and bytes of the ranges in it."""
     run: tuple[int, int, int] | None = None

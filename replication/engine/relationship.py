@@ -35,6 +35,7 @@ class DiskSync(WireModel):
         parts: number of sync parts that are in the spool, or applied.
         next_offset: the bytes of the disk below this offset are in those parts.
         done: True if the last of them has the ``sync-end`` tag.
+        scope: the ranges (offset, length) that a resync compares, because the rest is equal; None: the whole disk.
         opening: the opening of the disk (``DiskInfo.opening``) of which parts may have been sent
             (:mod:`siterig.replication.engine.openings`).
     """
@@ -48,6 +49,7 @@ class DiskSync(WireModel):
     next_offset: int = 0
     done: bool = False
     opening: str = ""
+    scope: list[tuple[int, int]] | None = None
 
     @classmethod
     def begun(cls, disk: SnapshotDisk) -> DiskSync:
@@ -69,6 +71,7 @@ class Relationship(WireModel):
             until a resync), ``suspended`` (failed over).
         resync_reason: why a resync is required.
         resync_reported: True if the vault knows that.
+        resync_limited: True if a resync may trust that both sides are equal where no change was recorded.
         resync_begun: True if ``disks`` is the progress of a resync that is not complete, and that can continue.
         app_point: the host's clocks at the last application-consistent point; None: none since the schedule began.
     """
@@ -81,6 +84,7 @@ class Relationship(WireModel):
     resync_reason: str | None = None
     resync_reported: bool = False
     resync_begun: bool = False
+    resync_limited: bool = False
     app_point: ClockReading | None = None
 
 

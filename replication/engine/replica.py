@@ -118,14 +118,17 @@ class Replica:
         """True once the initial replication is done, until the VM is suspended."""
         return self._record.phase in ("delta", "resync", "resync-required")
 
-    async def copy(self, phase: ReplicationPhase) -> None:
-        """Order an initial replication or a resync, or join it; return when every part is in the cache account."""
+    async def copy(self, phase: ReplicationPhase, *, limited: bool = False) -> None:
+        """Order an initial replication or a resync, or join it; return when every part is in the cache account.
+
+        ``limited``: a resync may trust the dirty bitmap of an abandoned log.
+        """
         current = self._record.phase
         if phase == "initial" and current == "delta":
             return  # done long ago
         if current not in ("initial", "resync") or (phase == "resync" and current == "initial") or self._critical:
             # A resync that replaced an initial replication stays a resync.
-            await self._order("resync" if current == "resync" else phase)
+            await self._order("resync" if current == "resync" else phase, limited=limited)
         await self._copy_result.wait()
 
     async def suspend(self) -> None:
@@ -248,11 +251,13 @@ class Replica:
         """Return the progress, for progress bars."""
         return (self._verified or self._tracker).snapshot()
 
-    async def _order(self, phase: ReplicationPhase) -> None:
+    async def _order(self, phase: ReplicationPhase, *, limited: bool = False) -> None:
         self._copy_result.resolve(RigError(Code.Interrupted, f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
         self._copy_result = _CopyResult()
         continues = phase == "resync" == self._record.phase and self._record.resync_begun
-        self._context.book.update(self.vm, phase=phase, resync_reason=None, resync_reported=False, resync_begun=continues)
+        self._context.book.update(
+            self.vm, phase=phase, resync_reason=None, resync_reported=False, resync_begun=continues, resync_limited=limited
+        )
         self._ask_first = False
         self._critical = False
         self._failures = 0

@@ -13,6 +13,9 @@ or it was equal on both sides at the snapshot of that time.  In both cases the m
 between the first and the last snapshot of the generation, and the log is replayed from the first.  Above the border, chunks
 are compared with the new snapshot; a part that was never recorded was never sent, so it does not matter.
 
+If a log was abandoned because it was full, its dirty bitmap has all chunks that the recovery side can lack, and with the
+consent of the vault only these are compared (``DiskSync.scope``).
+
 ``Relationship.resync_begun`` is recorded together with the disks of the new generation.  If the log breaks meanwhile, if a
 disk gets another size or generation, if another copy of the managed disk takes its place, or after any order that ends the
 resync, the next one begins with a new generation.  docs/internals/decisions/0035-resync-continues.md has the kill of each
@@ -27,7 +30,7 @@ import structlog
 
 from siterig.blockfs.contracts.control import SnapshotInfo
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.replication.comparison.comparison import ComparedDisk, Comparison, compare
+from siterig.replication.comparison.comparison import ComparedDisk, Comparison, DiskRanges, bounded_ranges, compare
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.disk_copy import DiskCopy, check_vouched_for, fresh_snapshot, open_copy, sync_states
 from siterig.replication.engine.outbox import Outbox
@@ -35,6 +38,9 @@ from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import unwrap_group
 from siterig.replication.engine.uploader import Uploader, uploading
+
+SCOPE_RANGES_MAX = 10_000
+"""Limit of the ranges of one disk that are recorded; more of them are joined over gaps."""
 
 _log = structlog.get_logger(__name__)
 
@@ -49,11 +55,13 @@ async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker:
     """
     await context.host.end_snapshot(vm=vm)
     continued = await _can_continue(context, vm)
-    if not continued:
-        await _begin_generation(context, vm)
+    ended = {} if continued else await _begin_generation(context, vm)
     snapshot = await fresh_snapshot(context, vm)
     await _check_newest(context, vm, snapshot, continued=continued)
-    disks = context.book.get(vm).disks if continued else [DiskSync.begun(disk) for disk in snapshot.disks]
+    disks = context.book.get(vm).disks
+    if not continued:
+        scopes = await _scopes(context, vm, ended)
+        disks = [DiskSync.begun(disk).model_copy(update={"scope": scopes.get(disk.disk_id)}) for disk in snapshot.disks]
     context.book.update(vm, disks=disks, resync_begun=True)
     tracker.begin("Resynchronization", [(disk.name, disk.next_offset, disk.size_bytes) for disk in disks])
     _log.info(
@@ -62,6 +70,7 @@ async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker:
         position=snapshot.position,
         generations=[disk.generation for disk in disks],
         offsets=[disk.next_offset for disk in disks],
+        scopes=[None if disk.scope is None else sum(length for _, length in disk.scope) for disk in disks],
     )
     async with uploading(context, outbox, sync_states(context, vm), vm) as uploader, AsyncExitStack() as open_disks:
         copies = [
@@ -96,8 +105,12 @@ async def _can_continue(context: AgentContext, vm: str) -> bool:
     )
 
 
-async def _begin_generation(context: AgentContext, vm: str) -> None:
-    """Begin a generation later than all applied or sent parts: the disks may have been restored from an older copy."""
+async def _begin_generation(context: AgentContext, vm: str) -> dict[str, int]:
+    """Begin a generation later than all applied or sent parts: the disks may have been restored from an older copy.
+
+    Returns:
+        By disk id, the generation of which the recovery side had a complete copy.
+    """
     marks = await context.vault.watermarks(vm=vm)
     taken = {mark.disk_id: mark.generation for mark in marks}
     for mark in marks:
@@ -105,6 +118,23 @@ async def _begin_generation(context: AgentContext, vm: str) -> None:
         taken[mark.disk_id] = max([mark.generation, *sent])
     position = max((mark.complete_position for mark in marks), default=0)
     await context.host.start_tracking(vm=vm, new_generation=True, after=taken, after_position=position)
+    return {mark.disk_id: mark.generation for mark in marks if mark.sync_complete}
+
+
+async def _scopes(context: AgentContext, vm: str, ended: dict[str, int]) -> dict[str, DiskRanges]:
+    """Return what can differ, by disk id; a disk that is left out is compared as a whole.
+
+    The recovery side must have had a complete copy of the generation whose log was abandoned.  Segments of that log were
+    deleted only after it had applied them, and the bitmap has the chunks of all others.
+    """
+    if not context.book.get(vm).resync_limited:
+        return {}
+    lacking = await context.host.lacking_changes(vm=vm)
+    return {
+        each.disk_id: bounded_ranges(each.ranges, SCOPE_RANGES_MAX)
+        for each in lacking
+        if ended.get(each.disk_id) == each.generation
+    }
 
 
 async def _check_newest(context: AgentContext, vm: str, snapshot: SnapshotInfo, *, continued: bool) -> None:
@@ -129,7 +159,11 @@ async def _wait_for_generation(uploader: Uploader, outbox: Outbox, copies: list[
 
 async def _send_differences(comparison: Comparison, copy: DiskCopy, tracker: ProgressTracker) -> None:
     disk, begun = copy.disk, copy.state.next_offset
-    scope = [(begun, disk.size_bytes - begun)]
+    scope = [
+        (max(offset, begun), offset + length - max(offset, begun))
+        for offset, length in ([(0, disk.size_bytes)] if copy.state.scope is None else copy.state.scope)
+        if offset + length > begun
+    ]
     compared = ComparedDisk.of(disk, copy.file.tags, scope=scope)
     with unwrap_group():
         async with comparison.windows(compared) as windows:

@@ -260,8 +260,8 @@ class HyperVAgent(Provider):
     async def initial_replication(self, *, vm: str) -> None:
         await self._replica(vm).copy("initial")
 
-    async def resync(self, *, vm: str) -> None:
-        await self._replica(vm).copy("resync")
+    async def resync(self, *, vm: str, limited: bool = False) -> None:
+        await self._replica(vm).copy("resync", limited=limited)
 
     async def verify(self, *, vm: str) -> Verification:
         return await self._replica(vm).verify()

@@ -23,7 +23,8 @@ from siterig.azure_emu.vault.jobs.engine import (
 )
 from siterig.azure_emu.vault.keys.data_key_store import delete_data_keys
 from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
-from siterig.azure_emu.vault.monitoring import health
+from siterig.azure_emu.vault.monitoring import damage, health
+from siterig.azure_emu.vault.monitoring.resync_reasons import LOG_ABANDONED
 from siterig.azure_emu.vault.mounts import mounts
 from siterig.azure_emu.vault.points import points
 from siterig.blockfs.contracts.control import DiskInfo
@@ -139,10 +140,10 @@ async def start_initial_replication(job: JobContext) -> None:
     await _wait_synced(job, job.variables["generations"])
 
 
-async def synchronize(job: JobContext) -> None:
+async def synchronize(job: JobContext, *, limited: bool = False) -> None:
     """Send the differences to the cache account (resync), and wait until they are applied."""
     await job.change(lambda session, item: health.clear_errors(session, item.vm, None))
-    await job.context.site.resync(vm=job.vm)
+    await job.context.site.resync(vm=job.vm, limited=limited)
     disks = await inventory.site_disks(job.context, job.vm)
     await _wait_synced(job, {disk.disk_id: disk.generation for disk in disks})
 
@@ -205,17 +206,19 @@ async def reprotect_synchronize(job: JobContext) -> None:
 async def repair(job: JobContext) -> None:
     """Resynchronize the VM; first remove the remains of a failed failover."""
 
-    def look(_session: Session, item: ItemRow) -> int:
-        return item.resync_marks
+    def look(session: Session, item: ItemRow) -> tuple[int, bool]:
+        # A resync that is due for another reason, or ordered without one, is to find differences that nobody knows of.
+        limited = item.resync_reason in LOG_ABANDONED and not damage.of_vm(session, item.vm)
+        return item.resync_marks, limited
 
-    job.variables["resync_marks"] = await job.change(look)
+    job.variables["resync_marks"], limited = await job.change(look)
     await job.context.site.check_vm(vm=job.vm)
     leftover = await azure_vms.disks_of(job.context, job.vm)
     preflight.require_idle(leftover, f"VM {job.vm!r} at the recovery side")
     await job.begin_changes()
     await azure_vms.remove(job.context, job.vm, job.vm)
     await enable_relationship(job)
-    await synchronize(job)
+    await synchronize(job, limited=limited)
     job.variables["synchronized_elapsed_ns"] = await job.change(
         lambda session, _item: rig_clock.elapsed_ns(session, job.context.clock)
     )

@@ -13,7 +13,7 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.model.api import VerificationApi
-from siterig.azure_emu.vault.monitoring import health
+from siterig.azure_emu.vault.monitoring import health, resync_reasons
 from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.errors import Code, RigError
 
@@ -64,8 +64,7 @@ class VerificationOperations(VerificationApi):
         self._event(session, result.vm, "Differs", "Critical", text)
         item = session.get(ItemRow, result.vm)
         if item is not None and item.active_location == PRIMARY:
-            item.resync_reason = item.resync_reason or Code.VerificationDiffers
-            item.resync_marks += 1
+            resync_reasons.mark(item, Code.VerificationDiffers)
 
     def _event(self, session: Session, vm: str, outcome: str, severity: events.Severity, text: str) -> None:
         events.record(

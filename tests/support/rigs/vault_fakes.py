@@ -61,6 +61,7 @@ class World:
         self.apply = True  # the applier works without a command
         self.vault: Vault | None = None
         self.verification: Verification | None = None
+        self.limited: list[bool] = []  # the orders of resyncs
         self.retained: dict[str, int] = {}
         self.asked_again: list[tuple[str, list[str]]] = []
         self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if missing
@@ -221,8 +222,9 @@ class FakeProvider(Provider):
         if self.world.apply:
             await self.world.synced(vm)
 
-    async def resync(self, *, vm: str) -> None:
+    async def resync(self, *, vm: str, limited: bool = False) -> None:
         await self.world.called("site.resync")
+        self.world.limited.append(limited)
         disks = self.world.site[vm]
         for name, disk in disks.items():
             disks[name] = disk.model_copy(update={"generation": disk.generation + 1})

@@ -260,7 +260,7 @@ class Source:
             disk.add(parts)
             disk.sync_count = len(parts)
 
-    async def resync(self, *, vm: str) -> None:
+    async def resync(self, *, vm: str, limited: bool = False) -> None:
         """Begin a new generation and sync the differences; sometimes a first attempt is interrupted."""
         del vm
         self.resyncs += 1
