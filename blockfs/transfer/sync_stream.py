@@ -62,15 +62,6 @@ class SyncStream:
         self._append(writer, kind, offset, length, data or b"")
         return self._finish_part(writer) if writer.end >= self.part_bytes_max else None
 
-    @property
-    def is_empty(self) -> bool:
-        """True if nothing was added since the last finished part."""
-        return self._writer is None
-
-    def flush(self) -> tuple[PartName, Path]:
-        """Finish the present part, although it is not full; something was added to it."""
-        return self._finish_part(self._open())
-
     def finish(self) -> tuple[PartName, Path]:
         """Write the ``sync-end`` tag and return the last part."""
         writer = self._open()

@@ -43,11 +43,11 @@ from siterig.replication.parts.byte_budget import Reservation
 from siterig.replication.parts.spool import remove_unrecorded, spool_folder
 
 PART_BYTES_MAX = 8 << 20
+"""Bytes of the disk in a part, if they cannot be compressed."""
 UNRECORDED_BYTES_MAX = 4 << 30
 """After so many bytes of the disk a part is finished although it is small, to record the progress."""
 RECORDED_BYTES_MIN = 1 << 30
 """Progress without parts is recorded after so many bytes of the disk."""
-"""Bytes of the disk in a part, if they cannot be compressed."""
 PART_GROWTH_MAX = 2
 """A part of compressible bytes has up to this times as many, because the account is slow with small blobs."""
 

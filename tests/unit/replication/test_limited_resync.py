@@ -118,6 +118,25 @@ async def test_a_kill_of_the_host_keeps_the_limit_or_gives_it_up(
     assert whole == (kill_before in ("begin_snapshot", "lacking_changes"))
 
 
+async def test_a_log_that_is_abandoned_during_a_resync_limits_nothing(tmp_path: Path, autojump_clock: MockClock) -> None:
+    rig = await abandoned(tmp_path)
+
+    def at_call(name: str) -> None:
+        if name == "checksums" and rig.interceptor.scope is not None:
+            rig.interceptor.scope.cancel()
+
+    rig.interceptor.before = at_call
+    async with rig.agent() as agent:
+        await agent.resync(vm=VM, limited=True)
+    rig.interceptor.before = lambda _name: None
+    write(rig, 7, 300)
+    assert [info.needs_resync for info in await rig.host.list_disks(vm=VM)] == ["LogOverflow"]
+    rig.vault.compared.clear()
+    await resync(rig, limited=True)
+    assert compared(rig) == set(range(SIZE // COARSE))
+    assert rig.managed("data").generation == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 async def test_an_agent_that_is_killed_at_any_call_loses_nothing(
