@@ -76,7 +76,7 @@ async def resync(rig: Rig, *, limited: bool) -> None:
     rig.check_point(cut.position)
 
 
-async def test_only_what_can_differ_is_compared(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_only_chunks_that_can_differ_are_compared(tmp_path: Path, autojump_clock: MockClock) -> None:
     rig = await abandoned(tmp_path)
 
     def at_call(name: str) -> None:
@@ -97,7 +97,7 @@ async def test_without_the_consent_of_the_vault_all_is_compared(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kill_before", ["start_tracking", "begin_snapshot", "lacking_changes", "checksums"])
-async def test_a_kill_of_the_host_keeps_the_limit_or_gives_it_up(
+async def test_after_a_kill_of_the_host_the_limit_holds_or_all_is_compared(
     tmp_path: Path, autojump_clock: MockClock, kill_before: str
 ) -> None:
     rig = await abandoned(tmp_path)
