@@ -45,6 +45,9 @@ REPAIR_WAIT_S = 45.0
 
 REPAIR_POLL_S = 2.0
 
+PARTS_PER_ROUND = 16
+"""After so many parts of one disk the others have their turn."""
+
 COMPACT_EVERY_S = 10.0
 """The delay between two compactions or checkpoints; frames that are pinned now may be released then."""
 
@@ -89,6 +92,7 @@ class Applier:
         task_status.started()
         async with trio.open_nursery() as background:
             while True:
+                at_once = False
                 try:
                     disk_ids = await self._reports.replicating_disks()
                 except RigError as exc:
@@ -97,12 +101,15 @@ class Applier:
                 else:
                     self.waits.clear("vault")
                     self._forget_waits(disk_ids)
-                    await self._process_round([self._record(disk_id) for disk_id in disk_ids], background)
+                    disks = [self._record(disk_id) for disk_id in disk_ids]
+                    await self._process_round(disks, background)
+                    at_once = any(disk.more and not disk.detached for disk in disks)
                 for disk in self._disks.values():
                     if self._is_compaction_due(disk):
                         disk.compacting = True
                         background.start_soon(self._compact, disk)
-                await self.clock.real.sleep(poll_s)
+                if not at_once:
+                    await self.clock.real.sleep(poll_s)
 
     async def _process_round(self, disks: list[AppliedDisk], background: trio.Nursery) -> None:
         """Process all disks at the same time.
@@ -155,12 +162,15 @@ class Applier:
 
     async def _process_disk(self, disk: AppliedDisk) -> None:
         """Run one round of :meth:`run` for one disk; no expected failure ends the applier."""
+        disk.more = False
         if self.clock.trio_time_s() < disk.retry_at_s:
             return
         try:
             async with disk.lock:
-                await self.parts.apply_cached(disk, await self.parts.open_or_reset(disk))
+                store = await self.parts.open_or_reset(disk)
+                await self.parts.apply_cached(disk, store, parts_max=PARTS_PER_ROUND)
         except RigError as exc:
+            disk.more = False
             if exc.code == Code.DiskNotFound and disk.disk_id in self.deleted:
                 self.waits.clear("apply", disk=disk.disk_id)  # deleted after the vault answered
                 return

@@ -32,6 +32,8 @@ class AppliedDisk:
     """True while a compaction or a checkpoint runs."""
     compact_at_s: float = 0.0
     """The time of the next attempt."""
+    more: bool = False
+    """True if a round ended before all parts in the account were applied."""
     detached: bool = False
     """True while a task processes the disk concurrently with the rounds."""
 

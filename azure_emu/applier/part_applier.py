@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import structlog
 import trio
 
+from siterig.azure_emu.applier.account_watch import BadPartError
 from siterig.azure_emu.applier.bad_parts import REPAIRABLE
 from siterig.azure_emu.applier.disk_record import AppliedDisk
+from siterig.azure_emu.applier.read_ahead import AHEAD_MAX, follows, reading_ahead
 from siterig.azure_emu.applier.transient_errors import TransientErrors
 from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.disks.history import PartStatus
@@ -62,6 +65,7 @@ class PartApplier:
         self._waits = waits
         self._clock = clock
         self._errors = errors
+        self._ahead = trio.Semaphore(AHEAD_MAX)
 
     async def open(self, disk: AppliedDisk) -> ManagedDiskStore:
         """Open the managed disk, or return it if it is open."""
@@ -99,8 +103,9 @@ class PartApplier:
             disk.begin_reports()
             return disk.store
 
-    async def apply_cached(self, disk: AppliedDisk, store: ManagedDiskStore) -> None:
-        """Apply all parts in the cache account that come next."""
+    async def apply_cached(self, disk: AppliedDisk, store: ManagedDiskStore, *, parts_max: int | None = None) -> None:
+        """Apply the parts in the cache account that come next: all, or so many that ``disk.more`` is then set."""
+        disk.more = False
         await self._report(disk, store)
         listing = await self._cache.list(disk.disk_id)
         disk.watch.bad.keep_only(listing.sizes)
@@ -110,12 +115,13 @@ class PartApplier:
         parts = await self._delete_applied(disk, store, listing.parts)
         await self._check_next_generation(disk, store, parts, listing)
         current, ended = _in_order(disk.watch.candidates(store, parts))
-        current = await self._apply_parts(disk, store, current, "next", listing)
-        # A conflict is tried so that it is refused and reported by its name.
-        current = await self._apply_parts(disk, store, current, "conflict", listing)
+        current = await self._apply_parts(disk, store, current, "next", listing, parts_max=parts_max)
+        if not disk.more:
+            # A conflict is tried so that it is refused and reported by its name.
+            current = await self._apply_parts(disk, store, current, "conflict", listing)
         current = await self._delete_applied(disk, store, ended + current)
         await disk.watch.report(store, listing, current)
-        missing = await disk.watch.check_missing(store, current)
+        missing = None if disk.more else await disk.watch.check_missing(store, current)
         if missing is None:
             self._waits.clear("apply", disk=disk.disk_id)
         else:
@@ -148,34 +154,56 @@ class PartApplier:
             disk.watch.bad.forget(part)
 
     async def _apply_parts(
-        self, disk: AppliedDisk, store: ManagedDiskStore, parts: list[PartName], status: PartStatus, listing: Listing
+        self,
+        disk: AppliedDisk,
+        store: ManagedDiskStore,
+        parts: list[PartName],
+        status: PartStatus,
+        listing: Listing,
+        *,
+        parts_max: int | None = None,
     ) -> list[PartName]:
         """Apply each part that has this status when its turn comes; return the parts that had not.
 
         One pass is enough, however many parts there are: in this order, a part comes after those that it needs.  A bad part
         is skipped, because the next part may exist under another name.  If it does not, the error of the bad part is raised.
         """
-        left, failed = [], []
-        for part in parts:
-            if store.classify(part) != status:
-                left.append(part)
-                continue
-            try:
-                data = await self._cache.get(part)
-                await trio.to_thread.run_sync(store.apply_part, part, data)
-            except RigError as exc:
-                if exc.code not in REPAIRABLE:
-                    raise
-                bad = await disk.watch.note_failed(store, part, exc, _in_order(listing.parts)[0])
-                if bad is not None:
-                    failed.append(bad)
-                left.append(part)
-                continue
-            disk.watch.bad.forget(part)
-            disk.refused.clear()
-            await self._report(disk, store)
-            await self._delete_applied(disk, store, [part])
-            await disk.watch.report_progress(store, listing)
+        left: list[PartName] = []
+        failed: list[BadPartError] = []
+        applied = 0
+        async with reading_ahead(self._cache, self._ahead) as downloads:
+            for part, following in zip_longest(parts, parts[1:]):
+                if store.classify(part) != status or disk.more:
+                    left.append(part)
+                    continue
+                if applied == parts_max:
+                    disk.more = True
+                    left.append(part)
+                    continue
+                try:
+                    data = await downloads.get(part)
+                    if (
+                        following is not None
+                        and applied + 1 != parts_max
+                        and follows(following, part)
+                        and disk.watch.bad.reason(following) is None
+                    ):
+                        downloads.begin(following, listing.sizes[following])
+                    await trio.to_thread.run_sync(store.apply_part, part, data)
+                except RigError as exc:
+                    if exc.code not in REPAIRABLE:
+                        raise
+                    bad = await disk.watch.note_failed(store, part, exc, _in_order(listing.parts)[0])
+                    if bad is not None:
+                        failed.append(bad)
+                    left.append(part)
+                    continue
+                applied += 1
+                disk.watch.bad.forget(part)
+                disk.refused.clear()
+                await self._report(disk, store)
+                await self._delete_applied(disk, store, [part])
+                await disk.watch.report_progress(store, listing)
         still = [bad for bad in failed if store.classify(bad.part) == status]
         if still:
             await disk.watch.report(store, listing, left)

@@ -39,7 +39,7 @@ from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import ResyncNeeded
 from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.engine.uploader import Uploader
-from siterig.replication.parts.byte_budget import Reservation
+from siterig.replication.parts.byte_budget import COPIES, Reservation
 from siterig.replication.parts.spool import remove_unrecorded, spool_folder
 
 PART_BYTES_MAX = 8 << 20
@@ -99,8 +99,13 @@ class DiskCopy:
         return int(PART_BYTES_MAX * min(PART_GROWTH_MAX, 1 / max(self._packed_share, 0.01)))
 
     async def add(self, offset: int, length: int, *, zeros: bool) -> None:
-        """Read and add a piece; ``zeros``: write zeros instead of skipping them."""
-        await self._begin_part()
+        """Read and add a piece; ``zeros``: write zeros instead of skipping them.
+
+        The part takes memory as it grows: the next piece may be far away.  If there is no more, the part ends before.
+        """
+        if self._chunks and self._reservation is not None and not self._reservation.extend(COPIES * length):
+            self._finish_part(offset)
+        await self._begin_part(length)
         await trio.to_thread.run_sync(self._read, offset, length, zeros)
         if self._read_bytes >= self._part_bytes:
             self._finish_part(offset + length)
@@ -109,7 +114,7 @@ class DiskCopy:
     async def add_all(self, pieces: Iterator[tuple[int, int]]) -> None:
         """Read and add all pieces (offset, length), without those that are zeros."""
         while True:
-            await self._begin_part()
+            await self._begin_part(self._part_bytes)
             end = await trio.to_thread.run_sync(self._read_part, pieces)
             if end is None:
                 return
@@ -122,7 +127,7 @@ class DiskCopy:
         Once it is applied, the recovery side is at this generation and applies no parts of older ones.
         """
         length = min(4096, self.disk.size_bytes)
-        await self._begin_part()
+        await self._begin_part(length)
         await trio.to_thread.run_sync(self._read, 0, length, True)
         self._finish_part(0)
 
@@ -143,7 +148,7 @@ class DiskCopy:
 
     async def finish(self) -> None:
         """Make the last part, with the ``sync-end`` tag."""
-        await self._begin_part()
+        await self._begin_part(0)
         self._finish_part(self.disk.size_bytes, is_last=True)
         self._tracker.done(self.disk.name, self.disk.size_bytes)
 
@@ -154,10 +159,11 @@ class DiskCopy:
         if self._reservation is not None:
             self._reservation.release()
 
-    async def _begin_part(self) -> None:
+    async def _begin_part(self, length: int) -> None:
+        """Wait until a part may be begun and has memory for so many bytes; does nothing if one is begun."""
         if self._reservation is None:
             await self._uploader.wait_for_room()
-            self._reservation = await self._uploader.pipeline.reserve(self._part_bytes)
+            self._reservation = await self._uploader.pipeline.reserve(length)
 
     def _read_part(self, pieces: Iterator[tuple[int, int]]) -> int | None:
         """Read pieces until the part is full, and return the end of the last one; None if they end before."""

@@ -20,6 +20,7 @@ from siterig.blockfs.contracts.control import (
     TagKind,
 )
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.upload_limits import UploadLimits
 from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
@@ -42,9 +43,6 @@ from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
 from siterig.replication.guests.host_guests import Guests, HostGuests
 from siterig.replication.parts.byte_budget import ByteBudget
 
-UPLOADS_PER_HOST = 2
-"""More at the same time make Azurite slower."""
-UPLOADS_PER_VM = 2
 MEMORY_BYTES = 96 << 20
 """Memory for the parts that are in work: six parts of a copy of 8 MiB each."""
 _CLEAN_UP_S = 30.0
@@ -69,8 +67,7 @@ class HyperVAgent(Provider):
         open_snapshot: Callable[[Path], SnapshotFile] = MountedSnapshot,
         waits: Waits | None = None,
         drop_keys: Callable[[str | None], None] = keep_keys,
-        uploads_per_host: int = UPLOADS_PER_HOST,
-        uploads_per_vm: int = UPLOADS_PER_VM,
+        uploads: UploadLimits | None = None,
     ) -> None:
         """Read the agent's state.
 
@@ -86,13 +83,13 @@ class HyperVAgent(Provider):
             open_snapshot: opens the snapshot of a disk.
             waits: the list in which the agent records what it waits for.
             drop_keys: drops the data keys of a disk, or all keys, that the cache account uses.
-            uploads_per_host: limit of the uploads in flight of all VMs.
-            uploads_per_vm: limit of those of one VM.
+            uploads: limits of the uploads in flight.
 
         Raises:
             RigError: ``AgentStateUnreadable``.
         """
         safe_files.make_folder(folder, parents=True)
+        limits = uploads or UploadLimits()
         spool = folder / "spool"
         safe_files.make_folder(spool)
         self._context = AgentContext(
@@ -103,8 +100,8 @@ class HyperVAgent(Provider):
             guests=guests if guests is not None else HostGuests(),
             open_snapshot=open_snapshot,
             spool=spool,
-            uploads=trio.CapacityLimiter(uploads_per_host),
-            uploads_per_vm=uploads_per_vm,
+            uploads=trio.CapacityLimiter(limits.per_host),
+            uploads_per_vm=limits.per_vm,
             packing=trio.CapacityLimiter(os.cpu_count() or 1),
             memory=ByteBudget(MEMORY_BYTES),
             retry=RetryTable(retry_delays_s),

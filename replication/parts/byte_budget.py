@@ -46,6 +46,13 @@ class ByteBudget:
             self._free_bytes -= count
         return Reservation(self, count)
 
+    def take_nowait(self, count: int) -> bool:
+        """Take so many bytes if they are free and no task waits; return False otherwise."""
+        if self._waiting or count > self._free_bytes:
+            return False
+        self._free_bytes -= count
+        return True
+
     def give_back(self, count: int) -> None:
         """Return so many bytes that were reserved."""
         self._free_bytes += count
@@ -64,6 +71,13 @@ class Reservation:
     def __init__(self, budget: ByteBudget, count: int) -> None:
         self._budget = budget
         self._count = count
+
+    def extend(self, count: int) -> bool:
+        """Reserve so many bytes more if they are free now; a holder must not wait for more."""
+        if not self._budget.take_nowait(count):
+            return False
+        self._count += count
+        return True
 
     def reduce(self, count: int) -> None:
         """Keep at most ``count`` bytes, and give the others back."""

@@ -9,12 +9,14 @@ import trio
 
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
+from siterig.blockfs.contracts.upload_limits import UploadLimits
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.transfer.part_cipher import KeyedPartCipher
 from siterig.blockfs.transfer.sealed_account import SealedAccount
 from siterig.core.fault_contract import FaultInjector
 from siterig.core.paths import Layout
+from siterig.core.upload_options import upload_limits_of
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S
 from siterig.replication.hyperv.agent import HyperVAgent
 from siterig.roles.entry import Health, run_role
@@ -30,6 +32,7 @@ async def run(
     layout: Layout,
     *,
     retry_delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S,
+    uploads: UploadLimits,
     clock: Clock,
     health: Health,
     task_status: trio.TaskStatus[None],
@@ -40,6 +43,7 @@ async def run(
         folder=layout.azurite,
         link=layout.link("agent", "azurite"),
         tls=trust.storage_tls(layout, clock),
+        in_flight_max=uploads.per_host + 1,  # a list does not wait for the end of an upload
     )
     cipher = KeyedPartCipher(directory.data_keys(layout, "agent"), clock)
     agent = HyperVAgent(
@@ -51,6 +55,7 @@ async def run(
         clock=clock,
         waits=health.waits,
         drop_keys=cipher.forget,
+        uploads=uploads,
     )
     injector = RoleInjector(partial(of_agent, layout, clock))
     try:
@@ -66,7 +71,8 @@ async def run(
 
 def main() -> None:
     """Run the role in this process."""
-    run_role("agent", partial(run, retry_delays_s=QUICK_DELAYS_S) if QUICK_RETRIES in sys.argv else run, holds_keys=True)
+    delays_s = QUICK_DELAYS_S if QUICK_RETRIES in sys.argv else OFFICIAL_DELAYS_S
+    run_role("agent", partial(run, retry_delays_s=delays_s, uploads=upload_limits_of(sys.argv)), holds_keys=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
 from siterig.blockfs.clocks.controlled_clock import ControlledClock
 from siterig.blockfs.clocks.imposed_faults import ImposedClockFaults
 from siterig.blockfs.core.errors import RigError
-from siterig.core import fuse_options, limits, quick_start
+from siterig.core import fuse_options, limits, quick_start, upload_options
 from siterig.core.failures import unwrap_rig_error
 from siterig.core.fault_contract import DIRECTOR
 from siterig.core.lock import take_lock
@@ -52,7 +52,12 @@ ON_DEMAND = (DIRECTOR,)
 """Roles that the first command which needs them starts, and not ``up``: a rig without faults has no process for them."""
 WITH_PROGRAM = ("azurite",)
 """Roles whose work is done by a program that they start."""
-OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,), "vault": (RESYNC_WINDOW,)}
+OPTIONS = {
+    "site": _HOST_OPTIONS,
+    "azure": _HOST_OPTIONS,
+    "agent": (QUICK_RETRIES, *upload_options.OPTIONS),
+    "vault": (RESYNC_WINDOW,),
+}
 """The options of the rig that a role receives; each is one word, some with a value after ``=``."""
 
 

@@ -17,6 +17,7 @@ from trio.testing import MockClock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.engine import disk_copy, snapshots
+from siterig.replication.hyperv import agent
 from siterig.replication.parts.byte_budget import ByteBudget
 from siterig.replication.parts.spool import spooled
 from tests.support.rigs.agent_rig import VM, MemoryCache, Rig
@@ -113,8 +114,8 @@ async def test_a_part_is_in_the_spool_and_recorded_before_it_is_put(
             seen.append(part)
 
     rig.cache.at_put = check
-    async with rig.agent() as agent:
-        await rig.protect(agent)
+    async with rig.agent() as running:
+        await rig.protect(running)
     assert len(seen) == len(set(seen)) > 12
 
 
@@ -127,8 +128,8 @@ async def test_a_part_never_gets_another_content_whatever_is_killed_and_lost(
         rig = await WatchedRig.make(tmp_path / str(life))
         rig.interceptor.kill_at, rig.interceptor.after = dice.randrange(8, 60), bool(dice.randrange(2))
         rig.recovery.running = bool(dice.randrange(2))
-        async with rig.agent() as agent:
-            await rig.protect(agent)
+        async with rig.agent() as running:
+            await rig.protect(running)
         rig.interceptor.kill_at = None
         for part in [part for part in rig.cache.blobs if dice.randrange(2)]:
             del rig.cache.blobs[part]
@@ -136,9 +137,9 @@ async def test_a_part_never_gets_another_content_whatever_is_killed_and_lost(
         if dice.randrange(2):
             rig.kill_host()
         rig.recovery.running = True
-        async with rig.agent() as agent:
-            await rig.protect(agent)
-            cut = await rig.cycle(agent)
+        async with rig.agent() as running:
+            await rig.protect(running)
+            cut = await rig.cycle(running)
         rig.check_point(cut.position)
         assert rig.vault.resyncs == []
         assert {part: len(contents) for part, contents in rig.cache.contents.items() if len(contents) > 1} == {}
@@ -148,8 +149,8 @@ async def test_a_part_never_gets_another_content_whatever_is_killed_and_lost(
 async def test_as_many_parts_are_in_flight_as_the_setting_allows(rig: WatchedRig, autojump_clock: MockClock) -> None:
     rig.cache.put_s = 1.0
     begun = trio.current_time()
-    async with rig.agent() as agent:
-        await rig.protect(agent)
+    async with rig.agent() as running:
+        await rig.protect(running)
     assert rig.cache.in_flight_max == 2
     parts = len(rig.cache.contents)
     assert trio.current_time() - begun < 0.75 * parts, "the parts were put one after the other"
@@ -166,9 +167,9 @@ async def test_a_part_that_the_account_refuses_for_a_while_is_put_later(rig: Wat
             raise RigError(Code.CacheUnreachable, "for the test", recoverable=True)
 
     rig.cache.at_put = fail
-    async with rig.agent() as agent:
-        await rig.protect(agent)
-        cut = await rig.cycle(agent)
+    async with rig.agent() as running:
+        await rig.protect(running)
+        cut = await rig.cycle(running)
     assert failures == 2
     rig.recovery.running = True
     rig.check_point(cut.position)
@@ -178,8 +179,8 @@ async def test_a_torn_file_in_the_spool_is_not_put_and_marks_the_vm_for_a_resync
     rig: WatchedRig, autojump_clock: MockClock
 ) -> None:
     rig.recovery.running = False
-    async with rig.agent() as agent:
-        await rig.protect(agent)
+    async with rig.agent() as running:
+        await rig.protect(running)
     part = min(rig.cache.blobs)
     file = rig.spooled_file(part)
     assert file is not None
@@ -194,8 +195,8 @@ async def test_a_torn_file_in_the_spool_is_not_put_and_marks_the_vm_for_a_resync
 
 async def test_a_part_that_an_older_version_has_spooled_is_sent(rig: WatchedRig, autojump_clock: MockClock) -> None:
     rig.recovery.running = False
-    async with rig.agent() as agent:
-        await rig.protect(agent)
+    async with rig.agent() as running:
+        await rig.protect(running)
     part = min(rig.cache.blobs)
     file = rig.spooled_file(part)
     assert file is not None
@@ -203,8 +204,8 @@ async def test_a_part_that_an_older_version_has_spooled_is_sent(rig: WatchedRig,
     file.unlink()
     del rig.cache.blobs[part]
     rig.recovery.running = True
-    async with rig.agent() as agent:
-        cut = await rig.cycle(agent)
+    async with rig.agent() as running:
+        cut = await rig.cycle(running)
     rig.check_point(cut.position)
     assert rig.vault.resyncs == []
 
@@ -213,9 +214,9 @@ async def test_a_longer_backlog_of_segments_needs_no_more_memory(tmp_path: Path,
     rig = await WatchedRig.make(tmp_path, os_bytes=2 << 20)
     rig.cache.put_s = 1.0
     used: list[int] = []
-    async with rig.agent() as agent:
-        await rig.protect(agent)
-        memory = agent._context.memory  # noqa: SLF001
+    async with rig.agent() as running:
+        await rig.protect(running)
+        memory = running._context.memory  # noqa: SLF001
         rig.cache.at_put = lambda part: used.append(memory.used_bytes) if part.stream == "log" else None
         peaks = []
         for cuts in (4, 40):
@@ -226,7 +227,7 @@ async def test_a_longer_backlog_of_segments_needs_no_more_memory(tmp_path: Path,
                         piece = rig.random.randbytes(8 * KIB)
                         rig.host.disk(VM, name).write(number * len(piece), piece)
                     await rig.host.cut(vm=VM, kind="CrashConsistent", name="backlog")
-            await rig.cycle(agent)
+            await rig.cycle(running)
             assert len(used) >= 2 * cuts
             peaks.append(max(used))
         assert peaks[1] <= 1.1 * peaks[0]
@@ -255,6 +256,18 @@ async def test_the_memory_is_shared_in_the_order_of_the_requests() -> None:
         budget.give_back(90)
     assert served == ["large", "small"]
     assert budget.used_bytes == 20
+
+
+async def test_a_resync_with_little_memory_ends_its_parts_early(
+    rig: WatchedRig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "MEMORY_BYTES", 3 * 64 * KIB)  # one fine chunk of a resync, read and compressed, and a half
+    async with rig.agent() as running:
+        await rig.protect(running)
+        rig.write(4)
+        await running.resync(vm=VM)
+        cut = await rig.cycle(running)
+    rig.check_point(cut.position)
 
 
 async def test_a_cancelled_request_takes_no_memory_and_holds_up_no_other() -> None:
