@@ -1,4 +1,4 @@
 """The authority of the vault: it issues certificates, and keeps the register of them.
 
-Imports blockfs.core, blockfs.files, blockfs.trust.
+Imports azure_emu.contracts, blockfs.core, blockfs.files, blockfs.sides, blockfs.trust.
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
-from siterig.azure_emu.vault.context import rig_clock
+from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.vault_context import ShutDown, VaultContext, no_check
 from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.notifications import Notifications
@@ -164,6 +164,15 @@ class Vault:
             nursery.start_soon(self._leases.run)
             nursery.start_soon(self._repairs.run)
             await self._engine.run(task_status)
+
+    async def record_server_event(self, code: str, severity: events.Severity, affected: str, text: str) -> None:
+        """Record an event about a server: a host, the storage account, or the vault itself."""
+        now_ns = self.context.clock.wall_ns()
+        await self.context.database.transact(
+            lambda session: events.record(
+                session, vm=affected, code=code, kind="ServerHealth", severity=severity, text=text, now_ns=now_ns
+            )
+        )
 
     async def watch_standstill(self) -> None:
         """Watch for waits, roles and data that stand still, until cancelled."""

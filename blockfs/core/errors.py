@@ -110,6 +110,8 @@ class Code(StrEnum):
     BadConnectionString = ("BadConnectionString", _FAILED,
         "The connection string of the cache storage account is malformed.",
         "Give AccountName, AccountKey and BlobEndpoint or EndpointSuffix.")
+    BadCredentialsFile = ("BadCredentialsFile", _BAD_INPUT, "A file is no vault credentials file.",
+        "Write a new one with siterig vault credentials.")
     BadPartName = ("BadPartName", _FAILED, "A blob in the cache storage account is not named like a replication part.",
         "Remove blobs that siterig did not write from the account.")
     BadPort = ("BadPort", _FAILED, "The file with the port of Azurite does not hold a port number.",
@@ -205,6 +207,8 @@ class Code(StrEnum):
         "Run siterig resync VM, unless the initial replication continues as a resynchronization.")
     HostIoError = ("HostIoError", _FAILED, "The host could not read or write a file.",
         "Read the reason in the message; check the host's disk.")
+    HostNotRegistered = ("HostNotRegistered", _FAILED, "The host is not registered with the vault.",
+        "Write a file with siterig vault credentials, and give it to siterig site register.")
     ImageBusy = "ImageBusy", _FAILED, "The image is in use by another program.", "End the program that the message names."
     ImageChanged = ("ImageChanged", _FAILED, "The image was changed outside siterig, so its log no longer describes it.",
         "For a VM, run siterig resync VM. For a mounted image, give --discard-log.")
@@ -348,7 +352,7 @@ class Code(StrEnum):
         "None: it is read again, and then the site is asked to send it again.")
     PathTooLong = "PathTooLong", _BAD_INPUT, "The path of a socket is longer than the kernel allows.", "Use a shorter --dir."
     PeerRefused = ("PeerRefused", _FAILED, "One side of a link does not accept the certificate of the other side.",
-        "Read the reason in the message; siterig certificates shows all certificates with their states.")
+        "Read the reason in the message; siterig certificate list shows all certificates.")
     PortTaken = ("PortTaken", _FAILED, "The port of Azurite is taken by another program.",
         "Stop the other program; ss -ltnp shows it.")
     PositionRegressed = ("PositionRegressed", _FAILED, "A replication part has a lower position than the part before it.",

@@ -80,13 +80,25 @@ class Identity:
                 data = bounded(file, IDENTITY_BYTES_MAX)
         except (OSError, ValueError) as error:
             raise _bad(self.path, error) from error
-        blocks = [(found[1], found[0].decode("ascii")) for found in _BLOCK.finditer(data)]
-        kinds = tuple(kind for kind, _ in blocks)
-        if kinds != _KINDS:
-            allowed = ", ".join(kind.decode() for kind in _KINDS)
-            raise _bad(self.path, f"it has the PEM blocks {b', '.join(kinds).decode() or '(none)'}; allowed: {allowed}")
-        key, own, authority = (text for _, text in blocks)
-        return key, own, authority
+        try:
+            return check_identity(data)
+        except ValueError as error:
+            raise _bad(self.path, error) from None
+
+
+def check_identity(data: bytes) -> tuple[str, str, str]:
+    """Return the private key, the own certificate and that of the authority in an identity, each as PEM.
+
+    Raises:
+        ValueError: it has other PEM blocks; the text names them.
+    """
+    blocks = [(found[1], found[0].decode("ascii")) for found in _BLOCK.finditer(data)]
+    kinds = tuple(kind for kind, _ in blocks)
+    if kinds != _KINDS:
+        allowed = ", ".join(kind.decode() for kind in _KINDS)
+        raise ValueError(f"it has the PEM blocks {b', '.join(kinds).decode() or '(none)'}; allowed: {allowed}")
+    key, own, authority = (text for _, text in blocks)
+    return key, own, authority
 
 
 def identity_text(key: str, certificate: str, authority: str) -> bytes:

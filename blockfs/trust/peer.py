@@ -108,8 +108,15 @@ class CertificateRefusedError(ssl.SSLError):
 
 
 _UNKNOWN = "is not of the authority of the vault"
+_UNKNOWN_CODES = (18, 19, 20, 21)
+"""The codes of OpenSSL for a chain that does not end with the authority."""
+_REFUSED = "the other side refuses the certificate of this side"
 _ALERTS = {
-    "TLSV1_ALERT_UNKNOWN_CA": f"the other side refuses the certificate of this side: it {_UNKNOWN}",
+    "TLSV1_ALERT_UNKNOWN_CA": f"{_REFUSED}: it {_UNKNOWN}",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": f"{_REFUSED}: it is for servers only",
+    "SSLV3_ALERT_BAD_CERTIFICATE": _REFUSED,
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _REFUSED,
+    "TLSV1_ALERT_DECRYPT_ERROR": f"{_REFUSED}: its signature is wrong",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the other side demands a certificate, and this side has none",
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the other side has shown no certificate",
     "TLSV1_ALERT_PROTOCOL_VERSION": "the other side speaks another version of TLS; allowed: TLS 1.3",
@@ -130,7 +137,8 @@ def refusal_of(error: BaseException | None) -> str | None:
         if isinstance(error, CertificateRefusedError):
             return error.words
         if isinstance(error, ssl.SSLCertVerificationError):
-            return f"the certificate of the other side {_UNKNOWN} ({error.verify_message})"
+            problem = _UNKNOWN if error.verify_code in _UNKNOWN_CODES else "is not accepted"
+            return f"the certificate of the other side {problem} ({error.verify_message})"
         if isinstance(error, ssl.SSLError) and error.reason in _ALERTS:
             return _ALERTS[error.reason]
         seen.append(error)

@@ -90,6 +90,10 @@ class Layout:
         link = self.link(client, server)
         return link if os.path.lexists(link) else self.socket(server)
 
+    def port(self, role: str) -> Path:
+        """Return the file with the TCP port, on loopback, at which a role answers the other side."""
+        return self.root / "run" / f"{role}.port"
+
     def log(self, role: str) -> Path:
         """Return the log of a role; every start of the role appends to it."""
         return self.root / "log" / f"{role}.log"
@@ -158,6 +162,16 @@ class Layout:
     def agent(self) -> Path:
         """The Recovery Services agent's own state and spool."""
         return self.root / "agent"
+
+    @property
+    def host_identity(self) -> Path:
+        """The certificate of the Hyper-V host with its key; missing until the host is registered."""
+        return self.agent / "host.pem"
+
+    @property
+    def registration(self) -> Path:
+        """The vault credentials file with which the agent registers its host; it is removed afterwards."""
+        return self.agent / "registration.VaultCredentials"
 
     @property
     def scratch(self) -> Path:

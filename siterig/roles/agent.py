@@ -11,6 +11,7 @@ from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.blockfs.contracts.upload_limits import UploadLimits
 from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.sides.host_certificates import HostIdentityControl, HostSetup
 from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.transfer.part_cipher import KeyedPartCipher
 from siterig.blockfs.transfer.sealed_account import SealedAccount
@@ -21,7 +22,9 @@ from siterig.replication.engine.retry import OFFICIAL_DELAYS_S
 from siterig.replication.hyperv.agent import HyperVAgent
 from siterig.roles.entry import Health, run_role
 from siterig.roles.fault_injection import RoleInjector, of_agent
+from siterig.roles.host_identity import HostIdentity
 from siterig.rpc import directory, server, trust
+from siterig.rpc.tls_server import serve_tls
 from siterig.supervisor.launch import QUICK_RETRIES
 
 QUICK_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
@@ -45,11 +48,11 @@ async def run(
         tls=trust.storage_tls(layout, clock),
         in_flight_max=uploads.per_host + 1,  # a list does not wait for the end of an upload
     )
-    cipher = KeyedPartCipher(directory.data_keys(layout, "agent"), clock)
+    cipher = KeyedPartCipher(directory.data_keys(layout, "agent", clock), clock)
     agent = HyperVAgent(
         host=directory.site(layout, "agent"),
         cache=SealedAccount(account, cipher),
-        vault=directory.vault_link(layout, "agent"),
+        vault=directory.vault_link(layout, "agent", clock),
         folder=layout.agent,
         retry_delays_s=retry_delays_s,
         clock=clock,
@@ -57,13 +60,27 @@ async def run(
         drop_keys=cipher.forget,
         uploads=uploads,
     )
+    identity = HostIdentity(layout, directory.host_certificates(layout, "agent", clock), clock, health.waits)
     injector = RoleInjector(partial(of_agent, layout, clock))
+
+    async def serve_vault() -> None:
+        await identity.is_registered.wait()
+        context = trust.host_tls(layout, clock, is_server=True)
+        faces = {"Provider": (Provider, agent), "HostIdentityControl": (HostIdentityControl, identity)}
+        await serve_tls(faces, layout.port("agent"), context, identity.guard)
+
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(agent.run)
             nursery.start_soon(injector.run)
-            faces = {"Provider": (Provider, agent), "FaultInjector": (FaultInjector, injector)}
+            faces = {
+                "Provider": (Provider, agent),
+                "HostSetup": (HostSetup, identity),
+                "FaultInjector": (FaultInjector, injector),
+            }
             await nursery.start(server.serve, faces, layout.socket("agent"))
+            await nursery.start(identity.run)
+            await nursery.start(agent.run)
+            nursery.start_soon(serve_vault)
             task_status.started()
     finally:
         account.close()

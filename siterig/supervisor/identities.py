@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from siterig.azure_emu.authority.register import CertificateRegister
 from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.core.paths import Layout
-from siterig.rpc.trust import OWN_IDENTITIES, own_identity
+from siterig.rpc.trust import HOST, OWN_IDENTITIES, own_identity
 
 
 def ensure_identities(layout: Layout, clock: Clock) -> None:
     """Make the authority of the vault, and the certificates of the vault and of the storage account, if one is missing.
 
-    A rig of a version without certificates gets them, too.  The caller holds the lock of the rig.
+    A host without a certificate gets a vault credentials file, with which its agent registers it; one whose certificate was
+    revoked gets none.  A rig of a version without certificates gets them, too.  The caller holds the lock of the rig.
 
     Args:
         layout: the rig.
@@ -31,7 +33,8 @@ def ensure_identities(layout: Layout, clock: Clock) -> None:
         newest = register.newest(role, name)
         if newest is None or newest.peer.needs_rotation(clock) or not own_identity(layout, role).exists():
             missing.append((role, name))
-    if not missing and layout.authority_certificate.exists():
+    is_registered = _is_registered(register, layout, clock)
+    if not missing and is_registered and layout.authority_certificate.exists():
         return
 
     from siterig.azure_emu.authority.authority import Authority  # noqa: PLC0415
@@ -40,3 +43,18 @@ def ensure_identities(layout: Layout, clock: Clock) -> None:
     for role, name in missing:
         authority.replace_identity(own_identity(layout, role), role, name)
     write_atomically(layout.authority_certificate, authority.certificate.encode("ascii"))
+    if not is_registered:
+        from siterig.azure_emu.authority.service import new_credentials  # noqa: PLC0415
+
+        safe_files.make_folder(layout.agent, parents=True)
+        write_atomically(layout.registration, new_credentials(authority, HOST))
+
+
+def _is_registered(register: CertificateRegister, layout: Layout, clock: Clock) -> bool:
+    """Return True if the host of the rig has a certificate, or must not get one because it was revoked."""
+    newest = register.newest("host", HOST)
+    if newest is None:
+        return False
+    if newest.revoked_ns is not None:
+        return True
+    return newest.state(clock) == "valid" and layout.host_identity.exists()
