@@ -18,6 +18,7 @@ from siterig.azure_emu.authority.register import IssuedCertificate
 from siterig.azure_emu.contracts.certificates import CertificateApi, CertificateInfo, CertificateRole, CertificateState
 from siterig.blockfs.core.clock import Clock, rfc3339, rfc3339_or_none
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.sides.host_certificates import (
     HostCertificates,
     HostIdentityControl,
@@ -56,6 +57,8 @@ class CertificateService(CertificateApi, HostRegistration, HostCertificates):
         own: dict[tuple[PeerRole, str], Path],
         hosts: dict[str, HostIdentityControl],
         record: RecordEvent,
+        *,
+        waits: Waits,
         clock: Clock,
     ) -> None:
         """Begin.
@@ -65,9 +68,11 @@ class CertificateService(CertificateApi, HostRegistration, HostCertificates):
             own: the identity files of this side by their holders.
             hosts: the hosts that can be asked for a new certificate, by name.
             record: records an event of the vault.
+            waits: the waits of the vault.
             clock: the clock of the rig.
         """
         self.authority, self._own, self._hosts, self._record, self._clock = authority, own, hosts, record, clock
+        self._waits = waits
         self._register = authority.register
         self._reported_s: dict[str, float] = {}
         self._events, self._to_record = trio.open_memory_channel[tuple[str, Severity, str, str]](1000)
@@ -134,6 +139,7 @@ class CertificateService(CertificateApi, HostRegistration, HostCertificates):
 
     def _issue(self, host: str, request: str) -> IssuedHostCertificate:
         certificate = self.authority.issue("host", host, requested_key(request))
+        self._waits.clear("link vault-agent")  # the vault may have no call to make to the host, which has a new one
         return IssuedHostCertificate(certificate=certificate, authority=self.authority.certificate)
 
     def _event_ok(self, code: str, affected: str, text: str) -> None:
@@ -153,8 +159,8 @@ class CertificateService(CertificateApi, HostRegistration, HostCertificates):
             serial = await host.rotate_certificate()
             newest = next((entry for entry in self._register.entries if entry.serial == serial), None)
         else:
-            allowed = [f"{each} {own}" for each, own in self._own] + [f"host {each}" for each in self._hosts]
-            raise RigError(Code.BadRequest, f"{role} {name} has no certificate to rotate; allowed: {', '.join(allowed)}")
+            allowed = ", ".join([*(each for each, _ in self._own), *(f"host {each}" for each in self._hosts)])
+            raise RigError(Code.BadRequest, f"{role} {name} has no certificate to rotate; allowed: {allowed}")
         assert newest is not None  # noqa: S101 (it has just been issued)
         if path is not None:
             self._event_ok("CertificateRotated", newest.peer.holder, f"{newest.peer.holder} has a new certificate")

@@ -27,6 +27,7 @@ SUBJECTS = {
     "commands.records": ("jobs", "events"),
     "commands.keys": ("key",),
     "commands.roles": ("role", "site"),
+    "commands.certificates": ("certificate", "vault"),
     "commands.log": ("log",),
     "trials.fault": ("fault",),
     "trials.clock": ("clock",),

@@ -109,6 +109,11 @@ class Layout:
         return self.root / "authority"
 
     @property
+    def register(self) -> Path:
+        """The register of the certificates that the authority has issued."""
+        return self.authority / "register.json"
+
+    @property
     def authority_certificate(self) -> Path:
         """The certificate of the authority, for clients of the storage account."""
         return self.keys / "authority.pem"

@@ -106,6 +106,7 @@ class HostIdentity(HostIdentityControl, HostSetup):
                 path.unlink()
         self._use(answer, key)
         self._waits.clear(_PLACE)
+        self._waits.clear("link agent-vault")  # the host may have no other call to make
         self.is_registered.set()
         _log.info("host_registered", host=HOST, site=site)
 

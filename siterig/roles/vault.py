@@ -50,7 +50,7 @@ async def run(
     own = {(role, name): trust.own_identity(layout, role) for role, name in trust.OWN_IDENTITIES.items()}
     hosts = {trust.HOST: directory.host_identity(layout, "vault", clock)}
     authority = Authority(layout.authority, clock)
-    certificates = CertificateService(authority, own, hosts, vault.record_server_event, clock)
+    certificates = CertificateService(authority, own, hosts, vault.record_server_event, waits=health.waits, clock=clock)
     site_faces = {
         "DataKeys": (DataKeys, vault.data_keys),
         "VaultLink": (VaultLink, vault.reports),

@@ -140,7 +140,7 @@ class _Proxy:
             return
         if failure is not None and failure.code in (Code.PeerRefused, Code.HostNotRegistered):
             waits.set(f"link {self._way.tls_link}", failure.code, failure.message)
-        elif failure is None:
+        elif failure is None or failure.code != Code.RoleUnavailable:  # it has answered
             waits.clear(f"link {self._way.tls_link}")
 
     async def _ask(self, method: Method, body: bytes, guide: Guide | None) -> httpx.Response | RigError:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from siterig.azure_emu.authority.register import CertificateRegister
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.trust.identity import Identity, TlsContext, only
-from siterig.blockfs.trust.peer import PeerRole
+from siterig.blockfs.trust.peer import CertificateRefusedError, Peer, PeerRole
 from siterig.core.paths import Layout
 from siterig.rpc.ways import TlsWay
 
@@ -59,9 +60,16 @@ def host_tls(layout: Layout, clock: Clock, *, is_server: bool = False) -> TlsCon
 
 
 def vault_tls(layout: Layout, clock: Clock) -> TlsContext:
-    """Return the settings of the vault as a client of the host."""
+    """Return the settings of the vault as a client of the host, which it refuses as it would refuse its calls."""
     identity = Identity(layout.vault_identity)
-    return TlsContext(False, authority=identity.authority(), clock=clock, identity=identity, check=only("host", HOST))
+
+    def check(peer: Peer | None) -> None:
+        only("host", HOST)(peer)
+        problem = CertificateRegister(layout.register).problem(peer, ["host"], clock)
+        if problem is not None:
+            raise CertificateRefusedError(problem)
+
+    return TlsContext(False, authority=identity.authority(), clock=clock, identity=identity, check=check)
 
 
 def vault_server_tls(layout: Layout, clock: Clock, refused: Callable[[str], None]) -> TlsContext:
@@ -71,7 +79,7 @@ def vault_server_tls(layout: Layout, clock: Clock, refused: Callable[[str], None
 
 
 def tls_way(layout: Layout, client: str, role: str, context: Callable[[], TlsContext]) -> TlsWay:
-    """Return the way of a client to a role of the other side."""
+    """Return the way of a client to a role of the other side, with settings of TLS that ``context`` makes."""
     return TlsWay(
         role,
         layout.port(role),
@@ -79,6 +87,7 @@ def tls_way(layout: Layout, client: str, role: str, context: Callable[[], TlsCon
         layout.socket("").parent,
         context=context,
         service_role=TLS_LINKS[client, role],
+        register=layout.register if client == "vault" else None,
     )
 
 

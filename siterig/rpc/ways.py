@@ -95,7 +95,15 @@ class TlsWay(Way):
     """TCP with TLS 1.3 on the loopback interface; connections are kept for later calls, because a handshake takes long."""
 
     def __init__(
-        self, role: str, port_file: Path, link: Path, sockets: Path, *, context: Callable[[], TlsContext], service_role: str
+        self,
+        role: str,
+        port_file: Path,
+        link: Path,
+        sockets: Path,
+        *,
+        context: Callable[[], TlsContext],
+        service_role: str,
+        register: Path | None = None,
     ) -> None:
         """Choose a role.
 
@@ -106,11 +114,13 @@ class TlsWay(Way):
             sockets: the folder of the rig's sockets.
             context: makes the settings of TLS, or raises the reason for which this side has no certificate.
             service_role: the role of the certificate of the other side, for the name that TLS sends.
+            register: a file that decides about certificates of the other side; a change of it ends kept connections.
         """
         self.role, self.sockets, self.link, self.tls_link = role, sockets, link, link.stem
         self._port_file, self._make_context, self._name = port_file, context, f"{service_role}.siterig.internal"
         self._identity: Identity | None = None
-        self._stamp: Stamp | None = None
+        self._register = None if register is None else Identity(register)
+        self._stamps: tuple[Stamp | None, ...] = ()
         self._client: httpx.AsyncClient | None = None
         self._linked: httpx.AsyncClient | None = None
         self._calls: Counter[int] = Counter()
@@ -142,19 +152,21 @@ class TlsWay(Way):
                 await client.aclose()
 
     async def _follow_identity(self) -> None:
-        """Make clients for the certificate that this side has now; those for another one end with their last call."""
-        identity = self._identity
-        if self._client is not None and (identity is None or identity.stamp == self._stamp):
+        """Make clients for the certificates that are right now; those for others end with their last call."""
+        if self._client is not None and self._read_stamps() == self._stamps:
             return
         former = (self._client, self._linked)
         context = self._make_context()
         self._identity = context.identity
-        self._stamp = None if context.identity is None else context.identity.stamp
+        self._stamps = self._read_stamps()
         assert self.link is not None  # noqa: S101 (the constructor demands one)
         self._client = _client(_TlsTransport(context))
         self._linked = _client(_TlsTransport(context, self.link))
         for client in former:
             await self._close_unused(client)
+
+    def _read_stamps(self) -> tuple[Stamp | None, ...]:
+        return tuple(file.stamp for file in (self._identity, self._register) if file is not None)
 
     async def _use(self, client: httpx.AsyncClient, url: str, body: bytes, call: str | None) -> httpx.Response:
         self._calls[id(client)] += 1

@@ -27,7 +27,7 @@ def ensure_identities(layout: Layout, clock: Clock) -> None:
     Raises:
         RigError: ``AuthorityUnusable``.
     """
-    register = CertificateRegister(layout.authority / "register.json")
+    register = CertificateRegister(layout.register)
     missing = []
     for role, name in OWN_IDENTITIES.items():
         newest = register.newest(role, name)

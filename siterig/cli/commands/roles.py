@@ -10,6 +10,7 @@ import typer
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import completion, exit_status, fault_director, output, power, sites
+from siterig.cli.commands.certificates import register_host
 from siterig.cli.commands.options import Dir, Json, example, seed_option
 from siterig.cli.light_commands import running
 from siterig.cli.power import PowerTarget
@@ -52,7 +53,13 @@ def register(app: typer.Typer) -> None:
     site = typer.Typer(no_args_is_help=True)
     site.command("lose", epilog=example("siterig site lose"))(lose)
     site.command("restore", epilog=example("siterig site restore"))(restore)
-    app.add_typer(site, name="site", help="Lose a site, and restore it.", epilog=example("siterig site lose"))
+    site.command("register", epilog=example("siterig site register site.VaultCredentials"))(register_host)
+    app.add_typer(
+        site,
+        name="site",
+        help="Lose a site, and restore it; register its host with the vault.",
+        epilog=example("siterig site lose"),
+    )
 
 
 async def _supervisor(folder: Path) -> SupervisorControl:

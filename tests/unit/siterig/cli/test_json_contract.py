@@ -16,6 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 import siterig.scenarios.drill.drill
+from siterig.azure_emu.contracts.certificates import CertificateApi
 from siterig.azure_emu.contracts.recovery_side import Change, RecoverySide
 from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.azure_emu.storage.azurite_setup import InstalledAzurite
@@ -25,6 +26,7 @@ from siterig.bisect.states import BisectState
 from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
 from siterig.blockfs.core.waits import Wait
+from siterig.blockfs.sides.host_certificates import HostSetup
 from siterig.cli import output, rig_status
 from siterig.cli.app import program
 from siterig.cli.commands import mount
@@ -135,6 +137,11 @@ COMMANDS = {
     "role list": "",
     "role restart": "agent",
     "role kill": "agent",
+    "certificate list": "",
+    "certificate rotate": "site",
+    "certificate revoke": "site --reason lost",
+    "vault credentials": "{folder}/new.VaultCredentials",
+    "site register": "{folder}/faults.toml",
     "site lose": "",
     "site restore": "",
     "completion": "bash",
@@ -178,6 +185,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         update={"roles": [status.roles[0].model_copy(update={"name": name}) for name in ("azure", "faults")]}
     )
     answers = {"list_disks": [disk], "resize_disk": disk, "managed_disks": [], "jobs": [finalize], "status": status}
+    answers["issue_credentials"] = json.dumps({"site": "site", "expires": "2026-12-05T00:00:00.000000Z"})
     for name, protocol in {
         "vault": VaultApi,
         "site": DiskHostControl,
@@ -186,6 +194,8 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "recovery_side": RecoverySide,
         "damage_reports": DamageReports,
         "faults": FaultControl,
+        "certificates": CertificateApi,
+        "host_setup": HostSetup,
     }.items():
         monkeypatch.setattr(f"siterig.rpc.directory.{name}", lambda _layout, protocol=protocol: Canned(protocol, answers))
     monkeypatch.setattr("siterig.cli.commands.disks._until_seen", nothing)

@@ -63,13 +63,13 @@ class Rig:
             path.parent.mkdir(exist_ok=True)
         ensure_identities(self.layout, self.clock)
         self.events: list[tuple[str, str, str]] = []
+        self.waits = Waits(self.clock)
         self.authority = Authority(self.layout.authority, self.clock)
         own = {(role, name): trust.own_identity(self.layout, role) for role, name in trust.OWN_IDENTITIES.items()}
         self.ways: list[TlsWay] = []
         hosts = {trust.HOST: self.call(directory.host_identity, "vault")}
-        self.certificates = CertificateService(self.authority, own, hosts, self._record, self.clock)
+        self.certificates = CertificateService(self.authority, own, hosts, self._record, waits=self.waits, clock=self.clock)
         self.answers = Answers()
-        self.waits = Waits(self.clock)
         self.host = HostIdentity(self.layout, self.call(directory.host_certificates), self.clock, self.waits)
         self.link = self.call(directory.vault_link)
 
@@ -172,6 +172,8 @@ async def test_a_host_without_a_certificate_waits_with_the_reason(tmp_path: Path
 async def test_a_revoked_host_is_refused_at_its_next_call_on_an_open_connection(tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         assert await made.ask()
+        host = made.call(directory.host_identity, "vault")
+        assert await host.rotate_certificate()
         await made.certificates.revoke_certificates(role="host", name="site", reason="the machine was stolen")
         message = await refusal(made.ask)
         assert "the vault refuses this caller: the certificate of the host site" in message
@@ -179,6 +181,8 @@ async def test_a_revoked_host_is_refused_at_its_next_call_on_an_open_connection(
         assert [code for code, _ in made.waiting] == [Code.PeerRefused]  # a wait with its reason
         for _ in range(3):
             await refusal(made.ask)
+        # a revoked host is not called either
+        assert message.partition("caller: ")[2] in await refusal(host.rotate_certificate)
         await until(lambda: len(made.events) >= 3)
         refusals = [event for event in made.events if event[0] == Code.PeerRefused]
         assert len(refusals) == 1  # one event, however often the host asks
@@ -328,7 +332,7 @@ async def test_an_unknown_holder_or_role_is_an_error_that_names_the_allowed_ones
     async with rig(tmp_path) as made:
         rotate = partial(made.certificates.rotate_certificate, role="host", name="lost")
         message = await refusal(rotate, Code.BadRequest)
-        assert message == "host lost has no certificate to rotate; allowed: vault vault, storage cache, host site"
+        assert message == "host lost has no certificate to rotate; allowed: vault, storage, host site"
         revoke = made.certificates.revoke_certificates
         message = await refusal(partial(revoke, role="vault", name="vault", reason="x"), Code.BadRequest)
         assert message == "role 'vault': its certificate is rotated; allowed: host, credentials"
