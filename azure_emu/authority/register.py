@@ -1,6 +1,6 @@
 """The register of the certificates that a vault's authority has issued: who holds them, until when, and which are revoked.
 
-A certificate that is not in the register is refused, whoever signed it.
+A certificate that is not in the register is refused, also if the authority has signed it.
 
 Fault contract: the file is replaced atomically, and an entry is durable before its certificate leaves the process.  A kill
 leaves at most an entry whose certificate nobody has.  The caller sees to it that one process at a time writes: the start of

@@ -42,8 +42,8 @@ REPEATED_S = 3600.0
 """The time after which a refusal with the same reason is an event again."""
 LOOK_EVERY_S = 60.0
 """The time between two looks whether a certificate of this side has to be rotated; the wall clock can be set meanwhile."""
-Severity = Literal["OK", "Warning", "Critical"]
-RecordEvent = Callable[[str, Severity, str, str], Awaitable[None]]
+EventSeverity = Literal["OK", "Warning", "Critical"]
+RecordEvent = Callable[[str, EventSeverity, str, str], Awaitable[None]]
 """Records an event: code, severity, the affected object, text."""
 _log = structlog.get_logger(__name__)
 
@@ -61,7 +61,7 @@ class CertificateService(CertificateApi, HostRegistration, HostCertificates):
         waits: Waits,
         clock: Clock,
     ) -> None:
-        """Begin.
+        """Begin without a task that runs.
 
         Args:
             authority: the authority.
@@ -75,7 +75,7 @@ class CertificateService(CertificateApi, HostRegistration, HostCertificates):
         self._waits = waits
         self._register = authority.register
         self._reported_s: dict[str, float] = {}
-        self._events, self._to_record = trio.open_memory_channel[tuple[str, Severity, str, str]](1000)
+        self._events, self._to_record = trio.open_memory_channel[tuple[str, EventSeverity, str, str]](1000)
 
     async def run(self) -> None:
         """Record events, and rotate the certificates of this side before they expire, until cancelled."""
@@ -114,7 +114,7 @@ class CertificateService(CertificateApi, HostRegistration, HostCertificates):
             self._reported_s[key] = now_s
             self._event(Code.PeerRefused, "Warning", affected, f"the vault refused {affected}: {reason}")
 
-    def _event(self, code: str, severity: Severity, affected: str, text: str) -> None:
+    def _event(self, code: str, severity: EventSeverity, affected: str, text: str) -> None:
         try:
             self._events.send_nowait((code, severity, affected, text))
         except trio.WouldBlock:

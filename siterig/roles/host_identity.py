@@ -45,7 +45,7 @@ class HostIdentity(HostIdentityControl, HostSetup):
     """The certificate of this host; :meth:`run` must run."""
 
     def __init__(self, layout: Layout, vault: HostCertificates, clock: Clock, waits: Waits) -> None:
-        """Begin.
+        """Begin without a call to the vault.
 
         Args:
             layout: the rig.

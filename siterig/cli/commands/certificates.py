@@ -173,11 +173,11 @@ def register_host(
     exit_status.run(work)
 
 
-def _print(found: list[CertificateInfo], *, as_json: bool) -> None:
+def _print(certificates: list[CertificateInfo], *, as_json: bool) -> None:
     if as_json:
-        output.print_json(found)
+        output.print_json(certificates)
         return
-    rows = [(_holder(info), info.state, info.not_after, info.serial, info.reason or "-") for info in found]
+    rows = [(_holder(info), info.state, info.not_after, info.serial, info.reason or "-") for info in certificates]
     output.print_table(("holder", "state", "expires", "serial", "reason"), rows, empty="no certificates")
 
 

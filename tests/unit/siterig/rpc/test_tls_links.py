@@ -391,7 +391,7 @@ async def test_a_black_hole_within_a_handshake_ends_with_the_deadline_of_the_cal
     async with rig(tmp_path) as made, director(made) as (faults, _):
         await add(faults, "link vault-agent send connection=black-hole")
         host = made.call(directory.host_identity, "vault")
-        with trio.move_on_after(0.3) as limit:  # a caller that gives up leaves nothing behind
+        with trio.move_on_after(0.3) as limit:  # a caller that stops leaves nothing behind
             await host.rotate_certificate()
         assert limit.cancelled_caught
         await faults.clear_faults()
