@@ -10,12 +10,14 @@ import typer
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import completion, exit_status, fault_director, output, power, sites
-from siterig.cli.commands.certificates import register_host
 from siterig.cli.commands.options import Dir, Json, example, seed_option
 from siterig.cli.light_commands import running
 from siterig.cli.power import PowerTarget
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc import directory
+
+CREDENTIALS_CHARACTERS_MAX = 1 << 18
+"""A vault credentials file that is longer is no such file."""
 
 RoleName = Annotated[
     str,
@@ -169,5 +171,32 @@ def restore(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) 
         if director is not None and any(rule.name == name for rule in (await director.list_faults()).rules):
             await director.remove_fault(name=name)
         _print(await sites.restore(supervisor, site), as_json=as_json)
+
+    exit_status.run(work)
+
+
+def register_host(
+    folder: Dir,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A vault credentials file.")],
+    as_json: Json = False,
+) -> None:
+    """Register the host of the site with the vault, by a vault credentials file."""
+
+    async def work() -> None:
+        from siterig.blockfs.files.os_errors import reason
+
+        setup = directory.host_setup(running(folder))
+        try:
+            with file.open(encoding="utf-8") as opened:
+                text = opened.read(CREDENTIALS_CHARACTERS_MAX)
+        except OSError as error:
+            raise RigError(Code.BadCredentialsFile, f"a vault credentials file cannot be read: {reason(error)}") from error
+        except UnicodeDecodeError as error:
+            raise RigError(Code.BadCredentialsFile, f"{file} is no vault credentials file: it is no text") from error
+        host = await setup.register(credentials=text)
+        if as_json:
+            output.print_json({"host": host})
+        else:
+            output.line(f"the host {host} is registered with the vault")
 
     exit_status.run(work)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 HOST = "site"
 OWN: dict[str, tuple[CertificateRole, str]] = {"vault": ("vault", "vault"), "storage": ("storage", "cache")}
 """The holders that are no hosts, by the names that commands take."""
-CREDENTIALS_CHARACTERS_MAX = 1 << 18
 
 
 def _holders(incomplete: str) -> list[str]:
@@ -141,34 +140,6 @@ def credentials(
             output.print_json({"file": str(file), "site": fields["site"], "expires": fields["expires"]})
         else:
             output.line(f"{file} registers hosts of the site {fields['site']} until {fields['expires']}")
-
-    exit_status.run(work)
-
-
-def register_host(
-    folder: Dir,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A vault credentials file.")],
-    as_json: Json = False,
-) -> None:
-    """Register the host of the site with the vault, by a vault credentials file."""
-
-    async def work() -> None:
-        from siterig.blockfs.files.os_errors import reason
-        from siterig.rpc import directory
-
-        setup = directory.host_setup(running(folder))
-        try:
-            with file.open(encoding="utf-8") as opened:
-                text = opened.read(CREDENTIALS_CHARACTERS_MAX)
-        except OSError as error:
-            raise RigError(Code.BadCredentialsFile, f"a vault credentials file cannot be read: {reason(error)}") from error
-        except UnicodeDecodeError as error:
-            raise RigError(Code.BadCredentialsFile, f"{file} is no vault credentials file: it is no text") from error
-        host = await setup.register(credentials=text)
-        if as_json:
-            output.print_json({"host": host})
-        else:
-            output.line(f"the host {host} is registered with the vault")
 
     exit_status.run(work)
 
