@@ -27,6 +27,7 @@ from siterig.scenarios.faults.operations import FaultOperation
 from siterig.scenarios.faults.rules import read_rule
 from siterig.scenarios.faults.schedule import FaultSchedule
 from siterig.supervisor.identities import ensure_identities
+from tests.support.clocks import SettableClock
 
 PATIENCE_S = 60
 PART = PartName("0f0e0d0c-0000-4000-8000-000000000001", 1, "sync", 2, 2)
@@ -127,6 +128,29 @@ async def rig(folder: Path) -> AsyncIterator[tuple[Rig, BlobCacheAccount]]:
             finally:
                 agent.close()
             nursery.cancel_scope.cancel()
+
+
+async def test_a_certificate_that_has_expired_is_refused_until_it_is_replaced(tmp_path: Path) -> None:
+    """Both without a proxy and with one in the link, whose certificate is that of the account."""
+    async with rig(tmp_path) as (made, _):
+        clock = SettableClock(SYSTEM_CLOCK.wall_ns())
+        text, link = connection_string(made.layout.azurite, made.layout.keys), made.layout.link("agent", "azurite")
+        account = BlobCacheAccount(text, link=link, tls=storage_tls(made.layout, clock))
+        await account.put(PART, DATA)
+        clock.step_wall_ns(400 * 86_400 * 10**9)
+        account.close()
+        account = BlobCacheAccount(text, link=link, tls=storage_tls(made.layout, clock))
+        for words in ("", "blob DeleteBlob error=503"):
+            if words:
+                await made.add(words)
+            error = await failure(lambda: account.get(PART))
+            assert error.code == "PeerRefused"
+            assert "the certificate of the storage account (serial " in error.message
+            assert error.recoverable
+        await made.director.clear_faults()
+        ensure_identities(made.layout, clock)
+        assert await account.get(PART) == DATA
+        account.close()
 
 
 async def failure(call: Callable[[], Awaitable[object]]) -> RigError:
