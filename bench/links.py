@@ -77,8 +77,8 @@ def calls_server(folder: Path) -> Iterator[None]:
     command = [sys.executable, "-m", "bench.links", "--serve", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         try:
-            assert child.stdout is not None
-            child.stdout.readline()
+            for _ in child.stdout or ():
+                break
             yield
         finally:
             child.kill()
@@ -121,9 +121,8 @@ async def measure(folder: Path, rounds: int, count: int) -> dict[str, tuple[floa
     layout = Layout(folder)
     found = {}
     with calls_server(folder):
-        way, alone = (trust.way_between_sides(layout, "agent", "vault", SYSTEM_CLOCK) for _ in range(2))
-        assert way is not None
-        assert alone is not None
+        context = partial(trust.host_tls, layout, SYSTEM_CLOCK)
+        way, alone = (trust.tls_way(layout, "agent", "vault", context) for _ in range(2))
         plain = partial(calls, proxy(VaultLink, layout.socket("vault")), count)
         found["call"] = await compare(rounds, partial(calls, proxy(VaultLink, way), count), plain)
         fresh = partial(calls, proxy(VaultLink, alone), count, alone)
