@@ -37,6 +37,8 @@ AGAIN_S = 60.0
 """The time after which a failed rotation is tried again."""
 REGISTER_AGAIN_S = 0.5
 """The time after which a vault that does not answer is asked again; it is about to start."""
+START_S = 20.0
+"""The longest wait for the vault before the start is reported."""
 _PLACE = "certificate"
 _log = structlog.get_logger(__name__)
 
@@ -60,11 +62,20 @@ class HostIdentity(HostIdentityControl, HostSetup):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Register the host if a credentials file is there, and rotate its certificate in time, until cancelled.
 
-        The start is reported when the host is registered, or cannot be.
+        The start is reported when the host is registered, or cannot be, or if the vault has not answered for
+        ``START_S``: then the wait can be seen.
         """
+        tried = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._work, tried)
+            with self._clock.real.move_on_after(START_S):
+                await tried.wait()
+            task_status.started()
+
+    async def _work(self, tried: trio.Event) -> None:
         await self._register_by_file()
         self._look()
-        task_status.started()
+        tried.set()
         await self.is_registered.wait()
         while True:
             await self._clock.sleep(LOOK_EVERY_S if await self._rotate_in_time() else AGAIN_S)
