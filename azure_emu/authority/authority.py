@@ -21,9 +21,8 @@ from siterig.azure_emu.authority.register import CertificateRegister, IssuedCert
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.small_file import bounded
-from siterig.blockfs.trust.identity import IDENTITY_BYTES_MAX, identity_text
+from siterig.blockfs.trust.identity import IDENTITY_BYTES_MAX, identity_text, store
 from siterig.blockfs.trust.peer import PeerRole, peer_name
 from siterig.blockfs.trust.signing_requests import key_text, new_key
 
@@ -102,7 +101,7 @@ class Authority:
     def replace_identity(self, path: Path, role: PeerRole, name: str) -> None:
         """Replace the identity file of a role of this side by a new key and certificate; the old one stays valid."""
         safe_files.make_folder(path.parent, parents=True)
-        write_atomically(path, self.issue_identity(role, name))
+        store(path, self.issue_identity(role, name))
 
 
 def _create(path: Path, clock: Clock) -> None:
@@ -118,7 +117,7 @@ def _create(path: Path, clock: Clock) -> None:
         .sign(key, hashes.SHA256())
     )
     text = key_text(key) + certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
-    write_atomically(path, text.encode("ascii"))
+    store(path, text.encode("ascii"))
 
 
 _CA_USAGE = x509.KeyUsage(

@@ -18,8 +18,8 @@ from typing import Any, get_args
 
 from siterig.blockfs.core.clock import Clock, rfc3339
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.small_file import SMALL_FILE_BYTES_MAX, read_small_file
+from siterig.blockfs.trust.identity import store
 from siterig.blockfs.trust.peer import NAME_PATTERN, Peer, PeerRole
 
 FORMAT = 1
@@ -128,7 +128,7 @@ class CertificateRegister:
         return peer.time_problem(clock)
 
     def _store(self, entries: Sequence[IssuedCertificate]) -> None:
-        write_atomically(self._path, register_text(entries))
+        store(self._path, register_text(entries))
         self.entries = tuple(entries)
 
 

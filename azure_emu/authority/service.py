@@ -82,15 +82,26 @@ class CertificateService(CertificateApi, HostRegistration, HostCertificates):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._rotate_in_time)
             async for code, severity, affected, text in self._to_record:
-                await self._record(code, severity, affected, text)
+                try:
+                    await self._record(code, severity, affected, text)
+                except RigError as error:  # the host's disk is full: the log has the event
+                    _log.warning("event_not_recorded", code=code, event=text, reason=error.message)
 
     async def _rotate_in_time(self) -> None:
         while True:
             for role, name in self._own:
                 newest = self._register.newest(role, name)
                 if newest is None or newest.peer.needs_rotation(self._clock):
-                    await self.rotate_certificate(role=role, name=name)
+                    await self._rotate_own(role, name)
             await self._clock.sleep(LOOK_EVERY_S)
+
+    async def _rotate_own(self, role: PeerRole, name: str) -> None:
+        try:
+            await self.rotate_certificate(role=role, name=name)
+        except RigError as error:
+            self._waits.set(f"certificate {role}", error.code, f"a certificate cannot be rotated: {error.message}")
+        else:
+            self._waits.clear(f"certificate {role}")
 
     # --- callers --------------------------------------------------------------------------------------------------------
 

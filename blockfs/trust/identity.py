@@ -17,6 +17,8 @@ from typing import Any
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.durable_io import write_atomically
+from siterig.blockfs.files.os_errors import FULL, reason
 from siterig.blockfs.files.small_file import bounded
 from siterig.blockfs.trust.peer import PEER, CertificateRefusedError, Peer, PeerRole, refusal_of
 
@@ -104,6 +106,19 @@ def check_identity(data: bytes) -> tuple[str, str, str]:
 def identity_text(key: str, certificate: str, authority: str) -> bytes:
     """Return the bytes of an identity file; all arguments are PEM."""
     return f"{key}{certificate}{authority}".encode("ascii")
+
+
+def store(path: Path, data: bytes) -> None:
+    """Replace a file of this package durably.
+
+    Raises:
+        RigError: ``DiskFull`` or ``FolderUnusable`` (both recoverable): the old file stays.
+    """
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        code = Code.DiskFull if error.errno in FULL else Code.FolderUnusable
+        raise RigError(code, f"cannot write {path}: {reason(error, path)}", recoverable=True) from error
 
 
 def _bad(path: Path, why: object) -> RigError:

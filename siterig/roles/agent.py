@@ -63,11 +63,11 @@ async def run(
     identity = HostIdentity(layout, directory.host_certificates(layout, "agent", clock), clock, health.waits)
     injector = RoleInjector(partial(of_agent, layout, clock))
 
-    async def serve_vault() -> None:
+    async def serve_vault(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await identity.is_registered.wait()
         context = trust.host_tls(layout, clock, is_server=True)
         faces = {"Provider": (Provider, agent), "HostIdentityControl": (HostIdentityControl, identity)}
-        await serve_tls(faces, layout.port("agent"), context, identity.guard)
+        await serve_tls(faces, layout.port("agent"), context, identity.guard, task_status=task_status)
 
     try:
         async with trio.open_nursery() as nursery:
@@ -80,7 +80,10 @@ async def run(
             await nursery.start(server.serve, faces, layout.socket("agent"))
             await nursery.start(identity.run)
             await nursery.start(agent.run)
-            nursery.start_soon(serve_vault)
+            if identity.is_registered.is_set():
+                await nursery.start(serve_vault)
+            else:
+                nursery.start_soon(serve_vault)
             task_status.started()
     finally:
         account.close()

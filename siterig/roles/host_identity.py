@@ -15,7 +15,6 @@ import trio
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
-from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.sides.host_certificates import (
     HostCertificates,
     HostIdentityControl,
@@ -24,7 +23,7 @@ from siterig.blockfs.sides.host_certificates import (
     IssuedHostCertificate,
 )
 from siterig.blockfs.trust.credentials_file import read_credentials
-from siterig.blockfs.trust.identity import Identity, TlsContext, identity_text, only
+from siterig.blockfs.trust.identity import Identity, TlsContext, identity_text, only, store
 from siterig.blockfs.trust.peer import PEER, Peer
 from siterig.blockfs.trust.signing_requests import belongs_to, holder_of, key_text, new_key, new_request
 from siterig.core.paths import Layout
@@ -92,7 +91,7 @@ class HostIdentity(HostIdentityControl, HostSetup):
         path = self._layout.registration
         while path.exists():
             try:
-                await self._register(path.read_text(), str(path))
+                await self._register(path.read_text(errors="replace"), str(path))
             except RigError as error:
                 self._waits.set(_PLACE, error.code, error.message)
                 if error.code != Code.RoleUnavailable:
@@ -109,7 +108,7 @@ class HostIdentity(HostIdentityControl, HostSetup):
     async def _register(self, credentials: str, what: str) -> None:
         site, identity_bytes = read_credentials(credentials, what)
         path = self._layout.agent / "registration.pem"
-        write_atomically(path, identity_bytes)
+        store(path, identity_bytes)
         try:
             answer, key = await self._ask(Identity(path), f"the vault credentials file of the site {site}")
         finally:
@@ -156,7 +155,7 @@ class HostIdentity(HostIdentityControl, HostSetup):
         holder = holder_of(answer.certificate)
         if holder is None or (holder.role, holder.name) != ("host", HOST) or not belongs_to(answer.certificate, key):
             raise RigError(Code.BadCertificate, f"the vault has answered with a certificate that is not of the host {HOST}")
-        write_atomically(self._layout.host_identity, identity_text(key, answer.certificate, answer.authority))
+        store(self._layout.host_identity, identity_text(key, answer.certificate, answer.authority))
         return holder
 
     async def _rotate_in_time(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from siterig.azure_emu.authority.register import CertificateRegister
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable_io import write_atomically
+from siterig.blockfs.trust.identity import store
 from siterig.core.paths import Layout
 from siterig.rpc.trust import HOST, OWN_IDENTITIES, own_identity
 
@@ -42,12 +42,12 @@ def ensure_identities(layout: Layout, clock: Clock) -> None:
     authority = Authority(layout.authority, clock)
     for role, name in missing:
         authority.replace_identity(own_identity(layout, role), role, name)
-    write_atomically(layout.authority_certificate, authority.certificate.encode("ascii"))
+    store(layout.authority_certificate, authority.certificate.encode("ascii"))
     if not is_registered:
         from siterig.azure_emu.authority.service import new_credentials  # noqa: PLC0415
 
         safe_files.make_folder(layout.agent, parents=True)
-        write_atomically(layout.registration, new_credentials(authority, HOST))
+        store(layout.registration, new_credentials(authority, HOST))
 
 
 def _is_registered(register: CertificateRegister, layout: Layout, clock: Clock) -> bool:

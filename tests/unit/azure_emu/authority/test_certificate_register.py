@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -111,6 +112,30 @@ def test_a_damaged_authority_is_refused_by_name(tmp_path: Path, data: bytes) -> 
         Authority(tmp_path, SettableClock())
     assert caught.value.code == Code.AuthorityUnusable
     assert str(tmp_path / "authority.pem") in caught.value.message
+
+
+def test_a_full_disk_issues_and_revokes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SettableClock()
+    authority = Authority(tmp_path, clock)
+    host = issued(authority, "host", "site")
+    before = (tmp_path / "register.json").read_bytes()
+
+    def full(path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("siterig.blockfs.trust.identity.write_atomically", full)
+        for change in (
+            lambda: issued(authority, "host", "site"),
+            lambda: authority.register.revoke([host.serial], "x", clock),
+        ):
+            with pytest.raises(RigError) as caught:
+                change()
+            assert caught.value.code == Code.DiskFull
+            assert caught.value.recoverable
+    assert [entry.serial for entry in authority.register.entries] == [host.serial]
+    assert authority.register.problem(host, ["host"], clock) is None
+    assert (tmp_path / "register.json").read_bytes() == before
 
 
 def test_a_register_is_read_as_it_was_written() -> None:
