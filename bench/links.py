@@ -55,7 +55,7 @@ class Answers:
     """The part of ``VaultLink`` that is called."""
 
     async def may_replicate(self, *, vm: str) -> bool:
-        """Answer."""
+        """Return True for every VM with a name."""
         return bool(vm)
 
 

@@ -112,6 +112,7 @@ async def test_https_follows_a_new_certificate_without_a_failed_request(tmp_path
         await started.check()
         version, first = await trio.to_thread.run_sync(shown, started.port)
         assert version == "TLSv1.3"
+        await cache.put(PART, b"under load")
         authority.replace_identity(identity, "storage", "cache")
         with trio.fail_after(60):
             while (await trio.to_thread.run_sync(shown, started.port))[1] == first:
