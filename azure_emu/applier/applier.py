@@ -111,6 +111,13 @@ class Applier:
                 if not at_once:
                     await self.clock.real.sleep(poll_s)
 
+    def close(self) -> None:
+        """Close the files of all managed disks, after :meth:`run` has ended; for a process that lives on."""
+        for disk in self._disks.values():
+            if disk.store is not None:
+                disk.store.close()
+                disk.store = None
+
     async def _process_round(self, disks: list[AppliedDisk], background: trio.Nursery) -> None:
         """Process all disks at the same time.
 

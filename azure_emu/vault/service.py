@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import trio
+from sqlalchemy import Engine
 
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.context import events, rig_clock
@@ -78,7 +79,7 @@ class Vault:
 
     def __init__(
         self,
-        url: str,
+        url: str | Engine,
         *,
         keys: Path,
         provider: Provider,
@@ -93,7 +94,7 @@ class Vault:
         """Open the vault's database, or make a new one.
 
         Args:
-            url: the database, as SQLAlchemy writes it.
+            url: the database, as SQLAlchemy writes it; or its engine.
             keys: the file of the vault's key-encryption keys; a new vault makes it.
             provider: the provider on the Hyper-V host.
             recovery: the applier with its managed disks.
