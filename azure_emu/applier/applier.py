@@ -34,6 +34,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.data_keys import DataKeys
 from siterig.blockfs.transfer.part_name import Watermark
 
 RETRY_REFUSED_S = 30.0
@@ -64,6 +65,8 @@ class Applier:
         reports: ApplierReports,
         waits: Waits | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        *,
+        keys: DataKeys | None = None,
     ) -> None:
         """Prepare to apply.
 
@@ -73,6 +76,7 @@ class Applier:
             reports: the vault.
             waits: registers the things that the applier waits for.
             clock: the time.
+            keys: the keys of managed disks; None: new ones are not encrypted.
         """
         self.folder = disks
         self.waits = waits or Waits(clock)
@@ -82,7 +86,7 @@ class Applier:
         self._reports = reports
         self._disks: dict[str, AppliedDisk] = {}
         self._errors = TransientErrors()
-        self.parts = PartApplier(disks, cache, reports, waits=self.waits, clock=clock, errors=self._errors)
+        self.parts = PartApplier(disks, cache, reports, waits=self.waits, clock=clock, errors=self._errors, keys=keys)
         """Opens a managed disk and applies its parts; the caller has the disk's lock."""
 
     async def run(self, *, poll_s: float = 0.5, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -130,6 +134,11 @@ class Applier:
                 elif not disk.detached:
                     disk.detached = True
                     background.start_soon(self._process_detached, disk)
+
+    def drop_keys(self) -> None:
+        """Let each encrypted managed disk be closed and opened again before its next use, with a key that is asked for."""
+        for disk in self._disks.values():
+            disk.key_dropped = True
 
     def _forget_waits(self, disk_ids: list[str]) -> None:
         """Clear the waits of disks that do not replicate any more."""

@@ -20,11 +20,14 @@ from siterig.azure_emu.applier.transient_errors import TransientErrors
 from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.disks.history import PartStatus
 from siterig.azure_emu.disks.store import ManagedDiskStore, known_generation, reset_disk
+from siterig.azure_emu.disks.view import needed_key
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.codec import decompress
+from siterig.blockfs.transfer.data_keys import DataKeys
+from siterig.blockfs.transfer.envelope import DataKey
 from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
 
 DAMAGE_RETRIES, DAMAGE_RETRY_S = 3, 1.0
@@ -48,6 +51,7 @@ class PartApplier:
         waits: Waits,
         clock: Clock,
         errors: TransientErrors,
+        keys: DataKeys | None = None,
     ) -> None:
         """Prepare to apply.
 
@@ -58,7 +62,9 @@ class PartApplier:
             waits: registers the things that the applier waits for.
             clock: the time.
             errors: the log of errors that will pass.
+            keys: the keys of managed disks; None: new ones are not encrypted.
         """
+        self._keys = keys
         self._folder = folder
         self._cache = cache
         self._reports = reports
@@ -68,11 +74,22 @@ class PartApplier:
         self._ahead = trio.Semaphore(AHEAD_MAX)
 
     async def open(self, disk: AppliedDisk) -> ManagedDiskStore:
-        """Open the managed disk, or return it if it is open."""
+        """Open the managed disk, or return it if it is open; one whose key was dropped is opened again."""
+        if disk.key_dropped and disk.store is not None and disk.store.is_encrypted:
+            await trio.to_thread.run_sync(disk.store.close)  # waits for a compaction step
+            disk.store = None
+            disk.begin_reports()
+        disk.key_dropped = False
         if disk.store is None:
-            opening = partial(ManagedDiskStore.open, self._folder / disk.disk_id, clock=self._clock)
-            disk.store = await trio.to_thread.run_sync(opening)
+            folder = self._folder / disk.disk_id
+            needs_key = await trio.to_thread.run_sync(needed_key, folder) is not None
+            key = await self.key_of(disk.disk_id) if needs_key else None
+            disk.store = await trio.to_thread.run_sync(partial(ManagedDiskStore.open, folder, clock=self._clock, key=key))
         return disk.store
+
+    async def key_of(self, disk_id: str) -> DataKey | None:
+        """Return the key of a managed disk, which the vault makes at the first call; None if disks are not encrypted."""
+        return None if self._keys is None else (await self._keys.disk_key(disk_id=disk_id)).key()
 
     async def open_or_reset(self, disk: AppliedDisk) -> ManagedDiskStore:
         """Open the managed disk, or replace one to which nothing can be applied any more when a resync begins.
@@ -98,7 +115,8 @@ class PartApplier:
                     if (again.code, again.message) != (exc.code, exc.message):
                         raise
             log.warning("damaged_store_set_aside", disk=disk.disk_id, reason=exc.message)
-            resetting = partial(reset_disk, folder, created_ns=self._clock.wall_ns(), clock=self._clock)
+            key = await self.key_of(disk.disk_id)
+            resetting = partial(reset_disk, folder, created_ns=self._clock.wall_ns(), clock=self._clock, key=key)
             disk.store = await trio.to_thread.run_sync(resetting)
             disk.begin_reports()
             return disk.store

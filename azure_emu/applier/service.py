@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,11 +45,12 @@ class RecoveryService(RecoverySide):
         self._folder = applier.folder
         self._cache = cache
         self._comparisons = Comparisons(applier)
-        self._exporter = Exporter(applier.folder / ".export", cache)
+        self._exporter = Exporter(cache)
 
     async def run(self, *, poll_s: float = 0.5, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the applier until cancelled; started when the leftovers of a kill are removed."""
-        await trio.to_thread.run_sync(self._exporter.clear_spool)
+        older_spool = self._folder / ".export"  # an older siterig wrote parts of exports into files
+        await trio.to_thread.run_sync(partial(shutil.rmtree, older_spool, ignore_errors=True))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._comparisons.run)
             await self._applier.run(poll_s=poll_s, task_status=task_status)
@@ -63,12 +66,12 @@ class RecoveryService(RecoverySide):
                         f"managed disk {disk_id} exists with {store.created_size_bytes} bytes, not {size_bytes}",
                     )
                 return
-            clock = self._applier.clock
+            clock, key = self._applier.clock, await self._applier.parts.key_of(disk_id)
 
             def create() -> ManagedDiskStore:
                 safe_files.make_folder(self._folder, parents=True)
                 return ManagedDiskStore.create(
-                    folder, disk_id=disk_id, size_bytes=size_bytes, created_ns=clock.wall_ns(), clock=clock
+                    folder, disk_id=disk_id, size_bytes=size_bytes, created_ns=clock.wall_ns(), clock=clock, key=key
                 )
 
             disk.store = await trio.to_thread.run_sync(create)
@@ -160,6 +163,7 @@ class RecoveryService(RecoverySide):
 
     async def forget_keys(self) -> None:
         self._drop_keys(None)
+        self._applier.drop_keys()
 
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
         self._applier.disk(source_id)

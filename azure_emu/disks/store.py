@@ -26,10 +26,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import structlog
+from typing_extensions import Buffer
 
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.applied import AppliedState
@@ -58,7 +59,7 @@ from siterig.azure_emu.disks.journal import (
 from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, DiskMeta, OpenRecord, Progress, read_meta, write_meta
 from siterig.azure_emu.disks.pins import LOCK, PINS, locked, pins
-from siterig.azure_emu.disks.view import DiskMap, base_source, build_view, open_view
+from siterig.azure_emu.disks.view import DiskMap, base_source, build_view, cipher_of, decrypted, open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
@@ -67,9 +68,12 @@ from siterig.blockfs.core.failpoint import Failpoint
 from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
+from siterig.blockfs.layers.disk_cipher import DiskCipher
 from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Source, ViewLayer
 from siterig.blockfs.transfer.codec import decompress
+from siterig.blockfs.transfer.encrypted_part import encrypted_segment
+from siterig.blockfs.transfer.envelope import DataKey
 from siterig.blockfs.transfer.part_index import PartIndex, index_segment
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 
@@ -131,7 +135,9 @@ def known_generation(folder: Path) -> int:
         return 0
 
 
-def reset_disk(folder: Path, *, created_ns: int, clock: Clock = SYSTEM_CLOCK) -> ManagedDiskStore:
+def reset_disk(
+    folder: Path, *, created_ns: int, clock: Clock = SYSTEM_CLOCK, key: DataKey | None = None
+) -> ManagedDiskStore:
     """Set aside a managed disk to which no part can be applied any more, and create an empty one in its place.
 
     The old folder is renamed to ``.damaged-`` and its name.  One that was set aside earlier is deleted.
@@ -155,13 +161,13 @@ def reset_disk(folder: Path, *, created_ns: int, clock: Clock = SYSTEM_CLOCK) ->
                 )
             shutil.rmtree(aside, ignore_errors=True)
             new = folder.with_name(_NEW + folder.name)
-            _make(new, folder.name, size_bytes, created_ns)
+            _make(new, folder.name, size_bytes, created_ns, key)
             folder.rename(aside)
             _SET_ASIDE.reach()
             new.rename(folder)
             _RESET.reach()
             sync_folder(folder.parent)
-    return ManagedDiskStore.open(folder, clock=clock)
+    return ManagedDiskStore.open(folder, clock=clock, key=key)
 
 
 def _size_of_damaged(folder: Path) -> int:
@@ -171,7 +177,7 @@ def _size_of_damaged(folder: Path) -> int:
     return SECTOR_BYTES
 
 
-def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int) -> None:
+def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int, key: DataKey | None) -> None:
     """Create the folder of an empty disk under a temporary name."""
     shutil.rmtree(new, ignore_errors=True)
     safe_files.make_folder(new, parents=True)
@@ -181,15 +187,17 @@ def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int) -> None:
     _FOLDER_CREATED.reach()
     create_base(new, size_bytes)
     _BASE_CREATED.reach()
-    write_meta(new / DISK_META, DiskMeta(disk_id=disk_id, size_bytes=size_bytes, created_ns=created_ns))
+    key_id = None if key is None else str(key.key_id)
+    write_meta(new / DISK_META, DiskMeta(disk_id=disk_id, size_bytes=size_bytes, created_ns=created_ns, key_id=key_id))
     _META_CREATED.reach()
 
 
 class ManagedDiskStore:
     """One managed disk that is open for applying parts."""
 
-    def __init__(self, loaded: StoreState, tags: list[TagSeen], clock: Clock) -> None:
+    def __init__(self, loaded: StoreState, tags: list[TagSeen], clock: Clock, cipher: DiskCipher | None) -> None:
         """Use :meth:`create` or :meth:`open`."""
+        self._cipher = cipher
         self.folder = loaded.folder
         self._state = AppliedState(loaded)
         self._clock = clock
@@ -199,10 +207,24 @@ class ManagedDiskStore:
 
     @classmethod
     def create(
-        cls, folder: Path, *, disk_id: str, size_bytes: int, created_ns: int, clock: Clock = SYSTEM_CLOCK
+        cls,
+        folder: Path,
+        *,
+        disk_id: str,
+        size_bytes: int,
+        created_ns: int,
+        clock: Clock = SYSTEM_CLOCK,
+        key: DataKey | None = None,
     ) -> ManagedDiskStore:
         """Create an empty disk; after a kill it exists as a whole or not at all.
 
+        Args:
+            folder: the folder of the disk, which does not exist.
+            disk_id: the UUID of the disk.
+            size_bytes: its size.
+            created_ns: wall time.
+            clock: the time.
+            key: encrypts the data of the disk; None: they are not encrypted.
         Raises:
             RigError: ``DiskExists``, ``InvalidDiskSize``, ``DiskFull`` (recoverable).
         """
@@ -214,28 +236,34 @@ class ManagedDiskStore:
             raise RigError(Code.DiskExists, f"{folder}: there is a managed disk already")
         new = folder.with_name(_NEW + folder.name)
         with host_disk_errors(folder):
-            _make(new, disk_id, size_bytes, created_ns)
+            _make(new, disk_id, size_bytes, created_ns, key)
             new.rename(folder)
             _CREATED.reach()
             sync_folder(folder.parent)
-        return cls.open(folder, clock=clock)
+        return cls.open(folder, clock=clock, key=key)
 
     @classmethod
-    def open(cls, folder: Path, *, clock: Clock = SYSTEM_CLOCK) -> ManagedDiskStore:
+    def open(cls, folder: Path, *, clock: Clock = SYSTEM_CLOCK, key: DataKey | None = None) -> ManagedDiskStore:
         """Open a managed disk: verify headers and indexes, repair them where possible, and finish a compaction.
 
+        Args:
+            folder: the folder of the disk.
+            clock: the time.
+            key: the key of the disk; it is ignored if the disk is not encrypted.
         Raises:
-            RigError: ``DiskNotFound``, ``StoreVersion``, ``StoreCorrupt``; ``DiskFull``, ``StoreIo`` (recoverable).
+            RigError: ``DiskNotFound``, ``StoreVersion``, ``StoreCorrupt``; ``KeyMissing`` for another key;
+                ``DiskFull``, ``StoreIo`` (recoverable).
         """
         with host_disk_errors(folder):
             loaded = load_history(folder)
+            cipher = cipher_of(loaded, key)
             if loaded.journal.broken is not None:
                 raise loaded.journal.broken
             tags = _check_frames(loaded)
             _check_map(loaded)
             sync_folder(folder)  # a kill may have come between rename and sync: everything that counts now must stay
             _record_opening(loaded)
-            store = cls(loaded, tags, clock)
+            store = cls(loaded, tags, clock, cipher)
             store.compactor.resume()
         return store
 
@@ -243,6 +271,11 @@ class ManagedDiskStore:
     def disk_id(self) -> str:
         """The UUID of the disk."""
         return self._state.meta.disk_id
+
+    @property
+    def is_encrypted(self) -> bool:
+        """True if the data of the disk are encrypted."""
+        return self._cipher is not None
 
     @property
     def created_size_bytes(self) -> int:
@@ -319,19 +352,44 @@ class ManagedDiskStore:
                 check_size(self.folder, index.size_bytes_after, part)
             return index
 
+        def verify_encrypted() -> PartIndex:
+            return index_segment(encrypted, part, self._state.history.size_bytes)
+
         with host_disk_errors(self.folder):
             _UNPACKED.reach()
+            encrypted: bytes | bytearray = segment
+            if self._cipher is not None:
+                encrypted = self._encrypted(self._cipher, part, segment, verify())
             if history.initial_sync_complete:
-                frame, index = self._writer.append(part, segment, verify)
+                frame, index = self._writer.append(part, encrypted, verify if self._cipher is None else verify_encrypted)
                 with self._state.lock:
                     self.compactor.note_applied(frame.records)
                     self._state.history.add(frame)
                     self._tags += filter(self._state.history.names_position, index.tags)
             else:
-                self._apply_initial_sync(part, segment, verify())
+                self._apply_initial_sync(part, encrypted, verify() if self._cipher is None else verify_encrypted())
         return self.watermark()
 
-    def _apply_initial_sync(self, part: PartName, segment: bytes, index: PartIndex) -> None:
+    def _encrypted(self, cipher: DiskCipher, part: PartName, segment: bytes, index: PartIndex) -> bytearray:
+        """Return the encrypted form of a verified segment."""
+        with ExitStack() as stack:
+            views: list[ViewLayer] = []
+
+            def read(offset: int, length: int) -> bytes:
+                if not self.initial_sync_complete:
+                    raise RigError(
+                        Code.PartRefused, f"part {part.blob()}: a chunk of a copy does not begin and end between lines"
+                    )
+                if not views:
+                    views.append(self.latest_view())
+                    stack.callback(views[0].close)
+                view = views[0]
+                inside = max(0, min(length, view.size_bytes - offset))
+                return (view.pread(offset, inside) if inside else b"").ljust(length, b"\0")
+
+            return encrypted_segment(cipher, part, segment, index, read)
+
+    def _apply_initial_sync(self, part: PartName, segment: Buffer, index: PartIndex) -> None:
         """Merge a part of the initial replication into the base, then count it.
 
         Part 1 begins with an empty base, whatever an earlier, unfinished generation left in it: no position of that one is
@@ -397,7 +455,7 @@ class ManagedDiskStore:
             RigError: ``InvalidPosition``.
         """
         with host_disk_errors(self.folder):
-            return open_view(self.folder, position)
+            return decrypted(open_view(self.folder, position), self._cipher)
 
     def latest_view(self) -> ViewLayer:
         """Open the state with all applied parts, even of an unfinished resync; the caller closes it."""
@@ -406,7 +464,7 @@ class ManagedDiskStore:
                 with self._state.lock:
                     history = self._state.history
                 try:
-                    return build_view(self.folder, history, None)
+                    return decrypted(build_view(self.folder, history, None), self._cipher)
                 except FileNotFoundError:
                     if history is self._state.history:  # otherwise a compaction deleted a file that it had merged
                         raise
@@ -471,7 +529,7 @@ def _check_map(loaded: StoreState) -> None:
         rebuild_map(loaded.folder)
 
 
-def _initial_sync_view(folder: Path, disk_map: DiskMap, segment: bytes, index: PartIndex) -> ViewLayer:
+def _initial_sync_view(folder: Path, disk_map: DiskMap, segment: Buffer, index: PartIndex) -> ViewLayer:
     """Open a view of a part, which is in no file yet, over the base."""
     fds = []
     for name, data in (("segment", segment), ("sums", index.pieces)):

@@ -35,16 +35,16 @@ class DataKey:
 
     Attributes:
         key_id: names the key; it is no secret.
-        secret: the 32 bytes of the key; ``repr`` does not show them.
+        secret: the bytes of the key: 32 for parts (AES-256-GCM), 64 for a disk (AES-256-XTS); ``repr`` does not show them.
     """
 
     key_id: uuid.UUID
     secret: bytes = field(repr=False)
 
     @classmethod
-    def generate(cls) -> DataKey:
+    def generate(cls, secret_bytes: int = KEY_BYTES) -> DataKey:
         """Return a new random key."""
-        return cls(uuid.uuid4(), secrets.token_bytes(KEY_BYTES))
+        return cls(uuid.uuid4(), secrets.token_bytes(secret_bytes))
 
 
 def seal(key: DataKey, part: PartName, packed: Buffer) -> bytes:

@@ -6,7 +6,6 @@ vault that cannot be reached does not stop a role that has the key: data do not 
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,8 +85,7 @@ class KeyedPartCipher(PartCipher):
                 self._held.pop((disk_id, generation), None)
                 raise
             return
-        key = DataKey(uuid.UUID(grant.key_id), bytes.fromhex(grant.secret_hex))
-        self._held[disk_id, generation] = _HeldKey(key, self._clock.trio_time_s() + ASK_AGAIN_S)
+        self._held[disk_id, generation] = _HeldKey(grant.key(), self._clock.trio_time_s() + ASK_AGAIN_S)
 
     def seal(self, part: PartName, packed: bytes) -> bytes:
         return seal(self._key(part), part, packed)

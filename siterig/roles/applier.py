@@ -29,9 +29,12 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
         link=layout.link("applier", "azurite"),
         tls=trust.storage_tls(layout, clock),
     )
-    cipher = KeyedPartCipher(directory.data_keys(layout, "applier"), clock)
+    keys = directory.data_keys(layout, "applier")
+    cipher = KeyedPartCipher(keys, clock)
     cache = SealedAccount(account, cipher)
-    applier = Applier(layout.managed_disks, cache, directory.applier_reports(layout, "applier"), health.waits, clock)
+    applier = Applier(
+        layout.managed_disks, cache, directory.applier_reports(layout, "applier"), health.waits, clock, keys=keys
+    )
     service = RecoveryService(applier, cache, cipher.forget)
     injector = RoleInjector(partial(of_applier, layout, clock))
     try:

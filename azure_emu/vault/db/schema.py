@@ -309,9 +309,9 @@ class DataKeyRow(Base):
     __tablename__ = "data_key"
 
     key_id: Mapped[str] = mapped_column(String, primary_key=True)  # UUID; stands in the header of what the key encrypts
-    use: Mapped[str] = mapped_column(String)  # "part": the parts of a disk's generation
+    use: Mapped[str] = mapped_column(String)  # "part": the parts of a disk's generation; "disk": its managed disk
     disk_id: Mapped[str] = mapped_column(String, index=True)  # UUID; of a download, that of the disk that is downloaded
-    generation: Mapped[int] = mapped_column(BigInteger)  # of the disk's log; 1 for a download
+    generation: Mapped[int] = mapped_column(BigInteger)  # of the disk's log; 1 for a download, 0 for a managed disk
     wrapped: Mapped[bytes] = mapped_column(LargeBinary)  # nonce, ciphertext and tag (AES-256-GCM)
     wrapped_by: Mapped[int] = mapped_column(Integer)  # the version of the vault's key that wrapped it
 

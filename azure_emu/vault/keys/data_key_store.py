@@ -24,7 +24,8 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.data_keys import DataKeyGrant, DataKeys
 from siterig.blockfs.transfer.envelope import DataKey
 
-Use = Literal["part"]
+Use = Literal["part", "disk"]
+_SECRET_BYTES: dict[Use, int] = {"part": 32, "disk": 64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,14 @@ class DataKeyStore(DataKeys):
 
     async def part_key(self, *, disk_id: str, generation: int) -> DataKeyGrant:
         uuid.UUID(disk_id)
-        key = await self._database.transact(lambda session: self._get(session, "part", disk_id, generation))
+        return await self._granted("part", disk_id, generation)
+
+    async def disk_key(self, *, disk_id: str) -> DataKeyGrant:
+        uuid.UUID(disk_id)
+        return await self._granted("disk", disk_id, 0)
+
+    async def _granted(self, use: Use, disk_id: str, generation: int) -> DataKeyGrant:
+        key = await self._database.transact(lambda session: self._get(session, use, disk_id, generation))
         return DataKeyGrant(key_id=str(key.key_id), secret_hex=key.secret.hex())
 
     def keys(self) -> KeyFile:
@@ -99,7 +107,7 @@ class DataKeyStore(DataKeys):
         row = session.scalars(query).one_or_none()
         if row is not None:
             return self._unwrap(row)
-        key = DataKey.generate()
+        key = DataKey.generate(_SECRET_BYTES[use])
         row = DataKeyRow(key_id=str(key.key_id), use=use, disk_id=disk_id, generation=generation)
         row.wrapped_by, row.wrapped = self._file.wrap(key, _text(row))
         session.add(row)

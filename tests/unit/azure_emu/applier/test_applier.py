@@ -308,7 +308,7 @@ async def test_an_exported_disk_comes_back_the_same(rig: Rig, tmp_path: Path) ->
     assert sum(map(len, rig.cache.blobs.values())) < 15 << 20  # zeros were not sent
     assert await rig.service.export_progress(source_id=EXPORT_ID) == len(data)
     assert await import_export(rig, tmp_path, count, len(data)) == data
-    assert list((rig.disks / ".export").iterdir()) == []
+    assert not (rig.disks / ".export").exists()  # parts are made in memory
 
 
 @pytest.mark.slow

@@ -36,6 +36,9 @@ class CountedKeys(DataKeys):
         secret = hashlib.sha256(f"{self.salt} {disk_id} {generation}".encode())
         return DataKeyGrant(key_id=str(uuid.UUID(bytes=secret.digest()[:16])), secret_hex=secret.hexdigest())
 
+    async def disk_key(self, *, disk_id: str) -> DataKeyGrant:
+        raise NotImplementedError
+
 
 class Blobs:
     """An account in memory."""

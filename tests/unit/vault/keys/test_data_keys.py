@@ -58,6 +58,21 @@ async def test_each_disk_and_generation_has_one_key_that_a_restart_keeps(world: 
             assert await vault.data_keys.part_key(disk_id=disk, generation=generation) == key
 
 
+async def test_the_key_of_a_managed_disk_is_not_that_of_its_parts(world: World, tmp_path: Path) -> None:
+    async with vault_of(world, tmp_path) as vault:
+        part = await vault.data_keys.part_key(disk_id=DISK, generation=1)
+        disk = await vault.data_keys.disk_key(disk_id=DISK)
+        assert (len(part.key().secret), len(disk.key().secret)) == (32, 64)
+        assert part.secret_hex not in disk.secret_hex
+        assert part.key_id != disk.key_id
+        await vault.keys.rotate_key()
+    async with vault_of(world, tmp_path) as vault:
+        assert await vault.data_keys.disk_key(disk_id=DISK) == disk
+        await vault.keys.revoke_key(version=2)
+        with pytest.raises(RigError, match="was revoked"):
+            await vault.data_keys.disk_key(disk_id=DISK)
+
+
 async def test_a_rotation_changes_only_how_data_keys_are_encrypted(world: World, tmp_path: Path) -> None:
     async with vault_of(world, tmp_path) as vault:
         key = await vault.data_keys.part_key(disk_id=DISK, generation=1)
