@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import struct
+import threading
 import uuid
 from dataclasses import dataclass, field
 
@@ -23,8 +24,11 @@ VERSION = 1
 NONCE_BYTES = 12
 TAG_BYTES = 16
 KEY_BYTES = 32
+BUFFER_BYTES_MAX = 16 << 20
+"""The largest buffer that a thread keeps; a usual part has 8 MiB."""
 _HEADER = struct.Struct("<8sHH16s12s")
 HEADER_BYTES = _HEADER.size
+_kept = threading.local()
 OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
 """Bytes that an envelope adds to the compressed segment."""
 
@@ -51,11 +55,21 @@ def seal(key: DataKey, part: PartName, packed: Buffer) -> bytes:
     """Return the envelope of a compressed segment; each call draws a new nonce."""
     header = _HEADER.pack(MAGIC, VERSION, HEADER_BYTES, key.key_id.bytes, secrets.token_bytes(NONCE_BYTES))
     with memoryview(packed) as plain:
-        blob = bytearray(HEADER_BYTES + plain.nbytes + TAG_BYTES)
-        blob[:HEADER_BYTES] = header
-        with memoryview(blob) as view:
+        size = HEADER_BYTES + plain.nbytes + TAG_BYTES
+        with memoryview(_buffer(size))[:size] as view:
+            view[:HEADER_BYTES] = header
             AESGCM(key.secret).encrypt_into(header[-NONCE_BYTES:], plain, _associated(header, part), view[HEADER_BYTES:])
-    return bytes(blob)
+            return bytes(view)
+
+
+def _buffer(size: int) -> bytearray:
+    """Return a buffer of this thread: fresh memory for each part costs more than its encryption, by page faults."""
+    if size > BUFFER_BYTES_MAX:
+        return bytearray(size)
+    kept: bytearray = getattr(_kept, "buffer", bytearray())
+    if len(kept) < size:
+        kept = _kept.buffer = bytearray(size)
+    return kept
 
 
 def key_id_of(part: PartName, blob: Buffer) -> uuid.UUID:
