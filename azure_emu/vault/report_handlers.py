@@ -27,7 +27,7 @@ from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code
-from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.sides.vault_link import ReplicationSettings, VaultLink
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 
@@ -206,6 +206,19 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         def look(session: Session) -> bool:
             item = self._item(session, vm)
             return item is not None and not item.suspended
+
+        return await self._context.database.transact(look)
+
+    async def settings(self, *, vm: str) -> ReplicationSettings | None:
+        def look(session: Session) -> ReplicationSettings | None:
+            item = self._item(session, vm)
+            if item is None:
+                return None
+            return ReplicationSettings(
+                paused=item.paused_ns is not None,
+                interval_s=item.interval_s,
+                app_consistent_every_s=item.app_consistent_every_s,
+            )
 
         return await self._context.database.transact(look)
 

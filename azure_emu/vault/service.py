@@ -18,7 +18,16 @@ from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.vault_context import ShutDown, VaultContext, no_check
 from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.notifications import Notifications
-from siterig.azure_emu.vault.jobs import engine, failback_tasks, failover_tasks, protection_tasks, vm_tasks
+from siterig.azure_emu.vault.jobs import (
+    engine,
+    failback_tasks,
+    failover_tasks,
+    pause_tasks,
+    policy_tasks,
+    property_tasks,
+    protection_tasks,
+    vm_tasks,
+)
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
 from siterig.azure_emu.vault.keys.data_key_store import DataKeyStore
 from siterig.azure_emu.vault.model.resync_window import ResyncWindow
@@ -26,7 +35,10 @@ from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
 from siterig.azure_emu.vault.monitoring.standstill import StandstillWatch
 from siterig.azure_emu.vault.mounts.leases import Leases
+from siterig.azure_emu.vault.operations.bandwidth import BandwidthOperations
 from siterig.azure_emu.vault.operations.failovers import FailoverOperations
+from siterig.azure_emu.vault.operations.health_errors import HealthOperations
+from siterig.azure_emu.vault.operations.jobs import JobOperations
 from siterig.azure_emu.vault.operations.keys import KeyOperations
 from siterig.azure_emu.vault.operations.mounts import MountOperations
 from siterig.azure_emu.vault.operations.points import PointOperations
@@ -49,6 +61,10 @@ _SCENARIOS = (
     protection_tasks.REPROTECT,
     protection_tasks.REPAIR,
     protection_tasks.DISABLE,
+    policy_tasks.MODIFY,
+    property_tasks.UPDATE,
+    pause_tasks.PAUSE,
+    pause_tasks.RESUME,
     failover_tasks.TEST,
     failover_tasks.CLEANUP,
     failover_tasks.UNPLANNED,
@@ -72,6 +88,9 @@ class Vault:
         mounts: the operations on mounted points and copies.
         failovers: the failovers and failbacks.
         status: the questions about protected items, jobs and events.
+        bandwidth: the operations on the bandwidth limit of the site.
+        health: the operations on the health of protected items.
+        jobs: the operations on jobs.
         keys: the operations on the vault's key.
         data_keys: the keys of the data, for the roles that encrypt and decrypt them.
         reports: the handlers of the reports of the other roles.
@@ -141,6 +160,9 @@ class Vault:
         self.mounts = MountOperations(context, self._leases)
         self.failovers = FailoverOperations(context, starter)
         self.status = VaultStatus(context, self._engine, self.sources)
+        self.bandwidth = BandwidthOperations(context)
+        self.health = HealthOperations(context, self.sources)
+        self.jobs = JobOperations(context, self._engine)
         self.keys = KeyOperations(context, self.data_keys)
 
     @property
@@ -154,6 +176,9 @@ class Vault:
             self.mounts,
             self.failovers,
             self.status,
+            self.bandwidth,
+            self.health,
+            self.jobs,
             self.keys,
         )
 

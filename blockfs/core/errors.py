@@ -205,6 +205,8 @@ class Code(StrEnum):
     GenerationChanged = ("GenerationChanged", _FAILED,
         "A new change log was begun by something else than the replication agent.",
         "Run siterig resync VM, unless the initial replication continues as a resynchronization.")
+    HealthErrorNotFound = ("HealthErrorNotFound", _BAD_INPUT, "The VM has no such health error.",
+        "Choose one of the codes that the message lists.")
     HostIoError = ("HostIoError", _FAILED, "The host could not read or write a file.",
         "Read the reason in the message; check the host's disk.")
     HostNotRegistered = ("HostNotRegistered", _FAILED, "The host is not registered with the vault.",
@@ -443,6 +445,10 @@ class Code(StrEnum):
     VmChanged = "VmChanged", _FAILED, "The Azure VM was written to after its disks were downloaded.", "Fail back again."
     VmExists = "VmExists", _BAD_INPUT, "A VM of this name exists already.", "Give another name, or delete the other VM."
     VmIncomplete = "VmIncomplete", _FAILED, "The VM on the recovery side lacks disks.", "Fail over again."
+    VmNameModified = ("VmNameModified", _FAILED, "A failover named its VM otherwise, because another VM has the name.",
+        "None; siterig vm update chooses another name for the next failover.")
+    VmNameUnavailable = ("VmNameUnavailable", _FAILED, "Another VM of the recovery side has the name.",
+        "Choose another name with siterig vm update, or delete the other VM.")
     VmNotFound = "VmNotFound", _BAD_INPUT, "No such VM exists.", "Choose one of the VMs that the message lists."
     VmNotProtected = ("VmNotProtected", _FAILED, "The VM is not replicated from this host.",
         "Protect it with siterig protect.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.contracts.verification import Verification
@@ -99,6 +100,13 @@ class Provider(Protocol):
         """Stop the verification of a VM; no-op if there is none."""
         ...
 
+    async def stop_copy(self, *, vm: str) -> None:
+        """Stop an initial replication or a resync of this VM; none runs on return.  Idempotent.
+
+        The next initial replication continues where this one was; after a resync that was stopped, another one is due.
+        """
+        ...
+
     async def send_again(self, *, vm: str, parts: list[str]) -> None:
         """Replace these parts (names of blobs) in the cache account, because the recovery side cannot use them.
 
@@ -142,6 +150,41 @@ class Provider(Protocol):
 
     async def suspend(self, *, vm: str) -> None:
         """Stop the cycles of this VM, which was failed over; none runs on return.  Tracking continues.  Idempotent."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def change_schedule(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> None:
+        """Change the schedule of the cycles of this VM; a cycle runs at once.  Idempotent.
+
+        Raises:
+            RigError: ``VmNotProtected``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def bandwidth(self) -> BandwidthLimit | None:
+        """Return the limit of the host's uploads; None if there is none."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
+        """Change the limit of the host's uploads, durably and at once; None for no limit.
+
+        Raises:
+            RigError: ``InvalidLimit``.
+        """
+        ...
+
+    async def pause(self, *, vm: str) -> None:
+        """Stop the cycles of this VM until :meth:`resume`; none runs on return.  Tracking continues.  Idempotent.
+
+        Raises:
+            RigError: ``InvalidState`` unless the VM is in delta replication, or waits for a resync.
+        """
+        ...
+
+    async def resume(self, *, vm: str) -> None:
+        """Continue the cycles of a paused VM, at once.  Idempotent."""
         ...
 
     async def remove_relationship(self, *, vm: str) -> None:

@@ -6,8 +6,21 @@ from typing import Protocol
 
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.deadlines import ANSWER_S, deadline
+from siterig.blockfs.core.wire_model import WireModel
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
+
+
+class ReplicationSettings(WireModel):
+    """The user's settings of the replication of a VM.
+
+    ``paused``: no cycle is to run.  ``interval_s``: seconds between two cycles.  ``app_consistent_every_s``: seconds between
+    two application-consistent points; None for none.
+    """
+
+    paused: bool
+    interval_s: float
+    app_consistent_every_s: float | None
 
 
 class VaultLink(Protocol):
@@ -24,6 +37,14 @@ class VaultLink(Protocol):
 
         The VM may have failed over while the agent was down, so that ``suspend`` did not reach the agent.  The result
         is False for a VM that is not protected, too.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def settings(self, *, vm: str) -> ReplicationSettings | None:
+        """Return the settings of a VM; None if it is not protected.
+
+        The agent asks after a restart, and at intervals while the VM is paused: a call of the vault may not have arrived.
         """
         ...
 

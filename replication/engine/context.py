@@ -17,6 +17,7 @@ from siterig.replication.engine.relationship import RelationshipBook
 from siterig.replication.engine.retry import RetryTable
 from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.guests.host_guests import Guests
+from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
 
 
@@ -28,6 +29,7 @@ class AgentContext:
         spool: folder with one folder for each disk, for sync parts that are not applied yet.
         uploads: limits the uploads of this host that are in flight.
         uploads_per_vm: limits those of one VM.
+        bandwidth: limits the bytes that this host uploads in a second.
         packing: limits the threads that compress parts.
         memory: the memory for the parts that are in work.
         clock: the time of the agent.
@@ -43,6 +45,7 @@ class AgentContext:
     spool: Path
     uploads: trio.CapacityLimiter
     uploads_per_vm: int
+    bandwidth: Bandwidth
     packing: trio.CapacityLimiter
     memory: ByteBudget
     retry: RetryTable

@@ -361,6 +361,7 @@ class Outbox:
     async def _put_packed(self, part: PartName, packed: bytes, disk: str, *, replace: bool = False) -> None:
         """Put one part, within the limits of the VM and of the host."""
         async with self._uploads, self._context.uploads:
+            await self._context.bandwidth.take(len(packed), self._vm)
             if await self._context.cache.put(part, packed, replace=replace):
                 self._tracker.sent(disk, len(packed))
         self._put[part] = len(packed)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import SnapshotDisk
 from siterig.blockfs.core.clock_reading import ClockReading
 from siterig.blockfs.core.errors import Code, RigError
@@ -73,6 +74,7 @@ class Relationship(WireModel):
         resync_reported: True if the vault knows that.
         resync_limited: True if a resync may trust that both sides are equal where no change was recorded.
         resync_begun: True if ``disks`` is the progress of a resync that is not complete, and that can continue.
+        paused: True if a user paused the cycles; they do not run in phase ``delta`` then.
         app_point: the host's clocks at the last application-consistent point; None: none since the schedule began.
     """
 
@@ -85,6 +87,7 @@ class Relationship(WireModel):
     resync_reported: bool = False
     resync_begun: bool = False
     resync_limited: bool = False
+    paused: bool = False
     app_point: ClockReading | None = None
 
 
@@ -101,6 +104,7 @@ class _Book(WireModel):
     format: int
     relationships: list[Relationship]
     received: list[ReceivedDisk]
+    bandwidth: BandwidthLimit | None = None
 
 
 class _Format(BaseModel):
@@ -124,6 +128,7 @@ class RelationshipBook:
         self._path = folder / "relationships.json"
         self._relationships: dict[str, Relationship] = {}
         self._received: list[ReceivedDisk] = []
+        self._bandwidth: BandwidthLimit | None = None
         if self._path.exists():
             self._load()
 
@@ -141,9 +146,15 @@ class RelationshipBook:
             raise RigError(Code.AgentStateUnreadable, f"{self._path}: is not an agent's state: {why}") from exc
         self._relationships = {item.vm: item for item in book.relationships}
         self._received = book.received
+        self._bandwidth = book.bandwidth
 
     def _write(self) -> None:
-        book = _Book(format=FORMAT, relationships=list(self._relationships.values()), received=self._received)
+        book = _Book(
+            format=FORMAT,
+            relationships=list(self._relationships.values()),
+            received=self._received,
+            bandwidth=self._bandwidth,
+        )
         write_atomically(self._path, book.model_dump_json(indent=1).encode())
 
     def all(self) -> list[Relationship]:
@@ -187,6 +198,16 @@ class RelationshipBook:
         self._received = [item for item in self._received if item.vm != vm]
         if record is not None:
             self._relationships[name] = record.model_copy(update={"vm": name})
+        self._write()
+
+    @property
+    def bandwidth(self) -> BandwidthLimit | None:
+        """The limit of the uploads of this host; None: there is none."""
+        return self._bandwidth
+
+    def set_bandwidth(self, limit: BandwidthLimit | None) -> None:
+        """Change the limit of the uploads of this host."""
+        self._bandwidth = limit
         self._write()
 
     def received(self, vm: str) -> list[ReceivedDisk]:

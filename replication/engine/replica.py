@@ -26,7 +26,7 @@ from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.comparison.verification import verify_snapshot
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.delta import DeltaCycle
-from siterig.replication.engine.disk_copy import fresh_snapshot
+from siterig.replication.engine.disk_copy import check_vouched_for, fresh_snapshot
 from siterig.replication.engine.initial import replicate_initially
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
@@ -37,6 +37,10 @@ from siterig.replication.engine.vault_reporter import VaultReporter
 
 T = TypeVar("T")
 
+RESYNC_STOPPED = "ResynchronizationFailed"
+"""The reason for which a resync is due after one that was stopped."""
+PAUSED_CHECK_S = 30.0
+"""The time after which a paused VM's logs are checked again, and the vault is asked whether it is still paused."""
 _ASK_AGAIN_S = 1.0
 _PLACES = ("retry", "vault", "verify", "watermarks")
 """Places of waits that last longer than one block of code."""
@@ -131,23 +135,59 @@ class Replica:
             await self._order("resync" if current == "resync" else phase, limited=limited)
         await self._copy_result.wait()
 
+    async def stop_copy(self) -> None:
+        """Stop a copy; return when none is running."""
+        if self._record.phase == "initial":
+            await self._order("created")
+        elif self._record.phase == "resync":
+            await self._order("resync-required", reason=RESYNC_STOPPED)
+
     async def suspend(self) -> None:
         """Stop all work for this VM; return when none is running."""
         if self._record.phase != "suspended":
             await self._order("suspended")
 
+    async def pause(self) -> None:
+        """Stop the cycles until :meth:`unpause`; return when none is running."""
+        if self._record.phase not in ("delta", "resync-required"):
+            raise RigError(
+                Code.InvalidState,
+                f"VM {self.vm!r} is in phase {self._record.phase!r}; it can be paused in the phases 'delta' and "
+                "'resync-required'",
+            )
+        if not self._record.paused:
+            self._context.book.update(self.vm, paused=True)
+            self._context.waits.clear("retry", vm=self.vm)
+            self._critical = False
+            _log.info("paused", vm=self.vm)
+            self._activity.cancel()
+            self._manual.cancel()
+        async with self._working:
+            pass
+
+    async def unpause(self) -> None:
+        """Continue the cycles, with one at once."""
+        if self._record.paused:
+            self._context.book.update(self.vm, paused=False)
+            _log.info("resumed", vm=self.vm)
+            self._activity.cancel()
+
     async def set_schedule(self, *, interval_s: float, app_consistent_every_s: float | None) -> None:
         """Change the schedule; a suspended VM is then to be replicated again, and a copy must be ordered."""
-        record = self._record
-        changed = (record.interval_s, record.app_consistent_every_s) != (interval_s, app_consistent_every_s)
-        self._context.book.save(
-            record.model_copy(update={"interval_s": interval_s, "app_consistent_every_s": app_consistent_every_s})
-        )
-        if record.phase == "suspended":
+        self.change_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
+        if self._record.phase == "suspended":
             # The old stream does not describe disks that were used elsewhere meanwhile.
-            self._context.book.update(self.vm, disks=[])
+            self._context.book.update(self.vm, disks=[], paused=False)
             await self._order("created")
-        elif record.phase == "delta" and changed:
+
+    def change_schedule(self, *, interval_s: float, app_consistent_every_s: float | None) -> None:
+        """Change the schedule of the cycles, now or later; a cycle that is interrupted by this is sent by the next one."""
+        record = self._record
+        if (record.interval_s, record.app_consistent_every_s) == (interval_s, app_consistent_every_s):
+            return
+        self._context.book.update(self.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
+        _log.info("schedule_changed", vm=self.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
+        if record.phase == "delta":
             self._activity.cancel()
 
     async def replicate_now(self, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
@@ -169,10 +209,8 @@ class Replica:
                 self._activity.cancel()
                 await self._succeeded()
             return cut
-        raise RigError(
-            Code.Interrupted,
-            f"VM {self.vm!r}: the cycle was interrupted: phase {self._record.phase!r} was ordered meanwhile",
-        )
+        why = "replication was paused" if self._record.paused else f"phase {self._record.phase!r} was ordered"
+        raise RigError(Code.Interrupted, f"VM {self.vm!r}: the cycle was interrupted: {why} meanwhile")
 
     async def verify(self) -> Verification:
         """Compare both sides at the position of a snapshot, while replication runs."""
@@ -235,7 +273,7 @@ class Replica:
         """
         try:
             await self._outbox.replace(self._record.disks, list(parts))
-            if self._record.phase in ("initial", "resync", "delta") and not self._ask_first:
+            if self._record.phase in ("initial", "resync", "delta") and not (self._ask_first or self._record.paused):
                 await self._outbox.send(self._record.disks)
         except OSError as exc:
             raise as_rig_error(exc) from exc
@@ -246,17 +284,25 @@ class Replica:
         phase = self._record.phase
         if phase != "delta":
             raise RigError(Code.InvalidState, f"VM {self.vm!r} is in phase {phase!r}; a cycle needs phase 'delta'")
+        if self._record.paused:
+            raise RigError(Code.InvalidState, f"VM {self.vm!r} is paused; a cycle runs after siterig resume {self.vm}")
 
     def progress(self) -> VmProgress:
         """Return the progress, for progress bars."""
         return (self._verified or self._tracker).snapshot()
 
-    async def _order(self, phase: ReplicationPhase, *, limited: bool = False) -> None:
+    async def _order(self, phase: ReplicationPhase, *, limited: bool = False, reason: str | None = None) -> None:
         self._copy_result.resolve(RigError(Code.Interrupted, f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
         self._copy_result = _CopyResult()
         continues = phase == "resync" == self._record.phase and self._record.resync_begun
         self._context.book.update(
-            self.vm, phase=phase, resync_reason=None, resync_reported=False, resync_begun=continues, resync_limited=limited
+            self.vm,
+            phase=phase,
+            resync_reason=reason,
+            resync_reported=False,
+            resync_begun=continues,
+            resync_limited=limited,
+            paused=False,
         )
         self._ask_first = False
         self._critical = False
@@ -283,7 +329,7 @@ class Replica:
         elif phase == "resync":
             await self._resync()
         elif phase == "delta":
-            await self._delta()
+            await (self._paused() if self._record.paused else self._delta())
         elif phase == "resync-required":
             await self._report_resync()
             await trio.sleep_forever()
@@ -301,6 +347,7 @@ class Replica:
                         if self._record.phase == "delta" and not self._snapshotting.locked():
                             async with self._snapshotting:  # a killed verification can have left it
                                 await self._context.host.end_snapshot(vm=self.vm)
+                        await self._follow_vault()
                     break
                 except RigError as exc:
                     # Any error: without the permission of the vault nothing is replicated.
@@ -311,6 +358,33 @@ class Replica:
         if not allowed:
             self._finish(self._record.phase, "suspended")
             _log.info("not_resumed", vm=self.vm)
+
+    async def _follow_vault(self) -> None:
+        """Take the user's settings from the vault; a change of them may not have arrived."""
+        before = self._settings
+        settings = await self._context.vault.settings(vm=self.vm)
+        if settings is not None and self._settings == before:  # otherwise an order has come since the question
+            self._context.book.update(self.vm, **settings.model_dump())
+
+    @property
+    def _settings(self) -> tuple[bool, float, float | None]:
+        record = self._record
+        return record.paused, record.interval_s, record.app_consistent_every_s
+
+    async def _paused(self) -> None:
+        """Send nothing until the VM is resumed; a log that was abandoned meanwhile is reported."""
+        while self._record.paused:
+            try:
+                await check_vouched_for(self._context, self.vm)
+                await self._follow_vault()
+            except ResyncNeeded as exc:
+                self._require_resync(exc.reason)
+                return
+            except (RigError, OSError) as exc:
+                # The role that does not answer is reported by others; nothing else is due here.
+                _log.info("paused_check_failed", vm=self.vm, reason=str(exc))
+            if self._record.paused:
+                await self._reports.wait(PAUSED_CHECK_S)
 
     async def _initial(self) -> None:
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import (
     CLOSE_IT,
     CutInfo,
@@ -41,6 +42,7 @@ from siterig.replication.engine.replica import Replica
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
 from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
 from siterig.replication.guests.host_guests import Guests, HostGuests
+from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
 
 MEMORY_BYTES = 96 << 20
@@ -92,21 +94,23 @@ class HyperVAgent(Provider):
         limits = uploads or UploadLimits()
         spool = folder / "spool"
         safe_files.make_folder(spool)
+        book, waits = RelationshipBook(folder), waits or Waits(clock)
         self._context = AgentContext(
             host=host,
             cache=cache,
             vault=vault,
-            book=RelationshipBook(folder),
+            book=book,
             guests=guests if guests is not None else HostGuests(),
             open_snapshot=open_snapshot,
             spool=spool,
             uploads=trio.CapacityLimiter(limits.per_host),
             uploads_per_vm=limits.per_vm,
+            bandwidth=Bandwidth(lambda: book.bandwidth, clock, waits),
             packing=trio.CapacityLimiter(os.cpu_count() or 1),
             memory=ByteBudget(MEMORY_BYTES),
             retry=RetryTable(retry_delays_s),
             clock=clock,
-            waits=waits or Waits(clock),
+            waits=waits,
         )
         self._drop_keys = drop_keys
         self._replicas: dict[str, Replica] = {}
@@ -267,6 +271,10 @@ class HyperVAgent(Provider):
         if vm in self._replicas:
             await self._replicas[vm].stop_verification()
 
+    async def stop_copy(self, *, vm: str) -> None:
+        if vm in self._replicas:
+            await self._replicas[vm].stop_copy()
+
     async def send_again(self, *, vm: str, parts: list[str]) -> None:
         await self._replica(vm).send_again(PartName.parse(name) for name in parts)
 
@@ -304,6 +312,23 @@ class HyperVAgent(Provider):
     async def suspend(self, *, vm: str) -> None:
         if vm in self._replicas:
             await self._replicas[vm].suspend()
+
+    async def change_schedule(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> None:
+        self._replica(vm).change_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
+
+    async def bandwidth(self) -> BandwidthLimit | None:
+        return self._context.book.bandwidth
+
+    async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
+        if limit is not None:
+            limit.check()
+        self._context.book.set_bandwidth(limit)
+
+    async def pause(self, *, vm: str) -> None:
+        await self._replica(vm).pause()
+
+    async def resume(self, *, vm: str) -> None:
+        await self._replica(vm).unpause()
 
     async def remove_relationship(self, *, vm: str) -> None:
         replica = self._replicas.pop(vm, None)

@@ -125,6 +125,20 @@ def jobs(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
     return _beginning(incomplete, about)
 
 
+def health_errors(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
+    """Return the codes of the health errors of the VM that was given."""
+    items = [item for item in _ask(ctx, "vault", "VaultApi/items") if item.get("vm") == _vm(ctx)]
+    found = [error for item in items for error in item.get("healthErrors", []) if isinstance(error, dict)]
+    return _beginning(incomplete, ((error.get("errorCode"), str(error.get("summaryMessage"))) for error in found))
+
+
+def cancellable_jobs(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
+    """Return the names of the jobs that can be cancelled."""
+    found = (job for job in _ask(ctx, "vault", "VaultApi/jobs") if "Cancel" in job.get("allowedActions", []))
+    about = ((job.get("name"), f"{job.get('friendlyName')} {job.get('vm')}") for job in found)
+    return _beginning(incomplete, about)
+
+
 def faults(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
     """Return the names of the fault rules of a rig or mount."""
     mount = ctx.params.get("mnt")

@@ -7,9 +7,10 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.states import TEST_NONE, ProtectionState
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, ItemRow, JobRow
-from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory
+from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory, target_names
 from siterig.azure_emu.vault.jobs import preflight
 from siterig.azure_emu.vault.jobs.engine import (
     INFORMATION,
@@ -20,6 +21,7 @@ from siterig.azure_emu.vault.jobs.engine import (
     TaskOutcome,
     failed_but_continued,
     site_progress,
+    with_warning,
 )
 from siterig.azure_emu.vault.keys.data_key_store import delete_data_keys
 from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
@@ -30,32 +32,16 @@ from siterig.azure_emu.vault.points import points
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
 
-INTERVAL_S_MIN, INTERVAL_S_MAX = 1.0, 86400.0
-
-
-def check_policy(interval_s: float, app_consistent_every_s: float | None) -> None:
-    """Check a policy (``InvalidPolicy`` names the key, its value and the limits); the rig allows more intervals."""
-    if not INTERVAL_S_MIN <= interval_s <= INTERVAL_S_MAX:
-        raise RigError(
-            Code.InvalidPolicy,
-            f"interval_s is {interval_s:g}; allowed: 30, 300 or 900 as in the service; in this rig any value from "
-            f"{INTERVAL_S_MIN:g} to {INTERVAL_S_MAX:g}",
-        )
-    if app_consistent_every_s is not None and not interval_s <= app_consistent_every_s <= INTERVAL_S_MAX:
-        raise RigError(
-            Code.InvalidPolicy,
-            f"app_consistent_every_s is {app_consistent_every_s:g}; allowed: from interval_s ({interval_s:g}) to "
-            f"{INTERVAL_S_MAX:g}, or none",
-        )
-
 
 async def check_enable(job: JobContext) -> TaskOutcome | None:
     """Check that the VM can be protected, and record its disks in the item."""
     disks = await job.context.site.check_vm(vm=job.vm)
-    await preflight.can_make(job.context, job.vm, job.vm, "Recovered")
-    await preflight.can_make(job.context, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
+    azure_vms.check_vm_name(job.vm)
+    unavailable = await target_names.unavailable(job.context, job.vm)
     await _adopt_disks(job, disks)
     interval_s = await job.change(lambda _session, item: item.interval_s)
+    if unavailable is not None:
+        return with_warning(unavailable)
     plain = interval_s in OFFICIAL_INTERVALS_S and not disk_limits.remarks(job.vm, disks)
     return None if plain else INFORMATION
 
@@ -114,7 +100,7 @@ async def enable_relationship(job: JobContext) -> None:
     """Make the site replicate this VM by the item's policy."""
 
     def resume(_session: Session, item: ItemRow) -> tuple[float, float | None]:
-        item.suspended = False
+        item.suspended, item.paused_ns = False, None
         return item.interval_s, item.app_consistent_every_s
 
     interval_s, app_consistent_every_s = await job.change(resume)
@@ -146,6 +132,11 @@ async def synchronize(job: JobContext, *, limited: bool = False) -> None:
     await job.context.site.resync(vm=job.vm, limited=limited)
     disks = await inventory.site_disks(job.context, job.vm)
     await _wait_synced(job, {disk.disk_id: disk.generation for disk in disks})
+
+
+async def stop_copy(context: VaultContext, vm: str) -> None:
+    """Stop the copy at the site of a job that a user cancels."""
+    await context.site.stop_copy(vm=vm)
 
 
 async def _wait_synced(job: JobContext, generations: dict[str, int]) -> None:
@@ -213,10 +204,11 @@ async def repair(job: JobContext) -> None:
 
     job.variables["resync_marks"], limited = await job.change(look)
     await job.context.site.check_vm(vm=job.vm)
-    leftover = await azure_vms.disks_of(job.context, job.vm)
-    preflight.require_idle(leftover, f"VM {job.vm!r} at the recovery side")
+    name = await target_names.name_of(job.context, job.vm, "Recovered")
+    leftover = await azure_vms.disks_of(job.context, name)
+    preflight.require_idle(leftover, f"VM {name!r} at the recovery side")
     await job.begin_changes()
-    await azure_vms.remove(job.context, job.vm, job.vm)
+    await target_names.remove(job.context, job.vm, "Recovered")
     await enable_relationship(job)
     await synchronize(job, limited=limited)
     job.variables["synchronized_elapsed_ns"] = await job.change(
@@ -251,8 +243,8 @@ async def disable_at_recovery(job: JobContext) -> None:
     """
     await mounts.remove_all(job.context, job.vm)
     await azure_vms.remove_copies(job.context, job.vm)
-    await azure_vms.remove(job.context, job.vm, azure_vms.test_vm_name(job.vm))
-    await azure_vms.remove(job.context, job.vm, job.vm)
+    await target_names.remove(job.context, job.vm, "TestFailover")
+    await target_names.remove(job.context, job.vm, "Recovered")
     for disk_id in await job.change(lambda _session, item: [disk.disk_id for disk in item.disks]):
         await job.context.recovery.delete_managed_disk(disk_id=disk_id)
 
@@ -327,6 +319,7 @@ ENABLE = Scenario(
     succeeded=_enabled,
     failed=_enabling_failed,
     progress=site_progress,
+    stop=stop_copy,
     resumed=True,
 )
 # scenarioName and task names are unconfirmed (ASR.md 2): no recording shows them; only the friendly name is official.
@@ -355,6 +348,7 @@ REPROTECT = Scenario(
     succeeded=_reprotected,
     failed=_reprotect_failed,
     progress=site_progress,
+    stop=stop_copy,
     resumed=True,
 )
 REPAIR = Scenario(
@@ -365,6 +359,7 @@ REPAIR = Scenario(
     succeeded=_repaired,
     failed=_repair_failed,
     progress=site_progress,
+    stop=stop_copy,
     resumed=True,
 )
 # Task names unconfirmed, after the pattern of EnableDr.
@@ -374,7 +369,7 @@ DISABLE = Scenario(
     friendly_name="Disable replication",
     tasks=(
         TaskKind("DisableProtectionTask", "Disabling replication at the site", disable_at_site, checks=True),
-        TaskKind("CleanupProtectionTargetTask", "Removing the replication target", disable_at_recovery),
+        TaskKind("CleanupProtectionTargetTask", "Removing the replication target", disable_at_recovery, cancellable=False),
     ),
     succeeded=_disabled,
     failed=_disabling_failed,

@@ -11,7 +11,7 @@ from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.rig_clock import RIG
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.keys.data_key_store import DataKeyStore, Rotation
-from siterig.azure_emu.vault.model.api import KeyApi, VaultKey
+from siterig.azure_emu.vault.model.key_api import KeyApi, VaultKey
 from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import RigError
 

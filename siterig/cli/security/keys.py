@@ -12,7 +12,8 @@ from siterig.cli import completion, exit_status, output
 from siterig.cli.commands.options import Dir, Json, example, vault
 
 if TYPE_CHECKING:
-    from siterig.azure_emu.vault.model.api import VaultApi, VaultKey
+    from siterig.azure_emu.vault.model.api import VaultApi
+    from siterig.azure_emu.vault.model.key_api import VaultKey
 
 Version = Annotated[
     int, typer.Argument(metavar="VERSION", min=1, help="Version of the key.", autocompletion=completion.key_versions)

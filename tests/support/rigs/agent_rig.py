@@ -26,7 +26,7 @@ from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.layers.chunk_tags import DataRanges
-from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.sides.vault_link import ReplicationSettings, VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.codec import unpack
@@ -89,6 +89,7 @@ class MemoryCache(CacheAccount):
     def __init__(self) -> None:
         self.blobs: dict[PartName, bytes] = {}
         self.puts: list[PartName] = []
+        self.put_bytes: list[int] = []
         self.foreign: list[str] = []
         self.refused: dict[PartName, RigError] = {}
         self.trouble: RigError | None = None
@@ -102,6 +103,7 @@ class MemoryCache(CacheAccount):
         if part in self.refused:
             raise self.refused[part]
         self.puts.append(part)
+        self.put_bytes.append(len(data))
         if replace:
             self.blobs[part] = data
         return self.blobs.setdefault(part, data) is data
@@ -217,11 +219,13 @@ class MemoryVault(VaultLink):
     def __init__(self, recovery: Recovery) -> None:
         self._recovery = recovery
         self.allowed = True
+        self.user_settings: ReplicationSettings | None = None
         self.trouble: RigError | None = None
         self.errors: list[tuple[float, str, int, float | None]] = []
         self.recovered: list[float] = []
         self.points: list[int] = []
         self.names: list[str] = []
+        self.kinds: list[str] = []
         self.ages_s: list[float] = []
         self.downgraded: dict[int, str] = {}
         self.resyncs: list[str] = []
@@ -257,6 +261,10 @@ class MemoryVault(VaultLink):
         self._check()
         return self.allowed
 
+    async def settings(self, *, vm: str) -> ReplicationSettings | None:
+        self._check()
+        return self.user_settings
+
     async def point_sent(
         self,
         *,
@@ -275,6 +283,7 @@ class MemoryVault(VaultLink):
         self.points.append(position)
         self.ages_s.append(age_s)
         self.names.append(name)
+        self.kinds.append(kind)
         if downgraded_because is not None:
             self.downgraded[position] = downgraded_because
 

@@ -18,6 +18,7 @@ from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.model.resync_window import ResyncWindow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import (
     CutInfo,
     DiskInfo,
@@ -69,6 +70,7 @@ class World:
         self.written_bytes: dict[str, int | None] = {}  # disk -> bytes written at the site after a failover
         self.asked_after: list[int] = []
         self.coming: list[DownloadedDisk] = []  # the disks of the last check of a failback
+        self.bandwidth: BandwidthLimit | None = None
         self.mounted_points: dict[tuple[str, str], MountedPointInfo] = {}
 
     @property
@@ -239,6 +241,9 @@ class FakeProvider(Provider):
     async def stop_verification(self, *, vm: str) -> None:
         await self.world.called("site.stop_verification")
 
+    async def stop_copy(self, *, vm: str) -> None:
+        await self.world.called("site.stop_copy")
+
     async def send_again(self, *, vm: str, parts: list[str]) -> None:
         await self.world.called("site.send_again")
         self.world.asked_again.append((vm, parts))
@@ -276,6 +281,24 @@ class FakeProvider(Provider):
 
     async def suspend(self, *, vm: str) -> None:
         await self.world.called("site.suspend")
+
+    async def change_schedule(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> None:
+        await self.world.called(f"site.change_schedule {interval_s:g} {app_consistent_every_s}")
+        await self.world.called("site.change_schedule")
+
+    async def bandwidth(self) -> BandwidthLimit | None:
+        await self.world.called("site.bandwidth")
+        return self.world.bandwidth
+
+    async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
+        await self.world.called("site.set_bandwidth")
+        self.world.bandwidth = limit
+
+    async def pause(self, *, vm: str) -> None:
+        await self.world.called("site.pause")
+
+    async def resume(self, *, vm: str) -> None:
+        await self.world.called("site.resume")
 
     async def remove_relationship(self, *, vm: str) -> None:
         await self.world.called("site.remove_relationship")

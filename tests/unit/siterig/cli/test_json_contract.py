@@ -44,6 +44,7 @@ from tests.support.screens import text_of
 
 OFFICIAL = {
     "scenarioName",
+    "allowedActions",
     "friendlyName",
     "stateDescription",
     "targetObjectName",
@@ -58,6 +59,7 @@ OFFICIAL = {
     "activeLocation",
     "resynchronizationRequired",
     "errorCode",
+    "errorId",
     "summaryMessage",
     "eventCode",
     "eventType",
@@ -76,6 +78,7 @@ COMMANDS = {
     "vm list": "",
     "vm delete": "web01",
     "vm rename": "web01 web02",
+    "vm update": "web01 --recovery-name web01-dr",
     "protect": "web01",
     "unprotect": "web01",
     "points": "web01",
@@ -84,6 +87,9 @@ COMMANDS = {
     "point mount": "web01",
     "point unmount": "web01 @1",
     "point export": "web01 --to {folder}/out.img",
+    "point pin": "web01 p1",
+    "point unpin": "web01 p1",
+    "point delete": "web01 p1",
     "bisect": "web01 --good @1 --json -- true {{os}}",
     "disk list": "",
     "disk stats": "web01/os --side site",
@@ -99,7 +105,17 @@ COMMANDS = {
     "failback": "web01",
     "reprotect": "web01",
     "resync": "web01",
+    "bandwidth show": "",
+    "bandwidth set": "20MiB",
+    "policy show": "web01",
+    "policy set": "web01 --interval 30",
+    "verify": "web01",
+    "pause": "web01",
+    "resume": "web01",
     "jobs": "",
+    "job cancel": "j1",
+    "error list": "",
+    "error acknowledge": "web01 LogUnsent",
     "events": "",
     "key list": "",
     "key rotate": "",
@@ -184,8 +200,10 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     status = status.model_copy(
         update={"roles": [status.roles[0].model_copy(update={"name": name}) for name in ("azure", "faults")]}
     )
+    item = sample(ProtectedItem).model_copy(update={"name": "web01"})
     answers = {"list_disks": [disk], "resize_disk": disk, "managed_disks": [], "jobs": [finalize], "status": status}
     answers["issue_credentials"] = json.dumps({"site": "site", "expires": "2026-12-05T00:00:00.000000Z"})
+    answers["items"] = [item]
     for name, protocol in {
         "vault": VaultApi,
         "site": DiskHostControl,
