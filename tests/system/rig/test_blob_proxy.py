@@ -346,7 +346,7 @@ async def test_a_service_behind_tls_gets_its_own_name_as_host(tmp_path: Path, ca
 
     try:
         async with trio.open_nursery() as nursery:
-            serve = partial(trio.serve_ssl_over_tcp, host="127.0.0.1", https_compatible=True)  # ends without close_notify, too
+            serve = partial(trio.serve_ssl_over_tcp, host="127.0.0.1", https_compatible=True)  # no close_notify at the end
             listeners = await nursery.start(serve, terminate, 0, server)
             front = listeners[0].transport_listener.socket.getsockname()[1]
             service = BlobService.parse(f"https://localhost:{front}/{azurite.account.name}", tls=client_tls)
