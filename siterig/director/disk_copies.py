@@ -34,7 +34,7 @@ _log = structlog.get_logger("faults")
 
 
 class DiskCopiesWatch:
-    """Tells the injectors of roles which disks both sides have.
+    """Reports to the injectors of roles which disks both sides have.
 
     Args:
         schedule: the rules.
@@ -78,12 +78,12 @@ class DiskCopiesWatch:
                 await changed.wait()
 
     async def look(self) -> None:
-        """Ask which disks both sides have now, and report it to the roles; without an answer they keep what they know."""
+        """Ask which disks both sides have now, and report it to the roles; without an answer they spare all disks."""
         try:
             copies = await self._copies()
         except RigError as error:
             _log.info("disk_copies_unknown", code=error.code, reason=error.message)
-            return
+            copies = DiskCopies()  # a side may be lost at this moment
         await self._tell(copies)
 
     async def _copies(self) -> DiskCopies:

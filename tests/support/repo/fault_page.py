@@ -165,8 +165,9 @@ which region of a pair is which. The seed is that of the first such rule of the 
 Every other rule with it is refused, with its reason: faults of writes to a disk act before the change log, so every copy gets the damage; a lost file or a broken chain takes blocks of
 every region; a power loss is taken back by writes that the log records.
 
-- The conditions are looked at while such a rule is armed: after each event of the vault, after each change of a role, and once a second. A failover does not wait for that. Damage that
-  began before it stays: end such rules before a failover or the loss of a site that is to lose nothing.
+- The conditions are looked at while such a rule is armed: after each event of the vault, after each change of a role, and once a second. While the vault does not
+  answer, nothing is damaged. While the director itself is away, the last answer counts. A failover does not wait for that. Damage that began before it stays: end such rules before a
+  failover or the loss of a site that is to lose nothing.
 - A damaged record makes a resync due. Then bad sectors end, because the recovery side lacks later writes. Copies and comparisons read the bytes of bad sectors at any time.
 - The list of faults counts as `spared` operations that met no fault because of it. Reads outside of the regions of `bad_sectors` do not match, and are not counted at all.
 - A VM that is renamed has other regions. Remove these rules before, and resync if they have fired.
