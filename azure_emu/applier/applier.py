@@ -34,6 +34,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.data_keys import DataKeys
 from siterig.blockfs.transfer.part_name import Watermark
 
 RETRY_REFUSED_S = 30.0
@@ -44,6 +45,9 @@ REPAIR_WAIT_S = 45.0
 """``process_latest`` waits for a bad part that has been known for less than this; otherwise the disk ends before it."""
 
 REPAIR_POLL_S = 2.0
+
+PARTS_PER_ROUND = 16
+"""After so many parts of one disk the others have their turn."""
 
 COMPACT_EVERY_S = 10.0
 """The delay between two compactions or checkpoints; frames that are pinned now may be released then."""
@@ -61,6 +65,8 @@ class Applier:
         reports: ApplierReports,
         waits: Waits | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        *,
+        keys: DataKeys | None = None,
     ) -> None:
         """Prepare to apply.
 
@@ -70,6 +76,7 @@ class Applier:
             reports: the vault.
             waits: registers the things that the applier waits for.
             clock: the time.
+            keys: the keys of managed disks; None: new ones are not encrypted.
         """
         self.folder = disks
         self.waits = waits or Waits(clock)
@@ -79,7 +86,7 @@ class Applier:
         self._reports = reports
         self._disks: dict[str, AppliedDisk] = {}
         self._errors = TransientErrors()
-        self.parts = PartApplier(disks, cache, reports, waits=self.waits, clock=clock, errors=self._errors)
+        self.parts = PartApplier(disks, cache, reports, waits=self.waits, clock=clock, errors=self._errors, keys=keys)
         """Opens a managed disk and applies its parts; the caller has the disk's lock."""
 
     async def run(self, *, poll_s: float = 0.5, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -89,6 +96,7 @@ class Applier:
         task_status.started()
         async with trio.open_nursery() as background:
             while True:
+                at_once = False
                 try:
                     disk_ids = await self._reports.replicating_disks()
                 except RigError as exc:
@@ -97,12 +105,22 @@ class Applier:
                 else:
                     self.waits.clear("vault")
                     self._forget_waits(disk_ids)
-                    await self._process_round([self._record(disk_id) for disk_id in disk_ids], background)
+                    disks = [self._record(disk_id) for disk_id in disk_ids]
+                    await self._process_round(disks, background)
+                    at_once = any(disk.more and not disk.detached for disk in disks)
                 for disk in self._disks.values():
                     if self._is_compaction_due(disk):
                         disk.compacting = True
                         background.start_soon(self._compact, disk)
-                await self.clock.real.sleep(poll_s)
+                if not at_once:
+                    await self.clock.real.sleep(poll_s)
+
+    def close(self) -> None:
+        """Close the files of all managed disks, after :meth:`run` has ended; for a process that lives on."""
+        for disk in self._disks.values():
+            if disk.store is not None:
+                disk.store.close()
+                disk.store = None
 
     async def _process_round(self, disks: list[AppliedDisk], background: trio.Nursery) -> None:
         """Process all disks at the same time.
@@ -116,6 +134,11 @@ class Applier:
                 elif not disk.detached:
                     disk.detached = True
                     background.start_soon(self._process_detached, disk)
+
+    def drop_keys(self) -> None:
+        """Let each encrypted managed disk be closed and opened again before its next use, with a key that is asked for."""
+        for disk in self._disks.values():
+            disk.key_dropped = True
 
     def _forget_waits(self, disk_ids: list[str]) -> None:
         """Clear the waits of disks that do not replicate any more."""
@@ -155,12 +178,15 @@ class Applier:
 
     async def _process_disk(self, disk: AppliedDisk) -> None:
         """Run one round of :meth:`run` for one disk; no expected failure ends the applier."""
+        disk.more = False
         if self.clock.trio_time_s() < disk.retry_at_s:
             return
         try:
             async with disk.lock:
-                await self.parts.apply_cached(disk, await self.parts.open_or_reset(disk))
+                store = await self.parts.open_or_reset(disk)
+                await self.parts.apply_cached(disk, store, parts_max=PARTS_PER_ROUND)
         except RigError as exc:
+            disk.more = False
             if exc.code == Code.DiskNotFound and disk.disk_id in self.deleted:
                 self.waits.clear("apply", disk=disk.disk_id)  # deleted after the vault answered
                 return

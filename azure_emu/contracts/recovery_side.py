@@ -8,6 +8,7 @@ from pydantic import Field
 
 from siterig.blockfs.core.deadlines import ANSWER_S, deadline
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
+from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 
 ChangeKind = Literal["WRITE", "ZERO", "DISCARD", "RESIZE"]
@@ -100,8 +101,36 @@ class RecoverySide(Protocol):
         """Apply all parts of these disks that are in the cache account now; return the watermarks afterwards."""
         ...
 
-    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
-        """Return keyed checksums (hex) of ``count`` chunks of the latest applied state, from number ``first`` on."""
+    async def checksums(
+        self,
+        *,
+        disk_id: str,
+        comparison_id: str,
+        key_hex: str,
+        chunk_bytes: int,
+        spans: list[tuple[int, int]],
+        position: int | None = None,
+        generation: int | None = None,
+    ) -> ChunkTags:
+        """Return keyed tags of chunks of a managed disk, of those that are not zeros.
+
+        Args:
+            disk_id: the managed disk.
+            comparison_id: a random id that the caller chooses.  All calls with it read the same state of the disk.
+            key_hex: the key of the tags, 32 random bytes in hexadecimal.
+            chunk_bytes: bytes of a chunk, a multiple of 4096.
+            spans: (first, count) of the chunks, in ascending order.
+            position: the position of the state; None: the latest applied state, even of an unfinished resync.
+            generation: the generation that the latest state must be of.
+
+        Raises:
+            RigError: ``InvalidChecksumRequest``, ``InvalidPosition``; ``ManagedDiskReplaced`` if it has another generation.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def end_comparison(self, *, comparison_id: str) -> None:
+        """Close the states of a comparison; without this call they are closed after a minute without use."""
         ...
 
     @deadline(ANSWER_S)
@@ -170,6 +199,11 @@ class RecoverySide(Protocol):
         Returns:
             The number of parts.
         """
+        ...
+
+    @deadline(ANSWER_S)
+    async def forget_keys(self) -> None:
+        """Drop all data keys, because one was revoked; each is asked for again when it is needed."""
         ...
 
     async def data_bytes(self, *, source: str) -> int:

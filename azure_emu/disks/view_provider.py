@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,12 @@ import structlog
 
 from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.azure_emu.disks.pins import pin, pins, unpin, unpin_holder
-from siterig.azure_emu.disks.view import open_view
+from siterig.azure_emu.disks.view import open_disk
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.views import Views
 from siterig.blockfs.layers.layer import Layer, ViewFaults
+from siterig.blockfs.transfer.envelope import DataKey
 
 _log = structlog.get_logger("siterig.azure_emu.disks.view_provider")
 
@@ -24,6 +25,10 @@ _log = structlog.get_logger("siterig.azure_emu.disks.view_provider")
 WATCH_S = 1.0
 UNREPORTED_MAX = 1000
 """Limit of the reports that are kept while the vault does not answer; a scrub finds all damage."""
+
+
+def no_key(_managed_disk: str) -> None:
+    """Return no key: no managed disk is encrypted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +75,15 @@ class _OpenView:
 class ManagedDiskViews(Views):
     """Provides views of all managed disks in one folder; any thread may call it."""
 
-    def __init__(self, disks: Path, clock: Clock = SYSTEM_CLOCK) -> None:
-        """Provide the managed disks in ``disks``, one folder each."""
+    def __init__(self, disks: Path, clock: Clock = SYSTEM_CLOCK, key_of: Callable[[str], DataKey | None] = no_key) -> None:
+        """Provide managed disks.
+
+        Args:
+            disks: their folder, with one folder each.
+            clock: the time.
+            key_of: returns the key of a managed disk by its id; None if it is not encrypted.
+        """
+        self._key_of = key_of
         self._disks = disks
         self._clock = clock
         self._views: list[_OpenView] = []
@@ -81,10 +93,11 @@ class ManagedDiskViews(Views):
     def open(self, managed_disk: str, position: int, holder: str) -> Layer:
         """Pin the position, then open the view; if that fails, a pin that is new is removed."""
         folder = self._disks / managed_disk
+        key = self._key_of(managed_disk)
         before = {each.pin_id for each in pins(folder)} if folder.is_dir() else set()
         pin_id = pin(folder, position, holder, self._clock)
         try:
-            view = open_view(folder, position)
+            view = open_disk(folder, position, key)
         except BaseException:
             if pin_id not in before:
                 unpin(folder, pin_id)

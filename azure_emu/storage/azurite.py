@@ -1,7 +1,9 @@
 """Azurite's blob service as a child process on the loopback interface.
 
 There is one child at a time for each folder; the caller holds the lock of the state.  Port and account are chosen once and
-stored, so that a connection string stays valid over restarts.
+stored, so that a connection string stays valid over restarts.  With a file ``storage.pem`` in the folder of the keys
+(:mod:`siterig.blockfs.trust.identity`) it speaks HTTPS, with TLS 1.3; when the file is replaced, Node uses the new
+certificate for all later connections.
 
 Fault contract: Azurite writes its metadata every few seconds, so a killed Azurite may forget requests that it acknowledged;
 SIGTERM makes it save.  The uploading side must find out which requests were forgotten, and send them again.
@@ -15,6 +17,7 @@ import re
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 from collections import deque
 from contextlib import suppress
@@ -37,7 +40,9 @@ STOP_TIMEOUT_S = 10.0
 CHECK_TIMEOUT_S = 1.0
 _WITHOUT_UNUSED = Path(__file__).with_name("without_unused.cjs")
 
-_READY = re.compile(r"successfully listens on http://[^:]+:(\d+)")
+IDENTITY = "storage.pem"
+"""The file with the certificate of the account and its key, in the folder of the keys."""
+_READY = re.compile(r"successfully listens on https?://[^:]+:(\d+)")
 _TAIL_LINES = 12
 _LINE_BYTES_MAX = 65536
 
@@ -53,11 +58,12 @@ class StorageAccount:
     name: str
     key: str = field(repr=False)
 
-    def connection_string(self, port: int) -> str:
+    def connection_string(self, port: int, *, is_tls: bool = False) -> str:
         """Return the connection string for the Azure SDK; it holds the key, so it must not be logged."""
+        scheme = "https" if is_tls else "http"
         return (
-            f"DefaultEndpointsProtocol=http;AccountName={self.name};AccountKey={self.key};"
-            f"BlobEndpoint=http://{HOST}:{port}/{self.name};"
+            f"DefaultEndpointsProtocol={scheme};AccountName={self.name};AccountKey={self.key};"
+            f"BlobEndpoint={scheme}://{HOST}:{port}/{self.name};"
         )
 
 
@@ -91,7 +97,8 @@ def connection_string(folder: Path, keys_folder: Path) -> str:
     port = _stored_port(folder)
     if port is None:
         raise RigError(Code.AzuriteNotStarted, f"Azurite was never started on {folder}: its folder has no port file")
-    return load_or_create_account(keys_folder).connection_string(port)
+    is_tls = (keys_folder / IDENTITY).exists()
+    return load_or_create_account(keys_folder).connection_string(port, is_tls=is_tls)
 
 
 @dataclass(slots=True)
@@ -100,6 +107,7 @@ class AzuriteProcess:
 
     account: StorageAccount
     port: int
+    is_tls: bool
     _child: subprocess.Popen[bytes]
     _output: trio.lowlevel.FdStream
     _tail: deque[str]
@@ -107,7 +115,7 @@ class AzuriteProcess:
     @property
     def connection_string(self) -> str:
         """Return the connection string for the Azure SDK; it holds the key, so it must not be logged."""
-        return self.account.connection_string(self.port)
+        return self.account.connection_string(self.port, is_tls=self.is_tls)
 
     @property
     def pid(self) -> int:
@@ -142,7 +150,7 @@ class AzuriteProcess:
         why = f"no answer within {timeout_s:g} s"
         with trio.move_on_after(timeout_s):
             try:
-                async with await trio.open_tcp_stream(HOST, self.port) as stream:
+                async with await self._connect() as stream:
                     await stream.send_all(b"HEAD / HTTP/1.0\r\n\r\n")
                     if await stream.receive_some(1):
                         return
@@ -150,6 +158,10 @@ class AzuriteProcess:
             except (OSError, trio.BrokenResourceError) as error:
                 why = str(error)
         raise RigError(Code.AzuriteSilent, f"Azurite (process {self.pid}) does not answer: {why}", recoverable=True)
+
+    async def _connect(self) -> trio.abc.Stream:
+        stream = await trio.open_tcp_stream(HOST, self.port)
+        return trio.SSLStream(stream, _unchecked(), https_compatible=True) if self.is_tls else stream
 
     async def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Send SIGTERM, so that it saves its metadata, and SIGKILL after ``timeout_s``; no-op if it has ended.
@@ -188,8 +200,10 @@ async def start_azurite(
     port = _prepare(folder, port)
     if port:
         _check_port_is_free(port)
-    child, output = _spawn([*command, *_arguments(folder, port)], account)
-    azurite = AzuriteProcess(account, port, child, output, deque(maxlen=_TAIL_LINES))
+    identity = keys_folder / IDENTITY
+    is_tls = identity.exists()
+    child, output = _spawn([*command, *_arguments(folder, port), *(_tls_arguments(identity) if is_tls else ())], account)
+    azurite = AzuriteProcess(account, port, is_tls, child, output, deque(maxlen=_TAIL_LINES))
     try:
         azurite.port = await azurite.ready(timeout_s=ready_timeout_s)
         write_atomically(folder / "port", f"{azurite.port}\n".encode())
@@ -226,7 +240,7 @@ def find_azurite() -> list[str]:
         RigError: ``AzuriteMissing``, ``NodeMissing``.
     """
     script = find_script()
-    return [find_node(), "--require", str(_WITHOUT_UNUSED), str(script)]
+    return [find_node(), "--tls-min-v1.3", "--require", str(_WITHOUT_UNUSED), str(script)]
 
 
 def _arguments(folder: Path, port: int) -> list[str]:
@@ -234,6 +248,19 @@ def _arguments(folder: Path, port: int) -> list[str]:
         *("--blobHost", HOST, "--blobPort", str(port), "--location", str(folder)),
         *("--silent", "--skipApiVersionCheck", "--disableTelemetry"),
     ]
+
+
+def _tls_arguments(identity: Path) -> list[str]:
+    """Return the options for HTTPS; OpenSSL looks for the key and for the certificate in the same file."""
+    return ["--cert", str(identity), "--key", str(identity)]
+
+
+def _unchecked() -> ssl.SSLContext:
+    """Return settings for the question whether the own child answers: nothing secret is sent, and nothing is believed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _spawn(command: list[str], account: StorageAccount) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:

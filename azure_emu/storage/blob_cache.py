@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 from collections.abc import Callable
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -36,6 +37,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.codec import BLOB_BYTES_MAX
 from siterig.blockfs.transfer.part_name import Listing, PartName
+from siterig.blockfs.trust.peer import refusal_of
 
 CONTAINER = "asr-cache"
 IN_FLIGHT_MAX = 2
@@ -77,6 +79,7 @@ class BlobCacheAccount(CacheAccount):
         *,
         folder: Path | None = None,
         link: Path | None = None,
+        tls: ssl.SSLContext | None = None,
         in_flight_max: int = IN_FLIGHT_MAX,
     ) -> None:
         """Parse the connection string; the first call contacts the account.
@@ -86,6 +89,7 @@ class BlobCacheAccount(CacheAccount):
             folder: the folder in which an emulator on this host keeps its blobs.  An emulator whose disk is full returns the
                 same error as a broken one; the free space of this folder decides which of the two it is.
             link: the socket of the proxy between this process and the account; requests use it while it exists.
+            tls: settings for an account whose certificate is of the authority of the rig.
             in_flight_max: limit of concurrent calls.
         Raises:
             RigError: ``BadConnectionString``.
@@ -100,8 +104,8 @@ class BlobCacheAccount(CacheAccount):
             "read_timeout": READ_TIMEOUT_S,
             "use_env_settings": not _is_loopback(fields.get("BlobEndpoint", "")),
         }
-        if link is not None:
-            options = {"transport": LinkTransport(link, **options)}
+        if link is not None or tls is not None:
+            options = {"transport": LinkTransport(link, tls, **options)}
         try:
             if not (fields.get("AccountKey") or fields.get("SharedAccessSignature")):  # the SDK would continue anonymously
                 raise ValueError  # noqa: TRY301  (the handler raises the same error for what the SDK finds)
@@ -293,7 +297,7 @@ KEY_ADVICE = "check whether its key was changed, and this host's clock; then sit
 def classified(error: AzureError, *, what: str, where: str) -> RigError:
     """Return the error of the SDK as a ``RigError``: who can correct it, and whether waiting may help."""
     if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError):
-        return RigError(Code.CacheUnreachable, f"cannot {what}: no answer from {where} ({_reason(error)})", recoverable=True)
+        return _without_answer(error, what, where)
     code = _error_code(error) if isinstance(error, HttpResponseError) else type(error).__name__
     status = error.status_code if isinstance(error, HttpResponseError) else None
     answer = f"{status or ''} {code}".strip()
@@ -312,6 +316,12 @@ def classified(error: AzureError, *, what: str, where: str) -> RigError:
         text = f"cannot {what}: {where} takes no body of this size ({answer}): check what limits requests on the way to it"
         return RigError(Code.CacheError, text)
     return RigError(Code.CacheError, f"cannot {what}: {where} refused it ({answer})")
+
+
+def _without_answer(error: AzureError, what: str, where: str) -> RigError:
+    if (refusal := refusal_of(error)) is not None:
+        return RigError(Code.PeerRefused, f"cannot {what}: no TLS with {where}: {refusal}", recoverable=True)
+    return RigError(Code.CacheUnreachable, f"cannot {what}: no answer from {where} ({_reason(error)})", recoverable=True)
 
 
 def _retry_after_s(error: AzureError) -> float:

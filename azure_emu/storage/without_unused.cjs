@@ -12,3 +12,27 @@ const load = Module._load;
 Module._load = function (request, ...rest) {
     return Object.hasOwn(UNUSED, request) ? UNUSED[request] : load.call(this, request, ...rest);
 };
+
+// With HTTPS the certificate is in the file that --cert names.  It is replaced when the certificate is rotated: later
+// connections use the new one, and open ones stay.
+const fs = require("node:fs");
+const https = require("node:https");
+const path = require("node:path");
+
+const createServer = https.createServer;
+https.createServer = function (...options) {
+    const server = createServer.apply(this, options);
+    const file = process.argv[process.argv.indexOf("--cert") + 1];
+    const follow = fs.watch(path.dirname(file), (_, name) => {
+        if (name === path.basename(file)) {
+            try {
+                const both = fs.readFileSync(file);
+                server.setSecureContext({ cert: both, key: both });
+            } catch (error) {
+                console.error(`the certificate in ${file} is not used: ${error.message}`);
+            }
+        }
+    });
+    follow.unref();
+    return server;
+};

@@ -20,14 +20,15 @@ from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow
 from siterig.azure_emu.vault.jobs import vm_tasks
-from siterig.azure_emu.vault.monitoring import damage, health
+from siterig.azure_emu.vault.monitoring import damage, health, resync_reasons
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.points import points
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code
-from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.sides.vault_link import ReplicationSettings, VaultLink
+from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 
 # In these states the managed disks do not exist yet, or may be deleted already.
@@ -208,6 +209,19 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
 
         return await self._context.database.transact(look)
 
+    async def settings(self, *, vm: str) -> ReplicationSettings | None:
+        def look(session: Session) -> ReplicationSettings | None:
+            item = self._item(session, vm)
+            if item is None:
+                return None
+            return ReplicationSettings(
+                paused=item.paused_ns is not None,
+                interval_s=item.interval_s,
+                app_consistent_every_s=item.app_consistent_every_s,
+            )
+
+        return await self._context.database.transact(look)
+
     async def watermarks(self, *, vm: str) -> list[Watermark]:
         def look(session: Session) -> list[Watermark]:
             known_as = vm_tasks.name_in_vault(session, vm)
@@ -290,11 +304,30 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
 
         self._wake(await self._context.database.transact(note))
 
-    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+    async def checksums(
+        self,
+        *,
+        disk_id: str,
+        comparison_id: str,
+        key_hex: str,
+        chunk_bytes: int,
+        spans: list[tuple[int, int]],
+        position: int | None = None,
+        generation: int | None = None,
+    ) -> ChunkTags:
         # The vault is the recovery side's proxy for the site, which cannot reach it.
         return await self._context.recovery.checksums(
-            disk_id=disk_id, key_hex=key_hex, chunk_bytes=chunk_bytes, first=first, count=count
+            disk_id=disk_id,
+            comparison_id=comparison_id,
+            key_hex=key_hex,
+            chunk_bytes=chunk_bytes,
+            spans=spans,
+            position=position,
+            generation=generation,
         )
+
+    async def end_comparison(self, *, comparison_id: str) -> None:
+        await self._context.recovery.end_comparison(comparison_id=comparison_id)
 
     # ---- helpers
 
@@ -313,8 +346,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         if item.resync_reason != reason:
             text = f"VM {item.vm!r} needs a resync: {reason}" + (f": {because}" if because else "")
             self._event(session, item.vm, Code.ResynchronizationRequired, "Warning", text)
-        item.resync_reason = reason
-        item.resync_marks += 1
+        resync_reasons.mark(item, reason)
 
     def _event(self, session: Session, vm: str, code: str, severity: events.Severity, text: str) -> None:
         events.record(

@@ -132,6 +132,42 @@ def encode_header(header: SegmentHeader) -> bytes:
     return raw + _CRC.pack(crc32c(raw))
 
 
+def record_seed(raw: bytes) -> int:
+    """Return the checksum of an encoded header, with which the checksum of each of its records begins."""
+    return int(_CRC.unpack_from(raw, HEADER_BYTES - 4)[0])
+
+
+def encode_record(
+    seed: int,
+    kind: RecordType,
+    *,
+    seq: int,
+    position: int,
+    time_ns: int,
+    offset: int,
+    length: int,
+    payload: bytes | memoryview,
+    flags: int = 0,
+) -> bytes:
+    """Return the header of a record with its checksum; the payload follows it in the segment.
+
+    Args:
+        seed: :func:`record_seed` of the segment's header.
+        kind: the type of the record.
+        seq: its sequence number.
+        position: its position.
+        time_ns: its time, by the wall clock.
+        offset: the first byte of its range on the disk.
+        length: the bytes of that range.
+        payload: the bytes that are written, or none.
+        flags: ``FLAG_CLEAN_CLOSE`` or 0.
+    """
+    head = _RECORD.pack(
+        _RECORD_MAGIC, kind, flags, RECORD_HEADER_BYTES, seq, position, time_ns, offset, length, len(payload), 0
+    )
+    return head + _CRC.pack(crc32c(payload, crc32c(head, seed)))
+
+
 def decode_header(path: Path | str, raw: bytes) -> SegmentHeader:
     """Return the header in the first bytes of a segment.
 
@@ -436,7 +472,7 @@ class SegmentWriter:
             os.close(fd)
             path.unlink()
             raise
-        return cls(path, fd, _CRC.unpack_from(raw, HEADER_BYTES - 4)[0], header)
+        return cls(path, fd, record_seed(raw), header)
 
     def append(
         self,
@@ -457,14 +493,23 @@ class SegmentWriter:
                 partial record in its middle.
         """
         size = len(payload)
-        head = _RECORD.pack(_RECORD_MAGIC, kind, flags, RECORD_HEADER_BYTES, seq, position, time_ns, offset, length, size, 0)
-        crc = crc32c(payload, crc32c(head, self._seed))
+        head = encode_record(
+            self._seed,
+            kind,
+            seq=seq,
+            position=position,
+            time_ns=time_ns,
+            offset=offset,
+            length=length,
+            payload=payload,
+            flags=flags,
+        )
         at = self.end
         try:
             with naming(self.path):
-                done = host_calls.pwritev(self.fd, [head, _CRC.pack(crc), payload], at)
+                done = host_calls.pwritev(self.fd, [head, payload], at)
                 if done < RECORD_HEADER_BYTES + size:  # rare: a short write, usually followed by the error
-                    rest = memoryview(b"".join((head, _CRC.pack(crc), payload)))
+                    rest = memoryview(b"".join((head, payload)))
                     while done < len(rest):
                         done += host_calls.pwrite(self.fd, rest[done:], at + done)
         except OSError:

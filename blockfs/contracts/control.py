@@ -189,6 +189,18 @@ class SnapshotInfo(WireModel):
     disks: list[SnapshotDisk]
 
 
+class LackingChanges(WireModel):
+    """The ranges of a disk of which the recovery side may lack changes, after the log of ``generation`` was abandoned.
+
+    Everything else is as the recovery side has it, if it has applied that generation as far as it reported.
+    """
+
+    disk_id: str
+    generation: int
+    ranges: list[tuple[int, int]]
+    """(offset, length) in bytes, sorted, without overlap."""
+
+
 class StagingInfo(WireModel):
     """The file in which a disk that returns from the recovery side is assembled before it replaces the old one."""
 
@@ -372,6 +384,10 @@ class DiskHostControl(Protocol):
         Raises:
             RigError: ``SnapshotExists`` or ``NotTracked``.
         """
+        ...
+
+    async def lacking_changes(self, *, vm: str) -> list[LackingChanges]:
+        """Return, for each disk with a snapshot of which that is known, what the recovery side can lack of the snapshot."""
         ...
 
     async def release_snapshot(self, *, vm: str, disk: str, upto: int) -> None:

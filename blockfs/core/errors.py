@@ -85,6 +85,11 @@ class Code(StrEnum):
         "Give more characters of the id.")
     AttachFailed = ("AttachFailed", _FAILED, "A disk could not be attached to a loop device.",
         "Read the reason in the message; siterig doctor checks loop devices.")
+    AuthorityUnusable = ("AuthorityUnusable", _FAILED,
+        "The authority of the vault, or its register of certificates, is damaged.",
+        "Restore the folder authority of the rig, or start from a new state folder.")
+    AutomaticResyncFailed = ("AutomaticResyncFailed", _FAILED, "A resync that began by itself failed; no other begins.",
+        "Remove the cause, then run siterig resync VM.")
     AzuriteDied = ("AzuriteDied", _FAILED, "The process of the Azurite storage emulator ended unexpectedly.",
         "Read its last output in the message; siterig role restart azurite starts it again.")
     AzuriteMissing = ("AzuriteMissing", _ENVIRONMENT, "The Azurite storage emulator is not installed, or cannot be started.",
@@ -98,11 +103,15 @@ class Code(StrEnum):
     BadAccountKey = ("BadAccountKey", _FAILED, "The file with the key of the storage account is damaged.",
         "Restore the file, or start from a new state folder.")
     BadAnswer = "BadAnswer", _FAILED, "A role answered with more bytes than are accepted.", "Report it: this is a bug."
-    BadChecksums = ("BadChecksums", _FAILED, "The recovery side returned another number of checksums than were requested.",
+    BadCertificate = ("BadCertificate", _FAILED, "A file with a certificate and its key is damaged, or cannot be read.",
+        "Remove the file that the message names, and start the rig again: it gets a new one.")
+    BadChecksums = ("BadChecksums", _FAILED, "The recovery side returned checksums that were not requested.",
         "Report it: this is a bug.")
     BadConnectionString = ("BadConnectionString", _FAILED,
         "The connection string of the cache storage account is malformed.",
         "Give AccountName, AccountKey and BlobEndpoint or EndpointSuffix.")
+    BadCredentialsFile = ("BadCredentialsFile", _BAD_INPUT, "A file is no vault credentials file.",
+        "Write a new one with siterig vault credentials.")
     BadPartName = ("BadPartName", _FAILED, "A blob in the cache storage account is not named like a replication part.",
         "Remove blobs that siterig did not write from the account.")
     BadPort = ("BadPort", _FAILED, "The file with the port of Azurite does not hold a port number.",
@@ -196,8 +205,12 @@ class Code(StrEnum):
     GenerationChanged = ("GenerationChanged", _FAILED,
         "A new change log was begun by something else than the replication agent.",
         "Run siterig resync VM, unless the initial replication continues as a resynchronization.")
+    HealthErrorNotFound = ("HealthErrorNotFound", _BAD_INPUT, "The VM has no such health error.",
+        "Choose one of the codes that the message lists.")
     HostIoError = ("HostIoError", _FAILED, "The host could not read or write a file.",
         "Read the reason in the message; check the host's disk.")
+    HostNotRegistered = ("HostNotRegistered", _FAILED, "The host is not registered with the vault.",
+        "Write a file with siterig vault credentials, and give it to siterig site register.")
     ImageBusy = "ImageBusy", _FAILED, "The image is in use by another program.", "End the program that the message names."
     ImageChanged = ("ImageChanged", _FAILED, "The image was changed outside siterig, so its log no longer describes it.",
         "For a VM, run siterig resync VM. For a mounted image, give --discard-log.")
@@ -243,6 +256,16 @@ class Code(StrEnum):
     JobNotFound = "JobNotFound", _BAD_INPUT, "No such job exists.", "Choose a job that siterig jobs prints."
     KeptImageNotFound = ("KeptImageNotFound", _BAD_INPUT, "The VM has no such kept image.",
         "Choose one of the images that the message lists.")
+    KeyDropped = ("KeyDropped", _FAILED, "A data key was dropped while it was in use, because one was revoked.",
+        "None: the key is asked for again.")
+    KeyMissing = ("KeyMissing", _FAILED, "The vault lacks the key that encrypts a data key.",
+        "Restore the file of the vault's keys and the vault's database from the same time.")
+    KeyNotFound = ("KeyNotFound", _BAD_INPUT, "The vault's key has no such version.",
+        "Choose a version that siterig key list prints.")
+    KeyRevoked = ("KeyRevoked", _FAILED, "The version of the vault's key that encrypts the data keys was revoked.",
+        "siterig key restore VERSION enables it again; then siterig take-point VM makes the agent try again.")
+    KeysUnreadable = ("KeysUnreadable", _FAILED, "The file of the vault's keys is missing or damaged.",
+        "Restore the file that the message names.")
     LatestIncomplete = ("LatestIncomplete", _FAILED,
         "The state that was used is not the newest: a part of the changes cannot be applied.",
         "None: this is a warning. The message names the part.")
@@ -277,6 +300,9 @@ class Code(StrEnum):
     ManagedDiskOlder = ("ManagedDiskOlder", _FAILED,
         "The managed disk is older than the last state that was reported of it.",
         "Run siterig resync VM.")
+    ManagedDiskReplaced = ("ManagedDiskReplaced", _FAILED,
+        "The managed disk is at another generation than the resync: another copy of it was put in its place.",
+        "None: the resync begins again.")
     MarkInvalid = ("MarkInvalid", _FAILED,
         "The name of a tag is too long for a mark of a dm-log-writes log, or holds a zero byte.",
         "Name tags with fewer bytes.")
@@ -327,6 +353,8 @@ class Code(StrEnum):
     PartUnreadable = ("PartUnreadable", _FAILED, "A replication part cannot be read although the cache answers otherwise.",
         "None: it is read again, and then the site is asked to send it again.")
     PathTooLong = "PathTooLong", _BAD_INPUT, "The path of a socket is longer than the kernel allows.", "Use a shorter --dir."
+    PeerRefused = ("PeerRefused", _FAILED, "One side of a link does not accept the certificate of the other side.",
+        "Read the reason in the message; siterig certificate list shows all certificates.")
     PortTaken = ("PortTaken", _FAILED, "The port of Azurite is taken by another program.",
         "Stop the other program; ss -ltnp shows it.")
     PositionRegressed = ("PositionRegressed", _FAILED, "A replication part has a lower position than the part before it.",
@@ -407,6 +435,8 @@ class Code(StrEnum):
         "End the programs that use it, then unmount again.")
     Usage = "Usage", _BAD_INPUT, "The command line cannot be parsed.", "Read the usage above the message, or --help."
     VaultStopped = "VaultStopped", _FAILED, "The vault stopped during the job.", "Start the operation again."
+    VerificationDiffers = ("VerificationDiffers", _FAILED, "A verification found that both sides of a VM differ.",
+        "Run siterig resync VM.")
     VhdCorrupt = ("VhdCorrupt", _BAD_INPUT, "The structures of a VHD are damaged.",
         "Restore the image, or give --format raw if it is a raw image.")
     VhdUnsupported = ("VhdUnsupported", _BAD_INPUT, "The type or version of the VHD is not supported.",
@@ -415,6 +445,10 @@ class Code(StrEnum):
     VmChanged = "VmChanged", _FAILED, "The Azure VM was written to after its disks were downloaded.", "Fail back again."
     VmExists = "VmExists", _BAD_INPUT, "A VM of this name exists already.", "Give another name, or delete the other VM."
     VmIncomplete = "VmIncomplete", _FAILED, "The VM on the recovery side lacks disks.", "Fail over again."
+    VmNameModified = ("VmNameModified", _FAILED, "A failover named its VM otherwise, because another VM has the name.",
+        "None; siterig vm update chooses another name for the next failover.")
+    VmNameUnavailable = ("VmNameUnavailable", _FAILED, "Another VM of the recovery side has the name.",
+        "Choose another name with siterig vm update, or delete the other VM.")
     VmNotFound = "VmNotFound", _BAD_INPUT, "No such VM exists.", "Choose one of the VMs that the message lists."
     VmNotProtected = ("VmNotProtected", _FAILED, "The VM is not replicated from this host.",
         "Protect it with siterig protect.")

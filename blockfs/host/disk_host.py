@@ -21,6 +21,7 @@ from siterig.blockfs.contracts.control import (
     DiskHostControl,
     DiskInfo,
     DownloadedDisk,
+    LackingChanges,
     ManagedDiskId,
     MountedPointInfo,
     MountedPointSource,
@@ -341,6 +342,19 @@ class DiskHost(DiskHostControl, DiskTree):
             for disk, snapshot in zip(disks, snapshots, strict=True)
         ]
         return SnapshotInfo(vm=vm, position=snapshots[0].position, time_ns=now, disks=parts)
+
+    async def lacking_changes(self, *, vm: str) -> list[LackingChanges]:
+        found = []
+        for disk in self.registry.disks(vm):
+            snapshot = disk.snapshot
+            if snapshot is None:
+                continue
+            lacking = await trio.to_thread.run_sync(disk.tracking.lacking_before, snapshot.first_seq)
+            if lacking is not None:
+                found.append(
+                    LackingChanges(disk_id=disk.state.disk_id, generation=lacking.generation, ranges=lacking.ranges)
+                )
+        return found
 
     async def release_snapshot(self, *, vm: str, disk: str, upto: int) -> None:
         snapshot = self.disk(vm, disk).snapshot

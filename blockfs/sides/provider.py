@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_S, deadline
 from siterig.blockfs.core.progress import VmProgress
 
@@ -74,10 +76,34 @@ class Provider(Protocol):
         """
         ...
 
-    async def resync(self, *, vm: str) -> None:
+    async def resync(self, *, vm: str, limited: bool = False) -> None:
         """Begin a new generation and send the chunks that differ; return when every part is in the cache account.
 
-        Delta replication starts afterwards.
+        Delta replication starts afterwards.  A resync that was interrupted continues.  ``limited``: the managed disks are
+        known to be intact, so only chunks are compared that changed after the log was abandoned, or that it did not send,
+        if the host knows these.
+        """
+        ...
+
+    async def verify(self, *, vm: str) -> Verification:
+        """Compare both sides at one position while replication runs; no data of the disks travels.
+
+        A cycle makes the recovery point ``verify``, so that this position is applied soon.
+
+        Raises:
+            RigError: ``InvalidState`` unless the VM is in delta replication; ``VmBusy`` if it is being verified;
+                ``Interrupted`` if it was stopped, or if a resync or a failover began meanwhile.
+        """
+        ...
+
+    async def stop_verification(self, *, vm: str) -> None:
+        """Stop the verification of a VM; no-op if there is none."""
+        ...
+
+    async def stop_copy(self, *, vm: str) -> None:
+        """Stop an initial replication or a resync of this VM; none runs on return.  Idempotent.
+
+        The next initial replication continues where this one was; after a resync that was stopped, another one is due.
         """
         ...
 
@@ -126,8 +152,48 @@ class Provider(Protocol):
         """Stop the cycles of this VM, which was failed over; none runs on return.  Tracking continues.  Idempotent."""
         ...
 
+    @deadline(ANSWER_S)
+    async def change_schedule(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> None:
+        """Change the schedule of the cycles of this VM; a cycle runs at once.  Idempotent.
+
+        Raises:
+            RigError: ``VmNotProtected``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def bandwidth(self) -> BandwidthLimit | None:
+        """Return the limit of the host's uploads; None if there is none."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
+        """Change the limit of the host's uploads, durably and at once; None for no limit.
+
+        Raises:
+            RigError: ``InvalidLimit``.
+        """
+        ...
+
+    async def pause(self, *, vm: str) -> None:
+        """Stop the cycles of this VM until :meth:`resume`; none runs on return.  Tracking continues.  Idempotent.
+
+        Raises:
+            RigError: ``InvalidState`` unless the VM is in delta replication, or waits for a resync.
+        """
+        ...
+
+    async def resume(self, *, vm: str) -> None:
+        """Continue the cycles of a paused VM, at once.  Idempotent."""
+        ...
+
     async def remove_relationship(self, *, vm: str) -> None:
         """Forget the VM: stop tracking and delete its logs.  Idempotent."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def forget_keys(self) -> None:
+        """Drop all data keys, because one was revoked; each is asked for again when it is needed."""
         ...
 
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:

@@ -6,7 +6,21 @@ from typing import Protocol
 
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.deadlines import ANSWER_S, deadline
+from siterig.blockfs.core.wire_model import WireModel
+from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
+
+
+class ReplicationSettings(WireModel):
+    """The user's settings of the replication of a VM.
+
+    ``paused``: no cycle is to run.  ``interval_s``: seconds between two cycles.  ``app_consistent_every_s``: seconds between
+    two application-consistent points; None for none.
+    """
+
+    paused: bool
+    interval_s: float
+    app_consistent_every_s: float | None
 
 
 class VaultLink(Protocol):
@@ -23,6 +37,14 @@ class VaultLink(Protocol):
 
         The VM may have failed over while the agent was down, so that ``suspend`` did not reach the agent.  The result
         is False for a VM that is not protected, too.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def settings(self, *, vm: str) -> ReplicationSettings | None:
+        """Return the settings of a VM; None if it is not protected.
+
+        The agent asks after a restart, and at intervals while the VM is paused: a call of the vault may not have arrived.
         """
         ...
 
@@ -72,6 +94,34 @@ class VaultLink(Protocol):
         """Mark the VM for resynchronization, because the logs of its disks are not contiguous."""
         ...
 
-    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
-        """Return keyed checksums (hex) of ``count`` chunks of the managed disk's latest state, from chunk ``first``."""
+    async def checksums(
+        self,
+        *,
+        disk_id: str,
+        comparison_id: str,
+        key_hex: str,
+        chunk_bytes: int,
+        spans: list[tuple[int, int]],
+        position: int | None = None,
+        generation: int | None = None,
+    ) -> ChunkTags:
+        """Return keyed tags of chunks of a managed disk, of those that are not zeros.
+
+        Args:
+            disk_id: the managed disk.
+            comparison_id: a random id that the caller chooses.  All calls with it read the same state of the disk.
+            key_hex: the key of the tags, 32 random bytes in hexadecimal.
+            chunk_bytes: bytes of a chunk, a multiple of 4096.
+            spans: (first, count) of the chunks, in ascending order.
+            position: the position of the state; None: the latest applied state, even of an unfinished resync.
+            generation: the generation that the latest state must be of.
+
+        Raises:
+            RigError: ``InvalidChecksumRequest``, ``InvalidPosition``; ``ManagedDiskReplaced`` if it has another generation.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def end_comparison(self, *, comparison_id: str) -> None:
+        """Close the states of a comparison; without this call they are closed after a minute without use."""
         ...

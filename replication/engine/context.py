@@ -13,10 +13,12 @@ from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
-from siterig.replication.engine.guests import Guests
 from siterig.replication.engine.relationship import RelationshipBook
 from siterig.replication.engine.retry import RetryTable
 from siterig.replication.engine.snapshots import SnapshotFile
+from siterig.replication.guests.host_guests import Guests
+from siterig.replication.parts.bandwidth import Bandwidth
+from siterig.replication.parts.byte_budget import ByteBudget
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class AgentContext:
     Attributes:
         spool: folder with one folder for each disk, for sync parts that are not applied yet.
         uploads: limits the uploads of this host that are in flight.
+        uploads_per_vm: limits those of one VM.
+        bandwidth: limits the bytes that this host uploads in a second.
+        packing: limits the threads that compress parts.
+        memory: the memory for the parts that are in work.
         clock: the time of the agent.
         waits: the list of waits of the role.
     """
@@ -38,6 +44,10 @@ class AgentContext:
     open_snapshot: Callable[[Path], SnapshotFile]
     spool: Path
     uploads: trio.CapacityLimiter
+    uploads_per_vm: int
+    bandwidth: Bandwidth
+    packing: trio.CapacityLimiter
+    memory: ByteBudget
     retry: RetryTable
     clock: Clock
     waits: Waits

@@ -38,13 +38,12 @@ async def replicate_initially(context: AgentContext, vm: str, outbox: Outbox, tr
     tracker.begin("InitialReplication", [(disk.name, disk.next_offset, disk.size_bytes) for disk in disks])
     _log.info("initial_replication_started", vm=vm, position=snapshot.position, disks=[disk.name for disk in disks])
     done = {disk.disk_id for disk in disks if disk.done}
-    async with uploading(outbox, sync_states(context, vm), context.waits, vm) as uploader:
+    async with uploading(context, outbox, sync_states(context, vm), vm) as uploader:
         for disk in snapshot.disks:
             if disk.disk_id in done:
                 continue
             async with open_copy(context, snapshot, disk, uploader, tracker) as copy:
-                for offset, length in pieces(disk.data_ranges, copy.state.next_offset):
-                    await copy.add(offset, length, zeros=False)
+                await copy.add_all(pieces(disk.data_ranges, copy.state.next_offset))
                 await copy.finish()
         tracker.detail = "waiting for the last parts to reach the cache account"
     await check_vouched_for(context, vm)

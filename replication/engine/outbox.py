@@ -7,14 +7,17 @@ confirmed.  Every part stays recoverable: its source (a segment on the disk host
 the recovery side reports that it has *durably applied* the part, or that it is at a newer generation, which replaces the
 part.  Uploads are not remembered: each pass computes the parts to send from three lists (parts at hand, parts in the cache
 account, watermarks).  So a part that the cache account lost is sent again, and after a kill nothing has to be restored.
+
+The pipeline of a copy puts its new parts itself (:meth:`Outbox.put_copied`), while passes run.  A pass leaves out the parts
+that the pipeline has, or has put since the pass listed the account; if the account loses one, the next pass finds that.
+
+Memory: several parts are in work at the same time, within the memory budget of the host; a longer backlog needs no more.
 """
 
 from __future__ import annotations
 
-import re
 from collections import deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import structlog
@@ -22,30 +25,16 @@ import trio
 
 from siterig.blockfs.contracts.control import SegmentInfo
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.transfer.codec import pack, verify
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.replication.engine import openings
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import ResyncNeeded, unwrap_group
-
-_SPOOLED_NAME = re.compile(r"(\d{8,})-(\d{8,})\.sync\.hrl")
+from siterig.replication.parts.byte_budget import COPIES
+from siterig.replication.parts.spool import is_sound, memory_bytes, read_packed, spooled
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class _Spooled:
-    generation: int
-    number: int
-    path: Path
-
-
-def spooled(folder: Path) -> list[_Spooled]:
-    """Return the finished sync parts in a disk's spool folder, in order; other files are ignored."""
-    names = ((_SPOOLED_NAME.fullmatch(path.name), path) for path in folder.glob("*.sync.hrl"))
-    return sorted(_Spooled(int(name[1]), int(name[2]), path) for name, path in names if name is not None)
 
 
 class Outbox:
@@ -63,18 +52,56 @@ class Outbox:
         """Bytes in the account that were not applied at the last pass, by disk id."""
         self._lost: dict[PartName, str] = {}
         """Parts that are needed and exist nowhere, with the reason for a resync."""
+        self._uploads = trio.CapacityLimiter(context.uploads_per_vm)
+        self._copied: set[PartName] = set()
+        """Parts that are left to the pipeline of a copy."""
+        self._put_since_list: set[PartName] = set()
+        """Parts that it has put since the last pass began to list the account."""
 
     def watermark(self, disk_id: str) -> Watermark | None:
         """Return the watermark of a disk, as of the last pass."""
         return self._marks.get(disk_id)
 
-    def spooled_parts(self, disks: Sequence[DiskSync]) -> int:
-        """Return the number of sync parts that are not applied yet."""
-        return sum(len(spooled(self._context.spool / disk.disk_id)) for disk in disks)
+    def applied_parts(self, disk: DiskSync) -> int:
+        """Return the number of sync parts of the disk's generation that are applied."""
+        mark = self._marks.get(disk.disk_id)
+        if mark is None or mark.generation < disk.generation:
+            return 0
+        return mark.sync_parts if mark.generation == disk.generation else disk.parts
 
-    async def send(self, disks: Sequence[DiskSync]) -> None:
+    def begin_copied(self, part: PartName) -> None:
+        """Leave a new part of a copy to the pipeline, from before it is recorded until :meth:`end_copied`."""
+        self._copied.add(part)
+
+    def end_copied(self, part: PartName) -> None:
+        """Put the part in the next pass, if it is neither applied nor in the account then."""
+        self._copied.discard(part)
+
+    async def put_copied(self, part: PartName, packed: bytes, disk: str) -> bool:
+        """Put a part that is left to the pipeline; return False if the next pass must do it.
+
+        The caller has reserved memory for it.
+        """
+        try:
+            await self._put_packed(part, packed, disk)
+        except RigError as exc:
+            _log.warning("put_left_to_next_pass", vm=self._vm, part=part.blob(), code=exc.code, message=exc.message)
+            return False
+        self._put_since_list.add(part)
+        return True
+
+    async def look(self, disks: Sequence[DiskSync]) -> None:
+        """Ask for the watermarks, and delete the sync parts that are applied from the spool."""
+        async with self._passing:
+            if await self._refresh():
+                self._clear_spool(disks)
+
+    async def send(self, disks: Sequence[DiskSync], *, when_checked: Callable[[], None] = lambda: None) -> None:
         """Make one pass; on return every part that existed at its start is in the cache account, or applied.
 
+        Args:
+            disks: the disks of the VM.
+            when_checked: called when the disks are known not to be older than the data sent before.
         Raises:
             ResyncNeeded: a part that the recovery side still needs exists nowhere.
         """
@@ -82,10 +109,12 @@ class Outbox:
             # The order matters: the applier reports a part before it deletes the blob.  As the blobs are listed first, a
             # part that is in neither list is really missing.
             listed: dict[PartName, int] = {}
+            self._put_since_list.clear()
             for disk in disks:
                 listed.update((await self._context.cache.list(disk.disk_id)).sizes)
             fresh = await self._refresh()
             await self._check_openings(disks, listed, fresh=fresh)
+            when_checked()
             segments = await self._context.host.segments(vm=self._vm)
             segments = await self._delete_applied(disks, segments)
             missing: list[tuple[PartName, Path, str]] = []
@@ -93,7 +122,10 @@ class Outbox:
                 own = [segment for segment in segments if segment.disk_id == disk.disk_id]
                 missing += self._missing(disk, own, set(listed), fresh=fresh)
             await self._put_all(missing)
-            in_account = listed | {part: self._put[part] for part, _, _ in missing}
+            if fresh:
+                for disk in disks:
+                    self._check_lost(disk)
+            in_account = listed | {part: self._put[part] for part, _, _ in missing if part in self._put}
             self.waiting_bytes = {
                 disk.disk_id: sum(
                     size for part, size in in_account.items() if part.disk_id == disk.disk_id and self._is_needed(disk, part)
@@ -148,7 +180,7 @@ class Outbox:
                 source = self._source(part, segments)
                 if source is None and self._was_sent(disk, part, segments, last_seqs.get(part.disk_id, 0)):
                     self._lost[part] = Code.SyncPartLost if part.stream == "sync" else Code.LogGap
-                elif source is not None and not await trio.to_thread.run_sync(_is_sound, part, source):
+                elif source is not None and not await trio.to_thread.run_sync(is_sound, part, source):
                     self._lost[part] = Code.SyncPartLost if part.stream == "sync" else Code.LogCorrupt
                 elif source is not None:
                     sources.append((part, source, disk.name))
@@ -198,6 +230,10 @@ class Outbox:
                 kept.append(segment)
         for (disk_id, generation), last_seq in upto.items():
             await self._context.host.trim_log(disk_id=disk_id, generation=generation, last_seq=last_seq)
+        self._clear_spool(disks)
+        return kept
+
+    def _clear_spool(self, disks: Sequence[DiskSync]) -> None:
         for disk in disks:
             mark = self._marks.get(disk.disk_id)
             if mark is None:
@@ -205,7 +241,6 @@ class Outbox:
             for item in spooled(self._context.spool / disk.disk_id):
                 if (item.generation, item.number) <= (mark.generation, mark.sync_parts):
                     item.path.unlink()
-        return kept
 
     def _segment_is_applied(self, disk: DiskSync, segment: SegmentInfo) -> bool:
         if segment.generation == disk.generation and segment.last_seq < disk.first_seq:
@@ -238,9 +273,15 @@ class Outbox:
             for item in log
         ]
         at_hand = {part for part, _, _ in parts}
-        self._put = {part: size for part, size in self._put.items() if part in at_hand or part.disk_id != disk.disk_id}
+        copied = self._copied | self._put_since_list
+        self._put = {
+            part: size
+            for part, size in self._put.items()
+            if part in at_hand or part in copied or part.disk_id != disk.disk_id
+        }
         # Without fresh watermarks, a part that was uploaded and is not listed may be applied already.
-        return [item for item in parts if item[0] not in listed and (fresh or item[0] not in self._put)]
+        here = listed | copied
+        return [item for item in parts if item[0] not in here and (fresh or item[0] not in self._put)]
 
     def _check_unbroken(
         self,
@@ -251,15 +292,7 @@ class Outbox:
         listed: set[PartName],
     ) -> None:
         """Raise ``ResyncNeeded`` if the part that is needed next is neither at hand nor in the cache account."""
-        self._lost = {
-            part: why
-            for part, why in self._lost.items()
-            if part.disk_id != disk.disk_id or part.generation == disk.generation
-        }
-        for part, why in self._lost.items():
-            if (part.disk_id, part.generation) == (disk.disk_id, disk.generation) and self._is_needed(disk, part):
-                _log.error("part_lost", vm=self._vm, disk=disk.name, part=part.blob(), reason=why)
-                raise ResyncNeeded(why)
+        self._check_lost(disk)
         own = [part for part in listed if part.disk_id == disk.disk_id and part.generation == disk.generation]
         in_cache = {part.first for part in own if part.stream == "sync"}
         applied_parts = current.sync_parts if current is not None else 0
@@ -273,38 +306,62 @@ class Outbox:
             _log.error("log_not_contiguous", vm=self._vm, disk=disk.name, generation=disk.generation, needed_seq=needed)
             raise ResyncNeeded(Code.LogGap)
 
+    def _check_lost(self, disk: DiskSync) -> None:
+        """Raise ``ResyncNeeded`` if a part that is needed is known to exist nowhere."""
+        self._lost = {
+            part: why
+            for part, why in self._lost.items()
+            if part.disk_id != disk.disk_id or part.generation == disk.generation
+        }
+        for part, why in self._lost.items():
+            if (part.disk_id, part.generation) == (disk.disk_id, disk.generation) and self._is_needed(disk, part):
+                _log.error("part_lost", vm=self._vm, disk=disk.name, part=part.blob(), reason=why)
+                raise ResyncNeeded(why)
+
     async def _put_all(self, parts: list[tuple[PartName, Path, str]], *, replace: bool = False) -> None:
         """Upload all parts; if the account refuses one, upload the others first and then raise that error."""
         queue = deque(parts)
         refused: list[RigError] = []
 
-        async def put(part: PartName, path: Path, disk: str) -> None:
-            async with self._context.uploads:
-                data = await trio.to_thread.run_sync(pack, path)
-                if await self._context.cache.put(part, data, replace=replace):
-                    self._tracker.sent(disk, len(data))
-            self._put[part] = len(data)
+        async def put(part: PartName, source: Path, disk: str) -> None:
+            reservation = await self._context.memory.reserve(memory_bytes(source))
+            try:
+                packed = await trio.to_thread.run_sync(self._load, part, source, limiter=self._context.packing)
+                if packed is None:
+                    self._lost[part] = Code.SyncPartLost  # the next pass with new watermarks decides whether it is needed
+                    return
+                reservation.reduce(COPIES * len(packed))
+                await self._put_packed(part, packed, disk, replace=replace)
+            finally:
+                reservation.release()
 
         async def worker() -> None:
             while queue:
                 try:
                     await put(*queue.popleft())
                 except RigError as exc:
-                    if exc.recoverable or exc.code == Code.CacheAuthentication:  # not of this part alone
+                    if exc.recoverable or exc.code in (Code.CacheAuthentication, Code.KeyRevoked):  # not of this part alone
                         raise
                     refused.append(exc)
 
         with unwrap_group():
             async with trio.open_nursery() as nursery:
-                for _ in range(min(len(parts), int(self._context.uploads.total_tokens))):
+                # One more than can be in flight: it compresses the next part.
+                for _ in range(min(len(parts), self._context.uploads_per_vm + 1)):
                     nursery.start_soon(worker)
         if refused:
             raise refused[0]
 
+    def _load(self, part: PartName, source: Path) -> bytes | None:
+        """Return a compressed part; None if its file in the spool is not sound, as a power loss can leave it."""
+        if part.stream == "sync" and not is_sound(part, source):
+            return None
+        return read_packed(source)
 
-def _is_sound(part: PartName, path: Path) -> bool:
-    try:
-        verify(part, path)
-    except RigError:
-        return False
-    return True
+    async def _put_packed(self, part: PartName, packed: bytes, disk: str, *, replace: bool = False) -> None:
+        """Put one part, within the limits of the VM and of the host."""
+        async with self._uploads, self._context.uploads:
+            await self._context.bandwidth.take(len(packed), self._vm)
+            if await self._context.cache.put(part, packed, replace=replace):
+                self._tracker.sent(disk, len(packed))
+        self._put[part] = len(packed)

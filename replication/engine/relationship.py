@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import SnapshotDisk
 from siterig.blockfs.core.clock_reading import ClockReading
 from siterig.blockfs.core.errors import Code, RigError
@@ -32,9 +33,10 @@ class DiskSync(WireModel):
 
     Attributes:
         first_seq: first sequence number that is not in the *first* snapshot of this generation; the log is sent from there.
-        parts: number of sync parts that are durable in the spool, or applied.
+        parts: number of sync parts that are in the spool, or applied.
         next_offset: the bytes of the disk below this offset are in those parts.
         done: True if the last of them has the ``sync-end`` tag.
+        scope: the ranges (offset, length) that a resync compares, because the rest is equal; None: the whole disk.
         opening: the opening of the disk (``DiskInfo.opening``) of which parts may have been sent
             (:mod:`siterig.replication.engine.openings`).
     """
@@ -48,6 +50,7 @@ class DiskSync(WireModel):
     next_offset: int = 0
     done: bool = False
     opening: str = ""
+    scope: list[tuple[int, int]] | None = None
 
     @classmethod
     def begun(cls, disk: SnapshotDisk) -> DiskSync:
@@ -69,6 +72,9 @@ class Relationship(WireModel):
             until a resync), ``suspended`` (failed over).
         resync_reason: why a resync is required.
         resync_reported: True if the vault knows that.
+        resync_limited: True if a resync may trust that both sides are equal where no change was recorded.
+        resync_begun: True if ``disks`` is the progress of a resync that is not complete, and that can continue.
+        paused: True if a user paused the cycles; they do not run in phase ``delta`` then.
         app_point: the host's clocks at the last application-consistent point; None: none since the schedule began.
     """
 
@@ -79,6 +85,9 @@ class Relationship(WireModel):
     disks: list[DiskSync] = Field(default_factory=list)
     resync_reason: str | None = None
     resync_reported: bool = False
+    resync_begun: bool = False
+    resync_limited: bool = False
+    paused: bool = False
     app_point: ClockReading | None = None
 
 
@@ -95,6 +104,7 @@ class _Book(WireModel):
     format: int
     relationships: list[Relationship]
     received: list[ReceivedDisk]
+    bandwidth: BandwidthLimit | None = None
 
 
 class _Format(BaseModel):
@@ -118,6 +128,7 @@ class RelationshipBook:
         self._path = folder / "relationships.json"
         self._relationships: dict[str, Relationship] = {}
         self._received: list[ReceivedDisk] = []
+        self._bandwidth: BandwidthLimit | None = None
         if self._path.exists():
             self._load()
 
@@ -135,9 +146,15 @@ class RelationshipBook:
             raise RigError(Code.AgentStateUnreadable, f"{self._path}: is not an agent's state: {why}") from exc
         self._relationships = {item.vm: item for item in book.relationships}
         self._received = book.received
+        self._bandwidth = book.bandwidth
 
     def _write(self) -> None:
-        book = _Book(format=FORMAT, relationships=list(self._relationships.values()), received=self._received)
+        book = _Book(
+            format=FORMAT,
+            relationships=list(self._relationships.values()),
+            received=self._received,
+            bandwidth=self._bandwidth,
+        )
         write_atomically(self._path, book.model_dump_json(indent=1).encode())
 
     def all(self) -> list[Relationship]:
@@ -181,6 +198,16 @@ class RelationshipBook:
         self._received = [item for item in self._received if item.vm != vm]
         if record is not None:
             self._relationships[name] = record.model_copy(update={"vm": name})
+        self._write()
+
+    @property
+    def bandwidth(self) -> BandwidthLimit | None:
+        """The limit of the uploads of this host; None: there is none."""
+        return self._bandwidth
+
+    def set_bandwidth(self, limit: BandwidthLimit | None) -> None:
+        """Change the limit of the uploads of this host."""
+        self._bandwidth = limit
         self._write()
 
     def received(self, vm: str) -> list[ReceivedDisk]:

@@ -3,35 +3,46 @@
 Consistency: ``_working`` is held while a copy, a resync or a cycle runs, so these never overlap.  An order changes the
 durable phase first, then cancels the running work; work that has just finished changes the phase only if it is still the
 phase that it worked for (:meth:`Replica._finish`), with no checkpoint in between.
+
+``_snapshotting`` is held while something uses the snapshot of the VM: a copy, a resync or a verification.  An order cancels
+a running verification, and the copy that it ordered begins when its snapshot is removed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 import structlog
 import trio
 
 from siterig.blockfs.contracts.control import CutInfo, TagKind
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.transfer.part_name import PartName
+from siterig.replication.comparison.verification import verify_snapshot
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.delta import DeltaCycle
+from siterig.replication.engine.disk_copy import check_vouched_for, fresh_snapshot
 from siterig.replication.engine.initial import replicate_initially
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Relationship, ReplicationPhase
 from siterig.replication.engine.resync import resynchronize
-from siterig.replication.engine.retry import ResyncNeeded, as_rig_error
+from siterig.replication.engine.retry import ResyncNeeded, as_rig_error, unwrap_group
 from siterig.replication.engine.vault_reporter import VaultReporter
 
 T = TypeVar("T")
 
+RESYNC_STOPPED = "ResynchronizationFailed"
+"""The reason for which a resync is due after one that was stopped."""
+PAUSED_CHECK_S = 30.0
+"""The time after which a paused VM's logs are checked again, and the vault is asked whether it is still paused."""
 _ASK_AGAIN_S = 1.0
-_PLACES = ("retry", "vault", "watermarks")
+_PLACES = ("retry", "vault", "verify", "watermarks")
 """Places of waits that last longer than one block of code."""
 
 _log = structlog.get_logger(__name__)
@@ -72,6 +83,9 @@ class Replica:
         self._manual = trio.CancelScope()
         self._life = trio.CancelScope()
         self._ended = trio.Event()
+        self._snapshotting = trio.Lock()
+        self._verifying = trio.CancelScope()
+        self._verified: ProgressTracker | None = None
         self._copy_result = _CopyResult()
         self._failures = 0
         self._critical = False
@@ -98,8 +112,9 @@ class Replica:
         """End the task and any cycle; return when nothing runs any more."""
         self._life.cancel()
         self._manual.cancel()
+        self._verifying.cancel()
         await self._ended.wait()
-        async with self._working:
+        async with self._working, self._snapshotting:
             pass
 
     @property
@@ -107,33 +122,72 @@ class Replica:
         """True once the initial replication is done, until the VM is suspended."""
         return self._record.phase in ("delta", "resync", "resync-required")
 
-    async def copy(self, phase: ReplicationPhase) -> None:
-        """Order an initial replication or a resync, or join it; return when every part is in the cache account."""
+    async def copy(self, phase: ReplicationPhase, *, limited: bool = False) -> None:
+        """Order an initial replication or a resync, or join it; return when every part is in the cache account.
+
+        ``limited``: a resync may trust the dirty bitmap of an abandoned log.
+        """
         current = self._record.phase
         if phase == "initial" and current == "delta":
             return  # done long ago
         if current not in ("initial", "resync") or (phase == "resync" and current == "initial") or self._critical:
             # A resync that replaced an initial replication stays a resync.
-            await self._order("resync" if current == "resync" else phase)
+            await self._order("resync" if current == "resync" else phase, limited=limited)
         await self._copy_result.wait()
+
+    async def stop_copy(self) -> None:
+        """Stop a copy; return when none is running."""
+        if self._record.phase == "initial":
+            await self._order("created")
+        elif self._record.phase == "resync":
+            await self._order("resync-required", reason=RESYNC_STOPPED)
 
     async def suspend(self) -> None:
         """Stop all work for this VM; return when none is running."""
         if self._record.phase != "suspended":
             await self._order("suspended")
 
+    async def pause(self) -> None:
+        """Stop the cycles until :meth:`unpause`; return when none is running."""
+        if self._record.phase not in ("delta", "resync-required"):
+            raise RigError(
+                Code.InvalidState,
+                f"VM {self.vm!r} is in phase {self._record.phase!r}; it can be paused in the phases 'delta' and "
+                "'resync-required'",
+            )
+        if not self._record.paused:
+            self._context.book.update(self.vm, paused=True)
+            self._context.waits.clear("retry", vm=self.vm)
+            self._critical = False
+            _log.info("paused", vm=self.vm)
+            self._activity.cancel()
+            self._manual.cancel()
+        async with self._working:
+            pass
+
+    async def unpause(self) -> None:
+        """Continue the cycles, with one at once."""
+        if self._record.paused:
+            self._context.book.update(self.vm, paused=False)
+            _log.info("resumed", vm=self.vm)
+            self._activity.cancel()
+
     async def set_schedule(self, *, interval_s: float, app_consistent_every_s: float | None) -> None:
         """Change the schedule; a suspended VM is then to be replicated again, and a copy must be ordered."""
-        record = self._record
-        changed = (record.interval_s, record.app_consistent_every_s) != (interval_s, app_consistent_every_s)
-        self._context.book.save(
-            record.model_copy(update={"interval_s": interval_s, "app_consistent_every_s": app_consistent_every_s})
-        )
-        if record.phase == "suspended":
+        self.change_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
+        if self._record.phase == "suspended":
             # The old stream does not describe disks that were used elsewhere meanwhile.
-            self._context.book.update(self.vm, disks=[])
+            self._context.book.update(self.vm, disks=[], paused=False)
             await self._order("created")
-        elif record.phase == "delta" and changed:
+
+    def change_schedule(self, *, interval_s: float, app_consistent_every_s: float | None) -> None:
+        """Change the schedule of the cycles, now or later; a cycle that is interrupted by this is sent by the next one."""
+        record = self._record
+        if (record.interval_s, record.app_consistent_every_s) == (interval_s, app_consistent_every_s):
+            return
+        self._context.book.update(self.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
+        _log.info("schedule_changed", vm=self.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
+        if record.phase == "delta":
             self._activity.cancel()
 
     async def replicate_now(self, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
@@ -155,10 +209,62 @@ class Replica:
                 self._activity.cancel()
                 await self._succeeded()
             return cut
-        raise RigError(
-            Code.Interrupted,
-            f"VM {self.vm!r}: the cycle was interrupted: phase {self._record.phase!r} was ordered meanwhile",
-        )
+        why = "replication was paused" if self._record.paused else f"phase {self._record.phase!r} was ordered"
+        raise RigError(Code.Interrupted, f"VM {self.vm!r}: the cycle was interrupted: {why} meanwhile")
+
+    async def verify(self) -> Verification:
+        """Compare both sides at the position of a snapshot, while replication runs."""
+        self._check_in_delta()
+        try:
+            self._snapshotting.acquire_nowait()
+        except trio.WouldBlock:
+            message = f"VM {self.vm!r} is being verified or copied"
+            raise RigError(Code.VmBusy, message, recoverable=True) from None
+        try:
+            with trio.CancelScope() as self._verifying:
+                return await self._verify()
+        except OSError as exc:
+            raise as_rig_error(exc) from exc
+        finally:
+            self._verified = None
+            self._snapshotting.release()
+        raise RigError(Code.Interrupted, f"the verification of VM {self.vm!r} was stopped")
+
+    async def _verify(self) -> Verification:
+        host, tracker = self._context.host, ProgressTracker(self.vm)
+        snapshot = await fresh_snapshot(self._context, self.vm)
+        try:
+            tracker.begin("Verification", [(disk.name, 0, disk.size_bytes) for disk in snapshot.disks])
+            tracker.detail = "waiting until the position is applied"
+            self._verified = tracker
+            _log.info("verification_begun", vm=self.vm, position=snapshot.position)
+            await self.replicate_now("CrashConsistent", "verify")
+            await self._wait_applied(snapshot.position)
+            tracker.detail = "comparing checksums"
+            with unwrap_group():
+                found = await verify_snapshot(
+                    host, self._context.vault, snapshot, open_file=self._context.open_snapshot, advance=tracker.done
+                )
+        finally:
+            with trio.CancelScope(shield=True), suppress(RigError):  # a host that is away has lost the snapshot
+                await host.end_snapshot(vm=self.vm)
+        _log.info("verification_ended", vm=self.vm, position=snapshot.position, differing_bytes=found.differing_bytes)
+        return found
+
+    async def _wait_applied(self, position: int) -> None:
+        """Wait until every managed disk has the state at a position."""
+        what = f"the state at position {position} is not applied yet"
+        while any(mark.complete_position < position for mark in await self._context.vault.watermarks(vm=self.vm)):
+            self._context.waits.set("verify", "RecoverySideBehind", what, vm=self.vm)
+            await self._context.clock.real.sleep(_ASK_AGAIN_S)
+        self._context.waits.clear("verify", vm=self.vm)
+
+    async def stop_verification(self) -> None:
+        """Stop a running verification, and return when its snapshot is removed."""
+        if self._verified is not None:
+            self._verifying.cancel()
+            async with self._snapshotting:
+                pass
 
     async def send_again(self, parts: Iterable[PartName]) -> None:
         """Replace parts that the recovery side cannot use, and send missing ones, concurrently with other work.
@@ -167,7 +273,7 @@ class Replica:
         """
         try:
             await self._outbox.replace(self._record.disks, list(parts))
-            if self._record.phase in ("initial", "resync", "delta") and not self._ask_first:
+            if self._record.phase in ("initial", "resync", "delta") and not (self._ask_first or self._record.paused):
                 await self._outbox.send(self._record.disks)
         except OSError as exc:
             raise as_rig_error(exc) from exc
@@ -178,21 +284,33 @@ class Replica:
         phase = self._record.phase
         if phase != "delta":
             raise RigError(Code.InvalidState, f"VM {self.vm!r} is in phase {phase!r}; a cycle needs phase 'delta'")
+        if self._record.paused:
+            raise RigError(Code.InvalidState, f"VM {self.vm!r} is paused; a cycle runs after siterig resume {self.vm}")
 
     def progress(self) -> VmProgress:
         """Return the progress, for progress bars."""
-        return self._tracker.snapshot()
+        return (self._verified or self._tracker).snapshot()
 
-    async def _order(self, phase: ReplicationPhase) -> None:
+    async def _order(self, phase: ReplicationPhase, *, limited: bool = False, reason: str | None = None) -> None:
         self._copy_result.resolve(RigError(Code.Interrupted, f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
         self._copy_result = _CopyResult()
-        self._context.book.update(self.vm, phase=phase, resync_reason=None, resync_reported=False)
+        continues = phase == "resync" == self._record.phase and self._record.resync_begun
+        self._context.book.update(
+            self.vm,
+            phase=phase,
+            resync_reason=reason,
+            resync_reported=False,
+            resync_begun=continues,
+            resync_limited=limited,
+            paused=False,
+        )
         self._ask_first = False
         self._critical = False
         self._failures = 0
         self._context.waits.clear("retry", vm=self.vm)
         self._activity.cancel()
         self._manual.cancel()
+        self._verifying.cancel()
         _log.info("phase_ordered", vm=self.vm, phase=phase)
         if phase not in ("initial", "resync"):
             async with self._working:
@@ -200,7 +318,7 @@ class Replica:
 
     def _finish(self, phase: ReplicationPhase, following: ReplicationPhase) -> None:
         if self._record.phase == phase:
-            self._context.book.update(self.vm, phase=following)
+            self._context.book.update(self.vm, phase=following, resync_begun=False)
             self._copy_result.resolve()
 
     async def _act(self, phase: ReplicationPhase) -> None:
@@ -211,7 +329,7 @@ class Replica:
         elif phase == "resync":
             await self._resync()
         elif phase == "delta":
-            await self._delta()
+            await (self._paused() if self._record.paused else self._delta())
         elif phase == "resync-required":
             await self._report_resync()
             await trio.sleep_forever()
@@ -226,6 +344,10 @@ class Replica:
                     allowed = await self._context.vault.may_replicate(vm=self.vm)
                     if allowed:
                         await self._context.host.position()
+                        if self._record.phase == "delta" and not self._snapshotting.locked():
+                            async with self._snapshotting:  # a killed verification can have left it
+                                await self._context.host.end_snapshot(vm=self.vm)
+                        await self._follow_vault()
                     break
                 except RigError as exc:
                     # Any error: without the permission of the vault nothing is replicated.
@@ -237,9 +359,36 @@ class Replica:
             self._finish(self._record.phase, "suspended")
             _log.info("not_resumed", vm=self.vm)
 
+    async def _follow_vault(self) -> None:
+        """Take the user's settings from the vault; a change of them may not have arrived."""
+        before = self._settings
+        settings = await self._context.vault.settings(vm=self.vm)
+        if settings is not None and self._settings == before:  # otherwise an order has come since the question
+            self._context.book.update(self.vm, **settings.model_dump())
+
+    @property
+    def _settings(self) -> tuple[bool, float, float | None]:
+        record = self._record
+        return record.paused, record.interval_s, record.app_consistent_every_s
+
+    async def _paused(self) -> None:
+        """Send nothing until the VM is resumed; a log that was abandoned meanwhile is reported."""
+        while self._record.paused:
+            try:
+                await check_vouched_for(self._context, self.vm)
+                await self._follow_vault()
+            except ResyncNeeded as exc:
+                self._require_resync(exc.reason)
+                return
+            except (RigError, OSError) as exc:
+                # The role that does not answer is reported by others; nothing else is due here.
+                _log.info("paused_check_failed", vm=self.vm, reason=str(exc))
+            if self._record.paused:
+                await self._reports.wait(PAUSED_CHECK_S)
+
     async def _initial(self) -> None:
         try:
-            await self._until_success(lambda: replicate_initially(self._context, self.vm, self._outbox, self._tracker))
+            await self._until_success(self._copy_initially)
         except ResyncNeeded as exc:
             # The caller of the initial replication waits until the disks are replicated: then by a comparison.
             _log.warning("initial_replication_became_resync", vm=self.vm, reason=exc.reason)
@@ -249,14 +398,25 @@ class Replica:
         self._tracker.end()
         self._finish("initial", "delta")
 
+    async def _copy_initially(self) -> None:
+        async with self._snapshotting:
+            await replicate_initially(self._context, self.vm, self._outbox, self._tracker)
+
     async def _resync(self) -> None:
         async def once() -> None:
             try:
-                await resynchronize(self._context, self.vm, self._outbox, self._tracker)
+                async with self._snapshotting:
+                    await resynchronize(self._context, self.vm, self._outbox, self._tracker)
             except ResyncNeeded as exc:
                 # Not at once: the cause of the broken log may still be present.
+                self._context.book.update(self.vm, resync_begun=False)
                 message = f"VM {self.vm!r}: its log broke during the resynchronization ({exc.reason})"
                 raise RigError(Code.of(exc.reason), message, recoverable=True) from exc
+            except RigError as exc:
+                if exc.code != Code.ManagedDiskReplaced:
+                    raise
+                self._context.book.update(self.vm, resync_begun=False)
+                raise RigError(exc.code, exc.message, recoverable=True) from exc
 
         await self._until_success(once)
         self._tracker.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import (
     CLOSE_IT,
     CutInfo,
@@ -19,6 +21,8 @@ from siterig.blockfs.contracts.control import (
     TagKind,
 )
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.upload_limits import UploadLimits
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
@@ -27,18 +31,22 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.part_cipher import keep_keys
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.engine import failback
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.guests import Guests, HostGuests
 from siterig.replication.engine.prerequisites import check_room_for_images, check_space
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Relationship, RelationshipBook
 from siterig.replication.engine.replica import Replica
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
 from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
+from siterig.replication.guests.host_guests import Guests, HostGuests
+from siterig.replication.parts.bandwidth import Bandwidth
+from siterig.replication.parts.byte_budget import ByteBudget
 
-UPLOADS_IN_FLIGHT = 2
+MEMORY_BYTES = 96 << 20
+"""Memory for the parts that are in work: six parts of a copy of 8 MiB each."""
 _CLEAN_UP_S = 30.0
 _REMOVE_AGAIN_S = 0.5
 
@@ -60,6 +68,8 @@ class HyperVAgent(Provider):
         guests: Guests | None = None,
         open_snapshot: Callable[[Path], SnapshotFile] = MountedSnapshot,
         waits: Waits | None = None,
+        drop_keys: Callable[[str | None], None] = keep_keys,
+        uploads: UploadLimits | None = None,
     ) -> None:
         """Read the agent's state.
 
@@ -74,26 +84,35 @@ class HyperVAgent(Provider):
             guests: operations on the guests of this host.
             open_snapshot: opens the snapshot of a disk.
             waits: the list in which the agent records what it waits for.
+            drop_keys: drops the data keys of a disk, or all keys, that the cache account uses.
+            uploads: limits of the uploads in flight.
 
         Raises:
             RigError: ``AgentStateUnreadable``.
         """
         safe_files.make_folder(folder, parents=True)
+        limits = uploads or UploadLimits()
         spool = folder / "spool"
         safe_files.make_folder(spool)
+        book, waits = RelationshipBook(folder), waits or Waits(clock)
         self._context = AgentContext(
             host=host,
             cache=cache,
             vault=vault,
-            book=RelationshipBook(folder),
+            book=book,
             guests=guests if guests is not None else HostGuests(),
             open_snapshot=open_snapshot,
             spool=spool,
-            uploads=trio.CapacityLimiter(UPLOADS_IN_FLIGHT),
+            uploads=trio.CapacityLimiter(limits.per_host),
+            uploads_per_vm=limits.per_vm,
+            bandwidth=Bandwidth(lambda: book.bandwidth, clock, waits),
+            packing=trio.CapacityLimiter(os.cpu_count() or 1),
+            memory=ByteBudget(MEMORY_BYTES),
             retry=RetryTable(retry_delays_s),
             clock=clock,
-            waits=waits or Waits(clock),
+            waits=waits,
         )
+        self._drop_keys = drop_keys
         self._replicas: dict[str, Replica] = {}
         self._making: dict[str, ProgressTracker] = {}
         self._failbacks: dict[tuple[str, str], ProgressTracker] = {}
@@ -233,6 +252,8 @@ class HyperVAgent(Provider):
         if replica is not None:
             await replica.set_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
             return disks
+        for disk in disks:
+            self._drop_keys(disk.disk_id)  # the vault deletes them with the managed disk
         self._context.book.save(Relationship(vm=vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s))
         self._start(vm, resumed=False)
         return disks
@@ -240,8 +261,19 @@ class HyperVAgent(Provider):
     async def initial_replication(self, *, vm: str) -> None:
         await self._replica(vm).copy("initial")
 
-    async def resync(self, *, vm: str) -> None:
-        await self._replica(vm).copy("resync")
+    async def resync(self, *, vm: str, limited: bool = False) -> None:
+        await self._replica(vm).copy("resync", limited=limited)
+
+    async def verify(self, *, vm: str) -> Verification:
+        return await self._replica(vm).verify()
+
+    async def stop_verification(self, *, vm: str) -> None:
+        if vm in self._replicas:
+            await self._replicas[vm].stop_verification()
+
+    async def stop_copy(self, *, vm: str) -> None:
+        if vm in self._replicas:
+            await self._replicas[vm].stop_copy()
 
     async def send_again(self, *, vm: str, parts: list[str]) -> None:
         await self._replica(vm).send_again(PartName.parse(name) for name in parts)
@@ -274,9 +306,29 @@ class HyperVAgent(Provider):
     async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
         await self._context.host.check_replace(vm=vm, disks=disks)
 
+    async def forget_keys(self) -> None:
+        self._drop_keys(None)
+
     async def suspend(self, *, vm: str) -> None:
         if vm in self._replicas:
             await self._replicas[vm].suspend()
+
+    async def change_schedule(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> None:
+        self._replica(vm).change_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
+
+    async def bandwidth(self) -> BandwidthLimit | None:
+        return self._context.book.bandwidth
+
+    async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
+        if limit is not None:
+            limit.check()
+        self._context.book.set_bandwidth(limit)
+
+    async def pause(self, *, vm: str) -> None:
+        await self._replica(vm).pause()
+
+    async def resume(self, *, vm: str) -> None:
+        await self._replica(vm).unpause()
 
     async def remove_relationship(self, *, vm: str) -> None:
         replica = self._replicas.pop(vm, None)

@@ -18,9 +18,9 @@ from siterig.scenarios.files.topology import ScenarioTable, TopologyDisk
 
 OperationName = Literal[
     "wait", "protect", "unprotect", "take-point", "test-failover", "cleanup", "unplanned-failover", "planned-failover",
-    "commit", "failback", "reprotect", "resync", "create-vm", "delete-vm", "resize-disk", "shut-down", "start-workload",
-    "stop-workload", "check", "lose-site", "restore-site", "kill-role", "restart-role", "stop-rig", "start-rig", "run",
-    "mark", "add-fault", "remove-fault", "advance-clock", "jump-clock", "skew-clock",
+    "commit", "failback", "reprotect", "resync", "pause", "resume", "create-vm", "delete-vm", "resize-disk", "shut-down",
+    "start-workload", "stop-workload", "check", "lose-site", "restore-site", "kill-role", "restart-role", "stop-rig",
+    "start-rig", "run", "mark", "add-fault", "remove-fault", "advance-clock", "jump-clock", "skew-clock",
 ]  # fmt: skip
 OPERATION_NAMES: tuple[OperationName, ...] = get_args(OperationName)
 OPERATIONS: Mapping[str, KeyedTable] = {
@@ -36,6 +36,8 @@ OPERATIONS: Mapping[str, KeyedTable] = {
     "failback": KeyedTable("Shuts the recovered VM down, and downloads its disks to the site.", ("vm",)),
     "reprotect": KeyedTable("Protects the VM again after its failback, and waits for a recovery point.", ("vm",)),
     "resync": KeyedTable("Compares both sides and sends the differences.", ("vm",)),
+    "pause": KeyedTable("Pauses replication: no cycle runs, and none is missed.", ("vm",)),
+    "resume": KeyedTable("Resumes replication of a paused VM.", ("vm",)),
     "create-vm": KeyedTable("Creates a VM at the site.", ("vm", "disk_of_vm")),
     "delete-vm": KeyedTable("Deletes a VM of one side.", ("vm",), ("side",)),
     "resize-disk": KeyedTable("Grows a disk of the site.", ("vm", "disk", "size")),

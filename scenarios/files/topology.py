@@ -101,6 +101,11 @@ class Topology(ScenarioTable):
         default=True,
         description="`true` (default): failed replication is retried after 1, 2, 4, 8 and 10 seconds; `false`: minutes",
     )
+    resync_window: str = Field(
+        default="never",
+        pattern=r"^(never|\d\d:\d\d-\d\d:\d\d)$",
+        description="hours in which a resync that is due begins by itself, like `00:00-24:00`; `never` if left out",
+    )
     limits: TopologyLimits = TopologyLimits()
 
     @field_validator("interval", "app_consistent_every")

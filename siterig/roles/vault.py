@@ -2,36 +2,68 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import trio
 
+from siterig.azure_emu.authority.authority import Authority
+from siterig.azure_emu.authority.service import CertificateService
+from siterig.azure_emu.contracts.certificates import CertificateApi
 from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.resync_window import OPTION, ResyncWindow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.guests import loop_devices
+from siterig.blockfs.sides.host_certificates import HostCertificates, HostRegistration
 from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.transfer.data_keys import DataKeys
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
-from siterig.rpc import directory, server
+from siterig.rpc import directory, server, trust
+from siterig.rpc.tls_server import serve_tls
 
 
-async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
-    """Serve until cancelled."""
+async def run(
+    layout: Layout,
+    *,
+    clock: Clock,
+    health: Health,
+    task_status: trio.TaskStatus[None],
+    resync_window: ResyncWindow | None = None,
+) -> None:
+    """Serve until cancelled; in ``resync_window`` a resync that is due begins by itself."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
-        provider=directory.provider(layout, "vault"),
+        keys=layout.vault_keys,
+        provider=directory.provider(layout, "vault", clock),
         recovery=directory.recovery_side(layout, "vault"),
         azure_host=directory.azure(layout, "vault"),
         shut_down=loop_devices.shutdown,
         check_shut_down=loop_devices.check_shutdown,
         clock=clock,
         waits=health.waits,
+        resync_window=resync_window,
     )
+    own = {(role, name): trust.own_identity(layout, role) for role, name in trust.OWN_IDENTITIES.items()}
+    hosts = {trust.HOST: directory.host_identity(layout, "vault", clock)}
+    authority = Authority(layout.authority, clock)
+    certificates = CertificateService(authority, own, hosts, vault.record_server_event, waits=health.waits, clock=clock)
+    site_faces = {
+        "DataKeys": (DataKeys, vault.data_keys),
+        "VaultLink": (VaultLink, vault.reports),
+        "HostRegistration": (HostRegistration, certificates),
+        "HostCertificates": (HostCertificates, certificates),
+    }
+    context = trust.vault_server_tls(layout, clock, certificates.note_failed_handshake)
     faces = {
+        "CertificateApi": (CertificateApi, certificates),
         "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
         "VaultLink": (VaultLink, vault.reports),
         "ApplierReports": (ApplierReports, vault.reports),
+        "DataKeys": (DataKeys, vault.data_keys),
         "DamageReports": (DamageReports, vault.reports),
         "RoleReports": (RoleReports, vault.reports),
         "MomentFeed": (MomentFeed, vault.context.database.moments),
@@ -41,6 +73,8 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
             await nursery.start(vault.run)
             nursery.start_soon(vault.run_policies)
             nursery.start_soon(vault.watch_standstill)
+            nursery.start_soon(certificates.run)
+            await nursery.start(serve_tls, site_faces, layout.port("vault"), context, certificates.guard)
             await nursery.start(server.serve, faces, layout.socket("vault"))
             task_status.started()
     finally:
@@ -49,7 +83,9 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
 
 def main() -> None:
     """Run the role in this process."""
-    run_role("vault", run)
+    values = [word.partition("=")[2] for word in sys.argv if word.startswith(f"{OPTION}=")]
+    window = ResyncWindow.parse(values[-1]) if values else None
+    run_role("vault", partial(run, resync_window=window), holds_keys=True)
 
 
 if __name__ == "__main__":

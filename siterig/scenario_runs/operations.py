@@ -78,6 +78,8 @@ class Operations:
             "failback": self._failback,
             "reprotect": self._reprotect,
             "resync": self._job(lambda vm, _: rig.vault.resync(vm=vm)),
+            "pause": self._job(lambda vm, _: rig.vault.pause_replication(vm=vm)),
+            "resume": self._job(lambda vm, _: rig.vault.resume_replication(vm=vm)),
             "create-vm": self._create_vm,
             "delete-vm": self._job(lambda vm, entry: rig.vault.delete_vm(vm=vm, side=entry.side)),
             "resize-disk": self._resize,

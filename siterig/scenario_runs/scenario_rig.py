@@ -8,6 +8,7 @@ from typing import Protocol
 
 import trio
 
+from siterig.azure_emu.vault.model.resync_window import ResyncWindow
 from siterig.blockfs.clocks.rig_clock_control import RigClockControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.core.fault_contract import DIRECTOR, FaultControl
@@ -77,6 +78,7 @@ class OwnRig(Testbed, ScenarioRig):
                 when_log_full=limits.when_log_full,
                 snapshot_share_max=limits.snapshot_share_max,
             ),
+            resync_window=ResyncWindow.parse(self._topology.resync_window),
             announce=announce,
         )
 

@@ -16,6 +16,8 @@ import trio
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.storage import azurite_files
 from siterig.azure_emu.vault.context.roles import role_error
+from siterig.azure_emu.vault.model.resync_window import OPTION, ResyncWindow
+from siterig.blockfs.contracts.upload_limits import UploadLimits
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import doctor
@@ -24,6 +26,7 @@ from siterig.core.limits import Limits
 from siterig.core.lock import ENDING, already_up, is_locked, take_ending, take_lock
 from siterig.core.paths import Layout, check_format, create, restore_state
 from siterig.core.supervisor_contract import SupervisorControl
+from siterig.core.upload_options import upload_words
 from siterig.rpc import directory
 from siterig.rpc.contract import check_socket_path, error_of
 from siterig.supervisor import cleanup, new_rig, process
@@ -36,6 +39,7 @@ ASKED_MAX = 3
 KILL_TIMEOUT_S = 10.0
 QUICK_RETRIES = "--quick-retries"
 UNTIL_EOF = "--until-eof"
+RESYNC_WINDOW = OPTION
 
 
 @dataclass
@@ -71,6 +75,8 @@ async def up(
     quick_retries: bool = False,
     fuse_options: FuseOptions | None = None,
     limits: Limits | None = None,
+    resync_window: ResyncWindow | None = None,
+    uploads: UploadLimits | None = None,
     announce: Callable[[str, str], None] = lambda _role, _state: None,
 ) -> Launched:
     """Start the rig and wait until every role is ready.
@@ -84,6 +90,8 @@ async def up(
         quick_retries: the agent retries after seconds instead of minutes.
         front_end: the way in which the disks are served.
         limits: the limits of all disks, until the rig is down.
+        resync_window: the hours in which a resync that is due begins by itself; None: never.
+        uploads: the limits of the agent's uploads, until then.
         announce: called with (role, state) as roles become ready, and with the last lines of the logs if a new rig fails.
     Raises:
         RigError: ``AlreadyUp``, ``StateVersion``, ``NotARig``, or the error with which a role failed.
@@ -101,7 +109,12 @@ async def up(
             announce,
             until_eof=until_eof,
             quick_retries=quick_retries,
-            words=[*(fuse_options or FuseOptions()).words(), *(limits or Limits()).words()],
+            words=[
+                *(fuse_options or FuseOptions()).words(),
+                *(limits or Limits()).words(),
+                *_window_words(resync_window),
+                *upload_words(uploads or UploadLimits()),
+            ],
             reports_logs=is_new,
         )
     except BaseException as error:
@@ -110,6 +123,10 @@ async def up(
             with trio.CancelScope(shield=True):
                 await new_rig.remove(layout, had_folder=had_folder)
         raise
+
+
+def _window_words(window: ResyncWindow | None) -> list[str]:
+    return [] if window is None else [f"{RESYNC_WINDOW}={window.text}"]
 
 
 async def _launch(

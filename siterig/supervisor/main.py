@@ -20,7 +20,7 @@ from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
 from siterig.blockfs.clocks.controlled_clock import ControlledClock
 from siterig.blockfs.clocks.imposed_faults import ImposedClockFaults
 from siterig.blockfs.core.errors import RigError
-from siterig.core import fuse_options, limits, quick_start
+from siterig.core import fuse_options, limits, quick_start, upload_options
 from siterig.core.failures import unwrap_rig_error
 from siterig.core.fault_contract import DIRECTOR, LAYERS_OF_ROLE
 from siterig.core.lock import take_lock
@@ -30,7 +30,8 @@ from siterig.rpc import directory
 from siterig.rpc.contract import error_body
 from siterig.supervisor import cleanup
 from siterig.supervisor.forker import Forker
-from siterig.supervisor.launch import QUICK_RETRIES, UNTIL_EOF
+from siterig.supervisor.identities import ensure_identities
+from siterig.supervisor.launch import QUICK_RETRIES, RESYNC_WINDOW, UNTIL_EOF
 from siterig.supervisor.process_log import log_to_stderr
 from siterig.supervisor.supervisor import RoleSpec, Supervisor
 
@@ -51,7 +52,12 @@ ON_DEMAND = (DIRECTOR,)
 """Roles that the first command which needs them starts, and not ``up``: a rig without faults has no process for them."""
 WITH_PROGRAM = ("azurite",)
 """Roles whose work is done by a program that they start."""
-OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,)}
+OPTIONS = {
+    "site": _HOST_OPTIONS,
+    "azure": _HOST_OPTIONS,
+    "agent": (QUICK_RETRIES, *upload_options.OPTIONS),
+    "vault": (RESYNC_WINDOW,),
+}
 """The options of the rig that a role receives; each is one word, some with a value after ``=``."""
 
 
@@ -164,6 +170,7 @@ def main() -> None:
         create(layout)
         clock = _clock(layout)
         log_to_stderr(layout.log("").parent, clock)
+        ensure_identities(layout, clock)
         trio.run(_supervise, layout, clock, report, options)
     except (RigError, ExceptionGroup) as error:
         failure = unwrap_rig_error(error)

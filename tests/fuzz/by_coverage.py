@@ -41,6 +41,8 @@ TARGETS: dict[str, Target] = {
     "row": lambda raw, folder: log_targets.row(damage.row(Choices(raw), BOOT_ID), folder),
     "disk": lambda raw, folder: disk_targets.disk(disk_damage.folder(Choices(raw), BOOT_ID), folder),
     "part": lambda raw, folder: log_targets.part(*damage.part(Choices(raw), BOOT_ID), folder),
+    "envelope": lambda raw, folder: small_targets.envelope(small_damage.envelope(Choices(raw)), folder),
+    "envelope-raw": small_targets.envelope,
     "dm_log": lambda raw, folder: small_targets.dm_log(small_damage.dm_log(Choices(raw)), folder),
     "disk_state": lambda raw, folder: small_targets.disk_state(small_damage.disk_state(Choices(raw)), folder),
     "dirty": lambda raw, folder: small_targets.dirty_file(small_damage.dirty_file(Choices(raw)), folder),

@@ -1,4 +1,4 @@
-"""Damaged files beside the change log: dm-log-writes logs, a disk's state and dirty files, fixed VHDs."""
+"""Damaged small formats: dm-log-writes logs, a disk's state and dirty files, fixed VHDs, and envelopes of parts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from siterig.blockfs.images.vhd import FOOTER_BYTES, fixed_footer
-from tests.fuzz.damage import DISK_ID, EDGES, Choices, damage_bytes, poke
+from siterig.blockfs.transfer.envelope import DataKey
+from siterig.blockfs.transfer.part_name import PartName
+from tests.fuzz.damage import DISK_ID, EDGES, OTHER_ID, Choices, damage_bytes, poke
 from tests.fuzz.strict_log import crc32c
 
 SECTOR = 512
@@ -245,4 +249,26 @@ def vhd(pick: Choices) -> bytes:
     raw = pick.of([bytes(size), footer.ljust(size, b"\0")[:size]]) + footer
     if pick.once_in(2):
         raw = seal_vhd(raw)
+    return damage_bytes(raw, pick) if pick.once_in(3) else raw
+
+
+SEALED_PART = PartName(DISK_ID, 2, "log", 5, 9)
+PART_KEY = DataKey(uuid.UUID(int=77), bytes(range(32)))
+ENVELOPE_FIELDS = {
+    "magic": (0, "Q"),
+    "version": (8, "H"),
+    "header_bytes": (10, "H"),
+    "key_id": (20, "Q"),
+    "nonce": (30, "Q"),
+}
+
+
+def envelope(pick: Choices) -> bytes:
+    """Return an envelope, mostly damaged; a damaged header has the right tag, and is refused for its fields."""
+    head = struct.pack("<8sHH16s12s", b"SRIGSEAL", 1, 40, PART_KEY.key_id.bytes, pick.bytes(12))
+    if pick.once_in(3):
+        head = poke(head, ENVELOPE_FIELDS, pick)
+    name = pick.of([SEALED_PART, SEALED_PART, SEALED_PART, PartName(OTHER_ID, 2, "log", 5, 9)]).blob()
+    secret = bytes(32) if pick.once_in(8) else PART_KEY.secret
+    raw = head + AESGCM(secret).encrypt(head[28:40], pick.bytes(pick.below(40)), head + name.encode())
     return damage_bytes(raw, pick) if pick.once_in(3) else raw

@@ -14,6 +14,9 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.dm_log_writes import DmLogReader
 from siterig.blockfs.changelog.exchange import import_log
@@ -24,7 +27,9 @@ from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.images.vhd import read_footer
 from siterig.blockfs.layers import overlay_map
 from siterig.blockfs.layers.layer import RawLayer
+from siterig.blockfs.transfer.envelope import open_sealed
 from tests.fuzz.log_targets import IMAGE_BYTES_MAX, assert_clear
+from tests.fuzz.small_damage import PART_KEY, SEALED_PART
 from tests.fuzz.strict_log import crc32c
 
 # --- dm-log-writes: docs/reference/formats/dm-log-writes.md ---------------------------------------------------------
@@ -483,4 +488,30 @@ def disk_state(raw: bytes, folder: Path) -> str:
     assert state.model_dump() == want
     state.save(path)
     assert DiskState.load(path) == state
+    return "good"
+
+
+# --- envelopes of parts: docs/reference/formats/sealed-part.md --------------------------------------------------------
+
+
+def _strict_envelope(raw: bytes) -> bytes | None:
+    if len(raw) < 56 or raw[:12] != b"SRIGSEAL\1\0\x28\0" or raw[12:28] != PART_KEY.key_id.bytes:
+        return None
+    try:
+        return AESGCM(PART_KEY.secret).decrypt(raw[28:40], raw[40:], raw[:40] + SEALED_PART.blob().encode())
+    except InvalidTag:
+        return None
+
+
+def envelope(raw: bytes, _folder: Path) -> str:
+    """Open an envelope with both readers."""
+    want = _strict_envelope(raw)
+    try:
+        got = open_sealed(PART_KEY, SEALED_PART, raw)
+    except RigError as error:
+        assert want is None, error.message
+        assert_clear(error, {"PartCorrupt"})
+        assert SEALED_PART.blob() in error.message
+        return "PartCorrupt"
+    assert got == want
     return "good"

@@ -36,18 +36,20 @@ _log = structlog.get_logger()
 class VaultDatabase:
     """One database.  ``url`` is SQLAlchemy's, e.g. ``sqlite:////path/vault.db`` or ``postgresql+psycopg://...``.
 
+    It may be an engine, too, for a process with many vaults, whose engines share their compiled statements.
+
     A database of an older version is migrated (migrations/), after a copy of it was written to ``vault.db.version-N``.
     Errors: ``StateVersion`` (the version is newer, or too old), ``StateUnreadable`` (this is no database, or it cannot be
     opened or migrated), ``DiskFull`` (recoverable: no room to migrate).  After an error the database is as it was.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | Engine) -> None:
         self.full: RigError | None = None
         """The error of the newest transaction with changes, if it failed because the host's disk is full; else None."""
         self.moments = MomentLog()
         """The events, jobs and tasks that committed transactions wrote."""
         self._limiter = trio.CapacityLimiter(1)
-        self.engine = create_engine(url)
+        self.engine = create_engine(url) if isinstance(url, str) else url
         if self.engine.dialect.name == "sqlite":
             _configure_sqlite(self.engine)
         try:

@@ -12,10 +12,22 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 10
 """Raised whenever a table changes in a release.  A database of an older version is migrated (migrations/)."""
 
 
@@ -59,6 +71,9 @@ class ItemRow(Base):
     suspended: Mapped[bool] = mapped_column(Boolean)
     # suspended: true from a failover until reprotect or resync; the agent must not replicate while it is true.  Set
     # *before* the call to the site: a lost site asks when it comes back (may_replicate).
+    recovery_vm_name: Mapped[str | None] = mapped_column(String)  # of the VM that a failover makes; None: as the source VM
+    test_vm_name: Mapped[str | None] = mapped_column(String)  # of the VM of a test failover; None: the former, and -test
+    paused_ns: Mapped[int | None] = mapped_column(BigInteger)  # when a user paused replication; None: it is not paused
     resync_reason: Mapped[str | None] = mapped_column(String)  # why a resync is needed; None: it is not
     resync_marks: Mapped[int] = mapped_column(Integer)
     # resync_marks: how often resync_reason was set.  A resync clears the reason only if this did not grow meanwhile.
@@ -129,6 +144,7 @@ class PointRow(Base):
     # downgraded_because: why it is crash-consistent though more was asked for; None: it is as asked, or the agent was
     # killed before it could report it.  The tag does not have it.
     available: Mapped[bool] = mapped_column(Boolean)  # the tag was applied in every disk of the item; never goes back
+    pinned: Mapped[bool] = mapped_column(Boolean, default=False)  # a user pinned it: retention keeps it
 
     seen: Mapped[list[TagSeenRow]] = relationship(cascade="all, delete-orphan")
 
@@ -136,6 +152,7 @@ class PointRow(Base):
     __table_args__ = (
         Index("point_newest", "vm", "available", "position"),
         Index("point_kind", "vm", "available", "kind", "position"),
+        Index("point_pinned", "vm", "pinned"),
     )
 
 
@@ -174,6 +191,18 @@ class HealthErrorRow(Base):
     recoverable: Mapped[bool] = mapped_column(Boolean)  # false: the item is Critical
     attempt: Mapped[int] = mapped_column(Integer)  # 1: the first failure in a row
     next_try_ns: Mapped[int | None] = mapped_column(BigInteger)  # None: not tried again by itself
+
+
+class AcknowledgedRow(Base):
+    """A reason for bad health that a user acknowledged; the row is deleted when the reason ends."""
+
+    __tablename__ = "acknowledged"
+
+    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), primary_key=True)  # the item's vm
+    error_id: Mapped[str] = mapped_column(String, primary_key=True)  # api.HealthError.errorId
+    code: Mapped[str] = mapped_column(String, primary_key=True)  # its errorCode
+    recoverable: Mapped[bool] = mapped_column(Boolean, primary_key=True)  # false: the reason was critical
+    at_ns: Mapped[int] = mapped_column(BigInteger)  # when it was acknowledged
 
 
 class JobRow(Base):
@@ -286,3 +315,21 @@ class MountRow(Base):
     asked_time: Mapped[str | None] = mapped_column(String)  # the time that was asked for, as given; None: no time was
     process_id: Mapped[int | None] = mapped_column(BigInteger)  # it goes with this process of the host; None: it stays
     process_started: Mapped[int | None] = mapped_column(BigInteger)  # clock ticks from the boot to that process's start
+
+
+class DataKeyRow(Base):
+    """A key that encrypts data of one disk; encrypted itself by a version of the vault's key (keys/key_file.py).
+
+    The row is written before the key is given out.  It is deleted after the data that it encrypts.
+    """
+
+    __tablename__ = "data_key"
+
+    key_id: Mapped[str] = mapped_column(String, primary_key=True)  # UUID; stands in the header of what the key encrypts
+    use: Mapped[str] = mapped_column(String)  # "part": the parts of a disk's generation; "disk": its managed disk
+    disk_id: Mapped[str] = mapped_column(String, index=True)  # UUID; of a download, that of the disk that is downloaded
+    generation: Mapped[int] = mapped_column(BigInteger)  # of the disk's log; 1 for a download, 0 for a managed disk
+    wrapped: Mapped[bytes] = mapped_column(LargeBinary)  # nonce, ciphertext and tag (AES-256-GCM)
+    wrapped_by: Mapped[int] = mapped_column(Integer)  # the version of the vault's key that wrapped it
+
+    __table_args__ = (UniqueConstraint("use", "disk_id", "generation", name="data_key_use"),)

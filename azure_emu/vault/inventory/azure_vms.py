@@ -6,12 +6,11 @@ after a kill.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context.vault_context import VaultContext
+from siterig.azure_emu.vault.context.vm_names import AzureVmKind, test_vm_name
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, KnownDiskRow
 from siterig.azure_emu.vault.inventory.inventory import cache_vm
@@ -22,13 +21,6 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sizes import known_size
 from siterig.blockfs.host.host_folder import NAME_CHARS_MAX, RECOVERY_FOLDER, check_name
-
-AzureVmKind = Literal["TestFailover", "Recovered", "Copy"]
-
-
-def test_vm_name(vm: str) -> str:
-    """Return the name of the VM that a test failover of ``vm`` makes."""
-    return f"{vm}-test"
 
 
 def check_vm_name(vm: str) -> None:

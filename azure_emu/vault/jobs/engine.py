@@ -36,6 +36,8 @@ ROOM_RETRY_S = 1.0
 """The time after which a job that waits for room on the host's disk tries again."""
 BEFORE, CHANGING = "before", "changing"
 """Keys of a job's variables: the states of the item before the operation; whether the job has begun to change things."""
+STOP_ANSWER_S = 10.0
+"""The time that another role has to stop its work for a job that a user cancels."""
 PROGRESS_ANSWER_S = 2.0
 """The time that the site has to report its progress to a display."""
 NOTICED_S = 5.0
@@ -89,6 +91,8 @@ class TaskKind:
     ``waits_for_roles`` False: the engine waits only for a role that the supervisor is restarting; the loss of any other role
     is a result of the task.  ``checks``: the body changes nothing of the VM, or nothing before it calls
     :attr:`JobContext.begin_changes`.  A job that fails before that leaves the item in the states that it had.
+    ``cancellable`` False: a user cannot cancel the job during this task, because it must be completed; otherwise a cancelled
+    job leaves the item in the state of a failed one.
     """
 
     name: str
@@ -96,6 +100,7 @@ class TaskKind:
     body: Callable[[JobContext], Awaitable[TaskOutcome | None]]
     waits_for_roles: bool = True
     checks: bool = False
+    cancellable: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,8 @@ class Scenario:
     begun to change things.  ``succeeded`` can return the key of a scenario that then starts for the same VM.
     ``without_item`` replaces ``succeeded`` in a job of a VM that need not be protected.  ``resumed``: after a kill the job
     continues with the first task that has not ended; otherwise it fails and names that task.  ``progress`` returns the
-    progress of the job; a scenario that copies nothing has none.
+    progress of the job; a scenario that copies nothing has none.  ``stop`` stops work that the job has begun in another
+    role, when a user cancels it.
     """
 
     key: str
@@ -118,6 +124,7 @@ class Scenario:
     failed: Callable[[Session, ItemRow, JobRow], None] = lambda _session, _item, _job: None
     without_item: Callable[[Session, JobRow], None] | None = None
     progress: Callable[[VaultContext, str, dict[str, Any]], Awaitable[VmProgress]] | None = None
+    stop: Callable[[VaultContext, str], Awaitable[None]] | None = None
 
 
 def open_job(session: Session, vm: str) -> JobRow | None:
@@ -181,7 +188,11 @@ class _Running:
     """True while a task's body runs; False while the engine waits before the next attempt."""
     waits_for: RigError | None = None
     cancelled_by: str = ""
-    """The operation that cancelled the job, as the command line names it."""
+    """The operation or person that cancelled the job, as messages name it."""
+    scenario: Scenario | None = None
+    task: TaskKind | None = None
+    """The task that runs or is about to run; None before the first one."""
+    by_user: bool = False
 
 
 class JobEngine:
@@ -240,9 +251,50 @@ class JobEngine:
         """Stop a job for an operation on its VM, and return when the job has ended: as Cancelled, or by itself."""
         running = self._running.get(name)
         if running is not None:
-            running.cancelled_by = operation
+            running.cancelled_by = f"{operation} of the VM"
             running.scope.cancel()
             await running.ended.wait()
+
+    def is_cancellable(self, name: str) -> bool:
+        """Return False if the job is in a task that a user cannot cancel."""
+        running = self._running.get(name)
+        return running is None or running.task is None or running.task.cancellable
+
+    def check_cancellable(self, name: str) -> None:
+        """Raise ``InvalidState`` if the job is in a task that a user cannot cancel; a job that has ended passes."""
+        running = self._running.get(name)
+        if running is None or running.task is None or running.task.cancellable or running.scenario is None:
+            return
+        others = ", ".join(kind.name for kind in running.scenario.tasks if kind.cancellable)
+        raise RigError(
+            Code.InvalidState,
+            f"job {name} ({running.scenario.friendly_name}) cannot be cancelled in task {running.task.name}, which must be "
+            f"completed; it can be cancelled in: {others}",
+        )
+
+    async def cancel_for_user(self, name: str) -> None:
+        """Stop a job and the work that it has begun in other roles; return when it has ended.
+
+        Raises:
+            RigError: ``InvalidState`` if its task must be completed.
+        """
+        self.check_cancellable(name)
+        running = self._running.get(name)
+        if running is not None:
+            running.cancelled_by, running.by_user = "a user", True
+            running.scope.cancel()
+            await running.ended.wait()
+
+    async def _stop_elsewhere(self, running: _Running) -> None:
+        """Stop the work of a cancelled job in another role; one that is away is asked by the next job of the VM."""
+        stop = None if running.scenario is None else running.scenario.stop
+        if not running.by_user or stop is None or self._context.roles.role_error("agent") is not None:
+            return
+        try:
+            with self._context.clock.real.move_on_after(STOP_ANSWER_S):
+                await stop(self._context, running.vm)
+        except RigError as error:
+            _log.warning("cancelled_work_not_stopped", vm=running.vm, code=error.code, reason=error.message)
 
     def _recover_interrupted_jobs(self, session: Session) -> list[str]:
         """Return the names of the open jobs that are to be resumed, and let the other open jobs fail."""
@@ -263,7 +315,8 @@ class JobEngine:
             with running.scope:
                 follow_on = await self._run_tasks(name)
             if running.scope.cancelled_caught:
-                error = RigError(Code.Cancelled, f"the job was cancelled by {running.cancelled_by} of the VM")
+                await self._stop_elsewhere(running)
+                error = RigError(Code.Cancelled, f"the job was cancelled by {running.cancelled_by}")
                 await self._transact(name, lambda session, job: self._abort(session, job, "Cancelled", error))
         finally:
             del self._running[name]
@@ -274,6 +327,8 @@ class JobEngine:
     async def _run_tasks(self, name: str) -> str | None:
         """Run the remaining tasks of a job; return the name of the follow-on job, if any."""
         scenario, vm, variables, first = await self._transact(name, self._load)
+        running = self._running[name]
+        running.scenario, running.vm = scenario, vm
 
         def change_now(job: JobRow) -> None:
             variables[CHANGING] = True
@@ -290,7 +345,7 @@ class JobEngine:
         context = JobContext(self._context, vm, variables, begin_changes)
         follow_on = None
         for ordinal in range(first, len(scenario.tasks)):
-            kind = scenario.tasks[ordinal]
+            kind = running.task = scenario.tasks[ordinal]
             await self._transact(name, lambda _session, job, n=ordinal: begin(job, n))  # type: ignore[misc]
             try:
                 outcome = await self._run_body(name, kind, context)
@@ -326,7 +381,6 @@ class JobEngine:
             running.in_body = True
             return await kind.body(context)
 
-        running.vm = context.vm
         try:
             return await self._context.roles.retry_while_away(body, on_wait=on_wait, lost_is_final=not kind.waits_for_roles)
         finally:
@@ -443,8 +497,14 @@ class JobEngine:
         )
 
 
-def to_wire(job: JobRow, waiting_for: str | None = None) -> Job:
-    """Return the job in the form of the API; ``waiting_for`` is the reason for which the task in progress waits."""
+def to_wire(job: JobRow, waiting_for: str | None = None, *, cancellable: bool = True) -> Job:
+    """Return the job in the form of the API.
+
+    Args:
+        job: the job.
+        waiting_for: the reason for which the task in progress waits.
+        cancellable: False if the task in progress must be completed; the first task of each scenario can be cancelled.
+    """
     return Job(
         name=job.name,
         scenarioName=job.scenario,
@@ -455,6 +515,7 @@ def to_wire(job: JobRow, waiting_for: str | None = None) -> Job:
         vm=job.vm,
         startTime=rfc3339_or_none(job.start_ns),
         endTime=rfc3339_or_none(job.end_ns),
+        allowedActions=["Cancel"] if job.end_ns is None and cancellable else [],
         tasks=[
             Task(
                 name=task.name,

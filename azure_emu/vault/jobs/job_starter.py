@@ -46,7 +46,8 @@ class JobStarter:
             before = {"protection_state": item.protection_state, "test_failover_state": item.test_failover_state}
             scenario, variables = prepare(session, item)
             variables |= {engine.BEFORE: before}
-            return engine.to_wire(engine.enqueue(session, scenario, vm, variables, self._context.clock.wall_ns()))
+            job = engine.enqueue(session, scenario, vm, variables, self._context.clock.wall_ns())
+            return engine.to_wire(job, cancellable=scenario.tasks[0].cancellable)
 
         return await self.start(insert)
 

@@ -12,8 +12,11 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
+from siterig.azure_emu.vault.model.key_api import KeyApi
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_BOTH_S, ASKING_S, deadline
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.progress import VmProgress
@@ -76,7 +79,7 @@ class RecoveryPoint(WireModel):
 
     Every message and output has a point in this JSON form.  ``time`` is ``time_ns`` as RFC 3339, UTC.
     ``downgraded_because``: the reason for which the point is crash-consistent although an application-consistent one was
-    requested.
+    requested.  ``pinned``: a user pinned the point, so retention keeps it.
     """
 
     id: str
@@ -86,6 +89,7 @@ class RecoveryPoint(WireModel):
     time_ns: int
     position: int
     downgraded_because: str | None = None
+    pinned: bool = False
 
 
 class ManagedDisk(WireModel):
@@ -127,6 +131,7 @@ class MountedPoint(WireModel):
 class Job(WireModel):
     """A job as the service shows it.
 
+    ``allowedActions`` has ``Cancel`` while the job can be cancelled.
     The rig's additions: ``vm`` is the VM's name; ``result`` is the VM that a failover made and ``recovery_point`` the point
     that it was made from (also for ``Latest``), both None for every other job.
     """
@@ -142,14 +147,16 @@ class Job(WireModel):
     endTime: str | None
     tasks: list[Task]
     errors: list[JobError]
+    allowedActions: list[Literal["Cancel"]] = Field(default_factory=list)
     result: Vm | None = None
     recovery_point: RecoveryPoint | None = None
 
 
 class HealthError(WireModel):
-    """One reason for which a protected item is not healthy."""
+    """One reason for which a protected item is not healthy; ``errorId`` is the same as long as the reason lasts."""
 
     errorCode: str
+    errorId: str
     summaryMessage: str
     recoverable: bool
     attempt: int
@@ -161,23 +168,37 @@ class ProtectedItem(WireModel):
 
     name: str = Field(serialization_alias="vm", validation_alias="vm")
     policy_interval_s: float
+    app_consistent_every_s: float | None
+    """Seconds between two scheduled application-consistent points; None: there are none."""
     recoveryPointHistoryDuration: int
     """The hours for which recovery points are kept."""
     protectionState: str
     testFailoverState: str
     replicationHealth: Health
     healthErrors: list[HealthError]
+    acknowledged_errors: list[HealthError]
+    """Reasons that a user acknowledged: they do not count for ``replicationHealth`` until they occur again."""
     lastRpoInSeconds: float | None
     """Seconds between now and the newest state whose data and tag are in the cache account."""
     applied_lag_s: float | None
     """Seconds by which the state that all managed disks have is older than that one; 0: it is applied."""
     newest_point_age_s: float | None
     """Seconds between now and the newest recovery point."""
+    recovery_vm_name: str
+    """The name of the VM that a failover makes."""
+    test_vm_name: str
+    """The name of the VM that a test failover makes."""
+    pinned_points: int
+    """Number of recovery points that a user pinned."""
     unapplied_bytes: int | None
     """Bytes in the cache account that are not applied yet; None: nothing was reported since the vault started."""
     activeLocation: Literal["Primary", "Recovery"]
     resynchronizationRequired: str | None
     """The reason, or None."""
+    replication_state: str
+    """The state of the replication as the Hyper-V host names it (WMI): ``Replicating``, ``Suspended``, ``Critical``, ..."""
+    paused_since: str | None = None
+    """The time at which replication was paused, RFC 3339 UTC; None: it is not paused."""
 
 
 class Event(WireModel):
@@ -240,6 +261,68 @@ class ProtectionApi(Protocol):
         """Compare both sides and send the differences; the item keeps its state meanwhile."""
         ...
 
+    async def change_policy(
+        self,
+        *,
+        vm: str,
+        interval_s: float | None = None,
+        app_consistent_every_s: float | None = None,
+        history_hours: int | None = None,
+    ) -> Job:
+        """Change the policy of a VM while it replicates; None keeps a value.
+
+        Args:
+            vm: the VM.
+            interval_s: seconds between two delta cycles.
+            app_consistent_every_s: seconds between two application-consistent points; 0 for none.
+            history_hours: hours for which recovery points are kept.
+
+        Raises:
+            RigError: ``InvalidPolicy``; ``BadRequest`` if there is no value.
+        """
+        ...
+
+    async def update_vm_properties(
+        self, *, vm: str, recovery_vm_name: str | None = None, test_vm_name: str | None = None
+    ) -> Job:
+        """Choose the names of the VMs that a failover and a test failover make; None keeps a name.
+
+        The job succeeds with the warning ``VmNameUnavailable`` if another VM has a name; a failover then modifies it.
+
+        Args:
+            vm: the VM.
+            recovery_vm_name: the name of the recovered VM; an empty text for that of the source VM.
+            test_vm_name: the name of the test VM; an empty text for that of the recovered VM with ``-test``.
+
+        Raises:
+            RigError: ``InvalidName``; ``BadRequest`` if there is no value.
+        """
+        ...
+
+    async def pause_replication(self, *, vm: str) -> Job:
+        """Stop the cycles of a VM, and count none as missed; tracking continues, so the log grows up to its limit."""
+        ...
+
+    async def resume_replication(self, *, vm: str) -> Job:
+        """Continue the cycles of a paused VM with a cycle at once."""
+        ...
+
+
+class VerificationApi(Protocol):
+    """The comparison of both sides of a VM."""
+
+    async def verify(self, *, vm: str) -> Verification:
+        """Compare both sides at one position, while replication runs; the result is an event, and a difference a resync due.
+
+        Raises:
+            RigError: ``VmBusy`` if the VM is being verified; ``Interrupted`` if another operation stopped it.
+        """
+        ...
+
+    async def stop_verification(self, *, vm: str) -> None:
+        """Stop a verification; no-op if there is none."""
+        ...
+
 
 class PointApi(Protocol):
     """The operations on recovery points."""
@@ -254,6 +337,25 @@ class PointApi(Protocol):
 
         Raises:
             RigError: ``InvalidName`` unless ``name`` has 1 to 100 printable characters and can select the point.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def pin_point(self, *, vm: str, point: str, pinned: bool) -> RecoveryPoint:
+        """Pin a point, so that retention keeps it, or unpin it; a commit and the end of protection delete it all the same.
+
+        Raises:
+            RigError: ``NoSuchPoint``, ``AmbiguousId``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def delete_point(self, *, vm: str, point: str) -> RecoveryPoint:
+        """Delete a point; states at other positions stay readable until retention needs them no more.
+
+        Raises:
+            RigError: ``NoSuchPoint``, ``AmbiguousId``, ``JobInProgress``; ``RecoveryInUse`` if it is open; ``InvalidState``
+                if it is pinned or the newest one.
         """
         ...
 
@@ -384,7 +486,69 @@ class StatusApi(Protocol):
         ...
 
 
-class VaultApi(VmApi, ProtectionApi, PointApi, MountApi, FailoverApi, StatusApi, Protocol):
+class BandwidthApi(Protocol):
+    """The operations on the bandwidth limit of the site's host."""
+
+    @deadline(ASKING_S)
+    async def bandwidth(self) -> BandwidthLimit | None:
+        """Return the limit of the uploads of the site's host; None if there is none."""
+        ...
+
+    async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
+        """Limit the uploads of the site's host, at once and for good; None for no limit.
+
+        Raises:
+            RigError: ``InvalidLimit``.
+        """
+        ...
+
+
+class HealthApi(Protocol):
+    """The operations on the health of protected items."""
+
+    @deadline(ANSWER_S)
+    async def resolve_health_errors(self, *, vm: str, code: str) -> list[HealthError]:
+        """Acknowledge the reasons with this code, or of this ``errorId``: they are hidden until they end and occur again.
+
+        Returns:
+            The acknowledged reasons.
+
+        Raises:
+            RigError: ``VmNotFound``; ``HealthErrorNotFound``, which names the reasons that there are.
+        """
+        ...
+
+
+class JobApi(Protocol):
+    """The operations on jobs."""
+
+    async def cancel_job(self, *, name: str) -> Job:
+        """Cancel a job, and return it when it has ended; the VM is left in the state of a failed job.
+
+        Args:
+            name: the job's name, or the beginning of it.
+
+        Raises:
+            RigError: ``JobNotFound``, ``AmbiguousId``; ``InvalidState`` if it has ended, or is in a task that must be
+                completed (its ``allowedActions`` are empty).
+        """
+        ...
+
+
+class VaultApi(
+    VmApi,
+    ProtectionApi,
+    VerificationApi,
+    PointApi,
+    MountApi,
+    FailoverApi,
+    StatusApi,
+    BandwidthApi,
+    HealthApi,
+    JobApi,
+    KeyApi,
+    Protocol,
+):
     """All operations of the vault.
 
     An operation that starts a job returns the job at once; poll :meth:`job` until its ``endTime`` is set.

@@ -21,6 +21,7 @@ WAIT_S_BY_CODE = {
     "RecoverySideBehind": 120.0,
     "AwaitingApply": 120.0,
     "DescriptorsExhausted": 10.0,
+    "BandwidthLimited": 3600.0,
     Code.PartMissing: 30.0,
 }
 

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
+from siterig.azure_emu.vault.context import vm_names
 from siterig.azure_emu.vault.context.applied_lag import AppliedLag
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.db.schema import CycleRow, HealthErrorRow, ItemRow
 from siterig.azure_emu.vault.model.api import Health, HealthError, ProtectedItem
-from siterig.azure_emu.vault.monitoring import damage
+from siterig.azure_emu.vault.monitoring import acknowledged, automatic_resync, damage
+from siterig.azure_emu.vault.monitoring.hyperv_state import hyperv_state
 from siterig.azure_emu.vault.points import points
-from siterig.blockfs.core.clock import rfc3339_or_none
+from siterig.blockfs.core.clock import rfc3339, rfc3339_or_none
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 
@@ -32,6 +34,8 @@ CYCLES_MIN = 5
 # Only in these states does the agent replicate cycle by cycle, so only in them can it miss one.
 _CYCLING = {ProtectionState.PROTECTED, ProtectionState.PLANNED_FAILED, ProtectionState.UNPLANNED_FAILED}
 
+PAUSED = "ReplicationPaused"
+"""The code of the reason for which a paused item is not healthy (the service's 67502)."""
 _REPLICATION = "replication"
 WATCH = "watch:"
 """Prefix of the sources that only :mod:`siterig.azure_emu.vault.monitoring.standstill` writes."""
@@ -76,6 +80,8 @@ def set_error(
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.source == source)
     row = session.scalars(query).one_or_none()
     news = row is None or (row.code, row.recoverable) != (code, recoverable)
+    if news:
+        acknowledged.forget(session, vm, source)
     if row is None:
         row = HealthErrorRow(vm=vm, source=source)
         session.add(row)
@@ -89,6 +95,7 @@ def clear_errors(session: Session, vm: str, source: str | None = _REPLICATION) -
     of_source = HealthErrorRow.source.not_like(f"{WATCH}%") if source is None else HealthErrorRow.source == source
     rows = session.scalars(query.where(of_source)).all()
     for row in rows:
+        acknowledged.forget(session, vm, row.source)
         session.delete(row)
     return bool(rows)
 
@@ -129,12 +136,20 @@ def _missed_ratio(session: Session, item: ItemRow, elapsed_ns: int) -> float:
 def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthError]:
     """Return the errors that follow from the item's figures and from the damage of its disks."""
     found: list[tuple[str, str]] = []
+    lasting: list[tuple[str, str]] = []
+    ids: dict[str, str] = {Code.ResynchronizationRequired: f"resync:{item.resync_reason}"}
     damaged = damage.of_vm(session, item.vm)
     if item.resync_reason is not None:
         found.append(
             (Code.ResynchronizationRequired, f"VM {item.vm!r} is marked for resynchronization: {item.resync_reason}")
         )
-    if is_cycling(item):
+    if item.resync_reason is not None and (job := automatic_resync.failure(session, item.vm)) is not None:
+        why = f"{job.errors[-1].message} ({job.errors[-1].code})" if job.errors else "no reason given"
+        lasting.append((Code.AutomaticResyncFailed, f"the automatic resync of VM {item.vm!r} failed: {why}"))
+    if item.paused_ns is not None:
+        since = rfc3339(item.paused_ns)
+        found.append((PAUSED, f"replication is paused since {since}; siterig resume {item.vm} continues it"))
+    elif is_cycling(item):
         missed = _missed_ratio(session, item, elapsed_ns)
         if missed >= MISSED_RATIO_WARNING:
             text = f"{missed:.0%} of the replication cycles of the last hour were missed (limit {MISSED_RATIO_WARNING:.0%})"
@@ -143,11 +158,24 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
         if rpo_s is not None and rpo_s > UNSENT_S_MAX:
             found.append(("LogUnsent", f"the log has been unsent for {rpo_s:.0f} s (limit {UNSENT_S_MAX:.0f} s)"))
     return [
-        HealthError(errorCode=code, summaryMessage=text, recoverable=True, attempt=0, next_try_time=None)
-        for code, text in found
+        HealthError(
+            errorCode=code,
+            errorId=ids.get(code, code),
+            summaryMessage=text,
+            recoverable=recoverable,
+            attempt=0,
+            next_try_time=None,
+        )
+        for recoverable, rows in ((False, lasting), (True, found))
+        for code, text in rows
     ] + [
         HealthError(
-            errorCode=damage.CODE, summaryMessage=each.text, recoverable=not each.critical, attempt=0, next_try_time=None
+            errorCode=damage.CODE,
+            errorId=f"damage:{each.disk}",
+            summaryMessage=each.text,
+            recoverable=not each.critical,
+            attempt=0,
+            next_try_time=None,
         )
         for each in damaged
     ]
@@ -186,6 +214,22 @@ def rpo(item: ItemRow, elapsed_ns: int) -> float | None:
     return max(0.0, (elapsed_ns - item.sent_elapsed_ns) / SECOND_NS)
 
 
+def reasons(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthError]:
+    """Return the reported and the derived reasons for which an item is not healthy, also the acknowledged ones."""
+    reported = [
+        HealthError(
+            errorCode=row.code,
+            errorId=row.source,
+            summaryMessage=row.message,
+            recoverable=row.recoverable,
+            attempt=row.attempt,
+            next_try_time=rfc3339_or_none(row.next_try_ns),
+        )
+        for row in item.health_errors
+    ]
+    return [*reported, *_derived(session, item, elapsed_ns)]
+
+
 def describe(
     session: Session,
     item: ItemRow,
@@ -205,24 +249,20 @@ def describe(
         unwritable: the reason for which the vault cannot record reports about the item, if it cannot.
         observed: other errors of the item that are not recorded.
     """
-    reported = [
-        HealthError(
-            errorCode=row.code,
-            summaryMessage=row.message,
-            recoverable=row.recoverable,
-            attempt=row.attempt,
-            next_try_time=rfc3339_or_none(row.next_try_ns),
-        )
-        for row in item.health_errors
-    ]
-    errors = [*reported, *_derived(session, item, elapsed_ns), *observed]
+    errors = [*reasons(session, item, elapsed_ns), *observed]
     if unwritable is not None:
         errors.insert(
             0,
             HealthError(
-                errorCode=unwritable.code, summaryMessage=unwritable.message, recoverable=True, attempt=1, next_try_time=None
+                errorCode=unwritable.code,
+                errorId="vault",
+                summaryMessage=unwritable.message,
+                recoverable=True,
+                attempt=1,
+                next_try_time=None,
             ),
         )
+    errors, hidden = acknowledged.split(session, item.vm, errors)
     health: Health = "Normal"
     if any(not error.recoverable for error in errors):
         health = "Critical"
@@ -233,15 +273,22 @@ def describe(
     return ProtectedItem(
         name=item.vm,
         policy_interval_s=item.interval_s,
+        app_consistent_every_s=item.app_consistent_every_s,
         recoveryPointHistoryDuration=item.history_hours,
         protectionState=item.protection_state,
         testFailoverState=item.test_failover_state,
         replicationHealth=health,
         healthErrors=errors,
+        acknowledged_errors=hidden,
         lastRpoInSeconds=rpo(item, elapsed_ns),
         applied_lag_s=applied_lag(item),
         newest_point_age_s=newest_point_age(session, item, elapsed_ns),
+        recovery_vm_name=vm_names.current(session, item, "Recovered"),
+        test_vm_name=vm_names.current(session, item, "TestFailover"),
+        pinned_points=len(points.pinned(session, item.vm)),
         unapplied_bytes=lag.waiting_bytes([disk.disk_id for disk in item.disks]),
         activeLocation="Recovery" if item.active_location == "Recovery" else "Primary",
         resynchronizationRequired=item.resync_reason,
+        replication_state=hyperv_state(session, item, critical=health == "Critical"),
+        paused_since=rfc3339_or_none(item.paused_ns),
     )

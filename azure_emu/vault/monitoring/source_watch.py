@@ -7,6 +7,8 @@ at once.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -15,6 +17,7 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.model.api import HealthError
+from siterig.azure_emu.vault.monitoring import acknowledged
 from siterig.blockfs.contracts.control import SourceUse
 from siterig.blockfs.core.errors import RigError
 
@@ -57,10 +60,12 @@ class SourceWatch:
         """Ask the site about every VM that is failed over."""
         failed_over = await self._context.database.transact(_failed_over)
         self._used = {vm: used for vm, used in self._used.items() if vm in failed_over}
+        unknown = set()
         for vm, after in failed_over.items():
             try:
                 uses = await self._context.site.source_use(vm=vm, after=after)
             except RigError:
+                unknown.add(vm)
                 continue  # the site is lost, or has no such VM: keep the last answer
             used = [use for use in uses if use.written_bytes != 0 or use.open_handles]
             if used and vm not in self._used:
@@ -69,6 +74,10 @@ class SourceWatch:
                 self._used[vm] = used
             else:
                 self._used.pop(vm, None)
+        with suppress(RigError):  # the host's disk is full: the next round tries again
+            await self._context.database.transact(
+                lambda session: acknowledged.forget_source_use(session, {*self._used, *unknown})
+            )
 
     def health_errors(self, vm: str) -> list[HealthError]:
         """Return the warning of an item whose disks at the site are in use or were written to; else an empty list."""
@@ -78,7 +87,16 @@ class SourceWatch:
         text = f"VM {vm!r} was failed over, but {describe(used)}; a failback replaces this, and keeps the old disks as files"
         if any(use.open_handles for use in used):
             text += "; it is refused while a disk is open"
-        return [HealthError(errorCode=CODE, summaryMessage=text, recoverable=True, attempt=0, next_try_time=None)]
+        return [
+            HealthError(
+                errorCode=CODE,
+                errorId=acknowledged.SOURCE_USE,
+                summaryMessage=text,
+                recoverable=True,
+                attempt=0,
+                next_try_time=None,
+            )
+        ]
 
     async def _record(self, vm: str, used: list[SourceUse]) -> None:
         text = f"VM {vm!r} was failed over, but {describe(used)}"

@@ -22,7 +22,7 @@ from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow
 from siterig.azure_emu.vault.model import bounds
-from siterig.azure_emu.vault.monitoring import health
+from siterig.azure_emu.vault.monitoring import acknowledged, health
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.clock_reading import SECOND_NS
@@ -135,6 +135,11 @@ class StandstillWatch:
                 self._event(session, item.vm, row.code, "OK", f"this has ended: {row.message}")
                 health.clear_errors(session, item.vm, source)
                 changed.append(item.vm)
+        session.flush()
+        for vm in acknowledged.vms(session):
+            item = session.get_one(ItemRow, vm)
+            session.expire(item, ["health_errors"])
+            acknowledged.forget_ended(session, vm, health.reasons(session, item, elapsed_ns))
         return changed
 
     def _now_s(self) -> float:
@@ -206,9 +211,12 @@ class StandstillWatch:
         elif lag.unapplied_s(item.vm) >= bounds.APPLIED_BEHIND_S:
             text = f"{what}; the applied state of VM {item.vm!r} is over {bounds.APPLIED_BEHIND_S:g} s behind"
             yield Standstill("stalled", "AppliedStateBehind", text)
+        if item.paused_ns is not None:
+            return
         bound_s = bounds.point_s(item.interval_s)
         age_s = health.newest_point_age(session, item, elapsed_ns) or 0.0
-        if min(age_s, self._now_s() - self._began_s) >= bound_s:  # a rig that was down made no points
+        cycling_s = (elapsed_ns - (item.protected_since_elapsed_ns or 0)) / SECOND_NS  # no cycle ran before
+        if min(age_s, cycling_s, self._now_s() - self._began_s) >= bound_s:  # a rig that was down made no points
             text = f"VM {item.vm!r} has had no new recovery point for over {bound_s:g} s (interval {item.interval_s:g} s)"
             yield Standstill("points", "NoRecentRecoveryPoint", text)
 

@@ -12,8 +12,7 @@ from siterig.azure_emu.vault.jobs import engine
 from siterig.azure_emu.vault.model.api import Event, Job, ManagedDisk, ProtectedItem, StatusApi
 from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
-from siterig.blockfs.core import short_ids
-from siterig.blockfs.core.errors import Code, RigError
+from siterig.azure_emu.vault.operations.jobs import find_job
 from siterig.blockfs.core.progress import VmProgress
 
 
@@ -63,11 +62,7 @@ class VaultStatus(StatusApi):
 
     async def job(self, *, name: str) -> Job:
         def look(session: Session) -> Job:
-            known = short_ids.find("job", name, session.scalars(select(JobRow.name)))
-            row = session.scalars(select(JobRow).where(JobRow.name == known)).one_or_none()
-            if row is None:
-                raise RigError(Code.JobNotFound, f"there is no job {name!r}; see the list of jobs for their names")
-            return self._job_to_wire(row)
+            return self._job_to_wire(find_job(session, name))
 
         return await self._context.database.transact(look)
 
@@ -75,4 +70,4 @@ class VaultStatus(StatusApi):
         return await self._context.database.transact(events.list_events)
 
     def _job_to_wire(self, row: JobRow) -> Job:
-        return engine.to_wire(row, self._engine.waiting_for(row.name))
+        return engine.to_wire(row, self._engine.waiting_for(row.name), cancellable=self._engine.is_cancellable(row.name))

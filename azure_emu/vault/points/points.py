@@ -9,7 +9,7 @@ from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context import rig_clock
-from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow, PointRow, TagSeenRow
+from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow, MountRow, PointRow, TagSeenRow
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.points.retention import PointFacts
 from siterig.azure_emu.vault.points.selectors import LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_PROCESSED, WORDS, parse
@@ -21,13 +21,21 @@ from siterig.blockfs.transfer.part_name import SYNC_END, Watermark
 
 _IDS_IN_QUERY = 500
 
-_COLUMNS = (PointRow.tag_id, PointRow.kind, PointRow.name, PointRow.position, PointRow.time_ns, PointRow.downgraded_because)
-_Facts = tuple[str, str, str, int, int, str | None]
+_COLUMNS = (
+    PointRow.tag_id,
+    PointRow.kind,
+    PointRow.name,
+    PointRow.position,
+    PointRow.time_ns,
+    PointRow.downgraded_because,
+    PointRow.pinned,
+)
+_Facts = tuple[str, str, str, int, int, str | None, bool]
 """The values of :data:`_COLUMNS`."""
 
 
 def _wire(facts: _Facts) -> RecoveryPoint:
-    tag_id, kind, name, position, time_ns, downgraded_because = facts
+    tag_id, kind, name, position, time_ns, downgraded_because, pinned = facts
     return RecoveryPoint(
         id=tag_id,
         name=name,
@@ -36,15 +44,16 @@ def _wire(facts: _Facts) -> RecoveryPoint:
         position=position,
         time_ns=time_ns,
         downgraded_because=downgraded_because,
+        pinned=pinned,
     )
 
 
 def to_wire(row: PointRow) -> RecoveryPoint:
     """Return the point in the form of the API."""
-    return _wire((row.tag_id, row.kind, row.name, row.position, row.time_ns, row.downgraded_because))
+    return _wire((row.tag_id, row.kind, row.name, row.position, row.time_ns, row.downgraded_because, row.pinned))
 
 
-def _newest_first(vm: str) -> Select[str, str, str, int, int, str | None]:
+def _newest_first(vm: str) -> Select[str, str, str, int, int, str | None, bool]:
     return select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc())
 
 
@@ -87,6 +96,19 @@ def facts(session: Session, vm: str) -> list[PointFacts]:
         PointFacts(id=tag_id, position=position, elapsed_ns=elapsed_ns, app_consistent=kind == "ApplicationConsistent")
         for tag_id, position, elapsed_ns, kind in rows
     ]
+
+
+def pinned(session: Session, vm: str) -> list[str]:
+    """Return the ids of the points of a VM that a user pinned."""
+    return list(session.scalars(select(PointRow.tag_id).where(PointRow.vm == vm, PointRow.pinned, PointRow.available)))
+
+
+def in_use(session: Session, vm: str) -> dict[str, str]:
+    """Return the ids of the points that are open, each with its use."""
+    mounted = session.execute(select(MountRow.point_id, MountRow.name).where(MountRow.vm == vm))
+    in_vms = session.execute(select(AzureVmRow.point_id, AzureVmRow.name).where(AzureVmRow.owner == vm))
+    found = {point_id: f"it is mounted as {name!r}" for point_id, name in mounted if point_id is not None}
+    return found | {point_id: f"VM {name!r} lies over it" for point_id, name in in_vms if point_id is not None}
 
 
 def find_available(session: Session, tag_id: str) -> PointRow | None:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
-from siterig.azure_emu.vault.db.schema import AzureVmRow, ItemRow, MountRow
+from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.jobs import engine
 from siterig.azure_emu.vault.points import points
 from siterig.azure_emu.vault.points.retention import Policy, expired
@@ -74,10 +74,8 @@ class RetentionWorker:
         # While a job runs it may have selected a point; after a commit there is nothing to prune.
         if item is None or item.active_location != PRIMARY or engine.open_job(session, vm) is not None:
             return {}
-        mounted = session.scalars(select(MountRow.point_id).where(MountRow.vm == vm))
-        in_vms = session.scalars(select(AzureVmRow.point_id).where(AzureVmRow.owner == vm))
-        in_use = {point_id for point_id in (*mounted, *in_vms) if point_id is not None}
-        ids = expired(points.facts(session, vm), Policy(item.history_hours), in_use)
+        kept = {*points.in_use(session, vm), *points.pinned(session, vm)}
+        ids = expired(points.facts(session, vm), Policy(item.history_hours), kept)
         if ids:
             points.prune(session, vm, ids)
             self._record_pruning(session, item, len(ids))

@@ -32,6 +32,8 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example("siterig failback web01"))(failback)
     app.command(epilog=example("siterig reprotect web01"))(reprotect)
     app.command(epilog=example("siterig resync web01"))(resync)
+    app.command(epilog=example("siterig pause web01"))(pause)
+    app.command(epilog=example("siterig resume web01"))(resume)
 
 
 async def run_job(api: VaultApi, job: Job, *, as_json: bool) -> int:
@@ -119,3 +121,13 @@ def reprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:
 def resync(folder: Dir, vm: VmName, as_json: Json = False) -> None:
     """Compare both sides and send the chunks that differ."""
     _operate(folder, lambda api: api.resync(vm=vm), as_json=as_json)
+
+
+def pause(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Pause replication of a VM, for maintenance: no cycle runs, and none is missed, until siterig resume."""
+    _operate(folder, lambda api: api.pause_replication(vm=vm), as_json=as_json)
+
+
+def resume(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Resume replication of a paused VM, with a cycle at once."""
+    _operate(folder, lambda api: api.resume_replication(vm=vm), as_json=as_json)

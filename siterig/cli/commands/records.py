@@ -16,6 +16,9 @@ def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command(epilog=example("siterig jobs --json"))(jobs)
     app.command(epilog=example("siterig events"))(events)
+    job = typer.Typer(no_args_is_help=True)
+    job.command("cancel", epilog=example("siterig job cancel 3f2a9c41"))(cancel)
+    app.add_typer(job, name="job", help="Cancel a job.", epilog=example("siterig job cancel 3f2a9c41"))
 
 
 def jobs(
@@ -48,6 +51,26 @@ def jobs(
         output.print_table(("task", "name", "state", "start", "end"), tasks, empty="no tasks")
         for error in job.errors:
             output.line(f"{error.message} ({error.code})")
+
+    exit_status.run(work)
+
+
+def cancel(
+    folder: Dir,
+    name: Annotated[
+        str,
+        typer.Argument(metavar="JOB", help="Name of the job, or its beginning.", autocompletion=completion.cancellable_jobs),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Cancel a job, and return when it has ended; the VM is left as by a failed job, and the operation can be repeated."""
+
+    async def work() -> None:
+        job = await vault(folder).cancel_job(name=name)
+        if as_json:
+            output.print_json({"job": job})
+        else:
+            output.line(f"{job.friendlyName} {job.targetObjectName}: ", (job.state, style_of(job.state)))
 
     exit_status.run(work)
 

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from siterig.azure_emu.vault.model.resync_window import OFFICIAL_WINDOW, OPTION, ResyncWindow
 from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, STORE_SHARE_MAX, WhenFull
+from siterig.blockfs.contracts.upload_limits import PER_HOST, PER_VM
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import exit_status, fault_director, light_commands, output, rig_status
@@ -25,7 +27,7 @@ from siterig.cli.commands.options import (
     seed_option,
 )
 from siterig.cli.light_commands import running
-from siterig.core import limits
+from siterig.core import limits, upload_options
 from siterig.core.paths import Layout
 
 WATCH_S = 1.0
@@ -98,6 +100,23 @@ def up(
             help="Maximum size of the old data of a snapshot, as a share of the disk.",
         ),
     ] = str(STORE_SHARE_MAX),
+    resync_window: Annotated[
+        str,
+        typer.Option(
+            OPTION,
+            metavar="HH:MM-HH:MM|never",
+            help="Hours of the day in which a resync that is due begins by itself.",
+        ),
+    ] = OFFICIAL_WINDOW,
+    uploads_per_host: Annotated[
+        str,
+        typer.Option(
+            upload_options.PER_HOST_OPTION, metavar="N", help="Uploads in flight of all VMs, to the storage account."
+        ),
+    ] = str(PER_HOST),
+    uploads_per_vm: Annotated[
+        str, typer.Option(upload_options.PER_VM_OPTION, metavar="N", help="Uploads in flight of each VM.")
+    ] = str(PER_VM),
     faults: Annotated[
         Path | None,
         typer.Option("--faults", metavar="FILE", help="Arm the rules of this TOML file when every role is ready."),
@@ -118,6 +137,9 @@ def up(
         layout = Layout.of(folder)
         limit_words = zip(limits.OPTIONS, (log_share_max, when_log_full, snapshot_share_max), strict=True)
         allowed = limits.Limits.parse(dict(limit_words))
+        window = ResyncWindow.parse(resync_window)
+        upload_values = zip(upload_options.OPTIONS, (uploads_per_host, uploads_per_vm), strict=True)
+        uploads = upload_options.parse_upload_limits(dict(upload_values))
         fuse_options = fuse_options_of(fuse_threads, fuse_queue, portable=portable_fuse)
         if faults is None and seed is not None:
             raise RigError(Code.BadRequest, f"--seed {seed}: is the seed of fault rules; name their file with --faults")
@@ -132,6 +154,8 @@ def up(
             quick_retries=quick_retries,
             fuse_options=fuse_options,
             limits=allowed,
+            resync_window=window,
+            uploads=uploads,
             announce=announce,
         )
         armed = None

@@ -16,6 +16,9 @@ from siterig.cli.power import PowerTarget
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc import directory
 
+CREDENTIALS_CHARACTERS_MAX = 1 << 18
+"""A vault credentials file that is longer is no such file."""
+
 RoleName = Annotated[
     str,
     typer.Argument(
@@ -52,7 +55,13 @@ def register(app: typer.Typer) -> None:
     site = typer.Typer(no_args_is_help=True)
     site.command("lose", epilog=example("siterig site lose"))(lose)
     site.command("restore", epilog=example("siterig site restore"))(restore)
-    app.add_typer(site, name="site", help="Lose a site, and restore it.", epilog=example("siterig site lose"))
+    site.command("register", epilog=example("siterig site register site.VaultCredentials"))(register_host)
+    app.add_typer(
+        site,
+        name="site",
+        help="Lose a site, and restore it; register its host with the vault.",
+        epilog=example("siterig site lose"),
+    )
 
 
 async def _supervisor(folder: Path) -> SupervisorControl:
@@ -162,5 +171,32 @@ def restore(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) 
         if director is not None and any(rule.name == name for rule in (await director.list_faults()).rules):
             await director.remove_fault(name=name)
         _print(await sites.restore(supervisor, site), as_json=as_json)
+
+    exit_status.run(work)
+
+
+def register_host(
+    folder: Dir,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A vault credentials file.")],
+    as_json: Json = False,
+) -> None:
+    """Register the host of the site with the vault, by a vault credentials file."""
+
+    async def work() -> None:
+        from siterig.blockfs.files.os_errors import reason
+
+        setup = directory.host_setup(running(folder))
+        try:
+            with file.open(encoding="utf-8") as opened:
+                text = opened.read(CREDENTIALS_CHARACTERS_MAX)
+        except OSError as error:
+            raise RigError(Code.BadCredentialsFile, f"a vault credentials file cannot be read: {reason(error)}") from error
+        except UnicodeDecodeError as error:
+            raise RigError(Code.BadCredentialsFile, f"{file} is no vault credentials file: it is no text") from error
+        host = await setup.register(credentials=text)
+        if as_json:
+            output.print_json({"host": host})
+        else:
+            output.line(f"the host {host} is registered with the vault")
 
     exit_status.run(work)

@@ -38,8 +38,9 @@ def register(app: typer.Typer) -> None:
     vm.command("create", epilog=example("siterig vm create web01 --disk os:1GiB:ext4 --disk data:1GiB:xfs"))(create)
     vm.command("list", epilog=example("siterig vm list --json"))(list_vms)
     vm.command("rename", epilog=example("siterig vm rename web01 web02"))(rename)
+    vm.command("update", epilog=example("siterig vm update web01 --recovery-name web01-dr"))(update)
     vm.command("delete", epilog=example("siterig vm delete web01"))(delete)
-    app.add_typer(vm, name="vm", help="Create, list, rename and delete VMs.", epilog=example("siterig vm list"))
+    app.add_typer(vm, name="vm", help="Create, list, rename, update and delete VMs.", epilog=example("siterig vm list"))
     app.command(epilog=example("siterig protect web01 --interval 300"))(protect)
     app.command(epilog=example("siterig unprotect web01"))(unprotect)
     app.command(epilog=example("siterig points web01"))(points)
@@ -249,6 +250,38 @@ def rename(
     raise typer.Exit(exit_status.run(work))
 
 
+def update(
+    folder: Dir,
+    vm: VmName,
+    *,
+    recovery_name: Annotated[
+        str | None,
+        typer.Option(
+            "--recovery-name", metavar="NAME", help='Name of the VM that a failover makes; "" for that of the source VM.'
+        ),
+    ] = None,
+    test_name: Annotated[
+        str | None,
+        typer.Option(
+            "--test-name", metavar="NAME", help='Name of the VM of a test failover; "" for the recovery name and -test.'
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose the names of the VMs that failovers of a protected VM make; what is not given stays as it is."""
+
+    from siterig.cli.commands.operations import run_job
+
+    async def work() -> int:
+        if recovery_name is None and test_name is None:
+            raise RigError(Code.BadRequest, "no option; allowed: --recovery-name, --test-name")
+        api = vault(folder)
+        job = await api.update_vm_properties(vm=vm, recovery_vm_name=recovery_name, test_vm_name=test_name)
+        return await run_job(api, job, as_json=as_json)
+
+    raise typer.Exit(exit_status.run(work))
+
+
 def delete(
     folder: Dir,
     vm: VmName,
@@ -295,6 +328,9 @@ def points(
         else:
             columns = ["id", "type", "time", "position", "name"]
             rows: list[list[object]] = [[p.id, p.type, p.time, p.position, p.name] for p in found]
+            if any(p.pinned for p in found):
+                columns.append("pinned")
+                rows = [[*row, "yes" if p.pinned else ""] for row, p in zip(rows, found, strict=True)]
             if any(p.downgraded_because for p in found):
                 columns.append("not application-consistent because")
                 rows = [[*row, p.downgraded_because or ""] for row, p in zip(rows, found, strict=True)]

@@ -16,6 +16,7 @@ from siterig.director.links.blob_injector import BLOB_LINKS, BlobInjector, BlobR
 from siterig.director.links.entries import LinkEntries
 from siterig.director.links.link_injector import LinkInjector
 from siterig.net.blob_proxy import BlobProxy, BlobService
+from siterig.rpc.trust import storage_server_tls, storage_tls
 from siterig.scenarios.faults.schedule import FaultSchedule
 
 DELETION_S = 10.0
@@ -32,7 +33,7 @@ def link_injectors(layout: Layout, schedule: FaultSchedule, *, clock: Clock = SY
         clock: measures delays and rates.
     """
     entries = LinkEntries(layout, clock=clock)
-    blobs = BlobInjector(schedule, entries, _ContainerDeletion(layout, clock.real).delete, clock=clock)
+    blobs = BlobInjector(schedule, entries, _ContainerDeletion(layout, clock).delete, clock=clock)
     for link in BLOB_LINKS:
         entries.serve_blobs(link, _BlobLink(layout, BlobRules(blobs, link.partition("-")[0]), clock).serve)
     return [LinkInjector(schedule, entries, clock=clock), blobs]
@@ -47,7 +48,8 @@ class _BlobLink:
 
     async def serve(self, stream: trio.SocketStream) -> None:
         if self._proxy is None and (service := self._service()) is not None:
-            self._proxy = BlobProxy(service, self._rules, clock=self._clock)
+            tls = storage_server_tls(self._layout, self._clock)
+            self._proxy = BlobProxy(service, self._rules, tls=tls, clock=self._clock)
         if self._proxy is None:
             stream.socket.close()
         else:
@@ -60,7 +62,7 @@ class _BlobLink:
             _log.warning("blob_service_unknown", code=error.code, reason=error.message)
             return None
         url = next(field.partition("=")[2] for field in fields if field.startswith("BlobEndpoint="))
-        return BlobService.parse(url)
+        return BlobService.parse(url, tls=storage_tls(self._layout, self._clock))
 
 
 class _ContainerDeletion:
@@ -75,9 +77,10 @@ class _ContainerDeletion:
 
         if not fnmatchcase(CONTAINER, pattern):
             return []
-        account = BlobCacheAccount(connection_string(self._layout.azurite, self._layout.keys))
+        text, tls = connection_string(self._layout.azurite, self._layout.keys), storage_tls(self._layout, self._clock)
+        account = BlobCacheAccount(text, tls=tls)
         try:
-            with self._clock.move_on_after(DELETION_S) as limit:
+            with self._clock.real.move_on_after(DELETION_S) as limit:
                 await account.delete_container()
         finally:
             account.close()

@@ -169,7 +169,8 @@ class Rig:
         self._start(None)
 
     def _start(self, waits: Waits | None) -> None:
-        self.service = RecoveryService(Applier(self.disks, self.cache, self.vault, waits), self.cache)
+        self.applier = Applier(self.disks, self.cache, self.vault, waits)
+        self.service = RecoveryService(self.applier, self.cache)
 
     def log(self, name: str) -> Packed:
         """Write to the disk, tag it, and return the part that its log makes."""

@@ -15,8 +15,10 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
 from siterig.azure_emu.vault.db.schema import JobRow
 from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resync_window import ResyncWindow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import (
     CutInfo,
     DiskInfo,
@@ -29,10 +31,12 @@ from siterig.blockfs.contracts.control import (
     TagKind,
 )
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.sides.provider import Provider
+from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 from tests.support import clocks
 
@@ -57,6 +61,8 @@ class World:
         self.downgrading: str | None = None  # the reason why no point is application-consistent
         self.apply = True  # the applier works without a command
         self.vault: Vault | None = None
+        self.verification: Verification | None = None
+        self.limited: list[bool] = []  # the orders of resyncs
         self.retained: dict[str, int] = {}
         self.asked_again: list[tuple[str, list[str]]] = []
         self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if missing
@@ -64,6 +70,7 @@ class World:
         self.written_bytes: dict[str, int | None] = {}  # disk -> bytes written at the site after a failover
         self.asked_after: list[int] = []
         self.coming: list[DownloadedDisk] = []  # the disks of the last check of a failback
+        self.bandwidth: BandwidthLimit | None = None
         self.mounted_points: dict[tuple[str, str], MountedPointInfo] = {}
 
     @property
@@ -217,13 +224,25 @@ class FakeProvider(Provider):
         if self.world.apply:
             await self.world.synced(vm)
 
-    async def resync(self, *, vm: str) -> None:
+    async def resync(self, *, vm: str, limited: bool = False) -> None:
         await self.world.called("site.resync")
+        self.world.limited.append(limited)
         disks = self.world.site[vm]
         for name, disk in disks.items():
             disks[name] = disk.model_copy(update={"generation": disk.generation + 1})
         if self.world.apply:
             await self.world.synced(vm)
+
+    async def verify(self, *, vm: str) -> Verification:
+        await self.world.called("site.verify")
+        assert self.world.verification is not None
+        return self.world.verification
+
+    async def stop_verification(self, *, vm: str) -> None:
+        await self.world.called("site.stop_verification")
+
+    async def stop_copy(self, *, vm: str) -> None:
+        await self.world.called("site.stop_copy")
 
     async def send_again(self, *, vm: str, parts: list[str]) -> None:
         await self.world.called("site.send_again")
@@ -263,6 +282,24 @@ class FakeProvider(Provider):
     async def suspend(self, *, vm: str) -> None:
         await self.world.called("site.suspend")
 
+    async def change_schedule(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> None:
+        await self.world.called(f"site.change_schedule {interval_s:g} {app_consistent_every_s}")
+        await self.world.called("site.change_schedule")
+
+    async def bandwidth(self) -> BandwidthLimit | None:
+        await self.world.called("site.bandwidth")
+        return self.world.bandwidth
+
+    async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
+        await self.world.called("site.set_bandwidth")
+        self.world.bandwidth = limit
+
+    async def pause(self, *, vm: str) -> None:
+        await self.world.called("site.pause")
+
+    async def resume(self, *, vm: str) -> None:
+        await self.world.called("site.resume")
+
     async def remove_relationship(self, *, vm: str) -> None:
         await self.world.called("site.remove_relationship")
 
@@ -271,6 +308,9 @@ class FakeProvider(Provider):
 
     async def check_shutdown(self, *, vm: str) -> None:
         await self.world.called("site.check_shutdown")
+
+    async def forget_keys(self) -> None:
+        await self.world.called("site.forget_keys")
 
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
         await self.world.called("site.source_use")
@@ -315,9 +355,25 @@ class FakeRecovery(RecoverySide):
         await self.world.apply_cached()
         return [self.world.managed[disk_id] for disk_id in disk_ids]
 
-    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+    async def checksums(
+        self,
+        *,
+        disk_id: str,
+        comparison_id: str,
+        key_hex: str,
+        chunk_bytes: int,
+        spans: list[tuple[int, int]],
+        position: int | None = None,
+        generation: int | None = None,
+    ) -> ChunkTags:
         await self.world.called("recovery.checksums")
-        return ["00" * 16] * count
+        return ChunkTags(tags="")
+
+    async def end_comparison(self, *, comparison_id: str) -> None:
+        await self.world.called("recovery.end_comparison")
+
+    async def forget_keys(self) -> None:
+        await self.world.called("recovery.forget_keys")
 
     async def retain(self, *, disk_id: str, position: int) -> None:
         await self.world.called("recovery.retain")
@@ -450,17 +506,19 @@ class FakeHost:
 
 
 @asynccontextmanager
-async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
+async def running(world: World, folder: Path, *, resync_window: ResyncWindow | None = None) -> AsyncIterator[Vault]:
     """Run a vault on the database in ``folder`` during the block, and kill it at the end."""
     host: Any = FakeHost(world)
     vault = Vault(
         f"sqlite:///{folder}/vault.db",
+        keys=folder / "vault.keys",
         provider=FakeProvider(world),
         recovery=FakeRecovery(world),
         azure_host=host,
         shut_down=world.shut_down,
         check_shut_down=world.check_shut_down,
         clock=world.clock,
+        resync_window=resync_window,
     )
     world.vault = vault
     try:

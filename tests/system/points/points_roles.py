@@ -144,6 +144,7 @@ async def run_vault(layout: Layout, *, clock: Clock, health: Health, task_status
     """Run the vault like :func:`siterig.roles.vault.run`, with the differences that the module names."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
+        keys=layout.vault_keys,
         provider=directory.provider(layout),
         recovery=directory.recovery_side(layout),
         azure_host=directory.azure(layout),

@@ -13,7 +13,6 @@ from trio.testing import MockClock
 
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.replication.engine import uploader
 from tests.support.rigs.agent_rig import VM, Rig
 from tests.support.threads import without_threads
 
@@ -79,7 +78,7 @@ async def test_part_that_is_nowhere_marks_the_vm_for_resync_once(rig: Rig, autoj
         rig.write(20)
         await rig.protect(agent)
         rig.cache.blobs.clear()
-        for path in (rig.folder / "agent" / "spool").rglob("*.hrl"):
+        for path in (rig.folder / "agent" / "spool").rglob("*.sync.hrl*"):
             path.unlink()
         await trio.sleep(3600)
         assert rig.vault.resyncs == ["SyncPartLost"]
@@ -202,6 +201,7 @@ async def test_spool_stays_bounded_while_the_recovery_side_is_slow(
 ) -> None:
     monkeypatch.setattr("siterig.replication.engine.disk_copy.PART_BYTES_MAX", 8 << 10)
     monkeypatch.setattr("siterig.replication.engine.snapshots.CHUNK_BYTES", 8 << 10)
+    monkeypatch.setattr("siterig.replication.engine.uploader.SPOOLED_PARTS_MAX", 16)
     rig = Rig(tmp_path, sizes={"os": 1 << 20})
     await rig.make_vm()
     rig.write(400)
@@ -210,7 +210,7 @@ async def test_spool_stays_bounded_while_the_recovery_side_is_slow(
         await agent.create_relationship(vm=VM, interval_s=30, app_consistent_every_s=None)
         nursery.start_soon(lambda: agent.initial_replication(vm=VM))
         await trio.sleep(600)
-        assert len(list((tmp_path / "agent" / "spool").rglob("*.hrl"))) == uploader.SPOOLED_PARTS_MAX
+        assert len(list((tmp_path / "agent" / "spool").rglob("*.sync.hrl*"))) == 16
         assert (await agent.progress(vm=VM)).phase == "InitialReplication"
         rig.recovery.running = True
     rig.recovery.apply()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
-from siterig.replication.engine import disk_copy, resync, snapshots
+from siterig.replication.comparison import comparison
+from siterig.replication.engine import disk_copy, snapshots
 from tests.support.rigs.agent_rig import VM, Rig
 from tests.support.threads import without_threads
 
@@ -18,8 +19,11 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks and several parts a disk, though disks are small."""
     without_threads(monkeypatch)
     monkeypatch.setattr(snapshots, "CHUNK_BYTES", 32 << 10)
-    monkeypatch.setattr(resync, "CHUNK_BYTES", 32 << 10)
-    monkeypatch.setattr(resync, "FINE_BYTES", 8 << 10)
+    monkeypatch.setattr(comparison, "COARSE_BYTES", 32 << 10)
+    monkeypatch.setattr(comparison, "FINE_BYTES", 8 << 10)
+    monkeypatch.setattr(comparison, "WINDOW_BYTES", 64 << 10)
+    monkeypatch.setattr(comparison, "CHUNK_COST_BYTES", 8 << 10)
+    monkeypatch.setattr(disk_copy, "RECORDED_BYTES_MIN", 64 << 10)
     monkeypatch.setattr(disk_copy, "PART_BYTES_MAX", 40 << 10)
 
 

@@ -16,6 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 import siterig.scenarios.drill.drill
+from siterig.azure_emu.contracts.certificates import CertificateApi
 from siterig.azure_emu.contracts.recovery_side import Change, RecoverySide
 from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.azure_emu.storage.azurite_setup import InstalledAzurite
@@ -25,6 +26,7 @@ from siterig.bisect.states import BisectState
 from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
 from siterig.blockfs.core.waits import Wait
+from siterig.blockfs.sides.host_certificates import HostSetup
 from siterig.cli import output, rig_status
 from siterig.cli.app import program
 from siterig.cli.commands import mount
@@ -42,6 +44,7 @@ from tests.support.screens import text_of
 
 OFFICIAL = {
     "scenarioName",
+    "allowedActions",
     "friendlyName",
     "stateDescription",
     "targetObjectName",
@@ -56,6 +59,7 @@ OFFICIAL = {
     "activeLocation",
     "resynchronizationRequired",
     "errorCode",
+    "errorId",
     "summaryMessage",
     "eventCode",
     "eventType",
@@ -74,6 +78,7 @@ COMMANDS = {
     "vm list": "",
     "vm delete": "web01",
     "vm rename": "web01 web02",
+    "vm update": "web01 --recovery-name web01-dr",
     "protect": "web01",
     "unprotect": "web01",
     "points": "web01",
@@ -82,6 +87,9 @@ COMMANDS = {
     "point mount": "web01",
     "point unmount": "web01 @1",
     "point export": "web01 --to {folder}/out.img",
+    "point pin": "web01 p1",
+    "point unpin": "web01 p1",
+    "point delete": "web01 p1",
     "bisect": "web01 --good @1 --json -- true {{os}}",
     "disk list": "",
     "disk stats": "web01/os --side site",
@@ -97,8 +105,22 @@ COMMANDS = {
     "failback": "web01",
     "reprotect": "web01",
     "resync": "web01",
+    "bandwidth show": "",
+    "bandwidth set": "20MiB",
+    "policy show": "web01",
+    "policy set": "web01 --interval 30",
+    "verify": "web01",
+    "pause": "web01",
+    "resume": "web01",
     "jobs": "",
+    "job cancel": "j1",
+    "error list": "",
+    "error acknowledge": "web01 LogUnsent",
     "events": "",
+    "key list": "",
+    "key rotate": "",
+    "key revoke": "1",
+    "key restore": "1",
     "mount": "{folder}/os.img --mnt {folder}/m",
     "log show": "{log}",
     "log verify": "{log}",
@@ -131,6 +153,11 @@ COMMANDS = {
     "role list": "",
     "role restart": "agent",
     "role kill": "agent",
+    "certificate list": "",
+    "certificate rotate": "site",
+    "certificate revoke": "site --reason lost",
+    "vault credentials": "{folder}/new.VaultCredentials",
+    "site register": "{folder}/faults.toml",
     "site lose": "",
     "site restore": "",
     "completion": "bash",
@@ -173,7 +200,10 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     status = status.model_copy(
         update={"roles": [status.roles[0].model_copy(update={"name": name}) for name in ("azure", "faults")]}
     )
+    item = sample(ProtectedItem).model_copy(update={"name": "web01"})
     answers = {"list_disks": [disk], "resize_disk": disk, "managed_disks": [], "jobs": [finalize], "status": status}
+    answers["issue_credentials"] = json.dumps({"site": "site", "expires": "2026-12-05T00:00:00.000000Z"})
+    answers["items"] = [item]
     for name, protocol in {
         "vault": VaultApi,
         "site": DiskHostControl,
@@ -182,6 +212,8 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "recovery_side": RecoverySide,
         "damage_reports": DamageReports,
         "faults": FaultControl,
+        "certificates": CertificateApi,
+        "host_setup": HostSetup,
     }.items():
         monkeypatch.setattr(f"siterig.rpc.directory.{name}", lambda _layout, protocol=protocol: Canned(protocol, answers))
     monkeypatch.setattr("siterig.cli.commands.disks._until_seen", nothing)

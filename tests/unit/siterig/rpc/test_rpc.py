@@ -13,7 +13,7 @@ import trio
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import WireModel
-from siterig.rpc import client, server
+from siterig.rpc import client, server, ways
 from siterig.rpc.contract import check_socket_path
 
 
@@ -124,7 +124,7 @@ async def test_a_request_that_is_too_long_is_refused(depot: Served, monkeypatch:
 
 
 async def test_an_answer_that_is_too_long_is_not_read(depot: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "ANSWER_BYTES_MAX", 100)
+    monkeypatch.setattr(ways, "ANSWER_BYTES_MAX", 100)
     assert await depot.remote.count() == 7
     with pytest.raises(RigError, match=r"the depot answers with \d+ bytes; at most 100 are read") as caught:
         await depot.remote.store(box=Box(name="x" * 200, weights=[]))

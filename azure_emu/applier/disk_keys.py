@@ -1,0 +1,123 @@
+"""The keys of managed disks in the process of the disk host: asked for when a disk is opened, and kept in memory.
+
+The disk host opens disks in threads, and at its start on the trio thread, where it cannot ask the vault.  So the keys of all
+managed disks are asked for before it starts.
+
+Fault contract: keys are in memory only.  A vault that cannot be reached does not stop the opening of a disk whose key is
+held; a key that was revoked does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+import trio
+
+from siterig.azure_emu.disks.view import needed_key
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.transfer.data_keys import DataKeys
+from siterig.blockfs.transfer.envelope import DataKey
+
+START_S = 30.0
+"""Limit of the wait for the vault at the start, below the limit of a start; then disks without a key are broken."""
+ASK_AGAIN_S = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class DiskKeys:
+    """The keys of the managed disks in one folder."""
+
+    def __init__(self, disks: Path, vault: DataKeys, waits: Waits, clock: Clock = SYSTEM_CLOCK) -> None:
+        """Hold no key yet.
+
+        Args:
+            disks: the folder of the managed disks.
+            vault: gives out the keys.
+            waits: registers the wait for the vault.
+            clock: the time.
+        """
+        self._disks = disks
+        self._vault = vault
+        self._waits = waits
+        self._clock = clock
+        self._held: dict[str, DataKey] = {}
+        self._errors: dict[str, RigError] = {}
+        self._token: trio.lowlevel.TrioToken | None = None
+        """Set when threads may ask: at the start the trio thread waits for threads that open disks."""
+
+    async def load_all(self) -> None:
+        """Ask for the keys of all encrypted managed disks; wait a while for a vault that cannot be reached."""
+        folders = sorted(path for path in self._disks.glob("[!.]*") if path.is_dir()) if self._disks.is_dir() else []
+        end_s = self._clock.real.trio_time_s() + START_S
+        for folder in folders:
+            if await trio.to_thread.run_sync(needed_key, folder) is not None:
+                await self._load_patiently(folder.name, end_s)
+
+    def begin_asking(self) -> None:
+        """Let :meth:`get` ask the vault from now on, because the disk host has started."""
+        self._token = trio.lowlevel.current_trio_token()
+
+    async def _load_patiently(self, disk_id: str, end_s: float) -> None:
+        with self._waits.waiting("keys", disk=disk_id) as because:
+            while True:
+                try:
+                    with self._clock.real.fail_after(max(end_s - self._clock.real.trio_time_s(), 0.0)):
+                        await self._load(disk_id)
+                except trio.TooSlowError:
+                    self._errors.setdefault(disk_id, _not_asked(disk_id))
+                except RigError as exc:
+                    because(exc)
+                    if exc.recoverable and self._clock.real.trio_time_s() < end_s:
+                        await self._clock.real.sleep(ASK_AGAIN_S)
+                        continue
+                break
+        if disk_id not in self._held:
+            error = self._errors[disk_id]
+            _log.error("disk_key_missing", disk=disk_id, code=error.code, reason=error.message)
+
+    async def _load(self, disk_id: str) -> DataKey:
+        try:
+            key = (await self._vault.disk_key(disk_id=disk_id)).key()
+        except RigError as exc:
+            held = self._held.get(disk_id)
+            if held is not None and exc.recoverable:
+                return held
+            self._held.pop(disk_id, None)
+            self._errors[disk_id] = exc
+            raise
+        self._held[disk_id] = key
+        self._errors.pop(disk_id, None)
+        return key
+
+    def get(self, disk_id: str) -> DataKey | None:
+        """Return the key of a managed disk; None if its data are not encrypted.
+
+        In a thread the vault is asked.  On the trio thread, and before :meth:`begin_asking`, the held key is returned.
+
+        Raises:
+            RigError: ``KeyRevoked``, ``KeyMissing``; the errors of the call to the vault (recoverable).
+        """
+        if needed_key(self._disks / disk_id) is None:
+            return None
+        if self._token is not None and not _is_trio_thread():
+            return trio.from_thread.run(self._load, disk_id, trio_token=self._token)
+        if disk_id in self._held:
+            return self._held[disk_id]
+        error = self._errors.get(disk_id, _not_asked(disk_id))
+        raise RigError(error.code, f"{error.message}; later siterig role restart azure opens the disk")
+
+
+def _is_trio_thread() -> bool:
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _not_asked(disk_id: str) -> RigError:
+    return RigError(Code.KeyMissing, f"the key of managed disk {disk_id} did not come from the vault", recoverable=True)

@@ -1,0 +1,184 @@
+#define _GNU_SOURCE
+#include "base/xts.h"
+
+#include <errno.h>
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/siterig.h"
+
+enum { KEPT = 16, LINES = SR_XTS_UNIT_BYTES / SR_XTS_LINE_BYTES };
+
+/* Contexts that are not in use. To make one takes as long as to encrypt a block, because of its key schedule. */
+struct contexts {
+	EVP_CIPHER_CTX *kept[KEPT];
+	int count;
+};
+
+struct sr_xts {
+	int users; /* atomic */
+	pthread_mutex_t lock;
+	struct contexts contexts[2]; /* for decryption, for encryption */
+	uint8_t key[SR_XTS_KEY_BYTES];
+};
+
+static EVP_CIPHER_CTX *new_context(const struct sr_xts *xts, int encrypts)
+{
+	EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new();
+	if (context && EVP_CipherInit_ex(context, EVP_aes_256_xts(), NULL, xts->key, NULL, encrypts) != 1) {
+		EVP_CIPHER_CTX_free(context);
+		context = NULL;
+	}
+	return context;
+}
+
+static EVP_CIPHER_CTX *take_context(struct sr_xts *xts, int encrypts)
+{
+	struct contexts *own = &xts->contexts[encrypts];
+	EVP_CIPHER_CTX *context = NULL;
+
+	pthread_mutex_lock(&xts->lock);
+	if (own->count)
+		context = own->kept[--own->count];
+	pthread_mutex_unlock(&xts->lock);
+	return context ? context : new_context(xts, encrypts);
+}
+
+static void return_context(struct sr_xts *xts, int encrypts, EVP_CIPHER_CTX *context)
+{
+	struct contexts *own = &xts->contexts[encrypts];
+
+	pthread_mutex_lock(&xts->lock);
+	if (own->count < KEPT) {
+		own->kept[own->count++] = context;
+		context = NULL;
+	}
+	pthread_mutex_unlock(&xts->lock);
+	EVP_CIPHER_CTX_free(context);
+}
+
+struct sr_xts *sr_xts_new(const uint8_t key[SR_XTS_KEY_BYTES])
+{
+	struct sr_xts *xts = calloc(1, sizeof(*xts));
+	if (!xts)
+		return NULL;
+	xts->users = 1;
+	memcpy(xts->key, key, sizeof(xts->key));
+	pthread_mutex_init(&xts->lock, NULL);
+	EVP_CIPHER_CTX *context = new_context(xts, 1);
+	if (!context) {
+		sr_xts_put(xts);
+		errno = EINVAL;
+		return NULL;
+	}
+	return_context(xts, 1, context);
+	return xts;
+}
+
+struct sr_xts *sr_xts_share(struct sr_xts *xts)
+{
+	__atomic_add_fetch(&xts->users, 1, __ATOMIC_RELAXED);
+	return xts;
+}
+
+void sr_xts_put(struct sr_xts *xts)
+{
+	if (!xts || __atomic_sub_fetch(&xts->users, 1, __ATOMIC_ACQ_REL))
+		return;
+	for (int encrypts = 0; encrypts < 2; encrypts++)
+		while (xts->contexts[encrypts].count)
+			EVP_CIPHER_CTX_free(xts->contexts[encrypts].kept[--xts->contexts[encrypts].count]);
+	pthread_mutex_destroy(&xts->lock);
+	OPENSSL_cleanse(xts->key, sizeof(xts->key));
+	free(xts);
+}
+
+/* Encrypt or decrypt the first `bytes` of a unit, in place. */
+static int crypt_unit(EVP_CIPHER_CTX *context, uint8_t *data, uint64_t bytes, uint64_t block)
+{
+	uint8_t tweak[16] = {0};
+	int done;
+
+	for (int i = 0; i < 8; i++)
+		tweak[i] = (uint8_t)(block >> 8 * i);
+	if (EVP_CipherInit_ex(context, NULL, NULL, NULL, tweak, -1) != 1 ||
+	    EVP_CipherUpdate(context, data, &done, data, (int)bytes) != 1 || done != (int)bytes)
+		return -EIO;
+	return 0;
+}
+
+/* Return the number of the first line of zeros from line `i` on, or `lines`. */
+static uint64_t find_zero_line(const uint8_t *data, uint64_t i, uint64_t lines)
+{
+	for (; i < lines; i++) {
+		uint64_t words[2];
+		memcpy(words, data + i * SR_XTS_LINE_BYTES, sizeof(words));
+		if ((words[0] | words[1]) == 0)
+			break;
+	}
+	return i;
+}
+
+static int decrypt_unit(EVP_CIPHER_CTX *context, uint8_t *data, uint64_t bytes, uint64_t block)
+{
+	const uint64_t lines = bytes / SR_XTS_LINE_BYTES, first = find_zero_line(data, 0, lines);
+	uint8_t zero[LINES] = {0};
+
+	if (first == lines)
+		return crypt_unit(context, data, bytes, block);
+	for (uint64_t i = first; i < lines; i = find_zero_line(data, i + 1, lines))
+		zero[i] = 1;
+	int rc = crypt_unit(context, data, bytes, block);
+	for (uint64_t i = first; i < lines; i++)
+		if (zero[i])
+			memset(data + i * SR_XTS_LINE_BYTES, 0, SR_XTS_LINE_BYTES);
+	return rc;
+}
+
+static int crypt_range(struct sr_xts *xts, uint8_t *data, uint64_t bytes, uint64_t offset, int encrypts)
+{
+	EVP_CIPHER_CTX *context;
+	uint8_t unit[SR_XTS_UNIT_BYTES];
+	int rc = 0;
+
+	if ((bytes | offset) % SR_XTS_LINE_BYTES)
+		return -EINVAL;
+	context = take_context(xts, encrypts);
+	if (!context)
+		return -EIO;
+	while (bytes > 0 && rc == 0) {
+		uint64_t before = offset % SR_XTS_UNIT_BYTES, block = offset / SR_XTS_UNIT_BYTES;
+		uint64_t part = SR_XTS_UNIT_BYTES - before < bytes ? SR_XTS_UNIT_BYTES - before : bytes;
+		int is_whole = part == SR_XTS_UNIT_BYTES;
+
+		if (sr_is_zero(data, part) && (is_whole || !encrypts)) {
+			; /* zeros stay zeros */
+		} else if (before == 0) {
+			rc = encrypts ? crypt_unit(context, data, part, block) : decrypt_unit(context, data, part, block);
+		} else {
+			memset(unit, 0, before);
+			memcpy(unit + before, data, part);
+			rc = encrypts ? crypt_unit(context, unit, before + part, block)
+				      : decrypt_unit(context, unit, before + part, block);
+			memcpy(data, unit + before, part);
+		}
+		data += part;
+		offset += part;
+		bytes -= part;
+	}
+	return_context(xts, encrypts, context);
+	return rc;
+}
+
+int sr_xts_encrypt(struct sr_xts *xts, void *data, uint64_t bytes, uint64_t offset)
+{
+	return crypt_range(xts, data, bytes, offset, 1);
+}
+
+int sr_xts_decrypt(struct sr_xts *xts, void *data, uint64_t bytes, uint64_t offset)
+{
+	return crypt_range(xts, data, bytes, offset, 0);
+}

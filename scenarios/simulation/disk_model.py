@@ -1,0 +1,62 @@
+"""The model of a source disk: its bytes at every position, from the writes that the guest made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    position: int
+    offset: int
+    data: bytes
+
+
+class DiskModel:
+    """One disk.  A loss of power begins the history again with the bytes that were found afterwards."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._bases: list[tuple[int, int, bytes]] = [(-1, 0, bytes(size_bytes))]
+        """Position, number of the writes before it, and bytes, of each beginning."""
+        self._writes: list[_Write] = []
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the disk."""
+        return len(self._bases[-1][2])
+
+    def write(self, position: int, offset: int, data: bytes) -> None:
+        """Add a write; ``position`` is the newest position after it.  A disk that has no log draws no new ones."""
+        self._writes.append(_Write(position, offset, data))
+
+    def begin_again(self, position: int, data: bytes) -> None:
+        """Begin again after a loss of power: from this position on the disk has ``data`` and later writes."""
+        self._bases.append((position, len(self._writes), data))
+
+    def at(self, position: int) -> bytes:
+        """Return the bytes at a position."""
+        _, first, base = next(each for each in reversed(self._bases) if each[0] <= position)
+        found = bytearray(base)
+        for write in self._writes[first:]:
+            if write.position <= position:
+                found[write.offset : write.offset + len(write.data)] = write.data
+        return bytes(found)
+
+    def now(self) -> bytes:
+        """Return the newest bytes."""
+        return self.at(1 << 62)
+
+    def lost_before(self, flushed: int, data: bytes) -> int | None:
+        """Return the first byte that a loss of power has changed although it was durable; None if there is none.
+
+        Args:
+            flushed: all writes up to this position were durable.
+            data: the bytes after the loss.
+        """
+        first = self._bases[-1][1]
+        later = [write for write in self._writes[first:] if write.position > flushed]
+        expected, actual = bytearray(self.at(max(self._bases[-1][0], flushed))), bytearray(data)
+        for write in later:  # each of them may be there, or not, or in part
+            end = write.offset + len(write.data)
+            expected[write.offset : end] = actual[write.offset : end]
+        return next((at for at in range(len(actual)) if actual[at] != expected[at]), None) if actual != expected else None

@@ -1,0 +1,141 @@
+"""A marker that a guest writes is in no file of the recovery side: account, managed disks, database, logs.
+
+One rig is used for all steps: a killed applier with parts in the account, a mounted point, a VM of a test failover, killed
+roles, and a revoked key.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.core.errors import RigError
+from siterig.testing.testbed import Testbed
+from tests.support.rigs.jobs import ended
+
+pytestmark = pytest.mark.system
+
+VM = "web01"
+DISK_BYTES = 8 << 20
+INTERVAL_S = 1
+WITHIN_S = 120
+"""The time limit of a wait, far beyond the promised times: a loaded machine is slow, and no test asserts a duration."""
+MARKER = b"a marker that only the guest may see, on any byte."
+SEALED = b"SRIGSEAL"
+
+
+def write_marker(disk: Path, number: int) -> None:
+    """Write the marker to aligned places and to others, and sync."""
+    fd = os.open(disk, os.O_RDWR)
+    try:
+        for at in range(number * 4096, DISK_BYTES - 65536, 1 << 20):
+            os.pwrite(fd, MARKER * 50, at)
+            os.pwrite(fd, MARKER, at + 32768 + 7 * number + 1)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def has(path: Path, text: bytes) -> bool:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            return False
+        with mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as data:
+            return data.find(text) >= 0
+
+
+def recovery_files(rig: Testbed) -> Iterator[Path]:
+    """Yield all files of the rig, except the site's own: its disks and the agent's spool."""
+    layout = rig.layout
+    for folder in (layout.azurite, layout.managed_disks, layout.azure_vms, layout.keys, layout.log("").parent):
+        yield from (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    yield from layout.root.glob("vault.db*")
+
+
+def assert_no_marker(rig: Testbed, what: str) -> None:
+    found = [str(path) for path in recovery_files(rig) if has(path, MARKER[:16])]
+    assert found == [], what
+
+
+async def pid_of(rig: Testbed, name: str) -> int:
+    (pid,) = [role.pid for role in (await rig.supervisor.status()).roles if role.name == name]
+    assert pid is not None
+    return pid
+
+
+async def kill(rig: Testbed, name: str) -> None:
+    """Kill a role and wait until another process of it is ready."""
+    pid = await pid_of(rig, name)
+    os.kill(pid, signal.SIGKILL)
+    with trio.fail_after(WITHIN_S):
+        while True:
+            roles = {role.name: role for role in (await rig.supervisor.status()).roles}
+            if roles[name].pid not in (None, pid) and roles[name].state == "ready":
+                return
+            await trio.sleep(0.2)
+
+
+async def newest(rig: Testbed) -> int:
+    return (await rig.vault.points(vm=VM, limit=1))[0].position
+
+
+async def points_come(rig: Testbed) -> None:
+    seen = await newest(rig)
+    with trio.fail_after(WITHIN_S):
+        while await newest(rig) <= seen:  # noqa: ASYNC110 (another process changes it)
+            await trio.sleep(0.2)
+
+
+async def test_a_marker_of_the_guest_is_in_no_file_of_the_recovery_side(tmp_path: Path) -> None:
+    async with Testbed.up(tmp_path / "rig") as rig:
+        vm = await rig.vault.create_vm(vm=VM, disks=[DiskSpec(name="os", size_bytes=DISK_BYTES)])
+        disk = Path(vm.disks[0].path)
+        write_marker(disk, 0)
+        await ended(rig, await rig.vault.enable_protection(vm=VM, interval_s=INTERVAL_S))
+        assert_no_marker(rig, "after the initial replication")
+        write_marker(disk, 1)
+        await points_come(rig)
+        await points_come(rig)
+        assert_no_marker(rig, "after delta cycles")
+
+        await rig.supervisor.kill_role(name="applier", hold=True)
+        write_marker(disk, 2)
+        with trio.fail_after(WITHIN_S):
+            while not any(has(path, SEALED) for path in rig.layout.azurite.rglob("*") if path.is_file()):  # noqa: ASYNC110
+                await trio.sleep(0.2)
+        assert_no_marker(rig, "with a killed applier and parts in the account")
+        await rig.supervisor.start_role(name="applier")
+        await points_come(rig)
+
+        mounted = await rig.vault.mount_point(vm=VM, name="now")
+        for _ in range(2):
+            assert await trio.to_thread.run_sync(has, Path(mounted.disks[0].path), MARKER)
+            assert_no_marker(rig, "with a mounted point")
+            await kill(rig, "azure")
+        job = await ended(rig, await rig.vault.test_failover(vm=VM, point="LatestProcessed"))
+        assert job.result is not None
+        assert await trio.to_thread.run_sync(has, Path(job.result.disks[0].path), MARKER)
+        assert_no_marker(rig, "with a VM of a test failover")
+
+        await rig.vault.rotate_key()
+        await rig.vault.revoke_key(version=1)
+        await points_come(rig)
+        await kill(rig, "vault")
+        await rig.vault.revoke_key(version=2)
+        with pytest.raises(RigError) as caught:
+            await rig.vault.mount_point(vm=VM, name="later")
+        assert caught.value.code == "KeyRevoked"
+        assert "siterig key restore 2" in caught.value.message
+        await rig.vault.restore_key(version=2)
+        await rig.vault.mount_point(vm=VM, name="later")
+        secrets = [line.split(b'"')[3] for line in rig.layout.vault_keys.read_bytes().split(b"{") if b"secret_hex" in line]
+        for path in recovery_files(rig):
+            assert path == rig.layout.vault_keys or not any(has(path, secret) for secret in secrets), path

@@ -1,0 +1,118 @@
+"""The disk host has the keys of managed disks before it starts, and asks the vault at each opening later."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from siterig.azure_emu.applier.disk_keys import START_S, DiskKeys
+from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.transfer.data_keys import DataKeyGrant, DataKeys
+from siterig.blockfs.transfer.envelope import DataKey
+from tests.support.disks.disk_history import SIZE_BYTES
+
+ENCRYPTED, PLAIN, LATER = (str(uuid.UUID(int=number)) for number in (1, 2, 3))
+AWAY = RigError(Code.RoleUnavailable, "the vault is down", recoverable=True)
+REVOKED = RigError(Code.KeyRevoked, "version 1 was revoked")
+
+
+def key_of(disk_id: str) -> DataKey:
+    return DataKey(uuid.UUID(disk_id), bytes(range(64)))
+
+
+class Vault(DataKeys):
+    """Gives out keys, and raises ``trouble`` for the next calls while it has some."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.trouble: list[RigError] = []
+
+    async def part_key(self, *, disk_id: str, generation: int) -> DataKeyGrant:
+        raise NotImplementedError
+
+    async def disk_key(self, *, disk_id: str) -> DataKeyGrant:
+        self.asked.append(disk_id)
+        if self.trouble:
+            raise self.trouble.pop(0)
+        key = key_of(disk_id)
+        return DataKeyGrant(key_id=str(key.key_id), secret_hex=key.secret.hex())
+
+
+def make_disk(folder: Path, disk_id: str, key: DataKey | None) -> None:
+    ManagedDiskStore.create(folder / disk_id, disk_id=disk_id, size_bytes=SIZE_BYTES, created_ns=1, key=key).close()
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> Path:
+    make_disk(tmp_path, ENCRYPTED, key_of(ENCRYPTED))
+    make_disk(tmp_path, PLAIN, None)
+    (tmp_path / ".export").mkdir()
+    return tmp_path
+
+
+async def test_keys_are_there_on_the_trio_thread_after_the_start(disks: Path) -> None:
+    vault = Vault()
+    keys = DiskKeys(disks, vault, Waits())
+    await keys.load_all()
+    assert vault.asked == [ENCRYPTED]
+    assert keys.get(ENCRYPTED) == key_of(ENCRYPTED)
+    assert keys.get(PLAIN) is None
+    assert vault.asked == [ENCRYPTED]
+
+
+async def test_threads_of_the_start_do_not_wait_for_the_trio_thread(disks: Path) -> None:
+    """The disk host opens mounted points in threads while the trio thread waits for them."""
+    keys = DiskKeys(disks, Vault(), Waits())
+    await keys.load_all()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(keys.get, ENCRYPTED).result(timeout=10) == key_of(ENCRYPTED)
+
+
+async def test_each_opening_in_a_thread_asks_the_vault(disks: Path) -> None:
+    vault = Vault()
+    keys = DiskKeys(disks, vault, Waits())
+    await keys.load_all()
+    keys.begin_asking()
+    make_disk(disks, LATER, key_of(LATER))
+    assert await trio.to_thread.run_sync(keys.get, LATER) == key_of(LATER)
+    assert await trio.to_thread.run_sync(keys.get, ENCRYPTED) == key_of(ENCRYPTED)
+    assert vault.asked == [ENCRYPTED, LATER, ENCRYPTED]
+    vault.trouble = [AWAY]
+    assert await trio.to_thread.run_sync(keys.get, LATER) == key_of(LATER)
+    vault.trouble = [REVOKED, AWAY]
+    for error in (REVOKED, AWAY):  # a revoked key is not held any more
+        with pytest.raises(RigError) as caught:
+            await trio.to_thread.run_sync(keys.get, LATER)
+        assert caught.value.code == error.code
+    assert await trio.to_thread.run_sync(keys.get, LATER) == key_of(LATER)
+
+
+async def test_the_start_waits_for_a_vault_that_is_down(disks: Path, autojump_clock: trio.testing.MockClock) -> None:
+    vault, waits = Vault(), Waits()
+    vault.trouble = [AWAY] * 5
+    keys = DiskKeys(disks, vault, waits)
+    await keys.load_all()
+    assert len(vault.asked) == 6
+    assert keys.get(ENCRYPTED) == key_of(ENCRYPTED)
+    assert waits.list() == []
+
+
+async def test_a_start_without_a_key_names_the_reason_at_the_opening(
+    disks: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    for error, least_s in ((AWAY, START_S), (REVOKED, 0.0)):
+        vault = Vault()
+        vault.trouble = [error] * 1000
+        keys, begun = DiskKeys(disks, vault, Waits()), trio.current_time()
+        await keys.load_all()
+        assert least_s <= trio.current_time() - begun <= least_s + 1
+        with pytest.raises(RigError) as caught:
+            keys.get(ENCRYPTED)
+        assert caught.value.code == error.code
