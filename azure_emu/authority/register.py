@@ -1,4 +1,4 @@
-"""The register of the certificates that a vault's authority has issued: who holds them, until when, and which are revoked.
+"""The register of the certificates that a vault's authority has issued: the role of each, until when, and which are revoked.
 
 A certificate that is not in the register is refused, also if the authority has signed it.
 

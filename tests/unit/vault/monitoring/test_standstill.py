@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from siterig.azure_emu.contracts.reports import RoleState, RoleStatus, SkippedBlob
 from siterig.azure_emu.vault.model import bounds
-from siterig.azure_emu.vault.monitoring.repairs import SENT_S
+from siterig.azure_emu.vault.monitoring.repairs import ASK_AGAIN_S, SENT_S
 from siterig.azure_emu.vault.monitoring.standstill import ASK_AFTER_S
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.clock_reading import SECOND_NS
@@ -324,6 +324,21 @@ async def test_the_site_checks_sent_parts_that_are_neither_listed_nor_applied(tm
         await it.passes(1)
         await trio.testing.wait_all_tasks_blocked()
         assert it.world.asked_again == [("web01", [])]
+
+
+async def test_a_request_to_the_site_that_failed_is_repeated_until_it_was_answered(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with watched(tmp_path) as it:
+        it.world.failing["site.send_again"] = RigError(Code.CacheUnreachable, "the account is away", recoverable=True)
+        await it.cycle(apply=False)
+        await it.passes(ASK_AFTER_S + 1)
+        await trio.sleep(2.5 * ASK_AGAIN_S)
+        assert [wait.code for wait in it.vault.context.waits.list()] == ["CacheUnreachable"]
+        assert it.world.asked_again == []
+        it.world.stop_failing()
+        await trio.sleep(ASK_AGAIN_S)
+        assert (it.world.asked_again, it.vault.context.waits.list()) == ([("web01", [])], [])
 
 
 async def test_a_restarted_vault_continues_with_the_errors_that_it_had_recorded(tmp_path: Path) -> None:
