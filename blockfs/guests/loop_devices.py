@@ -125,7 +125,7 @@ async def detach(loop: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
             await clock.sleep(0.01)
         return
     holders = await trio.to_thread.run_sync(_processes_at, loop)
-    elsewhere = [f"{process}, in its mount namespace" for process in await trio.to_thread.run_sync(_mounted_elsewhere, loop)]
+    elsewhere = [f"{process}, in its mount namespace" for process in await copies_of_loop(loop)]
     by = _named(holders + elsewhere) or _reason(result)
     raise RigError(Code.VmBusy, f"loop device {loop} is still open: {by}", recoverable=True)
 
@@ -208,7 +208,7 @@ async def holders(disk: Path) -> list[str]:
         if use.loop is not None and not use.mountpoints:
             found += await trio.to_thread.run_sync(_processes_at, use.loop)
         if use.loop is not None:
-            elsewhere = await trio.to_thread.run_sync(_mounted_elsewhere, use.loop)
+            elsewhere = await trio.to_thread.run_sync(_loop_mounted_elsewhere, use.loop)
             found += [f"{use.loop} (mounted in the mount namespace of {process})" for process in elsewhere]
     return found
 
@@ -280,6 +280,24 @@ async def processes_at(where: Path) -> list[str]:
 def users_of(where: Path) -> list[str]:
     """Return what :func:`processes_at` returns, for callers without trio; ``where`` has no links."""
     return _processes_at(str(where))
+
+
+async def mounted_elsewhere(number: str) -> list[str]:
+    """Return ``name (pid)`` of one process of each other mount namespace in which a device (``MAJ:MIN``) is mounted.
+
+    A new mount namespace begins with a copy of every mount.  The copies keep the device open, and no file shows it.
+    """
+    return await trio.to_thread.run_sync(_mounted_elsewhere, number)
+
+
+async def copies_of_loop(loop: str) -> list[str]:
+    """Return :func:`mounted_elsewhere` of a loop device, by its name."""
+    return await trio.to_thread.run_sync(_loop_mounted_elsewhere, loop)
+
+
+def ends_at_last_close(loop: str) -> bool:
+    """Return whether a loop device is detached when its last user closes it (``losetup --detach`` of an open device)."""
+    return _text(Path("/sys/block", Path(loop).name, "loop/autoclear")) == "1"
 
 
 async def shutdown(disks: list[Path]) -> None:
@@ -510,12 +528,11 @@ def _processes_at(where: str) -> list[str]:
     return found
 
 
-def _mounted_elsewhere(loop: str) -> list[str]:
-    """Return ``name (pid)`` of one process of each other mount namespace in which the device is mounted.
+def _loop_mounted_elsewhere(loop: str) -> list[str]:
+    return _mounted_elsewhere(_text(Path("/sys/block", Path(loop).name, "dev")))
 
-    A new mount namespace begins with a copy of every mount.  The copies keep the device open, and no file shows it.
-    """
-    number = _text(Path("/sys/block", Path(loop).name, "dev"))
+
+def _mounted_elsewhere(number: str | None) -> list[str]:
     found: dict[str, str] = {}
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():

@@ -1,7 +1,8 @@
 """Exposes one image as a disk in a folder until it is unmounted: the work of ``siterig mount``.
 
 SIGINT, SIGTERM, SIGHUP or ``umount`` ends the mount.  The first signal does not unmount a disk that is in use, because its
-users (a file system on a loop device) would lose unwritten data.  The second signal does.
+users (a file system on a loop device) would lose unwritten data.  The second signal does.  A loop device that is being
+detached is no user: the first signal waits for it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import trio
 
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.fuse import server
 from siterig.blockfs.guests import loop_devices
@@ -27,6 +29,10 @@ from siterig.scenarios.faults.records import FaultVerdict, Injection
 from siterig.scenarios.faults.rules import FaultRules
 
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+DETACH_S = 5.0
+"""The time that the first signal waits for a loop device which is being detached."""
+_SILENT_S = 1.0
+"""A longer wait after the unmount is explained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,31 +153,53 @@ class _End:
     Attributes:
         opening: everything, while the image is not open: the wait for its last mount may be long.
         mounted: the file of the disk while it is served.
+        device: the device number (``MAJ:MIN``) of the mount while it is served.
     """
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
-        self._refused = self._unmounted = False
+        self._refused = False
+        self._unmounted = trio.Event()
         self.serving = trio.CancelScope()
         self.opening: trio.CancelScope | None = None
         self.mounted: Path | None = None
+        self.device = ""
         self.interrupted = self.torn = False
 
     async def listen(self, signals: AsyncIterator[int]) -> None:
         """Handle signals until the end: a signal that is not received would be raised again after the cleanup."""
         async for _ in signals:
-            if self.serving.cancel_called or self._unmounted:
+            if self.serving.cancel_called:
                 continue
             if self.mounted is None:
                 self.interrupted = True
                 (self.opening or self.serving).cancel()
-            else:
+            elif not self._unmounted.is_set():
                 await self._unmount(self.mounted)
+            elif await mountpoint.copies(self.device):
+                self.torn = True
+                self.serving.cancel()
+
+    async def explain(self) -> None:
+        """Name the mount namespaces that keep the server after the unmount."""
+        await self._unmounted.wait()
+        await SYSTEM_CLOCK.sleep(_SILENT_S)
+        if self.mounted is not None and (processes := await mountpoint.copies(self.device)):
+            self._note(
+                f"{self.mounted.parent} is unmounted, but still mounted in the mount namespace of {', '.join(processes)}; "
+                "end that first (a second signal ends this mount while it is in use)"
+            )
 
     async def _unmount(self, disk: Path) -> None:
         refused = await mountpoint.unmount(disk.parent)
+        deadline_ns = SYSTEM_CLOCK.monotonic_ns() + round(DETACH_S * 1e9)
+        while refused is not None and not self._refused and SYSTEM_CLOCK.monotonic_ns() < deadline_ns:
+            if not await mountpoint.is_being_detached(disk):
+                break
+            await SYSTEM_CLOCK.sleep(0.05)  # the kernel has no event for the end of the last use
+            refused = await mountpoint.unmount(disk.parent)
         if refused is None:
-            self._unmounted = True  # the server sees it, and ends
+            self._unmounted.set()  # the server sees it, and ends
         elif self._refused:
             self.torn = True
             self.serving.cancel()
@@ -248,8 +276,9 @@ async def _serve(mounted: Mounted, request: MountRequest, end: _End, listener: M
                     end.serving.cancel()
 
                 await serving.start(serve_files)
-                end.mounted = mounted.disk
-                serving.start_soon(faults.answer_calls, mountpoint.device_at(where), listener.note)
+                end.mounted, end.device = mounted.disk, mountpoint.device_at(where)
+                serving.start_soon(end.explain)
+                serving.start_soon(faults.answer_calls, end.device, listener.note)
                 listener.ready(mounted)
         with trio.CancelScope(shield=True):
             mounted.verdicts += await faults.verdicts()

@@ -141,9 +141,23 @@ async def users(disk: Path) -> list[str]:
     """List the users of a mounted disk: loop devices with their mount points, and processes that use it or its folder."""
     found = []
     for use in await loop_devices.loops(disk):
-        at = f" (mounted at {', '.join(use.mountpoints)})" if use.mountpoints else ""
-        found.append(f"{use.loop}{at}")
+        at = [f"at {where}" for where in use.mountpoints]
+        at += [f"in the mount namespace of {process}" for process in await loop_devices.copies_of_loop(use.loop or "")]
+        found.append(f"{use.loop} (mounted {', '.join(at)})" if at else f"{use.loop}")
     return found + await loop_devices.processes_at(disk.parent)
+
+
+async def is_being_detached(disk: Path) -> bool:
+    """Return whether a mounted disk has no user but loop devices that end when their last user closes them."""
+    loops = await loop_devices.loops(disk)
+    if not loops or not all(not use.mountpoints and loop_devices.ends_at_last_close(use.loop or "") for use in loops):
+        return False
+    return not await loop_devices.processes_at(disk.parent)
+
+
+async def copies(device: str) -> list[str]:
+    """Return ``name (pid)`` of one process of each other mount namespace in which a device (``MAJ:MIN``) is mounted."""
+    return await loop_devices.mounted_elsewhere(device)
 
 
 def device_at(where: Path) -> str:

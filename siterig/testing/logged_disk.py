@@ -99,9 +99,10 @@ class LoggedDisk:
         server.send_signal(signal.SIGTERM)
         try:
             _, errors = server.communicate(timeout=END_S)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as late:
             self._server = server
-            raise RuntimeError(f"{self.path} is in use: unmount it first") from None
+            notes = _error_text((late.stderr or b"").decode(errors="replace"))
+            raise RuntimeError(f"{self.path} is in use: unmount it first ({notes})") from None
         if server.returncode != 0:
             raise RuntimeError(f"{self.image}: {_error_text(errors)}")
 

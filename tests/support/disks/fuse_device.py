@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.guests.loop_devices import mounts
+from tests.support.disks.mount_namespace import UNMOUNT
 
 DEVICE = Path("/dev/fuse")
 _NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
@@ -51,10 +51,7 @@ def fuse_for_all() -> Iterator[None]:
 
 def _make_node(folder: Path) -> None:
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-    # The namespace begins with a copy of every mount.  A copy would keep the loop device of another test attached.
-    for _, source, where in mounts():
-        if source.startswith("/dev/loop"):
-            subprocess.run(["umount", "--lazy", where], check=True)
+    subprocess.run(["sh", "-c", UNMOUNT], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", str(folder)], check=True)
     node = folder / "fuse"
     try:

@@ -7,19 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_SCRIPT = """
-    mount | while read -r device _ where _; do  # the mounts of other tests must not stay
-        case "$where" in "$0") ;; *) case "$device" in /dev/loop*) umount --lazy "$where" ;; esac ;; esac
+UNMOUNT = """
+    mount | while read -r device _ where _ type _; do
+        [ "$where" = "$0" ] || case "$device $type" in /dev/loop*|*" fuse"*) umount --lazy "$where" || : ;; esac
     done
-    echo
-    exec sleep 60
+"""
+"""Lines of a shell script in a new mount namespace: mounts of other tests, but not the one at ``$0``, must not stay in it.
+
+A copy keeps a loop device attached, or the server of a FUSE file system alive.
 """
 
 
 @contextmanager
 def copied_mount(where: Path) -> Iterator[int]:
     """Keep a copy of the mount at ``where`` for the time of the block; yield the id of the process that has it."""
-    with subprocess.Popen(["unshare", "--mount", "sh", "-c", _SCRIPT, str(where)], stdout=subprocess.PIPE) as holder:
+    command = ["unshare", "--mount", "sh", "-c", f"{UNMOUNT}\necho\nexec sleep 60", str(where)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -76,6 +77,11 @@ class MountProcess:
         """Return the next line on stderr in the form without ``--json``."""
         assert self.process.stderr is not None
         return plain(self.process.stderr.readline())
+
+    def is_silent(self, for_s: float) -> bool:
+        """Return whether the process neither prints on stderr nor ends for that time."""
+        assert self.process.stderr is not None
+        return not select.select([self.process.stderr], [], [], for_s)[0]
 
     def ended(self) -> tuple[int, list[dict[str, Any]], str]:
         """Wait for the end; return exit status, documents printed since, and stderr in the form without ``--json``."""

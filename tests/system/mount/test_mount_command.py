@@ -18,6 +18,7 @@ import pytest
 
 from siterig.blockfs.core.printable import printable
 from tests.support.disks.guest import write_durably
+from tests.support.disks.mount_namespace import copied_mount
 from tests.support.disks.mount_process import ROOT, Start, copied_as, logs, mounts, names, replayed, siterig
 
 pytestmark = pytest.mark.system
@@ -267,6 +268,46 @@ def test_a_disk_in_use_is_unmounted_only_on_the_second_signal(image: Path, where
     )
     assert not where.exists()
     assert start_each(image, where, "--log").mounted["log"]["generation"] == 1
+
+
+def test_a_loop_device_that_is_being_detached_is_no_user(image: Path, where: Path, start_each: Start) -> None:
+    mount = start_each(image, where, "--log")
+    with loop_over(mount.disk) as loop:
+        fd = os.open(loop, os.O_RDONLY)
+    mount.signal(signal.SIGINT)
+    assert mount.is_silent(1), "a first signal must wait"
+    os.close(fd)
+    status, printed, stderr = mount.ended()
+    assert (status, list(printed[0]), stderr) == (0, ["unmounted"], "")
+
+
+def test_a_loop_device_that_stays_open_while_it_is_being_detached_is_named(image: Path, where: Path, start: Start) -> None:
+    mount = start(image, where)
+    with loop_over(mount.disk) as loop:
+        fd = os.open(loop, os.O_RDONLY)
+    mount.signal(signal.SIGINT)
+    assert mount.note().startswith(f"siterig: note: {where} is in use by {loop}; end that first")
+    os.close(fd)
+    mount.end()
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_copy_of_the_mount_in_another_mount_namespace_is_named(
+    image: Path, where: Path, start: Start, patient: bool
+) -> None:
+    mount = start(image, where)
+    with copied_mount(where) as holder:
+        mount.signal(signal.SIGINT)
+        assert mount.note() == (
+            f"siterig: note: {where} is unmounted, but still mounted in the mount namespace of sleep ({holder}); "
+            "end that first (a second signal ends this mount while it is in use)\n"
+        )
+        if not patient:
+            mount.signal(signal.SIGINT)
+            status, _, stderr = mount.ended()
+            assert (status, stderr.splitlines()[-1][-11:]) == (1, "(MountBusy)")
+    if patient:
+        assert (mount.ended()[0], read(image, 0, 7)) == (0, bytes(7))
 
 
 # ---- kills

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.disks.mount_namespace import UNMOUNT
+
 pytestmark = pytest.mark.system
 
 RIG = Path(__file__).resolve().parents[3] / "rig"
@@ -379,7 +381,7 @@ def test_postgresql_is_installed_without_a_database(checkout: Checkout) -> None:
         esac
         """,
     )
-    script = f"""
+    script = f"""{UNMOUNT}
         mount -t tmpfs none /usr/lib/postgresql && mount -t tmpfs none {CONFIGURATION} && "$0" test
         find {CONFIGURATION} -type f
     """
