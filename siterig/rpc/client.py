@@ -93,9 +93,7 @@ def _not_utf8(value: object) -> str | None:
 class _Proxy:
     """Turns each attribute access into a remote method (:func:`proxy`)."""
 
-    def __init__(
-        self, protocol: type, way: Way, service: str, *, guided: bool, patient: bool, clock: Clock
-    ) -> None:
+    def __init__(self, protocol: type, way: Way, service: str, *, guided: bool, patient: bool, clock: Clock) -> None:
         self._guided, self._patient = guided, patient
         self._protocol = protocol
         self._clock = clock
