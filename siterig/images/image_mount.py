@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.fuse import server
 from siterig.blockfs.guests import loop_devices
@@ -156,8 +156,8 @@ class _End:
         device: the device number (``MAJ:MIN``) of the mount while it is served.
     """
 
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self._note = note
+    def __init__(self, note: Callable[[str], None], clock: Clock = SYSTEM_CLOCK) -> None:
+        self._note, self._clock = note, clock
         self._refused = False
         self._unmounted = trio.Event()
         self.serving = trio.CancelScope()
@@ -181,9 +181,9 @@ class _End:
                 self.serving.cancel()
 
     async def explain(self) -> None:
-        """Name the mount namespaces that keep the server after the unmount."""
+        """Report the mount namespaces that keep the server after the unmount."""
         await self._unmounted.wait()
-        await SYSTEM_CLOCK.sleep(_SILENT_S)
+        await self._clock.sleep(_SILENT_S)
         if self.mounted is not None and (processes := await mountpoint.copies(self.device)):
             self._note(
                 f"{self.mounted.parent} is unmounted, but still mounted in the mount namespace of {', '.join(processes)}; "
@@ -192,11 +192,11 @@ class _End:
 
     async def _unmount(self, disk: Path) -> None:
         refused = await mountpoint.unmount(disk.parent)
-        deadline_ns = SYSTEM_CLOCK.monotonic_ns() + round(DETACH_S * 1e9)
-        while refused is not None and not self._refused and SYSTEM_CLOCK.monotonic_ns() < deadline_ns:
+        deadline_ns = self._clock.monotonic_ns() + round(DETACH_S * 1e9)
+        while refused is not None and not self._refused and self._clock.monotonic_ns() < deadline_ns:
             if not await mountpoint.is_being_detached(disk):
                 break
-            await SYSTEM_CLOCK.sleep(0.05)  # the kernel has no event for the end of the last use
+            await self._clock.sleep(0.05)  # the kernel has no event for the end of the last use
             refused = await mountpoint.unmount(disk.parent)
         if refused is None:
             self._unmounted.set()  # the server sees it, and ends
