@@ -37,6 +37,7 @@ from siterig.azure_emu.vault.monitoring.standstill import StandstillWatch
 from siterig.azure_emu.vault.mounts.leases import Leases
 from siterig.azure_emu.vault.operations.bandwidth import BandwidthOperations
 from siterig.azure_emu.vault.operations.failovers import FailoverOperations
+from siterig.azure_emu.vault.operations.fences import FenceOperations
 from siterig.azure_emu.vault.operations.health_errors import HealthOperations
 from siterig.azure_emu.vault.operations.jobs import JobOperations
 from siterig.azure_emu.vault.operations.keys import KeyOperations
@@ -90,6 +91,7 @@ class Vault:
         failovers: the failovers and failbacks.
         status: the questions about protected items, jobs and events.
         bandwidth: the operations on the bandwidth limit of the site.
+        fences: the operations on the fences of source VMs.
         health: the operations on the health of protected items.
         jobs: the operations on jobs.
         keys: the operations on the vault's key.
@@ -162,6 +164,7 @@ class Vault:
         self.failovers = FailoverOperations(context, starter)
         self.status = VaultStatus(context, self._engine, self.sources)
         self.bandwidth = BandwidthOperations(context)
+        self.fences = FenceOperations(context)
         self.health = HealthOperations(context, self.sources)
         self.jobs = JobOperations(context, self._engine)
         self.keys = KeyOperations(context, self.data_keys)
@@ -178,6 +181,7 @@ class Vault:
             self.failovers,
             self.status,
             self.bandwidth,
+            self.fences,
             self.health,
             self.jobs,
             self.keys,

@@ -76,6 +76,7 @@ class DiskInfo(WireModel):
         opening: an id that is different each time the host opens the disk.
         opened_seq: the newest record that the log had at that opening; None if the generation began since.
         kept: old disks that a failback replaced by this one, oldest first; ``delete_kept`` frees their space.
+        fenced: True if every write is refused.
     """
 
     vm: str
@@ -103,6 +104,7 @@ class DiskInfo(WireModel):
     parent: str | None = None
     broken_chain: str | None = None
     kept: list[KeptImage] = Field(default_factory=list)
+    fenced: bool = False
 
 
 class DownloadedDisk(WireModel):
@@ -416,6 +418,17 @@ class DiskHostControl(Protocol):
         """Replace all disks of the VM that have a staging file: tracking is off then, and the old logs are deleted.
 
         The old disk of each name in ``keep`` stays as an image file (``DiskInfo.kept``).
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def fence(self, *, vm: str, fenced: bool) -> list[DiskInfo]:
+        """Refuse every write to the disks of a VM (``EROFS``), also after a restart of this host, or allow writes again.
+
+        No write is under way on return.  Replacing the disks (a failback) ends it, too.  Idempotent.
+
+        Raises:
+            RigError: ``VmNotFound``; ``DiskFull``: some disks may have changed, and the call can be repeated.
         """
         ...
 

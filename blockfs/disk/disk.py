@@ -219,7 +219,7 @@ class Disk:
     @property
     def read_only(self) -> bool:
         """True if the disk cannot be opened for writing."""
-        return self._core.options.read_only
+        return self._core.options.read_only or self.state.fenced
 
     @property
     def stored_bytes(self) -> int:
@@ -273,6 +273,20 @@ class Disk:
             raise RigError(Code.InvalidDiskSize, f"disk {self.paths}: cannot grow: other data follows it in its file")
         check(lib.sr_disk_resize(self.c, size_bytes))
         self._note_growth()
+
+    def fence(self, *, fenced: bool) -> None:
+        """Refuse every write from now on (``EROFS``), durably, or allow writes again.
+
+        Raises:
+            OSError: the state cannot be stored, and nothing has changed.
+        """
+        before = self.state.fenced
+        lib.sr_disk_fence(self.c, fenced or before)  # a write that is acknowledged is not one after the fence
+        try:
+            if fenced != before:
+                self._core.save(fenced=fenced)
+        finally:
+            lib.sr_disk_fence(self.c, self.state.fenced)
 
     @property
     def growth_step_bytes(self) -> int:

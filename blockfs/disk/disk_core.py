@@ -43,6 +43,7 @@ class DiskCore:
         if self._c == ffi.NULL:
             raise MemoryError
         lib.sr_disk_allow_growth(self._c, self.growth_step_bytes)
+        lib.sr_disk_fence(self._c, self.state.fenced)
         self.counted_since_ns = self.options.clock.wall_ns()
 
     def close_in_c(self) -> None:

@@ -46,6 +46,7 @@ def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
         parent=disk.state.parent.path if disk.state.parent is not None else None,
         broken_chain=parent_image.broken_chain(disk.state, disk.layer),
         kept=kept_images(disk.paths.folder, disk.paths.name),
+        fenced=disk.state.fenced,
     )
 
 
@@ -92,4 +93,5 @@ def describe_broken(paths: DiskPaths, state: DiskState, why: str, mountpoint: Pa
         sector_bytes=state.sector_bytes,
         parent=state.parent.path if state.parent is not None else None,
         broken_chain=why,
+        fenced=state.fenced,
     )

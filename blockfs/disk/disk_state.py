@@ -120,6 +120,7 @@ class DiskState(WireModel):
         shown: attributes set by ``chmod``, ``chown`` and ``touch`` (:mod:`siterig.blockfs.disk.file_attributes`).
         sector_bytes: the logical sector size that the disk declares.
         parent: the image under a thin disk.
+        fenced: True if every write is refused.
     """
 
     disk_id: str = Field(pattern=UUID_PATTERN)
@@ -138,6 +139,7 @@ class DiskState(WireModel):
     shown: ShownAttributes = ShownAttributes()
     sector_bytes: SectorBytes = 512
     parent: ParentNote | None = None
+    fenced: bool = False
 
     @property
     def lasts(self) -> bool:

@@ -388,6 +388,8 @@ class DiskHost(DiskHostControl, DiskTree):
             for disk in staged:
                 disk.replace()
                 self._report_grown(disk)
+            for disk in disks:  # the VM is at home again
+                disk.fence(fenced=False)
         return self.registry.describe(disks)
 
     async def check_replace(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
@@ -397,6 +399,13 @@ class DiskHost(DiskHostControl, DiskTree):
 
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
         return [await trio.to_thread.run_sync(replacing.source_use, disk, after) for disk in self.registry.disks(vm)]
+
+    async def fence(self, *, vm: str, fenced: bool) -> list[DiskInfo]:
+        disks = self.registry.disks(vm)
+        with os_errors_as(f"fence of VM {vm}"):
+            for disk in disks:
+                disk.fence(fenced=fenced)
+        return self.registry.describe(disks)
 
     async def delete_kept(self, *, vm: str, file: str) -> None:
         self.registry.disks(vm)

@@ -204,6 +204,15 @@ class Provider(Protocol):
         """
         ...
 
+    @deadline(ANSWER_S)
+    async def fence(self, *, vm: str, fenced: bool) -> list[DiskInfo]:
+        """Refuse every write to the VM's disks (``EROFS``), durably, or allow writes again.  Idempotent.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
+        ...
+
     async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
         """Check that these disks can replace the VM's disks.
 

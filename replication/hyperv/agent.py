@@ -303,6 +303,9 @@ class HyperVAgent(Provider):
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
         return await self._context.host.source_use(vm=vm, after=after)
 
+    async def fence(self, *, vm: str, fenced: bool) -> list[DiskInfo]:
+        return await self._context.host.fence(vm=vm, fenced=fenced)
+
     async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
         await self._context.host.check_replace(vm=vm, disks=disks)
 

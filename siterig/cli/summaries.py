@@ -43,7 +43,7 @@ SUMMARIES = {
     "job": "Cancel a job.",
     "key": "The vault's key, which encrypts the keys of all data: list, rotate, revoke, restore.",
     "role": "List, kill and restart the processes of the rig.",
-    "site": "Lose a site, and restore it; register its host with the vault.",
+    "site": "Lose a site, and restore it; fence a VM of it; register its host with the vault.",
     "certificate": "List, rotate and revoke the certificates of the links between the sides.",
     "vault": "Write a vault credentials file, which registers hosts.",
     "log": "Read change logs.",

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-FORMAT_VERSION = 10
+FORMAT_VERSION = 11
 """Raised whenever a table changes in a release.  A database of an older version is migrated (migrations/)."""
 
 
@@ -74,6 +74,7 @@ class ItemRow(Base):
     recovery_vm_name: Mapped[str | None] = mapped_column(String)  # of the VM that a failover makes; None: as the source VM
     test_vm_name: Mapped[str | None] = mapped_column(String)  # of the VM of a test failover; None: the former, and -test
     paused_ns: Mapped[int | None] = mapped_column(BigInteger)  # when a user paused replication; None: it is not paused
+    fenced_ns: Mapped[int | None] = mapped_column(BigInteger)  # when a user fenced its disks at the site; None: they are not
     resync_reason: Mapped[str | None] = mapped_column(String)  # why a resync is needed; None: it is not
     resync_marks: Mapped[int] = mapped_column(Integer)
     # resync_marks: how often resync_reason was set.  A resync clears the reason only if this did not grow meanwhile.

@@ -195,7 +195,7 @@ def _delete_export_keys(session: Session, item: ItemRow, disk_ids: list[str]) ->
 
 def _failed_back(_session: Session, item: ItemRow, _job: JobRow) -> None:
     item.protection_state = ProtectionState.PLANNED_DONE
-    item.failover_position = None
+    item.failover_position = item.fenced_ns = None  # the site has new disks, which it does not fence
 
 
 def _failback_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
+from siterig.azure_emu.vault.model.fence_api import FenceApi
 from siterig.azure_emu.vault.model.key_api import KeyApi
 from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import TagKind
@@ -199,6 +200,8 @@ class ProtectedItem(WireModel):
     """The state of the replication as the Hyper-V host names it (WMI): ``Replicating``, ``Suspended``, ``Critical``, ..."""
     paused_since: str | None = None
     """The time at which replication was paused, RFC 3339 UTC; None: it is not paused."""
+    fenced_since: str | None = None
+    """The time since which the disks at the site refuse all writes, RFC 3339 UTC; None: they do not."""
 
 
 class Event(WireModel):
@@ -546,6 +549,7 @@ class VaultApi(
     BandwidthApi,
     HealthApi,
     JobApi,
+    FenceApi,
     KeyApi,
     Protocol,
 ):

@@ -35,6 +35,7 @@ CYCLES_MIN = 5
 _CYCLING = {ProtectionState.PROTECTED, ProtectionState.PLANNED_FAILED, ProtectionState.UNPLANNED_FAILED}
 
 PAUSED = "ReplicationPaused"
+FENCED, UNFENCED = "SourceFenced", "SourceUnfenced"
 """The code of the reason for which a paused item is not healthy (the service's 67502)."""
 _REPLICATION = "replication"
 WATCH = "watch:"
@@ -142,6 +143,11 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
     if item.resync_reason is not None:
         found.append(
             (Code.ResynchronizationRequired, f"VM {item.vm!r} is marked for resynchronization: {item.resync_reason}")
+        )
+    if item.fenced_ns is not None:
+        since = rfc3339(item.fenced_ns)
+        found.append(
+            (FENCED, f"its disks at the site refuse all writes since {since}; siterig site unfence {item.vm} allows them")
         )
     if item.resync_reason is not None and (job := automatic_resync.failure(session, item.vm)) is not None:
         why = f"{job.errors[-1].message} ({job.errors[-1].code})" if job.errors else "no reason given"
@@ -291,4 +297,5 @@ def describe(
         resynchronizationRequired=item.resync_reason,
         replication_state=hyperv_state(session, item, critical=health == "Critical"),
         paused_since=rfc3339_or_none(item.paused_ns),
+        fenced_since=rfc3339_or_none(item.fenced_ns),
     )

@@ -104,7 +104,10 @@ class PointOperations(PointApi):
                 f"{choice!r} selects a state, not a recovery point; allowed: the id or the name of a recovery point, "
                 "latest-processed, latest-app",
             )
-        return session.get_one(PointRow, points.resolve(session, vm, choice).id)
+        try:
+            return session.get_one(PointRow, points.resolve(session, vm, choice).id)
+        except RigError as error:
+            raise RigError(error.code, error.message.replace(points.OF_A_STATE, ""), recoverable=error.recoverable) from None
 
     def _event(self, session: Session, vm: str, code: str, text: str) -> None:
         now_ns = self._context.clock.wall_ns()

@@ -59,6 +59,8 @@ class ProtectionOperations(ProtectionApi):
             item.protection_state = ProtectionState.ENABLING
             session.flush()
             now_ns = self._context.clock.wall_ns()
+            if item.fenced_ns is None and any(disk.fenced for disk in disks):
+                item.fenced_ns = now_ns  # fenced before it was protected
             policy_tasks.record_remarks(session, item, now_ns)
             for remark in disk_limits.remarks(vm, disks):
                 events.record(

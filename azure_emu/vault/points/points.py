@@ -19,6 +19,8 @@ from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import SYNC_END, Watermark
 
+OF_A_STATE = ", @POSITION, or a time"
+"""The end of the list of selectors: these two select a state, which need not be a recovery point."""
 _IDS_IN_QUERY = 500
 
 _COLUMNS = (
@@ -302,7 +304,7 @@ def _begun(session: Session, vm: str, beginning: str) -> RecoveryPoint | None:
 
 
 def _allowed(count: int) -> str:
-    return f"{', '.join(WORDS.values())}, the id or the name of one of its {count} points, @POSITION, or a time"
+    return f"{', '.join(WORDS.values())}, the id or the name of one of its {count} points{OF_A_STATE}"
 
 
 @dataclass(frozen=True, slots=True)

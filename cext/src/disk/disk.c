@@ -166,7 +166,7 @@ static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t byte
 	return done ? sr_note_changed(disk, done) : -EIO;
 }
 
-int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
+static int64_t write_disk(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset, int may_pass_fence)
 {
 	int64_t done;
 	if (bytes > SR_PAYLOAD_BYTES_MAX)
@@ -175,12 +175,24 @@ int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uin
 		return 0;
 	pthread_mutex_lock(&disk->lock);
 	uint64_t size = sr_disk_bytes(disk);
-	if (offset >= size)
+	if (disk->fenced && !may_pass_fence)
+		done = -EROFS;
+	else if (offset >= size)
 		done = -ENOSPC;
 	else
 		done = write_locked(disk, buf, bytes < size - offset ? bytes : size - offset, offset);
 	sr_unlock(disk);
 	return done;
+}
+
+int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
+{
+	return write_disk(disk, buf, bytes, offset, 0);
+}
+
+int64_t sr_disk_write_back(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
+{
+	return write_disk(disk, buf, bytes, offset, 1);
 }
 
 static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
@@ -205,14 +217,16 @@ static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t
 	return rc;
 }
 
-int sr_disk_zero(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+static int zero_disk(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes, int may_pass_fence)
 {
 	int rc = 0;
 	if (type != SR_ZERO && type != SR_DISCARD)
 		return -EINVAL;
 	pthread_mutex_lock(&disk->lock);
 	uint64_t size = sr_disk_bytes(disk);
-	if (offset < size) {
+	if (disk->fenced && !may_pass_fence) {
+		rc = -EROFS;
+	} else if (offset < size) {
 		if (bytes > size - offset)
 			bytes = size - offset;
 		if (bytes > 0)
@@ -220,6 +234,16 @@ int sr_disk_zero(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes
 	}
 	sr_unlock(disk);
 	return rc;
+}
+
+int sr_disk_zero(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+{
+	return zero_disk(disk, type, offset, bytes, 0);
+}
+
+int sr_disk_zero_back(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+{
+	return zero_disk(disk, type, offset, bytes, 1);
 }
 
 static int resize_locked(struct sr_disk *disk, uint64_t bytes)
@@ -231,6 +255,8 @@ static int resize_locked(struct sr_disk *disk, uint64_t bytes)
 		return -EINVAL;
 	if (bytes == size)
 		return 0;
+	if (disk->fenced)
+		return -EROFS;
 	sr_log_make_room(disk, 0);
 	int rc = sr_log_grow(disk, bytes);
 	if (rc == 0)
@@ -259,6 +285,13 @@ int sr_disk_resize(struct sr_disk *disk, uint64_t bytes)
 	int rc = resize_locked(disk, bytes);
 	sr_unlock(disk);
 	return rc;
+}
+
+void sr_disk_fence(struct sr_disk *disk, int fenced)
+{
+	pthread_mutex_lock(&disk->lock);
+	disk->fenced = fenced;
+	sr_unlock(disk);
 }
 
 void sr_disk_allow_growth(struct sr_disk *disk, uint64_t step_bytes)

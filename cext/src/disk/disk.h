@@ -75,6 +75,10 @@ int sr_disk_resize(struct sr_disk *disk, uint64_t bytes);
  * results mean that no change was missed that was done by the time of the first. */
 uint64_t sr_disk_modifications(const struct sr_disk *disk);
 
+/* Refuse every write, discard and growth (-EROFS) until that is ended, also of handles that are open for writing. None is
+ * under way on return. A read, a flush, a tag of the log, and a hydration are possible. */
+void sr_disk_fence(struct sr_disk *disk, int fenced);
+
 /* Allow requests to grow the disk to multiples of `step_bytes`; 0, the default: not at all. */
 void sr_disk_allow_growth(struct sr_disk *disk, uint64_t step_bytes);
 

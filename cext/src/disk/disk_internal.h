@@ -68,6 +68,7 @@ struct sr_disk {
 	int file_changed; /* by another program: see sr_note_changed */
 	int event_due;
 	uint64_t growth_step_bytes; /* see sr_disk_allow_growth */
+	int fenced;                 /* see sr_disk_fence */
 	uint64_t modifications;     /* atomic: see sr_disk_modifications */
 	struct sr_counters counters;
 };
@@ -83,6 +84,10 @@ static inline void sr_add(uint64_t *counter, uint64_t n)
 }
 
 void sr_disk_put(struct sr_disk *disk);
+
+/* As sr_disk_write and sr_disk_zero, but a fence does not refuse them: they bring back bytes that a power loss takes. */
+int64_t sr_disk_write_back(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset);
+int sr_disk_zero_back(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes);
 
 /* The functions below need disk->lock. */
 int sr_log_record(struct sr_disk *disk, int type, int flags, uint64_t offset, uint64_t length, const void *payload,

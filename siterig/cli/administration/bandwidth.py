@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from siterig.blockfs.contracts.bandwidth import DAY_S, WEEKDAYS, BandwidthLimit, Weekday
+from siterig.blockfs.contracts.bandwidth import BYTES_S_MAX, BYTES_S_MIN, DAY_S, WEEKDAYS, BandwidthLimit, Weekday
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import exit_status, output
 from siterig.cli.commands.options import Dir, Json, example, vault
@@ -59,13 +59,13 @@ def set_bandwidth(
     """Limit the rate of the site's uploads, in work hours and outside them; the former limit is replaced."""
 
     async def work() -> None:
-        other_bytes_s = parse_rate("RATE", limit)
+        other_bytes_s = _rate("RATE", limit)
         begin_s, end_s = _hours(work_hours)
         wanted = BandwidthLimit(
             work_days=_days(work_days),
             work_begin_s=begin_s,
             work_end_s=end_s,
-            work_bytes_s=other_bytes_s if work_limit is None else parse_rate("--work-limit", work_limit),
+            work_bytes_s=other_bytes_s if work_limit is None else _rate("--work-limit", work_limit),
             other_bytes_s=other_bytes_s,
         )
         api = vault(folder)
@@ -74,6 +74,17 @@ def set_bandwidth(
         _print(await api.bandwidth(), as_json=as_json)
 
     exit_status.run(work)
+
+
+def _rate(name: str, text: str) -> int | None:
+    rate = parse_rate(name, text)
+    if rate is not None and not BYTES_S_MIN <= rate <= BYTES_S_MAX:
+        raise RigError(
+            Code.InvalidLimit,
+            f"{name}: {text!r} is not allowed; allowed: none, or {format_size(BYTES_S_MIN)} to {format_size(BYTES_S_MAX)} a "
+            "second (siterig pause stops the uploads of a VM)",
+        )
+    return rate
 
 
 def _print(limit: BandwidthLimit | None, *, as_json: bool) -> None:

@@ -86,6 +86,7 @@ def list_disks(folder: Dir, as_json: Json = False) -> None:
                 "snapshot",
                 "needs resync",
                 "hydration",
+                "fenced",
             )
             output.print_table(columns, [_row(side, disk) for side, disk in disks], empty="no disks: siterig vm create")
         if failure is not None:
@@ -107,6 +108,7 @@ def _row(side: Side, disk: DiskInfo) -> tuple[object, ...]:
         snapshot,
         disk.needs_resync or "-",
         hydration_text(disk.promotion),
+        "yes" if disk.fenced else "no",
     )
 
 

@@ -320,6 +320,14 @@ class FakeProvider(Provider):
             for name, disk in self.world.site[vm].items()
         ]
 
+    async def fence(self, *, vm: str, fenced: bool) -> list[DiskInfo]:
+        await self.world.called("site.fence")
+        if vm not in self.world.site:
+            raise RigError(Code.VmNotFound, f"there is no VM {vm!r}")
+        for name, disk in self.world.site[vm].items():
+            self.world.site[vm][name] = disk.model_copy(update={"fenced": fenced})
+        return list(self.world.site[vm].values())
+
     async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
         await self.world.called("site.check_failback")
         self.world.coming = disks

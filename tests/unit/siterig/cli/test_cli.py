@@ -242,6 +242,11 @@ def test_an_operation_asks_the_vault(vault: FakeVault, arguments: list[str], cal
             "RATE: 'fast' is not understood; allowed: none, or bytes a second, for example 20MiB (InvalidLimit)",
         ),
         (
+            ["bandwidth", "set", "none", "--work-limit", "1KiB"],
+            "--work-limit: '1KiB' is not allowed; allowed: none, or 64 KiB to 1 TiB a second (siterig pause stops "
+            "the uploads of a VM) (InvalidLimit)",
+        ),
+        (
             ["bandwidth", "set", "1MiB", "--work-hours", "9-18"],
             "--work-hours: '9-18' is not understood; allowed: two times of a day, for example 09:00-18:00 (InvalidLimit)",
         ),

@@ -105,6 +105,8 @@ COMMANDS = {
     "failback": "web01",
     "reprotect": "web01",
     "resync": "web01",
+    "site fence": "web01",
+    "site unfence": "web01",
     "bandwidth show": "",
     "bandwidth set": "20MiB",
     "policy show": "web01",

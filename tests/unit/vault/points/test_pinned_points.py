@@ -84,7 +84,7 @@ async def test_a_point_that_is_needed_is_not_deleted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("nope", "VM 'web01' has no recovery point 'nope'"),
+        ("nope", "latest-app, the id or the name of one of its 1 points$"),
         ("@10", "'@10' selects a state, not a recovery point; allowed: the id or the name of a recovery point"),
         ("2026-11-21T22:13:17Z", "selects a state, not a recovery point"),
     ],
