@@ -13,8 +13,8 @@ from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext._core import ffi, lib
-from tests.unit.blockfs.host.test_host import SIZE, restart, two_disks
 
+SIZE = 256 << 10
 CHANGES: dict[str, Callable[[Disk], object]] = {
     "write": lambda disk: disk.write(0, b"new"),
     "zero": lambda disk: disk.zero(0, 4096),
@@ -28,6 +28,17 @@ def host(tmp_path: Path) -> Iterator[DiskHost]:
     host = DiskHost(tmp_path / "disks", tmp_path / "mnt")
     yield host
     host.abandon()
+
+
+async def two_disks(host: DiskHost) -> None:
+    for name in "ab":
+        await host.create_disk(vm="web01", name=name, size_bytes=SIZE)
+    await host.start_tracking(vm="web01")
+
+
+def restart(host: DiskHost) -> DiskHost:
+    host.abandon()
+    return DiskHost(host.root, host.mountpoint)
 
 
 def refused(disk: Disk, change: str) -> bool:
