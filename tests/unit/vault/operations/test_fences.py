@@ -23,7 +23,7 @@ async def codes(vault: Vault) -> list[str]:
     return [event.eventCode for event in await vault.status.events() if event.eventCode.startswith("Source")]
 
 
-async def test_a_fence_is_shown_once_until_it_is_ended_also_after_a_restart_of_the_vault(tmp_path: Path) -> None:
+async def test_a_fence_is_shown_until_it_is_ended(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -86,7 +86,7 @@ async def test_a_failback_ends_a_fence(tmp_path: Path) -> None:
         await idle(vault)
 
 
-async def test_a_vm_that_was_fenced_before_it_is_protected_is_shown_as_fenced(tmp_path: Path) -> None:
+async def test_a_vm_that_was_fenced_before_its_protection_is_shown(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await vault.vms.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=1 << 20)])
