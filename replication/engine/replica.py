@@ -136,16 +136,25 @@ class Replica:
         await self._copy_result.wait()
 
     async def stop_copy(self) -> None:
-        """Stop a copy; return when none is running."""
+        """Stop a copy; return when none is running, and its snapshot is removed: the next one begins another."""
         if self._record.phase == "initial":
             await self._order("created")
         elif self._record.phase == "resync":
             await self._order("resync-required", reason=RESYNC_STOPPED)
+        else:
+            return
+        await self._end_snapshot()
 
     async def suspend(self) -> None:
-        """Stop all work for this VM; return when none is running."""
+        """Stop all work for this VM; return when none is running, and no snapshot is left."""
         if self._record.phase != "suspended":
             await self._order("suspended")
+            await self._end_snapshot()
+
+    async def _end_snapshot(self) -> None:
+        async with self._snapshotting:
+            with suppress(RigError):  # a host that is away has lost the snapshot
+                await self._context.host.end_snapshot(vm=self.vm)
 
     async def pause(self) -> None:
         """Stop the cycles until :meth:`unpause`; return when none is running."""

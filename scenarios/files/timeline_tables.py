@@ -11,14 +11,16 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.documents.model_problems import misfit, problems_of
 from siterig.scenarios.faults.moment_names import require_recorded
 from siterig.scenarios.faults.rules import FaultRule, read_rule
-from siterig.scenarios.faults.values import Count, Duration, Size, Text, TimeShift, Trigger
+from siterig.scenarios.faults.values import Count, CountFrom1, Duration, Size, Text, TimeShift, Trigger
 from siterig.scenarios.files.conditions import ScenarioCondition
 from siterig.scenarios.files.keyed_tables import KeyedTable, table_problems
 from siterig.scenarios.files.topology import ScenarioTable, TopologyDisk
 
 OperationName = Literal[
     "wait", "protect", "unprotect", "take-point", "test-failover", "cleanup", "unplanned-failover", "planned-failover",
-    "commit", "failback", "reprotect", "resync", "pause", "resume", "create-vm", "delete-vm", "resize-disk", "shut-down",
+    "commit", "failback", "reprotect", "resync", "pause", "resume", "set-policy", "set-bandwidth",
+    "pin-point", "unpin-point", "delete-point", "cancel-job", "acknowledge-error", "fence", "unfence",
+    "create-vm", "delete-vm", "resize-disk", "shut-down",
     "start-workload", "stop-workload", "check", "lose-site", "restore-site", "kill-role", "restart-role", "stop-rig",
     "start-rig", "run", "mark", "add-fault", "remove-fault", "advance-clock", "jump-clock", "skew-clock",
 ]  # fmt: skip
@@ -38,6 +40,17 @@ OPERATIONS: Mapping[str, KeyedTable] = {
     "resync": KeyedTable("Compares both sides and sends the differences.", ("vm",)),
     "pause": KeyedTable("Pauses replication: no cycle runs, and none is missed.", ("vm",)),
     "resume": KeyedTable("Resumes replication of a paused VM.", ("vm",)),
+    "set-policy": KeyedTable(
+        "Changes the replication policy of a VM.", ("vm",), ("interval", "retention", "app_consistent_every")
+    ),
+    "set-bandwidth": KeyedTable("Limits the uploads of the site; without `rate` there is no limit.", (), ("rate", "hours")),
+    "pin-point": KeyedTable("Pins a recovery point: retention keeps it.", ("vm", "point")),
+    "unpin-point": KeyedTable("Ends that.", ("vm", "point")),
+    "delete-point": KeyedTable("Deletes a recovery point.", ("vm", "point")),
+    "cancel-job": KeyedTable("Cancels the job of a VM that is in progress.", ("vm",)),
+    "acknowledge-error": KeyedTable("Acknowledges a health error of a VM.", ("vm", "error")),
+    "fence": KeyedTable("Makes the disks of a VM at the site refuse all writes.", ("vm",)),
+    "unfence": KeyedTable("Ends that.", ("vm",)),
     "create-vm": KeyedTable("Creates a VM at the site.", ("vm", "disk_of_vm")),
     "delete-vm": KeyedTable("Deletes a VM of one side.", ("vm",), ("side",)),
     "resize-disk": KeyedTable("Grows a disk of the site.", ("vm", "disk", "size")),
@@ -105,6 +118,18 @@ class TimelineEntry(ScenarioTable):
         default=None, description="a recovery point: `Latest` (default), `LatestProcessed`, ..., or the name of one"
     )
     app_consistent: bool = Field(default=False, description="`true`: the file systems are frozen")
+    interval: Duration | None = Field(default=None, description="the new replication interval")
+    retention: CountFrom1 | None = Field(default=None, description="hours for which recovery points are kept from now on")
+    app_consistent_every: Duration | None = Field(
+        default=None, description="the new time between application-consistent points; `0s`: none"
+    )
+    rate: Size | None = Field(default=None, description="bytes a second, at least `64KiB`")
+    hours: str | None = Field(
+        default=None,
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$",
+        description="hours of each day, in UTC, in which the limit holds, like `09:00-18:00`; all if left out",
+    )
+    error: Text | None = Field(default=None, description="the code of the health error")
     workload: Text | None = Field(default=None, description="the workload")
     of: Literal["source", "test", "recovered"] | None = Field(
         default=None,

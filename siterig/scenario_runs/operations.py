@@ -20,6 +20,7 @@ from siterig.scenario_runs.conditions import item_text, task_state
 from siterig.scenario_runs.machines import Machines
 from siterig.scenario_runs.records import LineSeverity, RunRecords
 from siterig.scenario_runs.scenario_rig import ScenarioRig
+from siterig.scenario_runs.settings import SettingOperations
 from siterig.scenarios.files.scenario import ScenarioDocument
 from siterig.scenarios.files.timeline_tables import TimelineEntry
 from siterig.scenarios.files.topology import SECOND_NS, TopologyVm
@@ -65,6 +66,7 @@ class Operations:
         self._scenario, self._rig, self._machines, self._records, self._marks = scenario, rig, machines, records, marks
         self.clock = ClockWatch(rig, records)
         self.loss = Loss()
+        self._settings = SettingOperations(rig, records, self.finish)
         self._work: Mapping[str, Callable[[TimelineEntry], Awaitable[None]]] = {
             "wait": self._nothing,
             "protect": self._protect,
@@ -80,6 +82,15 @@ class Operations:
             "resync": self._job(lambda vm, _: rig.vault.resync(vm=vm)),
             "pause": self._job(lambda vm, _: rig.vault.pause_replication(vm=vm)),
             "resume": self._job(lambda vm, _: rig.vault.resume_replication(vm=vm)),
+            "set-policy": self._settings.set_policy,
+            "set-bandwidth": self._settings.set_bandwidth,
+            "pin-point": lambda entry: self._settings.pin(entry, pinned=True),
+            "unpin-point": lambda entry: self._settings.pin(entry, pinned=False),
+            "delete-point": self._settings.delete_point,
+            "cancel-job": self._settings.cancel_job,
+            "acknowledge-error": self._settings.acknowledge_error,
+            "fence": self._settings.fence,
+            "unfence": self._settings.unfence,
             "create-vm": self._create_vm,
             "delete-vm": self._job(lambda vm, entry: rig.vault.delete_vm(vm=vm, side=entry.side)),
             "resize-disk": self._resize,

@@ -162,3 +162,38 @@ async def test_an_agent_keeps_its_limit_over_a_restart(
         await agent.set_bandwidth(limit=None)
         assert await agent.bandwidth() is None
     rig.check_point(cut.position)
+
+
+@pytest.mark.parametrize("phase", ["initial", "resync"])
+async def test_a_stopped_copy_leaves_no_snapshot_and_continues(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    without_threads(monkeypatch)
+    rig = Rig(tmp_path, sizes={"os": 4 * MIB, "data": 4 * MIB})
+    await rig.make_vm()
+    rig.write(800)
+    async with rig.agent() as agent:
+        if phase == "resync":
+            await rig.protect(agent)
+        else:
+            await agent.create_relationship(vm=VM, interval_s=rig.interval_s, app_consistent_every_s=None)
+        await agent.set_bandwidth(limit=limit(work=64 << 10, other=64 << 10))
+        start = agent.resync if phase == "resync" else agent.initial_replication
+        stopped = []
+
+        async def copy() -> None:
+            with pytest.raises(RigError) as caught:
+                await start(vm=VM)
+            stopped.append(caught.value.code)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(copy)
+            while not (await rig.host.list_disks(vm=VM))[0].snapshot:
+                await trio.sleep(0.01)
+            await agent.stop_copy(vm=VM)
+            assert not (await rig.host.list_disks(vm=VM))[0].snapshot
+        assert stopped == ["Interrupted"]
+        await agent.set_bandwidth(limit=None)
+        await start(vm=VM)
+        cut = await rig.cycle(agent)
+    rig.check_point(cut.position)
