@@ -188,7 +188,7 @@ async def test_a_stopped_copy_leaves_no_snapshot_and_continues(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(copy)
-            while not (await rig.host.list_disks(vm=VM))[0].snapshot:
+            while not (await rig.host.list_disks(vm=VM))[0].snapshot:  # noqa: ASYNC110
                 await trio.sleep(0.01)
             await agent.stop_copy(vm=VM)
             assert not (await rig.host.list_disks(vm=VM))[0].snapshot
