@@ -130,6 +130,9 @@ class RecoveryService(RecoverySide):
         disk = self._applier.disk(disk_id)
         return await trio.to_thread.run_sync(disk_state, self._folder / disk_id, disk.retain)
 
+    async def account_bytes(self, *, disk_id: str) -> int:
+        return sum((await self._cache.list(disk_id)).sizes.values())
+
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
         return await self._query(disk_id, lambda state: position_at(state, time_ns))
 

@@ -68,7 +68,7 @@ class ManagedDiskState(WireModel):
     ``floor`` is the oldest position that can be read, 0 if none can, and ``floor_time_ns`` its time.  ``valid_ranges`` are
     the ranges (first, last) of positions that can be read, oldest first.  ``retain`` is the position up to which the journal
     is compacted as soon as no pin holds an older one; 0 if no compaction was requested.  ``base_bytes`` and
-    ``journal_bytes`` are the space that they take on the host's disk.
+    ``journal_bytes`` are the space that they take on the host's disk, and ``free_bytes`` the space that is free there.
     """
 
     disk_id: str
@@ -80,6 +80,7 @@ class ManagedDiskState(WireModel):
     pins: list[Pin]
     base_bytes: int
     journal_bytes: int
+    free_bytes: int | None = None
 
 
 class RecoverySide(Protocol):
@@ -149,6 +150,11 @@ class RecoverySide(Protocol):
         Raises:
             RigError: ``DiskNotFound``, ``StoreCorrupt``.
         """
+        ...
+
+    @deadline(ANSWER_S)
+    async def account_bytes(self, *, disk_id: str) -> int:
+        """Return the bytes of all parts of the disk in the cache account, also of those that are applied already."""
         ...
 
     @deadline(ANSWER_S)

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.context import events, rig_clock
+from siterig.azure_emu.vault.context.change_feed import ChangeFeed
 from siterig.azure_emu.vault.context.vault_context import ShutDown, VaultContext, no_check
 from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.notifications import Notifications
@@ -42,6 +43,7 @@ from siterig.azure_emu.vault.operations.health_errors import HealthOperations
 from siterig.azure_emu.vault.operations.jobs import JobOperations
 from siterig.azure_emu.vault.operations.keys import KeyOperations
 from siterig.azure_emu.vault.operations.mounts import MountOperations
+from siterig.azure_emu.vault.operations.observation import ObservationOperations
 from siterig.azure_emu.vault.operations.points import PointOperations
 from siterig.azure_emu.vault.operations.protection import ProtectionOperations
 from siterig.azure_emu.vault.operations.status import VaultStatus
@@ -90,6 +92,7 @@ class Vault:
         mounts: the operations on mounted points and copies.
         failovers: the failovers and failbacks.
         status: the questions about protected items, jobs and events.
+        observation: everything about one protected VM, and the wait for changes.
         bandwidth: the operations on the bandwidth limit of the site.
         fences: the operations on the fences of source VMs.
         health: the operations on the health of protected items.
@@ -135,9 +138,10 @@ class Vault:
         except BaseException:
             database.close()
             raise
+        changes = ChangeFeed(clock)
         context = VaultContext(
             database,
-            Notifications(database),
+            Notifications(database, changes.note),
             clock,
             site=provider,
             recovery=recovery,
@@ -163,6 +167,7 @@ class Vault:
         self.mounts = MountOperations(context, self._leases)
         self.failovers = FailoverOperations(context, starter)
         self.status = VaultStatus(context, self._engine, self.sources)
+        self.observation = ObservationOperations(context, self.status, changes)
         self.bandwidth = BandwidthOperations(context)
         self.fences = FenceOperations(context)
         self.health = HealthOperations(context, self.sources)

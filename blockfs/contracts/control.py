@@ -77,6 +77,7 @@ class DiskInfo(WireModel):
         opened_seq: the newest record that the log had at that opening; None if the generation began since.
         kept: old disks that a failback replaced by this one, oldest first; ``delete_kept`` frees their space.
         fenced: True if every write is refused.
+        free_bytes: bytes that are free on the file system of ``folder``.
     """
 
     vm: str
@@ -105,6 +106,7 @@ class DiskInfo(WireModel):
     broken_chain: str | None = None
     kept: list[KeptImage] = Field(default_factory=list)
     fenced: bool = False
+    free_bytes: int | None = None
 
 
 class DownloadedDisk(WireModel):

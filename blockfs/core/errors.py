@@ -26,6 +26,8 @@ class ExitStatus(IntEnum):
     BAD_INPUT = 2, "The command line or an input is wrong."
     NOT_UP = 3, "The rig is not up, or a role of it does not answer; also if a job failed for that reason."
     ENVIRONMENT = 4, "The machine lacks something: `siterig doctor` names it."
+    WARNING = 5, "For `status`: every role is ready; the worst health of the VMs is Warning."
+    CRITICAL = 6, "For `status`: every role is ready; the health of a VM is Critical."
     INTERRUPTED = 130, "Ctrl-C, SIGTERM, or the terminal was closed. `mount` ends with 0 once the disk is mounted."
 
 

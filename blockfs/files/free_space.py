@@ -9,6 +9,15 @@ from pathlib import Path
 from siterig.blockfs.core.errors import Code, RigError
 
 
+def free_bytes(folder: Path) -> int | None:
+    """Return the bytes that are free on the file system of a folder; None if it cannot be asked."""
+    try:
+        space = os.statvfs(folder)
+    except OSError:
+        return None
+    return space.f_bavail * space.f_frsize
+
+
 def require_free_space(needs: Iterable[tuple[Path, int]], subject: str, purpose: str) -> None:
     """Check that each file system has the space that is needed.
 

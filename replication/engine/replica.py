@@ -74,7 +74,7 @@ class Replica:
         self.vm = vm
         self._context = context
         self._ask_first = resumed
-        self._tracker = ProgressTracker(vm)
+        self._tracker = ProgressTracker(vm, context.clock)
         self._reports = VaultReporter(context, vm)
         self._outbox = Outbox(context, vm, self._tracker)
         self._cycle = DeltaCycle(context, vm, self._outbox, self._reports, self._tracker)
@@ -89,6 +89,9 @@ class Replica:
         self._copy_result = _CopyResult()
         self._failures = 0
         self._critical = False
+        self._cycle_at_s: float | None = None
+        """The begin of the last scheduled cycle, on the time line of ``Clock.trio_time_s``."""
+        self._next_cycle_at_s: float | None = None
 
     @property
     def _record(self) -> Relationship:
@@ -240,7 +243,7 @@ class Replica:
         raise RigError(Code.Interrupted, f"the verification of VM {self.vm!r} was stopped")
 
     async def _verify(self) -> Verification:
-        host, tracker = self._context.host, ProgressTracker(self.vm)
+        host, tracker = self._context.host, ProgressTracker(self.vm, self._context.clock)
         snapshot = await fresh_snapshot(self._context, self.vm)
         try:
             tracker.begin("Verification", [(disk.name, 0, disk.size_bytes) for disk in snapshot.disks])
@@ -297,8 +300,16 @@ class Replica:
             raise RigError(Code.InvalidState, f"VM {self.vm!r} is paused; a cycle runs after siterig resume {self.vm}")
 
     def progress(self) -> VmProgress:
-        """Return the progress, for progress bars."""
-        return (self._verified or self._tracker).snapshot()
+        """Return the progress of the work, and the times of the cycles."""
+        found = (self._verified or self._tracker).snapshot()
+        now_s, last_s, next_s = self._context.clock.trio_time_s(), self._cycle_at_s, self._next_cycle_at_s
+        cycling = self._record.phase == "delta" and not self._record.paused
+        return found.model_copy(
+            update={
+                "last_cycle_s": None if last_s is None else now_s - last_s,
+                "next_cycle_s": None if next_s is None or not cycling else max(0.0, next_s - now_s),
+            }
+        )
 
     async def _order(self, phase: ReplicationPhase, *, limited: bool = False, reason: str | None = None) -> None:
         self._copy_result.resolve(RigError(Code.Interrupted, f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
@@ -435,8 +446,9 @@ class Replica:
         app_due = self._first_app_point()
         next_at = self._context.clock.trio_time_s()
         while True:
+            self._next_cycle_at_s = next_at
             await self._reports.wait(max(0.0, next_at - self._context.clock.trio_time_s()))
-            begun = self._context.clock.trio_time_s()
+            begun = self._cycle_at_s = self._context.clock.trio_time_s()
             record = self._record
             kind: TagKind = "ApplicationConsistent" if begun >= app_due else "CrashConsistent"
             try:

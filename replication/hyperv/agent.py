@@ -130,7 +130,7 @@ class HyperVAgent(Provider):
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> list[DiskInfo]:
         if vm in self._making:
             raise RigError(Code.VmExists, f"VM {vm!r} is being created on this host")
-        tracker = self._making[vm] = ProgressTracker(vm)
+        tracker = self._making[vm] = ProgressTracker(vm, self._context.clock)
         try:
             if await self._disks_or_none(vm):
                 raise RigError(Code.VmExists, f"VM {vm!r} exists already on this host")
@@ -282,7 +282,9 @@ class HyperVAgent(Provider):
         coming_back = [tracker.snapshot() for (of_vm, _), tracker in self._failbacks.items() if of_vm == vm]
         if coming_back:
             disks = [disk for item in coming_back for disk in item.disks]
-            return VmProgress(vm=vm, phase="Failback", disks=disks)
+            left_s = [item.left_s for item in coming_back]
+            longest_s = None if None in left_s else max(filter(None, left_s), default=0.0)
+            return VmProgress(vm=vm, phase="Failback", disks=disks, left_s=longest_s)
         if vm in self._replicas:
             return self._replicas[vm].progress()
         if vm in self._making:
@@ -357,7 +359,7 @@ class HyperVAgent(Provider):
                 path.unlink(missing_ok=True)
 
     async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
-        tracker = self._failbacks[vm, disk] = ProgressTracker(vm)
+        tracker = self._failbacks[vm, disk] = ProgressTracker(vm, self._context.clock)
         try:
             await failback.receive_disk(
                 self._context, tracker, vm=vm, disk=disk, source_id=source_id, size_bytes=size_bytes, parts=parts

@@ -221,7 +221,11 @@ def set_wall_ahead(ahead_ns: int) -> None:
 
 def age(since_ns: int) -> str:
     """Return the time since a wall-clock time, in at most two units: ``3 s``, ``2 min 5 s``, ``4 h 10 min``."""
-    seconds = max(0, (SYSTEM_CLOCK.wall_ns() + _wall_ahead_ns - since_ns) // 1_000_000_000)
+    return duration(max(0, (SYSTEM_CLOCK.wall_ns() + _wall_ahead_ns - since_ns) // 1_000_000_000))
+
+
+def duration(seconds: int) -> str:
+    """Return a time in at most two units: ``3 s``, ``2 min 5 s``, ``4 h 10 min``."""
     if seconds < 60:
         return f"{seconds} s"
     if seconds < 3600:

@@ -9,7 +9,7 @@ SUMMARIES = {
     "doctor": "Check that this machine has everything that a rig needs, and print remedies.",
     "up": "Start the rig, and return when every role is ready.",
     "down": "End the rig and release its mounts and loop devices, also those that remain after a kill.",
-    "status": "Show roles, VMs and protected items of the rig; exit status 1 if a role is not ready or does not answer.",
+    "status": "Show roles, VMs and protected items of the rig, or everything about one VM; the exit status is the health.",
     "protect": "Enable replication of a VM, and wait until it is protected: initial replication, then the first "
     "recovery point.",
     "unprotect": "Disable replication of a VM: its recovery points and managed disks are deleted, its own disks stay.",

@@ -14,6 +14,7 @@ from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.model.resync_window import OPTION, ResyncWindow
+from siterig.azure_emu.vault.model.vm_status import ObservationApi
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.guests import loop_devices
@@ -61,6 +62,7 @@ async def run(
     faces = {
         "CertificateApi": (CertificateApi, certificates),
         "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
+        "ObservationApi": (ObservationApi, vault.observation),
         "VaultLink": (VaultLink, vault.reports),
         "ApplierReports": (ApplierReports, vault.reports),
         "DataKeys": (DataKeys, vault.data_keys),

@@ -12,6 +12,7 @@ from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.vm_status import ObservationApi
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.sides.host_certificates import HostCertificates, HostIdentityControl, HostRegistration, HostSetup
@@ -69,6 +70,8 @@ class Service(Generic[T]):
 
 vault = Service(VaultApi, "vault")
 """The operations of the vault."""
+observation = Service(ObservationApi, "vault")
+"""The questions of a person who looks at a VM, or watches the vault."""
 vault_link = Service(VaultLink, "vault")
 """The reports and questions of the site's agent to the vault."""
 applier_reports = Service(ApplierReports, "vault")
@@ -118,6 +121,7 @@ agent_faults = Service(FaultInjector, "agent")
 
 SERVICES: tuple[Service[Any], ...] = (
     vault,
+    observation,
     vault_link,
     applier_reports,
     data_keys,

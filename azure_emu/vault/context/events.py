@@ -20,8 +20,11 @@ def record(session: Session, *, vm: str, code: str, kind: EventType, severity: S
     session.add(EventRow(code=code, type=kind, severity=severity, at_ns=now_ns, affected_object=vm, description=text))
 
 
-def list_events(session: Session) -> list[Event]:
-    """Return all events, newest first."""
+def list_events(session: Session, vm: str | None = None, limit: int | None = None) -> list[Event]:
+    """Return the events of a VM, or of everything, newest first, at most ``limit``."""
+    query = select(EventRow).order_by(EventRow.id.desc()).limit(limit)
+    if vm is not None:
+        query = query.where(EventRow.affected_object == vm)
     return [
         Event(
             eventCode=row.code,
@@ -31,5 +34,5 @@ def list_events(session: Session) -> list[Event]:
             affectedObject=row.affected_object,
             description=row.description,
         )
-        for row in session.scalars(select(EventRow).order_by(EventRow.id.desc()))
+        for row in session.scalars(query)
     ]

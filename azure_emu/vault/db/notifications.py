@@ -20,18 +20,22 @@ class Notifications:
     so it does not miss a change between reading and waiting.  All calls are on the trio thread, so no lock is needed.
     """
 
-    def __init__(self, database: VaultDatabase) -> None:
+    def __init__(self, database: VaultDatabase, observe: Callable[[], None] = lambda: None) -> None:
+        """Make the broadcasts; ``observe`` is called with each of them."""
         self._database = database
+        self._observe = observe
         self._events: dict[str, trio.Event] = {}
 
     def notify(self, vm: str) -> None:
         """Wake all tasks that wait for this VM."""
+        self._observe()
         event = self._events.pop(vm, None)
         if event is not None:
             event.set()
 
     def notify_all(self) -> None:
         """Wake all tasks, because the state of a role has changed."""
+        self._observe()
         for vm in list(self._events):
             self.notify(vm)
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.vault.context import vm_names
 from siterig.azure_emu.vault.context.applied_lag import AppliedLag
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
-from siterig.azure_emu.vault.db.schema import CycleRow, HealthErrorRow, ItemRow
+from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, HealthErrorRow, ItemRow
 from siterig.azure_emu.vault.model.api import Health, HealthError, ProtectedItem
 from siterig.azure_emu.vault.monitoring import acknowledged, automatic_resync, damage
 from siterig.azure_emu.vault.monitoring.hyperv_state import hyperv_state
@@ -197,13 +197,17 @@ def applied_position(item: ItemRow) -> int:
     return min((disk.complete_position for disk in item.disks), default=0)
 
 
-def applied_lag(item: ItemRow) -> float | None:
-    """Return the seconds by which the applied state is older than the newest sent one; None if nothing was sent."""
+def applied_lag(item: ItemRow, disk: DiskRow | None = None) -> float | None:
+    """Return the seconds by which the applied state is older than the newest sent one; None if nothing was sent.
+
+    The applied state is that of one disk, or the oldest one of all.
+    """
     if item.sent_time_ns is None or item.active_location != PRIMARY:
         return None
-    if applied_position(item) >= item.sent_position:
+    disks = item.disks if disk is None else [disk]
+    if min((each.complete_position for each in disks), default=0) >= item.sent_position:
         return 0.0
-    applied_ns = min((disk.complete_time_ns for disk in item.disks), default=0)
+    applied_ns = min((each.complete_time_ns for each in disks), default=0)
     return max(0.0, (item.sent_time_ns - applied_ns) / SECOND_NS)
 
 

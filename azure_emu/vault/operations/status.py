@@ -26,21 +26,23 @@ class VaultStatus(StatusApi):
 
     async def items(self) -> list[ProtectedItem]:
         def look(session: Session) -> list[ProtectedItem]:
-            elapsed_ns, full = rig_clock.elapsed_ns(session, self._context.clock), self._context.database.full
-            items = session.scalars(select(ItemRow).order_by(ItemRow.vm))
+            elapsed_ns = rig_clock.elapsed_ns(session, self._context.clock)
             return [
-                health.describe(
-                    session,
-                    item,
-                    elapsed_ns,
-                    self._context.lag,
-                    unwritable=full,
-                    observed=self._sources.health_errors(item.vm),
-                )
-                for item in items
+                self.describe(session, item, elapsed_ns) for item in session.scalars(select(ItemRow).order_by(ItemRow.vm))
             ]
 
         return await self._context.database.transact(look)
+
+    def describe(self, session: Session, item: ItemRow, elapsed_ns: int) -> ProtectedItem:
+        """Return an item in the form of the API; ``elapsed_ns``: the rig's clock."""
+        return health.describe(
+            session,
+            item,
+            elapsed_ns,
+            self._context.lag,
+            unwritable=self._context.database.full,
+            observed=self._sources.health_errors(item.vm),
+        )
 
     async def progress(self, *, vm: str) -> VmProgress:
         found = await self._engine.progress(vm)
@@ -56,18 +58,19 @@ class VaultStatus(StatusApi):
 
     async def jobs(self) -> list[Job]:
         def look(session: Session) -> list[Job]:
-            return [self._job_to_wire(row) for row in session.scalars(select(JobRow).order_by(JobRow.id.desc()))]
+            return [self.job_to_wire(row) for row in session.scalars(select(JobRow).order_by(JobRow.id.desc()))]
 
         return await self._context.database.transact(look)
 
     async def job(self, *, name: str) -> Job:
         def look(session: Session) -> Job:
-            return self._job_to_wire(find_job(session, name))
+            return self.job_to_wire(find_job(session, name))
 
         return await self._context.database.transact(look)
 
     async def events(self) -> list[Event]:
         return await self._context.database.transact(events.list_events)
 
-    def _job_to_wire(self, row: JobRow) -> Job:
+    def job_to_wire(self, row: JobRow) -> Job:
+        """Return a job in the form of the API."""
         return engine.to_wire(row, self._engine.waiting_for(row.name), cancellable=self._engine.is_cancellable(row.name))

@@ -77,10 +77,17 @@ def newest_at(session: Session, vm: str, time_ns: int) -> RecoveryPoint | None:
     return None if row is None else _wire(row)
 
 
-def newest_elapsed_ns(session: Session, vm: str) -> int | None:
-    """Return the rig's clock at the newest available point; None if there is none."""
+def newest_elapsed_ns(session: Session, vm: str, kind: str | None = None) -> int | None:
+    """Return the rig's clock at the newest available point, of one kind or of any; None if there is none."""
     query = select(PointRow.elapsed_ns).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc())
+    if kind is not None:
+        query = query.where(PointRow.kind == kind)
     return session.execute(query.limit(1)).scalar()
+
+
+def count(session: Session, vm: str) -> int:
+    """Return the number of available points of a VM."""
+    return session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
 
 
 def oldest(session: Session, vm: str) -> RecoveryPoint | None:
@@ -244,10 +251,10 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
     if newest_point is None:
         last = newest(session, vm)
         last_text = f"the newest is {last.id} ({last.type})" if last is not None else "it has none yet"
-        count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
         raise RigError(
             Code.NoSuchPoint,
-            f"VM {vm!r} has no recovery point {WORDS.get(selector.text, choice)!r}; {last_text}; allowed: {_allowed(count)}",
+            f"VM {vm!r} has no recovery point {WORDS.get(selector.text, choice)!r}; {last_text}; "
+            f"allowed: {_allowed(count(session, vm))}",
         )
     return newest_point
 
@@ -303,8 +310,8 @@ def _begun(session: Session, vm: str, beginning: str) -> RecoveryPoint | None:
     return None if row is None else to_wire(row)
 
 
-def _allowed(count: int) -> str:
-    return f"{', '.join(WORDS.values())}, the id or the name of one of its {count} points{OF_A_STATE}"
+def _allowed(number: int) -> str:
+    return f"{', '.join(WORDS.values())}, the id or the name of one of its {number} points{OF_A_STATE}"
 
 
 @dataclass(frozen=True, slots=True)

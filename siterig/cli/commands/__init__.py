@@ -2,6 +2,6 @@
 
 Imports azure_emu.contracts, azure_emu.scrub, azure_emu.storage, azure_emu.vault.inventory, azure_emu.vault.model,
 azure_emu.vault.points, blockfs.changelog, blockfs.contracts, blockfs.core, blockfs.files, blockfs.guests,
-blockfs.images, scenarios.faults, siterig.cli, siterig.core, siterig.images, siterig.manual, siterig.rpc,
-siterig.supervisor.
+blockfs.images, scenarios.faults, siterig.cli, siterig.cli.views, siterig.core, siterig.images, siterig.manual,
+siterig.rpc, siterig.supervisor.
 """

@@ -11,9 +11,8 @@ import typer
 from siterig.azure_emu.vault.model.resync_window import OFFICIAL_WINDOW, OPTION, ResyncWindow
 from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, STORE_SHARE_MAX, WhenFull
 from siterig.blockfs.contracts.upload_limits import PER_HOST, PER_VM
-from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.cli import exit_status, fault_director, light_commands, output, rig_status
+from siterig.cli import completion, exit_status, fault_director, light_commands, output
 from siterig.cli.commands.options import (
     QUEUE,
     THREADS,
@@ -30,15 +29,13 @@ from siterig.cli.light_commands import running
 from siterig.core import limits, upload_options
 from siterig.core.paths import Layout
 
-WATCH_S = 1.0
-
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command(epilog=example("siterig doctor"))(doctor)
     app.command(epilog=example("siterig up --dir ~/rig"))(up)
     app.command(epilog=example("siterig down"))(down)
-    app.command(epilog=example("siterig status --watch"))(status)
+    app.command(epilog=example("siterig status web01 --watch"))(status)
 
 
 def doctor(
@@ -206,21 +203,46 @@ def down(folder: Dir, as_json: Json = False) -> None:
 
 def status(
     folder: Dir,
-    watch: Annotated[bool, typer.Option("--watch", help="Print the status every second, until Ctrl-C.")] = False,
+    vm: Annotated[
+        str | None,
+        typer.Argument(metavar="[VM]", help="Show everything about this protected VM.", autocompletion=completion.vms),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the status until Ctrl-C, again when something has changed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show roles, VMs and protected items of the rig; exit status 1 if a role is not ready or does not answer."""
+    """Show roles, VMs and protected items of the rig, or everything about one VM; the exit status is the health."""
 
-    if watch and not as_json:
-        exit_status.run(lambda: _watch(folder))
-    light_commands.status(folder, as_json=as_json)
+    if watch:
+        exit_status.run(lambda: _watch(folder, vm, as_json=as_json))
+    if vm is None:
+        light_commands.status(folder, as_json=as_json)
+    else:
+        _status_of_vm(folder, vm, as_json=as_json)
 
 
-async def _watch(folder: Path) -> None:
-    """Print the state every second; never returns."""
+async def _watch(folder: Path, vm: str | None, *, as_json: bool) -> None:
+    """Show the state until cancelled."""
+    from siterig.cli.views import watching
 
-    layout = running(folder)
-    with output.Drawing(sys.stdout) as drawing:
-        while True:
-            drawing.draw(rig_status.lines_of(await rig_status.rig_state(layout)))
-            await SYSTEM_CLOCK.sleep(WATCH_S)
+    await watching.watch(folder, vm, as_json=as_json)
+
+
+def _status_of_vm(folder: Path, vm: str, *, as_json: bool) -> None:
+    """Show one VM, and exit with the status of its health."""
+
+    async def work() -> ExitStatus:
+        from siterig.cli.views import vm_view
+        from siterig.rpc import directory
+
+        found = await directory.observation(running(folder)).vm_status(vm=vm)
+        if as_json:
+            output.print_json(found)
+        else:
+            output.print_lines(vm_view.lines_of(found))
+        return exit_status.of_health([found.item.replicationHealth])
+
+    ended = exit_status.run(work)
+    if ended is not ExitStatus.OK:
+        raise typer.Exit(ended)

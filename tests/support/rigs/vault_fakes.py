@@ -402,6 +402,10 @@ class FakeRecovery(RecoverySide):
             journal_bytes=0,
         )
 
+    async def account_bytes(self, *, disk_id: str) -> int:
+        await self.world.called("recovery.account_bytes")
+        return 4096
+
     async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
         await self.world.called("recovery.changes")
         return []
