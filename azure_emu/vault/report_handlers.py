@@ -7,6 +7,7 @@ protected; it is then ignored without an error, because the sender could do noth
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,18 +16,19 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports, RoleStatus, SkippedBlob
-from siterig.azure_emu.vault.context import events, rig_clock
+from siterig.azure_emu.vault.context import events, rig_clock, role_ends
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow
 from siterig.azure_emu.vault.jobs import vm_tasks
+from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.monitoring import damage, health, resync_reasons
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.points import points
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.clock_reading import SECOND_NS
-from siterig.blockfs.core.errors import Code
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.sides.vault_link import ReplicationSettings, VaultLink
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
@@ -62,6 +64,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
     def __init__(self, context: VaultContext, repairs: Repairs) -> None:
         self._context = context
         self._repairs = repairs
+        self._role_ends = role_ends.RoleEnds()
 
     # ---- ApplierReports
 
@@ -77,7 +80,8 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
                 text = f"disk {disk.name!r} of VM {item.vm!r} is applied again"
                 self._event(session, item.vm, "ApplyRecovered", "OK", text)
             if item.active_location == PRIMARY:
-                points.register_tags(session, item, disk.disk_id, tags, self._elapsed_ns(session))
+                for point in points.register_tags(session, item, disk.disk_id, tags, self._elapsed_ns(session)):
+                    self._record_point(session, item.vm, points.to_wire(point))
             return _Applied(item.vm, health.applied_position(item), moved=moved, later=later)
 
         done = await self._context.database.transact(note)
@@ -86,6 +90,21 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         self._context.lag.applied(done.vm, done.position, moved=done.moved)
         self._wake(done.vm)
         return done.later
+
+    def _record_point(self, session: Session, vm: str, point: RecoveryPoint) -> None:
+        name = f" {point.name!r}" if point.name else ""
+        text = (
+            f"{point.type} recovery point {point.id}{name} of VM {vm!r} was created: {point.time}, position {point.position}"
+        )
+        events.record(
+            session,
+            vm=vm,
+            code=events.POINT_CREATED,
+            kind="VmReplication",
+            severity="OK",
+            text=text,
+            now_ns=self._context.clock.wall_ns(),
+        )
 
     async def store_older(self, *, watermark: Watermark) -> None:
         """Record that a managed disk has lost applied data; recovery points after its end are no longer available."""
@@ -157,8 +176,15 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
     # ---- RoleReports
 
     async def report_roles(self, *, roles: list[RoleStatus]) -> None:
-        if self._context.roles.update(roles, self._context.clock.wall_ns()):
-            self._context.notifications.notify_all()
+        before = {role.name: role for role in self._context.roles.all()}
+        if not self._context.roles.update(roles, self._context.clock.wall_ns()):
+            return
+        self._context.notifications.notify_all()
+        ends = self._role_ends.between(before, roles)
+        if ends:
+            with suppress(RigError):  # the host's disk is full: the states themselves are known
+                now_ns = self._context.clock.wall_ns()
+                await self._context.database.transact(lambda session: role_ends.record(session, ends, now_ns))
 
     # ---- DamageReports
 

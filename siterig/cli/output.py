@@ -219,6 +219,11 @@ def set_wall_ahead(ahead_ns: int) -> None:
     _wall_ahead_ns = ahead_ns
 
 
+def wall_ahead_ns() -> int:
+    """Return the lead of the clock that ages count by over the system's wall time."""
+    return _wall_ahead_ns
+
+
 def age(since_ns: int) -> str:
     """Return the time since a wall-clock time, in at most two units: ``3 s``, ``2 min 5 s``, ``4 h 10 min``."""
     return duration(max(0, (SYSTEM_CLOCK.wall_ns() + _wall_ahead_ns - since_ns) // 1_000_000_000))

@@ -40,7 +40,7 @@ SUMMARIES = {
     "error": "List and acknowledge the reasons for which VMs are not healthy.",
     "bandwidth": "Show and limit the rate of the site's uploads.",
     "policy": "Show and change the replication policy of a VM.",
-    "job": "Cancel a job.",
+    "job": "List and cancel jobs.",
     "key": "The vault's key, which encrypts the keys of all data: list, rotate, revoke, restore.",
     "role": "List, kill and restart the processes of the rig.",
     "site": "Lose a site, and restore it; fence a VM of it; register its host with the vault.",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
@@ -26,14 +27,17 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow, JobErrorRow, JobRow, TaskRow
 from siterig.azure_emu.vault.model.api import Job, JobError, JobState, RecoveryPoint, Task, Vm
 from siterig.blockfs.core.clock import rfc3339_or_none
+from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.progress import VmProgress
+from siterig.blockfs.core.progress import CopyTotals, VmProgress
 
 T = TypeVar("T")
 _log = structlog.get_logger()
 
 ROOM_RETRY_S = 1.0
 """The time after which a job that waits for room on the host's disk tries again."""
+CHOICE, COPIED = "choice", "copied"
+"""Keys of a job's variables: the point that was chosen for a failover; the figures of the copy that the job made."""
 BEFORE, CHANGING = "before", "changing"
 """Keys of a job's variables: the states of the item before the operation; whether the job has begun to change things."""
 STOP_ANSWER_S = 10.0
@@ -466,7 +470,7 @@ class JobEngine:
                 raise RuntimeError(f"job {job.name} lost its item {job.vm}")
             follow_on = scenario.succeeded(session, item, job)
         session.flush()
-        text = f"{job.friendly_name} of VM {job.vm!r}: {job.state_description}"
+        text = f"{job.friendly_name} of VM {job.vm!r}: {job.state_description}{_point_text(job)}"
         events.record(
             session, vm=job.vm, code=f"{job.scenario}Succeeded", kind="JobStatus", severity="OK", text=text, now_ns=now_ns
         )
@@ -497,6 +501,22 @@ class JobEngine:
         )
 
 
+def _point_text(job: JobRow) -> str:
+    """Return the point of a failover and its RPO, for the event of its end; empty for every other job."""
+    if job.result_point is None:
+        return ""
+    point = RecoveryPoint.model_validate(job.result_point)
+    return f"; point {point.id} ({point.type}) of {point.time}, position {point.position}, RPO {_rpo_s(job, point):.1f} s"
+
+
+async def note_copied(job: JobContext) -> None:
+    """Note the figures of the copy that the site has just ended; without an answer of the site there are none."""
+    with suppress(RigError):
+        progress = await site_progress(job.context, job.vm, {})
+        if progress.last_copy is not None:
+            job.variables[COPIED] = progress.last_copy.model_dump()
+
+
 def to_wire(job: JobRow, waiting_for: str | None = None, *, cancellable: bool = True) -> Job:
     """Return the job in the form of the API.
 
@@ -505,6 +525,7 @@ def to_wire(job: JobRow, waiting_for: str | None = None, *, cancellable: bool = 
         waiting_for: the reason for which the task in progress waits.
         cancellable: False if the task in progress must be completed; the first task of each scenario can be cancelled.
     """
+    point = None if job.result_point is None else RecoveryPoint.model_validate(job.result_point)
     return Job(
         name=job.name,
         scenarioName=job.scenario,
@@ -530,5 +551,14 @@ def to_wire(job: JobRow, waiting_for: str | None = None, *, cancellable: bool = 
         ],
         errors=[JobError(code=error.code, message=error.message) for error in job.errors],
         result=None if job.result_vm is None else Vm.model_validate(job.result_vm),
-        recovery_point=None if job.result_point is None else RecoveryPoint.model_validate(job.result_point),
+        recovery_point=point,
+        duration_s=None if job.end_ns is None else (job.end_ns - job.start_ns) / SECOND_NS,
+        chosen_point=job.variables.get(CHOICE),
+        rpo_s=_rpo_s(job, point),
+        copied=CopyTotals.model_validate(job.variables[COPIED]) if COPIED in job.variables else None,
     )
+
+
+def _rpo_s(job: JobRow, point: RecoveryPoint | None) -> float | None:
+    """Return the age of the state of a failover when the job began, by wall time; None for every other job."""
+    return None if point is None else max(0, job.start_ns - point.time_ns) / SECOND_NS

@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow, JobRow
@@ -22,7 +23,7 @@ from siterig.azure_emu.vault.jobs.engine import JobContext, Scenario, TaskKind, 
 from siterig.azure_emu.vault.keys.data_key_store import delete_data_keys
 from siterig.azure_emu.vault.model.api import Vm
 from siterig.azure_emu.vault.monitoring import source_watch
-from siterig.blockfs.contracts.control import DiskInfo
+from siterig.blockfs.contracts.control import DiskInfo, SourceUse
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import DiskProgress, VmProgress
 
@@ -132,11 +133,32 @@ async def replace_site_disks(job: JobContext) -> TaskOutcome | None:
     changed = await source_watch.changed_disks(job.context, job.vm)
     keep = sorted({*job.variables["keep"], *(use.name for use in changed)})
     disks = await job.context.site.commit_failback(vm=job.vm, keep=keep)
+    await job.change(lambda session, _item: _record_overwritten(session, job, changed))
     kept = [disk.kept[-1].path for disk in disks if disk.name in keep and disk.kept]
     if not kept:
         return None
     text = f"VM {job.vm!r}: old disks are kept as {', '.join(kept)}, until siterig disk kept delete removes them"
     return with_warning(RigError(Code.SourceKept, text))
+
+
+def _record_overwritten(session: Session, job: JobContext, changed: list[SourceUse]) -> None:
+    """Record the bytes that were written at the site after the failover, which the failback has overwritten."""
+    written = {use.name: use.written_bytes for use in changed}
+    by_disk = ", ".join(f"{name} {'unknown' if size is None else size}" for name, size in sorted(written.items()))
+    known_bytes = sum(size or 0 for size in written.values())
+    more = " and an unknown number of" if None in written.values() else ""
+    text = (
+        f"the failback of VM {job.vm!r} overwrote {known_bytes}{more} bytes that were written at the site after the failover"
+    )
+    events.record(
+        session,
+        vm=job.vm,
+        code="SourceOverwritten",
+        kind="VmReplication",
+        severity="Warning" if written else "OK",
+        text=f"{text} (disk bytes: {by_disk})" if written else text,
+        now_ns=job.context.clock.wall_ns(),
+    )
 
 
 async def start_at_site(job: JobContext) -> None:

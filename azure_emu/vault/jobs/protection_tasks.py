@@ -20,6 +20,7 @@ from siterig.azure_emu.vault.jobs.engine import (
     TaskKind,
     TaskOutcome,
     failed_but_continued,
+    note_copied,
     site_progress,
     with_warning,
 )
@@ -122,6 +123,7 @@ async def start_initial_replication(job: JobContext) -> None:
 
     await job.change(begin)
     await job.context.site.initial_replication(vm=job.vm)
+    await note_copied(job)
     await job.change(sent)
     await _wait_synced(job, job.variables["generations"])
 
@@ -130,6 +132,7 @@ async def synchronize(job: JobContext, *, limited: bool = False) -> None:
     """Send the differences to the cache account (resync), and wait until they are applied."""
     await job.change(lambda session, item: health.clear_errors(session, item.vm, None))
     await job.context.site.resync(vm=job.vm, limited=limited)
+    await note_copied(job)
     disks = await inventory.site_disks(job.context, job.vm)
     await _wait_synced(job, {disk.disk_id: disk.generation for disk in disks})
 

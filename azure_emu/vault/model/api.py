@@ -20,7 +20,7 @@ from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_BOTH_S, ASKING_S, deadline
 from siterig.blockfs.core.host_process import HostProcess
-from siterig.blockfs.core.progress import VmProgress
+from siterig.blockfs.core.progress import CopyTotals, VmProgress
 from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.wire_model import WireModel
 
@@ -135,6 +135,13 @@ class Job(WireModel):
     ``allowedActions`` has ``Cancel`` while the job can be cancelled.
     The rig's additions: ``vm`` is the VM's name; ``result`` is the VM that a failover made and ``recovery_point`` the point
     that it was made from (also for ``Latest``), both None for every other job.
+
+    Attributes:
+        duration_s: seconds from the start to the end, or until now.
+        chosen_point: the point that a person chose for a failover, as the vault names it.
+        rpo_s: the age of the state of ``recovery_point`` when the job began: what a failover to it loses.
+        copied: figures of the copy that the job made, when it has ended.
+        progress: the progress of a job that has not ended, if it was asked for.
     """
 
     name: str
@@ -151,6 +158,11 @@ class Job(WireModel):
     allowedActions: list[Literal["Cancel"]] = Field(default_factory=list)
     result: Vm | None = None
     recovery_point: RecoveryPoint | None = None
+    duration_s: float | None = None
+    chosen_point: str | None = None
+    rpo_s: float | None = None
+    copied: CopyTotals | None = None
+    progress: VmProgress | None = None
 
 
 class HealthError(WireModel):
@@ -469,13 +481,29 @@ class StatusApi(Protocol):
         """Return the managed disks of all protected VMs."""
         ...
 
-    @deadline(ANSWER_S)
-    async def jobs(self) -> list[Job]:
-        """Return all jobs, newest first."""
+    @deadline(ASKING_S)
+    async def jobs(
+        self,
+        *,
+        vm: str | None = None,
+        state: JobState | None = None,
+        since: str | None = None,
+        with_progress: bool = False,
+    ) -> list[Job]:
+        """Return the jobs, newest first.
+
+        Args:
+            vm: only jobs of this VM.
+            state: only jobs in this state.
+            since: only jobs that began at this time or later, RFC 3339.
+            with_progress: ask for the progress of the jobs that have not ended.
+        Raises:
+            RigError: ``InvalidTime``.
+        """
         ...
 
-    @deadline(ANSWER_S)
-    async def job(self, *, name: str) -> Job:
+    @deadline(ASKING_S)
+    async def job(self, *, name: str, with_progress: bool = False) -> Job:
         """Return the job of this name, or the only one whose name begins with it.
 
         Raises:
@@ -484,8 +512,16 @@ class StatusApi(Protocol):
         ...
 
     @deadline(ANSWER_S)
-    async def events(self) -> list[Event]:
-        """Return all events, newest first."""
+    async def events(self, *, vm: str | None = None, since: str | None = None, with_points: bool = False) -> list[Event]:
+        """Return the events, newest first.
+
+        Args:
+            vm: only events of this VM.
+            since: only events of this time or later, RFC 3339.
+            with_points: also those of each recovery point that was taken.
+        Raises:
+            RigError: ``InvalidTime``.
+        """
         ...
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -9,10 +12,13 @@ from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow, JobRow
 from siterig.azure_emu.vault.jobs import engine
-from siterig.azure_emu.vault.model.api import Event, Job, ManagedDisk, ProtectedItem, StatusApi
+from siterig.azure_emu.vault.model.api import Event, Job, JobState, ManagedDisk, ProtectedItem, StatusApi
 from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
+from siterig.azure_emu.vault.mounts.mounts import parse_time
 from siterig.azure_emu.vault.operations.jobs import find_job
+from siterig.blockfs.core.clock_reading import SECOND_NS
+from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import VmProgress
 
 
@@ -56,21 +62,61 @@ class VaultStatus(StatusApi):
 
         return await self._context.database.transact(look)
 
-    async def jobs(self) -> list[Job]:
+    async def jobs(
+        self,
+        *,
+        vm: str | None = None,
+        state: JobState | None = None,
+        since: str | None = None,
+        with_progress: bool = False,
+    ) -> list[Job]:
+        since_ns = None if since is None else parse_time(since)
+
         def look(session: Session) -> list[Job]:
-            return [self.job_to_wire(row) for row in session.scalars(select(JobRow).order_by(JobRow.id.desc()))]
+            query = select(JobRow).order_by(JobRow.id.desc())
+            if vm is not None:
+                query = query.where(JobRow.vm == vm)
+            if state is not None:
+                query = query.where(JobRow.state == state)
+            if since_ns is not None:
+                query = query.where(JobRow.start_ns >= since_ns)
+            return [self.job_to_wire(row) for row in session.scalars(query)]
 
-        return await self._context.database.transact(look)
+        found = await self._context.database.transact(look)
+        return await self._with_progress(found) if with_progress else found
 
-    async def job(self, *, name: str) -> Job:
+    async def job(self, *, name: str, with_progress: bool = False) -> Job:
         def look(session: Session) -> Job:
             return self.job_to_wire(find_job(session, name))
 
-        return await self._context.database.transact(look)
+        found = await self._context.database.transact(look)
+        return (await self._with_progress([found]))[0] if with_progress else found
 
-    async def events(self) -> list[Event]:
-        return await self._context.database.transact(events.list_events)
+    async def events(self, *, vm: str | None = None, since: str | None = None, with_points: bool = False) -> list[Event]:
+        since_ns = None if since is None else parse_time(since)
+        return await self._context.database.transact(
+            lambda session: events.list_events(session, vm, since_ns=since_ns, with_points=with_points)
+        )
 
     def job_to_wire(self, row: JobRow) -> Job:
         """Return a job in the form of the API."""
-        return engine.to_wire(row, self._engine.waiting_for(row.name), cancellable=self._engine.is_cancellable(row.name))
+        found = engine.to_wire(row, self._engine.waiting_for(row.name), cancellable=self._engine.is_cancellable(row.name))
+        if row.end_ns is not None:
+            return found
+        return found.model_copy(update={"duration_s": max(0, self._context.clock.wall_ns() - row.start_ns) / SECOND_NS})
+
+    async def _with_progress(self, jobs: list[Job]) -> list[Job]:
+        """Add the progress of the jobs that have not ended; a role that does not answer leaves it out."""
+        known: dict[str, VmProgress] = {}
+
+        async def ask(job: Job) -> None:
+            with suppress(RigError):
+                progress = await self._engine.progress(job.vm)
+                if progress is not None and progress.phase is not None:
+                    known[job.name] = progress
+
+        async with trio.open_nursery() as nursery:
+            for job in jobs:
+                if job.endTime is None:
+                    nursery.start_soon(ask, job)
+        return [job.model_copy(update={"progress": known.get(job.name)}) for job in jobs]

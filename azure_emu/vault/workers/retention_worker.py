@@ -53,7 +53,7 @@ class RetentionWorker:
     async def round(self) -> bool:
         """Advance the rig's clock and process every item once; return True if all reports succeeded."""
         delayed: set[tuple[str, str]] = set()
-        await self._context.database.transact(lambda session: rig_clock.advance(session, self._context.clock))
+        await self._context.database.transact(self._begin_round)
         for vm in await self._context.database.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
             kept = await self._context.database.transact(lambda session, vm=vm: self._prune(session, vm))  # type: ignore[misc]
             for disk_id, position in kept.items():
@@ -67,6 +67,10 @@ class RetentionWorker:
             self._context.waits.clear("retention", vm=vm, disk=disk_id)
         self._delayed = delayed
         return not delayed
+
+    def _begin_round(self, session: Session) -> None:
+        rig_clock.advance(session, self._context.clock)
+        events.prune_points(session)
 
     def _prune(self, session: Session, vm: str) -> dict[str, int]:
         """Delete points by the policy; return the oldest position that the remaining points need, for each disk."""

@@ -76,7 +76,7 @@ class FakeVault:
         self.ends_as = job("Succeeded", result=VM)
         self.finalize = job("Succeeded").model_copy(update={"name": "j2", "scenarioName": "FinalizeProtection"})
 
-    async def jobs(self) -> list[Job]:
+    async def jobs(self, **_arguments: Any) -> list[Job]:
         return [self.finalize, self.ends_as]
 
     async def list_vms(self) -> list[Vm]:
@@ -90,7 +90,7 @@ class FakeVault:
     async def progress(self, *, vm: str) -> VmProgress:
         return VmProgress(vm=vm, phase=None, disks=[])
 
-    async def job(self, *, name: str) -> Job:
+    async def job(self, *, name: str, with_progress: bool = False) -> Job:
         assert name == "j1"
         return self.ends_as
 

@@ -115,6 +115,7 @@ COMMANDS = {
     "pause": "web01",
     "resume": "web01",
     "jobs": "",
+    "job list": "",
     "job cancel": "j1",
     "error list": "",
     "error acknowledge": "web01 LogUnsent",
