@@ -135,13 +135,9 @@ class Job(WireModel):
     ``allowedActions`` has ``Cancel`` while the job can be cancelled.
     The rig's additions: ``vm`` is the VM's name; ``result`` is the VM that a failover made and ``recovery_point`` the point
     that it was made from (also for ``Latest``), both None for every other job.
-
-    Attributes:
-        duration_s: seconds from the start to the end, or until now.
-        chosen_point: the point that a person chose for a failover, as the vault names it.
-        rpo_s: the age of the state of ``recovery_point`` when the job began: what a failover to it loses.
-        copied: figures of the copy that the job made, when it has ended.
-        progress: the progress of a job that has not ended, if it was asked for.
+    ``duration_s`` counts to the end, or until now.  ``chosen_point`` is the point that a person chose for a failover, and
+    ``rpo_s`` the age of the state of ``recovery_point`` when the job began.  ``copied`` has figures of a copy that the job
+    made, and ``progress`` those of one that runs, if they were asked for.
     """
 
     name: str
