@@ -36,6 +36,10 @@ class AppliedDisk:
     """The time of the next attempt."""
     more: bool = False
     """True if a round ended before all parts in the account were applied."""
+    is_settled: bool = False
+    """True if nothing of the disk is due before new parts are put."""
+    lists_void: int = 0
+    """Counts what makes an older list of the account wrong for this disk."""
     detached: bool = False
     """True while a task processes the disk concurrently with the rounds."""
 

@@ -121,11 +121,24 @@ class PartApplier:
             disk.begin_reports()
             return disk.store
 
-    async def apply_cached(self, disk: AppliedDisk, store: ManagedDiskStore, *, parts_max: int | None = None) -> None:
-        """Apply the parts in the cache account that come next: all, or so many that ``disk.more`` is then set."""
+    async def apply_cached(
+        self, disk: AppliedDisk, store: ManagedDiskStore, listing: Listing | None = None, *, parts_max: int | None = None
+    ) -> bool:
+        """Apply the parts in the cache account that come next: all, or so many that ``disk.more`` is then set.
+
+        Args:
+            disk: the disk.
+            store: its managed disk.
+            listing: its blobs; None: the account is asked for them.
+            parts_max: the limit of the parts.
+        Returns:
+            True if nothing is left: no part is in the account, and all reports arrived.
+        """
         disk.more = False
+        before = disk.reported
         await self._report(disk, store)
-        listing = await self._cache.list(disk.disk_id)
+        if listing is None:
+            listing = await self._cache.list(disk.disk_id)
         disk.watch.bad.keep_only(listing.sizes)
         if disk.later is not None and all(part.generation <= disk.later.generation for part in listing.parts):
             await self._reports.store_older(watermark=store.watermark())
@@ -138,7 +151,7 @@ class PartApplier:
             # A conflict is tried so that it is refused and reported by its name.
             current = await self._apply_parts(disk, store, current, "conflict", listing)
         current = await self._delete_applied(disk, store, ended + current)
-        await disk.watch.report(store, listing, current)
+        is_reported = await disk.watch.report(store, listing, current, moved=disk.reported != before)
         missing = None if disk.more else await disk.watch.check_missing(store, current)
         if missing is None:
             self._waits.clear("apply", disk=disk.disk_id)
@@ -149,6 +162,9 @@ class PartApplier:
             disk.reported = None
             await self._report(disk, store)
         disk.retry_at_s = 0.0
+        has_skipped = any(disk.watch.is_skipped(store, part) for part in listing.sizes)
+        is_applied = not current and not has_skipped and disk.reported == store.watermark()
+        return is_applied and is_reported and not disk.more
 
     async def _check_next_generation(
         self, disk: AppliedDisk, store: ManagedDiskStore, parts: list[PartName], listing: Listing

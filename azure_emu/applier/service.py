@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import trio
 
-from siterig.azure_emu.applier.applier import Applier
+from siterig.azure_emu.applier.applier import NET_S, UNSETTLED_S, Applier
 from siterig.azure_emu.applier.comparisons import Comparisons
 from siterig.azure_emu.applier.export import Exporter, data_bytes
 from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
@@ -47,13 +47,19 @@ class RecoveryService(RecoverySide):
         self._comparisons = Comparisons(applier)
         self._exporter = Exporter(cache)
 
-    async def run(self, *, poll_s: float = 0.5, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run the applier until cancelled; started when the leftovers of a kill are removed."""
+    async def run(
+        self,
+        *,
+        poll_s: float = UNSETTLED_S,
+        net_s: float = NET_S,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run the applier until cancelled (:meth:`Applier.run`); started when the leftovers of a kill are removed."""
         older_spool = self._folder / ".export"  # an older siterig wrote parts of exports into files
         await trio.to_thread.run_sync(partial(shutil.rmtree, older_spool, ignore_errors=True))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._comparisons.run)
-            await self._applier.run(poll_s=poll_s, task_status=task_status)
+            await self._applier.run(poll_s=poll_s, net_s=net_s, task_status=task_status)
 
     async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:
         disk, folder = self._applier.disk(disk_id), self._folder / disk_id
@@ -88,10 +94,14 @@ class RecoveryService(RecoverySide):
                 disk.store = None
             disk.retain = 0
             self._applier.deleted.add(disk_id)
+            disk.lists_void += 1
             await trio.to_thread.run_sync(delete_disk, self._folder / disk_id)
             for part in (await self._cache.list(disk_id)).parts:
                 await self._cache.delete(part)
             self._drop_keys(disk_id)  # the vault deletes them with the managed disk
+
+    async def parts_put(self, *, disk_ids: list[str]) -> None:
+        self._applier.wake(disk_ids)
 
     async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:
         return await self._applier.process_latest(disk_ids)
@@ -124,6 +134,7 @@ class RecoveryService(RecoverySide):
         disk = self._applier.disk(disk_id)
         if position > disk.retain:
             disk.retain, disk.compact_at_s = position, 0.0
+            self._applier.wake([])
 
     async def disk_state(self, *, disk_id: str) -> ManagedDiskState:
         """Return the state of the managed disk, with the position that was passed to :meth:`retain`."""

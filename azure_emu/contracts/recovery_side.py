@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from siterig.blockfs.core.deadlines import ANSWER_S, deadline
+from siterig.blockfs.core.deadlines import ANSWER_S, REPORT_S, deadline
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
@@ -96,6 +96,14 @@ class RecoverySide(Protocol):
 
     async def delete_managed_disk(self, *, disk_id: str) -> None:
         """Delete the disk, its journal and its blobs in the cache account; no-op if there is none."""
+        ...
+
+    @deadline(REPORT_S)
+    async def parts_put(self, *, disk_ids: list[str]) -> None:
+        """Begin to process these disks now, because parts of them were put into the cache account; returns at once.
+
+        A call that is lost costs time only: the applier looks at all disks from time to time.
+        """
         ...
 
     async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
@@ -185,6 +185,31 @@ class BlobCacheAccount(CacheAccount):
                 return [*_blobs_like_parts(self._container, disk_id), (f"{disk_id}/{UNLISTED}", 0)]
 
         return Listing.of(disk_id, await self._call(f"list {disk_id}/", lambda: self._in_container(blobs)))
+
+    async def list_all(self, disk_ids: Sequence[str]) -> dict[str, Listing]:
+        """Return the blobs of several disks, with one list of the container; one disk is listed by itself.
+
+        If a name in the container makes that list fail, each disk is listed by itself.
+        """
+
+        def blobs() -> list[tuple[str, int]] | None:
+            try:
+                return _blobs(self._container, "")
+            except HttpResponseError as e:
+                if e.status_code != HTTPStatus.INTERNAL_SERVER_ERROR:
+                    raise
+                return None
+
+        found = None
+        if len(disk_ids) > 1:
+            found = await self._call(f"list container {CONTAINER}", lambda: self._in_container(blobs))
+        if found is None:
+            return await super().list_all(disk_ids)
+        own: dict[str, list[tuple[str, int]]] = {disk_id: [] for disk_id in disk_ids}
+        for name, size_bytes in found:
+            if (disk := own.get(name.partition("/")[0])) is not None:
+                disk.append((name, size_bytes))
+        return {disk_id: Listing.of(disk_id, disk) for disk_id, disk in own.items()}
 
     async def get(self, part: PartName) -> bytes:
         """Return the bytes of a part.

@@ -25,11 +25,12 @@ from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.monitoring import damage, health, resync_reasons
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.points import points
+from siterig.azure_emu.vault.workers.part_news import PartNews
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.sides.vault_link import ReplicationSettings, VaultLink
+from siterig.blockfs.sides.vault_link import PATIENCE_S_MAX, ReplicationSettings, VaultLink
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 
@@ -61,10 +62,11 @@ class _Applied:
 class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
     """The handlers of all reports to one vault."""
 
-    def __init__(self, context: VaultContext, repairs: Repairs) -> None:
+    def __init__(self, context: VaultContext, repairs: Repairs, part_news: PartNews) -> None:
         self._context = context
         self._repairs = repairs
         self._role_ends = role_ends.RoleEnds()
+        self._part_news = part_news
 
     # ---- ApplierReports
 
@@ -248,13 +250,24 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
 
         return await self._context.database.transact(look)
 
-    async def watermarks(self, *, vm: str) -> list[Watermark]:
-        def look(session: Session) -> list[Watermark]:
+    async def watermarks(self, *, vm: str, known: list[Watermark] | None = None, patience_s: float = 0.0) -> list[Watermark]:
+        def look(session: Session) -> tuple[str, list[Watermark]]:
             known_as = vm_tasks.name_in_vault(session, vm)
             rows = session.scalars(select(DiskRow).where(DiskRow.vm == known_as).order_by(DiskRow.name))
-            return [points.stored_watermark(row) for row in rows]
+            return known_as, [points.stored_watermark(row) for row in rows]
 
-        return await self._context.database.transact(look)
+        def look_again(session: Session) -> list[Watermark] | None:
+            now = look(session)[1]
+            return now if now != marks else None
+
+        known_as, marks = await self._context.database.transact(look)
+        if marks == known:
+            with self._context.clock.real.move_on_after(min(patience_s, PATIENCE_S_MAX)):
+                return await self._context.notifications.wait_until(known_as, look_again)
+        return marks
+
+    async def parts_put(self, *, disk_ids: list[str]) -> None:
+        self._part_news.note(disk_ids)
 
     async def point_sent(
         self,
@@ -271,7 +284,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
     ) -> None:
         tag = TagSeen(tag_id=tag_id, kind=kind, name=name, position=position, time_ns=time_ns)
 
-        def note(session: Session) -> str | None:
+        def note(session: Session) -> tuple[str, list[str], int] | None:
             item = self._item(session, vm)
             if item is None or item.active_location != PRIMARY:
                 return None
@@ -284,13 +297,18 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
                 points.note_downgrade(session, item, tag, downgraded_because, elapsed_ns)
             health.cycle_done(session, item.vm, elapsed_ns)
             self._note_recovered(session, item.vm)  # a restarted agent does not know earlier errors
-            return item.vm
+            disk_ids, applied = [disk.disk_id for disk in item.disks], health.applied_position(item)
+            return item.vm, disk_ids, applied
 
         known = await self._context.database.transact(note)
-        if known is not None:
+        if known is None:
+            return
+        name, disk_ids, applied_position = known
+        self._part_news.note(disk_ids)
+        if applied_position < position:  # otherwise the applier was faster than this report
             self._context.lag.sent(vm, position)
             self._context.lag.put(waiting_bytes or {})
-        self._wake(known)
+        self._wake(name)
 
     async def replication_error(
         self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None

@@ -50,6 +50,7 @@ from siterig.azure_emu.vault.operations.status import VaultStatus
 from siterig.azure_emu.vault.operations.verifications import VerificationOperations
 from siterig.azure_emu.vault.operations.vms import VmOperations
 from siterig.azure_emu.vault.report_handlers import ReportHandlers
+from siterig.azure_emu.vault.workers.part_news import PartNews
 from siterig.azure_emu.vault.workers.resync_worker import ResyncWorker
 from siterig.azure_emu.vault.workers.retention_worker import RetentionWorker
 from siterig.blockfs.contracts.control import DiskHostControl
@@ -152,7 +153,8 @@ class Vault:
         )
         self.context = context
         self._repairs = Repairs(context)
-        self.reports = ReportHandlers(context, self._repairs)
+        self._part_news = PartNews(recovery)
+        self.reports = ReportHandlers(context, self._repairs, self._part_news)
         self._engine = engine.JobEngine(context, SCENARIOS)
         self.retention = RetentionWorker(context)
         self.sources = SourceWatch(context)
@@ -199,6 +201,7 @@ class Vault:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._leases.run)
             nursery.start_soon(self._repairs.run)
+            nursery.start_soon(self._part_news.run)
             await self._engine.run(task_status)
 
     async def record_server_event(self, code: str, severity: events.Severity, affected: str, text: str) -> None:

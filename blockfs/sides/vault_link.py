@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from siterig.blockfs.contracts.control import TagKind
-from siterig.blockfs.core.deadlines import ANSWER_S, deadline
+from siterig.blockfs.core.deadlines import ANSWER_S, REPORT_S, deadline
 from siterig.blockfs.core.wire_model import WireModel
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
+
+PATIENCE_S_MAX = 10.0
+"""Limit of a wait for other watermarks; the answer must come before the deadline of the call."""
 
 
 class ReplicationSettings(WireModel):
@@ -27,8 +30,19 @@ class VaultLink(Protocol):
     """The reports and questions of the agent to the vault."""
 
     @deadline(ANSWER_S)
-    async def watermarks(self, *, vm: str) -> list[Watermark]:
-        """Return the watermarks of a VM, one for each disk that has a managed disk; none if it is not protected."""
+    async def watermarks(self, *, vm: str, known: list[Watermark] | None = None, patience_s: float = 0.0) -> list[Watermark]:
+        """Return the watermarks of a VM, one for each disk that has a managed disk; none if it is not protected.
+
+        Args:
+            vm: the VM.
+            known: the watermarks that the caller has; the answer waits until there are others.
+            patience_s: the limit of that wait, at most ``PATIENCE_S_MAX``.
+        """
+        ...
+
+    @deadline(REPORT_S)
+    async def parts_put(self, *, disk_ids: list[str]) -> None:
+        """Report that parts of these disks are in the cache account, so that they are applied soon; returns at once."""
         ...
 
     @deadline(ANSWER_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from siterig.blockfs.transfer.part_name import Listing, PartName
@@ -31,6 +32,10 @@ class CacheAccount(Protocol):
     async def list(self, disk_id: str) -> Listing:
         """Return the blobs of one disk; names that are no parts are listed separately and do not fail the call."""
         ...
+
+    async def list_all(self, disk_ids: Sequence[str]) -> dict[str, Listing]:
+        """Return the blobs of several disks by disk id; an account that can do so answers with one list of all its blobs."""
+        return {disk_id: await self.list(disk_id) for disk_id in disk_ids}
 
     async def get(self, part: PartName) -> bytes:
         """Return the bytes of a part.

@@ -5,6 +5,8 @@ Every role reaches the account through this object only, so no blob of a part is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
 from siterig.blockfs.core.errors import Code, RigError
@@ -33,6 +35,9 @@ class SealedAccount(CacheAccount):
 
     async def list(self, disk_id: str) -> Listing:
         return await self._account.list(disk_id)
+
+    async def list_all(self, disk_ids: Sequence[str]) -> dict[str, Listing]:
+        return await self._account.list_all(disk_ids)
 
     async def get(self, part: PartName) -> bytes:
         """Return the compressed segment of a part.

@@ -13,6 +13,7 @@ from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.replication.engine.put_news import PutNews
 from siterig.replication.engine.relationship import RelationshipBook
 from siterig.replication.engine.retry import RetryTable
 from siterig.replication.engine.snapshots import SnapshotFile
@@ -29,6 +30,7 @@ class AgentContext:
         spool: folder with one folder for each disk, for sync parts that are not applied yet.
         uploads: limits the uploads of this host that are in flight.
         uploads_per_vm: limits those of one VM.
+        put_news: tells the recovery side of new parts.
         bandwidth: limits the bytes that this host uploads in a second.
         packing: limits the threads that compress parts.
         memory: the memory for the parts that are in work.
@@ -45,6 +47,7 @@ class AgentContext:
     spool: Path
     uploads: trio.CapacityLimiter
     uploads_per_vm: int
+    put_news: PutNews
     bandwidth: Bandwidth
     packing: trio.CapacityLimiter
     memory: ByteBudget

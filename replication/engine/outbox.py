@@ -46,6 +46,8 @@ class Outbox:
         self._tracker = tracker
         self._passing = trio.Lock()
         self._marks: dict[str, Watermark] = {}
+        self._refreshes = 0
+        """Counts the times at which ``_marks`` was replaced."""
         self._put: dict[PartName, int] = {}
         """Bytes of each part that was uploaded and whose source is still kept."""
         self.waiting_bytes: dict[str, int] = {}
@@ -90,11 +92,25 @@ class Outbox:
         self._put_since_list.add(part)
         return True
 
-    async def look(self, disks: Sequence[DiskSync]) -> None:
-        """Ask for the watermarks, and delete the sync parts that are applied from the spool."""
+    async def look(self, disks: Sequence[DiskSync], *, patience_s: float) -> bool | None:
+        """Wait until a watermark moves, and delete the sync parts that are applied from the spool.
+
+        Args:
+            disks: the disks of the VM.
+            patience_s: the limit of the wait.
+        Returns:
+            True if a watermark has moved; None if the vault does not answer.
+        """
+        known, refreshes = list(self._marks.values()), self._refreshes
+        marks = await self._ask(known, patience_s)  # passes run meanwhile
+        if marks is None:
+            return None
         async with self._passing:
-            if await self._refresh():
-                self._clear_spool(disks)
+            if refreshes != self._refreshes:
+                return True  # a pass has newer ones
+            self._take(marks)
+            self._clear_spool(disks)
+        return marks != known
 
     async def send(self, disks: Sequence[DiskSync], *, when_checked: Callable[[], None] = lambda: None) -> None:
         """Make one pass; on return every part that existed at its start is in the cache account, or applied.
@@ -110,8 +126,8 @@ class Outbox:
             # part that is in neither list is really missing.
             listed: dict[PartName, int] = {}
             self._put_since_list.clear()
-            for disk in disks:
-                listed.update((await self._context.cache.list(disk.disk_id)).sizes)
+            for listing in (await self._context.cache.list_all([disk.disk_id for disk in disks])).values():
+                listed.update(listing.sizes)
             fresh = await self._refresh()
             await self._check_openings(disks, listed, fresh=fresh)
             when_checked()
@@ -139,23 +155,32 @@ class Outbox:
         if not opened:
             return
         if not fresh:
-            marks = await self._context.vault.watermarks(vm=self._vm)
-            self._marks = {mark.disk_id: mark for mark in marks}
+            self._take(await self._context.vault.watermarks(vm=self._vm))
         openings.check(self._context, self._vm, opened, self._marks, listed)
 
     async def _refresh(self) -> bool:
+        marks = await self._ask(None, 0.0)
+        if marks is None:
+            return False
+        self._take(marks)
+        return True
+
+    async def _ask(self, known: list[Watermark] | None, patience_s: float) -> list[Watermark] | None:
         try:
-            marks = await self._context.vault.watermarks(vm=self._vm)
+            marks = await self._context.vault.watermarks(vm=self._vm, known=known, patience_s=patience_s)
         except RigError as exc:
             if not exc.recoverable:
                 raise
             # Data do not wait for the vault: without new watermarks no source is deleted, and that is all.
             self._context.waits.set("watermarks", exc.code, exc.message, vm=self._vm)
             _log.warning("watermarks_unavailable", vm=self._vm, code=exc.code, message=exc.message)
-            return False
+            return None
         self._context.waits.clear("watermarks", vm=self._vm)
+        return marks
+
+    def _take(self, marks: list[Watermark]) -> None:
         self._marks = {mark.disk_id: mark for mark in marks}
-        return True
+        self._refreshes += 1
 
     async def replace(self, disks: Sequence[DiskSync], parts: Sequence[PartName]) -> None:
         """Upload parts again, over blobs that the recovery side cannot use.
@@ -365,3 +390,4 @@ class Outbox:
             if await self._context.cache.put(part, packed, replace=replace):
                 self._tracker.sent(disk, len(packed))
         self._put[part] = len(packed)
+        self._context.put_news.note(part.disk_id)

@@ -22,6 +22,7 @@ from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
+from siterig.blockfs.sides.vault_link import PATIENCE_S_MAX
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.comparison.verification import verify_snapshot
 from siterig.replication.engine.context import AgentContext
@@ -266,9 +267,10 @@ class Replica:
     async def _wait_applied(self, position: int) -> None:
         """Wait until every managed disk has the state at a position."""
         what = f"the state at position {position} is not applied yet"
-        while any(mark.complete_position < position for mark in await self._context.vault.watermarks(vm=self.vm)):
+        marks = await self._context.vault.watermarks(vm=self.vm)
+        while any(mark.complete_position < position for mark in marks):
             self._context.waits.set("verify", "RecoverySideBehind", what, vm=self.vm)
-            await self._context.clock.real.sleep(_ASK_AGAIN_S)
+            marks = await self._context.vault.watermarks(vm=self.vm, known=marks, patience_s=PATIENCE_S_MAX)
         self._context.waits.clear("verify", vm=self.vm)
 
     async def stop_verification(self) -> None:

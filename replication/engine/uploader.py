@@ -7,16 +7,19 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from siterig.blockfs.sides.vault_link import PATIENCE_S_MAX
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.part_pipeline import PartPipeline
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import unwrap_group
 
-POLL_S = 0.25
-"""Seconds between two requests for the watermarks while parts wait to be applied."""
-POLLS_PER_PASS = 8
-"""Number of these requests until the outbox compares everything again: log segments, and parts that the account lost."""
+PASS_PAUSE_S = 2.0
+"""The least time between two passes while watermarks move: a pass sends log segments that were closed meanwhile."""
+NET_S = 10.0
+"""The time after which a pass is made although no watermark has moved."""
+ASK_AGAIN_S = 2.0
+"""The delay before the watermarks are asked for again after the vault did not answer."""
 SPOOLED_PARTS_MAX = 128
 """Largest number of sync parts of a VM that are begun and not applied; it limits the spool to 1 GiB.
 
@@ -37,6 +40,7 @@ class Uploader:
         self.pipeline = PartPipeline(context, vm, outbox, nursery, self.wake)
         self._outbox = outbox
         self._waits = context.waits
+        self._clock = context.clock.real
         self._vm = vm
         self._disks = disks
         self._woken = trio.Event()
@@ -52,13 +56,22 @@ class Uploader:
             await self._outbox.send(self._disks(), when_checked=self.pipeline.allow_puts)
             self._finished = self._begun
             self._notify()
-            for _ in range(POLLS_PER_PASS):
-                with trio.move_on_after(POLL_S):
+            with self._clock.move_on_after(NET_S):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._follow, self._clock.trio_time_s(), self._woken)
                     await self._woken.wait()
-                if self._woken.is_set():
-                    break
-                await self._outbox.look(self._disks())
-                self._notify()
+                    nursery.cancel_scope.cancel()
+
+    async def _follow(self, passed_s: float, woken: trio.Event) -> None:
+        """Follow the watermarks until the next pass; begin it when one has moved and the last pass was long enough ago."""
+        while True:
+            moved = await self._outbox.look(self._disks(), patience_s=PATIENCE_S_MAX)
+            if moved is None:
+                await self._clock.sleep(ASK_AGAIN_S)
+                continue
+            self._notify()
+            if moved and self._clock.trio_time_s() >= passed_s + PASS_PAUSE_S:
+                woken.set()
 
     def _notify(self) -> None:
         self._looked.set()

@@ -29,6 +29,7 @@ class VaultReporter:
 
     def __init__(self, context: AgentContext, vm: str) -> None:
         self._vault = context.vault
+        self._put_news = context.put_news
         self._waits = context.waits
         self._clock = context.clock
         self._vm = vm
@@ -69,6 +70,8 @@ class VaultReporter:
             cut_at: time of the cut, on the time line of ``Clock.trio_time_s``.
             waiting_bytes: the bytes in the account that are not applied, by disk id.
         """
+
+        self._put_news.drop(waiting_bytes)
 
         async def call() -> None:
             await self._vault.point_sent(

@@ -37,6 +37,7 @@ from siterig.replication.engine import failback
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.prerequisites import check_room_for_images, check_space
 from siterig.replication.engine.progress_tracker import ProgressTracker
+from siterig.replication.engine.put_news import PutNews
 from siterig.replication.engine.relationship import Relationship, RelationshipBook
 from siterig.replication.engine.replica import Replica
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
@@ -105,6 +106,7 @@ class HyperVAgent(Provider):
             spool=spool,
             uploads=trio.CapacityLimiter(limits.per_host),
             uploads_per_vm=limits.per_vm,
+            put_news=PutNews(vault, clock.real),
             bandwidth=Bandwidth(lambda: book.bandwidth, clock, waits),
             packing=trio.CapacityLimiter(os.cpu_count() or 1),
             memory=ByteBudget(MEMORY_BYTES),
@@ -122,6 +124,7 @@ class HyperVAgent(Provider):
         """Resume every relationship, and work until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._context.put_news.run)
             for record in self._context.book.all():
                 self._start(record.vm, resumed=True)
             task_status.started()

@@ -55,16 +55,16 @@ class CallInterceptor:
     async def through(self, name: str, find: Callable[[], Any], args: Any, kwargs: Any) -> Any:
         """Count one call and pass it on, unless the agent is killed at it."""
         self.calls += 1
-        fatal = self.calls == self.kill_at and self.scope is not None
-        if fatal and not self.after:
-            cast(trio.CancelScope, self.scope).cancel()
+        scope = self.scope if self.calls == self.kill_at else None
+        if scope is not None and not self.after:
+            scope.cancel()
         await trio.lowlevel.checkpoint()
         self.before(name)
         if self.dead:
             raise RigError(Code.RoleUnavailable, f"{name}: the agent was killed")
         result = await getattr(find(), name)(*args, **kwargs)
-        if fatal:
-            cast(trio.CancelScope, self.scope).cancel()
+        if scope is not None:
+            scope.cancel()
         await trio.lowlevel.checkpoint()
         return result
 
@@ -213,6 +213,10 @@ def _grow(disk: ManagedDisk, size_bytes: int) -> None:
     disk.data.extend(bytes(size_bytes - len(disk.data)))
 
 
+LOOK_S = 0.25
+"""The time between two looks of a call that waits for other watermarks."""
+
+
 class MemoryVault(VaultLink):
     """The vault's reports in memory; every call raises ``trouble`` while that is set."""
 
@@ -224,6 +228,7 @@ class MemoryVault(VaultLink):
         self.errors: list[tuple[float, str, int, float | None]] = []
         self.recovered: list[float] = []
         self.points: list[int] = []
+        self.put_news: list[list[str]] = []
         self.names: list[str] = []
         self.kinds: list[str] = []
         self.ages_s: list[float] = []
@@ -241,7 +246,19 @@ class MemoryVault(VaultLink):
         if self.trouble is not None:
             raise self.trouble
 
-    async def watermarks(self, *, vm: str) -> list[Watermark]:
+    async def watermarks(self, *, vm: str, known: list[Watermark] | None = None, patience_s: float = 0.0) -> list[Watermark]:
+        marks = self._marks()
+        with trio.move_on_after(patience_s):
+            while marks == known:
+                await trio.sleep(LOOK_S)
+                marks = self._marks()
+        return marks
+
+    async def parts_put(self, *, disk_ids: list[str]) -> None:
+        self._check()
+        self.put_news.append(disk_ids)
+
+    def _marks(self) -> list[Watermark]:
         self._check()
         self._recovery.apply()
         return [

@@ -61,13 +61,23 @@ class TamperedLink(WorldParts):
         raise NotImplementedError
 
 
+class LostNews(WorldParts):
+    """No news of a part arrives anywhere, and no wait for a watermark ends early.  This is no bug: it costs time only."""
+
+    def link(self, world: World, client: str, link: object, protocol: type) -> object:
+        async def parts_put(**_news: Any) -> None:
+            await trio.lowlevel.checkpoint()
+
+        return Tampered(link, parts_put=parts_put)
+
+
 class WatermarkAhead(TamperedLink):
     """The agent gets watermarks ahead of the applied data."""
 
     client, protocol = "agent", VaultLink
 
     def methods(self, world: World, link: Any) -> dict[str, Callable[..., Awaitable[Any]]]:
-        async def watermarks(*, vm: str) -> list[Watermark]:
+        async def watermarks(*, vm: str, **_known: Any) -> list[Watermark]:
             marks: list[Watermark] = await link.watermarks(vm=vm)
             return [mark.model_copy(update={"log_seq": mark.log_seq + 1000}) for mark in marks]
 

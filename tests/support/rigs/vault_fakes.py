@@ -64,6 +64,7 @@ class World:
         self.verification: Verification | None = None
         self.limited: list[bool] = []  # the orders of resyncs
         self.retained: dict[str, int] = {}
+        self.news: list[list[str]] = []  # the disks of each call parts_put
         self.asked_again: list[tuple[str, list[str]]] = []
         self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if missing
         self.times: dict[str, dict[int, int]] = {}  # disk -> position -> time of the record there
@@ -357,6 +358,10 @@ class FakeRecovery(RecoverySide):
     async def delete_managed_disk(self, *, disk_id: str) -> None:
         await self.world.called("recovery.delete_managed_disk")
         self.world.managed.pop(disk_id, None)
+
+    async def parts_put(self, *, disk_ids: list[str]) -> None:
+        await self.world.called("recovery.parts_put")
+        self.world.news.append(disk_ids)
 
     async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:
         await self.world.called("recovery.process_latest")

@@ -281,3 +281,20 @@ async def test_a_cancelled_request_takes_no_memory_and_holds_up_no_other() -> No
     second.release()
     first.release()
     assert budget.used_bytes == 0
+
+
+async def test_a_copy_reports_its_parts_and_a_cycle_only_its_point(tmp_path: Path, autojump_clock: MockClock) -> None:
+    rig = await WatchedRig.make(tmp_path)
+    rig.cache.put_s = 0.3
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        assert {disk_id for news in rig.vault.put_news for disk_id in news} == set(rig.recovery.disks)
+        rig.vault.put_news.clear()
+        rig.write()
+        points = len(rig.vault.points)
+        await rig.cycle(agent)
+        await trio.sleep(1)
+        assert len(rig.vault.points) == points + 1
+        assert rig.vault.put_news == []
+    rig.host.close()

@@ -356,3 +356,30 @@ async def test_an_account_elsewhere_is_not_asked_for_room(
     with pytest.raises(RigError) as failed:
         await cache.put(PART, b"x")
     assert failed.value.code == "CacheUnreachable"
+
+
+async def test_several_disks_are_listed_at_once(cache: BlobCacheAccount, container: Any) -> None:
+    other = PartName("0f0e0d0c-0000-4000-8000-000000000002", 1, "log", 1, 9)
+    names = [PART.blob(), f"{PART.disk_id}/stray", other.blob(), "foreign"]
+    let_listing_fail_for(container, names)
+    asked: list[str] = []
+    lists = container.list_blobs
+
+    def list_blobs(name_starts_with: str) -> list[Any]:
+        asked.append(name_starts_with)
+        return lists(name_starts_with)  # type: ignore[no-any-return]
+
+    container.list_blobs = list_blobs
+    found = await cache.list_all([PART.disk_id, other.disk_id, "absent"])
+    assert asked == [""]
+    assert (found[PART.disk_id].parts, found[PART.disk_id].foreign) == ([PART], (f"{PART.disk_id}/stray",))
+    assert (found[other.disk_id].sizes, found["absent"].parts) == ({other: 3}, [])
+
+
+async def test_a_name_that_cannot_be_listed_makes_each_disk_be_listed_by_itself(
+    cache: BlobCacheAccount, container: Any
+) -> None:
+    other = PartName("0f0e0d0c-0000-4000-8000-000000000002", 1, "log", 1, 9)
+    let_listing_fail_for(container, [PART.blob(), other.blob(), "x\x1b[2J"])
+    found = await cache.list_all([PART.disk_id, other.disk_id])
+    assert (found[PART.disk_id].parts, found[other.disk_id].parts) == ([PART], [other])

@@ -16,7 +16,7 @@ from siterig.scenarios.simulation.rig.plan import PlannedFault, RunPlan
 from siterig.scenarios.simulation.shrink import shrink
 from siterig.scenarios.simulation.simulation import Simulator
 from tests.support.memory import folder_in_memory
-from tests.support.rigs.planted_bugs import BUGS, PlantedBug
+from tests.support.rigs.planted_bugs import BUGS, LostNews, PlantedBug
 
 SEEDS = int(os.environ.get("SITERIG_SIMULATIONS", "8"))
 FIRST = int(os.environ.get("SITERIG_SEED", "1"))
@@ -67,6 +67,12 @@ def test_a_planted_bug_is_found(simulator: Simulator, bug: PlantedBug) -> None:
 def test_the_plans_of_planted_bugs_pass_without_them(simulator: Simulator) -> None:
     for plan in {bug.plan() for bug in BUGS}:
         assert simulator.run(plan).findings == []
+
+
+def test_lost_news_of_parts_cost_time_only(simulator: Simulator) -> None:
+    result = simulator.run(plans.draw(FIRST), LostNews())
+    assert not result.findings, f"seed {FIRST}: {result.findings[0]}"
+    assert result.points
 
 
 def test_a_failing_plan_is_shrunk_to_the_fault_that_matters() -> None:
