@@ -32,11 +32,11 @@ from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.disks.store import discard_leftovers
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.news import News
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.data_keys import DataKeys
+from siterig.blockfs.transfer.news import News
 from siterig.blockfs.transfer.part_name import Listing, Watermark
 
 NET_S = 30.0

@@ -13,13 +13,13 @@ from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
-from siterig.replication.engine.put_news import PutNews
 from siterig.replication.engine.relationship import RelationshipBook
 from siterig.replication.engine.retry import RetryTable
 from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.guests.host_guests import Guests
 from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
+from siterig.replication.parts.put_news import PutNews
 
 
 @dataclass(frozen=True)

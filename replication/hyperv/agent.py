@@ -37,7 +37,6 @@ from siterig.replication.engine import failback
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.prerequisites import check_room_for_images, check_space
 from siterig.replication.engine.progress_tracker import ProgressTracker
-from siterig.replication.engine.put_news import PutNews
 from siterig.replication.engine.relationship import Relationship, RelationshipBook
 from siterig.replication.engine.replica import Replica
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
@@ -45,6 +44,7 @@ from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
 from siterig.replication.guests.host_guests import Guests, HostGuests
 from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
+from siterig.replication.parts.put_news import PutNews
 
 MEMORY_BYTES = 96 << 20
 """Memory for the parts that are in work: six parts of a copy of 8 MiB each."""

@@ -10,7 +10,7 @@ import structlog
 
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.core.news import News
+from siterig.blockfs.transfer.news import News
 
 _log = structlog.get_logger(__name__)
 

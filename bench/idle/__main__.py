@@ -97,8 +97,12 @@ async def _protect(rig: Testbed, first: int, count: int, interval_s: float) -> N
         await rig.vault.create_vm(vm=vm, disks=[DiskSpec(name="data", size_bytes=DISK_BYTES)])
         await rig.vault.enable_protection(vm=vm, interval_s=interval_s)
     with trio.fail_after(READY_S):
-        while not all(item.protectionState == "Protected" and not item.unapplied_bytes for item in await rig.vault.items()):
-            await trio.sleep(POLL_S)  # noqa: ASYNC110 (it is another process)
+        while not await _is_idle(rig):  # noqa: ASYNC110 (the vault is another process)
+            await trio.sleep(POLL_S)
+
+
+async def _is_idle(rig: Testbed) -> bool:
+    return all(item.protectionState == "Protected" and not item.unapplied_bytes for item in await rig.vault.items())
 
 
 async def _points(rig: Testbed) -> int:

@@ -12,8 +12,8 @@ import structlog
 
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.core.news import News
 from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.transfer.news import News
 
 PAUSE_S = 0.1
 """The time from a put to its report.  A copy puts many parts in it, and a cycle ends in it and needs no report."""
