@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.vault.context import events, rig_clock
@@ -79,6 +79,8 @@ class StandstillWatch:
         self._ages = _Ages(context.clock)
         self._heard: tuple[int, float] | None = None
         self._asked_s: dict[str, float] = {}
+        self._points_ns: dict[str, int] = {}
+        """The rig's clock at the newest point of each VM, as of the last look."""
         self._begun = False
         self._unapplied: list[str] = []
         """The VMs whose data has been waiting for too long in this round."""
@@ -97,6 +99,7 @@ class StandstillWatch:
         """Compare the standstills with the recorded ones, and record the difference."""
         vms, disk_ids = await self._context.database.transact(self._known)
         self._context.lag.keep_only(vms, disk_ids)
+        self._points_ns = {vm: at_ns for vm, at_ns in self._points_ns.items() if vm in vms}
         self._unapplied = []
         changed = await self._context.database.transact(self._record)
         self._ages.forget_unseen()
@@ -107,18 +110,18 @@ class StandstillWatch:
             self._ask(vm)
 
     def _known(self, session: Session) -> tuple[set[str], set[str]]:
-        items = session.scalars(select(ItemRow)).all()
         if not self._begun:
             self._begun = True
-            for item in items:  # after a restart the time since the last progress is not known
+            for item in session.scalars(select(ItemRow)):  # after a restart the time since the last progress is not known
                 self._context.lag.sent(item.vm, item.sent_position)
                 self._context.lag.applied(item.vm, health.applied_position(item), moved=False)
-        return {item.vm for item in items}, set(session.scalars(select(DiskRow.disk_id)))
+        return set(session.scalars(select(ItemRow.vm))), set(session.scalars(select(DiskRow.disk_id)))
 
     def _record(self, session: Session) -> list[str]:
         changed: list[str] = []
         elapsed_ns = rig_clock.elapsed_ns(session, self._context.clock)
-        for item in session.scalars(select(ItemRow).order_by(ItemRow.vm)).all():
+        whole = (selectinload(ItemRow.disks), selectinload(ItemRow.health_errors))  # not two queries for each item
+        for item in session.scalars(select(ItemRow).order_by(ItemRow.vm).options(*whole)).all():
             known = {row.source: row for row in item.health_errors if row.source.startswith(health.WATCH)}
             # A failure that the role itself reported has more details than the wait for its end.
             reported = {row.code for row in item.health_errors if not row.source.startswith(health.WATCH)}
@@ -214,11 +217,22 @@ class StandstillWatch:
         if item.paused_ns is not None:
             return
         bound_s = bounds.point_s(item.interval_s)
-        age_s = health.newest_point_age(session, item, elapsed_ns) or 0.0
         cycling_s = (elapsed_ns - (item.protected_since_elapsed_ns or 0)) / SECOND_NS  # no cycle ran before
-        if min(age_s, cycling_s, self._now_s() - self._began_s) >= bound_s:  # a rig that was down made no points
+        if min(cycling_s, self._now_s() - self._began_s) < bound_s:  # a rig that was down made no points
+            return
+        if self._point_age_s(session, item, elapsed_ns, bound_s) >= bound_s:
             text = f"VM {item.vm!r} has had no new recovery point for over {bound_s:g} s (interval {item.interval_s:g} s)"
             yield Standstill("points", "NoRecentRecoveryPoint", text)
+
+    def _point_age_s(self, session: Session, item: ItemRow, elapsed_ns: int, bound_s: float) -> float:
+        """Return the age of the newest point; the database is not asked while the point that was seen is young enough."""
+        seen_ns = self._points_ns.get(item.vm)
+        if seen_ns is None or not 0 <= elapsed_ns - seen_ns < bound_s * SECOND_NS:
+            age_s = health.newest_point_age(session, item, elapsed_ns)
+            if age_s is None:
+                return 0.0
+            seen_ns = self._points_ns[item.vm] = elapsed_ns - int(age_s * SECOND_NS)
+        return (elapsed_ns - seen_ns) / SECOND_NS
 
     def _ask(self, vm: str) -> None:
         """Make the site check that the account has the sent parts, which can also be missing in its own lists."""
