@@ -36,6 +36,7 @@ from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
 from siterig.azure_emu.vault.monitoring.standstill import StandstillWatch
 from siterig.azure_emu.vault.mounts.leases import Leases
+from siterig.azure_emu.vault.operations.app_scripts import AppScriptOperations
 from siterig.azure_emu.vault.operations.bandwidth import BandwidthOperations
 from siterig.azure_emu.vault.operations.failovers import FailoverOperations
 from siterig.azure_emu.vault.operations.fences import FenceOperations
@@ -96,6 +97,7 @@ class Vault:
         observation: everything about one protected VM, and the wait for changes.
         bandwidth: the operations on the bandwidth limit of the site.
         fences: the operations on the fences of source VMs.
+        app_scripts: the operations on the scripts for application-consistent points.
         health: the operations on the health of protected items.
         jobs: the operations on jobs.
         keys: the operations on the vault's key.
@@ -172,6 +174,7 @@ class Vault:
         self.observation = ObservationOperations(context, self.status, changes)
         self.bandwidth = BandwidthOperations(context)
         self.fences = FenceOperations(context)
+        self.app_scripts = AppScriptOperations(context)
         self.health = HealthOperations(context, self.sources)
         self.jobs = JobOperations(context, self._engine)
         self.keys = KeyOperations(context, self.data_keys)
@@ -189,6 +192,7 @@ class Vault:
             self.status,
             self.bandwidth,
             self.fences,
+            self.app_scripts,
             self.health,
             self.jobs,
             self.keys,

@@ -123,6 +123,13 @@ class DownloadedDisk(WireModel):
     keeps_old: bool = False
 
 
+class HostObstacle(WireModel):
+    """A reason for which a disk cannot be tracked."""
+
+    code: str
+    message: str
+
+
 class SourceUse(WireModel):
     """Use of a disk at the site after a failover.
 
@@ -338,6 +345,14 @@ class DiskHostControl(Protocol):
 
         Raises:
             RigError: ``VmNotFound``, ``BrokenVhdChain``; ``DiskInUse`` if a loop device is attached to an image.
+        """
+        ...
+
+    async def tracking_obstacles(self, *, vm: str) -> list[HostObstacle]:
+        """Return all reasons for which tracking cannot start, of all disks; :meth:`check_tracking` raises the first one.
+
+        Raises:
+            RigError: ``VmNotFound``.
         """
         ...
 

@@ -85,6 +85,15 @@ class Code(StrEnum):
     AlreadyUp = "AlreadyUp", _FAILED, "The rig is up already.", "Use the rig as it is, or end it first with siterig down."
     AmbiguousId = ("AmbiguousId", _BAD_INPUT, "Several ids begin with the characters that were given.",
         "Give more characters of the id.")
+    AppScriptFailed = ("AppScriptFailed", _FAILED,
+        "The script of the VM, called with --pre or --post for an application-consistent point, failed.",
+        "Read its output in log/agent.log. A crash-consistent point is taken, or no point if you asked for one.")
+    AppScriptTimedOut = ("AppScriptTimedOut", _FAILED,
+        "The script of the VM for application-consistent points did not end in time, and was ended.",
+        "Read its output in log/agent.log, or set another limit with siterig app-script set --time-limit.")
+    AppScriptUnusable = ("AppScriptUnusable", _BAD_INPUT,
+        "A script for application-consistent points is missing, not executable, or can be changed by other users.",
+        "Give an executable file to which only its owner may write.")
     AttachFailed = ("AttachFailed", _FAILED, "A disk could not be attached to a loop device.",
         "Read the reason in the message; siterig doctor checks loop devices.")
     AuthorityUnusable = ("AuthorityUnusable", _FAILED,

@@ -21,6 +21,7 @@ from siterig.blockfs.contracts.control import (
     DiskHostControl,
     DiskInfo,
     DownloadedDisk,
+    HostObstacle,
     LackingChanges,
     ManagedDiskId,
     MountedPointInfo,
@@ -266,6 +267,16 @@ class DiskHost(DiskHostControl, DiskTree):
         for disk in self.registry.unbroken_disks(vm):
             if disk.guard is not None:
                 await disk.guard.check_no_loops()
+
+    async def tracking_obstacles(self, *, vm: str) -> list[HostObstacle]:
+        found = self.registry.obstacles(vm)
+        for disk in list(self.registry.vms[vm].values()):
+            if disk.guard is not None:
+                try:
+                    await disk.guard.check_no_loops()
+                except RigError as error:
+                    found.append(error)
+        return [HostObstacle(code=error.code, message=error.message) for error in found]
 
     async def start_tracking(
         self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0

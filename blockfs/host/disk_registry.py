@@ -169,14 +169,38 @@ class DiskRegistry:
         Raises:
             RigError: ``VmNotFound``; ``DiskCorrupt`` or ``BrokenVhdChain`` if one of its disks could not be opened.
         """
+        self._require(vm)
+        for error in self._broken_of(vm):
+            raise error
+        return list(self.vms[vm].values())
+
+    def _require(self, vm: str) -> None:
         if vm not in self.vms:
             known = ", ".join(sorted(self.vms)) or "none"
             raise RigError(Code.VmNotFound, f"there is no VM {vm!r} here; there are: {known}")
-        for name, why in self.broken.items():
-            if name.startswith(f"{vm}/"):
-                code = parent_image.CODE if name in self.broken_chains else Code.DiskCorrupt
-                raise RigError(code, f"disk {name} cannot be opened: {why}")
-        return list(self.vms[vm].values())
+
+    def _broken_of(self, vm: str) -> list[RigError]:
+        """Return the errors of the disks of a VM that could not be opened."""
+        return [
+            RigError(
+                parent_image.CODE if name in self.broken_chains else Code.DiskCorrupt, f"disk {name} cannot be opened: {why}"
+            )
+            for name, why in self.broken.items()
+            if name.startswith(f"{vm}/")
+        ]
+
+    def obstacles(self, vm: str) -> list[RigError]:
+        """Return the errors of all disks of a VM that cannot be opened, or whose parent image changed.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
+        self._require(vm)
+        found = self._broken_of(vm)
+        for disk in self.vms[vm].values():
+            if (why := parent_image.broken_chain(disk.state, disk.layer)) is not None:
+                found.append(RigError(parent_image.CODE, f"disk {disk.paths}: {why}"))
+        return found
 
     def unbroken_disks(self, vm: str) -> list[Disk]:
         """Return the disks of a VM, as :meth:`disks` does, after a check of their parent images.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from siterig.blockfs.contracts.app_script import AppScript
 from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.prerequisites import SiteReadiness
 from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_S, deadline
 from siterig.blockfs.core.progress import VmProgress
@@ -60,6 +62,14 @@ class Provider(Protocol):
 
         Raises:
             RigError: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse``, ``DiskUnhealthy``, ``NotEnoughSpace``.
+        """
+        ...
+
+    async def check_prerequisites(self, *, vm: str) -> SiteReadiness:
+        """Check the prerequisites of protection as :meth:`check_vm` does, and return all that are not met.
+
+        Raises:
+            RigError: ``VmNotFound``.
         """
         ...
 
@@ -172,6 +182,24 @@ class Provider(Protocol):
 
         Raises:
             RigError: ``InvalidLimit``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def app_script(self, *, vm: str) -> AppScript | None:
+        """Return the script of a VM for application-consistent points; None if it has none.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def set_app_script(self, *, vm: str, script: AppScript | None) -> None:
+        """Change the script of a VM, durably; it is called from the next application-consistent point on.
+
+        Raises:
+            RigError: ``VmNotFound``, ``AppScriptUnusable``.
         """
         ...
 

@@ -99,6 +99,11 @@ class VaultLink(Protocol):
         ...
 
     @deadline(ANSWER_S)
+    async def app_script_failed(self, *, vm: str, code: str, message: str) -> None:
+        """Report that a script failed after an application-consistent cut; it becomes an event."""
+        ...
+
+    @deadline(ANSWER_S)
     async def replication_recovered(self, *, vm: str) -> None:
         """Report the first success after errors."""
         ...

@@ -16,6 +16,7 @@ from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.replication.engine.relationship import RelationshipBook
 from siterig.replication.engine.retry import RetryTable
 from siterig.replication.engine.snapshots import SnapshotFile
+from siterig.replication.guests.app_scripts import AppScripts
 from siterig.replication.guests.host_guests import Guests
 from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
@@ -34,6 +35,7 @@ class AgentContext:
         bandwidth: limits the bytes that this host uploads in a second.
         packing: limits the threads that compress parts.
         memory: the memory for the parts that are in work.
+        scripts: calls the scripts of the VMs for application-consistent points.
         clock: the time of the agent.
         waits: the list of waits of the role.
     """
@@ -51,6 +53,7 @@ class AgentContext:
     bandwidth: Bandwidth
     packing: trio.CapacityLimiter
     memory: ByteBudget
+    scripts: AppScripts
     retry: RetryTable
     clock: Clock
     waits: Waits

@@ -19,6 +19,10 @@ from siterig.replication.engine.vault_reporter import VaultReporter
 
 FREEZE_S_MAX = 10.0
 REQUESTS_REMEMBERED_MAX = 100
+_NOT_CONSISTENT = frozenset(
+    {Code.FreezeFailed, Code.FreezeTimedOut, Code.AppScriptFailed, Code.AppScriptTimedOut, Code.AppScriptUnusable}
+)
+"""Errors for which a scheduled point is crash-consistent instead."""
 
 _log = structlog.get_logger(__name__)
 
@@ -90,8 +94,22 @@ class DeltaCycle:
     async def _cut(self, kind: TagKind, name: str) -> CutInfo:
         if kind == "CrashConsistent":
             return await self._context.host.cut(vm=self._vm, kind=kind, name=name)
+        script = self._context.book.app_script(self._vm)
+        if script is None:
+            return await self._cut_frozen(kind, name, None)
+        try:
+            async with self._context.scripts.prepared(self._vm, name, script) as until_ns:
+                return await self._cut_frozen(kind, name, until_ns)
+        finally:
+            if (error := self._context.scripts.failed_after(self._vm)) is not None:
+                await self._reports.script_failed(error)
+
+    async def _cut_frozen(self, kind: TagKind, name: str, until_ns: int | None) -> CutInfo:
+        """Make a cut while the file systems are frozen; ``until_ns``: the time up to which the script holds applications."""
         disks = [Path(info.path) for info in await self._context.host.list_disks(vm=self._vm)]
         mountpoints = await self._context.guests.mountpoints(disks)
+        if until_ns is not None and not mountpoints:
+            return await self._context.host.cut(vm=self._vm, kind=kind, name=name, not_after_ns=until_ns)
         if not mountpoints:
             # No file system can be frozen: the disks are as a crash would leave them, so the point is crash-consistent.
             _log.warning("no_file_system_to_freeze", vm=self._vm, name=name)
@@ -100,15 +118,17 @@ class DeltaCycle:
         # Read before the freezer starts its own clock: a cut until then was made while the file systems were frozen,
         # whatever happens after the cut.  A tag cannot be withdrawn, so it must not claim more than that.
         thaws_ns = self._context.clock.real.monotonic_ns() + int(FREEZE_S_MAX * 1e9)
+        if until_ns is not None:
+            thaws_ns = min(thaws_ns, until_ns)
         async with self._context.guests.frozen(mountpoints, timeout_s=FREEZE_S_MAX):
             return await self._context.host.cut(vm=self._vm, kind=kind, name=name, not_after_ns=thaws_ns)
 
     async def run_scheduled(self, kind: TagKind) -> CutInfo:
-        """Run a scheduled cycle; if the guests cannot be frozen, make a crash-consistent point, because the RPO counts."""
+        """Run a scheduled cycle; if freeze or script fails, make a crash-consistent point, because the RPO counts."""
         try:
             return await self.run(kind, "scheduled")
         except RigError as exc:
-            if exc.code not in (Code.FreezeFailed, Code.FreezeTimedOut):
+            if exc.code not in _NOT_CONSISTENT:
                 raise
             _log.warning("app_point_failed", vm=self._vm, code=exc.code, message=exc.message)
             return await self.run("CrashConsistent", "scheduled", downgraded_because=f"{exc.message} ({exc.code})")

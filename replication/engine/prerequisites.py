@@ -9,31 +9,42 @@ from pathlib import Path
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
-from siterig.blockfs.files.free_space import require_free_space
+from siterig.blockfs.files.free_space import lacking_space, require_free_space
 from siterig.blockfs.files.os_errors import reason
 
 
 def check_space(vm: str, disks: list[DiskInfo]) -> None:
-    """Check that the host has space for the snapshot of the initial replication.
-
-    If a guest overwrites all of its data while the copy runs, the snapshot keeps a second copy of every *allocated* byte
-    (holes were zeros and need no copy).  So as many bytes must be free as the disks occupy.  The logs use the same space,
-    but they have a limit of their own: past 50 % of the disk's size a log is abandoned, and a resync follows.
+    """Check that the host has space for the snapshot of the initial replication, as :func:`space_obstacles` does.
 
     Raises:
         RigError: ``NotEnoughSpace``, ``DiskUnhealthy``.
     """
-    needs = []
+    for error in space_obstacles(vm, disks):
+        raise error
+
+
+def space_obstacles(vm: str, disks: list[DiskInfo]) -> list[RigError]:
+    """Return all reasons for which the snapshot of the initial replication may not fit.
+
+    They are errors ``NotEnoughSpace`` and ``DiskUnhealthy``.
+
+    If a guest overwrites all of its data while the copy runs, the snapshot keeps a second copy of every *allocated* byte
+    (holes were zeros and need no copy).  So as many bytes must be free as the disks occupy.  The logs use the same space,
+    but they have a limit of their own: past 50 % of the disk's size a log is abandoned, and a resync follows.
+    """
+    needs, found = [], []
     for disk in disks:
         what = f"disk {disk.name!r} of VM {vm!r}"
         folder = Path(disk.folder)
         try:
             own = folder / f"{disk.name}.{'img' if disk.parent is None else 'top'}"
-            needs.append((folder, sum(path.stat().st_blocks * STAT_BLOCK_BYTES for path in (own, *_parents(disk)))))
+            needed_bytes = sum(path.stat().st_blocks * STAT_BLOCK_BYTES for path in (own, *_parents(disk)))
             os.statvfs(folder)
         except OSError as exc:
-            raise RigError(Code.DiskUnhealthy, f"{what}: {reason(exc, what)}") from exc
-    require_free_space(needs, f"VM {vm!r}", "a snapshot of its disks may need")
+            found.append(RigError(Code.DiskUnhealthy, f"{what}: {reason(exc, what)}"))
+        else:
+            needs.append((folder, needed_bytes))
+    return found + lacking_space(needs, f"VM {vm!r}", "a snapshot of its disks may need")
 
 
 def check_room_for_images(vm: str, images: list[tuple[DiskInfo, Path]]) -> None:

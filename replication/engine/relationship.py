@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from siterig.blockfs.contracts.app_script import AppScript
 from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import SnapshotDisk
 from siterig.blockfs.core.clock_reading import ClockReading
@@ -105,6 +106,7 @@ class _Book(WireModel):
     relationships: list[Relationship]
     received: list[ReceivedDisk]
     bandwidth: BandwidthLimit | None = None
+    app_scripts: dict[str, AppScript] = Field(default_factory=dict)
 
 
 class _Format(BaseModel):
@@ -129,6 +131,7 @@ class RelationshipBook:
         self._relationships: dict[str, Relationship] = {}
         self._received: list[ReceivedDisk] = []
         self._bandwidth: BandwidthLimit | None = None
+        self._app_scripts: dict[str, AppScript] = {}
         if self._path.exists():
             self._load()
 
@@ -147,6 +150,7 @@ class RelationshipBook:
         self._relationships = {item.vm: item for item in book.relationships}
         self._received = book.received
         self._bandwidth = book.bandwidth
+        self._app_scripts = book.app_scripts
 
     def _write(self) -> None:
         book = _Book(
@@ -154,6 +158,7 @@ class RelationshipBook:
             relationships=list(self._relationships.values()),
             received=self._received,
             bandwidth=self._bandwidth,
+            app_scripts=self._app_scripts,
         )
         write_atomically(self._path, book.model_dump_json(indent=1).encode())
 
@@ -193,9 +198,12 @@ class RelationshipBook:
             self._write()
 
     def rename(self, vm: str, name: str) -> None:
-        """Move a relationship, if there is one, to a VM's new name; received disks must be downloaded again."""
+        """Move a relationship and a script, if there are any, to a VM's new name; received disks must be received again."""
         record = self._relationships.pop(vm, None)
         self._received = [item for item in self._received if item.vm != vm]
+        script = self._app_scripts.pop(vm, None)
+        if script is not None:
+            self._app_scripts[name] = script
         if record is not None:
             self._relationships[name] = record.model_copy(update={"vm": name})
         self._write()
@@ -209,6 +217,18 @@ class RelationshipBook:
         """Change the limit of the uploads of this host."""
         self._bandwidth = limit
         self._write()
+
+    def app_script(self, vm: str) -> AppScript | None:
+        """Return the script of a VM for application-consistent points; None if it has none."""
+        return self._app_scripts.get(vm)
+
+    def set_app_script(self, vm: str, script: AppScript | None) -> None:
+        """Change the script of a VM; None: it has none."""
+        if script != self._app_scripts.get(vm):
+            self._app_scripts = {name: known for name, known in self._app_scripts.items() if name != vm}
+            if script is not None:
+                self._app_scripts[vm] = script
+            self._write()
 
     def received(self, vm: str) -> list[ReceivedDisk]:
         """Return the received disks of a VM that wait for the commit."""

@@ -57,6 +57,12 @@ class VaultReporter:
         )
         await self._send("error", call)
 
+    async def script_failed(self, error: RigError) -> None:
+        """Report that the script of the VM failed when it was called with ``--post``; the point exists all the same."""
+        _log.warning("app_script_post_failed", vm=self._vm, code=error.code, message=error.message)
+        call = partial(self._vault.app_script_failed, vm=self._vm, code=error.code, message=error.message)
+        await self._send("script", call)
+
     async def recovered(self) -> None:
         """Report the first success after errors."""
         _log.info("replication_recovered", vm=self._vm)

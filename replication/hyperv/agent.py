@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from siterig.blockfs.contracts.app_script import AppScript
 from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import (
     CLOSE_IT,
@@ -21,6 +22,7 @@ from siterig.blockfs.contracts.control import (
     TagKind,
 )
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.prerequisites import SiteReadiness, UnmetPrerequisite
 from siterig.blockfs.contracts.upload_limits import UploadLimits
 from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
@@ -35,12 +37,13 @@ from siterig.blockfs.transfer.part_cipher import keep_keys
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.engine import failback
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.prerequisites import check_room_for_images, check_space
+from siterig.replication.engine.prerequisites import check_room_for_images, check_space, space_obstacles
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Relationship, RelationshipBook
 from siterig.replication.engine.replica import Replica
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
 from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
+from siterig.replication.guests.app_scripts import AppScripts, check_script
 from siterig.replication.guests.host_guests import Guests, HostGuests
 from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
@@ -110,6 +113,7 @@ class HyperVAgent(Provider):
             bandwidth=Bandwidth(lambda: book.bandwidth, clock, waits),
             packing=trio.CapacityLimiter(os.cpu_count() or 1),
             memory=ByteBudget(MEMORY_BYTES),
+            scripts=AppScripts(folder / "app-scripts"),
             retry=RetryTable(retry_delays_s),
             clock=clock,
             waits=waits,
@@ -125,6 +129,7 @@ class HyperVAgent(Provider):
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._context.put_news.run)
+            nursery.start_soon(self._context.scripts.finish_all)
             for record in self._context.book.all():
                 self._start(record.vm, resumed=True)
             task_status.started()
@@ -216,6 +221,7 @@ class HyperVAgent(Provider):
             raise
         else:
             self._forget(vm)
+            self._context.book.set_app_script(vm, None)
         finally:
             if self._context.book.find(vm) is not None:
                 self._start(vm, resumed=True)
@@ -243,9 +249,18 @@ class HyperVAgent(Provider):
         await trio.to_thread.run_sync(check_space, vm, disks)
         return disks
 
+    async def check_prerequisites(self, *, vm: str) -> SiteReadiness:
+        obstacles = await self._context.host.tracking_obstacles(vm=vm)
+        disks = [disk for disk in await self._context.host.list_disks() if disk.vm == vm]
+        intact = [disk for disk in disks if disk.broken_chain is None]
+        lacking = await trio.to_thread.run_sync(space_obstacles, vm, intact)
+        unmet = [UnmetPrerequisite(code=each.code, message=each.message) for each in obstacles]
+        return SiteReadiness(disks=disks, unmet=unmet + [UnmetPrerequisite.of(error) for error in lacking])
+
     async def create_relationship(
         self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
     ) -> list[DiskInfo]:
+        _log.info("provider_called", vm=vm, call="CreateReplicationRelationship")
         replica = self._replicas.get(vm)
         # Only a resync begins a new log after an abandoned one: cycles that still run would see a new log as a loss.
         if replica is not None and replica.has_copied:
@@ -262,6 +277,7 @@ class HyperVAgent(Provider):
         return disks
 
     async def initial_replication(self, *, vm: str) -> None:
+        _log.info("provider_called", vm=vm, call="StartReplication")
         await self._replica(vm).copy("initial")
 
     async def resync(self, *, vm: str, limited: bool = False) -> None:
@@ -331,6 +347,16 @@ class HyperVAgent(Provider):
         if limit is not None:
             limit.check()
         self._context.book.set_bandwidth(limit)
+
+    async def app_script(self, *, vm: str) -> AppScript | None:
+        await self._context.host.list_disks(vm=vm)
+        return self._context.book.app_script(vm)
+
+    async def set_app_script(self, *, vm: str, script: AppScript | None) -> None:
+        await self._context.host.list_disks(vm=vm)
+        if script is not None:
+            await trio.to_thread.run_sync(check_script, vm, script)
+        self._context.book.set_app_script(vm, script)
 
     async def pause(self, *, vm: str) -> None:
         await self._replica(vm).pause()

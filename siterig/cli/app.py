@@ -27,6 +27,7 @@ SUBJECTS = {
     "administration.health_errors": ("error",),
     "administration.bandwidth": ("bandwidth",),
     "administration.policy": ("policy",),
+    "administration.app_script": ("app-script",),
     "commands.records": ("jobs", "job", "events"),
     "security.keys": ("key",),
     "commands.roles": ("role", "site"),

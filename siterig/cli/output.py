@@ -172,6 +172,14 @@ def error(failure: RigError) -> None:
     _say("error", error_json(failure), text, text=text)
 
 
+def advice(cause: str, action: str) -> None:
+    """Print the cause of the error above, and what a user does about it; with ``--json`` the result has both."""
+    if not _json_mode:
+        for name, text in (("cause", cause), ("action", action)):
+            if text:
+                _to_stderr(printable(f"  {name}: {text}"))
+
+
 def error_json(failure: RigError) -> dict[str, object]:
     """Return the JSON form of an error."""
     return {"code": failure.code, "message": failure.message, "recoverable": failure.recoverable}

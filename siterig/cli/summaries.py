@@ -38,6 +38,7 @@ SUMMARIES = {
     "disk": "List, check and grow virtual disks.",
     "failover": "Create a VM from a recovery point.",
     "error": "List and acknowledge the reasons for which VMs are not healthy.",
+    "app-script": "Script of a VM for application-consistent points.",
     "bandwidth": "Show and limit the rate of the site's uploads.",
     "policy": "Show and change the replication policy of a VM.",
     "job": "List and cancel jobs.",

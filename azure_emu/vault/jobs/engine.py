@@ -25,8 +25,10 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow, JobErrorRow, JobRow, TaskRow
-from siterig.azure_emu.vault.model.api import Job, JobError, JobState, RecoveryPoint, Task, Vm
-from siterig.blockfs.core.clock import rfc3339_or_none
+from siterig.azure_emu.vault.jobs.job_errors import each_of
+from siterig.azure_emu.vault.jobs.job_errors import to_wire as error_to_wire
+from siterig.azure_emu.vault.model.api import Job, JobState, ProviderCall, RecoveryPoint, Task, Vm
+from siterig.blockfs.core.clock import rfc3339, rfc3339_or_none
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import CopyTotals, VmProgress
@@ -34,6 +36,8 @@ from siterig.blockfs.core.progress import CopyTotals, VmProgress
 T = TypeVar("T")
 _log = structlog.get_logger()
 
+CALLS = "provider_calls"
+"""The key of a job's variables with its calls to the Provider (:mod:`siterig.azure_emu.vault.jobs.provider_calls`)."""
 ROOM_RETRY_S = 1.0
 """The time after which a job that waits for room on the host's disk tries again."""
 CHOICE, COPIED = "choice", "copied"
@@ -80,6 +84,10 @@ class JobContext:
     variables: dict[str, Any]
     begin_changes: Callable[[], Awaitable[None]]
     """Records durably that the checks of the body are done; a failure after it leads to the scenario's failed state."""
+    save_variables: Callable[[], Awaitable[None]]
+    """Makes the variables durable before the end of the task."""
+    task: int = 0
+    """The ordinal of the task that runs."""
     result_vm: Vm | None = None
     result_point: RecoveryPoint | None = None
 
@@ -341,15 +349,19 @@ class JobEngine:
         async def begin_changes() -> None:
             await self._transact(name, lambda _session, job: change_now(job))
 
+        async def save_variables() -> None:
+            await self._transact(name, lambda _session, job: setattr(job, "variables", dict(variables)))
+
         def begin(job: JobRow, ordinal: int) -> None:
             self._begin_task(job, ordinal)
             if not scenario.tasks[ordinal].checks:
                 change_now(job)
 
-        context = JobContext(self._context, vm, variables, begin_changes)
+        context = JobContext(self._context, vm, variables, begin_changes, save_variables)
         follow_on = None
         for ordinal in range(first, len(scenario.tasks)):
             kind = running.task = scenario.tasks[ordinal]
+            context.task = ordinal
             await self._transact(name, lambda _session, job, n=ordinal: begin(job, n))  # type: ignore[misc]
             try:
                 outcome = await self._run_body(name, kind, context)
@@ -487,7 +499,7 @@ class JobEngine:
             if task.state == "InProgress":
                 task.state, task.end_ns = state, now_ns
         job.state, job.end_ns = state, now_ns
-        job.errors.append(JobErrorRow(code=error.code, message=error.message))
+        job.errors += [JobErrorRow(code=each.code, message=each.message) for each in each_of(error)]
         item = session.get(ItemRow, job.vm)
         if item is not None and BEFORE in job.variables and CHANGING not in job.variables:
             for column, value in job.variables[BEFORE].items():
@@ -546,10 +558,13 @@ def to_wire(job: JobRow, waiting_for: str | None = None, *, cancellable: bool = 
                 startTime=rfc3339_or_none(task.start_ns),
                 endTime=rfc3339_or_none(task.end_ns),
                 waiting_for=waiting_for if task.state == "InProgress" else None,
+                provider_calls=[
+                    _call_to_wire(each) for each in job.variables.get(CALLS, []) if each["task"] == task.ordinal
+                ],
             )
             for task in job.tasks
         ],
-        errors=[JobError(code=error.code, message=error.message) for error in job.errors],
+        errors=[error_to_wire(error.code, error.message) for error in job.errors],
         result=None if job.result_vm is None else Vm.model_validate(job.result_vm),
         recovery_point=point,
         duration_s=None if job.end_ns is None else (job.end_ns - job.start_ns) / SECOND_NS,
@@ -562,3 +577,13 @@ def to_wire(job: JobRow, waiting_for: str | None = None, *, cancellable: bool = 
 def _rpo_s(job: JobRow, point: RecoveryPoint | None) -> float | None:
     """Return the age of the state of a failover when the job began, by wall time; None for every other job."""
     return None if point is None else max(0, job.start_ns - point.time_ns) / SECOND_NS
+
+
+def _call_to_wire(entry: dict[str, Any]) -> ProviderCall:
+    return ProviderCall(
+        name=entry["name"],
+        startTime=rfc3339(entry["start_ns"]),
+        endTime=rfc3339_or_none(entry["end_ns"]),
+        attempts=entry["attempts"],
+        error=entry["error"],
+    )

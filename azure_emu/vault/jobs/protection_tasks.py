@@ -11,7 +11,7 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, ItemRow, JobRow
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory, target_names
-from siterig.azure_emu.vault.jobs import preflight
+from siterig.azure_emu.vault.jobs import enable_checks, preflight
 from siterig.azure_emu.vault.jobs.engine import (
     INFORMATION,
     SKIPPED,
@@ -24,6 +24,7 @@ from siterig.azure_emu.vault.jobs.engine import (
     site_progress,
     with_warning,
 )
+from siterig.azure_emu.vault.jobs.provider_calls import CREATE_RELATIONSHIP, START_REPLICATION, provider_call
 from siterig.azure_emu.vault.keys.data_key_store import delete_data_keys
 from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
 from siterig.azure_emu.vault.monitoring import damage, health
@@ -36,8 +37,7 @@ from siterig.blockfs.core.errors import Code, RigError
 
 async def check_enable(job: JobContext) -> TaskOutcome | None:
     """Check that the VM can be protected, and record its disks in the item."""
-    disks = await job.context.site.check_vm(vm=job.vm)
-    azure_vms.check_vm_name(job.vm)
+    disks = await enable_checks.check_all(job.context, job.vm)
     unavailable = await target_names.unavailable(job.context, job.vm)
     await _adopt_disks(job, disks)
     interval_s = await job.change(lambda _session, item: item.interval_s)
@@ -105,9 +105,10 @@ async def enable_relationship(job: JobContext) -> None:
         return item.interval_s, item.app_consistent_every_s
 
     interval_s, app_consistent_every_s = await job.change(resume)
-    disks = await job.context.site.create_relationship(
-        vm=job.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s
-    )
+    async with provider_call(job, CREATE_RELATIONSHIP):
+        disks = await job.context.site.create_relationship(
+            vm=job.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s
+        )
     job.variables["generations"] = {disk.disk_id: disk.generation for disk in disks}
 
 
@@ -122,7 +123,8 @@ async def start_initial_replication(job: JobContext) -> None:
         item.protection_state = ProtectionState.INITIAL_SENT
 
     await job.change(begin)
-    await job.context.site.initial_replication(vm=job.vm)
+    async with provider_call(job, START_REPLICATION):
+        await job.context.site.initial_replication(vm=job.vm)
     await note_copied(job)
     await job.change(sent)
     await _wait_synced(job, job.variables["generations"])
@@ -193,7 +195,8 @@ async def update_dra_state(_job: JobContext) -> None:
 
 async def reprotect_synchronize(job: JobContext) -> None:
     """Send only the differences, and wait for the first point of the new protection."""
-    await synchronize(job)
+    async with provider_call(job, START_REPLICATION):
+        await synchronize(job)
     await first_point(job)
 
 

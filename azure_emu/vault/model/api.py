@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
+from siterig.azure_emu.vault.model.app_script_api import AppScriptApi
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.azure_emu.vault.model.fence_api import FenceApi
 from siterig.azure_emu.vault.model.key_api import KeyApi
@@ -53,10 +54,24 @@ class Vm(WireModel):
     disks: list[VmDisk]
 
 
+class ProviderCall(WireModel):
+    """A call of a task to the Provider on the site's host.  Times are RFC 3339 UTC.
+
+    ``attempts``: how often it was made, because the task was run again.  ``error``: the code with which it failed, or None.
+    """
+
+    name: str
+    startTime: str
+    endTime: str | None
+    attempts: int
+    error: str | None
+
+
 class Task(WireModel):
     """A task of a job (official names, ASR task types).  Times are RFC 3339 UTC.
 
-    The rig adds ``waiting_for``: the reason for which a task in progress waits, for example a role that is away; else None.
+    The rig adds ``waiting_for``: the reason for which a task in progress waits, for example a role that is away; else None;
+    and ``provider_calls``: the task's calls to the Provider that have official names.
     """
 
     name: str
@@ -66,13 +81,16 @@ class Task(WireModel):
     startTime: str | None
     endTime: str | None
     waiting_for: str | None = None
+    provider_calls: list[ProviderCall] = Field(default_factory=list)
 
 
 class JobError(WireModel):
-    """The reason for which a job or task failed."""
+    """The reason for which a job or task failed, with its cause and what a user does about it."""
 
     code: str
     message: str
+    possibleCauses: str = ""
+    recommendedAction: str = ""
 
 
 class RecoveryPoint(WireModel):
@@ -579,6 +597,7 @@ class VaultApi(
     FailoverApi,
     StatusApi,
     BandwidthApi,
+    AppScriptApi,
     HealthApi,
     JobApi,
     FenceApi,

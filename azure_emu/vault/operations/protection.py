@@ -35,8 +35,6 @@ class ProtectionOperations(ProtectionApi):
         policy_tasks.check_policy(interval_s, app_consistent_every_s)
         check_hours(history_hours)
         disks = await self._context.retry_while_away("protect", vm, lambda: inventory.site_disks(self._context, vm))
-        disk_limits.check(vm, disks)
-        disk_limits.check_chains(disks)
 
         def insert(session: Session) -> Job:
             engine.require_no_job(session, vm)

@@ -47,9 +47,10 @@ async def run_job(api: VaultApi, job: Job, *, as_json: bool) -> int:
     return job_status(job)
 
 
-def job_status(job: Job) -> int:
+def job_status(job: Job, *, advice: bool = False) -> int:
     """Print the errors of an ended job, as remarks if it succeeded, and return the exit status.
 
+    ``advice``: print also the cause of each error, and what a user does about it.
     A job that failed because a role is away ends the command as a call to that role does.
     """
     if job.state == "Succeeded":
@@ -57,8 +58,10 @@ def job_status(job: Job) -> int:
             output.notice(f"{error.message} ({error.code})")
         return ExitStatus.OK
     failures = [RigError(Code.of(error.code), error.message) for error in job.errors]
-    for failure in failures:
+    for failure, error in zip(failures, job.errors, strict=True):
         output.error(failure)
+        if advice:
+            output.advice(error.possibleCauses, error.recommendedAction)
     not_up = any(failure.code.exit_status == ExitStatus.NOT_UP for failure in failures)
     return ExitStatus.NOT_UP if not_up else ExitStatus.FAILED
 

@@ -15,7 +15,7 @@ from siterig.cli.commands.options import Dir, Json, example, vault
 from siterig.cli.tables import style_of
 
 if TYPE_CHECKING:
-    from siterig.azure_emu.vault.model.api import Job, JobState
+    from siterig.azure_emu.vault.model.api import Job, JobState, ProviderCall
 
 OfVm = Annotated[
     str | None, typer.Option("--vm", metavar="VM", help="Only those of this VM.", autocompletion=completion.vms)
@@ -127,8 +127,13 @@ async def _show_job(folder: Path, name: str, *, as_json: bool) -> None:
         output.print_lines(output.detail("now", now))
     tasks = [(t.friendlyName, t.name, task_state(t), t.startTime or "-", t.endTime or "-") for t in job.tasks]
     output.print_table(("task", "name", "state", "start", "end"), tasks, empty="no tasks")
+    for task in job.tasks:
+        for call in task.provider_calls:
+            output.line(f"{task.name} called {call.name}: {_call_state(call)}")
     for error in job.errors:
         output.line(f"{error.message} ({error.code})")
+        for heading, text in (("cause", error.possibleCauses), ("action", error.recommendedAction)):
+            output.print_lines(output.detail(heading, text) if text else [])
 
 
 def _job_state(text: str | None) -> JobState | None:
@@ -154,6 +159,14 @@ def _time_of(text: str | None) -> str | None:
     except ValueError as error:
         raise RigError(Code.InvalidTime, f"--since: {error}; allowed: a duration, or a time in RFC 3339") from None
     return rfc3339(max(0, SYSTEM_CLOCK.wall_ns() + output.wall_ahead_ns() - ago_ns))
+
+
+def _call_state(call: ProviderCall) -> str:
+    often = f", {call.attempts} attempts" if call.attempts > 1 else ""
+    if call.endTime is None:
+        return f"begun {call.startTime}{often}"
+    how = "ended" if call.error is None else f"failed with {call.error}"
+    return f"{how} {call.endTime}, begun {call.startTime}{often}"
 
 
 def cancel(

@@ -228,7 +228,7 @@ def protect(
             finalize = await follow(api, jobs[0])
         if as_json:
             output.print_json({"job": job, "finalize_job": finalize})
-        return job_status(finalize or job)
+        return job_status(finalize or job, advice=True)
 
     raise typer.Exit(exit_status.run(work))
 

@@ -226,6 +226,7 @@ class MemoryVault(VaultLink):
         self.user_settings: ReplicationSettings | None = None
         self.trouble: RigError | None = None
         self.errors: list[tuple[float, str, int, float | None]] = []
+        self.script_failures: list[tuple[str, str]] = []
         self.recovered: list[float] = []
         self.points: list[int] = []
         self.put_news: list[list[str]] = []
@@ -309,6 +310,10 @@ class MemoryVault(VaultLink):
     ) -> None:
         self._check()
         self.errors.append((trio.current_time(), code, attempt, next_try_s))
+
+    async def app_script_failed(self, *, vm: str, code: str, message: str) -> None:
+        self._check()
+        self.script_failures.append((code, message))
 
     async def replication_recovered(self, *, vm: str) -> None:
         self._check()

@@ -18,6 +18,7 @@ from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.model.resync_window import ResyncWindow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.contracts.app_script import AppScript
 from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import (
     CutInfo,
@@ -31,6 +32,7 @@ from siterig.blockfs.contracts.control import (
     TagKind,
 )
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.prerequisites import SiteReadiness, UnmetPrerequisite
 from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
@@ -62,6 +64,8 @@ class World:
         self.apply = True  # the applier works without a command
         self.vault: Vault | None = None
         self.verification: Verification | None = None
+        self.app_scripts: dict[str, AppScript | None] = {}
+        self.unmet: list[UnmetPrerequisite] = []
         self.limited: list[bool] = []  # the orders of resyncs
         self.retained: dict[str, int] = {}
         self.news: list[list[str]] = []  # the disks of each call parts_put
@@ -214,6 +218,10 @@ class FakeProvider(Provider):
         await self.world.called("site.check_vm")
         return list(self.world.site[vm].values())
 
+    async def check_prerequisites(self, *, vm: str) -> SiteReadiness:
+        await self.world.called("site.check_prerequisites")
+        return SiteReadiness(disks=list(self.world.site[vm].values()), unmet=self.world.unmet)
+
     async def create_relationship(
         self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
     ) -> list[DiskInfo]:
@@ -294,6 +302,14 @@ class FakeProvider(Provider):
     async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
         await self.world.called("site.set_bandwidth")
         self.world.bandwidth = limit
+
+    async def app_script(self, *, vm: str) -> AppScript | None:
+        await self.world.called("site.app_script")
+        return self.world.app_scripts.get(vm)
+
+    async def set_app_script(self, *, vm: str, script: AppScript | None) -> None:
+        await self.world.called("site.set_app_script")
+        self.world.app_scripts[vm] = script
 
     async def pause(self, *, vm: str) -> None:
         await self.world.called("site.pause")

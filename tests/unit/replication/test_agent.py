@@ -484,6 +484,13 @@ async def test_check_refuses_a_vm_whose_snapshot_may_not_fit(
             await agent.check_vm(vm=VM)
         with pytest.raises(RigError, match="there is no VM 'nobody'"):
             await agent.check_vm(vm="nobody")
+        with pytest.raises(RigError, match="there is no VM 'nobody'"):
+            await agent.check_prerequisites(vm="nobody")
+        broken = f"disk {VM}/os cannot be opened: it is damaged"
+        rig.host.registry.broken[f"{VM}/os"] = "it is damaged"
+        found = await agent.check_prerequisites(vm=VM)
+        assert [(each.code, each.recoverable) for each in found.unmet] == [("DiskCorrupt", False), ("NotEnoughSpace", True)]
+        assert found.unmet[0].message == broken
 
 
 @pytest.mark.parametrize(

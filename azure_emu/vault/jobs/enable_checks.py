@@ -1,0 +1,35 @@
+"""The prerequisites check of enabling protection: it looks for everything that hinders it, and reports all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from siterig.azure_emu.vault.context.vault_context import VaultContext
+from siterig.azure_emu.vault.inventory import azure_vms, disk_limits
+from siterig.azure_emu.vault.jobs.job_errors import CombinedError
+from siterig.blockfs.contracts.control import DiskInfo
+from siterig.blockfs.core.errors import RigError
+
+
+async def check_all(context: VaultContext, vm: str) -> list[DiskInfo]:
+    """Check the site's disks, their sizes and the name of a VM, and return the disks.
+
+    Raises:
+        RigError: ``VmNotFound``, or the error of the role that did not answer; :class:`CombinedError` with each prerequisite
+            that is not met.
+    """
+    site = await context.site.check_prerequisites(vm=vm)
+    found = [unmet.error() for unmet in site.unmet]
+    found += _raised_by(lambda: azure_vms.check_vm_name(vm))
+    found += disk_limits.too_large(vm, site.disks)
+    if found:
+        raise CombinedError.of(found)
+    return site.disks
+
+
+def _raised_by(check: Callable[[], None]) -> list[RigError]:
+    try:
+        check()
+    except RigError as error:
+        return [error]
+    return []

@@ -1,0 +1,29 @@
+"""The part of the vault's API for the scripts of application-consistent points."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from siterig.blockfs.contracts.app_script import AppScript
+from siterig.blockfs.core.deadlines import ASKING_S, deadline
+
+
+class AppScriptApi(Protocol):
+    """The operations on the scripts that prepare applications for application-consistent points."""
+
+    @deadline(ASKING_S)
+    async def app_script(self, *, vm: str) -> AppScript | None:
+        """Return the script of a VM of the site; None if it has none.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
+        ...
+
+    async def set_app_script(self, *, vm: str, script: AppScript | None) -> None:
+        """Change the script of a VM of the site, protected or not; None: it has none.
+
+        Raises:
+            RigError: ``VmNotFound``, ``AppScriptUnusable``.
+        """
+        ...
