@@ -28,7 +28,7 @@ async def test_all_unmet_prerequisites_are_reported_at_once_with_cause_and_actio
         assert codes == ["BrokenVhdChain", "NotEnoughSpace", "DiskSizeUnsupported", "DiskSizeUnsupported"]
         assert [error.message for error in job.errors][:2] == [BROKEN.message, NO_SPACE.message]
         for error in job.errors:
-            known = Code(error.code)
+            known = Code.of(error.code)
             assert (error.possibleCauses, error.recommendedAction) == (known.text, known.remedy)
         (event,) = [event for event in await vault.status.events() if event.eventCode == "EnableDrFailed"]
         assert "4 prerequisites are not met" in event.description
