@@ -11,11 +11,10 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from siterig.azure_emu.vault.model.app_script_api import AppScriptApi
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.azure_emu.vault.model.fence_api import FenceApi
 from siterig.azure_emu.vault.model.key_api import KeyApi
-from siterig.blockfs.contracts.bandwidth import BandwidthLimit
+from siterig.azure_emu.vault.model.site_settings_api import AppScriptApi, BandwidthApi
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.contracts.verification import Verification
@@ -535,23 +534,6 @@ class StatusApi(Protocol):
             with_points: also those of each recovery point that was taken.
         Raises:
             RigError: ``InvalidTime``.
-        """
-        ...
-
-
-class BandwidthApi(Protocol):
-    """The operations on the bandwidth limit of the site's host."""
-
-    @deadline(ASKING_S)
-    async def bandwidth(self) -> BandwidthLimit | None:
-        """Return the limit of the uploads of the site's host; None if there is none."""
-        ...
-
-    async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
-        """Limit the uploads of the site's host, at once and for good; None for no limit.
-
-        Raises:
-            RigError: ``InvalidLimit``.
         """
         ...
 

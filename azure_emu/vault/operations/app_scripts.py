@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
-from siterig.azure_emu.vault.model.app_script_api import AppScriptApi
+from siterig.azure_emu.vault.model.site_settings_api import AppScriptApi
 from siterig.blockfs.contracts.app_script import AppScript
 
 

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.rig_clock import RIG
 from siterig.azure_emu.vault.context.vault_context import VaultContext
-from siterig.azure_emu.vault.model.api import BandwidthApi
+from siterig.azure_emu.vault.model.site_settings_api import BandwidthApi
 from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 
 

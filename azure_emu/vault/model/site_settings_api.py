@@ -1,10 +1,11 @@
-"""The part of the vault's API for the scripts of application-consistent points."""
+"""The part of the vault's API for what the site's host keeps: the bandwidth limit, and scripts of VMs."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from siterig.blockfs.contracts.app_script import AppScript
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.core.deadlines import ASKING_S, deadline
 
 
@@ -25,5 +26,22 @@ class AppScriptApi(Protocol):
 
         Raises:
             RigError: ``VmNotFound``, ``AppScriptUnusable``.
+        """
+        ...
+
+
+class BandwidthApi(Protocol):
+    """The operations on the bandwidth limit of the site's host."""
+
+    @deadline(ASKING_S)
+    async def bandwidth(self) -> BandwidthLimit | None:
+        """Return the limit of the uploads of the site's host; None if there is none."""
+        ...
+
+    async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
+        """Limit the uploads of the site's host, at once and for good; None for no limit.
+
+        Raises:
+            RigError: ``InvalidLimit``.
         """
         ...
