@@ -1,9 +1,10 @@
 """Azurite's blob service as a child process on the loopback interface.
 
 There is one child at a time for each folder; the caller holds the lock of the state.  Port and account are chosen once and
-stored, so that a connection string stays valid over restarts.  With a file ``storage.pem`` in the folder of the keys
+stored, so that a connection string stays valid over restarts, until the keys are rotated
+(:mod:`siterig.azure_emu.storage.account_keys`).  With a file ``storage.pem`` in the folder of the keys
 (:mod:`siterig.blockfs.trust.identity`) it speaks HTTPS, with TLS 1.3; when the file is replaced, Node uses the new
-certificate for all later connections.
+certificate for all later connections.  When the file of the account's keys is replaced, Azurite accepts those.
 
 Fault contract: Azurite writes its metadata every few seconds, so a killed Azurite may forget requests that it acknowledged;
 SIGTERM makes it save.  The uploading side must find out which requests were forgotten, and send them again.
@@ -40,6 +41,8 @@ STOP_TIMEOUT_S = 10.0
 CHECK_TIMEOUT_S = 1.0
 _WITHOUT_UNUSED = Path(__file__).with_name("without_unused.cjs")
 
+ACCOUNT_KEYS = "account.key"
+"""The file with the name and the keys of the account, in the folder of the keys."""
 IDENTITY = "storage.pem"
 """The file with the certificate of the account and its key, in the folder of the keys."""
 _READY = re.compile(r"successfully listens on https?://[^:]+:(\d+)")
@@ -49,14 +52,26 @@ _LINE_BYTES_MAX = 65536
 log = structlog.get_logger(__name__)
 
 _KEY_FILE_BYTES_MAX = 4096
+_KEY = r"[A-Za-z0-9+/]{32,}={0,2}"
 
 
 @dataclass(frozen=True, slots=True)
 class StorageAccount:
-    """Name and key of a storage account; ``repr`` does not show the key."""
+    """Name and keys of a storage account; ``repr`` does not show the keys.
+
+    Attributes:
+        key: the key that clients use.
+        other_key: a second key that the account accepts; empty if there is none.
+    """
 
     name: str
     key: str = field(repr=False)
+    other_key: str = field(default="", repr=False)
+
+    @property
+    def keys_text(self) -> str:
+        """Name and keys as the file of the keys and Azurite have them; the text must not be logged."""
+        return ":".join(filter(None, (self.name, self.key, self.other_key)))
 
     def connection_string(self, port: int, *, is_tls: bool = False) -> str:
         """Return the connection string for the Azure SDK; it holds the key, so it must not be logged."""
@@ -73,19 +88,30 @@ def load_or_create_account(keys_folder: Path) -> StorageAccount:
     Raises:
         RigError: ``BadAccountKey`` if the file holds something else.
     """
-    path = keys_folder / "account.key"
+    path = keys_folder / ACCOUNT_KEYS
     if not path.exists():
         safe_files.make_folder(keys_folder, parents=True)
-        key = base64.b64encode(secrets.token_bytes(64)).decode()
-        write_atomically(path, f"siterig{secrets.token_hex(4)}:{key}\n".encode())
+        store_account(keys_folder, StorageAccount(f"siterig{secrets.token_hex(4)}", new_key()))
     with os.fdopen(safe_files.open_file(path, os.O_RDONLY)) as file:
-        name, _, key = file.read(_KEY_FILE_BYTES_MAX).strip().partition(":")
-    if not re.fullmatch(r"[a-z0-9]{3,24}", name) or not re.fullmatch(r"[A-Za-z0-9+/]{32,}={0,2}", key):
+        name, *keys = file.read(_KEY_FILE_BYTES_MAX).strip().split(":")
+    is_name, are_keys = re.fullmatch(r"[a-z0-9]{3,24}", name), [re.fullmatch(_KEY, key) for key in keys]
+    if not is_name or len(keys) not in (1, 2) or not all(are_keys):
         raise RigError(
             Code.BadAccountKey,
-            f"{path} does not hold NAME:KEY of a storage account; restore it, or start from a new state folder",
+            f"{path} does not hold NAME:KEY or NAME:KEY:KEY of a storage account; restore it, or start from a new state "
+            "folder",
         )
-    return StorageAccount(name, key)
+    return StorageAccount(name, *keys)
+
+
+def store_account(keys_folder: Path, account: StorageAccount) -> None:
+    """Replace the file of the account's keys; a running Azurite accepts these keys, and only these, soon afterwards."""
+    write_atomically(keys_folder / ACCOUNT_KEYS, f"{account.keys_text}\n".encode())
+
+
+def new_key() -> str:
+    """Return a random account key."""
+    return base64.b64encode(secrets.token_bytes(64)).decode()
 
 
 def connection_string(folder: Path, keys_folder: Path) -> str:
@@ -94,11 +120,20 @@ def connection_string(folder: Path, keys_folder: Path) -> str:
     Raises:
         RigError: ``AzuriteNotStarted`` before its first start.
     """
+    account = load_or_create_account(keys_folder)
+    return account_string(folder, account, is_tls=(keys_folder / IDENTITY).exists())
+
+
+def account_string(folder: Path, account: StorageAccount, *, is_tls: bool) -> str:
+    """Return the connection string of the Azurite on a folder, with the first key of ``account``.
+
+    Raises:
+        RigError: ``AzuriteNotStarted`` before its first start.
+    """
     port = _stored_port(folder)
     if port is None:
         raise RigError(Code.AzuriteNotStarted, f"Azurite was never started on {folder}: its folder has no port file")
-    is_tls = (keys_folder / IDENTITY).exists()
-    return load_or_create_account(keys_folder).connection_string(port, is_tls=is_tls)
+    return account.connection_string(port, is_tls=is_tls)
 
 
 @dataclass(slots=True)
@@ -202,7 +237,8 @@ async def start_azurite(
         _check_port_is_free(port)
     identity = keys_folder / IDENTITY
     is_tls = identity.exists()
-    child, output = _spawn([*command, *_arguments(folder, port), *(_tls_arguments(identity) if is_tls else ())], account)
+    arguments = [*command, *_arguments(folder, port), *(_tls_arguments(identity) if is_tls else ())]
+    child, output = _spawn(arguments, account, keys_folder / ACCOUNT_KEYS)
     azurite = AzuriteProcess(account, port, is_tls, child, output, deque(maxlen=_TAIL_LINES))
     try:
         azurite.port = await azurite.ready(timeout_s=ready_timeout_s)
@@ -263,8 +299,10 @@ def _unchecked() -> ssl.SSLContext:
     return context
 
 
-def _spawn(command: list[str], account: StorageAccount) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:
-    environment = {**os.environ, "AZURITE_ACCOUNTS": f"{account.name}:{account.key}"}
+def _spawn(
+    command: list[str], account: StorageAccount, keys: Path
+) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:
+    environment = {**os.environ, "AZURITE_ACCOUNTS": account.keys_text, "SITERIG_ACCOUNT_KEYS": str(keys.absolute())}
     environment.pop("AZURITE_DB", None)  # metadata would be in a database that the user has for another Azurite
     # Not trio.run_process: it forks in a worker thread, and a parent-death signal fires when the forking *thread* ends.
     # The signal is SIGKILL, because a child that hangs in its clean-up must not remain either.

@@ -81,6 +81,7 @@ class BlobCacheAccount(CacheAccount):
         link: Path | None = None,
         tls: ssl.SSLContext | None = None,
         in_flight_max: int = IN_FLIGHT_MAX,
+        current_key: Callable[[], str] | None = None,
     ) -> None:
         """Parse the connection string; the first call contacts the account.
 
@@ -91,10 +92,13 @@ class BlobCacheAccount(CacheAccount):
             link: the socket of the proxy between this process and the account; requests use it while it exists.
             tls: settings for an account whose certificate is of the authority of the rig.
             in_flight_max: limit of concurrent calls.
+            current_key: reads the key that clients of the account use now; called when the account refuses a key, so that a
+                rotation interrupts nothing.  Any error of it is that of the request.
         Raises:
             RigError: ``BadConnectionString``.
         """
         self._folder = folder
+        self._current_key = current_key
         self._limiter = trio.CapacityLimiter(in_flight_max)
         self._suspects = trio.CapacityLimiter(1)
         self._unreadable: set[PartName] = set()
@@ -291,10 +295,31 @@ class BlobCacheAccount(CacheAccount):
         return work()
 
     async def _call(self, what: str, work: Callable[[], _T], limiter: trio.CapacityLimiter | None = None) -> _T:
+        used = self._key
         try:
             return await trio.to_thread.run_sync(work, limiter=limiter or self._limiter, abandon_on_cancel=True)
         except AzureError as e:
-            raise classified(e, what=what, where=self._where) from e
+            failure = classified(e, what=what, where=self._where)
+            if failure.code != Code.CacheAuthentication or not self._has_other_key(used):
+                raise failure from e
+        return await self._call(what, work, limiter)
+
+    @property
+    def _key(self) -> str | None:
+        """The account key that signs requests; None with a SAS."""
+        return getattr(self._service.credential, "account_key", None)
+
+    def _has_other_key(self, refused: str | None) -> bool:
+        """Use the account's current key from now on; return False if that is the refused one, or cannot be read."""
+        if refused is None or self._current_key is None:
+            return False
+        try:
+            key = self._current_key()
+        except (RigError, OSError):
+            return False
+        if key != self._key:
+            self._service.credential.account_key = key  # all clients of the service share this object
+        return key != refused
 
 
 def _blobs(container: ContainerClient, prefix: str) -> list[tuple[str, int]]:

@@ -111,6 +111,8 @@ class Code(StrEnum):
         "Read the message of npm in the error, then run siterig setup azurite again.")
     AzuriteSilent = ("AzuriteSilent", _FAILED, "The Azurite storage emulator does not answer.",
         "Read the reason in the message; siterig role restart azurite starts it again.")
+    AccountKeysBusy = ("AccountKeysBusy", _FAILED, "The keys of the storage account are being rotated.",
+        "Wait for the end of the other rotation.")
     BadAccountKey = ("BadAccountKey", _FAILED, "The file with the key of the storage account is damaged.",
         "Restore the file, or start from a new state folder.")
     BadAnswer = "BadAnswer", _FAILED, "A role answered with more bytes than are accepted.", "Report it: this is a bug."

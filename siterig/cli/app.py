@@ -30,6 +30,7 @@ SUBJECTS = {
     "administration.app_script": ("app-script",),
     "commands.records": ("jobs", "job", "events"),
     "security.keys": ("key",),
+    "security.accounts": ("account",),
     "commands.roles": ("role", "site"),
     "security.certificates": ("certificate", "vault"),
     "commands.log": ("log",),

@@ -7,7 +7,7 @@ from functools import partial
 
 import trio
 
-from siterig.azure_emu.storage.azurite import connection_string
+from siterig.azure_emu.storage.azurite import connection_string, load_or_create_account
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.blockfs.contracts.upload_limits import UploadLimits
 from siterig.blockfs.core.clock import Clock
@@ -46,6 +46,7 @@ async def run(
         folder=layout.azurite,
         link=layout.link("agent", "azurite"),
         tls=trust.storage_tls(layout, clock),
+        current_key=lambda: load_or_create_account(layout.keys).key,
         in_flight_max=uploads.per_host + 1,  # a list does not wait for the end of an upload
     )
     cipher = KeyedPartCipher(directory.data_keys(layout, "agent", clock), clock)

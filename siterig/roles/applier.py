@@ -9,7 +9,7 @@ import trio
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
-from siterig.azure_emu.storage.azurite import connection_string
+from siterig.azure_emu.storage.azurite import connection_string, load_or_create_account
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.transfer.part_cipher import KeyedPartCipher
@@ -28,6 +28,7 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
         folder=layout.azurite,
         link=layout.link("applier", "azurite"),
         tls=trust.storage_tls(layout, clock),
+        current_key=lambda: load_or_create_account(layout.keys).key,
     )
     keys = directory.data_keys(layout, "applier")
     cipher = KeyedPartCipher(keys, clock)

@@ -9,9 +9,12 @@ import trio
 
 from siterig.azure_emu.authority.authority import Authority
 from siterig.azure_emu.authority.service import CertificateService
+from siterig.azure_emu.contracts.account_keys import AccountKeyApi
 from siterig.azure_emu.contracts.certificates import CertificateApi
 from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
+from siterig.azure_emu.storage.account_keys import AccountKeyService, KeyProbe
+from siterig.azure_emu.storage.azurite import StorageAccount, account_string
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.model.resync_window import OPTION, ResyncWindow
 from siterig.azure_emu.vault.model.vm_status import ObservationApi
@@ -58,8 +61,22 @@ async def run(
         "HostRegistration": (HostRegistration, certificates),
         "HostCertificates": (HostCertificates, certificates),
     }
+
+    def probe(account: StorageAccount) -> KeyProbe:
+        from siterig.azure_emu.storage.blob_cache import BlobCacheAccount  # noqa: PLC0415 (a rotation is rare)
+
+        tls = trust.storage_tls(layout, clock)
+        text = account_string(layout.azurite, account, is_tls=layout.storage_identity.exists())
+        return BlobCacheAccount(text, tls=tls)
+
+    async def rotated(name: str) -> None:
+        text = f"both keys of the storage account {name} were replaced; it refuses the former ones"
+        await vault.record_server_event("AccountKeysRotated", "OK", "storage", text)
+
+    account_keys = AccountKeyService(layout.keys, probe, rotated, clock=clock, waits=health.waits)
     context = trust.vault_server_tls(layout, clock, certificates.note_failed_handshake)
     faces = {
+        "AccountKeyApi": (AccountKeyApi, account_keys),
         "CertificateApi": (CertificateApi, certificates),
         "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
         "ObservationApi": (ObservationApi, vault.observation),

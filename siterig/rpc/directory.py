@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
+from siterig.azure_emu.contracts.account_keys import AccountKeyApi
 from siterig.azure_emu.contracts.certificates import CertificateApi
 from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
@@ -88,6 +89,8 @@ azure = Service(DiskHostControl, "azure")
 """The disk host that serves the recovered VMs."""
 provider = Service(Provider, "agent")
 """The provider and agent on the Hyper-V host."""
+account_keys = Service(AccountKeyApi, "vault")
+"""The operations on the keys of the storage account."""
 certificates = Service(CertificateApi, "vault")
 """The operations on certificates."""
 host_certificates = Service(HostCertificates, "vault")
@@ -130,6 +133,7 @@ SERVICES: tuple[Service[Any], ...] = (
     site,
     azure,
     provider,
+    account_keys,
     certificates,
     host_certificates,
     host_registration,

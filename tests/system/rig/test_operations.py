@@ -1,10 +1,11 @@
-"""Operations on protected VMs show their effects on a rig: pause, policy, points, bandwidth, cancelled jobs, fences.
+"""Operations on protected VMs show their effects on a rig: pause, policy, points, bandwidth, cancelled jobs, fences, keys.
 
 One rig is used for all steps.  Its clock is controlled, so that hours pass at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from siterig.azure_emu.storage.azurite import connection_string, load_or_create_account
+from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.azure_emu.vault.model.api import ProtectedItem, RecoveryPoint
 from siterig.blockfs.clocks.rig_clock_control import RigClockControl
 from siterig.blockfs.contracts.bandwidth import DAY_S, WEEKDAYS, BandwidthLimit
@@ -20,6 +23,8 @@ from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import RigError
+from siterig.rpc import directory
+from siterig.rpc.trust import storage_tls
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.jobs import ended
 
@@ -74,6 +79,7 @@ async def test_operations_on_protected_vms_have_their_effects(tmp_path: Path) ->
                 await a_cancelled_copy_that_continues(rig)
                 await points_and_retention(rig, clock)
                 await a_fence(rig)
+                await new_account_keys(rig)
 
 
 async def pause_and_resume(rig: Testbed) -> None:
@@ -189,3 +195,35 @@ async def is_there(rig: Testbed) -> bool:
         return (await disk_of(rig)).fenced
     except RigError:
         return False
+
+
+async def new_account_keys(rig: Testbed) -> None:
+    """Replication continues with an interval of one second while both keys are replaced, twice."""
+    await ended(rig, await rig.vault.change_policy(vm=VM, interval_s=1))
+    keys = set()
+    for _ in range(2):
+        account = load_or_create_account(rig.layout.keys)
+        keys |= {account.key, account.other_key} - {""}
+        former = BlobCacheAccount(connection_string(rig.layout.azurite, rig.layout.keys), tls=storage_tls(rig.layout))
+        try:
+            await directory.account_keys(rig.layout).rotate_account_keys()
+            with pytest.raises(RigError) as caught:
+                await former.ensure_container()
+            assert caught.value.code == "CacheAuthentication"
+        finally:
+            former.close()
+        await write(rig)
+        position = await rig.site.position()
+        while (await rig.vault.points(vm=VM, limit=1))[0].position < position:  # noqa: ASYNC110
+            await trio.sleep(0.1)
+    account = load_or_create_account(rig.layout.keys)
+    keys |= {account.key, account.other_key}
+    assert len(keys) == 5
+    codes = [event.eventCode for event in await rig.vault.events()]
+    assert (codes.count("AccountKeysRotated"), codes.count("CacheAuthentication")) == (2, 0)
+    assert (await item_of(rig)).healthErrors == []
+    shown = "".join(path.read_text() for path in rig.layout.log("").parent.glob("*.log"))
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            shown += process.read_text(errors="replace")
+    assert [key for key in keys if key in shown] == []

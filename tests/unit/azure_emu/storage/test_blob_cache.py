@@ -26,7 +26,7 @@ from azure.core.exceptions import (
 from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 
 from siterig.azure_emu.storage.blob_cache import UNLISTED, BlobCacheAccount, classified
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import PartName
 
 KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA=="
@@ -294,6 +294,37 @@ async def test_no_more_than_two_requests_are_in_flight(cache: BlobCacheAccount, 
         for _ in range(5):
             nursery.start_soon(cache.put, PART, b"x")
     assert most == 2
+
+
+NEW_KEY = "bmV3LW5ldy1uZXctbmV3LW5ldy1uZXctbmV3LW5ldy1uZXc="
+
+
+@pytest.mark.parametrize("newest", [NEW_KEY, KEY, None])
+async def test_a_refused_request_is_repeated_with_the_current_key(container: Any, newest: str | None) -> None:
+    used: list[str] = []
+
+    def current() -> str:
+        if newest is None:
+            raise RigError(Code.BadAccountKey, "damaged")
+        return newest
+
+    cache = BlobCacheAccount(ACCOUNT, current_key=current)
+    cache.close()
+
+    def upload(_blob: str, _data: bytes, *, overwrite: bool) -> None:
+        used.append(cache._service.credential.account_key)  # noqa: SLF001 (the SDK signs with it)
+        if used[-1] != NEW_KEY:
+            raise answer(403, "AuthenticationFailed", ClientAuthenticationError)
+
+    container.upload_blob.side_effect = upload
+    if newest == NEW_KEY:
+        assert await cache.put(PART, b"x")
+        assert await cache.put(PART, b"y")
+        assert used == [KEY, NEW_KEY, NEW_KEY]
+    else:
+        with pytest.raises(RigError) as caught:
+            await cache.put(PART, b"x")
+        assert (caught.value.code, used) == ("CacheAuthentication", [KEY])
 
 
 @pytest.mark.parametrize(

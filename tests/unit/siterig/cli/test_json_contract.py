@@ -16,6 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 import siterig.scenarios.drill.drill
+from siterig.azure_emu.contracts.account_keys import AccountKeyApi
 from siterig.azure_emu.contracts.certificates import CertificateApi
 from siterig.azure_emu.contracts.recovery_side import Change, RecoverySide
 from siterig.azure_emu.contracts.reports import DamageReports
@@ -107,6 +108,7 @@ COMMANDS = {
     "failback": "web01",
     "reprotect": "web01",
     "resync": "web01",
+    "account rotate-keys": "",
     "site fence": "web01",
     "site unfence": "web01",
     "bandwidth show": "",
@@ -220,6 +222,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "recovery_side": RecoverySide,
         "damage_reports": DamageReports,
         "faults": FaultControl,
+        "account_keys": AccountKeyApi,
         "certificates": CertificateApi,
         "host_setup": HostSetup,
     }.items():
