@@ -23,7 +23,6 @@ class Account:
         self.known = load_or_create_account(folder)
         self.late = 0
         self.failure: RigError | None = None
-        self.versions: list[StorageAccount] = []
         self.asked = trio.Event()
 
     def accepts(self, key: str) -> bool:
@@ -65,7 +64,8 @@ def service(account: Account, events: list[str], waits: Waits | None = None) -> 
 async def test_both_keys_are_new_and_the_former_ones_are_refused(
     tmp_path: Path, autojump_clock: MockClock, late: int
 ) -> None:
-    account, events = Account(tmp_path), []
+    account = Account(tmp_path)
+    events: list[str] = []
     account.late = late
     former = load_or_create_account(tmp_path)
     first = await service(account, events).rotate_account_keys()
@@ -80,7 +80,8 @@ async def test_both_keys_are_new_and_the_former_ones_are_refused(
 
 
 async def test_a_rotation_that_fails_leaves_a_key_that_works(tmp_path: Path) -> None:
-    account, events, waits = Account(tmp_path), [], Waits()
+    account, waits = Account(tmp_path), Waits()
+    events: list[str] = []
     former = load_or_create_account(tmp_path)
     account.failure = RigError(Code.CacheError, "broken")
     with pytest.raises(RigError, match="broken"):
@@ -93,7 +94,8 @@ async def test_a_rotation_that_fails_leaves_a_key_that_works(tmp_path: Path) -> 
 
 
 async def test_a_second_rotation_at_the_same_time_is_refused(tmp_path: Path) -> None:
-    account, events, waits = Account(tmp_path), [], Waits()
+    account, waits = Account(tmp_path), Waits()
+    events: list[str] = []
     account.late = 1000
     keys = service(account, events, waits)
     async with trio.open_nursery() as nursery:
