@@ -1,7 +1,7 @@
 """The keys of managed disks in the process of the disk host: asked for when a disk is opened, and kept in memory.
 
 The disk host opens disks in threads, and at its start on the trio thread, where it cannot ask the vault.  So the keys of all
-managed disks are asked for before it starts.
+managed disks, and of the disks of recovered VMs, are asked for before it starts.
 
 Fault contract: keys are in memory only.  A vault that cannot be reached does not stop the opening of a disk whose key is
 held; a key that was revoked does.
@@ -15,9 +15,11 @@ import structlog
 import trio
 
 from siterig.azure_emu.disks.view import needed_key
+from siterig.azure_emu.disks.view_provider import DiskKeySource
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.transfer.data_keys import DataKeys
 from siterig.blockfs.transfer.envelope import DataKey
 
@@ -28,19 +30,21 @@ ASK_AGAIN_S = 0.5
 _log = structlog.get_logger(__name__)
 
 
-class DiskKeys:
-    """The keys of the managed disks in one folder."""
+class DiskKeys(DiskKeySource):
+    """The keys of the managed disks in one folder, and of the VMs over them."""
 
-    def __init__(self, disks: Path, vault: DataKeys, waits: Waits, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, disks: Path, vms: Path, vault: DataKeys, waits: Waits, clock: Clock = SYSTEM_CLOCK) -> None:
         """Hold no key yet.
 
         Args:
             disks: the folder of the managed disks.
+            vms: the folder of the recovered VMs.
             vault: gives out the keys.
             waits: registers the wait for the vault.
             clock: the time.
         """
         self._disks = disks
+        self._vms = vms
         self._vault = vault
         self._waits = waits
         self._clock = clock
@@ -50,12 +54,23 @@ class DiskKeys:
         """Set when threads may ask: at the start the trio thread waits for threads that open disks."""
 
     async def load_all(self) -> None:
-        """Ask for the keys of all encrypted managed disks; wait a while for a vault that cannot be reached."""
-        folders = sorted(path for path in self._disks.glob("[!.]*") if path.is_dir()) if self._disks.is_dir() else []
+        """Ask for the keys of all encrypted disks; wait a while for a vault that cannot be reached."""
         end_s = self._clock.real.trio_time_s() + START_S
-        for folder in folders:
-            if await trio.to_thread.run_sync(needed_key, folder) is not None:
-                await self._load_patiently(folder.name, end_s)
+        for disk_id in await trio.to_thread.run_sync(self._needed):
+            await self._load_patiently(disk_id, end_s)
+
+    def _needed(self) -> list[str]:
+        """Return the ids of the managed disks whose keys are needed, of which some may be deleted."""
+        folders = [path for path in self._disks.glob("[!.]*") if path.is_dir()] if self._disks.is_dir() else []
+        needed = {folder.name for folder in folders if needed_key(folder) is not None}
+        for path in self._vms.glob("*/*.disk"):
+            try:
+                state = DiskState.load(path)
+            except (RigError, OSError):
+                continue  # the disk host reports it when it opens the disk
+            if state.key is not None:
+                needed.add(state.key.managed_disk)
+        return sorted(needed)
 
     def begin_asking(self) -> None:
         """Let :meth:`get` ask the vault from now on, because the disk host has started."""
@@ -93,21 +108,19 @@ class DiskKeys:
         self._errors.pop(disk_id, None)
         return key
 
-    def get(self, disk_id: str) -> DataKey | None:
-        """Return the key of a managed disk; None if its data are not encrypted.
+    def get(self, managed_disk: str) -> DataKey:
+        """Return the key of a managed disk.
 
         In a thread the vault is asked.  On the trio thread, and before :meth:`begin_asking`, the held key is returned.
 
         Raises:
             RigError: ``KeyRevoked``, ``KeyMissing``; the errors of the call to the vault (recoverable).
         """
-        if needed_key(self._disks / disk_id) is None:
-            return None
         if self._token is not None and not _is_trio_thread():
-            return trio.from_thread.run(self._load, disk_id, trio_token=self._token)
-        if disk_id in self._held:
-            return self._held[disk_id]
-        error = self._errors.get(disk_id, _not_asked(disk_id))
+            return trio.from_thread.run(self._load, managed_disk, trio_token=self._token)
+        if managed_disk in self._held:
+            return self._held[managed_disk]
+        error = self._errors.get(managed_disk, _not_asked(managed_disk))
         raise RigError(error.code, f"{error.message}; later siterig role restart azure opens the disk")
 
 

@@ -81,7 +81,7 @@ class RecoveredLog:
     next_number: int
     next_seq: int
     newest: tuple[Record, bytes] | None
-    """The newest record with its payload."""
+    """The newest record with its payload, which is encrypted if the disk is."""
     torn_bytes: int
 
     @property
@@ -90,7 +90,11 @@ class RecoveredLog:
         return self.kept[-1].position if self.kept else 0
 
     def complete(self, layer: WritableLayer) -> None:
-        """Write the newest record to the disk again, and grow the disk if it was about to grow."""
+        """Write the newest record to the disk again, and grow the disk if it was about to grow.
+
+        Args:
+            layer: the bytes of the disk as they are stored; those of an encrypted disk are encrypted, as in the record.
+        """
         if self.disk_bytes > layer.size_bytes:
             layer.resize(self.disk_bytes)
         if self.newest is None:
@@ -152,7 +156,7 @@ def recover_log(
     newest = None
     if last.newest is not None:
         with _unreadable_as_corrupt(last.path), SegmentReader(last.path) as reader:
-            newest = (last.newest, reader.payload(last.newest))
+            newest = (last.newest, reader.stored_payload(last.newest))
     kept_segments = []
     for segment in segments:
         if segment.newest is not None:

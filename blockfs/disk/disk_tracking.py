@@ -176,6 +176,7 @@ class DiskTracking:
             disk_size_bytes=core.size_bytes,
             policy=core.options.policy,
             next_number=recovered.next_number,
+            key_id=None if core.state.key is None else core.state.key.key_id,
             next_seq=recovered.next_seq,
             last_position=recovered.last_position,
             segments=recovered.kept,
@@ -250,6 +251,7 @@ class DiskTracking:
             disk_size_bytes=core.size_bytes,
             policy=core.options.policy,
             next_number=next_number,
+            key_id=None if core.state.key is None else core.state.key.key_id,
         )
         try:
             # First, so that no write is logged in a generation that the state does not know.

@@ -104,6 +104,7 @@ class DiskRegistry:
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
         self.broken_chains: dict[str, DiskInfo] = {}
+        self._without_key: dict[str, Code] = {}  # for disks in `broken` whose key cannot be had: the code of the error
         for folder in sorted(root.iterdir()):
             if folder.is_dir() and folder.name != RECOVERY_FOLDER:
                 self._load(folder)
@@ -126,6 +127,8 @@ class DiskRegistry:
                 disks[state.stem] = disk
             except (RigError, OSError) as exc:
                 self.broken[str(paths)] = str(exc)
+                if isinstance(exc, RigError) and exc.code in (Code.KeyRevoked, Code.KeyMissing):
+                    self._without_key[str(paths)] = exc.code
                 if isinstance(exc, RigError) and exc.code == parent_image.CODE:
                     described = describe_broken(paths, DiskState.load(paths.file("disk")), exc.message, self.mountpoint)
                     self.broken_chains[str(paths)] = described
@@ -167,7 +170,8 @@ class DiskRegistry:
         """Return the disks of a VM.
 
         Raises:
-            RigError: ``VmNotFound``; ``DiskCorrupt`` or ``BrokenVhdChain`` if one of its disks could not be opened.
+            RigError: ``VmNotFound``; if one of its disks could not be opened: ``DiskCorrupt``, ``BrokenVhdChain``,
+                ``KeyRevoked`` or ``KeyMissing``.
         """
         self._require(vm)
         for error in self._broken_of(vm):
@@ -182,12 +186,15 @@ class DiskRegistry:
     def _broken_of(self, vm: str) -> list[RigError]:
         """Return the errors of the disks of a VM that could not be opened."""
         return [
-            RigError(
-                parent_image.CODE if name in self.broken_chains else Code.DiskCorrupt, f"disk {name} cannot be opened: {why}"
-            )
+            RigError(self._code_of_broken(name), f"disk {name} cannot be opened: {why}")
             for name, why in self.broken.items()
             if name.startswith(f"{vm}/")
         ]
+
+    def _code_of_broken(self, name: str) -> Code:
+        if name in self.broken_chains:
+            return parent_image.CODE
+        return self._without_key.get(name, Code.DiskCorrupt)
 
     def obstacles(self, vm: str) -> list[RigError]:
         """Return the errors of all disks of a VM that cannot be opened, or whose parent image changed.
@@ -292,6 +299,7 @@ class DiskRegistry:
         for name in [name for name in self.broken if name.startswith(f"{vm}/")]:
             del self.broken[name]
             self.broken_chains.pop(name, None)
+            self._without_key.pop(name, None)
         doomed = self.root / f".gone-{uuid.uuid4()}"
         (self.root / vm).rename(doomed)
         sync_folder(self.root)

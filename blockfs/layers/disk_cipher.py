@@ -50,6 +50,18 @@ class DiskCipher:
         _check(lib.sr_encrypt_segment(self.c, ffi.from_buffer(result), len(result)))
         return result
 
+    def decrypt_segment(self, segment: bytearray) -> int:
+        """Turn a segment of an encrypted disk's log into one of format 1, in place; return the end of its good records.
+
+        Raises:
+            ValueError: its header is corrupt.
+        """
+        end = int(lib.sr_decrypt_segment(self.c, ffi.from_buffer(segment), len(segment)))
+        if end == -errno.EINVAL:
+            raise ValueError("the header of the segment is corrupt")
+        _check(end)
+        return end
+
 
 def _check(result: int) -> None:
     if result < 0:

@@ -187,6 +187,8 @@ def verify(part: PartName, path: Path) -> SegmentHeader:
             header = reader.header
     except RigError as exc:
         raise _bad(part, exc.message) from exc
+    if header.key_id is not None:
+        raise _bad(part, f"its records are encrypted with key {header.key_id}, as in the log of a disk")
     found = PartName(header.disk_id, header.generation, header.stream, header.first_seq, last)
     if found != part:
         raise _bad(part, f"holds {found.blob()}")

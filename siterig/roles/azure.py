@@ -32,9 +32,9 @@ async def run(
 ) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
-    keys = DiskKeys(layout.managed_disks, directory.data_keys(layout, "azure"), health.waits, clock)
+    keys = DiskKeys(layout.managed_disks, layout.azure_vms, directory.data_keys(layout, "azure"), health.waits, clock)
     await keys.load_all()
-    views, changed = ManagedDiskViews(layout.managed_disks, clock, keys.get), ChangedVmDisks(clock)
+    views, changed = ManagedDiskViews(layout.managed_disks, clock, keys), ChangedVmDisks(clock)
     disks = ServedDisks(layout.azure_vms, layout.azure_mount)
 
     def make_host() -> DiskHost:

@@ -96,8 +96,8 @@ void sr_xts_put(struct sr_xts *xts)
 	free(xts);
 }
 
-/* Encrypt or decrypt the first `bytes` of a unit, in place. */
-static int crypt_unit(EVP_CIPHER_CTX *context, uint8_t *data, uint64_t bytes, uint64_t block)
+/* Encrypt or decrypt the first `bytes` of a unit; `into` may be `data`. */
+static int crypt_unit(EVP_CIPHER_CTX *context, uint8_t *into, const uint8_t *data, uint64_t bytes, uint64_t block)
 {
 	uint8_t tweak[16] = {0};
 	int done;
@@ -105,7 +105,7 @@ static int crypt_unit(EVP_CIPHER_CTX *context, uint8_t *data, uint64_t bytes, ui
 	for (int i = 0; i < 8; i++)
 		tweak[i] = (uint8_t)(block >> 8 * i);
 	if (EVP_CipherInit_ex(context, NULL, NULL, NULL, tweak, -1) != 1 ||
-	    EVP_CipherUpdate(context, data, &done, data, (int)bytes) != 1 || done != (int)bytes)
+	    EVP_CipherUpdate(context, into, &done, data, (int)bytes) != 1 || done != (int)bytes)
 		return -EIO;
 	return 0;
 }
@@ -128,20 +128,34 @@ static int decrypt_unit(EVP_CIPHER_CTX *context, uint8_t *data, uint64_t bytes, 
 	uint8_t zero[LINES] = {0};
 
 	if (first == lines)
-		return crypt_unit(context, data, bytes, block);
+		return crypt_unit(context, data, data, bytes, block);
 	for (uint64_t i = first; i < lines; i = find_zero_line(data, i + 1, lines))
 		zero[i] = 1;
-	int rc = crypt_unit(context, data, bytes, block);
+	int rc = crypt_unit(context, data, data, bytes, block);
 	for (uint64_t i = first; i < lines; i++)
 		if (zero[i])
 			memset(data + i * SR_XTS_LINE_BYTES, 0, SR_XTS_LINE_BYTES);
 	return rc;
 }
 
-static int crypt_range(struct sr_xts *xts, uint8_t *data, uint64_t bytes, uint64_t offset, int encrypts)
+/* Encrypt or decrypt bytes that begin `before` bytes after the start of their unit. */
+static int crypt_inner(EVP_CIPHER_CTX *context, uint8_t *into, const uint8_t *data, uint64_t bytes, uint64_t before,
+		       uint64_t block, int encrypts)
+{
+	uint8_t unit[SR_XTS_UNIT_BYTES];
+
+	memset(unit, 0, before);
+	memcpy(unit + before, data, bytes);
+	int rc = encrypts ? crypt_unit(context, unit, unit, before + bytes, block)
+			  : decrypt_unit(context, unit, before + bytes, block);
+	memcpy(into, unit + before, bytes);
+	return rc;
+}
+
+/* `into` is `data` to decrypt, and may be to encrypt. */
+static int crypt_range(struct sr_xts *xts, uint8_t *into, const uint8_t *data, uint64_t bytes, uint64_t offset, int encrypts)
 {
 	EVP_CIPHER_CTX *context;
-	uint8_t unit[SR_XTS_UNIT_BYTES];
 	int rc = 0;
 
 	if ((bytes | offset) % SR_XTS_LINE_BYTES)
@@ -154,17 +168,15 @@ static int crypt_range(struct sr_xts *xts, uint8_t *data, uint64_t bytes, uint64
 		uint64_t part = SR_XTS_UNIT_BYTES - before < bytes ? SR_XTS_UNIT_BYTES - before : bytes;
 		int is_whole = part == SR_XTS_UNIT_BYTES;
 
-		if (sr_is_zero(data, part) && (is_whole || !encrypts)) {
-			; /* zeros stay zeros */
-		} else if (before == 0) {
-			rc = encrypts ? crypt_unit(context, data, part, block) : decrypt_unit(context, data, part, block);
+		if ((is_whole || !encrypts) && sr_is_zero(data, part)) { /* zeros stay zeros */
+			if (into != data)
+				memset(into, 0, part);
+		} else if (before) {
+			rc = crypt_inner(context, into, data, part, before, block, encrypts);
 		} else {
-			memset(unit, 0, before);
-			memcpy(unit + before, data, part);
-			rc = encrypts ? crypt_unit(context, unit, before + part, block)
-				      : decrypt_unit(context, unit, before + part, block);
-			memcpy(data, unit + before, part);
+			rc = encrypts ? crypt_unit(context, into, data, part, block) : decrypt_unit(context, into, part, block);
 		}
+		into += part;
 		data += part;
 		offset += part;
 		bytes -= part;
@@ -175,10 +187,15 @@ static int crypt_range(struct sr_xts *xts, uint8_t *data, uint64_t bytes, uint64
 
 int sr_xts_encrypt(struct sr_xts *xts, void *data, uint64_t bytes, uint64_t offset)
 {
-	return crypt_range(xts, data, bytes, offset, 1);
+	return crypt_range(xts, data, data, bytes, offset, 1);
+}
+
+int sr_xts_encrypt_into(struct sr_xts *xts, void *into, const void *data, uint64_t bytes, uint64_t offset)
+{
+	return crypt_range(xts, into, data, bytes, offset, 1);
 }
 
 int sr_xts_decrypt(struct sr_xts *xts, void *data, uint64_t bytes, uint64_t offset)
 {
-	return crypt_range(xts, data, bytes, offset, 0);
+	return crypt_range(xts, data, data, bytes, offset, 0);
 }

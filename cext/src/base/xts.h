@@ -28,6 +28,8 @@ void sr_xts_put(struct sr_xts *xts);
 /* Encrypt or decrypt bytes of the disk from `offset` on, in place. `offset` and `bytes` are multiples of
  * SR_XTS_LINE_BYTES. Returns 0, -EINVAL for other ones, or -EIO if libcrypto failed; then the bytes are undefined. */
 int sr_xts_encrypt(struct sr_xts *xts, void *data, uint64_t bytes, uint64_t offset);
+/* The same into another buffer, which does not overlap `data`. */
+int sr_xts_encrypt_into(struct sr_xts *xts, void *into, const void *data, uint64_t bytes, uint64_t offset);
 int sr_xts_decrypt(struct sr_xts *xts, void *data, uint64_t bytes, uint64_t offset);
 
 #endif

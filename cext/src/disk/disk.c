@@ -6,8 +6,11 @@
 #include <unistd.h>
 
 #include "disk/disk_internal.h"
+#include "disk/encrypted.h"
+#include "disk/lines.h"
 #include "disk/lock.h"
 #include "disk/old_bytes.h"
+#include "disk/stored.h"
 #include "faults/rules.h"
 
 struct sr_disk *sr_disk_new(struct sr_layer *layer, struct sr_positions *positions, int event_fd)
@@ -46,6 +49,7 @@ void sr_disk_put(struct sr_disk *disk)
 	sr_fault_set_free(disk->faults);
 	(void)sr_stale_set(disk, 0);
 	sr_unsynced_free(disk->unsynced);
+	sr_encrypted_end(disk);
 	free(disk);
 }
 
@@ -87,7 +91,7 @@ int64_t sr_disk_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t o
 		return 0;
 	if (bytes > size - offset)
 		bytes = size - offset;
-	int64_t rc = sr_noted(disk, sr_layer_read(disk->layer, buf, bytes, offset));
+	int64_t rc = sr_noted(disk, sr_plain_read(disk, buf, bytes, offset));
 	return rc ? rc : (int64_t)bytes;
 }
 
@@ -131,41 +135,6 @@ int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence)
 	return whence == SEEK_HOLE ? sr_noted(disk, seek_hole(disk, offset)) : -EINVAL;
 }
 
-/* Count a modification. disk->lock is held, so no locked addition is needed. */
-static void modified(struct sr_disk *disk)
-{
-	__atomic_store_n(&disk->modifications, disk->modifications + 1, __ATOMIC_RELEASE);
-}
-
-static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
-{
-	struct mark mark;
-	int64_t done;
-
-	sr_snapshot_keep(disk, offset, bytes);
-	if (disk->keeps_old)
-		sr_keep_old_bytes(disk, offset, bytes, 0);
-	sr_log_make_room(disk, bytes);
-	int rc = sr_log_record(disk, SR_WRITE, 0, offset, bytes, buf, (uint32_t)bytes, &mark);
-	if (rc)
-		return sr_note_changed(disk, rc);
-	disk->changes++;
-	done = sr_layer_write(disk->layer, buf, bytes, offset);
-	if (done > 0)
-		modified(disk);
-	if (done == (int64_t)bytes)
-		return done;
-	if (done > 0) {
-		rc = sr_log_shorten(disk, &mark, buf, (uint32_t)done);
-		if (rc == 0)
-			return done;
-		sr_log_abandon(disk, SR_WRITE_FAILED);
-		return rc;
-	}
-	sr_log_revoke(disk, &mark);
-	return done ? sr_note_changed(disk, done) : -EIO;
-}
-
 static int64_t write_disk(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset, int may_pass_fence)
 {
 	int64_t done;
@@ -173,6 +142,8 @@ static int64_t write_disk(struct sr_disk *disk, const void *buf, uint64_t bytes,
 		return -EINVAL;
 	if (bytes == 0)
 		return 0;
+	if (disk->xts)
+		return sr_encrypted_write(disk, buf, bytes, offset, may_pass_fence);
 	pthread_mutex_lock(&disk->lock);
 	uint64_t size = sr_disk_bytes(disk);
 	if (disk->fenced && !may_pass_fence)
@@ -180,7 +151,7 @@ static int64_t write_disk(struct sr_disk *disk, const void *buf, uint64_t bytes,
 	else if (offset >= size)
 		done = -ENOSPC;
 	else
-		done = write_locked(disk, buf, bytes < size - offset ? bytes : size - offset, offset);
+		done = sr_write_stored(disk, buf, bytes < size - offset ? bytes : size - offset, offset);
 	sr_unlock(disk);
 	return done;
 }
@@ -193,28 +164,6 @@ int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uin
 int64_t sr_disk_write_back(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
 {
 	return write_disk(disk, buf, bytes, offset, 1);
-}
-
-static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
-{
-	struct mark mark;
-
-	sr_snapshot_keep(disk, offset, bytes);
-	if (disk->keeps_old)
-		sr_keep_old_bytes(disk, offset, bytes, 1);
-	sr_log_make_room(disk, 0);
-	int rc = sr_log_record(disk, type, 0, offset, bytes, NULL, 0, &mark);
-	if (rc)
-		return (int)sr_note_changed(disk, rc);
-	disk->changes++;
-	rc = sr_layer_zero(disk->layer, offset, bytes);
-	modified(disk); /* a part of it may have been done */
-	if (rc == 0)
-		return 0;
-	rc = (int)sr_note_changed(disk, rc);
-	/* It is unknown how much of the range reads as zeros now. */
-	sr_log_abandon(disk, SR_WRITE_FAILED);
-	return rc;
 }
 
 static int zero_disk(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes, int may_pass_fence)
@@ -230,7 +179,7 @@ static int zero_disk(struct sr_disk *disk, int type, uint64_t offset, uint64_t b
 		if (bytes > size - offset)
 			bytes = size - offset;
 		if (bytes > 0)
-			rc = zero_locked(disk, type, offset, bytes);
+			rc = disk->xts ? sr_encrypted_zero(disk, type, offset, bytes) : sr_zero_stored(disk, type, offset, bytes);
 	}
 	sr_unlock(disk);
 	return rc;
@@ -269,7 +218,7 @@ static int resize_locked(struct sr_disk *disk, uint64_t bytes)
 		sr_log_revoke(disk, &mark);
 	} else {
 		sr_log_grown(disk, bytes);
-		modified(disk);
+		sr_modified(disk);
 	}
 	return (int)sr_note_changed(disk, rc);
 }

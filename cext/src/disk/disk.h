@@ -14,6 +14,7 @@
 
 #include "base/positions.h"
 #include "base/record.h"
+#include "base/xts.h"
 #include "layers/layer.h"
 
 enum { SR_DIRTY_HEADER_BYTES = 4096, SR_CHUNK_BYTES = 65536 };
@@ -29,6 +30,10 @@ struct sr_disk;
  * when Python has work for the disk (a segment was switched, the log was abandoned). The layer stays the caller's
  * and must outlive the disk. */
 struct sr_disk *sr_disk_new(struct sr_layer *layer, struct sr_positions *positions, int event_fd);
+
+/* Encrypt the disk's bytes from now on (base/xts.h): its layer, its log and the store of its snapshot have encrypted bytes,
+ * and a write or a range of zeros of any bytes changes whole lines there. Shares `xts`. Call it before the first request. */
+void sr_disk_set_cipher(struct sr_disk *disk, struct sr_xts *xts);
 
 /* Make all requests on open handles fail with -EIO from now on, and wait for running requests. */
 void sr_disk_end_requests(struct sr_disk *disk);

@@ -11,6 +11,7 @@
 #include "base/io.h"
 #include "base/mapped.h"
 #include "base/record.h"
+#include "base/xts.h"
 #include "disk/disk.h"
 
 struct segment {
@@ -53,6 +54,8 @@ struct sr_disk {
 	pthread_mutex_t syncing;
 	pthread_mutex_t lock; /* protects log append and disk write, and the following fields */
 	struct sr_layer *layer;
+	struct sr_xts *xts; /* NULL: the layer's bytes are not encrypted */
+	struct sr_cipher_buffers *buffers; /* encrypted.c */
 	struct sr_positions *positions;
 	int event_fd;
 	struct log log;
@@ -81,6 +84,12 @@ struct mark {
 static inline void sr_add(uint64_t *counter, uint64_t n)
 {
 	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
+}
+
+/* Count a modification. disk->lock is held, so no locked addition is needed. */
+static inline void sr_modified(struct sr_disk *disk)
+{
+	__atomic_store_n(&disk->modifications, disk->modifications + 1, __ATOMIC_RELEASE);
 }
 
 void sr_disk_put(struct sr_disk *disk);

@@ -21,26 +21,25 @@ static void free_decrypted(struct sr_layer *layer)
 	free(own);
 }
 
-static int read_lines(const struct decrypted *own, void *buf, uint64_t bytes, uint64_t offset)
+static int read_lines(struct sr_layer *lower, struct sr_xts *xts, void *buf, uint64_t bytes, uint64_t offset)
 {
-	int rc = sr_layer_read(own->lower, buf, bytes, offset);
-	return rc ? rc : sr_xts_decrypt(own->xts, buf, bytes, offset);
+	int rc = sr_layer_read(lower, buf, bytes, offset);
+	return rc ? rc : sr_xts_decrypt(xts, buf, bytes, offset);
 }
 
 /* Read bytes within one line, which is read completely. */
-static int read_in_line(const struct decrypted *own, char *buf, uint64_t bytes, uint64_t offset)
+static int read_in_line(struct sr_layer *lower, struct sr_xts *xts, char *buf, uint64_t bytes, uint64_t offset)
 {
 	char line[SR_XTS_LINE_BYTES];
 	uint64_t before = offset % sizeof(line);
-	int rc = read_lines(own, line, sizeof(line), offset - before);
+	int rc = read_lines(lower, xts, line, sizeof(line), offset - before);
 
 	memcpy(buf, line + before, bytes);
 	return rc;
 }
 
-static int read_decrypted(struct sr_layer *layer, void *into, uint64_t bytes, uint64_t offset)
+int sr_layer_read_decrypted(struct sr_layer *lower, struct sr_xts *xts, void *into, uint64_t bytes, uint64_t offset)
 {
-	const struct decrypted *own = (const struct decrypted *)layer;
 	uint64_t before = -offset % SR_XTS_LINE_BYTES, after;
 	char *buf = into;
 	int rc = 0;
@@ -49,12 +48,19 @@ static int read_decrypted(struct sr_layer *layer, void *into, uint64_t bytes, ui
 		before = bytes;
 	after = (bytes - before) % SR_XTS_LINE_BYTES;
 	if (before)
-		rc = read_in_line(own, buf, before, offset);
+		rc = read_in_line(lower, xts, buf, before, offset);
 	if (rc == 0 && bytes > before + after)
-		rc = read_lines(own, buf + before, bytes - before - after, offset + before);
+		rc = read_lines(lower, xts, buf + before, bytes - before - after, offset + before);
 	if (rc == 0 && after)
-		rc = read_in_line(own, buf + (bytes - after), after, offset + (bytes - after));
+		rc = read_in_line(lower, xts, buf + (bytes - after), after, offset + (bytes - after));
 	return rc;
+}
+
+static int read_decrypted(struct sr_layer *layer, void *into, uint64_t bytes, uint64_t offset)
+{
+	const struct decrypted *own = (const struct decrypted *)layer;
+
+	return sr_layer_read_decrypted(own->lower, own->xts, into, bytes, offset);
 }
 
 static int64_t seek_decrypted(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)

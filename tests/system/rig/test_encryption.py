@@ -1,20 +1,20 @@
 """A marker that a guest writes is in no file of the recovery side: account, managed disks, database, logs.
 
 One rig is used for all steps: a killed applier with parts in the account, a mounted point, a VM of a test failover, killed
-roles, and a revoked key.
+roles, and a revoked key; then the failover, its commit with the hydration of the disk, and the failback.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
+from siterig.blockfs.changelog.segment import SegmentReader, scan_tail
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
 from siterig.testing.testbed import Testbed
@@ -28,16 +28,17 @@ INTERVAL_S = 1
 WITHIN_S = 120
 """The time limit of a wait, far beyond the promised times: a loaded machine is slow, and no test asserts a duration."""
 MARKER = b"a marker that only the guest may see, on any byte."
+GUEST = b"bytes that only the guest of the recovered VM wrote"
 SEALED = b"SRIGSEAL"
 
 
-def write_marker(disk: Path, number: int) -> None:
+def write_marker(disk: Path, number: int, marker: bytes = MARKER) -> None:
     """Write the marker to aligned places and to others, and sync."""
     fd = os.open(disk, os.O_RDWR)
     try:
         for at in range(number * 4096, DISK_BYTES - 65536, 1 << 20):
-            os.pwrite(fd, MARKER * 50, at)
-            os.pwrite(fd, MARKER, at + 32768 + 7 * number + 1)
+            os.pwrite(fd, marker * 50, at)
+            os.pwrite(fd, marker, at + 32768 + 7 * number + 1)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -61,26 +62,14 @@ def recovery_files(rig: Testbed) -> Iterator[Path]:
 
 
 def assert_no_marker(rig: Testbed, what: str) -> None:
-    found = [str(path) for path in recovery_files(rig) if has(path, MARKER[:16])]
+    found = [str(path) for path in recovery_files(rig) for text in (MARKER, GUEST) if has(path, text[:16])]
     assert found == [], what
 
 
-async def pid_of(rig: Testbed, name: str) -> int:
-    (pid,) = [role.pid for role in (await rig.supervisor.status()).roles if role.name == name]
-    assert pid is not None
-    return pid
-
-
 async def kill(rig: Testbed, name: str) -> None:
-    """Kill a role and wait until another process of it is ready."""
-    pid = await pid_of(rig, name)
-    os.kill(pid, signal.SIGKILL)
-    with trio.fail_after(WITHIN_S):
-        while True:
-            roles = {role.name: role for role in (await rig.supervisor.status()).roles}
-            if roles[name].pid not in (None, pid) and roles[name].state == "ready":
-                return
-            await trio.sleep(0.2)
+    """Kill a role (SIGKILL) and start it again, so that the supervisor does not count it as one that ends by itself."""
+    await rig.supervisor.kill_role(name=name, hold=True)
+    await rig.supervisor.start_role(name=name)
 
 
 async def newest(rig: Testbed) -> int:
@@ -92,6 +81,49 @@ async def points_come(rig: Testbed) -> None:
     with trio.fail_after(WITHIN_S):
         while await newest(rig) <= seen:  # noqa: ASYNC110 (another process changes it)
             await trio.sleep(0.2)
+
+
+async def writes_of_a_recovered_vm(rig: Testbed, disk: Path) -> None:
+    """Write to a recovered disk, end its host, and read its log, which the mount decrypts."""
+    for number in (3, 4):
+        await trio.to_thread.run_sync(write_marker, disk, number, GUEST)
+        assert_no_marker(rig, "after writes of a guest")
+        await kill(rig, "azure")
+        assert_no_marker(rig, "after a kill of the disk host")
+        assert await trio.to_thread.run_sync(has, disk, GUEST)
+    (log,) = sorted(disk.parent.glob("os.*.hrl"))[:1]
+    with SegmentReader(log) as reader:
+        assert GUEST in b"".join(reader.payload(record) for record in scan_tail(reader).records)
+
+
+async def hydrated(rig: Testbed) -> None:
+    with trio.fail_after(WITHIN_S):
+        while any(disk.promotion for disk in await rig.azure.list_disks()):  # noqa: ASYNC110 (another process changes it)
+            await trio.sleep(0.2)
+
+
+async def failover_and_failback(rig: Testbed, source: Path) -> None:
+    await ended(rig, await rig.vault.cleanup_test_failover(vm=VM))
+    for name in ("now", "later"):
+        await rig.vault.unmount_point(vm=VM, name=name)
+    job = await ended(rig, await rig.vault.planned_failover(vm=VM))
+    assert job.result is not None
+    disk = Path(job.result.disks[0].path)
+    await trio.to_thread.run_sync(write_marker, disk, 5, GUEST)
+    await ended(rig, await rig.vault.commit_failover(vm=VM))
+    await kill(rig, "azure")
+    await trio.to_thread.run_sync(write_marker, disk, 6, GUEST)
+    await hydrated(rig)
+    assert_no_marker(rig, "after the hydration")
+    await kill(rig, "azure")
+    expected = await trio.to_thread.run_sync(disk.read_bytes)
+    assert MARKER in expected
+    assert GUEST in expected
+    await ended(rig, await rig.vault.failback(vm=VM))
+    assert_no_marker(rig, "after the failback")
+    await ended(rig, await rig.vault.commit_failover(vm=VM))
+    assert await trio.to_thread.run_sync(source.read_bytes) == expected
+    assert_no_marker(rig, "at the end")
 
 
 async def test_a_marker_of_the_guest_is_in_no_file_of_the_recovery_side(tmp_path: Path) -> None:
@@ -124,6 +156,7 @@ async def test_a_marker_of_the_guest_is_in_no_file_of_the_recovery_side(tmp_path
         assert job.result is not None
         assert await trio.to_thread.run_sync(has, Path(job.result.disks[0].path), MARKER)
         assert_no_marker(rig, "with a VM of a test failover")
+        await writes_of_a_recovered_vm(rig, Path(job.result.disks[0].path))
 
         await rig.vault.rotate_key()
         await rig.vault.revoke_key(version=1)
@@ -134,8 +167,17 @@ async def test_a_marker_of_the_guest_is_in_no_file_of_the_recovery_side(tmp_path
             await rig.vault.mount_point(vm=VM, name="later")
         assert caught.value.code == "KeyRevoked"
         assert "siterig key restore 2" in caught.value.message
+        await kill(rig, "azure")
+        with pytest.raises(RigError) as caught:  # its VM does not start
+            await rig.azure.counters(vm=f"{VM}-test", disk="os")
+        assert caught.value.code == "KeyRevoked"
+        assert "siterig key restore 2" in caught.value.message
+        assert "siterig role restart azure" in caught.value.message
         await rig.vault.restore_key(version=2)
+        await kill(rig, "azure")
+        assert await trio.to_thread.run_sync(has, Path(job.result.disks[0].path), GUEST)
         await rig.vault.mount_point(vm=VM, name="later")
         secrets = [line.split(b'"')[3] for line in rig.layout.vault_keys.read_bytes().split(b"{") if b"secret_hex" in line]
         for path in recovery_files(rig):
             assert path == rig.layout.vault_keys or not any(has(path, secret) for secret in secrets), path
+        await failover_and_failback(rig, disk)

@@ -14,6 +14,7 @@ from siterig.azure_emu.applier.disk_keys import START_S, DiskKeys
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.disk.disk_files import DiskPaths, make_over_managed_disk
 from siterig.blockfs.transfer.data_keys import DataKeyGrant, DataKeys
 from siterig.blockfs.transfer.envelope import DataKey
 from tests.support.disks.disk_history import SIZE_BYTES
@@ -59,17 +60,30 @@ def disks(tmp_path: Path) -> Path:
 
 async def test_keys_are_there_on_the_trio_thread_after_the_start(disks: Path) -> None:
     vault = Vault()
-    keys = DiskKeys(disks, vault, Waits())
+    keys = DiskKeys(disks, disks.parent / "vms", vault, Waits())
     await keys.load_all()
     assert vault.asked == [ENCRYPTED]
     assert keys.get(ENCRYPTED) == key_of(ENCRYPTED)
-    assert keys.get(PLAIN) is None
+    with pytest.raises(RigError) as caught:
+        keys.get(PLAIN)
+    assert caught.value.code == Code.KeyMissing
     assert vault.asked == [ENCRYPTED]
+
+
+async def test_the_keys_of_vms_are_asked_for_after_their_managed_disks_are_deleted(tmp_path: Path) -> None:
+    vm = tmp_path / "vms" / "web01-test"
+    vm.mkdir(parents=True)
+    paths = DiskPaths(vm, vm.name, "os")
+    make_over_managed_disk(paths, managed_disk=LATER, position=1, size_bytes=SIZE_BYTES, key_id=LATER)
+    (vm / "bad.disk").write_bytes(b"no document")
+    keys = DiskKeys(tmp_path / "managed", tmp_path / "vms", Vault(), Waits())
+    await keys.load_all()
+    assert keys.get(LATER) == key_of(LATER)
 
 
 async def test_threads_of_the_start_do_not_wait_for_the_trio_thread(disks: Path) -> None:
     """The disk host opens mounted points in threads while the trio thread waits for them."""
-    keys = DiskKeys(disks, Vault(), Waits())
+    keys = DiskKeys(disks, disks.parent / "vms", Vault(), Waits())
     await keys.load_all()
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(keys.get, ENCRYPTED).result(timeout=10) == key_of(ENCRYPTED)
@@ -77,7 +91,7 @@ async def test_threads_of_the_start_do_not_wait_for_the_trio_thread(disks: Path)
 
 async def test_each_opening_in_a_thread_asks_the_vault(disks: Path) -> None:
     vault = Vault()
-    keys = DiskKeys(disks, vault, Waits())
+    keys = DiskKeys(disks, disks.parent / "vms", vault, Waits())
     await keys.load_all()
     keys.begin_asking()
     make_disk(disks, LATER, key_of(LATER))
@@ -97,7 +111,7 @@ async def test_each_opening_in_a_thread_asks_the_vault(disks: Path) -> None:
 async def test_the_start_waits_for_a_vault_that_is_down(disks: Path, autojump_clock: trio.testing.MockClock) -> None:
     vault, waits = Vault(), Waits()
     vault.trouble = [AWAY] * 5
-    keys = DiskKeys(disks, vault, waits)
+    keys = DiskKeys(disks, disks.parent / "vms", vault, waits)
     await keys.load_all()
     assert len(vault.asked) == 6
     assert keys.get(ENCRYPTED) == key_of(ENCRYPTED)
@@ -110,7 +124,7 @@ async def test_a_start_without_a_key_names_the_reason_at_the_opening(
     for error, least_s in ((AWAY, START_S), (REVOKED, 0.0)):
         vault = Vault()
         vault.trouble = [error] * 1000
-        keys, begun = DiskKeys(disks, vault, Waits()), trio.current_time()
+        keys, begun = DiskKeys(disks, disks.parent / "vms", vault, Waits()), trio.current_time()
         await keys.load_all()
         assert least_s <= trio.current_time() - begun <= least_s + 1
         with pytest.raises(RigError) as caught:

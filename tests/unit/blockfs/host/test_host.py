@@ -17,6 +17,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk import disk_files as disk_module
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.disk.disk_tracking import DiskTracking
+from siterig.blockfs.disk.views import PlainViews
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer, RawLayer
 from siterig.cext.checksums import crc32c
@@ -282,14 +283,14 @@ class TestReplace:
         again.abandon()
 
 
-class HeldViews:
+class HeldViews(PlainViews):
     """Plain files in ``folder`` in place of managed disks; ``held`` has the pairs of managed disk and holder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.held: set[tuple[str, str]] = set()
 
-    def open(self, managed_disk: str, position: int, holder: str) -> Layer:
+    def open(self, managed_disk: str, position: int, holder: str, *, stored: bool = False) -> Layer:
         assert position == 42
         self.held.add((managed_disk, holder))
         return RawLayer(self._folder / managed_disk)
