@@ -28,6 +28,7 @@ SUBJECTS = {
     "administration.bandwidth": ("bandwidth",),
     "administration.policy": ("policy",),
     "administration.app_script": ("app-script",),
+    "administration.metrics": ("metrics",),
     "commands.records": ("jobs", "job", "events"),
     "security.keys": ("key",),
     "security.accounts": ("account",),

@@ -135,6 +135,11 @@ class Layout:
         return self.keys / "vault.keys"
 
     @property
+    def metrics_token(self) -> Path:
+        """The token that a reader of the metrics needs."""
+        return self.keys / "metrics.token"
+
+    @property
     def azurite(self) -> Path:
         """Azurite's own data."""
         return self.root / "azurite"

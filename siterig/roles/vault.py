@@ -24,9 +24,11 @@ from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.sides.host_certificates import HostCertificates, HostRegistration
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.data_keys import DataKeys
+from siterig.core import metrics_address
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server, trust
+from siterig.rpc.metrics_server import serve_metrics
 from siterig.rpc.tls_server import serve_tls
 
 
@@ -94,6 +96,9 @@ async def run(
             nursery.start_soon(vault.watch_standstill)
             nursery.start_soon(certificates.run)
             await nursery.start(serve_tls, site_faces, layout.port("vault"), context, certificates.guard)
+            await nursery.start(
+                serve_metrics, vault.observation.metrics, layout.port(metrics_address.ROLE), layout.metrics_token
+            )
             await nursery.start(server.serve, faces, layout.socket("vault"))
             task_status.started()
     finally:

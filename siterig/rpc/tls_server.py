@@ -68,14 +68,14 @@ async def serve_tls(
         guard: decides about each call.
         task_status: gets the start, when calls are answered.
     """
-    listener = _listener(port_file)
+    listener = listen(port_file)
     safe_files.make_folder(port_file.parent, parents=True)
     write_atomically(port_file, f"{listener.getsockname()[1]}\n".encode())
     await run_application(_guarded(application(services), guard), _TlsConfig(context, listener), task_status=task_status)
 
 
-def _listener(port_file: Path) -> socket.socket:
-    """Return a socket at the port of the last start; at any free one if another program has that."""
+def listen(port_file: Path) -> socket.socket:
+    """Return a socket on loopback at the port of the last start; at any free one if another program has that."""
     try:
         known = read_port(port_file)
     except Exception:

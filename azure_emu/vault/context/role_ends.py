@@ -12,7 +12,7 @@ from siterig.azure_emu.vault.context import events
 from siterig.blockfs.core.errors import Code
 
 ENDED, HUNG, READY = "RoleEnded", Code.RoleHung, "RoleReady"
-_AWAY = {"restarting", "held", "failed", "stopped"}
+_RUNNING = {"ready", "hung"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class RoleEnds:
             if known is None:
                 continue
             why = f": {role.detail}" if role.detail else ""
-            died = role.restarts > known.restarts or (role.state in _AWAY and known.state not in _AWAY)
+            died = role.restarts > known.restarts or (known.state in _RUNNING and role.state not in _RUNNING)
             if died or (None not in (known.pid, role.pid) and known.pid != role.pid):
                 severity: events.Severity = "Critical" if role.state == "failed" else "Warning"
                 text = f"the process of role {role.name} ended; the role is {role.state}{why}"

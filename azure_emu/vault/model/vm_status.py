@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from siterig.azure_emu.vault.model.api import Event, Job, ProtectedItem, RecoveryPoint
-from siterig.blockfs.core.deadlines import ASKING_BOTH_S, REPORT_S, deadline
+from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_BOTH_S, REPORT_S, deadline
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.wire_model import Whole, WireModel
 
@@ -108,6 +108,11 @@ class ObservationApi(Protocol):
         Raises:
             RigError: ``VmNotFound``.
         """
+        ...
+
+    @deadline(ANSWER_S)
+    async def metrics(self) -> str:
+        """Return the metrics of the vault in the text format of Prometheus."""
         ...
 
     @deadline(REPORT_S)

@@ -33,6 +33,7 @@ from siterig.azure_emu.vault.model.vm_status import (
     VmStatus,
 )
 from siterig.azure_emu.vault.monitoring import health
+from siterig.azure_emu.vault.operations.metrics import VaultMetrics
 from siterig.azure_emu.vault.operations.status import VaultStatus
 from siterig.azure_emu.vault.points import points
 from siterig.blockfs.contracts.control import DiskInfo
@@ -80,6 +81,10 @@ class ObservationOperations(ObservationApi):
         self._context = context
         self._status = status
         self._changes = changes
+        self._metrics = VaultMetrics(context, status)
+
+    async def metrics(self) -> str:
+        return await self._metrics.text()
 
     async def wait_for_change(self, *, epoch: str, after: int, patience_s: float) -> ChangeCount:
         return await self._changes.wait(epoch=epoch, after=after, patience_s=patience_s)

@@ -22,6 +22,7 @@ from siterig.azure_emu.contracts.recovery_side import Change, RecoverySide
 from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.azure_emu.storage.azurite_setup import InstalledAzurite
 from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
+from siterig.azure_emu.vault.model.vm_status import ObservationApi
 from siterig.bisect.runner import Bisection, ChangeSeen, Report
 from siterig.bisect.states import BisectState
 from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
@@ -123,6 +124,7 @@ COMMANDS = {
     "resume": "web01",
     "jobs": "",
     "job list": "",
+    "metrics": "",
     "job cancel": "j1",
     "error list": "",
     "error acknowledge": "web01 LogUnsent",
@@ -216,6 +218,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     answers["items"] = [item]
     for name, protocol in {
         "vault": VaultApi,
+        "observation": ObservationApi,
         "site": DiskHostControl,
         "azure": DiskHostControl,
         "supervisor": SupervisorControl,

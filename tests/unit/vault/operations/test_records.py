@@ -126,6 +126,7 @@ def role(state: RoleState, *, pid: int | None = 7, restarts: int = 0) -> RoleSta
             [role("ready"), role("restarting", pid=None), role("starting", pid=8), role("ready", pid=8)],
             ["RoleEnded", "RoleReady"],
         ),
+        ([role("ready"), role("starting", pid=None), role("ready", pid=8)], ["RoleEnded", "RoleReady"]),
         ([role("ready"), role("ready", pid=8, restarts=1)], ["RoleEnded", "RoleReady"]),
         ([role("ready"), role("hung"), role("ready")], ["RoleHung", "RoleReady"]),
         ([role("ready"), role("held", pid=None), role("held", pid=None)], ["RoleEnded"]),
