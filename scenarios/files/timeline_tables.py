@@ -20,6 +20,7 @@ OperationName = Literal[
     "wait", "protect", "unprotect", "take-point", "test-failover", "cleanup", "unplanned-failover", "planned-failover",
     "commit", "failback", "reprotect", "resync", "pause", "resume", "set-policy", "set-bandwidth",
     "pin-point", "unpin-point", "delete-point", "cancel-job", "acknowledge-error", "fence", "unfence",
+    "set-names", "rotate-account-keys",
     "create-vm", "delete-vm", "resize-disk", "shut-down",
     "start-workload", "stop-workload", "check", "lose-site", "restore-site", "kill-role", "restart-role", "stop-rig",
     "start-rig", "run", "mark", "add-fault", "remove-fault", "advance-clock", "jump-clock", "skew-clock",
@@ -51,6 +52,12 @@ OPERATIONS: Mapping[str, KeyedTable] = {
     "acknowledge-error": KeyedTable("Acknowledges a health error of a VM.", ("vm", "error")),
     "fence": KeyedTable("Makes the disks of a VM at the site refuse all writes.", ("vm",)),
     "unfence": KeyedTable("Ends that.", ("vm",)),
+    "set-names": KeyedTable(
+        "Chooses the names of the VMs that failovers make; an empty name is the usual one.",
+        ("vm",),
+        ("recovery_name", "test_name"),
+    ),
+    "rotate-account-keys": KeyedTable("Replaces both keys of the storage account while replication continues."),
     "create-vm": KeyedTable("Creates a VM at the site.", ("vm", "disk_of_vm")),
     "delete-vm": KeyedTable("Deletes a VM of one side.", ("vm",), ("side",)),
     "resize-disk": KeyedTable("Grows a disk of the site.", ("vm", "disk", "size")),
@@ -129,6 +136,8 @@ class TimelineEntry(ScenarioTable):
         pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$",
         description="hours of each day, in UTC, in which the limit holds, like `09:00-18:00`; all if left out",
     )
+    recovery_name: str | None = Field(default=None, description="the name of the VM that a failover makes")
+    test_name: str | None = Field(default=None, description="the name of the VM that a test failover makes")
     error: Text | None = Field(default=None, description="the code of the health error")
     workload: Text | None = Field(default=None, description="the workload")
     of: Literal["source", "test", "recovered"] | None = Field(

@@ -91,6 +91,8 @@ class Operations:
             "acknowledge-error": self._settings.acknowledge_error,
             "fence": self._settings.fence,
             "unfence": self._settings.unfence,
+            "set-names": self._settings.set_names,
+            "rotate-account-keys": self._settings.rotate_account_keys,
             "create-vm": self._create_vm,
             "delete-vm": self._job(lambda vm, entry: rig.vault.delete_vm(vm=vm, side=entry.side)),
             "resize-disk": self._resize,

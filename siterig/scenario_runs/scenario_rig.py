@@ -48,6 +48,10 @@ class ScenarioRig(Rig, Protocol):
         """Return the wall time of the rig in nanoseconds since the epoch; an operation may have moved it."""
         ...
 
+    async def rotate_account_keys(self) -> None:
+        """Replace both keys of the storage account."""
+        ...
+
     async def start_director(self) -> None:
         """Start the role that directs faults."""
         ...
@@ -91,6 +95,9 @@ class OwnRig(Testbed, ScenarioRig):
             return now_ns
         with self.clock() as clock:
             return now_ns + clock.state().wall_ahead_ns
+
+    async def rotate_account_keys(self) -> None:
+        await directory.account_keys(self.layout).rotate_account_keys()
 
     async def start_director(self) -> None:
         await self.supervisor.start_role(name=DIRECTOR)

@@ -1,4 +1,4 @@
-"""The operations of a timeline that change what users decide: policies, limits, points, jobs, errors, fences."""
+"""The operations of a timeline that change what users decide: policies, limits, points, names, errors, fences, keys."""
 
 from __future__ import annotations
 
@@ -63,6 +63,17 @@ class SettingOperations:
     async def acknowledge_error(self, entry: TimelineEntry) -> None:
         """Acknowledge a health error."""
         await self._rig.vault.resolve_health_errors(vm=entry.vm or "", code=entry.error or "")
+
+    async def set_names(self, entry: TimelineEntry) -> None:
+        """Choose the names of the VMs that failovers make."""
+        job = await self._rig.vault.update_vm_properties(
+            vm=entry.vm or "", recovery_vm_name=entry.recovery_name, test_vm_name=entry.test_name
+        )
+        await self._finish(job)
+
+    async def rotate_account_keys(self, _entry: TimelineEntry) -> None:
+        """Replace both keys of the storage account."""
+        await self._rig.rotate_account_keys()
 
     async def fence(self, entry: TimelineEntry) -> None:
         """Make the disks of a VM at the site refuse all writes."""
