@@ -7,6 +7,7 @@ was one.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -37,24 +38,27 @@ def main(arguments: list[str] | None = None) -> int:
     shard, shards = (int(word) for word in options.shard.split("/"))
     seeds = [seed for seed in range(options.seed, options.seed + options.seeds) if seed % shards == shard]
     chosen: Iterable[RunPlan] = [RunPlan.from_json(options.plan)] if options.plan else map(plans.draw, seeds)
-    with tempfile.TemporaryDirectory(prefix="siterig-simulation-", dir=MEMORY if MEMORY.is_dir() else None) as folder:
+    prefix = f"siterig-simulation-{os.getpid()}-"  # a test that starts deletes the folders of processes that have ended
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=MEMORY if MEMORY.is_dir() else None) as folder:
         return _run_all(Simulator(Path(folder)), chosen, options)
 
 
 def _run_all(simulator: Simulator, chosen: Iterable[RunPlan], options: argparse.Namespace) -> int:
     begun_ns = SYSTEM_CLOCK.monotonic_ns()
-    runs, failed, points, resyncs, kinds = 0, 0, 0, Counter[str](), Counter[str]()
+    runs, failed, points, resyncs = 0, 0, 0, Counter[str]()
+    kinds, operations = Counter[str](), Counter[str]()
     for plan in chosen:
         result = simulator.run(plan)
         runs += 1
         points += result.points
         resyncs.update(result.resyncs)
         kinds.update(fault.kind for fault in plan.faults)
+        operations.update(operation.kind for operation in plan.operations)
         if options.trace:
             print("\n".join(result.trace))
         if options.twice and simulator.run(plan).digest != result.digest:
             failed += 1
-            print(f"seed {plan.seed}: two runs have different traces")
+            print(f"seed {plan.seed}: two runs have different traces", flush=True)
         if result.findings:
             failed += 1
             _print_findings(result)
@@ -66,6 +70,7 @@ def _run_all(simulator: Simulator, chosen: Iterable[RunPlan], options: argparse.
         f"({seconds / max(1, runs):.3f} s a seed)"
     )
     print("faults:", ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())) or "none")
+    print("operations:", ", ".join(f"{kind} {count}" for kind, count in sorted(operations.items())) or "none")
     print("resyncs:", ", ".join(f"{reason} {count}" for reason, count in sorted(resyncs.items())) or "none")
     return 1 if failed else 0
 
@@ -76,7 +81,9 @@ def _print_findings(result: RunResult) -> None:
         print(f"  {finding}")
     for fault in result.plan.faults:
         print(f"  {fault}")
-    print(f"  repeat: {_COMMAND} --seed {result.plan.seed} --trace; trace {result.digest}")
+    for operation in result.plan.operations:
+        print(f"  {operation}")
+    print(f"  repeat: {_COMMAND} --seed {result.plan.seed} --trace; trace {result.digest}", flush=True)
 
 
 def _print_smallest(simulator: Simulator, result: RunResult) -> None:

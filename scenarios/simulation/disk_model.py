@@ -19,6 +19,10 @@ class DiskModel:
         self._bases: list[tuple[int, int, bytes]] = [(-1, 0, bytes(size_bytes))]
         """Position, number of the writes before it, and bytes, of each beginning."""
         self._writes: list[_Write] = []
+        self._durable = 0
+        """The number of the writes that a flush has made durable."""
+        self._last = (-1, 0, bytearray(size_bytes))
+        """Number of the base, number of the next write, and the bytes, where the last question ended."""
 
     @property
     def size_bytes(self) -> int:
@@ -34,29 +38,39 @@ class DiskModel:
         self._bases.append((position, len(self._writes), data))
 
     def at(self, position: int) -> bytes:
-        """Return the bytes at a position."""
-        _, first, base = next(each for each in reversed(self._bases) if each[0] <= position)
-        found = bytearray(base)
-        for write in self._writes[first:]:
-            if write.position <= position:
-                found[write.offset : write.offset + len(write.data)] = write.data
+        """Return the bytes at a position; questions with rising positions are quick."""
+        base = max(number for number, each in enumerate(self._bases) if each[0] <= position)
+        last_base, following, found = self._last
+        if base != last_base or (following and self._writes[following - 1].position > position):
+            _, following, data = self._bases[base]
+            found = bytearray(data)
+        while following < len(self._writes) and self._writes[following].position <= position:
+            write = self._writes[following]
+            found[write.offset : write.offset + len(write.data)] = write.data
+            following += 1
+        self._last = (base, following, found)
         return bytes(found)
 
     def now(self) -> bytes:
         """Return the newest bytes."""
         return self.at(1 << 62)
 
-    def lost_before(self, flushed: int, data: bytes) -> int | None:
+    def flushed(self) -> None:
+        """Note that all writes so far are durable."""
+        self._durable = len(self._writes)
+
+    def lost(self, data: bytes) -> int | None:
         """Return the first byte that a loss of power has changed although it was durable; None if there is none.
 
         Args:
-            flushed: all writes up to this position were durable.
             data: the bytes after the loss.
         """
-        first = self._bases[-1][1]
-        later = [write for write in self._writes[first:] if write.position > flushed]
-        expected, actual = bytearray(self.at(max(self._bases[-1][0], flushed))), bytearray(data)
-        for write in later:  # each of them may be there, or not, or in part
+        _, first, base = self._bases[-1]
+        durable = max(first, self._durable)
+        expected, actual = bytearray(base), bytearray(data)
+        for write in self._writes[first:durable]:
+            expected[write.offset : write.offset + len(write.data)] = write.data
+        for write in self._writes[durable:]:  # each of them may be there, or not, or in part
             end = write.offset + len(write.data)
             expected[write.offset : end] = actual[write.offset : end]
         return next((at for at in range(len(actual)) if actual[at] != expected[at]), None) if actual != expected else None

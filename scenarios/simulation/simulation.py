@@ -13,6 +13,7 @@ from siterig.azure_emu.vault.model.api import Job, ProtectedItem
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
+from siterig.scenarios.simulation.administrator import Administrator
 from siterig.scenarios.simulation.disk_model import DiskModel
 from siterig.scenarios.simulation.fault_driver import FaultDriver
 from siterig.scenarios.simulation.invariants import MARKER, Finding, Invariants
@@ -101,6 +102,8 @@ class Simulation:
             start.put_into(self.world, self.invariants)
         self.world.on_site_opened = self._site_opened
         self.faults = FaultDriver(self.world, self.invariants)
+        self.administrator = Administrator(self.world, self.invariants)
+        self.world.on_azure_opened = self.administrator.azure_opened
         self.result = RunResult(plan)
         self._clock = self.world.clocks["recovery"]
         self._begins_protected = start is not None
@@ -118,10 +121,12 @@ class Simulation:
                 nursery.start_soon(self._protect)
             nursery.start_soon(self._write)
             nursery.start_soon(self.faults.run)
+            nursery.start_soon(self.administrator.run)
             while self._now_s() < self.plan.active_s:
                 await self._clock.sleep(LOOK_EVERY_S)
                 await self._look()
             await self.faults.heal()
+            self.administrator.heal()
             await self._converge()
             await self._finish()
             nursery.cancel_scope.cancel()
@@ -157,20 +162,36 @@ class Simulation:
         draws = self.world.draws
         while True:
             await self._clock.sleep(draws.expovariate(self.plan.writes_per_s))
+            name, flushes = draws.choice(list(SIZES)), draws.random() < 0.3
+            vm, guests = self.administrator.vm, self.world.guests
+            if vm.side == "azure" and self.world.azure_host is not None:
+                self._write_recovered(self.world.azure_host, name)
             host = self.world.site_host
-            if host is None or self.world.guests.is_frozen or not self.faults.guest_runs:
+            is_off = vm.side != "site" or guests.is_off or guests.is_frozen or not self.faults.guest_runs
+            if host is None or is_off:
                 continue
-            name = draws.choice(list(SIZES))
             self._write_once(host, name)
-            if draws.random() < 0.3:
+            if flushes:
                 self._flush(host, name)
 
-    def _write_once(self, host: DiskHost, name: str) -> None:
+    def _drawn_write(self, name: str) -> tuple[int, bytes]:
         draws = self.world.draws
         length = draws.choice((512, 1024, 4096))
         offset = draws.randrange(0, SIZES[name] - length + 1, 512)
         data = (MARKER * 2)[: draws.randrange(40, 80)] + draws.randbytes(length)
-        data = data[:length]
+        return offset, data[:length]
+
+    def _write_recovered(self, host: DiskHost, name: str) -> None:
+        offset, data = self._drawn_write(name)
+        try:
+            host.disk(VM, name).write(offset, data)
+        except (OSError, RigError) as error:
+            self.invariants.note(f"write to the recovered VM refused: {type(error).__name__}")
+            return
+        self.administrator.vm.write(name, offset, data)
+
+    def _write_once(self, host: DiskHost, name: str) -> None:
+        offset, data = self._drawn_write(name)
         try:
             host.disk(VM, name).write(offset, data)
         except (OSError, RigError) as error:
@@ -179,15 +200,14 @@ class Simulation:
         self.invariants.memory.models[name].write(host.positions.value, offset, data)
 
     def _flush(self, host: DiskHost, name: str) -> None:
-        position = host.positions.value
         try:
             self.world.parts.flush(host.disk(VM, name))
         except (OSError, RigError):
             return
-        self.invariants.flushed(name, position)
+        self.invariants.memory.models[name].flushed()
 
     def _site_opened(self, host: DiskHost) -> None:
-        if not self.invariants.memory.models:
+        if not self.invariants.memory.models or not self.administrator.vm.has_site_disks:
             return
         if self.faults.power_was_lost:
             self.faults.power_was_lost = False
@@ -235,6 +255,8 @@ class Simulation:
 
     def _check_health(self, item: ProtectedItem) -> None:
         """Check promise 6: health is Normal only while data are applied."""
+        if item.protectionState != "Protected" or item.paused_since is not None or item.activeLocation != "Primary":
+            self._progress_s = self._now_s()
         age_s = self._now_s() - self._progress_s
         bound_s = bounds.point_s(item.policy_interval_s) + NORMAL_S_MAX
         if item.protectionState == "Protected" and item.replicationHealth == "Normal" and age_s > bound_s:
@@ -263,21 +285,30 @@ class Simulation:
         latest = 0 if self.world.site_host is None else self.world.site_host.positions.value
         item: ProtectedItem | None = None
         while self._now_s() < healed_s + self.plan.heals_within_s:
-            await self._clock.sleep(LOOK_EVERY_S)
+            is_at_rest = item is not None and self.administrator.is_at_rest(item)
+            await self._clock.sleep(LOOK_EVERY_S if is_at_rest else LOOK_EVERY_S / 4)
             if self._now_s() > healed_s + SILENT_JOB_S:
                 await self._check_silence(healed_s)
+            jobs = await self._jobs()  # before the item: its state is that after all of them
             item = await self._look()
             if item is None:
                 await self._protect_again()
                 continue
-            if item.protectionState == "Protected" and item.resynchronizationRequired is None:
+            if self.administrator.is_busy or any(job.endTime is None for job in jobs):
+                continue
+            self.administrator.adopt(item, jobs)
+            if not self.administrator.is_at_rest(item):
+                await self.administrator.lead_back(item)
+            elif self.administrator.has_dropped_key(item):
+                await self.administrator.take_point()
+            elif item.protectionState == "Protected" and item.resynchronizationRequired is None:
                 errors = {error.errorCode for error in item.healthErrors}
                 rpo_s, bound_s = item.lastRpoInSeconds, bounds.point_s(item.policy_interval_s)
                 is_current = max(self._points, default=0) > latest and rpo_s is not None and rpo_s < bound_s
                 # Cycles that were missed stay in the figure of the last hour.
                 if is_current and errors <= {"ReplicationCyclesMissed"}:
                     return
-            elif not await self._has_job():
+            else:
                 await self._repair(item)
         self.invariants.broken("a healed network leads back to Normal", self._stuck(item))
 
@@ -305,7 +336,7 @@ class Simulation:
 
     async def _repair(self, item: ProtectedItem) -> None:
         try:
-            if item.resynchronizationRequired is not None or item.protectionState == "Protected":
+            if item.protectionState == "Protected":
                 await self.world.vault.resync(vm=VM)
             else:
                 await self._protect()
@@ -323,7 +354,7 @@ class Simulation:
     async def _finish(self) -> None:
         """Check the disks at the end."""
         host = self.world.site_host
-        if host is not None:
+        if host is not None and self.administrator.vm.has_site_disks:
             self.invariants.check_source(host, VM, "the end")
         try:
             points = await self.world.vault.points(vm=VM)

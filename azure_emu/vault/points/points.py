@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from sqlalchemy import Select, delete, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from siterig.azure_emu.vault.context import rig_clock
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow, MountRow, PointRow, TagSeenRow
@@ -133,12 +133,14 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
     """
     fresh = []
     known = newest(session, item.vm)
+    present = _rows_of(session, [tag.tag_id for tag in tags])
     for tag in tags:
         if tag.name == SYNC_END:
             continue
-        point = _row_of(session, item, tag, known, elapsed_ns)
+        point = _row_of(session, item, tag, known, elapsed_ns, present=present)
         if point is None:
             continue
+        present[tag.tag_id] = point
         if disk_id not in {seen.disk_id for seen in point.seen}:
             point.seen.append(TagSeenRow(tag_id=tag.tag_id, disk_id=disk_id))
         if not point.available and {seen.disk_id for seen in point.seen} >= {disk.disk_id for disk in item.disks}:
@@ -148,11 +150,29 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
     return fresh
 
 
-def _row_of(session: Session, item: ItemRow, tag: TagSeen, known: RecoveryPoint | None, elapsed_ns: int) -> PointRow | None:
+def _rows_of(session: Session, ids: list[str]) -> dict[str, PointRow]:
+    """Return the rows of these tags that exist, with the disks that have seen them; a restarted applier reports many."""
+    found: dict[str, PointRow] = {}
+    for first in range(0, len(ids), _IDS_IN_QUERY):
+        query = select(PointRow).where(PointRow.tag_id.in_(ids[first : first + _IDS_IN_QUERY]))
+        rows = session.scalars(query.options(selectinload(PointRow.seen)))
+        found |= {row.tag_id: row for row in rows}
+    return found
+
+
+def _row_of(
+    session: Session,
+    item: ItemRow,
+    tag: TagSeen,
+    known: RecoveryPoint | None,
+    elapsed_ns: int,
+    *,
+    present: dict[str, PointRow],
+) -> PointRow | None:
     """Return the tag's row, and make it if necessary; None if the tag does not belong to this protection, or was pruned."""
     if tag.position <= item.points_after_position:
         return None  # a late repeat from before a commit
-    point = session.get(PointRow, tag.tag_id)
+    point = present.get(tag.tag_id)
     # The tags of each disk are reported in their order, so all disks have reported this tag before the newest point was
     # made. A tag without a row is therefore the repeat, after a restart, of a point that was pruned since.
     if point is None and (known is None or tag.position > known.position):
@@ -195,7 +215,8 @@ def _last_before(session: Session, vm: str, position: int, *, available: bool) -
 
 def note_downgrade(session: Session, item: ItemRow, tag: TagSeen, because: str, elapsed_ns: int) -> None:
     """Record the reason for which a point is only crash-consistent, before or after its tag was applied."""
-    point = _row_of(session, item, tag, newest(session, item.vm), elapsed_ns)
+    present = _rows_of(session, [tag.tag_id])
+    point = _row_of(session, item, tag, newest(session, item.vm), elapsed_ns, present=present)
     if point is not None:
         point.downgraded_because = because
 

@@ -22,6 +22,7 @@ class SimulatedGuests(Guests):
     """The guests; while ``is_frozen`` they write nothing.
 
     Attributes:
+        is_off: True after a shutdown, until the administrator starts the VM again.
         fault: the behaviour of the next freezes; None: they succeed.
     """
 
@@ -29,6 +30,7 @@ class SimulatedGuests(Guests):
         self._clock = clock
         self.fault: FreezeFault | None = None
         self.is_frozen = False
+        self.is_off = False
 
     async def mountpoints(self, disks: list[Path]) -> list[str]:
         return [f"/mnt/{disk.stem}" for disk in disks]
@@ -57,6 +59,7 @@ class SimulatedGuests(Guests):
 
     async def shutdown(self, disks: list[Path]) -> None:
         await trio.lowlevel.checkpoint()
+        self.is_off = True
 
     async def format(self, disk: Path, filesystem: str, label: str, *, sector_bytes: int = 512) -> None:
         raise NotImplementedError

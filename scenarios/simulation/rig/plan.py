@@ -41,6 +41,22 @@ PlannedKind = Literal[
     "disk-full",
     "power-loss",
 ]
+OperationKind = Literal[
+    "test-failover",
+    "unplanned-failover",
+    "planned-failover",
+    "next-step",
+    "resync",
+    "verify",
+    "pause",
+    "rotate-key",
+    "revoke-key",
+    "change-policy",
+    "pin-point",
+    "create-point",
+]
+OPERATIONS: tuple[OperationKind, ...] = OperationKind.__args__  # type: ignore[attr-defined]
+FAILOVERS = ("unplanned-failover", "planned-failover")
 KINDS: tuple[PlannedKind, ...] = PlannedKind.__args__  # type: ignore[attr-defined]
 
 
@@ -68,6 +84,24 @@ class PlannedFault:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedOperation:
+    """An operation of the administrator.
+
+    Attributes:
+        at_s: its time, from the beginning of the simulation; it begins when the one before has ended.
+        kind: the operation; ``next-step`` is the commit, failback or cleanup that is due.
+        amount: a number from 0 to 1 that chooses between variants.
+    """
+
+    at_s: float
+    kind: OperationKind
+    amount: float = 0.0
+
+    def __str__(self) -> str:
+        return f"at {self.at_s:g} s: {self.kind} {self.amount:g}"
+
+
+@dataclass(frozen=True, slots=True)
 class RunPlan:
     """The plan of one run.
 
@@ -80,6 +114,7 @@ class RunPlan:
         writes_per_s: the mean rate of the guest's writes.
         begins_protected: True to begin with a VM that was protected before, and whose roles were all killed; False to begin
             with nothing, so that faults meet the enabling and the initial replication.
+        operations: the operations of the administrator, by time.
         heals_within_s: a healed rig is healthy again after this time at the latest.
     """
 
@@ -90,6 +125,7 @@ class RunPlan:
     app_consistent_every_s: float | None
     writes_per_s: float
     begins_protected: bool = False
+    operations: tuple[PlannedOperation, ...] = ()
     heals_within_s: float = 900.0
 
     def with_faults(self, faults: tuple[PlannedFault, ...]) -> RunPlan:
@@ -104,7 +140,11 @@ class RunPlan:
     def from_json(cls, text: str) -> RunPlan:
         """Return the plan that :meth:`to_json` returned."""
         fields = json.loads(text)
-        return cls(**fields | {"faults": tuple(PlannedFault(**fault) for fault in fields["faults"])})
+        lists = {
+            "faults": tuple(PlannedFault(**fault) for fault in fields["faults"]),
+            "operations": tuple(PlannedOperation(**each) for each in fields.get("operations", ())),
+        }
+        return cls(**fields | lists)
 
     @property
     def loses_power(self) -> bool:
@@ -115,7 +155,7 @@ class RunPlan:
 def draw(seed: int) -> RunPlan:
     """Draw the plan of a seed."""
     draws = random.Random(f"{seed} plan")  # noqa: S311 (a simulation has no secrets)
-    active_s = draws.choice((60.0, 90.0, 120.0))
+    active_s = draws.choice((30.0, 60.0, 90.0))
     count = draws.choice((0, 1, 2, 3, 3, 4, 5, 6))
     faults = sorted((_fault(draws, active_s) for _ in range(count)), key=lambda fault: fault.at_s)
     return RunPlan(
@@ -125,8 +165,20 @@ def draw(seed: int) -> RunPlan:
         interval_s=30.0,
         app_consistent_every_s=draws.choice((None, 60.0)),
         writes_per_s=draws.choice((0.2, 0.5, 1.0)),
-        begins_protected=draws.random() < 0.7,
+        begins_protected=draws.random() < 0.8,
+        operations=_operations(draws, active_s, faults),
     )
+
+
+def _operations(draws: random.Random, active_s: float, faults: list[PlannedFault]) -> tuple[PlannedOperation, ...]:
+    """Draw the operations; a failover is followed by the steps of the way back."""
+    kinds: list[OperationKind] = draws.choices(OPERATIONS, k=draws.choice((0, 0, 1, 1, 2, 3)))
+    if any(fault.kind == "power-loss" for fault in faults):  # the new disks of a failback are not prepared for one
+        kinds = [kind for kind in kinds if kind not in FAILOVERS]
+    if any(kind in FAILOVERS for kind in kinds):
+        kinds += ["next-step"] * draws.choice((0, 1, 2, 4))
+    times = sorted(round(draws.uniform(0, active_s), 3) for _ in kinds)
+    return tuple(PlannedOperation(at_s, kind, round(draws.random(), 3)) for at_s, kind in zip(times, kinds, strict=True))
 
 
 _AMOUNTS: dict[PlannedKind, tuple[float, ...]] = {

@@ -40,6 +40,7 @@ from siterig.scenarios.simulation.rig import vault_files
 from siterig.scenarios.simulation.rig.account import SimulatedAccount
 from siterig.scenarios.simulation.rig.clock import HostClock
 from siterig.scenarios.simulation.rig.guests import SimulatedGuests
+from siterig.scenarios.simulation.rig.mounted_sources import MountedSources
 from siterig.scenarios.simulation.rig.network import CallObserver, SimulatedNetwork
 from siterig.scenarios.simulation.rig.plan import RunPlan
 from siterig.scenarios.simulation.rig.role import SimulatedRole
@@ -49,8 +50,8 @@ from siterig.scenarios.simulation.rig.supervisor import SimulatedSupervisor
 VM = "web01"
 SIZES = {"data": 512 << 10, "os": 1 << 20}
 RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
-APPLIER_POLL_S = 5.0
-HEALTH_ROUND_S = 20.0
+APPLIER_POLL_S = 15.0
+HEALTH_ROUND_S = 30.0
 """The time between two rounds of the vault's watch for standstills: the vault of a rig makes one every 2 seconds."""
 
 
@@ -81,7 +82,9 @@ class World:
         self.agent_guests = parts.guests(self.guests)
         self.draws = draws("guest")
         self.site_host: DiskHost | None = None
+        self.azure_host: DiskHost | None = None
         self.on_site_opened: Callable[[DiskHost], None] = lambda _host: None
+        self.on_azure_opened: Callable[[DiskHost], None] = lambda _host: None
         self.roles = {
             "azurite": SimulatedRole("azurite", recovery, self._azurite),
             "applier": SimulatedRole("applier", recovery, self._applier),
@@ -124,7 +127,10 @@ class World:
         await trio.sleep_forever()
 
     async def _site(self, role: SimulatedRole, ready: Callable[[], None]) -> None:
-        host = DiskHost(self.folder / "site", self.folder / "mnt", waits=role.waits, clock=role.clock)
+        # The disks have few blocks, so the usual share would be used up by a handful of writes during a verification.
+        host = DiskHost(
+            self.folder / "site", self.folder / "mnt", snapshot_share_max=1.0, waits=role.waits, clock=role.clock
+        )
         try:
             if self.plan.loses_power:
                 for disk in host.registry.all_disks():
@@ -175,7 +181,7 @@ class World:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(partial(service.run, poll_s=APPLIER_POLL_S))
-                role.services[RecoverySide] = service
+                role.services[RecoverySide] = MountedSources(service, lambda: self.azure_host)
                 ready()
         finally:
             applier.close()
@@ -184,10 +190,13 @@ class World:
         views = ManagedDiskViews(self.managed, role.clock)
         host = DiskHost(self.folder / "azure", self.folder / "azure-mnt", views=views, waits=role.waits, clock=role.clock)
         try:
+            self.azure_host = host
+            self.on_azure_opened(host)
             role.services[DiskHostControl] = host
             ready()
             await trio.sleep_forever()
         finally:
+            self.azure_host = None
             host.abandon()
             host.positions.close()
 

@@ -18,10 +18,12 @@ import trio
 
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.contracts.reports import ApplierReports
+from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
 from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.layers.chunk_tags import DataRanges
+from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
@@ -31,7 +33,7 @@ from siterig.cext.packed_tags import PackedTags, Span
 from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.guests.host_guests import Guests
 from siterig.scenarios.simulation.invariants import MARKER
-from siterig.scenarios.simulation.rig.plan import PlannedFault, RunPlan
+from siterig.scenarios.simulation.rig.plan import PlannedFault, PlannedOperation, RunPlan
 from siterig.scenarios.simulation.rig.snapshot_file import HostSnapshot
 from siterig.scenarios.simulation.rig.world import VM, World, WorldParts
 
@@ -154,6 +156,32 @@ class BlindComparison(TamperedLink):
         return {"checksums": checksums}
 
 
+class OlderState(TamperedLink):
+    """A recovered VM has the state of a position before that of its point."""
+
+    client, protocol = "vault", DiskHostControl
+
+    def methods(self, world: World, link: Any) -> dict[str, Callable[..., Awaitable[Any]]]:
+        async def create_disk_from_point(*, position: int, **rest: Any) -> DiskInfo:
+            disk: DiskInfo = await link.create_disk_from_point(position=position - 8, **rest)
+            return disk
+
+        return {"create_disk_from_point": create_disk_from_point}
+
+
+class FailbackSkipped(TamperedLink):
+    """A failback reports success, and the site keeps its old disks."""
+
+    client, protocol = "vault", Provider
+
+    def methods(self, world: World, link: Any) -> dict[str, Callable[..., Awaitable[Any]]]:
+        async def commit_failback(**_: Any) -> list[DiskInfo]:
+            await trio.lowlevel.checkpoint()
+            return []
+
+        return {"commit_failback": commit_failback}
+
+
 class TornSnapshot(WorldParts):
     """The first read of a snapshot has the newest bytes of the disk, not those of the snapshot: here, zeros."""
 
@@ -226,6 +254,7 @@ class PlantedBug:
     invariant: str
     faults: tuple[PlannedFault, ...] = ()
     begins_protected: bool = True
+    operations: tuple[PlannedOperation, ...] = ()
 
     def plan(self) -> RunPlan:
         """Return the plan."""
@@ -237,12 +266,15 @@ class PlantedBug:
             app_consistent_every_s=30.0 if self.parts is FreezeNeverEnds else None,
             writes_per_s=1.0,
             begins_protected=self.begins_protected,
+            operations=self.operations,
             heals_within_s=300.0,
         )
 
 
 _KILLED_SITE = (PlannedFault(20.0, "kill", target="site"),)
 _POWER_LOSS = (PlannedFault(20.0, "power-loss"),)
+_TEST = (PlannedOperation(20.0, "test-failover"),)
+_PLANNED = (PlannedOperation(10.0, "planned-failover"),)
 _CONVERGES = "a healed network leads back to Normal"
 
 BUGS = (
@@ -256,4 +288,6 @@ BUGS = (
     PlantedBug(FlushLies, "a flush is durable", _POWER_LOSS),
     PlantedBug(KillLosesWrites, "a kill loses no write", _KILLED_SITE),
     PlantedBug(FreezeNeverEnds, _CONVERGES),
+    PlantedBug(OlderState, "a recovered VM equals its point", operations=_TEST),
+    PlantedBug(FailbackSkipped, "a failback equals the recovered VM", operations=_PLANNED),
 )
