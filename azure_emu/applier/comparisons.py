@@ -20,11 +20,12 @@ import structlog
 import trio
 
 from siterig.azure_emu.applier.applier import Applier
-from siterig.azure_emu.disks.view_provider import ManagedDiskViews
+from siterig.azure_emu.disks.view_provider import DiskKeySource, ManagedDiskViews
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.layers.chunk_tags import BLOCK_BYTES, CHUNK_BYTES_MAX, tag_chunks
 from siterig.blockfs.layers.layer import Layer
 from siterig.blockfs.transfer.chunk_tags import SPANS_MAX, TAGS_MAX, ChunkTags
+from siterig.blockfs.transfer.envelope import DataKey
 from siterig.cext.checksums import KEY_BYTES
 from siterig.cext.packed_tags import PackedTags, Span
 
@@ -52,13 +53,26 @@ class _OpenState:
             self.layer.close()
 
 
+class _AskedKeys(DiskKeySource):
+    """The keys that were asked for just before a view is opened in a thread."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, DataKey] = {}
+
+    def get(self, managed_disk: str) -> DataKey:
+        if managed_disk not in self.held:
+            raise RigError(Code.KeyMissing, f"managed disk {managed_disk} is encrypted, and this applier has no keys")
+        return self.held[managed_disk]
+
+
 class Comparisons:
     """The comparisons of all managed disks of an applier."""
 
     def __init__(self, applier: Applier) -> None:
         self._applier = applier
         self._clock = applier.clock
-        self._views = ManagedDiskViews(applier.folder, applier.clock)
+        self._keys = _AskedKeys()
+        self._views = ManagedDiskViews(applier.folder, applier.clock, self._keys)
         self._open: dict[tuple[str, str], _OpenState] = {}
         self._changing = trio.Lock()
         self._used = trio.Event()
@@ -130,6 +144,10 @@ class Comparisons:
         now = self._clock.trio_time_s()
         if position is not None:
             holder = f"{_HOLDER} {comparison_id}"
+            if await trio.to_thread.run_sync(self._views.key_id, disk_id) is not None:
+                key = await self._applier.parts.key_of(disk_id)
+                if key is not None:
+                    self._keys.held[disk_id] = key
             layer = await trio.to_thread.run_sync(self._views.open, disk_id, position, holder)
             return _OpenState(disk_id, holder, layer, now)
         async with disk.lock:

@@ -4,7 +4,9 @@
 
 - *seal*: parts of 8 MiB of random bytes, compressed and encrypted; beside it only compressed;
 - *apply*: the same parts applied to a managed disk; beside it to one without encryption;
-- *read*: 1 MiB at a time through a view whose files are in the page cache, beside a view of a disk without encryption.
+- *read*: 1 MiB at a time through a view whose files are in the page cache, beside a view of a disk without encryption;
+- *guest writes*, *guest reads*: 128 KiB at a time of a tracked disk in this process, without the mount, with a flush after
+  each 16 MiB of writes; beside a disk without encryption.
 """
 
 from __future__ import annotations
@@ -25,6 +27,14 @@ from rich.table import Table
 
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.disks.view import open_disk
+from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.changelog.position_counter import PositionCounter
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.layers.disk_cipher import DiskCipher
+from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.transfer.envelope import DataKey, seal
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_part import DiskChunk, SyncOrigin, pack_sync_part
@@ -33,6 +43,8 @@ DISK_ID = "6f1c2f5e-8a51-4d10-9a7e-0d6f5f3c2b1a"
 PART_BYTES = 8 << 20
 PARTS = 8
 DISK_BYTES = PARTS * PART_BYTES
+GUEST_BYTES = 128 << 10
+FLUSHED_BYTES = 16 << 20
 AT_LEAST = 0.9
 
 
@@ -77,12 +89,42 @@ def _read(folder: Path, key: DataKey | None) -> float:
     return took
 
 
+def _guest(folder: Path, cipher: DiskCipher | None, data: bytes) -> tuple[float, float]:
+    """Return the seconds for writing and for reading a disk."""
+    folder.mkdir()
+    paths, positions = DiskPaths(folder, "vm", "os"), PositionCounter(folder / "position")
+    make_raw(paths, DISK_BYTES)
+    state = DiskState.load(paths.file("disk"))
+    layer = RawLayer(paths.file("img"), writable=True)
+    options = DiskOptions(positions, policy=LogPolicy(kept_share_max=None))
+    disk = Disk.over(paths, state=state, layer=layer, options=options, closed=None, cipher=cipher)
+    disk.tracking.start(new_generation=False)
+    began = time.perf_counter()
+    for at in range(0, DISK_BYTES, GUEST_BYTES):
+        disk.write(at, data)
+        if at % FLUSHED_BYTES == 0:
+            disk.flush_now()
+            disk.tracking.maintain()
+    disk.flush_now()
+    written_s = time.perf_counter() - began
+    began = time.perf_counter()
+    for at in range(0, DISK_BYTES, GUEST_BYTES):
+        disk.read(at, GUEST_BYTES)
+    read_s = time.perf_counter() - began
+    disk.abandon()
+    positions.close()
+    return written_s, read_s
+
+
 def _measure(options: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     """Return the seconds with a key and without, of each round."""
     rng = random.Random(options.seed)  # noqa: S311
     part_key, disk_key = DataKey.generate(), DataKey.generate(64)
     parts = _packed(rng)
-    found: dict[str, list[tuple[float, float]]] = {"seal": [], "apply": [], "read": []}
+    found: dict[str, list[tuple[float, float]]] = {
+        name: [] for name in ("seal", "apply", "read", "guest writes", "guest reads")
+    }
+    cipher, guest_bytes = DiskCipher(disk_key.secret), rng.randbytes(GUEST_BYTES)
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory(prefix="siterig-bench-", dir=options.folder) as name:
             folders = {True: Path(name) / "with", False: Path(name) / "without"}
@@ -94,6 +136,12 @@ def _measure(options: argparse.Namespace) -> dict[str, list[tuple[float, float]]
             for what, work in works.items():
                 took = {keyed: work(keyed) for keyed in ((True, False) if number % 2 else (False, True))}
                 found[what].append((took[True], took[False]))
+            guests = {
+                keyed: _guest(Path(name) / f"guest-{keyed}", cipher if keyed else None, guest_bytes)
+                for keyed in ((True, False) if number % 2 else (False, True))
+            }
+            for place, what in enumerate(("guest writes", "guest reads")):
+                found[what].append((guests[True][place], guests[False][place]))
             os.sync()
     return found
 

@@ -13,7 +13,9 @@ from siterig.azure_emu.disks.view import open_disk, open_view
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.data_keys import DataKeyGrant, DataKeys
 from siterig.blockfs.transfer.envelope import DataKey
-from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES
+from siterig.cext.checksums import KEY_BYTES, chunk_tag
+from siterig.cext.packed_tags import unpack
+from tests.support.disks.disk_history import CHUNK_BYTES, DISK_ID, SIZE_BYTES
 from tests.support.rigs.applier_rig import Rig
 from tests.support.stores.managed_disk import assert_same, whole
 
@@ -116,3 +118,23 @@ async def test_a_managed_disk_without_encryption_is_opened_without_a_key(rig: En
     await rig.apply("two")
     rig.check(None)
     assert rig.keys.asked == 0
+
+
+async def test_a_state_of_an_encrypted_disk_is_compared(rig: EncryptedRig) -> None:
+    """``siterig verify`` reads both sides at one position."""
+    await rig.service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
+    rig.cache.hold(rig.disk.sync())
+    await rig.apply("first")
+    tag_key, spans = bytes(range(KEY_BYTES)), [(0, SIZE_BYTES // CHUNK_BYTES)]
+    answer = await rig.service.checksums(
+        disk_id=DISK_ID,
+        comparison_id="one",
+        key_hex=tag_key.hex(),
+        chunk_bytes=CHUNK_BYTES,
+        spans=spans,
+        position=rig.disk.position,
+    )
+    data = bytes(rig.disk.data)
+    pieces = [data[at : at + CHUNK_BYTES] for at in range(0, SIZE_BYTES, CHUNK_BYTES)]
+    tags = {number: chunk_tag(tag_key, number, piece) for number, piece in enumerate(pieces)}
+    assert unpack(answer.checked(spans).packed) == {number: tag for number, tag in tags.items() if any(tag)}
