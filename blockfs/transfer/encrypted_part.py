@@ -93,7 +93,7 @@ def _widened(part: PartName, segment: bytes, lines: dict[int, bytearray]) -> byt
     for record in _records(segment):
         if record.type in _CHANGES:
             _follow(lines, record)
-            if any(_edges(record.offset, record.length)):
+            if next(_edges(record.offset, record.length), None) is not None:
                 record = _widen(part, record, lines)  # noqa: PLW2901
         result += record.encode()
     return bytes(result)
