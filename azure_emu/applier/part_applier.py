@@ -260,6 +260,8 @@ class PartApplier:
                 return  # no blob is deleted, because it may be needed
             disk.reported = watermark
             disk.reported_tags += len(some)
+            for tag in some:
+                log.info("tag_applied", disk=disk.disk_id, trace=tag.tag_id, position=tag.position)
 
     async def _delete_applied(self, disk: AppliedDisk, store: ManagedDiskStore, parts: list[PartName]) -> list[PartName]:
         """Delete the blobs of parts that are applied and reported; return the other parts."""

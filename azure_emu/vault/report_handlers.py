@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -42,6 +43,8 @@ _NO_MANAGED_DISKS = {
     ProtectionState.DISABLING_FAILED,
 }
 
+
+_log = structlog.get_logger(__name__)
 
 STORE_OLDER = Code.ManagedDiskOlder
 PART_UNUSABLE = "PartUnusable"
@@ -94,6 +97,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         return done.later
 
     def _record_point(self, session: Session, vm: str, point: RecoveryPoint) -> None:
+        _log.info("point_available", vm=vm, trace=point.id, position=point.position)
         name = f" {point.name!r}" if point.name else ""
         text = (
             f"{point.type} recovery point {point.id}{name} of VM {vm!r} was created: {point.time}, position {point.position}"

@@ -71,6 +71,7 @@ class DeltaCycle:
             cut = await self._cut(kind, name)
             if downgraded_because is not None:
                 cut = cut.model_copy(update={"downgraded_because": downgraded_because})
+            _log.info("cut_made", vm=self._vm, trace=cut.tag_id, position=cut.position)
             self._unsent.append((cut, cut_at))
             if request_id is not None:
                 self._requested[request_id] = cut
@@ -89,7 +90,7 @@ class DeltaCycle:
             cut, cut_at = self._unsent[0]
             await self._reports.point_sent(cut, cut_at, self._outbox.waiting_bytes)
             self._unsent.remove((cut, cut_at))
-            _log.info("point_sent", vm=self._vm, kind=cut.kind, name=cut.name, position=cut.position)
+            _log.info("point_sent", vm=self._vm, trace=cut.tag_id, kind=cut.kind, name=cut.name, position=cut.position)
 
     async def _cut(self, kind: TagKind, name: str) -> CutInfo:
         if kind == "CrashConsistent":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import trio
 import trio.testing
 from trio.testing import MockClock
@@ -152,6 +153,15 @@ async def test_a_disk_that_grows_while_its_copy_is_interrupted_is_copied_again(
     async with rig.agent() as agent:
         await agent.initial_replication(vm=VM)
         rig.check_point((await rig.cycle(agent)).position)
+
+
+async def test_the_log_of_the_agent_has_the_id_of_a_point_as_its_trace(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        with structlog.testing.capture_logs() as lines:
+            cut = await rig.cycle(agent)
+        traces = {line["event"]: line["trace"] for line in lines if line.get("trace") == cut.tag_id}
+        assert traces == {"cut_made": cut.tag_id, "point_sent": cut.tag_id}
 
 
 async def test_resync_sends_only_the_chunks_that_differ(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import structlog
 
 from siterig.azure_emu.contracts.reports import RoleState, RoleStatus
 from siterig.azure_emu.vault.context import events
@@ -111,6 +112,14 @@ async def test_a_failback_names_the_bytes_that_it_overwrites(tmp_path: Path) -> 
             "the failback of VM 'web01' overwrote 700 and an unknown number of bytes that were written at the site after "
             "the failover (disk bytes: data unknown, os 700)",
         )
+
+
+async def test_the_log_of_the_vault_has_the_id_of_each_point_as_its_trace(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault, disks=("os",))
+        with structlog.testing.capture_logs() as lines:
+            point = await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="n")
+        assert [line["trace"] for line in lines if line["event"] == "point_available"] == [point.id]
 
 
 def role(state: RoleState, *, pid: int | None = 7, restarts: int = 0) -> RoleStatus:
