@@ -372,11 +372,21 @@ def _body(raw: bytes) -> dict[str, Any] | None:
     body, version = document["disk"], document["format"]
     if document["crc32c"] != crc32c(json.dumps(body, sort_keys=True).encode()):
         return None
+    if version in (1, 2, 3) and isinstance(body, dict) and "key" in body:
+        return None
     if version == 1:
         body = _format_2(body)
     if version in (1, 2):
         return None if body is None else _format_3(body)
-    return dict(body) if version == 3 else None
+    return dict(body) if version in (3, 4) else None
+
+
+def _is_key(key: object, managed_disk: object) -> bool:
+    """Return True for a valid note of the key of an encrypted disk, which has this managed disk under it."""
+    if not isinstance(key, dict) or key.keys() != {"managed_disk", "key_id"}:
+        return False
+    is_that = managed_disk in (None, key["managed_disk"])
+    return _is_folder_name(key["managed_disk"]) and _is_uuid(key["key_id"]) and is_that
 
 
 def _is_parent(parent: object) -> bool:
@@ -420,6 +430,8 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
         "shown",
         "sector_bytes",
         "parent",
+        "fenced",
+        "key",
     }
     keys = {"disk_id", "size_bytes", "kind", "generation", "tracked", "needs_resync", *optional}
     if not keys - optional <= body.keys() <= keys:
@@ -450,6 +462,8 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
         and (body.get("opened") is None or _is_opened(body["opened"]))
         and type(body.get("sector_bytes", 512)) is int
         and body.get("sector_bytes", 512) in (512, 4096)
+        and type(body.get("fenced", False)) is bool
+        and (body.get("key") is None or _is_key(body["key"], managed_disk))
         and (body.get("parent") is None or (_is_parent(body["parent"]) and body["kind"] == "top"))
     )
     if not good:
@@ -464,6 +478,8 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
         "opened": None,
         "sector_bytes": 512,
         "parent": None,
+        "fenced": False,
+        "key": None,
     }
     whole = copy.deepcopy(absent | body | {"shown": _shown(body.get("shown", {}))})
     for stamp in whole["closed"]["files"] if whole["closed"] else []:
