@@ -74,9 +74,12 @@ class Provider(Protocol):
         ...
 
     async def create_relationship(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None, tracked: bool = True
     ) -> list[DiskInfo]:
-        """Start tracking and record the relationship durably; a repeated call changes the schedule."""
+        """Record the relationship durably and start tracking; a repeated call changes the schedule.
+
+        ``tracked`` False: tracking starts with the initial replication, which is to begin later.
+        """
         ...
 
     async def initial_replication(self, *, vm: str) -> None:

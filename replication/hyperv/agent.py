@@ -258,12 +258,12 @@ class HyperVAgent(Provider):
         return SiteReadiness(disks=disks, unmet=unmet + [UnmetPrerequisite.of(error) for error in lacking])
 
     async def create_relationship(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None, tracked: bool = True
     ) -> list[DiskInfo]:
         _log.info("provider_called", vm=vm, call="CreateReplicationRelationship")
         replica = self._replicas.get(vm)
         # Only a resync begins a new log after an abandoned one: cycles that still run would see a new log as a loss.
-        if replica is not None and replica.has_copied:
+        if not tracked or (replica is not None and replica.has_copied):
             disks = await self._context.host.list_disks(vm=vm)
         else:
             disks = await self._context.host.start_tracking(vm=vm)

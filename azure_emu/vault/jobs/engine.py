@@ -36,6 +36,8 @@ from siterig.blockfs.core.progress import CopyTotals, VmProgress
 T = TypeVar("T")
 _log = structlog.get_logger()
 
+WAITS_FOR = "waits_for"
+"""The key of a job's variables with the reason for which its task in progress waits by itself."""
 CALLS = "provider_calls"
 """The key of a job's variables with its calls to the Provider (:mod:`siterig.azure_emu.vault.jobs.provider_calls`)."""
 ROOM_RETRY_S = 1.0
@@ -557,7 +559,7 @@ def to_wire(job: JobRow, waiting_for: str | None = None, *, cancellable: bool = 
                 stateDescription=task.state_description,
                 startTime=rfc3339_or_none(task.start_ns),
                 endTime=rfc3339_or_none(task.end_ns),
-                waiting_for=waiting_for if task.state == "InProgress" else None,
+                waiting_for=(waiting_for or job.variables.get(WAITS_FOR)) if task.state == "InProgress" else None,
                 provider_calls=[
                     _call_to_wire(each) for each in job.variables.get(CALLS, []) if each["task"] == task.ordinal
                 ],

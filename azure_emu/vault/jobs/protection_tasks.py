@@ -11,7 +11,7 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, ItemRow, JobRow
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory, target_names
-from siterig.azure_emu.vault.jobs import enable_checks, preflight
+from siterig.azure_emu.vault.jobs import enable_checks, preflight, start_time
 from siterig.azure_emu.vault.jobs.engine import (
     INFORMATION,
     SKIPPED,
@@ -105,9 +105,10 @@ async def enable_relationship(job: JobContext) -> None:
         return item.interval_s, item.app_consistent_every_s
 
     interval_s, app_consistent_every_s = await job.change(resume)
+    is_scheduled = start_time.START in job.variables
     async with provider_call(job, CREATE_RELATIONSHIP):
         disks = await job.context.site.create_relationship(
-            vm=job.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s
+            vm=job.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s, tracked=not is_scheduled
         )
     job.variables["generations"] = {disk.disk_id: disk.generation for disk in disks}
 
@@ -122,11 +123,15 @@ async def start_initial_replication(job: JobContext) -> None:
     def sent(_session: Session, item: ItemRow) -> None:
         item.protection_state = ProtectionState.INITIAL_SENT
 
+    await start_time.wait_for_start(job)
     await job.change(begin)
     async with provider_call(job, START_REPLICATION):
         await job.context.site.initial_replication(vm=job.vm)
     await note_copied(job)
     await job.change(sent)
+    if start_time.START in job.variables:  # its disks are tracked only now
+        disks = await inventory.site_disks(job.context, job.vm)
+        job.variables["generations"] = {disk.disk_id: disk.generation for disk in disks}
     await _wait_synced(job, job.variables["generations"])
 
 

@@ -265,16 +265,17 @@ class ProtectionApi(Protocol):
     """The operations that begin, end and repair the replication of a VM."""
 
     async def enable_protection(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None, history_hours: int = HOURS_DEFAULT
+        self,
+        *,
+        vm: str,
+        interval_s: float,
+        app_consistent_every_s: float | None = None,
+        history_hours: int = HOURS_DEFAULT,
+        start_at: str | None = None,
     ) -> Job:
-        """Start to replicate a VM of the site.
+        """Start to replicate a VM of the site by a policy (:meth:`change_policy`).
 
-        Args:
-            vm: the VM.
-            interval_s: seconds between two delta cycles.
-            app_consistent_every_s: seconds between two application-consistent points; None for none.
-            history_hours: hours for which recovery points are kept.
-        """
+        ``start_at``: the initial replication begins then: the next ``HH:MM`` in UTC, or RFC 3339.  None: at once."""
         ...
 
     async def disable_protection(self, *, vm: str) -> Job:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from siterig.blockfs.core.errors import Code
 
 STALLED_S = 30.0
@@ -22,6 +24,7 @@ WAIT_S_BY_CODE = {
     "AwaitingApply": 120.0,
     "DescriptorsExhausted": 10.0,
     "BandwidthLimited": 3600.0,
+    "ScheduledStart": math.inf,
     Code.PartMissing: 30.0,
 }
 

@@ -11,7 +11,15 @@ from siterig.azure_emu.vault.context.states import PRIMARY, TEST_COMPLETED, TEST
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory
-from siterig.azure_emu.vault.jobs import engine, pause_tasks, policy_tasks, preflight, property_tasks, protection_tasks
+from siterig.azure_emu.vault.jobs import (
+    engine,
+    pause_tasks,
+    policy_tasks,
+    preflight,
+    property_tasks,
+    protection_tasks,
+    start_time,
+)
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
 from siterig.azure_emu.vault.model.api import Job, ProtectionApi
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT
@@ -30,10 +38,18 @@ class ProtectionOperations(ProtectionApi):
         self._starter = starter
 
     async def enable_protection(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None, history_hours: int = HOURS_DEFAULT
+        self,
+        *,
+        vm: str,
+        interval_s: float,
+        app_consistent_every_s: float | None = None,
+        history_hours: int = HOURS_DEFAULT,
+        start_at: str | None = None,
     ) -> Job:
         policy_tasks.check_policy(interval_s, app_consistent_every_s)
         check_hours(history_hours)
+        begin_ns = None if start_at is None else start_time.parse_start(start_at, self._context.clock.wall_ns())
+        variables = {} if begin_ns is None else {start_time.START: begin_ns}
         disks = await self._context.retry_while_away("protect", vm, lambda: inventory.site_disks(self._context, vm))
 
         def insert(session: Session) -> Job:
@@ -64,7 +80,7 @@ class ProtectionOperations(ProtectionApi):
                 events.record(
                     session, vm=vm, code="DiskSize", kind="VmReplication", severity="Warning", text=remark, now_ns=now_ns
                 )
-            return engine.to_wire(engine.enqueue(session, protection_tasks.ENABLE, vm, {}, now_ns))
+            return engine.to_wire(engine.enqueue(session, protection_tasks.ENABLE, vm, variables, now_ns))
 
         return await self._starter.start(insert)
 

@@ -202,6 +202,12 @@ def protect(
             help="Time for which recovery points are kept: 1 to 24 h; up to 360 h in this rig only.",
         ),
     ] = HOURS_DEFAULT,
+    start_at: Annotated[
+        str | None,
+        typer.Option(
+            "--start-at", metavar="HH:MM|TIME", help="Begin the initial replication then: HH:MM (UTC), or RFC 3339."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Enable replication of a VM, and wait until it is protected: initial replication, then the first recovery point."""
@@ -219,8 +225,14 @@ def protect(
             for remark in disk_limits.remarks(vm, disks):
                 output.notice(remark)
         job = await api.enable_protection(
-            vm=vm, interval_s=interval_s, app_consistent_every_s=app_every_s, history_hours=history_hours
+            vm=vm,
+            interval_s=interval_s,
+            app_consistent_every_s=app_every_s,
+            history_hours=history_hours,
+            start_at=start_at,
         )
+        if start_at is not None:
+            output.notice(f"the initial replication waits for {start_at}; after Ctrl-C the job {job.name} continues")
         job = await follow(api, job)
         finalize = None
         if job.state == "Succeeded":  # the vault begins the second job with the end of the first

@@ -65,6 +65,7 @@ class World:
         self.vault: Vault | None = None
         self.verification: Verification | None = None
         self.app_scripts: dict[str, AppScript | None] = {}
+        self.tracked: bool | None = None  # of the last relationship
         self.unmet: list[UnmetPrerequisite] = []
         self.limited: list[bool] = []  # the orders of resyncs
         self.retained: dict[str, int] = {}
@@ -223,9 +224,10 @@ class FakeProvider(Provider):
         return SiteReadiness(disks=list(self.world.site[vm].values()), unmet=self.world.unmet)
 
     async def create_relationship(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None, tracked: bool = True
     ) -> list[DiskInfo]:
         await self.world.called("site.create_relationship")
+        self.world.tracked = tracked
         return list(self.world.site[vm].values())
 
     async def initial_replication(self, *, vm: str) -> None:
