@@ -188,7 +188,10 @@ async def test_a_socket_that_refuses_is_passed_by_until_it_listens(tmp_path: Pat
         assert made.stored == DATA
         link.listen()  # the file stays the same, as when a file system gives the next director's socket the same inode
         behind = Service()
-        await nursery.start(trio.serve_listeners, behind.serve, [trio.SocketListener(link)])
+        tls = storage_server_tls(made.layout)
+        assert tls is not None
+        secure = trio.SSLListener(trio.SocketListener(link), tls, https_compatible=True)
+        await nursery.start(trio.serve_listeners, behind.serve, [secure])
         await put(agent)()
         assert list(behind.blobs.values()) == [DATA]
         nursery.cancel_scope.cancel()
