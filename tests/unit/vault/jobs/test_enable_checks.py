@@ -86,7 +86,7 @@ async def test_a_failed_call_to_the_provider_shows_its_error(tmp_path: Path) -> 
         assert call.endTime is not None
 
 
-async def test_a_scheduled_initial_replication_begins_at_its_time_also_after_a_kill_of_the_vault(tmp_path: Path) -> None:
+async def test_a_scheduled_copy_begins_at_its_time_after_a_kill_of_the_vault(tmp_path: Path) -> None:
     world = World()
     begin_ns = world.clock.wall_ns() + 3600 * SECOND_NS
     async with running(world, tmp_path) as vault:
