@@ -30,7 +30,7 @@ from siterig.scenarios.faults.rules import FaultRules
 
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DETACH_S = 5.0
-"""The time that the first signal waits for a loop device which is being detached."""
+"""The time that the first signal waits for a loop device which is being detached, and for users that cannot be found."""
 _SILENT_S = 1.0
 """A longer wait after the unmount is explained."""
 
@@ -194,7 +194,7 @@ class _End:
         refused = await mountpoint.unmount(disk.parent)
         deadline_ns = self._clock.monotonic_ns() + round(DETACH_S * 1e9)
         while refused is not None and not self._refused and self._clock.monotonic_ns() < deadline_ns:
-            if not await mountpoint.is_being_detached(disk):
+            if not await mountpoint.is_being_released(disk):
                 break
             await self._clock.sleep(0.05)  # the kernel has no event for the end of the last use
             refused = await mountpoint.unmount(disk.parent)

@@ -147,10 +147,10 @@ async def users(disk: Path) -> list[str]:
     return found + await loop_devices.processes_at(disk.parent)
 
 
-async def is_being_detached(disk: Path) -> bool:
-    """Return whether a mounted disk has no user but loop devices that end when their last user closes them."""
+async def is_being_released(disk: Path) -> bool:
+    """Return whether no user of a mounted disk stays: there are only loop devices that end at their last close, or none."""
     loops = await loop_devices.loops(disk)
-    if not loops or not all(not use.mountpoints and loop_devices.ends_at_last_close(use.loop or "") for use in loops):
+    if not all(not use.mountpoints and loop_devices.ends_at_last_close(use.loop or "") for use in loops):
         return False
     return not await loop_devices.processes_at(disk.parent)
 

@@ -2,7 +2,8 @@
 
 All that it had written stays, synced or not, so nothing here waits for a sync.  Power losses are tested in tests/crash.
 
-:func:`every_kill` runs the work once and keeps the files as they are before each call: a kill there leaves exactly these.
+:func:`every_kill` runs the work once and keeps the files as they are before each call: a kill there leaves exactly these;
+:func:`some_kills` shows some of them.
 :func:`every_real_kill` kills a process at each call.  It takes ten times as long, and shows that the first one is right
 (tests/unit/azure_emu/disks/test_store_kills.py).
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tests.support.faults.some_steps import some_steps
 from tests.support.io_faults import PUNCH, RESIZE, SYNC, WRITE, io_verdict
 
 Begin = Callable[[Path], Callable[[], object]]
@@ -269,6 +271,20 @@ def every_kill(ready: Path, folder: Path, begin: Begin) -> Iterator[str]:
 
     A state that an earlier kill leaves, byte for byte, is not yielded again, as that before a sync and that after it.
     """
+    for moment in _moments(ready, folder, begin):
+        moment.write(folder)
+        yield moment.call
+
+
+def some_kills(ready: Path, folder: Path, begin: Begin) -> Iterator[str]:
+    """Do the same as :func:`every_kill` for some of the kills, by :func:`tests.support.faults.some_steps.some_steps`."""
+    moments = list(_moments(ready, folder, begin))
+    for number in some_steps([moment.call.partition(", ")[2] for moment in moments]):
+        moments[number].write(folder)
+        yield moments[number].call
+
+
+def _moments(ready: Path, folder: Path, begin: Begin) -> Iterator[_Moment]:
     copy_of(ready, folder)
     moments, act = _Moments(folder), begin(folder)
     with moments.counted():
@@ -279,8 +295,7 @@ def every_kill(ready: Path, folder: Path, begin: Begin) -> Iterator[str]:
         state = moment.state()
         if state not in seen:
             seen.add(state)
-            moment.write(folder)
-            yield moment.call
+            yield moment
 
 
 def every_real_kill(ready: Path, folder: Path, begin: Begin) -> Iterator[str]:

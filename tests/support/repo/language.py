@@ -160,15 +160,20 @@ def classes(trees: Iterable[ast.AST]) -> dict[str, list[Class]]:
 
 def _definitions(tree: ast.AST) -> Iterator[ast.AST]:
     """Yield all classes, functions, keyword arguments and expressions that stand alone, quicker than ``ast.walk``."""
-    waiting: list[ast.AST] = [tree]
+    waiting: list[object] = [tree]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, (ast.ClassDef, ast.Expr, ast.keyword, *_FUNCTIONS)):
-            yield node
-        waiting.extend(ast.iter_child_nodes(node))
+        if isinstance(node, list):
+            waiting.extend(node)
+        elif isinstance(node, ast.AST) and not isinstance(node, _LEAVES):
+            if isinstance(node, _DEFINITIONS):
+                yield node
+            waiting.extend(vars(node).values())
 
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_DEFINITIONS = (ast.ClassDef, ast.Expr, ast.keyword, *_FUNCTIONS)
+_LEAVES = (ast.Name, ast.Constant, ast.expr_context, ast.operator, ast.cmpop)
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -15,6 +15,7 @@ FORBIDDEN = {
     "trio": {"sleep", "sleep_until", "current_time"},
     "datetime.datetime": {"now", "utcnow"},
 }
+ATTRIBUTES = set().union(*FORBIDDEN.values())
 
 
 def uses(path: Path) -> set[str]:
@@ -31,7 +32,7 @@ def uses(path: Path) -> set[str]:
                 if alias.name in FORBIDDEN.get(node.module, ()):
                     found.add(f"{node.module}.{alias.name}")
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
+        if isinstance(node, ast.Attribute) and node.attr in ATTRIBUTES:
             of = names.get(ast.unparse(node.value), "")
             if node.attr in FORBIDDEN.get(of, ()):
                 found.add(f"{of}.{node.attr}")
@@ -60,10 +61,13 @@ REAL_TIME = {
 
 def own_reads(path: Path) -> list[int]:
     """Lines in which a module uses the system's clock itself, and not as a default."""
+    text = path.read_text()
+    if "SYSTEM_CLOCK" not in text:
+        return []
     return [
         node.lineno
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "SYSTEM_CLOCK"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "SYSTEM_CLOCK"
     ]
 
 

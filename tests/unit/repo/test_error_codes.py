@@ -23,12 +23,13 @@ STATES = {
 
 @pytest.mark.slow
 def test_a_code_is_written_as_a_string_nowhere() -> None:
+    codes = set(Code)
     literal = [
         f"{path.relative_to(error_page.ROOT)}:{node.lineno}: {node.value}"
         for path in error_page.modules()
         if path != error_page.DEFINITIONS
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in set(Code)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in codes
         if (str(path.relative_to(error_page.ROOT)), node.value) not in STATES
     ]
     assert literal == []

@@ -1,4 +1,7 @@
-"""The vault is killed at every change, commit and call of a round of its retention: no kept point is lost."""
+"""The vault is killed at every change, commit and call of a round of its retention: no kept point is lost.
+
+A run takes some of these steps; ``SITERIG_ALL_STEPS=1`` takes all.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from siterig.azure_emu.vault.points.retention import HOUR_NS, Policy, expired
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.control import CutInfo
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from tests.support.faults.some_steps import some_steps
 from tests.support.rigs import vault_fakes
 from tests.support.rigs.vault_fakes import FakeRecovery, World, idle, running
 
@@ -170,7 +174,9 @@ def test_a_kill_between_any_two_steps_of_a_round(tmp_path: Path, monkeypatch: py
     assert steps.count("COMMIT") == 4
     assert sum(name.startswith("DELETE") for name in steps) >= 12
     found = []
-    for kill_at, name in enumerate(steps):
+    commits = [steps[:number].count("COMMIT") for number in range(len(steps))]
+    for kill_at in some_steps([f"{name} after {done} commits" for name, done in zip(steps, commits, strict=True)]):
+        name = steps[kill_at]
         fresh(str(kill_at))
         killed_in_round(world, kill_at)
         found.append(trio.run(check_and_finish, world, f"killed before step {kill_at}: {name}"))
