@@ -66,7 +66,8 @@ class RecoveryService(RecoverySide):
         async with disk.lock:
             if folder.exists():
                 store = await self._applier.parts.open(disk)
-                if store.created_size_bytes < size_bytes:  # a larger one is right: the disk has grown
+                # One that has a state is right in any size: it grows by the parts that come.
+                if not store.initial_sync_complete and store.created_size_bytes < size_bytes:
                     raise RigError(
                         Code.DiskExists,
                         f"managed disk {disk_id} exists with {store.created_size_bytes} bytes, not {size_bytes}",

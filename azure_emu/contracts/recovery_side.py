@@ -87,10 +87,10 @@ class RecoverySide(Protocol):
     """The applier role: managed disks, and the way into and out of the cache account."""
 
     async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:
-        """Create an empty managed disk; no-op if one of this size or a larger one exists.
+        """Create an empty managed disk; no-op if one of this size or a larger one exists, or one that has a state.
 
         Raises:
-            RigError: ``DiskExists`` if a smaller one exists; ``InvalidDiskSize``, ``DiskFull``.
+            RigError: ``DiskExists`` if a smaller, empty one exists; ``InvalidDiskSize``, ``DiskFull``.
         """
         ...
 

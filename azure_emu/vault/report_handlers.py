@@ -285,6 +285,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         downgraded_because: str | None = None,
         age_s: float = 0.0,
         waiting_bytes: dict[str, int] | None = None,
+        disk_bytes: dict[str, int] | None = None,
     ) -> None:
         tag = TagSeen(tag_id=tag_id, kind=kind, name=name, position=position, time_ns=time_ns)
 
@@ -296,6 +297,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             if position > item.sent_position:
                 item.sent_position, item.sent_time_ns = position, time_ns
                 item.sent_elapsed_ns = max(item.sent_elapsed_ns or 0, elapsed_ns - int(max(0.0, age_s) * SECOND_NS))
+                self._note_sizes(session, item, disk_bytes or {})
             # The recovery point itself is made of the tags that the applier reports.  They do not have this reason.
             if downgraded_because is not None:
                 points.note_downgrade(session, item, tag, downgraded_because, elapsed_ns)
@@ -313,6 +315,24 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             self._context.lag.sent(vm, position)
             self._context.lag.put(waiting_bytes or {})
         self._wake(name)
+
+    def _note_sizes(self, session: Session, item: ItemRow, disk_bytes: dict[str, int]) -> None:
+        """Record the sizes of the disks; a change is an event."""
+        for disk in item.disks:
+            size_bytes = disk_bytes.get(disk.disk_id, disk.size_bytes)
+            if size_bytes != disk.size_bytes:
+                text = f"disk {disk.name!r} of VM {item.vm!r} was resized from {disk.size_bytes} to {size_bytes} bytes"
+                now_ns = self._context.clock.wall_ns()
+                events.record(
+                    session,
+                    vm=item.vm,
+                    code="DiskResized",
+                    kind="VmReplication",
+                    severity="OK",
+                    text=text,
+                    now_ns=now_ns,
+                )
+                disk.size_bytes = size_bytes
 
     async def replication_error(
         self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None

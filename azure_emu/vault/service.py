@@ -142,6 +142,7 @@ class Vault:
             database.close()
             raise
         changes = ChangeFeed(clock)
+        database.observers.append(lambda _moments: changes.note())
         context = VaultContext(
             database,
             Notifications(database, changes.note),

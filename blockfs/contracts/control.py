@@ -14,7 +14,7 @@ from siterig.blockfs.contracts.counters import DiskCounters
 from siterig.blockfs.core.deadlines import ANSWER_S, deadline
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.sizes import SectorBytes
-from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
+from siterig.blockfs.core.wire_model import UUID_PATTERN, Whole, WireModel
 
 TagKind = Literal["CrashConsistent", "ApplicationConsistent"]
 ManagedDiskId = Annotated[str, Field(pattern=UUID_PATTERN)]
@@ -166,6 +166,7 @@ class CutInfo(WireModel):
 
     Attributes:
         downgraded_because: why it is crash-consistent although an application-consistent cut was ordered; not in the tag.
+        disk_bytes: the size of each disk by its id, in bytes; not in the tag.
     """
 
     vm: str
@@ -175,6 +176,7 @@ class CutInfo(WireModel):
     position: int
     time_ns: int
     downgraded_because: str | None = None
+    disk_bytes: dict[str, Whole] = Field(default_factory=dict)
 
 
 class SnapshotDisk(WireModel):

@@ -317,7 +317,15 @@ class DiskHost(DiskHostControl, DiskTree):
                 disk.tracking.tag(tag)
             for disk in disks:
                 await disk.flush()
-        return CutInfo(vm=vm, tag_id=tag.tag_id, kind=kind, name=name, position=tag.position, time_ns=tag.time_ns)
+        return CutInfo(
+            vm=vm,
+            tag_id=tag.tag_id,
+            kind=kind,
+            name=name,
+            position=tag.position,
+            time_ns=tag.time_ns,
+            disk_bytes={disk.state.disk_id: disk.size_bytes for disk in disks},
+        )
 
     async def segments(self, *, vm: str) -> list[SegmentInfo]:
         with os_errors_as(f"change log of VM {vm}"):

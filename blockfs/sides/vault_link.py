@@ -6,7 +6,7 @@ from typing import Protocol
 
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.deadlines import ANSWER_S, REPORT_S, deadline
-from siterig.blockfs.core.wire_model import WireModel
+from siterig.blockfs.core.wire_model import Whole, WireModel
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 
@@ -75,6 +75,7 @@ class VaultLink(Protocol):
         downgraded_because: str | None = None,
         age_s: float = 0.0,
         waiting_bytes: dict[str, int] | None = None,
+        disk_bytes: dict[str, Whole] | None = None,
     ) -> None:
         """Report that all data up to ``position``, and its tags, are in the cache account: now the RPO is met.
 
@@ -88,6 +89,7 @@ class VaultLink(Protocol):
             downgraded_because: why it is crash-consistent, if it was to be application-consistent.
             age_s: seconds since the cut by a monotonic clock.
             waiting_bytes: bytes in the account that were not applied when it was sent, by disk id.
+            disk_bytes: the size of each disk at the cut, by disk id.
         """
         ...
 

@@ -90,6 +90,7 @@ class VaultReporter:
                 downgraded_because=cut.downgraded_because,
                 age_s=self._clock.trio_time_s() - cut_at,
                 waiting_bytes=waiting_bytes,
+                disk_bytes=cut.disk_bytes,
             )
 
         await self._send(cut.tag_id, call)

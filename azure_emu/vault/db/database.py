@@ -48,6 +48,8 @@ class VaultDatabase:
         """The error of the newest transaction with changes, if it failed because the host's disk is full; else None."""
         self.moments = MomentLog()
         """The events, jobs and tasks that committed transactions wrote."""
+        self.observers: list[Callable[[list[VaultMoment]], None]] = []
+        """Called on the trio thread after each transaction that wrote, with its moments."""
         self._limiter = trio.CapacityLimiter(1)
         self.engine = create_engine(url) if isinstance(url, str) else url
         if self.engine.dialect.name == "sqlite":
@@ -119,7 +121,7 @@ class VaultDatabase:
             RigError: ``DiskFull`` (recoverable) if there is no room for the changes; nothing was changed.
         """
 
-        def run() -> tuple[T, list[VaultMoment]]:
+        def run() -> tuple[T, list[VaultMoment], bool]:
             try:
                 with Session(self.engine, expire_on_commit=False) as session, session.begin():
                     written = WrittenMoments(session)
@@ -134,10 +136,13 @@ class VaultDatabase:
                 raise self.full from error
             if wrote:
                 self.full = None
-            return result, moments
+            return result, moments, wrote or bool(moments)
 
-        result, moments = await trio.to_thread.run_sync(run, limiter=self._limiter)
+        result, moments, wrote = await trio.to_thread.run_sync(run, limiter=self._limiter)
         self.moments.note(moments)
+        if wrote:
+            for observe in self.observers:
+                observe(moments)
         return result
 
 

@@ -40,12 +40,14 @@ class View:
     """One answer, as it is drawn.
 
     ``lines`` returns the lines some seconds after the answer.  ``moving``: a copy runs, so there is news every second.
+    ``coming``: a copy is about to run; its progress is no change of the vault.
     """
 
     document: object
     lines: Callable[[float], Sequence[Line]]
     bars: Sequence[output.Bar] = ()
     moving: bool = False
+    coming: bool = False
 
 
 async def watch(folder: Path, vm: str | None, *, as_json: bool) -> None:
@@ -73,7 +75,7 @@ async def _show(layout: Layout, look: Callable[[], Awaitable[View]], *, as_json:
                         nursery.start_soon(_grow_older, drawing, view)
                     known = await _next_change(layout, known, moving=view.moving)
                     nursery.cancel_scope.cancel()
-                if live or view.moving or known != shown:
+                if live or view.moving or view.coming or known != shown:
                     break
 
 
@@ -98,18 +100,19 @@ async def _next_change(layout: Layout, known: ChangeCount, *, moving: bool) -> C
 async def _rig_view(layout: Layout) -> View:
     state = await rig_status.rig_state(layout)
     bars: list[output.Bar] = []
-    moving = False
+    moving = coming = False
     for item in state.items:
         if item["replication_state"] in _COPYING:
             progress = await _progress(layout, item["vm"])
             bars += [replace(bar, title=f"{item['vm']}  {bar.title}") for bar in follow.bars_of(progress)]
+            coming = True
             moving = moving or bool(bars)
 
     def lines(later_s: float) -> list[Line]:
         problem: list[Line] = [] if state.problem is None else ["", *output.detail("vault", state.problem)]
         return [*rig_status.lines_of(replace(state, items=[_older(item, later_s) for item in state.items])), *problem]
 
-    return View(state.document(), lines, bars, moving=moving)
+    return View(state.document(), lines, bars, moving=moving, coming=coming)
 
 
 def _older(item: rig_status.Document, by_s: float) -> dict[str, Any]:
@@ -133,4 +136,5 @@ async def _vm_view(layout: Layout, vm: str) -> View:
         return vm_view.lines_of(status.model_copy(update={"item": status.item.model_copy(update=ages)}))
 
     moving = status.progress is not None and bool(status.progress.disks)
-    return View(status.model_dump(), lines, follow.bars_of(status.progress), moving=moving)
+    coming = status.item.replication_state in _COPYING
+    return View(status.model_dump(), lines, follow.bars_of(status.progress), moving=moving, coming=coming)

@@ -295,6 +295,7 @@ class MemoryVault(VaultLink):
         downgraded_because: str | None = None,
         age_s: float = 0.0,
         waiting_bytes: dict[str, int] | None = None,
+        disk_bytes: dict[str, int] | None = None,
     ) -> None:
         self._check()
         self.waiting = waiting_bytes or {}

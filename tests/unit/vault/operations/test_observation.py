@@ -138,3 +138,37 @@ async def test_a_report_about_a_vm_ends_the_wait(tmp_path: Path, autojump_clock:
         known = await vault.observation.wait_for_change(epoch=known.epoch, after=known.count, patience_s=4)
         await vault.reports.resync_required(vm="web01", reason="PowerLoss")
         assert (await vault.observation.wait_for_change(epoch=known.epoch, after=known.count, patience_s=4)) != known
+
+
+async def test_an_event_of_no_vm_ends_the_wait(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with running(World(), tmp_path) as vault:
+        known = await vault.observation.wait_for_change(epoch="", after=0, patience_s=4)
+        known = await vault.observation.wait_for_change(epoch=known.epoch, after=known.count, patience_s=4)
+        await vault.status.events()
+        assert await vault.observation.wait_for_change(epoch=known.epoch, after=known.count, patience_s=4) == known
+        await vault.record_server_event("PeerRefused", "Warning", "vault", "an unknown peer")
+        assert await vault.observation.wait_for_change(epoch=known.epoch, after=known.count, patience_s=4) != known
+
+
+async def test_a_resize_is_an_event_and_the_status_has_the_new_size(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault, disks=("os",))
+        disk_id = world.site["web01"]["os"].disk_id
+
+        async def sent(position: int, size_bytes: int) -> None:
+            await vault.reports.point_sent(
+                vm="web01",
+                tag_id=str(position),
+                kind="CrashConsistent",
+                name="",
+                position=position,
+                time_ns=world.now_ns,
+                disk_bytes={disk_id: size_bytes, "of another VM": 1},
+            )
+
+        for position, size_bytes in ((1000, 1 << 30), (1010, 2 << 30), (1005, 1 << 30), (1020, 2 << 30)):
+            await sent(position, size_bytes)  # the third report comes late
+        assert [disk.size_bytes for disk in (await vault.observation.vm_status(vm="web01")).disks] == [2 << 30]
+        resizes = [event.description for event in await vault.status.events() if event.eventCode == "DiskResized"]
+        assert resizes == [f"disk 'os' of VM 'web01' was resized from {1 << 30} to {2 << 30} bytes"]
