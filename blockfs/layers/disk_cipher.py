@@ -31,6 +31,16 @@ class DiskCipher:
             raise OSError(errno.EIO, f"libcrypto does not accept the key ({os.strerror(ffi.errno)})")
         self.c = ffi.gc(made, lib.sr_xts_put)
 
+    def use_vector(self, *, vector: bool) -> bool:
+        """Choose the instructions for whole registers of lines, or libcrypto; return False if the processor lacks them.
+
+        A new cipher uses them if it can.  For tests and measurements: no other call may run.
+        """
+        result = lib.sr_xts_use_vector(self.c, vector)
+        if result != -errno.EOPNOTSUPP:
+            _check(result)
+        return bool(result == 0)
+
     def encrypt(self, data: Buffer, offset: int) -> bytes:
         """Return bytes of the disk from ``offset`` on, encrypted; both ends are between lines."""
         return self._changed(lib.sr_xts_encrypt, data, offset)

@@ -48,8 +48,10 @@ def encrypted_segment(cipher: DiskCipher, part: PartName, segment: bytes, index:
 
 
 def _edges(offset: int, length: int) -> Iterator[int]:
-    """Yield the offsets of the lines that a range covers in part."""
+    """Yield the offsets of the lines that a range covers in part; an empty range covers none."""
     end = offset + length
+    if length == 0:
+        return
     if offset % LINE_BYTES:
         yield offset - offset % LINE_BYTES
     if end % LINE_BYTES:

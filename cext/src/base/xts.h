@@ -25,8 +25,12 @@ struct sr_xts *sr_xts_new(const uint8_t key[SR_XTS_KEY_BYTES]);
 struct sr_xts *sr_xts_share(struct sr_xts *xts);
 void sr_xts_put(struct sr_xts *xts);
 
+/* Use the vector instructions of base/xts_vector.h, as a new key does if the processor has them, or not. Returns 0;
+ * -EOPNOTSUPP if it does not; -EIO if they and libcrypto give different bytes. No other call may run. */
+int sr_xts_use_vector(struct sr_xts *xts, int vector);
+
 /* Encrypt or decrypt bytes of the disk from `offset` on, in place. `offset` and `bytes` are multiples of
- * SR_XTS_LINE_BYTES. Returns 0, -EINVAL for other ones, or -EIO if libcrypto failed; then the bytes are undefined. */
+ * SR_XTS_LINE_BYTES, or `bytes` is 0. Returns 0, -EINVAL for other ones, or -EIO if libcrypto failed; then the bytes are undefined. */
 int sr_xts_encrypt(struct sr_xts *xts, void *data, uint64_t bytes, uint64_t offset);
 /* The same into another buffer, which does not overlap `data`. */
 int sr_xts_encrypt_into(struct sr_xts *xts, void *into, const void *data, uint64_t bytes, uint64_t offset);

@@ -166,6 +166,27 @@ int64_t sr_disk_write_back(struct sr_disk *disk, const void *buf, uint64_t bytes
 	return write_disk(disk, buf, bytes, offset, 1);
 }
 
+/* Log a long range that does not begin and end between lines as its two edges and the middle. The managed disk, whose
+ * lines are encrypted, stores the edges as data, which a record of such a length cannot be. */
+static int zero_long(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+{
+	uint64_t before = -offset % SR_XTS_LINE_BYTES, after = (offset + bytes) % SR_XTS_LINE_BYTES;
+	int rc = before ? sr_zero_stored(disk, type, offset, before) : 0;
+
+	if (rc == 0)
+		rc = sr_zero_stored(disk, type, offset + before, bytes - before - after);
+	if (rc == 0 && after)
+		rc = sr_zero_stored(disk, type, offset + (bytes - after), after);
+	return rc;
+}
+
+static int zero_plain(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+{
+	if (bytes > SR_CHUNK_BYTES && (offset | bytes) % SR_XTS_LINE_BYTES)
+		return zero_long(disk, type, offset, bytes);
+	return sr_zero_stored(disk, type, offset, bytes);
+}
+
 static int zero_disk(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes, int may_pass_fence)
 {
 	int rc = 0;
@@ -179,7 +200,7 @@ static int zero_disk(struct sr_disk *disk, int type, uint64_t offset, uint64_t b
 		if (bytes > size - offset)
 			bytes = size - offset;
 		if (bytes > 0)
-			rc = disk->xts ? sr_encrypted_zero(disk, type, offset, bytes) : sr_zero_stored(disk, type, offset, bytes);
+			rc = disk->xts ? sr_encrypted_zero(disk, type, offset, bytes) : zero_plain(disk, type, offset, bytes);
 	}
 	sr_unlock(disk);
 	return rc;

@@ -34,7 +34,7 @@ int sr_encrypt_segment(struct sr_xts *xts, uint8_t *segment, size_t bytes)
 	return rc;
 }
 
-/* The bytes of the record at `segment`, or 0 if it is torn or its checksum does not match. */
+/* The bytes of the record at `segment`, or 0 if it is torn, its checksum does not match, or it is not of an encrypted disk. */
 static size_t good_record_bytes(const uint8_t *segment, size_t bytes, uint32_t seed, struct record *record)
 {
 	const uint8_t *payload = segment + SR_RECORD_HEADER_BYTES;
@@ -45,6 +45,8 @@ static size_t good_record_bytes(const uint8_t *segment, size_t bytes, uint32_t s
 	if (record->magic != RECORD_MAGIC || record->payload_bytes > bytes - SR_RECORD_HEADER_BYTES)
 		return 0;
 	if (record->crc != sr_crc32c(sr_crc32c(seed, record, offsetof(struct record, crc)), payload, record->payload_bytes))
+		return 0;
+	if (record->type == SR_WRITE && record->payload_bytes && (record->offset | record->payload_bytes) % SR_XTS_LINE_BYTES)
 		return 0;
 	return SR_RECORD_HEADER_BYTES + record->payload_bytes;
 }

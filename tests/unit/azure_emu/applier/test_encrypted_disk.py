@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,19 @@ import pytest
 from siterig.azure_emu.disks.store import ManagedDiskStore, reset_disk
 from siterig.azure_emu.disks.view import needed_key, open_disk, open_view
 from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.changelog.position_counter import PositionCounter
+from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import failpoint
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.transfer import encrypted_part
+from siterig.blockfs.transfer.codec import pack
 from siterig.blockfs.transfer.envelope import DataKey
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.sync_part import SyncOrigin, pack_sync_part
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
 from tests.support.stores.killed_store import Killed
 from tests.support.stores.managed_disk import apply, assert_same, site, whole
@@ -177,3 +187,35 @@ def test_a_range_of_zeros_that_cannot_be_widened_is_refused(tmp_path: Path, monk
     assert caught.value.code == "PartRefused"
     assert store.watermark() == before
     assert_same(whole(store.latest_view()), bytes(SIZE_BYTES), "latest")
+
+
+def test_a_long_discard_that_covers_lines_in_part_is_applied(tmp_path: Path) -> None:
+    """A record of that length cannot carry data, so the disk logs the edges by themselves."""
+    size_bytes, ends = 80 << 20, [(7, 70 << 20), (1 << 20, (72 << 20) + 9), (0, 66_000), (5, 65_536 + 11)]
+    paths, positions = DiskPaths(tmp_path, "web01", "os"), PositionCounter(tmp_path / "position")
+    make_raw(paths, size_bytes)
+    disk = Disk.open(paths, DiskOptions(positions, policy=LogPolicy(kept_share_max=None)), None)
+    disk.tracking.start(new_generation=False)
+    disk_id = disk.state.disk_id
+    store = ManagedDiskStore.create(tmp_path / disk_id, disk_id=disk_id, size_bytes=size_bytes, created_ns=1, key=KEY)
+    origin = SyncOrigin(disk_id, disk.state.generation, size_bytes, positions.draw(), 1, 1)
+    store.apply_part(origin.part(1), pack_sync_part(origin, 1, deque(), is_last=True))
+    for number, (begin, end) in enumerate(ends):
+        for at in (0, begin, end - 20, 72 << 20):
+            disk.write(at, b"not zero, and not at the edge of a line")
+        disk.zero(begin, end - begin, discard=number % 2 == 0)
+        disk.tracking.tag(TagSeen(tag_id=str(uuid.UUID(int=number)), kind="CrashConsistent", name="point",
+                                  position=positions.draw(), time_ns=number))  # fmt: skip
+        disk.flush_now()
+        disk.tracking.maintain()
+        segment = disk.tracking.segments()[-1]
+        part = PartName(disk_id, disk.state.generation, "log", segment.first_seq, segment.last_seq)
+        store.apply_part(part, pack(Path(segment.path)))
+        view = store.latest_view()
+        for at in sorted({0, begin, end, 72 << 20}):
+            first = max(0, at - 4096)
+            assert view.pread(first, 8192) == disk.read(first, 8192), f"range {begin} to {end}, at byte {first}"
+        view.close()
+    store.close()
+    disk.abandon()
+    positions.close()

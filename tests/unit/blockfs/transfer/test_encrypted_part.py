@@ -23,10 +23,13 @@ def states(before: bytes, segment: bytes, *, is_encrypted: bool) -> list[bytes]:
     data, found = bytearray(before), []
     for record in encrypted_part._records(segment):  # noqa: SLF001
         if record.type == RecordType.WRITE:
-            plain = CIPHER.decrypt(record.payload, record.offset) if is_encrypted else record.payload
+            has_key = is_encrypted and record.payload
+            plain = CIPHER.decrypt(record.payload, record.offset) if has_key else record.payload
             data[record.offset : record.offset + record.length] = plain
         elif record.type in (RecordType.ZERO, RecordType.DISCARD):
             data[record.offset : record.offset + record.length] = bytes(record.length)
+        elif record.type == RecordType.RESIZE:
+            data.extend(bytes(record.length - len(data)))
         else:
             continue
         found.append(bytes(data))
@@ -66,3 +69,21 @@ def test_random_records_make_the_same_states(tmp_path: Path, siterig_seed: int) 
         before = bytes(disk.data)
         disk.scribble(12)
         check(disk, before)
+
+
+def test_records_at_the_ends_of_a_disk_that_grows_make_the_same_states(tmp_path: Path) -> None:
+    """The first and the last line, before and after a growth within the part; and records of no bytes."""
+    disk = SiteDisk(tmp_path, random.Random(1))
+    disk.data[:] = random.Random(2).randbytes(len(disk.data))
+    before, size = bytes(disk.data), len(disk.data)
+    disk.note(RecordType.WRITE, 37, 0)
+    disk.note(RecordType.ZERO, 16, 0)
+    disk.write(size - 3, b"end")
+    disk.zero(0, 1)
+    disk.resize(size + 512)
+    disk.write(size - 7, b"over the old end")
+    disk.zero(size + 9, 3, RecordType.DISCARD)
+    disk.write(size + 511, b"z")
+    disk.zero(size + 500, 12)
+    disk.note(RecordType.DISCARD, size + 5, 0)
+    check(disk, before)
