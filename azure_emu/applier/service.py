@@ -13,7 +13,9 @@ import trio
 from siterig.azure_emu.applier.applier import NET_S, UNSETTLED_S, Applier
 from siterig.azure_emu.applier.comparisons import Comparisons
 from siterig.azure_emu.applier.export import Exporter, data_bytes
+from siterig.azure_emu.applier.seeding import Seeding
 from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
+from siterig.azure_emu.contracts.seeds import SeedImage
 from siterig.azure_emu.disks.change_steps import change_steps
 from siterig.azure_emu.disks.loader import StoreState, load_history, query_consistently
 from siterig.azure_emu.disks.queries import change_list, disk_state, position_at
@@ -21,6 +23,7 @@ from siterig.azure_emu.disks.store import ManagedDiskStore, delete_disk
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
+from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_cipher import keep_keys
@@ -46,6 +49,7 @@ class RecoveryService(RecoverySide):
         self._cache = cache
         self._comparisons = Comparisons(applier)
         self._exporter = Exporter(cache)
+        self._seeding = Seeding(applier)
 
     async def run(
         self,
@@ -100,6 +104,15 @@ class RecoveryService(RecoverySide):
             for part in (await self._cache.list(disk_id)).parts:
                 await self._cache.delete(part)
             self._drop_keys(disk_id)  # the vault deletes them with the managed disk
+
+    async def check_seed(self, *, image: str, image_format: ImageFormat | None, size_bytes: int) -> SeedImage:
+        return await self._seeding.check(image, image_format, size_bytes)
+
+    async def seed_disk(self, *, disk_id: str, image: str, image_format: ImageFormat | None) -> Watermark:
+        return await self._seeding.seed(disk_id, image, image_format)
+
+    async def seed_progress(self, *, disk_id: str) -> int:
+        return self._seeding.progress(disk_id)
 
     async def parts_put(self, *, disk_ids: list[str]) -> None:
         self._applier.wake(disk_ids)

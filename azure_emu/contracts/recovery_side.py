@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
+from siterig.azure_emu.contracts.seeds import Seeds
 from siterig.blockfs.core.deadlines import ANSWER_S, REPORT_S, deadline
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
@@ -83,7 +84,7 @@ class ManagedDiskState(WireModel):
     free_bytes: int | None = None
 
 
-class RecoverySide(Protocol):
+class RecoverySide(Seeds, Protocol):
     """The applier role: managed disks, and the way into and out of the cache account."""
 
     async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:

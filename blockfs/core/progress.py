@@ -7,7 +7,9 @@ from typing import Literal
 
 from siterig.blockfs.core.wire_model import WireModel
 
-Phase = Literal["InitialReplication", "Resynchronization", "DeltaReplication", "Failback", "Import", "Verification"]
+Phase = Literal[
+    "InitialReplication", "Resynchronization", "DeltaReplication", "Failback", "Import", "Verification", "OfflineSeed"
+]
 
 Advance = Callable[[int], None]
 """Called with the number of bytes that were processed since the last call."""

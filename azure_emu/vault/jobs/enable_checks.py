@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits
+from siterig.azure_emu.vault.jobs import seeds
 from siterig.azure_emu.vault.jobs.job_errors import CombinedError
+from siterig.azure_emu.vault.model.seed_source import SeedSource
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import RigError
 
 
-async def check_all(context: VaultContext, vm: str) -> list[DiskInfo]:
-    """Check the site's disks, their sizes and the name of a VM, and return the disks.
+async def check_all(context: VaultContext, vm: str, images: Sequence[SeedSource] = ()) -> list[DiskInfo]:
+    """Check the site's disks, their sizes and seeds, and the name of a VM, and return the disks.
 
     Raises:
         RigError: ``VmNotFound``, or the error of the role that did not answer; :class:`CombinedError` with each prerequisite
@@ -22,6 +24,7 @@ async def check_all(context: VaultContext, vm: str) -> list[DiskInfo]:
     found = [unmet.error() for unmet in site.unmet]
     found += _raised_by(lambda: azure_vms.check_vm_name(vm))
     found += disk_limits.too_large(vm, site.disks)
+    found += await seeds.unusable(context, vm, images, site.disks)
     if found:
         raise CombinedError.of(found)
     return site.disks

@@ -11,7 +11,7 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, ItemRow, JobRow
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory, target_names
-from siterig.azure_emu.vault.jobs import enable_checks, preflight, start_time
+from siterig.azure_emu.vault.jobs import enable_checks, preflight, seeds, start_time
 from siterig.azure_emu.vault.jobs.engine import (
     INFORMATION,
     SKIPPED,
@@ -37,7 +37,7 @@ from siterig.blockfs.core.errors import Code, RigError
 
 async def check_enable(job: JobContext) -> TaskOutcome | None:
     """Check that the VM can be protected, and record its disks in the item."""
-    disks = await enable_checks.check_all(job.context, job.vm)
+    disks = await enable_checks.check_all(job.context, job.vm, seeds.of_job(job))
     unavailable = await target_names.unavailable(job.context, job.vm)
     await _adopt_disks(job, disks)
     interval_s = await job.change(lambda _session, item: item.interval_s)
@@ -83,9 +83,10 @@ def _delete_disk(session: Session, disk_id: str) -> None:
 
 
 async def create_target(job: JobContext) -> None:
-    """Create a managed disk for each disk."""
+    """Create a managed disk for each disk, and fill those that have a seed."""
     for disk_id, size_bytes in await job.change(lambda _session, item: [(d.disk_id, d.size_bytes) for d in item.disks]):
         await job.context.recovery.create_managed_disk(disk_id=disk_id, size_bytes=size_bytes)
+    await seeds.fill_all(job)
 
 
 async def create_target_again(job: JobContext) -> None:
@@ -114,7 +115,7 @@ async def enable_relationship(job: JobContext) -> None:
 
 
 async def start_initial_replication(job: JobContext) -> None:
-    """Send every disk completely to the cache account, and wait until it is applied."""
+    """Send every disk to the cache account, as a whole or as it differs from its seed, and wait until it is applied."""
 
     def begin(session: Session, item: ItemRow) -> None:
         health.clear_errors(session, item.vm, None)
@@ -126,10 +127,13 @@ async def start_initial_replication(job: JobContext) -> None:
     await start_time.wait_for_start(job)
     await job.change(begin)
     async with provider_call(job, START_REPLICATION):
-        await job.context.site.initial_replication(vm=job.vm)
+        if seeds.SEEDS in job.variables:
+            await job.context.site.resync(vm=job.vm)
+        else:
+            await job.context.site.initial_replication(vm=job.vm)
     await note_copied(job)
     await job.change(sent)
-    if start_time.START in job.variables:  # its disks are tracked only now
+    if start_time.START in job.variables or seeds.SEEDS in job.variables:  # their generation began only now
         disks = await inventory.site_disks(job.context, job.vm)
         job.variables["generations"] = {disk.disk_id: disk.generation for disk in disks}
     await _wait_synced(job, job.variables["generations"])
@@ -329,7 +333,7 @@ ENABLE = Scenario(
     ),
     succeeded=_enabled,
     failed=_enabling_failed,
-    progress=site_progress,
+    progress=seeds.enable_progress,
     stop=stop_copy,
     resumed=True,
 )

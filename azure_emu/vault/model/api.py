@@ -14,10 +14,11 @@ from pydantic import Field
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.azure_emu.vault.model.fence_api import FenceApi
 from siterig.azure_emu.vault.model.key_api import KeyApi
+from siterig.azure_emu.vault.model.seed_source import SeedSource
 from siterig.azure_emu.vault.model.site_settings_api import AppScriptApi, BandwidthApi
+from siterig.azure_emu.vault.model.verification_api import VerificationApi
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
-from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_BOTH_S, ASKING_S, deadline
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.progress import CopyTotals, VmProgress
@@ -272,10 +273,13 @@ class ProtectionApi(Protocol):
         app_consistent_every_s: float | None = None,
         history_hours: int = HOURS_DEFAULT,
         start_at: str | None = None,
+        seeds: list[SeedSource] | None = None,
     ) -> Job:
         """Start to replicate a VM of the site by a policy (:meth:`change_policy`).
 
-        ``start_at``: the initial replication begins then: the next ``HH:MM`` in UTC, or RFC 3339.  None: at once."""
+        ``start_at``: the initial replication begins then: the next ``HH:MM`` in UTC, or RFC 3339.  None: at once.
+        ``seeds``: images that managed disks begin with; the initial replication then sends only what differs from them.
+        """
         ...
 
     async def disable_protection(self, *, vm: str) -> Job:
@@ -334,22 +338,6 @@ class ProtectionApi(Protocol):
 
     async def resume_replication(self, *, vm: str) -> Job:
         """Continue the cycles of a paused VM with a cycle at once."""
-        ...
-
-
-class VerificationApi(Protocol):
-    """The comparison of both sides of a VM."""
-
-    async def verify(self, *, vm: str) -> Verification:
-        """Compare both sides at one position, while replication runs; the result is an event, and a difference a resync due.
-
-        Raises:
-            RigError: ``VmBusy`` if the VM is being verified; ``Interrupted`` if another operation stopped it.
-        """
-        ...
-
-    async def stop_verification(self, *, vm: str) -> None:
-        """Stop a verification; no-op if there is none."""
         ...
 
 

@@ -21,8 +21,10 @@ from siterig.azure_emu.vault.jobs import (
     start_time,
 )
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
+from siterig.azure_emu.vault.jobs.seeds import SEEDS, named
 from siterig.azure_emu.vault.model.api import Job, ProtectionApi
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT
+from siterig.azure_emu.vault.model.seed_source import SeedSource
 from siterig.azure_emu.vault.points.retention import check_hours
 from siterig.blockfs.core.errors import Code, RigError
 
@@ -45,12 +47,15 @@ class ProtectionOperations(ProtectionApi):
         app_consistent_every_s: float | None = None,
         history_hours: int = HOURS_DEFAULT,
         start_at: str | None = None,
+        seeds: list[SeedSource] | None = None,
     ) -> Job:
         policy_tasks.check_policy(interval_s, app_consistent_every_s)
         check_hours(history_hours)
         begin_ns = None if start_at is None else start_time.parse_start(start_at, self._context.clock.wall_ns())
-        variables = {} if begin_ns is None else {start_time.START: begin_ns}
+        variables: dict[str, Any] = {} if begin_ns is None else {start_time.START: begin_ns}
         disks = await self._context.retry_while_away("protect", vm, lambda: inventory.site_disks(self._context, vm))
+        if seeds:
+            variables[SEEDS] = [seed.model_dump() for seed in named(vm, seeds, disks)]
 
         def insert(session: Session) -> Job:
             engine.require_no_job(session, vm)

@@ -12,7 +12,7 @@ from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import ItemRow
-from siterig.azure_emu.vault.model.api import VerificationApi
+from siterig.azure_emu.vault.model.verification_api import VerificationApi
 from siterig.azure_emu.vault.monitoring import health, resync_reasons
 from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.errors import Code, RigError

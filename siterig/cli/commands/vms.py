@@ -208,16 +208,30 @@ def protect(
             "--start-at", metavar="HH:MM|TIME", help="Begin the initial replication then: HH:MM (UTC), or RFC 3339."
         ),
     ] = None,
+    seed_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--seed-from",
+            metavar="[NAME=]IMAGE",
+            help="An image of disk NAME, or of the only disk, that its managed disk begins with; only differences are sent.",
+        ),
+    ] = None,
+    seed_format: Annotated[
+        list[str] | None,
+        typer.Option("--seed-format", metavar="[NAME=]FORMAT", help="Format of the images, if it cannot be detected."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Enable replication of a VM, and wait until it is protected: initial replication, then the first recovery point."""
     from siterig.azure_emu.vault.inventory import disk_limits
     from siterig.azure_emu.vault.points import retention
     from siterig.cli.commands.operations import job_status
+    from siterig.cli.commands.seeds import parse_seeds
     from siterig.cli.follow import follow
 
     async def work() -> int:
         check_schedule(app_every_s)
+        seeds = parse_seeds(seed_from or [], seed_format or [])
         for text in filter(None, (interval_notice(interval_s), retention.remark(history_hours))):
             output.notice(text)
         api = vault(folder)
@@ -230,6 +244,7 @@ def protect(
             app_consistent_every_s=app_every_s,
             history_hours=history_hours,
             start_at=start_at,
+            seeds=seeds,
         )
         if start_at is not None:
             output.notice(f"the initial replication waits for {start_at}; after Ctrl-C the job {job.name} continues")

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
+from siterig.azure_emu.contracts.seeds import SeedImage
 from siterig.azure_emu.vault.db.schema import JobRow
 from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.model.resync_window import ResyncWindow
@@ -37,6 +38,7 @@ from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sizes import SectorBytes
+from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
@@ -67,6 +69,8 @@ class World:
         self.app_scripts: dict[str, AppScript | None] = {}
         self.tracked: bool | None = None  # of the last relationship
         self.unmet: list[UnmetPrerequisite] = []
+        self.bad_seeds: dict[str, RigError] = {}  # image -> the error of its check
+        self.seeded: list[tuple[str, str]] = []  # disk and image of each call
         self.limited: list[bool] = []  # the orders of resyncs
         self.retained: dict[str, int] = {}
         self.news: list[list[str]] = []  # the disks of each call parts_put
@@ -460,6 +464,24 @@ class FakeRecovery(RecoverySide):
     async def data_bytes(self, *, source: str) -> int:
         await self.world.called("recovery.data_bytes")
         return 4096
+
+    async def check_seed(self, *, image: str, image_format: ImageFormat | None, size_bytes: int) -> SeedImage:
+        await self.world.called("recovery.check_seed")
+        if image in self.world.bad_seeds:
+            raise self.world.bad_seeds[image]
+        return SeedImage(format=image_format or "raw", size_bytes=size_bytes, data_bytes=size_bytes)
+
+    async def seed_disk(self, *, disk_id: str, image: str, image_format: ImageFormat | None) -> Watermark:
+        await self.world.called("recovery.seed_disk")
+        self.world.seeded.append((disk_id, image))
+        self.world.managed[disk_id] = self.world.mark(disk_id, 1, 0, 0).model_copy(
+            update={"sync_complete": True, "sync_parts": 3}
+        )
+        return self.world.managed[disk_id]
+
+    async def seed_progress(self, *, disk_id: str) -> int:
+        await self.world.called("recovery.seed_progress")
+        return 512
 
     async def export_progress(self, *, source_id: str) -> int:
         await self.world.called("recovery.export_progress")

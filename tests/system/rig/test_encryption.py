@@ -1,19 +1,24 @@
 """A marker that a guest writes is in no file of the recovery side: account, managed disks, database, logs.
 
 One rig is used for all steps: a killed applier with parts in the account, a mounted point, a VM of a test failover, killed
-roles, and a revoked key; then the failover, its commit with the hydration of the disk, and the failback.
+roles, and a revoked key; then the failover, its commit with the hydration of the disk, and the failback; at last a VM whose
+managed disk begins with an image.
 """
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
+import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
+from siterig.azure_emu.vault.model.seed_source import SeedSource
 from siterig.blockfs.changelog.segment import SegmentReader, scan_tail
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
@@ -22,8 +27,8 @@ from tests.support.rigs.jobs import ended
 
 pytestmark = pytest.mark.system
 
-VM = "web01"
-DISK_BYTES = 8 << 20
+VM, SEEDED = "web01", "seeded01"
+DISK_BYTES, SEEDED_BYTES = 8 << 20, 64 << 20
 INTERVAL_S = 1
 WITHIN_S = 120
 """The time limit of a wait, far beyond the promised times: a loaded machine is slow, and no test asserts a duration."""
@@ -94,6 +99,48 @@ async def writes_of_a_recovered_vm(rig: Testbed, disk: Path) -> None:
     (log,) = sorted(disk.parent.glob("os.*.hrl"))[:1]
     with SegmentReader(log) as reader:
         assert GUEST in b"".join(reader.payload(record) for record in scan_tail(reader).records)
+
+
+async def seeded_protection(rig: Testbed, folder: Path) -> None:
+    """Protect a disk of which one block differs from its image (qcow2), and kill the applier while it reads the image."""
+    vm = await rig.vault.create_vm(vm=SEEDED, disks=[DiskSpec(name="os", size_bytes=SEEDED_BYTES)])
+    disk, raw, image = Path(vm.disks[0].path), folder / "seed.raw", folder / "seed.qcow2"
+
+    def prepare() -> None:
+        content = bytearray(random.Random(5).randbytes(SEEDED_BYTES))
+        for at in range(0, SEEDED_BYTES, 4 << 20):
+            content[at : at + len(MARKER)] = MARKER
+        raw.write_bytes(content)
+        subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(image)], check=True)
+        with disk.open("r+b") as file:
+            file.write(content)
+            file.seek(33 << 20)
+            file.write(MARKER * 10)
+            os.fsync(file.fileno())
+
+    await trio.to_thread.run_sync(prepare)
+    before = image.stat().st_mtime_ns, hashlib.sha256(image.read_bytes()).hexdigest()
+    job = await rig.vault.enable_protection(
+        vm=SEEDED, interval_s=INTERVAL_S, seeds=[SeedSource(disk=None, image=str(image))]
+    )
+    with trio.fail_after(WITHIN_S):
+        while True:
+            progress = await rig.vault.progress(vm=SEEDED)
+            if progress.phase == "OfflineSeed" and progress.disks[0].done_bytes:
+                break
+            assert (await rig.vault.job(name=job.name)).endTime is None
+            await trio.sleep(0.01)
+    assert_no_marker(rig, "while an image is read")
+    await kill(rig, "applier")
+    await ended(rig, job)
+    job = await rig.vault.job(name=job.name)
+    assert job.copied is not None
+    assert (job.copied.phase, job.copied.total_bytes) == ("Resynchronization", SEEDED_BYTES)
+    assert 0 < job.copied.sent_bytes < 1 << 20
+    assert_no_marker(rig, "after a replication from an image")
+    assert (await rig.vault.verify(vm=SEEDED)).differing_bytes == 0
+    assert (image.stat().st_mtime_ns, hashlib.sha256(image.read_bytes()).hexdigest()) == before
+    await ended(rig, await rig.vault.disable_protection(vm=SEEDED))
 
 
 async def hydrated(rig: Testbed) -> None:
@@ -181,3 +228,4 @@ async def test_a_marker_of_the_guest_is_in_no_file_of_the_recovery_side(tmp_path
         for path in recovery_files(rig):
             assert path == rig.layout.vault_keys or not any(has(path, secret) for secret in secrets), path
         await failover_and_failback(rig, disk)
+        await seeded_protection(rig, tmp_path)
