@@ -20,6 +20,7 @@ import structlog
 import trio
 
 from siterig.azure_emu.applier.applier import Applier
+from siterig.azure_emu.applier.part_applier import PartApplier
 from siterig.azure_emu.disks.view_provider import DiskKeySource, ManagedDiskViews
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.layers.chunk_tags import BLOCK_BYTES, CHUNK_BYTES_MAX, tag_chunks
@@ -56,13 +57,19 @@ class _OpenState:
 class _AskedKeys(DiskKeySource):
     """The keys that were asked for just before a view is opened in a thread."""
 
-    def __init__(self) -> None:
-        self.held: dict[str, DataKey] = {}
+    def __init__(self, parts: PartApplier) -> None:
+        self._parts = parts
+        self._held: dict[str, DataKey] = {}
+
+    async def load(self, managed_disk: str) -> None:
+        key = await self._parts.key_of(managed_disk)
+        if key is not None:
+            self._held[managed_disk] = key
 
     def get(self, managed_disk: str) -> DataKey:
-        if managed_disk not in self.held:
+        if managed_disk not in self._held:
             raise RigError(Code.KeyMissing, f"managed disk {managed_disk} is encrypted, and this applier has no keys")
-        return self.held[managed_disk]
+        return self._held[managed_disk]
 
 
 class Comparisons:
@@ -71,8 +78,7 @@ class Comparisons:
     def __init__(self, applier: Applier) -> None:
         self._applier = applier
         self._clock = applier.clock
-        self._keys = _AskedKeys()
-        self._views = ManagedDiskViews(applier.folder, applier.clock, self._keys)
+        self._views = ManagedDiskViews(applier.folder, applier.clock, _AskedKeys(applier.parts))
         self._open: dict[tuple[str, str], _OpenState] = {}
         self._changing = trio.Lock()
         self._used = trio.Event()
@@ -144,10 +150,7 @@ class Comparisons:
         now = self._clock.trio_time_s()
         if position is not None:
             holder = f"{_HOLDER} {comparison_id}"
-            if await trio.to_thread.run_sync(self._views.key_id, disk_id) is not None:
-                key = await self._applier.parts.key_of(disk_id)
-                if key is not None:
-                    self._keys.held[disk_id] = key
+            await self._views.prepare(disk_id)
             layer = await trio.to_thread.run_sync(self._views.open, disk_id, position, holder)
             return _OpenState(disk_id, holder, layer, now)
         async with disk.lock:

@@ -1,7 +1,8 @@
 """The keys of managed disks in the process of the disk host: asked for when a disk is opened, and kept in memory.
 
 The disk host opens disks in threads, and at its start on the trio thread, where it cannot ask the vault.  So the keys of all
-managed disks, and of the disks of recovered VMs, are asked for before it starts.
+managed disks, and of the disks of recovered VMs, are asked for before it starts, and that of another disk before it is
+opened.
 
 Fault contract: keys are in memory only.  A vault that cannot be reached does not stop the opening of a disk whose key is
 held; a key that was revoked does.
@@ -50,8 +51,6 @@ class DiskKeys(DiskKeySource):
         self._clock = clock
         self._held: dict[str, DataKey] = {}
         self._errors: dict[str, RigError] = {}
-        self._token: trio.lowlevel.TrioToken | None = None
-        """Set when threads may ask: at the start the trio thread waits for threads that open disks."""
 
     async def load_all(self) -> None:
         """Ask for the keys of all encrypted disks; wait a while for a vault that cannot be reached."""
@@ -72,16 +71,12 @@ class DiskKeys(DiskKeySource):
                 needed.add(state.key.managed_disk)
         return sorted(needed)
 
-    def begin_asking(self) -> None:
-        """Let :meth:`get` ask the vault from now on, because the disk host has started."""
-        self._token = trio.lowlevel.current_trio_token()
-
     async def _load_patiently(self, disk_id: str, end_s: float) -> None:
         with self._waits.waiting("keys", disk=disk_id) as because:
             while True:
                 try:
                     with self._clock.real.fail_after(max(end_s - self._clock.real.trio_time_s(), 0.0)):
-                        await self._load(disk_id)
+                        await self.load(disk_id)
                 except trio.TooSlowError:
                     self._errors.setdefault(disk_id, _not_asked(disk_id))
                 except RigError as exc:
@@ -94,42 +89,23 @@ class DiskKeys(DiskKeySource):
             error = self._errors[disk_id]
             _log.error("disk_key_missing", disk=disk_id, code=error.code, reason=error.message)
 
-    async def _load(self, disk_id: str) -> DataKey:
+    async def load(self, managed_disk: str) -> None:
         try:
-            key = (await self._vault.disk_key(disk_id=disk_id)).key()
+            key = (await self._vault.disk_key(disk_id=managed_disk)).key()
         except RigError as exc:
-            held = self._held.get(disk_id)
-            if held is not None and exc.recoverable:
-                return held
-            self._held.pop(disk_id, None)
-            self._errors[disk_id] = exc
+            if managed_disk in self._held and exc.recoverable:
+                return
+            self._held.pop(managed_disk, None)
+            self._errors[managed_disk] = exc
             raise
-        self._held[disk_id] = key
-        self._errors.pop(disk_id, None)
-        return key
+        self._held[managed_disk] = key
+        self._errors.pop(managed_disk, None)
 
     def get(self, managed_disk: str) -> DataKey:
-        """Return the key of a managed disk.
-
-        In a thread the vault is asked.  On the trio thread, and before :meth:`begin_asking`, the held key is returned.
-
-        Raises:
-            RigError: ``KeyRevoked``, ``KeyMissing``; the errors of the call to the vault (recoverable).
-        """
-        if self._token is not None and not _is_trio_thread():
-            return trio.from_thread.run(self._load, managed_disk, trio_token=self._token)
         if managed_disk in self._held:
             return self._held[managed_disk]
         error = self._errors.get(managed_disk, _not_asked(managed_disk))
-        raise RigError(error.code, f"{error.message}; later siterig role restart azure opens the disk")
-
-
-def _is_trio_thread() -> bool:
-    try:
-        trio.lowlevel.current_task()
-    except RuntimeError:
-        return False
-    return True
+        raise RigError(error.code, error.message, recoverable=error.recoverable)
 
 
 def _not_asked(disk_id: str) -> RigError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import structlog
+import trio
 
 from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.azure_emu.disks.pins import pin, pins, unpin, unpin_holder
@@ -30,19 +31,30 @@ UNREPORTED_MAX = 1000
 
 
 class DiskKeySource(Protocol):
-    """Gives out the keys of managed disks; any thread may call."""
+    """Gives out the keys of managed disks."""
 
-    def get(self, managed_disk: str) -> DataKey:
-        """Return the key of a managed disk, which may be deleted.
+    async def load(self, managed_disk: str) -> None:
+        """Ask for the key of a managed disk, which may be deleted; on the trio thread.
 
         Raises:
-            RigError: ``KeyRevoked``, ``KeyMissing``; the errors of the call to the vault (recoverable).
+            RigError: ``KeyRevoked``, ``KeyMissing``; the errors of the call to the vault (recoverable) if no key is held.
+        """
+        ...
+
+    def get(self, managed_disk: str) -> DataKey:
+        """Return the key that was asked for; any thread may call.
+
+        Raises:
+            RigError: ``KeyRevoked``, ``KeyMissing``; the error of the last question.
         """
         ...
 
 
 class NoKeys(DiskKeySource):
     """The key source of a process that serves no encrypted managed disk."""
+
+    async def load(self, managed_disk: str) -> None:
+        self.get(managed_disk)
 
     def get(self, managed_disk: str) -> DataKey:
         raise RigError(Code.KeyMissing, f"managed disk {managed_disk} is encrypted, and this process has no keys")
@@ -109,6 +121,10 @@ class ManagedDiskViews(Views):
 
     def key_id(self, managed_disk: str) -> str | None:
         return needed_key(self._disks / managed_disk)
+
+    async def prepare(self, managed_disk: str, *, is_needed: bool = False) -> None:
+        if is_needed or await trio.to_thread.run_sync(self.key_id, managed_disk) is not None:
+            await self._keys.load(managed_disk)
 
     def cipher(self, managed_disk: str, key_id: str) -> DiskCipher:
         key = self._keys.get(managed_disk)

@@ -28,6 +28,18 @@ class Views(Protocol):
         """
         ...
 
+    async def prepare(self, managed_disk: str, *, is_needed: bool = False) -> None:
+        """Ask for the key of a managed disk, which :meth:`cipher` and :meth:`open` then use in a thread; on the trio thread.
+
+        Args:
+            managed_disk: id of the managed disk.
+            is_needed: ask also if the managed disk is deleted; otherwise only if it is encrypted.
+
+        Raises:
+            RigError: ``KeyRevoked``, ``KeyMissing``; the errors of the call to the vault (recoverable) if no key is held.
+        """
+        ...
+
     def open(self, managed_disk: str, position: int, holder: str, *, stored: bool = False) -> Layer:
         """Return a read-only layer with a managed disk as it was at a position.
 
@@ -71,6 +83,9 @@ class PlainViews(Views):
     def key_id(self, managed_disk: str) -> str | None:
         """Return None: nothing is encrypted."""
 
+    async def prepare(self, managed_disk: str, *, is_needed: bool = False) -> None:
+        """Do nothing: there are no keys."""
+
     def cipher(self, managed_disk: str, key_id: str) -> DiskCipher:
         raise RigError(Code.KeyMissing, f"managed disk {managed_disk} is encrypted with key {key_id}; this host has no keys")
 
@@ -85,6 +100,9 @@ class OpenedView(Views):
 
     def key_id(self, managed_disk: str) -> str | None:
         return self._views.key_id(managed_disk)
+
+    async def prepare(self, managed_disk: str, *, is_needed: bool = False) -> None:
+        """Do nothing: the code that opened the view has asked for the key."""
 
     def cipher(self, managed_disk: str, key_id: str) -> DiskCipher:
         return self._views.cipher(managed_disk, key_id)

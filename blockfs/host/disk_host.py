@@ -54,6 +54,9 @@ from siterig.blockfs.host.disk_tree import ROOT, DiskTree, run_maintenance
 from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, check_name
 from siterig.blockfs.host.mounted_points import MountedPoints
 
+OPEN_AGAIN_S = 5.0
+"""The time between two attempts to open disks and mounted points whose key could not be had."""
+
 
 class DiskHost(DiskHostControl, DiskTree):
     """The operations of a disk host.  Use it on one trio thread (see :mod:`siterig.blockfs.disk.disk`).
@@ -156,8 +159,18 @@ class DiskHost(DiskHostControl, DiskTree):
 
     # --- the tree -----------------------------------------------------------------------------------------------
 
+    async def open_waiting(self) -> None:
+        """Open disks and mounted points that could not be opened because of a key, when it can be had; until cancelled."""
+        while True:
+            await self._clock.real.sleep(OPEN_AGAIN_S)
+            await self._maker.open_waiting()
+            if self._mounted_points is not None:
+                await self._mounted_points.open_waiting()
+
     async def run_maintenance(self) -> None:
         async with trio.open_nursery() as nursery:
+            if self._mounted_points is not None:
+                nursery.start_soon(self.open_waiting)
             nursery.start_soon(self.hydrator.run)
             await run_maintenance(self.registry.event_fd, self.registry.watch, self.registry.all_disks)
 

@@ -18,6 +18,7 @@ from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.disk import parent_image
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPaths, make_over_image, make_over_managed_disk, make_raw
+from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.disk.views import OpenedView, Views, open_counted
 from siterig.blockfs.files.host_errors import host_error, os_errors_as
 from siterig.blockfs.host.disk_registry import DiskRegistry
@@ -100,6 +101,8 @@ class DiskMaker:
             raise RigError(Code.NotARecoveryHost, f"cannot open managed disk {managed_disk} here: this host serves a site")
         self._check_new(vm, name)
         paths = DiskPaths(self._registry.root / vm, vm, name)
+        await views.prepare(managed_disk)
+        self._check_new(vm, name)  # again: another call may have created it meanwhile
         self._opening.add(str(paths))
         try:
             async with self._locks.hold(str(paths)):
@@ -112,6 +115,27 @@ class DiskMaker:
                     raise
         finally:
             self._opening.discard(str(paths))
+
+    async def open_waiting(self) -> None:
+        """Open each disk that could not be opened because of a key, if the key can be had now."""
+        for paths in self._registry.waiting():
+            async with self._locks.hold(str(paths)):
+                try:
+                    await self._ask_for_key(paths)
+                except (RigError, OSError):
+                    continue  # the error of the last attempt still has the reason
+                if paths in self._registry.waiting():  # otherwise it was removed meanwhile
+                    self._registry.open_again(paths)
+
+    async def _ask_for_key(self, paths: DiskPaths) -> None:
+        state = DiskState.load(paths.file("disk"))
+        views = self._registry.views
+        if views is None:
+            return
+        if state.key is not None:
+            await views.prepare(state.key.managed_disk, is_needed=True)
+        elif state.managed_disk is not None:
+            await views.prepare(state.managed_disk)
 
     def _check_new(self, vm: str, name: str) -> None:
         self._registry.check_new(vm, name)

@@ -104,7 +104,8 @@ class DiskRegistry:
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
         self.broken_chains: dict[str, DiskInfo] = {}
-        self._without_key: dict[str, Code] = {}  # for disks in `broken` whose key cannot be had: the code of the error
+        self._waiting: dict[str, tuple[DiskPaths, Code]] = {}
+        """The disks in ``broken`` whose key could not be had, each with the code of the error."""
         for folder in sorted(root.iterdir()):
             if folder.is_dir() and folder.name != RECOVERY_FOLDER:
                 self._load(folder)
@@ -118,22 +119,44 @@ class DiskRegistry:
         if folder.name.startswith("."):  # creation or deletion was interrupted
             shutil.rmtree(folder)
             return
-        disks = self.vms[folder.name] = {}
+        self.vms[folder.name] = {}
         for state in sorted(folder.glob("*.disk")):
             paths = DiskPaths(folder, folder.name, state.stem)
             try:
-                disk = Disk.open(paths, self._options, self.views)
-                self.report_opened(disk)
-                disks[state.stem] = disk
+                self._open(paths)
             except (RigError, OSError) as exc:
-                self.broken[str(paths)] = str(exc)
-                if isinstance(exc, RigError) and exc.code in (Code.KeyRevoked, Code.KeyMissing):
-                    self._without_key[str(paths)] = exc.code
-                if isinstance(exc, RigError) and exc.code == parent_image.CODE:
-                    described = describe_broken(paths, DiskState.load(paths.file("disk")), exc.message, self.mountpoint)
-                    self.broken_chains[str(paths)] = described
+                self._note_broken(paths, exc)
                 _log.error("disk_not_opened", disk=str(paths), error=str(exc))
                 self._report_changed(paths, f"cannot be opened: {exc}")
+
+    def _open(self, paths: DiskPaths) -> None:
+        disk = Disk.open(paths, self._options, self.views)
+        self.report_opened(disk)
+        self.vms[paths.vm][paths.name] = disk
+
+    def _note_broken(self, paths: DiskPaths, exc: RigError | OSError) -> None:
+        self.broken[str(paths)] = str(exc)
+        if not isinstance(exc, RigError):
+            return
+        if exc.recoverable or exc.code in (Code.KeyRevoked, Code.KeyMissing):
+            self._waiting[str(paths)] = paths, exc.code
+        if exc.code == parent_image.CODE:
+            described = describe_broken(paths, DiskState.load(paths.file("disk")), exc.message, self.mountpoint)
+            self.broken_chains[str(paths)] = described
+
+    def waiting(self) -> list[DiskPaths]:
+        """Return the disks that could not be opened because of a key, or for a reason that may pass."""
+        return [paths for paths, _ in self._waiting.values()]
+
+    def open_again(self, paths: DiskPaths) -> None:
+        """Open a disk of :meth:`waiting`; if it cannot be opened yet, note the reason."""
+        try:
+            self._open(paths)
+        except (RigError, OSError) as exc:
+            self._note_broken(paths, exc)
+        else:
+            del self.broken[str(paths)], self._waiting[str(paths)]
+            _log.info("disk_opened_later", disk=str(paths))
 
     def close(self) -> None:
         """Close all disks cleanly, then the folder."""
@@ -194,7 +217,7 @@ class DiskRegistry:
     def _code_of_broken(self, name: str) -> Code:
         if name in self.broken_chains:
             return parent_image.CODE
-        return self._without_key.get(name, Code.DiskCorrupt)
+        return self._waiting[name][1] if name in self._waiting else Code.DiskCorrupt
 
     def obstacles(self, vm: str) -> list[RigError]:
         """Return the errors of all disks of a VM that cannot be opened, or whose parent image changed.
@@ -299,7 +322,7 @@ class DiskRegistry:
         for name in [name for name in self.broken if name.startswith(f"{vm}/")]:
             del self.broken[name]
             self.broken_chains.pop(name, None)
-            self._without_key.pop(name, None)
+            self._waiting.pop(name, None)
         doomed = self.root / f".gone-{uuid.uuid4()}"
         (self.root / vm).rename(doomed)
         sync_folder(self.root)

@@ -42,6 +42,8 @@ RESYNC_STOPPED = "ResynchronizationFailed"
 """The reason for which a resync is due after one that was stopped."""
 PAUSED_CHECK_S = 30.0
 """The time after which a paused VM's logs are checked again, and the vault is asked whether it is still paused."""
+KEY_AGAIN_S = 30.0
+"""The time after which a cycle that a revoked key stopped is tried again."""
 _ASK_AGAIN_S = 1.0
 _PLACES = ("retry", "vault", "verify", "watermarks")
 """Places of waits that last longer than one block of code."""
@@ -495,7 +497,11 @@ class Replica:
                 record = self._context.book.update(self.vm, resync_reported=True)
 
     async def _until_success(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Repeat by the retry table.  An error that is not recoverable makes the VM Critical until the next order."""
+        """Repeat by the retry table.  An error that is not recoverable makes the VM Critical until the next order.
+
+        In a cycle a revoked key does so only until it can be had; not each attempt is reported, so that no event repeats.
+        """
+        reported: Code | None = None
         while True:
             try:
                 async with self._working:
@@ -511,13 +517,16 @@ class Replica:
             if delay_s is None:
                 self._critical = True
                 self._copy_result.resolve(error)
-            await self._reports.error(error, attempt=self._failures, next_try_s=delay_s)
-            if delay_s is None:
-                while True:
-                    await self._reports.wait(3600)
-            await self._reports.wait(delay_s)
+            returns = error.code == Code.KeyRevoked and self._record.phase == "delta"
+            if error.code != reported or not returns:
+                await self._reports.error(error, attempt=self._failures, next_try_s=delay_s)
+            reported = error.code
+            while delay_s is None and not returns:
+                await self._reports.wait(3600)
+            await self._reports.wait(min(KEY_AGAIN_S, self._record.interval_s) if delay_s is None else delay_s)
 
     async def _succeeded(self) -> None:
+        self._critical = False
         self._context.waits.clear("retry", vm=self.vm)
         if self._failures:
             self._failures = 0

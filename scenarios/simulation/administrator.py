@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from siterig.azure_emu.vault.model.api import Job, ProtectedItem
-from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.scenarios.simulation.invariants import Invariants
 from siterig.scenarios.simulation.rig.plan import OperationKind, PlannedOperation
@@ -257,14 +257,6 @@ class Administrator:
             and item.paused_since is None
             and item.testFailoverState == "None"
         )
-
-    def has_dropped_key(self, item: ProtectedItem) -> bool:
-        """Return True if the agent stopped because of a revoked key: a point by hand makes it try again."""
-        return item.protectionState == "Protected" and any(error.errorCode == Code.KeyRevoked for error in item.healthErrors)
-
-    async def take_point(self) -> None:
-        """Take a point by hand."""
-        await self._try(lambda: self._create_point(f"again {self._clock.trio_time_s():.3f}"))
 
     async def lead_back(self, item: ProtectedItem) -> None:
         """Take the next step that leads a VM back to the protected state at the site, while no job runs."""

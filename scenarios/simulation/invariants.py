@@ -7,19 +7,21 @@ any moment, because files change only between two checkpoints of a simulation.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.disks.loader import load_history
-from siterig.azure_emu.disks.view import open_view
+from siterig.azure_emu.disks.view import open_disk
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.data_keys import DataKeys
+from siterig.blockfs.transfer.envelope import DataKey
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.scenarios.simulation.disk_model import DiskModel
 from siterig.scenarios.simulation.rig.network import CallObserver, SimulatedLink
@@ -58,6 +60,7 @@ class KnownState:
         reported: the newest watermark of each disk that the vault has taken.
         durable: the newest known state of each managed disk.
         first_seqs: the first record after the first snapshot of each generation, by disk id and generation.
+        keys: the keys of the managed disks that the vault gave out.
     """
 
     models: dict[str, DiskModel] = field(default_factory=dict)
@@ -65,6 +68,7 @@ class KnownState:
     reported: dict[str, Watermark] = field(default_factory=dict)
     durable: dict[str, Watermark] = field(default_factory=dict)
     first_seqs: dict[tuple[str, int], int] = field(default_factory=dict)
+    keys: dict[str, DataKey] = field(default_factory=dict)
 
 
 class Invariants(CallObserver):
@@ -111,6 +115,8 @@ class Invariants(CallObserver):
         elif link.protocol is DiskHostControl and method == "begin_snapshot":
             for disk in result.disks:
                 self.memory.first_seqs.setdefault((disk.disk_id, disk.generation), disk.first_seq)
+        elif link.protocol is DataKeys and method == "disk_key":
+            self.memory.keys[arguments["disk_id"]] = result.key()
 
     def ended(self, link: SimulatedLink, method: str, outcome: str) -> None:
         self.note(f"{link.name} {method} {outcome}")
@@ -165,6 +171,13 @@ class Invariants(CallObserver):
             if known is None or not _covers(known, part):
                 self.broken("no blob deleted early", f"{part.blob()}: {what} is {known!r}")
 
+    def check_files(self, folders: Iterable[Path]) -> None:
+        """Check that no file of the recovery side has a write of the guest as it was."""
+        for folder in folders:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and MARKER in path.read_bytes():
+                    self.broken("no plaintext in a file of the recovery side", str(path.relative_to(folder.parent)))
+
     # --- disks --------------------------------------------------------------------------------------------------
 
     def check_source(self, host: DiskHost, vm: str, why: str) -> None:
@@ -193,7 +206,7 @@ class Invariants(CallObserver):
             self._checked.add((position, disk_id))
             expected = self.memory.models[name].at(position)
             try:
-                view = open_view(self._managed() / disk_id, position)
+                view = open_disk(self._managed() / disk_id, position, self.memory.keys.get(disk_id))
             except RigError as error:
                 self.broken("every point can be opened", f"position {position} of disk {name}: {error.code} {error.message}")
                 continue

@@ -299,8 +299,6 @@ class Simulation:
             self.administrator.adopt(item, jobs)
             if not self.administrator.is_at_rest(item):
                 await self.administrator.lead_back(item)
-            elif self.administrator.has_dropped_key(item):
-                await self.administrator.take_point()
             elif item.protectionState == "Protected" and item.resynchronizationRequired is None:
                 errors = {error.errorCode for error in item.healthErrors}
                 rpo_s, bound_s = item.lastRpoInSeconds, bounds.point_s(item.policy_interval_s)
@@ -356,6 +354,7 @@ class Simulation:
         host = self.world.site_host
         if host is not None and self.administrator.vm.has_site_disks:
             self.invariants.check_source(host, VM, "the end")
+        self.invariants.check_files([self.world.managed, self.world.folder / "azure"])
         try:
             points = await self.world.vault.points(vm=VM)
         except RigError as error:

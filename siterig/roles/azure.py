@@ -38,7 +38,7 @@ async def run(
     disks = ServedDisks(layout.azure_vms, layout.azure_mount)
 
     def make_host() -> DiskHost:
-        host = DiskHost(
+        return DiskHost(
             disks.root,
             disks.mountpoint,
             views=views,
@@ -49,8 +49,6 @@ async def run(
             report_changed=changed.note,
             report_opened=disks.opened,
         )
-        keys.begin_asking()
-        return host
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(views.watch, directory.damage_reports(layout, "azure"))

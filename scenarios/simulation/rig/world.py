@@ -18,6 +18,7 @@ from typing import cast
 import trio
 
 from siterig.azure_emu.applier.applier import Applier
+from siterig.azure_emu.applier.disk_keys import DiskKeys
 from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.contracts.reports import ApplierReports, RoleReports
@@ -176,7 +177,7 @@ class World:
         cipher = KeyedPartCipher(keys, role.clock)
         cache = SealedAccount(cast(CacheAccount, self._link(role, "azurite", CacheAccount)), cipher)
         reports = cast(ApplierReports, self._link(role, "vault", ApplierReports))
-        applier = Applier(self.managed, cache, reports, role.waits, role.clock)
+        applier = Applier(self.managed, cache, reports, role.waits, role.clock, keys=keys)
         service = RecoveryService(applier, cache, cipher.forget)
         try:
             async with trio.open_nursery() as nursery:
@@ -187,14 +188,18 @@ class World:
             applier.close()
 
     async def _azure(self, role: SimulatedRole, ready: Callable[[], None]) -> None:
-        views = ManagedDiskViews(self.managed, role.clock)
+        keys = DiskKeys(
+            self.managed, self.folder / "azure", cast(DataKeys, self._link(role, "vault", DataKeys)), role.waits, role.clock
+        )
+        await keys.load_all()
+        views = ManagedDiskViews(self.managed, role.clock, keys)
         host = DiskHost(self.folder / "azure", self.folder / "azure-mnt", views=views, waits=role.waits, clock=role.clock)
         try:
             self.azure_host = host
             self.on_azure_opened(host)
             role.services[DiskHostControl] = host
             ready()
-            await trio.sleep_forever()
+            await host.open_waiting()
         finally:
             self.azure_host = None
             host.abandon()

@@ -9,6 +9,7 @@ import trio
 import trio.testing
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.replication.engine.replica import KEY_AGAIN_S
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, ResyncNeeded, RetryTable, as_rig_error, unwrap_group
 from tests.support.rigs.agent_rig import VM, Rig
 from tests.support.threads import without_threads
@@ -116,6 +117,24 @@ async def test_a_permanent_failure_is_critical_and_waits_for_an_administrator(
         points = len(rig.vault.points)
         await trio.sleep(10 * rig.interval_s)
         assert len(rig.vault.points) >= points + 9
+    rig.host.close()
+
+
+async def test_a_revoked_key_stops_the_cycles_until_it_is_restored(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(tmp_path)
+    await rig.make_vm()
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        with rig.cache_down("KeyRevoked", recoverable=False):
+            await trio.sleep(HOUR_S)
+        assert [(code, next_s) for _, code, _, next_s in rig.vault.errors] == [("KeyRevoked", None)], "one report"
+        points = len(rig.vault.points)
+        await trio.sleep(KEY_AGAIN_S + 10 * rig.interval_s)
+        assert len(rig.vault.points) >= points + 9
+        assert len(rig.vault.recovered) == 1
     rig.host.close()
 
 

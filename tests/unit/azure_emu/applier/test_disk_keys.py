@@ -12,12 +12,17 @@ import trio.testing
 
 from siterig.azure_emu.applier.disk_keys import START_S, DiskKeys
 from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.azure_emu.disks.view_provider import ManagedDiskViews
+from siterig.blockfs.contracts.control import MountedPointSource
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.disk.disk_files import DiskPaths, make_over_managed_disk
+from siterig.blockfs.host import disk_host
+from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.transfer.data_keys import DataKeyGrant, DataKeys
 from siterig.blockfs.transfer.envelope import DataKey
-from tests.support.disks.disk_history import SIZE_BYTES
+from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES
+from tests.support.stores.managed_disk import apply, site
 
 ENCRYPTED, PLAIN, LATER = (str(uuid.UUID(int=number)) for number in (1, 2, 3))
 AWAY = RigError(Code.RoleUnavailable, "the vault is down", recoverable=True)
@@ -89,23 +94,30 @@ async def test_threads_of_the_start_do_not_wait_for_the_trio_thread(disks: Path)
         assert pool.submit(keys.get, ENCRYPTED).result(timeout=10) == key_of(ENCRYPTED)
 
 
-async def test_each_opening_in_a_thread_asks_the_vault(disks: Path) -> None:
+async def test_each_opening_asks_the_vault_before(disks: Path) -> None:
     vault = Vault()
     keys = DiskKeys(disks, disks.parent / "vms", vault, Waits())
+    views = ManagedDiskViews(disks, keys=keys)
     await keys.load_all()
-    keys.begin_asking()
     make_disk(disks, LATER, key_of(LATER))
-    assert await trio.to_thread.run_sync(keys.get, LATER) == key_of(LATER)
-    assert await trio.to_thread.run_sync(keys.get, ENCRYPTED) == key_of(ENCRYPTED)
+    await views.prepare(LATER)
+    assert keys.get(LATER) == key_of(LATER)
+    await views.prepare(PLAIN)
+    await views.prepare(ENCRYPTED)
     assert vault.asked == [ENCRYPTED, LATER, ENCRYPTED]
     vault.trouble = [AWAY]
-    assert await trio.to_thread.run_sync(keys.get, LATER) == key_of(LATER)
+    await views.prepare(LATER)
+    assert keys.get(LATER) == key_of(LATER)
     vault.trouble = [REVOKED, AWAY]
     for error in (REVOKED, AWAY):  # a revoked key is not held any more
         with pytest.raises(RigError) as caught:
-            await trio.to_thread.run_sync(keys.get, LATER)
+            await views.prepare(LATER)
         assert caught.value.code == error.code
-    assert await trio.to_thread.run_sync(keys.get, LATER) == key_of(LATER)
+        with pytest.raises(RigError) as caught:
+            keys.get(LATER)
+        assert caught.value.code == error.code
+    await views.prepare(LATER)
+    assert keys.get(LATER) == key_of(LATER)
 
 
 async def test_the_start_waits_for_a_vault_that_is_down(disks: Path, autojump_clock: trio.testing.MockClock) -> None:
@@ -130,3 +142,49 @@ async def test_a_start_without_a_key_names_the_reason_at_the_opening(
         with pytest.raises(RigError) as caught:
             keys.get(ENCRYPTED)
         assert caught.value.code == error.code
+
+
+async def test_disks_and_mounted_points_open_by_themselves_when_their_key_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_host, "OPEN_AGAIN_S", 0.01)
+    disk, key = site(tmp_path), key_of(DISK_ID)
+    disk.write(0, b"of the guest")
+    disk.close_log()
+    managed = tmp_path / "managed"
+    managed.mkdir()
+    store = ManagedDiskStore.create(managed / DISK_ID, disk_id=DISK_ID, size_bytes=SIZE_BYTES, created_ns=1, key=key)
+    apply(store, disk.sync())
+    store.close()
+    vault = Vault()
+
+    async def started() -> DiskHost:
+        keys = DiskKeys(managed, tmp_path / "vms", vault, Waits())
+        await keys.load_all()
+        return DiskHost(tmp_path / "vms", tmp_path / "mount", views=ManagedDiskViews(managed, keys=keys))
+
+    host = await started()
+    await host.create_disk_from_point(vm="web01", name="os", managed_disk=DISK_ID, position=disk.position)
+    host.disk("web01", "os").write(100, b"of the recovered VM")
+    source = MountedPointSource(name="os", disk_id=DISK_ID)
+    await host.open_mounted_point(vm="web01", name="point", position=disk.position, disks=[source])
+    host.close()
+    vault.trouble = [REVOKED] * 6
+    host = await started()
+    with pytest.raises(RigError, match="version 1 was revoked") as caught:
+        host.disk("web01", "os")
+    assert caught.value.code == Code.KeyRevoked
+    assert (await host.list_mounted_points())[0].broken == REVOKED.message
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.open_waiting)
+            while host.broken or (await host.list_mounted_points())[0].broken is not None:  # noqa: ASYNC110 (it is polled)
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    assert vault.trouble == []
+    opened = host.disk("web01", "os")
+    assert (opened.read(0, 12), opened.read(100, 19)) == (b"of the guest", b"of the recovered VM")
+    points = host.disks_in("recovery/web01/point")
+    assert points is not None
+    assert points["os"].read(0, 12) == b"of the guest"
+    host.close()
