@@ -267,13 +267,16 @@ class MountedPointInfo(WireModel):
 class DiskHostControl(Protocol):
     """The calls that a disk host answers.
 
+    A call with ``disks`` concerns the disks of these names of the VM, all of them if it is None.  A missing one is an error
+    ``DiskNotFound``; other disks of the VM need not be readable.
+
     Raises:
         RigError: with the codes that each method names.
     """
 
     @deadline(ANSWER_S)
-    async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
-        """Return all disks, or those of one VM.
+    async def list_disks(self, *, vm: str | None = None, disks: list[str] | None = None) -> list[DiskInfo]:
+        """Return all disks, or those of one VM, or some of them.
 
         Raises:
             RigError: ``VmNotFound``.
@@ -342,7 +345,7 @@ class DiskHostControl(Protocol):
         """
         ...
 
-    async def check_tracking(self, *, vm: str) -> None:
+    async def check_tracking(self, *, vm: str, disks: list[str] | None = None) -> None:
         """Check that tracking can start.
 
         Raises:
@@ -350,8 +353,10 @@ class DiskHostControl(Protocol):
         """
         ...
 
-    async def tracking_obstacles(self, *, vm: str) -> list[HostObstacle]:
+    async def tracking_obstacles(self, *, vm: str, excluded: list[str] | None = None) -> list[HostObstacle]:
         """Return all reasons for which tracking cannot start, of all disks; :meth:`check_tracking` raises the first one.
+
+        ``excluded``: the names of disks that are not to be tracked.
 
         Raises:
             RigError: ``VmNotFound``.
@@ -359,24 +364,33 @@ class DiskHostControl(Protocol):
         ...
 
     async def start_tracking(
-        self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0
+        self,
+        *,
+        vm: str,
+        disks: list[str] | None = None,
+        new_generation: bool = False,
+        after: dict[str, int] | None = None,
+        after_position: int = 0,
     ) -> list[DiskInfo]:
         """Log every write from now on; does nothing for a tracked disk unless a new generation is ordered.
 
         Args:
             vm: the VM.
+            disks: the disks to track.
             new_generation: begin a new generation in any case.
             after: for each disk id a generation; the new one is later.  The disks may have been restored from an older copy.
             after_position: positions that are drawn from now on are larger.
         """
         ...
 
-    async def stop_tracking(self, *, vm: str) -> None:
+    async def stop_tracking(self, *, vm: str, disks: list[str] | None = None) -> None:
         """Stop logging and delete the logs."""
         ...
 
-    async def cut(self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None) -> CutInfo:
-        """Tag one position over all disks of the VM, and close the current segment of each.
+    async def cut(
+        self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None, disks: list[str] | None = None
+    ) -> CutInfo:
+        """Tag one position over the disks of the VM, and close the current segment of each.
 
         Args:
             vm: the VM.
@@ -384,6 +398,7 @@ class DiskHostControl(Protocol):
             name: its name.
             not_after_ns: a time on CLOCK_MONOTONIC.  After it nothing is tagged, because the guests that were frozen for
                 this cut may have been thawed.
+            disks: the disks to tag.
 
         Raises:
             RigError: ``NotTracked``; ``FreezeTimedOut`` if ``not_after_ns`` has passed.
@@ -391,7 +406,7 @@ class DiskHostControl(Protocol):
         ...
 
     @deadline(ANSWER_S)
-    async def segments(self, *, vm: str) -> list[SegmentInfo]:
+    async def segments(self, *, vm: str, disks: list[str] | None = None) -> list[SegmentInfo]:
         """Return the closed segments that are still kept, by disk and sequence number."""
         ...
 
@@ -399,8 +414,8 @@ class DiskHostControl(Protocol):
         """Delete the segments that the recovery side has durably applied: those up to record ``last_seq``."""
         ...
 
-    async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
-        """Begin a copy-before-write snapshot over all disks.
+    async def begin_snapshot(self, *, vm: str, disks: list[str] | None = None) -> SnapshotInfo:
+        """Begin a copy-before-write snapshot over the disks.
 
         Raises:
             RigError: ``SnapshotExists`` or ``NotTracked``.
@@ -415,7 +430,7 @@ class DiskHostControl(Protocol):
         """Stop preserving the bytes below ``upto`` of this disk's snapshot: they are not read again."""
         ...
 
-    async def end_snapshot(self, *, vm: str) -> None:
+    async def end_snapshot(self, *, vm: str, disks: list[str] | None = None) -> None:
         """Remove the snapshot; does nothing if there is none."""
         ...
 

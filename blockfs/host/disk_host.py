@@ -195,9 +195,9 @@ class DiskHost(DiskHostControl, DiskTree):
 
     # --- disks --------------------------------------------------------------------------------------------------
 
-    async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
+    async def list_disks(self, *, vm: str | None = None, disks: list[str] | None = None) -> list[DiskInfo]:
         if vm is not None:
-            return self.registry.describe(self.registry.disks(vm))
+            return self.registry.describe(self.registry.disks(vm, disks))
         return [*self.registry.describe(self.registry.all_disks()), *self.registry.broken_chains.values()]
 
     async def position(self) -> int:
@@ -276,15 +276,15 @@ class DiskHost(DiskHostControl, DiskTree):
 
     # --- tracking -----------------------------------------------------------------------------------------------
 
-    async def check_tracking(self, *, vm: str) -> None:
-        for disk in self.registry.unbroken_disks(vm):
+    async def check_tracking(self, *, vm: str, disks: list[str] | None = None) -> None:
+        for disk in self.registry.unbroken_disks(vm, disks):
             if disk.guard is not None:
                 await disk.guard.check_no_loops()
 
-    async def tracking_obstacles(self, *, vm: str) -> list[HostObstacle]:
-        found = self.registry.obstacles(vm)
-        for disk in list(self.registry.vms[vm].values()):
-            if disk.guard is not None:
+    async def tracking_obstacles(self, *, vm: str, excluded: list[str] | None = None) -> list[HostObstacle]:
+        found = self.registry.obstacles(vm, excluded or ())
+        for name, disk in list(self.registry.vms[vm].items()):
+            if disk.guard is not None and name not in (excluded or ()):
                 try:
                     await disk.guard.check_no_loops()
                 except RigError as error:
@@ -292,29 +292,37 @@ class DiskHost(DiskHostControl, DiskTree):
         return [HostObstacle(code=error.code, message=error.message) for error in found]
 
     async def start_tracking(
-        self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0
+        self,
+        *,
+        vm: str,
+        disks: list[str] | None = None,
+        new_generation: bool = False,
+        after: dict[str, int] | None = None,
+        after_position: int = 0,
     ) -> list[DiskInfo]:
-        disks = self.registry.unbroken_disks(vm)
+        tracked = self.registry.unbroken_disks(vm, disks)
         generations = after or {}
         self.positions.advance(after_position)
-        await self.check_tracking(vm=vm)
+        await self.check_tracking(vm=vm, disks=disks)
         with os_errors_as(f"change log of VM {vm}"):
-            for disk in disks:
+            for disk in tracked:
                 disk.tracking.start(new_generation=new_generation, after=generations.get(disk.state.disk_id, 0))
-        return self.registry.describe(disks)
+        return self.registry.describe(tracked)
 
-    async def stop_tracking(self, *, vm: str) -> None:
-        for disk in self.registry.disks(vm):
+    async def stop_tracking(self, *, vm: str, disks: list[str] | None = None) -> None:
+        for disk in self.registry.disks(vm, disks):
             disk.end_snapshot()
             disk.tracking.stop()
 
-    async def cut(self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None) -> CutInfo:
+    async def cut(
+        self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None, disks: list[str] | None = None
+    ) -> CutInfo:
         # The position of the tag is drawn once.  The TAG record of each disk comes after all of its records up to that
         # position, because those were drawn before, under the lock of the disk.  Between reading the clock and the last
         # TAG there is no checkpoint.
-        disks = self.registry.unbroken_disks(vm)
+        tagged = self.registry.unbroken_disks(vm, disks)
         with os_errors_as(f"change log of VM {vm}"):
-            for disk in disks:
+            for disk in tagged:
                 await disk.tracking.make_ready_to_cut()  # NotTracked, before anything is tagged
         if not_after_ns is not None and self._clock.real.monotonic_ns() > not_after_ns:
             raise RigError(
@@ -326,9 +334,9 @@ class DiskHost(DiskHostControl, DiskTree):
             tag_id=str(uuid.uuid4()), kind=kind, name=name, position=self.positions.draw(), time_ns=self._clock.wall_ns()
         )
         with os_errors_as(f"change log of VM {vm}"):
-            for disk in disks:
+            for disk in tagged:
                 disk.tracking.tag(tag)
-            for disk in disks:
+            for disk in tagged:
                 await disk.flush()
         return CutInfo(
             vm=vm,
@@ -337,12 +345,12 @@ class DiskHost(DiskHostControl, DiskTree):
             name=name,
             position=tag.position,
             time_ns=tag.time_ns,
-            disk_bytes={disk.state.disk_id: disk.size_bytes for disk in disks},
+            disk_bytes={disk.state.disk_id: disk.size_bytes for disk in tagged},
         )
 
-    async def segments(self, *, vm: str) -> list[SegmentInfo]:
+    async def segments(self, *, vm: str, disks: list[str] | None = None) -> list[SegmentInfo]:
         with os_errors_as(f"change log of VM {vm}"):
-            return [segment for disk in self.registry.disks(vm) for segment in disk.tracking.segments()]
+            return [segment for disk in self.registry.disks(vm, disks) for segment in disk.tracking.segments()]
 
     async def trim_log(self, *, disk_id: str, generation: int, last_seq: int) -> None:
         for disk in self.registry.all_disks():
@@ -352,14 +360,14 @@ class DiskHost(DiskHostControl, DiskTree):
 
     # --- snapshot -----------------------------------------------------------------------------------------------
 
-    async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
-        disks = self.registry.unbroken_disks(vm)
+    async def begin_snapshot(self, *, vm: str, disks: list[str] | None = None) -> SnapshotInfo:
+        frozen = self.registry.unbroken_disks(vm, disks)
         now = self._clock.wall_ns()
         with os_errors_as(f"snapshot of VM {vm}"):
-            for disk in disks:
+            for disk in frozen:
                 await disk.tracking.make_ready_to_cut()
-            snapshots = begin_snapshots_of(disks)
-        for disk in disks:
+            snapshots = begin_snapshots_of(frozen)
+        for disk in frozen:
             await disk.flush()
         parts = [
             SnapshotDisk(
@@ -371,13 +379,13 @@ class DiskHost(DiskHostControl, DiskTree):
                 first_seq=snapshot.first_seq,
                 data_ranges=snapshot.data_ranges,
             )
-            for disk, snapshot in zip(disks, snapshots, strict=True)
+            for disk, snapshot in zip(frozen, snapshots, strict=True)
         ]
         return SnapshotInfo(vm=vm, position=snapshots[0].position, time_ns=now, disks=parts)
 
     async def lacking_changes(self, *, vm: str) -> list[LackingChanges]:
         found = []
-        for disk in self.registry.disks(vm):
+        for disk in self.registry.vms.get(vm, {}).values():
             snapshot = disk.snapshot
             if snapshot is None:
                 continue
@@ -393,8 +401,8 @@ class DiskHost(DiskHostControl, DiskTree):
         if snapshot is not None:
             snapshot.release(upto)
 
-    async def end_snapshot(self, *, vm: str) -> None:
-        for disk in self.registry.disks(vm):
+    async def end_snapshot(self, *, vm: str, disks: list[str] | None = None) -> None:
+        for disk in self.registry.disks(vm, disks):
             disk.end_snapshot()
 
     # --- failback -----------------------------------------------------------------------------------------------

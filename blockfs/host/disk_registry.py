@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import structlog
@@ -189,29 +189,33 @@ class DiskRegistry:
         """Return the open disks of all VMs."""
         return [disk for disks in self.vms.values() for disk in disks.values()]
 
-    def disks(self, vm: str) -> list[Disk]:
-        """Return the disks of a VM.
+    def disks(self, vm: str, names: Sequence[str] | None = None) -> list[Disk]:
+        """Return the disks of a VM, or those of these names.
 
         Raises:
-            RigError: ``VmNotFound``; if one of its disks could not be opened: ``DiskCorrupt``, ``BrokenVhdChain``,
-                ``KeyRevoked`` or ``KeyMissing``.
+            RigError: ``VmNotFound``, ``DiskNotFound``; if one of the disks could not be opened: ``DiskCorrupt``,
+                ``BrokenVhdChain``, ``KeyRevoked`` or ``KeyMissing``.
         """
         self._require(vm)
-        for error in self._broken_of(vm):
+        for error in self._broken_of(vm, lambda name: names is None or name in names):
             raise error
-        return list(self.vms[vm].values())
+        found = self.vms[vm]
+        for name in names or ():
+            if name not in found:
+                raise RigError(Code.DiskNotFound, f"VM {vm!r} has no disk {name!r}; it has: {', '.join(found)}")
+        return [disk for name, disk in found.items() if names is None or name in names]
 
     def _require(self, vm: str) -> None:
         if vm not in self.vms:
             known = ", ".join(sorted(self.vms)) or "none"
             raise RigError(Code.VmNotFound, f"there is no VM {vm!r} here; there are: {known}")
 
-    def _broken_of(self, vm: str) -> list[RigError]:
-        """Return the errors of the disks of a VM that could not be opened."""
+    def _broken_of(self, vm: str, counts: Callable[[str], bool]) -> list[RigError]:
+        """Return the errors of the disks of a VM that could not be opened, of those whose name counts."""
         return [
             RigError(self._code_of_broken(name), f"disk {name} cannot be opened: {why}")
             for name, why in self.broken.items()
-            if name.startswith(f"{vm}/")
+            if name.startswith(f"{vm}/") and counts(name.partition("/")[2])
         ]
 
     def _code_of_broken(self, name: str) -> Code:
@@ -219,26 +223,28 @@ class DiskRegistry:
             return parent_image.CODE
         return self._waiting[name][1] if name in self._waiting else Code.DiskCorrupt
 
-    def obstacles(self, vm: str) -> list[RigError]:
+    def obstacles(self, vm: str, excluded: Collection[str] = ()) -> list[RigError]:
         """Return the errors of all disks of a VM that cannot be opened, or whose parent image changed.
+
+        ``excluded``: the names of disks that do not count.
 
         Raises:
             RigError: ``VmNotFound``.
         """
         self._require(vm)
-        found = self._broken_of(vm)
-        for disk in self.vms[vm].values():
-            if (why := parent_image.broken_chain(disk.state, disk.layer)) is not None:
+        found = self._broken_of(vm, lambda name: name not in excluded)
+        for name, disk in self.vms[vm].items():
+            if name not in excluded and (why := parent_image.broken_chain(disk.state, disk.layer)) is not None:
                 found.append(RigError(parent_image.CODE, f"disk {disk.paths}: {why}"))
         return found
 
-    def unbroken_disks(self, vm: str) -> list[Disk]:
+    def unbroken_disks(self, vm: str, names: Sequence[str] | None = None) -> list[Disk]:
         """Return the disks of a VM, as :meth:`disks` does, after a check of their parent images.
 
         Raises:
             RigError: ``BrokenVhdChain`` if the parent of one of them changed after it was opened.
         """
-        found = self.disks(vm)
+        found = self.disks(vm, names)
         for disk in found:
             if (why := parent_image.broken_chain(disk.state, disk.layer)) is not None:
                 raise RigError(parent_image.CODE, f"disk {disk.paths}: {why}")
@@ -250,10 +256,7 @@ class DiskRegistry:
         Raises:
             RigError: ``VmNotFound``, ``DiskNotFound``.
         """
-        for disk in self.disks(vm):
-            if disk.paths.name == name:
-                return disk
-        raise RigError(Code.DiskNotFound, f"VM {vm!r} has no disk {name!r}; it has: {', '.join(self.vms[vm])}")
+        return self.disks(vm, [name])[0]
 
     def describe(self, disks: list[Disk]) -> list[DiskInfo]:
         """Return the descriptions of disks for other roles."""

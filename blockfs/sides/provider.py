@@ -54,19 +54,23 @@ class Provider(Protocol):
         """
         ...
 
-    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
+    async def check_vm(self, *, vm: str, excluded: list[str] | None = None) -> list[DiskInfo]:
         """Check the prerequisites of protection: the VM exists, its disks are healthy, and snapshot and logs have space.
 
+        ``excluded``: the names of disks that are not replicated, so they are not checked.
+
         Returns:
-            The disks of the VM.
+            The other disks of the VM.
 
         Raises:
             RigError: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse``, ``DiskUnhealthy``, ``NotEnoughSpace``.
         """
         ...
 
-    async def check_prerequisites(self, *, vm: str) -> SiteReadiness:
+    async def check_prerequisites(self, *, vm: str, excluded: list[str] | None = None) -> SiteReadiness:
         """Check the prerequisites of protection as :meth:`check_vm` does, and return all that are not met.
+
+        ``excluded`` can name disks that the VM does not have.  The result has all disks, also these.
 
         Raises:
             RigError: ``VmNotFound``.
@@ -74,11 +78,25 @@ class Provider(Protocol):
         ...
 
     async def create_relationship(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None, tracked: bool = True
+        self,
+        *,
+        vm: str,
+        interval_s: float,
+        app_consistent_every_s: float | None,
+        tracked: bool = True,
+        disks: list[str] | None = None,
     ) -> list[DiskInfo]:
         """Record the relationship durably and start tracking; a repeated call changes the schedule.
 
-        ``tracked`` False: tracking starts with the initial replication, which is to begin later.
+        Args:
+            vm: the VM.
+            interval_s: seconds between two cycles.
+            app_consistent_every_s: seconds between two application-consistent points; None for none.
+            tracked: False: tracking starts with the initial replication, which is to begin later.
+            disks: the names of the disks to replicate; None for all disks, or for those of the present relationship.
+
+        Returns:
+            The replicated disks.
         """
         ...
 

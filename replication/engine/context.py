@@ -14,6 +14,7 @@ from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.replication.engine.relationship import RelationshipBook
+from siterig.replication.engine.replicated_disks import ReplicatedDisks
 from siterig.replication.engine.retry import RetryTable
 from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.guests.app_scripts import AppScripts
@@ -28,6 +29,8 @@ class AgentContext:
     """The surroundings of the agent.
 
     Attributes:
+        host: the disk host, with all disks of each VM.
+        replicated: the disk host, limited to the disks that are replicated.
         spool: folder with one folder for each disk, for sync parts that are not applied yet.
         uploads: limits the uploads of this host that are in flight.
         uploads_per_vm: limits those of one VM.
@@ -41,6 +44,7 @@ class AgentContext:
     """
 
     host: DiskHostControl
+    replicated: ReplicatedDisks
     cache: CacheAccount
     vault: VaultLink
     book: RelationshipBook

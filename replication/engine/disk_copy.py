@@ -223,16 +223,10 @@ def sync_states(context: AgentContext, vm: str) -> Callable[[], list[DiskSync]]:
     return lambda: context.book.get(vm).disks
 
 
-async def fresh_snapshot(context: AgentContext, vm: str) -> SnapshotInfo:
-    """Begin a snapshot; one that a kill has left is removed first."""
-    await context.host.end_snapshot(vm=vm)
-    return await context.host.begin_snapshot(vm=vm)
-
-
 async def check_vouched_for(context: AgentContext, vm: str) -> None:
     """Raise ``ResyncNeeded`` if a disk's log is not contiguous since the sync stream of its generation began."""
     generations = {disk.disk_id: disk.generation for disk in context.book.get(vm).disks}
-    for info in await context.host.list_disks(vm=vm):
+    for info in await context.replicated.infos(vm=vm):
         if info.needs_resync is not None:
             raise ResyncNeeded(info.needs_resync)
         if generations.get(info.disk_id) != info.generation:

@@ -7,7 +7,7 @@ import structlog
 from siterig.blockfs.contracts.control import DiskInfo, SnapshotInfo
 from siterig.blockfs.core.errors import Code
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.disk_copy import check_vouched_for, fresh_snapshot, open_copy, sync_states
+from siterig.replication.engine.disk_copy import check_vouched_for, open_copy, sync_states
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync, Relationship
@@ -26,13 +26,13 @@ async def replicate_initially(context: AgentContext, vm: str, outbox: Outbox, tr
     Raises:
         ResyncNeeded: it is not certain that the managed disks are empty.
     """
-    infos = await context.host.start_tracking(vm=vm)
+    infos = await context.replicated.start_tracking(vm=vm)
     for info in infos:
         if info.needs_resync is not None:
             raise ResyncNeeded(info.needs_resync)
     if not context.book.get(vm).disks:
         await _check_untouched(context, vm, infos)
-    snapshot = await fresh_snapshot(context, vm)
+    snapshot = await context.replicated.begin_snapshot(vm=vm)
     disks = _resumed(context.book.get(vm), snapshot)
     context.book.update(vm, disks=disks)
     tracker.begin("InitialReplication", [(disk.name, disk.next_offset, disk.size_bytes) for disk in disks])
@@ -47,7 +47,7 @@ async def replicate_initially(context: AgentContext, vm: str, outbox: Outbox, tr
                 await copy.finish()
         tracker.detail = "waiting for the last parts to reach the cache account"
     await check_vouched_for(context, vm)
-    await context.host.end_snapshot(vm=vm)
+    await context.replicated.end_snapshot(vm=vm)
 
 
 async def _check_untouched(context: AgentContext, vm: str, infos: list[DiskInfo]) -> None:

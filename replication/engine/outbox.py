@@ -131,7 +131,7 @@ class Outbox:
             fresh = await self._refresh()
             await self._check_openings(disks, listed, fresh=fresh)
             when_checked()
-            segments = await self._context.host.segments(vm=self._vm)
+            segments = await self._context.replicated.segments(vm=self._vm)
             segments = await self._delete_applied(disks, segments)
             missing: list[tuple[PartName, Path, str]] = []
             for disk in disks:
@@ -151,7 +151,7 @@ class Outbox:
 
     async def _check_openings(self, disks: Sequence[DiskSync], listed: Collection[PartName], *, fresh: bool) -> None:
         """Check, before anything of a newly opened disk is sent, that the disk is not older than the data sent before."""
-        opened = openings.find_unknown(disks, await self._context.host.list_disks(vm=self._vm))
+        opened = openings.find_unknown(disks, await self._context.replicated.infos(vm=self._vm))
         if not opened:
             return
         if not fresh:
@@ -191,10 +191,10 @@ class Outbox:
         async with self._passing:
             if not await self._refresh():
                 return  # the recovery side asks again, and the vault may answer then
-            infos = await self._context.host.list_disks(vm=self._vm)
+            infos = await self._context.replicated.infos(vm=self._vm)
             if openings.find_unknown(disks, infos):
                 return  # the recovery side asks again, and the next pass has checked these openings then
-            segments = await self._context.host.segments(vm=self._vm)
+            segments = await self._context.replicated.segments(vm=self._vm)
             last_seqs = {info.disk_id: info.last_seq for info in infos}
             by_id = {disk.disk_id: disk for disk in disks}
             sources: list[tuple[PartName, Path, str]] = []

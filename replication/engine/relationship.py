@@ -76,6 +76,7 @@ class Relationship(WireModel):
         resync_limited: True if a resync may trust that both sides are equal where no change was recorded.
         resync_begun: True if ``disks`` is the progress of a resync that is not complete, and that can continue.
         paused: True if a user paused the cycles; they do not run in phase ``delta`` then.
+        replicated: the names of the disks that are replicated, sorted; None: all disks of the VM (an older siterig).
         app_point: the host's clocks at the last application-consistent point; None: none since the schedule began.
     """
 
@@ -89,6 +90,7 @@ class Relationship(WireModel):
     resync_begun: bool = False
     resync_limited: bool = False
     paused: bool = False
+    replicated: list[str] | None = None
     app_point: ClockReading | None = None
 
 

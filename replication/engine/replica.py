@@ -27,7 +27,7 @@ from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.comparison.verification import verify_snapshot
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.delta import DeltaCycle
-from siterig.replication.engine.disk_copy import check_vouched_for, fresh_snapshot
+from siterig.replication.engine.disk_copy import check_vouched_for
 from siterig.replication.engine.initial import replicate_initially
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
@@ -160,7 +160,7 @@ class Replica:
     async def _end_snapshot(self) -> None:
         async with self._snapshotting:
             with suppress(RigError):  # a host that is away has lost the snapshot
-                await self._context.host.end_snapshot(vm=self.vm)
+                await self._context.replicated.end_snapshot(vm=self.vm)
 
     async def pause(self) -> None:
         """Stop the cycles until :meth:`unpause`; return when none is running."""
@@ -186,6 +186,14 @@ class Replica:
             self._context.book.update(self.vm, paused=False)
             _log.info("resumed", vm=self.vm)
             self._activity.cancel()
+
+    def set_disks(self, names: list[str] | None) -> None:
+        """Change the disks that are replicated, before a copy; None: all disks.  A cycle that runs is interrupted."""
+        if self._record.replicated != names:
+            self._context.book.update(self.vm, replicated=names)
+            _log.info("replicated_disks_changed", vm=self.vm, disks=names)
+            if self._record.phase == "delta":
+                self._activity.cancel()
 
     async def set_schedule(self, *, interval_s: float, app_consistent_every_s: float | None) -> None:
         """Change the schedule; a suspended VM is then to be replicated again, and a copy must be ordered."""
@@ -246,8 +254,8 @@ class Replica:
         raise RigError(Code.Interrupted, f"the verification of VM {self.vm!r} was stopped")
 
     async def _verify(self) -> Verification:
-        host, tracker = self._context.host, ProgressTracker(self.vm, self._context.clock)
-        snapshot = await fresh_snapshot(self._context, self.vm)
+        context, tracker = self._context, ProgressTracker(self.vm, self._context.clock)
+        snapshot = await self._context.replicated.begin_snapshot(vm=self.vm)
         try:
             tracker.begin("Verification", [(disk.name, 0, disk.size_bytes) for disk in snapshot.disks])
             tracker.detail = "waiting until the position is applied"
@@ -258,11 +266,11 @@ class Replica:
             tracker.detail = "comparing checksums"
             with unwrap_group():
                 found = await verify_snapshot(
-                    host, self._context.vault, snapshot, open_file=self._context.open_snapshot, advance=tracker.done
+                    context.host, context.vault, snapshot, open_file=context.open_snapshot, advance=tracker.done
                 )
         finally:
             with trio.CancelScope(shield=True), suppress(RigError):  # a host that is away has lost the snapshot
-                await host.end_snapshot(vm=self.vm)
+                await self._context.replicated.end_snapshot(vm=self.vm)
         _log.info("verification_ended", vm=self.vm, position=snapshot.position, differing_bytes=found.differing_bytes)
         return found
 
@@ -370,7 +378,7 @@ class Replica:
                         await self._context.host.position()
                         if self._record.phase == "delta" and not self._snapshotting.locked():
                             async with self._snapshotting:  # a killed verification can have left it
-                                await self._context.host.end_snapshot(vm=self.vm)
+                                await self._context.replicated.end_snapshot(vm=self.vm)
                         await self._follow_vault()
                     break
                 except RigError as exc:

@@ -32,7 +32,7 @@ from siterig.blockfs.contracts.control import SnapshotInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.comparison.comparison import ComparedDisk, Comparison, DiskRanges, bounded_ranges, compare
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.disk_copy import DiskCopy, check_vouched_for, fresh_snapshot, open_copy, sync_states
+from siterig.replication.engine.disk_copy import DiskCopy, check_vouched_for, open_copy, sync_states
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
@@ -53,10 +53,10 @@ async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker:
     Raises:
         ResyncNeeded: the log broke meanwhile.
     """
-    await context.host.end_snapshot(vm=vm)
+    await context.replicated.end_snapshot(vm=vm)
     continued = await _can_continue(context, vm)
     ended = {} if continued else await _begin_generation(context, vm)
-    snapshot = await fresh_snapshot(context, vm)
+    snapshot = await context.replicated.begin_snapshot(vm=vm)
     await _check_newest(context, vm, snapshot, continued=continued)
     disks = context.book.get(vm).disks
     if not continued:
@@ -90,7 +90,7 @@ async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker:
                     await copy.finish()
         tracker.detail = "waiting for the last parts to reach the cache account"
     await check_vouched_for(context, vm)
-    await context.host.end_snapshot(vm=vm)
+    await context.replicated.end_snapshot(vm=vm)
 
 
 async def _can_continue(context: AgentContext, vm: str) -> bool:
@@ -99,7 +99,7 @@ async def _can_continue(context: AgentContext, vm: str) -> bool:
     if not record.resync_begun:
         return False
     known = {disk.disk_id: (disk.generation, disk.size_bytes) for disk in record.disks}
-    infos = await context.host.list_disks(vm=vm)
+    infos = await context.replicated.infos(vm=vm)
     return {info.disk_id: (info.generation, info.size_bytes) for info in infos} == known and all(
         info.tracked and info.needs_resync is None for info in infos
     )
@@ -117,7 +117,7 @@ async def _begin_generation(context: AgentContext, vm: str) -> dict[str, int]:
         sent = [part.generation for part in (await context.cache.list(mark.disk_id)).parts]
         taken[mark.disk_id] = max([mark.generation, *sent])
     position = max((mark.complete_position for mark in marks), default=0)
-    await context.host.start_tracking(vm=vm, new_generation=True, after=taken, after_position=position)
+    await context.replicated.start_tracking(vm=vm, new_generation=True, after=taken, after_position=position)
     return {mark.disk_id: mark.generation for mark in marks if mark.sync_complete}
 
 

@@ -37,14 +37,15 @@ from siterig.blockfs.transfer.part_cipher import keep_keys
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.engine import failback
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.prerequisites import check_room_for_images, check_space, space_obstacles
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Relationship, RelationshipBook
 from siterig.replication.engine.replica import Replica
+from siterig.replication.engine.replicated_disks import ReplicatedDisks
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
 from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
 from siterig.replication.guests.app_scripts import AppScripts, check_script
 from siterig.replication.guests.host_guests import Guests, HostGuests
+from siterig.replication.hyperv.prerequisites import check_room_for_images, check_space, space_obstacles
 from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
 from siterig.replication.parts.put_news import PutNews
@@ -101,6 +102,7 @@ class HyperVAgent(Provider):
         book, waits = RelationshipBook(folder), waits or Waits(clock)
         self._context = AgentContext(
             host=host,
+            replicated=ReplicatedDisks(host, book),
             cache=cache,
             vault=vault,
             book=book,
@@ -243,38 +245,59 @@ class HyperVAgent(Provider):
         if vm in self._making:
             raise RigError(Code.VmBusy, f"VM {vm!r} is being created on this host", recoverable=True)
 
-    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
-        disks = await self._context.host.list_disks(vm=vm)
-        await self._context.host.check_tracking(vm=vm)
+    async def check_vm(self, *, vm: str, excluded: list[str] | None = None) -> list[DiskInfo]:
+        names = await self._names(vm, excluded or [])
+        disks = await self._context.host.list_disks(vm=vm, disks=names)
+        await self._context.host.check_tracking(vm=vm, disks=names)
         await trio.to_thread.run_sync(check_space, vm, disks)
         return disks
 
-    async def check_prerequisites(self, *, vm: str) -> SiteReadiness:
-        obstacles = await self._context.host.tracking_obstacles(vm=vm)
+    async def _names(self, vm: str, excluded: list[str]) -> list[str] | None:
+        """Return the names of the disks of a VM without the excluded ones; None if none is excluded."""
+        if not excluded:
+            return None
+        # Disks that cannot be opened are obstacles, whether or not the host lists them.
+        for obstacle in await self._context.host.tracking_obstacles(vm=vm, excluded=excluded):
+            raise RigError(Code.of(obstacle.code), obstacle.message)
+        found = [disk.name for disk in await self._context.host.list_disks() if disk.vm == vm]
+        return [name for name in found if name not in excluded]
+
+    async def check_prerequisites(self, *, vm: str, excluded: list[str] | None = None) -> SiteReadiness:
+        obstacles = await self._context.host.tracking_obstacles(vm=vm, excluded=excluded)
         disks = [disk for disk in await self._context.host.list_disks() if disk.vm == vm]
-        intact = [disk for disk in disks if disk.broken_chain is None]
+        intact = [disk for disk in disks if disk.broken_chain is None and disk.name not in (excluded or ())]
         lacking = await trio.to_thread.run_sync(space_obstacles, vm, intact)
         unmet = [UnmetPrerequisite(code=each.code, message=each.message) for each in obstacles]
         return SiteReadiness(disks=disks, unmet=unmet + [UnmetPrerequisite.of(error) for error in lacking])
 
     async def create_relationship(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None, tracked: bool = True
+        self,
+        *,
+        vm: str,
+        interval_s: float,
+        app_consistent_every_s: float | None,
+        tracked: bool = True,
+        disks: list[str] | None = None,
     ) -> list[DiskInfo]:
         _log.info("provider_called", vm=vm, call="CreateReplicationRelationship")
         replica = self._replicas.get(vm)
+        known = self._context.book.find(vm)
+        names = sorted(disks) if disks is not None else None if known is None else known.replicated
         # Only a resync begins a new log after an abandoned one: cycles that still run would see a new log as a loss.
         if not tracked or (replica is not None and replica.has_copied):
-            disks = await self._context.host.list_disks(vm=vm)
+            infos = await self._context.host.list_disks(vm=vm, disks=names)
         else:
-            disks = await self._context.host.start_tracking(vm=vm)
+            infos = await self._context.host.start_tracking(vm=vm, disks=names)
         if replica is not None:
+            replica.set_disks(names)
             await replica.set_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
-            return disks
-        for disk in disks:
-            self._drop_keys(disk.disk_id)  # the vault deletes them with the managed disk
-        self._context.book.save(Relationship(vm=vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s))
+            return infos
+        for info in infos:
+            self._drop_keys(info.disk_id)  # the vault deletes them with the managed disk
+        record = Relationship(vm=vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s, replicated=names)
+        self._context.book.save(record)
         self._start(vm, resumed=False)
-        return disks
+        return infos
 
     async def initial_replication(self, *, vm: str) -> None:
         _log.info("provider_called", vm=vm, call="StartReplication")

@@ -28,7 +28,9 @@ OperationName = Literal[
 OPERATION_NAMES: tuple[OperationName, ...] = get_args(OperationName)
 OPERATIONS: Mapping[str, KeyedTable] = {
     "wait": KeyedTable("Waits for its moment only; the run fails if it does not come within the time limit."),
-    "protect": KeyedTable("Enables replication, and waits until the VM is protected and has a recovery point.", ("vm",)),
+    "protect": KeyedTable(
+        "Enables replication, and waits until the VM is protected and has a recovery point.", ("vm",), ("exclude",)
+    ),
     "unprotect": KeyedTable("Disables replication.", ("vm",)),
     "take-point": KeyedTable("Takes a recovery point.", ("vm",), ("point", "app_consistent")),
     "test-failover": KeyedTable("Makes the VM `NAME-test` from a recovery point.", ("vm",), ("point",)),
@@ -118,6 +120,7 @@ class TimelineEntry(ScenarioTable):
     fails: Text | None = Field(default=None, description="pattern of the error code with which the operation must fail")
     vm: Text | None = Field(default=None, description="the VM")
     disk: Text | None = Field(default=None, description="the disk")
+    exclude: tuple[Text, ...] | None = Field(default=None, description="names of disks that are not replicated")
     disk_of_vm: tuple[TopologyDisk, ...] | None = Field(default=None, description="the disks of the new VM")
     size: Size | None = Field(default=None, description="the new size")
     side: Literal["site", "azure"] | None = Field(default=None, description="`site` (default) or `azure`")

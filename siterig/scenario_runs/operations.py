@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -190,7 +190,7 @@ class Operations:
     async def _create_vm(self, entry: TimelineEntry) -> None:
         await self._create(TopologyVm(name=_needed(entry.vm), disk=_needed(entry.disk_of_vm)))
 
-    async def protect_vm(self, vm: str) -> None:
+    async def protect_vm(self, vm: str, exclude: Sequence[str] = ()) -> None:
         """Enable replication, and wait until the VM is protected and has a recovery point."""
         topology = self._scenario.topology
         every_ns = topology.app_consistent_every
@@ -200,6 +200,7 @@ class Operations:
                 interval_s=topology.interval_s(vm),
                 app_consistent_every_s=None if every_ns is None else every_ns / SECOND_NS,
                 history_hours=topology.retention,
+                exclude=list(exclude),
             )
         )
         await self._until_protected(vm)
@@ -216,7 +217,7 @@ class Operations:
             await SYSTEM_CLOCK.sleep(_POLL_S)
 
     async def _protect(self, entry: TimelineEntry) -> None:
-        await self.protect_vm(_needed(entry.vm))
+        await self.protect_vm(_needed(entry.vm), entry.exclude or ())
 
     async def _reprotect(self, entry: TimelineEntry) -> None:
         vm = _needed(entry.vm)

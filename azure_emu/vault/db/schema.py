@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-FORMAT_VERSION = 11
+FORMAT_VERSION = 12
 """Raised whenever a table changes in a release.  A database of an older version is migrated (migrations/)."""
 
 
@@ -90,6 +90,8 @@ class ItemRow(Base):
     # protected_since_elapsed_ns: the rig's clock when delta cycles were last (re)started; None before.  Missed cycles count
     # from here.
 
+    excluded_disks: Mapped[list[str]] = mapped_column(JSON, default=list)  # names of the disks that are not replicated
+
     disks: Mapped[list[DiskRow]] = relationship(cascade="all, delete-orphan", order_by="DiskRow.name")
     points: Mapped[list[PointRow]] = relationship(cascade="all, delete-orphan", order_by="PointRow.position.desc()")
     cycles: Mapped[list[CycleRow]] = relationship(cascade="all, delete-orphan")
@@ -146,6 +148,8 @@ class PointRow(Base):
     # killed before it could report it.  The tag does not have it.
     available: Mapped[bool] = mapped_column(Boolean)  # the tag was applied in every disk of the item; never goes back
     pinned: Mapped[bool] = mapped_column(Boolean, default=False)  # a user pinned it: retention keeps it
+    lacking_disks: Mapped[list[str] | None] = mapped_column(JSON)
+    # lacking_disks: names of the disks of the VM that it lacks, since it is available; None: it lacks none
 
     seen: Mapped[list[TagSeenRow]] = relationship(cascade="all, delete-orphan")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from siterig.azure_emu.vault.context import disk_sets
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.context.vm_names import AzureVmKind, test_vm_name
 from siterig.azure_emu.vault.db.database import find_item
@@ -127,14 +128,18 @@ async def _open_disks(context: VaultContext, owner: str, name: str, position: in
 
 async def verify(context: VaultContext, owner: str, name: str, state: AzureVmKind) -> Vm:
     """Return the VM with all its disks (``VmIncomplete`` names the missing disks)."""
-    expected = {disk.name for disk in await context.database.transact(lambda session: disk_rows(session, owner))}
+
+    def look(session: Session) -> tuple[set[str], list[str]]:
+        return {disk.name for disk in disk_rows(session, owner)}, disk_sets.lacking(find_item(session, owner))
+
+    expected, excluded = await context.database.transact(look)
     there = await disks_of(context, name)
     lacking = sorted(expected - {disk.name for disk in there})
     if lacking:
         raise RigError(
             Code.VmIncomplete, f"VM {name!r} on the recovery side lacks disks {', '.join(lacking)}; fail over again"
         )
-    vm = Vm(name=name, side="azure", state=state, disks=[to_vm_disk(disk) for disk in there])
+    vm = Vm(name=name, side="azure", state=state, disks=[to_vm_disk(disk) for disk in there], lacking_disks=excluded)
     await context.database.transact(lambda session: cache_vm(session, vm))
     return vm
 

@@ -9,6 +9,7 @@ import trio
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
+from siterig.azure_emu.vault.context import disk_sets
 from siterig.azure_emu.vault.context.states import (
     RECOVERY,
     TEST_CLEANUP_COMPLETING,
@@ -288,6 +289,7 @@ async def synchronize_all(job: JobContext) -> None:
         time=rfc3339(cut.time_ns),
         position=cut.position,
         time_ns=cut.time_ns,
+        lacking_disks=await job.change(lambda _session, item: disk_sets.lacking(item)),
     )
     await _hold_point(job, point)
 

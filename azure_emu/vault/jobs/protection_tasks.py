@@ -37,7 +37,7 @@ from siterig.blockfs.core.errors import Code, RigError
 
 async def check_enable(job: JobContext) -> TaskOutcome | None:
     """Check that the VM can be protected, and record its disks in the item."""
-    disks = await enable_checks.check_all(job.context, job.vm, seeds.of_job(job))
+    disks = await enable_checks.check_all(job.context, job.vm, seeds.of_job(job), await _excluded(job))
     unavailable = await target_names.unavailable(job.context, job.vm)
     await _adopt_disks(job, disks)
     interval_s = await job.change(lambda _session, item: item.interval_s)
@@ -45,6 +45,10 @@ async def check_enable(job: JobContext) -> TaskOutcome | None:
         return with_warning(unavailable)
     plain = interval_s in OFFICIAL_INTERVALS_S and not disk_limits.remarks(job.vm, disks)
     return None if plain else INFORMATION
+
+
+async def _excluded(job: JobContext) -> list[str]:
+    return await job.change(lambda _session, item: list(item.excluded_disks))
 
 
 async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
@@ -90,8 +94,8 @@ async def create_target(job: JobContext) -> None:
 
 
 async def create_target_again(job: JobContext) -> None:
-    """Create a managed disk for each disk that the site has now; a failback can have made new disks."""
-    disks = await job.context.site.check_vm(vm=job.vm)
+    """Create a managed disk for each replicated disk that the site has now; a failback can have made new disks."""
+    disks = await job.context.site.check_vm(vm=job.vm, excluded=await _excluded(job))
     await preflight.can_remove_all(job.context, job.vm)
     await job.begin_changes()
     await _adopt_disks(job, disks)
@@ -101,15 +105,19 @@ async def create_target_again(job: JobContext) -> None:
 async def enable_relationship(job: JobContext) -> None:
     """Make the site replicate this VM by the item's policy."""
 
-    def resume(_session: Session, item: ItemRow) -> tuple[float, float | None]:
+    def resume(_session: Session, item: ItemRow) -> tuple[float, float | None, list[str]]:
         item.suspended, item.paused_ns = False, None
-        return item.interval_s, item.app_consistent_every_s
+        return item.interval_s, item.app_consistent_every_s, [disk.name for disk in item.disks]
 
-    interval_s, app_consistent_every_s = await job.change(resume)
+    interval_s, app_consistent_every_s, names = await job.change(resume)
     is_scheduled = start_time.START in job.variables
     async with provider_call(job, CREATE_RELATIONSHIP):
         disks = await job.context.site.create_relationship(
-            vm=job.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s, tracked=not is_scheduled
+            vm=job.vm,
+            interval_s=interval_s,
+            app_consistent_every_s=app_consistent_every_s,
+            tracked=not is_scheduled,
+            disks=names,
         )
     job.variables["generations"] = {disk.disk_id: disk.generation for disk in disks}
 
@@ -218,7 +226,7 @@ async def repair(job: JobContext) -> None:
         return item.resync_marks, limited
 
     job.variables["resync_marks"], limited = await job.change(look)
-    await job.context.site.check_vm(vm=job.vm)
+    await job.context.site.check_vm(vm=job.vm, excluded=await _excluded(job))
     name = await target_names.name_of(job.context, job.vm, "Recovered")
     leftover = await azure_vms.disks_of(job.context, name)
     preflight.require_idle(leftover, f"VM {name!r} at the recovery side")

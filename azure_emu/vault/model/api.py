@@ -45,13 +45,15 @@ class Vm(WireModel):
     """A virtual machine on either side.
 
     ``state``: the VM's ``protectionState`` (``Unprotected`` without protection), or ``TestFailover``, ``Recovered`` or
-    ``Copy`` for a VM on the azure side.
+    ``Copy`` for a VM on the azure side.  ``lacking_disks``: the disks of the source VM that a VM made by a failover lacks,
+    because they are not replicated.
     """
 
     name: str = Field(serialization_alias="vm", validation_alias="vm")
     side: Side
     state: str
     disks: list[VmDisk]
+    lacking_disks: list[str] = Field(default_factory=list)
 
 
 class ProviderCall(WireModel):
@@ -98,7 +100,8 @@ class RecoveryPoint(WireModel):
 
     Every message and output has a point in this JSON form.  ``time`` is ``time_ns`` as RFC 3339, UTC.
     ``downgraded_because``: the reason for which the point is crash-consistent although an application-consistent one was
-    requested.  ``pinned``: a user pinned the point, so retention keeps it.
+    requested.  ``pinned``: a user pinned the point, so retention keeps it.  ``lacking_disks``: the disks of the VM that the
+    point lacks, because they are not replicated.
     """
 
     id: str
@@ -109,6 +112,7 @@ class RecoveryPoint(WireModel):
     position: int
     downgraded_because: str | None = None
     pinned: bool = False
+    lacking_disks: list[str] = Field(default_factory=list)
 
 
 class ManagedDisk(WireModel):
@@ -135,6 +139,7 @@ class MountedPoint(WireModel):
     ``recovery_point``: the point at that position, None between points.  ``time``: the time that was requested, in UTC,
     if one was.
     ``broken``: None, or the reason for which there are no disks.  ``damage``: None, or the known unreadable data of it.
+    ``lacking_disks``: the disks of the VM that the state lacks.
     """
 
     vm: str
@@ -145,6 +150,7 @@ class MountedPoint(WireModel):
     disks: list[MountedDisk]
     broken: str | None
     damage: str | None = None
+    lacking_disks: list[str] = Field(default_factory=list)
 
 
 class Job(WireModel):
@@ -228,6 +234,8 @@ class ProtectedItem(WireModel):
     """The time at which replication was paused, RFC 3339 UTC; None: it is not paused."""
     fenced_since: str | None = None
     """The time since which the disks at the site refuse all writes, RFC 3339 UTC; None: they do not."""
+    excluded_disks: list[str] = Field(default_factory=list)
+    """The disks of the VM that are not replicated, sorted."""
 
 
 class Event(WireModel):
@@ -274,11 +282,13 @@ class ProtectionApi(Protocol):
         history_hours: int = HOURS_DEFAULT,
         start_at: str | None = None,
         seeds: list[SeedSource] | None = None,
+        exclude: list[str] | None = None,
     ) -> Job:
         """Start to replicate a VM of the site by a policy (:meth:`change_policy`).
 
         ``start_at``: the initial replication begins then: the next ``HH:MM`` in UTC, or RFC 3339.  None: at once.
         ``seeds``: images that managed disks begin with; the initial replication then sends only what differs from them.
+        ``exclude``: the names of disks that are not replicated; at least one disk is.
         """
         ...
 

@@ -302,4 +302,5 @@ def describe(
         replication_state=hyperv_state(session, item, critical=health == "Critical"),
         paused_since=rfc3339_or_none(item.paused_ns),
         fenced_since=rfc3339_or_none(item.fenced_ns),
+        excluded_disks=sorted(item.excluded_disks),
     )

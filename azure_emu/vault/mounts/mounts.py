@@ -16,6 +16,7 @@ import trio
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from siterig.azure_emu.vault.context import disk_sets
 from siterig.azure_emu.vault.context.states import RECOVERY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
@@ -139,6 +140,7 @@ async def between_points(context: VaultContext, vm: str, choice: str) -> Recover
         time=rfc3339(time_ns),
         position=position,
         time_ns=time_ns,
+        lacking_disks=await context.database.transact(lambda session: disk_sets.lacking(find_item(session, vm))),
     )
 
 
@@ -259,8 +261,9 @@ async def mount(
         process_started=None if process is None else process.started,
     )
 
-    def note(session: Session) -> tuple[bool, list[DiskRow]]:
-        state = find_item(session, vm).protection_state
+    def note(session: Session) -> tuple[bool, list[DiskRow], list[str]]:
+        item = find_item(session, vm)
+        state = item.protection_state
         if state == ProtectionState.DISABLING:  # its mounts are being removed: a late one would stay
             raise RigError(Code.InvalidState, f"a point of VM {vm!r} cannot be mounted: protectionState is {state}")
         row = session.get(MountRow, (vm, new_row.name))
@@ -277,10 +280,10 @@ async def mount(
             ):
                 raise RigError(Code.NoSuchPoint, f"VM {vm!r}: recovery point {recovery_point.id} was pruned just now")
             session.add(new_row)
-        return row is None, _disks(session, vm)
+        return row is None, _disks(session, vm), disk_sets.lacking(item)
 
     async with context.mounting.hold(f"{vm}/{new_row.name}"):
-        fresh, disks = await context.database.transact(note)
+        fresh, disks, excluded = await context.database.transact(note)
         try:
             sources = _sources(disks)
             info = await context.azure.open_mounted_point(
@@ -292,7 +295,7 @@ async def mount(
                     await _close(context, vm, new_row.name)
             raise
     known = await context.database.transact(lambda session: damage.warning_at(session, vm, at))
-    return _wire(new_row, recovery_point, info, known)
+    return _wire(new_row, recovery_point, info, known, excluded)
 
 
 def _sources(disks: list[DiskRow]) -> list[MountedPointSource]:
@@ -371,10 +374,10 @@ async def remove_all(context: VaultContext, vm: str) -> None:
 async def mounted(context: VaultContext, vm: str) -> list[MountedPoint]:
     """Return the mounted points of a VM, newest position first, each with its disks or the reason for which it has none."""
 
-    def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None, RigError | None]]:
-        find_item(session, vm)
+    def look(session: Session) -> tuple[list[tuple[MountRow, RecoveryPoint | None, RigError | None]], list[str]]:
+        excluded = disk_sets.lacking(find_item(session, vm))
         rows = session.scalars(select(MountRow).where(MountRow.vm == vm).order_by(MountRow.position.desc(), MountRow.name))
-        return [
+        found = [
             (
                 row,
                 None if row.point_id is None else _named(session, row.point_id),
@@ -382,10 +385,11 @@ async def mounted(context: VaultContext, vm: str) -> list[MountedPoint]:
             )
             for row in rows
         ]
+        return found, excluded
 
-    rows = await context.database.transact(look)
+    rows, excluded = await context.database.transact(look)
     infos = {info.name: info for info in await context.azure.list_mounted_points(vm=vm)} if rows else {}
-    return [_wire(row, point, infos.get(row.name), known) for row, point, known in rows]
+    return [_wire(row, point, infos.get(row.name), known, excluded) for row, point, known in rows]
 
 
 def _named(session: Session, point_id: str) -> RecoveryPoint | None:
@@ -394,7 +398,11 @@ def _named(session: Session, point_id: str) -> RecoveryPoint | None:
 
 
 def _wire(
-    row: MountRow, point: RecoveryPoint | None, info: MountedPointInfo | None, known_damage: RigError | None
+    row: MountRow,
+    point: RecoveryPoint | None,
+    info: MountedPointInfo | None,
+    known_damage: RigError | None,
+    excluded: list[str],
 ) -> MountedPoint:
     disks = [] if info is None else info.disks
     return MountedPoint(
@@ -415,4 +423,5 @@ def _wire(
         ],
         broken="the recovery host does not have it: unmount it" if info is None else info.broken,
         damage=None if known_damage is None else known_damage.message,
+        lacking_disks=excluded if point is None or point.id == selectors.LATEST else point.lacking_disks,
     )

@@ -48,14 +48,17 @@ class ProtectionOperations(ProtectionApi):
         history_hours: int = HOURS_DEFAULT,
         start_at: str | None = None,
         seeds: list[SeedSource] | None = None,
+        exclude: list[str] | None = None,
     ) -> Job:
         policy_tasks.check_policy(interval_s, app_consistent_every_s)
         check_hours(history_hours)
         begin_ns = None if start_at is None else start_time.parse_start(start_at, self._context.clock.wall_ns())
         variables: dict[str, Any] = {} if begin_ns is None else {start_time.START: begin_ns}
         disks = await self._context.retry_while_away("protect", vm, lambda: inventory.site_disks(self._context, vm))
+        excluded = _excluded(vm, exclude or [], [disk.name for disk in disks])
         if seeds:
-            variables[SEEDS] = [seed.model_dump() for seed in named(vm, seeds, disks)]
+            replicated = [disk for disk in disks if disk.name not in excluded]
+            variables[SEEDS] = [seed.model_dump() for seed in named(vm, seeds, replicated)]
 
         def insert(session: Session) -> Job:
             engine.require_no_job(session, vm)
@@ -74,6 +77,7 @@ class ProtectionOperations(ProtectionApi):
                 require(item, Operation.ENABLE)
             item.interval_s, item.app_consistent_every_s = interval_s, app_consistent_every_s
             item.history_hours = history_hours
+            item.excluded_disks = excluded
             item.suspended, item.paused_ns = False, None
             item.protection_state = ProtectionState.ENABLING
             session.flush()
@@ -81,7 +85,7 @@ class ProtectionOperations(ProtectionApi):
             if item.fenced_ns is None and any(disk.fenced for disk in disks):
                 item.fenced_ns = now_ns  # fenced before it was protected
             policy_tasks.record_remarks(session, item, now_ns)
-            for remark in disk_limits.remarks(vm, disks):
+            for remark in disk_limits.remarks(vm, [disk for disk in disks if disk.name not in excluded]):
                 events.record(
                     session, vm=vm, code="DiskSize", kind="VmReplication", severity="Warning", text=remark, now_ns=now_ns
                 )
@@ -171,3 +175,19 @@ class ProtectionOperations(ProtectionApi):
             return property_tasks.UPDATE, {property_tasks.NEW: new, property_tasks.FORMER: former}
 
         return await self._starter.begin(vm, Operation.UPDATE, prepare)
+
+
+def _excluded(vm: str, names: list[str], known: list[str]) -> list[str]:
+    """Return the disks to exclude, sorted.
+
+    Raises:
+        RigError: ``DiskNotFound``; ``BadRequest`` if no disk is left to replicate.
+    """
+    for name in names:
+        if name not in known:
+            raise RigError(Code.DiskNotFound, f"exclude: VM {vm!r} has no disk {name!r}; allowed: {', '.join(known)}")
+    if not set(known) - set(names):
+        raise RigError(
+            Code.BadRequest, f"exclude: {', '.join(names)} are all disks of VM {vm!r}; at least one must be replicated"
+        )
+    return sorted(set(names))

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session, selectinload
 
-from siterig.azure_emu.vault.context import rig_clock
+from siterig.azure_emu.vault.context import disk_sets, rig_clock
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow, MountRow, PointRow, TagSeenRow
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.points.retention import PointFacts
@@ -31,13 +31,14 @@ _COLUMNS = (
     PointRow.time_ns,
     PointRow.downgraded_because,
     PointRow.pinned,
+    PointRow.lacking_disks,
 )
-_Facts = tuple[str, str, str, int, int, str | None, bool]
+_Facts = tuple[str, str, str, int, int, str | None, bool, list[str] | None]
 """The values of :data:`_COLUMNS`."""
 
 
 def _wire(facts: _Facts) -> RecoveryPoint:
-    tag_id, kind, name, position, time_ns, downgraded_because, pinned = facts
+    tag_id, kind, name, position, time_ns, downgraded_because, pinned, lacking_disks = facts
     return RecoveryPoint(
         id=tag_id,
         name=name,
@@ -47,15 +48,17 @@ def _wire(facts: _Facts) -> RecoveryPoint:
         time_ns=time_ns,
         downgraded_because=downgraded_because,
         pinned=pinned,
+        lacking_disks=lacking_disks or [],
     )
 
 
 def to_wire(row: PointRow) -> RecoveryPoint:
     """Return the point in the form of the API."""
-    return _wire((row.tag_id, row.kind, row.name, row.position, row.time_ns, row.downgraded_because, row.pinned))
+    facts = (row.tag_id, row.kind, row.name, row.position, row.time_ns, row.downgraded_because, row.pinned)
+    return _wire((*facts, row.lacking_disks))
 
 
-def _newest_first(vm: str) -> Select[str, str, str, int, int, str | None, bool]:
+def _newest_first(vm: str) -> Select[str, str, str, int, int, str | None, bool, list[str] | None]:
     return select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc())
 
 
@@ -145,6 +148,7 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
             point.seen.append(TagSeenRow(tag_id=tag.tag_id, disk_id=disk_id))
         if not point.available and {seen.disk_id for seen in point.seen} >= {disk.disk_id for disk in item.disks}:
             point.available = True
+            point.lacking_disks = disk_sets.lacking(item) or None
             fresh.append(point)
     session.flush()
     return fresh
@@ -386,6 +390,7 @@ def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoi
         time=rfc3339(least.complete_time_ns),
         position=least.complete_position,
         time_ns=least.complete_time_ns,
+        lacking_disks=disk_sets.lacking(item),
     )
 
 

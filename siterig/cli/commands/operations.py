@@ -44,6 +44,8 @@ async def run_job(api: VaultApi, job: Job, *, as_json: bool) -> int:
     elif job.state == "Succeeded" and job.result is not None:
         rows = [(job.result.name, d.name, format_size(d.size_bytes), d.path) for d in job.result.disks]
         output.print_table(("VM", "disk", "size", "file"), rows, empty=f"{job.result.name} has no disks")
+        if job.result.lacking_disks:
+            output.notice(f"{job.result.name} lacks disks that are not replicated: {', '.join(job.result.lacking_disks)}")
     return job_status(job)
 
 

@@ -171,14 +171,17 @@ def mount(
         else:
             rows = [(made.name, made.position, d.name, format_size(d.size_bytes), d.path) for d in made.disks]
             output.print_table(("mounted", "position", "disk", "size", "file"), rows, empty=f"{vm} has no disks")
-        _tell_damage(made)
+        _tell_defects(made)
 
     exit_status.run(work)
 
 
-def _tell_damage(mounted_point: MountedPoint) -> None:
+def _tell_defects(mounted_point: MountedPoint) -> None:
     if mounted_point.damage is not None:
         output.notice(mounted_point.damage)
+    if mounted_point.lacking_disks:
+        lacking = ", ".join(mounted_point.lacking_disks)
+        output.notice(f"VM {mounted_point.vm!r} has disks that were not replicated, so this state lacks them: {lacking}")
 
 
 def unmount(
@@ -237,6 +240,9 @@ def _disk(mounted_point: MountedPoint, name: str | None) -> MountedDisk:
     for disk in mounted_point.disks:
         if disk.name == name:
             return disk
+    if name in mounted_point.lacking_disks:
+        message = f"disk {name!r} of VM {mounted_point.vm!r} was not replicated, so this state lacks it; it has: {there}"
+        raise RigError(Code.DiskNotFound, message)
     raise RigError(Code.DiskNotFound, f"VM {mounted_point.vm!r} has no disk {name!r}; it has: {there}")
 
 
@@ -270,7 +276,7 @@ def export(
     async def work() -> None:
         image_export.check(to, format_, force=force)
         async with _mounted(vault(folder), vm, point=point, position=position, time=time) as mounted_point:
-            _tell_damage(mounted_point)
+            _tell_defects(mounted_point)
             source = _disk(mounted_point, disk)
             path = source.vhd if format_ == "vhd" else source.path
             if path is None:

@@ -220,6 +220,15 @@ def protect(
         list[str] | None,
         typer.Option("--seed-format", metavar="[NAME=]FORMAT", help="Format of the images, if it cannot be detected."),
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude",
+            metavar="DISK",
+            help="A disk that is not replicated: no recovery point has it, and failover VMs lack it.",
+            autocompletion=completion.disks_of_vm,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Enable replication of a VM, and wait until it is protected: initial replication, then the first recovery point."""
@@ -236,7 +245,7 @@ def protect(
             output.notice(text)
         api = vault(folder)
         for disks in (v.disks for v in await api.list_vms() if (v.name, v.side) == (vm, "site")):
-            for remark in disk_limits.remarks(vm, disks):
+            for remark in disk_limits.remarks(vm, [disk for disk in disks if disk.name not in (exclude or ())]):
                 output.notice(remark)
         job = await api.enable_protection(
             vm=vm,
@@ -245,6 +254,7 @@ def protect(
             history_hours=history_hours,
             start_at=start_at,
             seeds=seeds,
+            exclude=exclude,
         )
         if start_at is not None:
             output.notice(f"the initial replication waits for {start_at}; after Ctrl-C the job {job.name} continues")
@@ -358,6 +368,9 @@ def points(
             if any(p.pinned for p in found):
                 columns.append("pinned")
                 rows = [[*row, "yes" if p.pinned else ""] for row, p in zip(rows, found, strict=True)]
+            if any(p.lacking_disks for p in found):
+                columns.append("lacks disks")
+                rows = [[*row, ", ".join(p.lacking_disks)] for row, p in zip(rows, found, strict=True)]
             if any(p.downgraded_because for p in found):
                 columns.append("not application-consistent because")
                 rows = [[*row, p.downgraded_because or ""] for row, p in zip(rows, found, strict=True)]

@@ -23,6 +23,7 @@ def lines_of(status: VmStatus) -> list[Line]:
         ("lag", _lag(item)),
         ("cycles", _cycles(item, status.progress)),
         ("points", _points(status.points)),
+        ("excluded", f"disks {', '.join(item.excluded_disks)}: not replicated" if item.excluded_disks else ""),
         ("backlog", _backlog(status.disks)),
         ("uploads", _uploads(status.progress)),
         ("source", _source(status.disks)),

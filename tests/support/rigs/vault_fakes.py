@@ -68,6 +68,7 @@ class World:
         self.verification: Verification | None = None
         self.app_scripts: dict[str, AppScript | None] = {}
         self.tracked: bool | None = None  # of the last relationship
+        self.replicated: dict[str, list[str]] = {}  # VM -> the disks of its relationship
         self.unmet: list[UnmetPrerequisite] = []
         self.bad_seeds: dict[str, RigError] = {}  # image -> the error of its check
         self.seeded: list[tuple[str, str]] = []  # disk and image of each call
@@ -160,9 +161,13 @@ class World:
             tags = [TagSeen(tag_id=cut.tag_id, kind=cut.kind, name=cut.name, position=cut.position, time_ns=cut.time_ns)]
         await self.vault.reports.applied(watermark=self.managed[disk_id], tags=tags)
 
+    def replicated_disks(self, vm: str) -> list[DiskInfo]:
+        """Return the disks of a VM of the site that are replicated."""
+        return [disk for disk in self.site[vm].values() if disk.name in self.replicated.get(vm, self.site[vm])]
+
     async def synced(self, vm: str) -> None:
         """Report that the sync of the VM's current generation is applied."""
-        for disk in self.site[vm].values():
+        for disk in self.replicated_disks(vm):
             self.managed[disk.disk_id] = self.mark(disk.disk_id, disk.generation, self.position, 0)
             await self.report(disk.disk_id)
 
@@ -182,7 +187,7 @@ class World:
         """Apply all cuts that are in the cache account, and report them."""
         cached, self.cached = self.cached, []
         for vm, cut in cached:
-            for disk in self.site[vm].values():
+            for disk in self.replicated_disks(vm):
                 self.managed[disk.disk_id] = self.mark(disk.disk_id, disk.generation, cut.position, cut.position)
                 await self.report(disk.disk_id, cut)
 
@@ -219,20 +224,27 @@ class FakeProvider(Provider):
         await self.world.called("site.rename_vm")
         self.world.rename(self.world.site, vm, name)
 
-    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
+    async def check_vm(self, *, vm: str, excluded: list[str] | None = None) -> list[DiskInfo]:
         await self.world.called("site.check_vm")
-        return list(self.world.site[vm].values())
+        return [disk for disk in self.world.site[vm].values() if disk.name not in (excluded or ())]
 
-    async def check_prerequisites(self, *, vm: str) -> SiteReadiness:
+    async def check_prerequisites(self, *, vm: str, excluded: list[str] | None = None) -> SiteReadiness:
         await self.world.called("site.check_prerequisites")
         return SiteReadiness(disks=list(self.world.site[vm].values()), unmet=self.world.unmet)
 
     async def create_relationship(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None, tracked: bool = True
+        self,
+        *,
+        vm: str,
+        interval_s: float,
+        app_consistent_every_s: float | None,
+        tracked: bool = True,
+        disks: list[str] | None = None,
     ) -> list[DiskInfo]:
         await self.world.called("site.create_relationship")
         self.world.tracked = tracked
-        return list(self.world.site[vm].values())
+        self.world.replicated[vm] = list(self.world.site[vm]) if disks is None else disks
+        return self.world.replicated_disks(vm)
 
     async def initial_replication(self, *, vm: str) -> None:
         await self.world.called("site.initial_replication")

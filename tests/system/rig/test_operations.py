@@ -31,6 +31,7 @@ from tests.support.rigs.jobs import ended
 pytestmark = pytest.mark.system
 
 VM, SECOND_VM = "web01", "db01"
+DISKS, EXCLUDED = {VM: "os", SECOND_VM: "data"}, "swap"
 DISK_BYTES = 8 << 20
 PART_BYTES = 1 << 20
 RATE = 384 << 10
@@ -44,9 +45,9 @@ async def item_of(rig: Testbed, vm: str = VM) -> ProtectedItem:
     return next(item for item in await rig.vault.items() if item.name == vm)
 
 
-async def disk_of(rig: Testbed, vm: str = VM) -> DiskInfo:
-    (disk,) = await rig.site.list_disks(vm=vm)
-    return disk
+async def disk_of(rig: Testbed, vm: str = VM, name: str | None = None) -> DiskInfo:
+    """Return a disk, or the only one that is replicated."""
+    return next(disk for disk in await rig.site.list_disks(vm=vm) if disk.name == (name or DISKS[vm]))
 
 
 async def write(rig: Testbed, vm: str = VM, size: int = PART_BYTES, at: int = 0) -> None:
@@ -136,14 +137,14 @@ async def limited(rig: Testbed) -> bool:
 
 
 async def a_cancelled_copy_that_continues(rig: Testbed) -> None:
-    disks = [DiskSpec(name="data", size_bytes=4 * DISK_BYTES)]
+    disks = [DiskSpec(name="data", size_bytes=4 * DISK_BYTES), DiskSpec(name=EXCLUDED, size_bytes=PART_BYTES)]
     await rig.vault.create_vm(vm=SECOND_VM, disks=disks)
     await write(rig, SECOND_VM, 4 * DISK_BYTES)
     slow = BandwidthLimit(
         work_days=list(WEEKDAYS), work_begin_s=0, work_end_s=DAY_S, work_bytes_s=64 << 10, other_bytes_s=64 << 10
     )
     await rig.vault.set_bandwidth(limit=slow)
-    job = await rig.vault.enable_protection(vm=SECOND_VM, interval_s=LONG_S)
+    job = await rig.vault.enable_protection(vm=SECOND_VM, interval_s=LONG_S, exclude=[EXCLUDED])
     while not await limited(rig):  # noqa: ASYNC110
         await trio.sleep(0.1)
     cancelled = await rig.vault.cancel_job(name=job.name)
@@ -151,8 +152,19 @@ async def a_cancelled_copy_that_continues(rig: Testbed) -> None:
     assert (await item_of(rig, SECOND_VM)).protectionState == "InitialReplicationFailed"
     assert not (await disk_of(rig, SECOND_VM)).snapshot
     await rig.vault.set_bandwidth(limit=None)
-    await ended(rig, await rig.vault.enable_protection(vm=SECOND_VM, interval_s=LONG_S))
+    await ended(rig, await rig.vault.enable_protection(vm=SECOND_VM, interval_s=LONG_S, exclude=[EXCLUDED]))
     assert (await item_of(rig, SECOND_VM)).protectionState == "Protected"
+    await an_excluded_disk(rig)
+
+
+async def an_excluded_disk(rig: Testbed) -> None:
+    disk = await disk_of(rig, SECOND_VM, EXCLUDED)
+    assert (disk.tracked, disk.unsent_log_bytes) == (False, 0)
+    assert [(d.vm, d.name) for d in await rig.vault.managed_disks()] == [(SECOND_VM, "data"), (VM, "os")]
+    test = await ended(rig, await rig.vault.test_failover(vm=SECOND_VM, point="LatestProcessed"))
+    assert test.result is not None
+    assert ([made.name for made in test.result.disks], test.result.lacking_disks) == (["data"], [EXCLUDED])
+    await ended(rig, await rig.vault.cleanup_test_failover(vm=SECOND_VM))
 
 
 async def points_and_retention(rig: Testbed, clock: RigClockControl) -> None:

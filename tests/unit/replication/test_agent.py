@@ -489,7 +489,7 @@ async def test_check_refuses_a_vm_whose_snapshot_may_not_fit(
         class Full:
             f_bavail, f_frsize = 1, 4096
 
-        monkeypatch.setattr("siterig.replication.engine.prerequisites.os.statvfs", lambda _folder: Full)
+        monkeypatch.setattr("siterig.replication.hyperv.prerequisites.os.statvfs", lambda _folder: Full)
         with pytest.raises(RigError, match=r"VM 'web01': 4096 bytes are free at .*; a snapshot of its disks may need \d+"):
             await agent.check_vm(vm=VM)
         with pytest.raises(RigError, match="there is no VM 'nobody'"):

@@ -17,7 +17,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.images import vhd
 from siterig.blockfs.images.image_file import open_image
-from siterig.replication.engine.prerequisites import check_space
+from siterig.replication.hyperv.prerequisites import check_space
 from tests.support.rigs.agent_rig import VM, ManagedDisk, Rig
 
 MIB = 1 << 20
