@@ -20,7 +20,7 @@ OperationName = Literal[
     "wait", "protect", "unprotect", "take-point", "test-failover", "cleanup", "unplanned-failover", "planned-failover",
     "commit", "failback", "reprotect", "resync", "pause", "resume", "set-policy", "set-bandwidth",
     "pin-point", "unpin-point", "delete-point", "cancel-job", "acknowledge-error", "fence", "unfence",
-    "set-names", "rotate-account-keys",
+    "set-names", "rotate-account-keys", "set-app-script",
     "create-vm", "delete-vm", "resize-disk", "shut-down",
     "start-workload", "stop-workload", "check", "lose-site", "restore-site", "kill-role", "restart-role", "stop-rig",
     "start-rig", "run", "mark", "add-fault", "remove-fault", "advance-clock", "jump-clock", "skew-clock",
@@ -60,6 +60,12 @@ OPERATIONS: Mapping[str, KeyedTable] = {
         ("recovery_name", "test_name"),
     ),
     "rotate-account-keys": KeyedTable("Replaces both keys of the storage account while replication continues."),
+    "set-app-script": KeyedTable(
+        "Sets the script that is called with `--pre` and `--post` for application-consistent points; without `script` "
+        "there is none.",
+        ("vm",),
+        ("script",),
+    ),
     "create-vm": KeyedTable("Creates a VM at the site.", ("vm", "disk_of_vm")),
     "delete-vm": KeyedTable("Deletes a VM of one side.", ("vm",), ("side",)),
     "resize-disk": KeyedTable("Grows a disk of the site.", ("vm", "disk", "size")),
@@ -141,6 +147,9 @@ class TimelineEntry(ScenarioTable):
     )
     recovery_name: str | None = Field(default=None, description="the name of the VM that a failover makes")
     test_name: str | None = Field(default=None, description="the name of the VM that a test failover makes")
+    script: Text | None = Field(
+        default=None, description="lines of a shell script; `$SITERIG_SCRATCH` is a folder for its files"
+    )
     error: Text | None = Field(default=None, description="the code of the health error")
     workload: Text | None = Field(default=None, description="the workload")
     of: Literal["source", "test", "recovered"] | None = Field(

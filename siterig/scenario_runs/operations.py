@@ -92,6 +92,7 @@ class Operations:
             "fence": self._settings.fence,
             "unfence": self._settings.unfence,
             "set-names": self._settings.set_names,
+            "set-app-script": self._settings.set_app_script,
             "rotate-account-keys": self._settings.rotate_account_keys,
             "create-vm": self._create_vm,
             "delete-vm": self._job(lambda vm, entry: rig.vault.delete_vm(vm=vm, side=entry.side)),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Awaitable, Callable
 
 from siterig.azure_emu.vault.model.api import Job
+from siterig.blockfs.contracts.app_script import AppScript
 from siterig.blockfs.contracts.bandwidth import DAY_S, WEEKDAYS, BandwidthLimit
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenario_runs.records import RunRecords
@@ -39,6 +41,17 @@ class SettingOperations:
     async def set_bandwidth(self, entry: TimelineEntry) -> None:
         """Limit the uploads of the site, always or in hours of each day, or end that."""
         await self._rig.vault.set_bandwidth(limit=limit_of(entry))
+
+    async def set_app_script(self, entry: TimelineEntry) -> None:
+        """Write the script of a VM to a file of this run and set it, or remove the script."""
+        script = None
+        if entry.script is not None:
+            path = self._rig.folder / f"app-script-{entry.vm}"
+            lines = ["#!/bin/sh", f"SITERIG_SCRATCH={shlex.quote(str(self._rig.folder))}", entry.script]
+            path.write_text("\n".join(lines) + "\n")
+            path.chmod(0o700)
+            script = AppScript(path=str(path))
+        await self._rig.vault.set_app_script(vm=entry.vm or "", script=script)
 
     async def pin(self, entry: TimelineEntry, *, pinned: bool) -> None:
         """Pin a recovery point, or unpin it."""

@@ -5,13 +5,17 @@ A run kills the agent at some of its calls; ``SITERIG_ALL_STEPS=1`` takes all.
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from pathlib import Path
 
 import pytest
 from trio.testing import MockClock
 
+from siterig.blockfs.contracts.upload_limits import PER_VM
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.sync_part import DiskChunk, SyncOrigin, pack_sync_part
 from siterig.replication.comparison import comparison
-from siterig.replication.engine import disk_copy, snapshots
+from siterig.replication.engine import disk_copy, part_pipeline, snapshots
 from tests.support.faults.some_steps import some_steps
 from tests.support.rigs.agent_rig import VM, Rig
 from tests.support.threads import without_threads
@@ -58,8 +62,16 @@ async def first_life(rig: Rig, order: str, kill_at: int | None, after: bool) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
-    tmp_path: Path, autojump_clock: MockClock, after: bool
+    tmp_path: Path, autojump_clock: MockClock, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: Counter[PartName] = Counter()
+
+    def pack(origin: SyncOrigin, number: int, chunks: deque[DiskChunk], *, is_last: bool) -> bytes:
+        made[origin.part(number)] += 1
+        return pack_sync_part(origin, number, chunks, is_last=is_last)
+
+    monkeypatch.setattr(part_pipeline, "pack_sync_part", pack)
+
     async def killed(kill_at: int | None) -> tuple[list[str], bool]:
         rig = Rig(tmp_path / str(kill_at))
         await rig.make_vm()
@@ -71,6 +83,9 @@ async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
             cut = await rig.cycle(agent)
         rig.check_point(cut.position)
         assert rig.vault.resyncs == []
+        for work, counted in (("put", Counter(rig.cache.puts)), ("made", made)):
+            again = [part for part, times in counted.items() if times > 1]
+            assert len(again) <= PER_VM, f"only parts in work at the kill are {work} a second time"
         assert all(managed.generation == 1 for managed in rig.recovery.disks.values())
         rig.host.close()
         return found
