@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from siterig.blockfs.core.deadlines import deadline
+from siterig.blockfs.core.deadlines import REPORT_S, deadline
 from siterig.blockfs.core.wire_model import WireModel
 
 ROTATION_S = 150.0
@@ -34,6 +34,12 @@ class AccountKeyApi(Protocol):
         can be repeated.
 
         Raises:
-            RigError: ``AccountKeysBusy`` if the keys are being rotated; ``CacheUnreachable`` if the account does not answer.
+            RigError: ``AccountKeysBusy`` if the keys are being rotated; ``CacheUnreachable`` if the account does not answer;
+                ``AccountKeysOfUser`` if the account is not Azurite's.
         """
+        ...
+
+    @deadline(REPORT_S)
+    async def note_account_secret(self, *, account: str) -> None:
+        """Record the event that a user has replaced the secret of the rig's storage account."""
         ...

@@ -50,6 +50,8 @@ class AccountKeyService(AccountKeyApi):
         keys_folder: Path,
         probe: Callable[[StorageAccount], KeyProbe],
         record: Callable[[str], Awaitable[None]],
+        record_secret: Callable[[str], Awaitable[None]],
+        user_account: Path,
         *,
         clock: Clock,
         waits: Waits,
@@ -60,13 +62,25 @@ class AccountKeyService(AccountKeyApi):
             keys_folder: the folder of the account's keys.
             probe: makes a client of the account with the first key.
             record: records the rotation as an event; its argument is the account's name.
+            record_secret: records that a user has replaced the secret of an account, whose name is the argument.
+            user_account: the file with the account of a user, in whose place there are no keys of Azurite.
             clock: the clock of the rig.
             waits: the waits of the role.
         """
         self._folder, self._probe, self._record, self._clock, self._waits = keys_folder, probe, record, clock, waits
+        self._record_secret, self._user_account = record_secret, user_account
         self._rotating = trio.Lock()
 
+    async def note_account_secret(self, *, account: str) -> None:
+        _log.info("account_secret_set", account=account)
+        await self._record_secret(account)
+
     async def rotate_account_keys(self) -> RotatedAccount:
+        if self._user_account.exists():
+            text = (
+                "the rig uses a storage account of yours, whose keys only you can replace: do that, then siterig account set"
+            )
+            raise RigError(Code.AccountKeysOfUser, text)
         try:
             self._rotating.acquire_nowait()
         except trio.WouldBlock:

@@ -41,6 +41,8 @@ STOP_TIMEOUT_S = 10.0
 CHECK_TIMEOUT_S = 1.0
 _WITHOUT_UNUSED = Path(__file__).with_name("without_unused.cjs")
 
+CONTAINER = "asr-cache"
+"""The container of all parts."""
 ACCOUNT_KEYS = "account.key"
 """The file with the name and the keys of the account, in the folder of the keys."""
 IDENTITY = "storage.pem"
@@ -217,7 +219,12 @@ class AzuriteProcess:
 
 
 async def start_azurite(
-    folder: Path, keys_folder: Path, port: int = 0, *, ready_timeout_s: float = START_TIMEOUT_S
+    folder: Path,
+    keys_folder: Path,
+    port: int = 0,
+    *,
+    ready_timeout_s: float = START_TIMEOUT_S,
+    takes_any_token: bool = False,
 ) -> AzuriteProcess:
     """Start Azurite's blob service and return when it serves.
 
@@ -226,6 +233,7 @@ async def start_azurite(
         keys_folder: the folder of the account's key.
         port: the port; 0 takes the port of the last start on this folder, otherwise any free one.
         ready_timeout_s: limit of the wait for readiness.
+        takes_any_token: it accepts tokens (OAuth) with HTTPS; it does not check their signatures, so this is for tests only.
     Raises:
         RigError: ``AzuriteMissing``, ``NodeMissing``, ``PortTaken``, ``AzuriteDied``; ``AzuriteSilent`` if it is not ready
             in time.
@@ -238,6 +246,7 @@ async def start_azurite(
     identity = keys_folder / IDENTITY
     is_tls = identity.exists()
     arguments = [*command, *_arguments(folder, port), *(_tls_arguments(identity) if is_tls else ())]
+    arguments += ["--oauth", "basic"] if takes_any_token else []
     child, output = _spawn(arguments, account, keys_folder / ACCOUNT_KEYS)
     azurite = AzuriteProcess(account, port, is_tls, child, output, deque(maxlen=_TAIL_LINES))
     try:

@@ -35,16 +35,23 @@ _REFUSED: _Way = ()
 class LinkTransport(RequestsTransport):  # type: ignore[misc]
     """Sends requests over HTTP, or over HTTPS with the settings that it is given; other HTTPS goes directly."""
 
-    def __init__(self, link: Path | None, tls: ssl.SSLContext | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        link: Path | None,
+        tls: ssl.SSLContext | None = None,
+        link_tls: ssl.SSLContext | None = None,
+        **options: Any,
+    ) -> None:
         """Begin without a connection.
 
         Args:
             link: the socket of the link's proxy; it need not exist.
-            tls: settings for an account whose certificate is of the authority of the rig.
+            tls: settings for an account whose certificate is not of an authority that the system trusts.
+            link_tls: settings for the proxy, which has a certificate of the rig, if they are others; they check its holder.
             options: the options of ``RequestsTransport``.
         """
         super().__init__(**options)
-        self._link, self._tls = link, tls
+        self._link, self._tls, self._link_tls = link, tls, link_tls
         self._way: _Way = None
         self._changing = threading.Lock()
 
@@ -52,7 +59,7 @@ class LinkTransport(RequestsTransport):  # type: ignore[misc]
         super()._init_session(session)
         session.mount("http://", _LinkAdapter(self._link, self._was_refused))
         if self._tls is not None:
-            session.mount("https://", _LinkAdapter(self._link, self._was_refused, self._tls))
+            session.mount("https://", _LinkAdapter(self._link, self._was_refused, self._tls, self._link_tls))
 
     def send(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponse:
         """Send a request by the way that is there now, and return the answer."""
@@ -89,15 +96,21 @@ def _way(link: Path | None) -> _Way:
 class _LinkAdapter(HTTPAdapter):
     """Connects by the link; it never repeats a request."""
 
-    def __init__(self, link: Path | None, was_refused: Callable[[], None], tls: ssl.SSLContext | None = None) -> None:
-        self._link, self._was_refused, self._tls = link, was_refused, tls
+    def __init__(
+        self,
+        link: Path | None,
+        was_refused: Callable[[], None],
+        tls: ssl.SSLContext | None = None,
+        link_tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._link, self._was_refused, self._tls, self._link_tls = link, was_refused, tls, link_tls
         super().__init__(max_retries=Retry(total=False, redirect=False, raise_on_status=False))
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         if self._tls is not None:
             options["ssl_context"] = self._tls
         super().init_poolmanager(*args, **options)
-        link, was_refused = self._link, self._was_refused
+        link, was_refused, tls, link_tls = self._link, self._was_refused, self._tls, self._link_tls
 
         class Connection(HTTPConnection):
             def _new_conn(self) -> socket.socket:
@@ -105,7 +118,11 @@ class _LinkAdapter(HTTPAdapter):
 
         class SecureConnection(HTTPSConnection):
             def _new_conn(self) -> socket.socket:
-                return _connected(link, self.timeout, was_refused) or super()._new_conn()
+                linked = _connected(link, self.timeout, was_refused)
+                if link_tls is not None:  # urllib3 reads these after this call, for every connection
+                    self.ssl_context = tls if linked is None else link_tls
+                    self.assert_hostname = None if linked is None else False
+                return linked or super()._new_conn()
 
         class Pool(HTTPConnectionPool):
             ConnectionCls = Connection
@@ -114,6 +131,12 @@ class _LinkAdapter(HTTPAdapter):
             ConnectionCls = SecureConnection
 
         self.poolmanager.pool_classes_by_scheme = {"http": Pool, "https": SecurePool}
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        """Return the connections through a proxy of the environment, with the settings of TLS."""
+        if self._tls is not None:
+            options["ssl_context"] = self._tls
+        return super().proxy_manager_for(proxy, **options)
 
     def cert_verify(self, conn: Any, url: str, verify: bool | str, cert: Any) -> None:
         """Trust the authority of the settings alone, and none of those that the system or requests brings."""

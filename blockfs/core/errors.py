@@ -75,6 +75,16 @@ class Code(StrEnum):
     # fmt: off
     AckFileCorrupt = ("AckFileCorrupt", _FAILED, "The file of acknowledged transactions of the ledger is damaged.",
         "Start the drill again: the file cannot be repaired.")
+    AccountFixed = ("AccountFixed", _BAD_INPUT, "A rig keeps the storage account that it began with.",
+        "Give a secret for that account with siterig account set, or start a new rig.")
+    AccountKeysBusy = ("AccountKeysBusy", _FAILED, "The keys of the storage account are being rotated.",
+        "Wait for the end of the other rotation.")
+    AccountKeysOfUser = ("AccountKeysOfUser", _FAILED,
+        "The storage account is not Azurite's: siterig cannot rotate its keys.",
+        "Replace the key in Azure, then give the new secret with siterig account set.")
+    AccountPermissionMissing = ("AccountPermissionMissing", _FAILED,
+        "The secret of the storage account does not permit an operation that replication needs.",
+        "Create a SAS with read, write, delete and list, or assign the role Storage Blob Data Contributor.")
     AgentNotRunning = ("AgentNotRunning", _FAILED, "The replication agent of the site is still starting.",
         "Wait a moment; siterig status shows when the role is ready.")
     AgentStateUnreadable = ("AgentStateUnreadable", _FAILED,
@@ -111,10 +121,14 @@ class Code(StrEnum):
         "Read the message of npm in the error, then run siterig setup azurite again.")
     AzuriteSilent = ("AzuriteSilent", _FAILED, "The Azurite storage emulator does not answer.",
         "Read the reason in the message; siterig role restart azurite starts it again.")
-    AccountKeysBusy = ("AccountKeysBusy", _FAILED, "The keys of the storage account are being rotated.",
-        "Wait for the end of the other rotation.")
+    AzureIdentityMissing = ("AzureIdentityMissing", _ENVIRONMENT,
+        "The package azure-identity is missing; a URL of a storage account without a SAS needs it.",
+        "Install siterig[azure], or give a SAS URL or a connection string.")
     BadAccountKey = ("BadAccountKey", _FAILED, "The file with the key of the storage account is damaged.",
         "Restore the file, or start from a new state folder.")
+    BadAccountSecret = ("BadAccountSecret", _BAD_INPUT,
+        "The text that names a storage account with its secret is not usable.",
+        "Correct the part that the message names.")
     BadAnswer = "BadAnswer", _FAILED, "A role answered with more bytes than are accepted.", "Report it: this is a bug."
     BadCertificate = ("BadCertificate", _FAILED, "A file with a certificate and its key is damaged, or cannot be read.",
         "Remove the file that the message names, and start the rig again: it gets a new one.")
@@ -157,6 +171,9 @@ class Code(StrEnum):
     CommandUnusable = ("CommandUnusable", _BAD_INPUT, "The command of bisect cannot be run.",
         "Correct the command line after --.")
     ConvertFailed = "ConvertFailed", _FAILED, "qemu-img could not convert an image.", "Read the reason in the message."
+    ContainerMissing = ("ContainerMissing", _FAILED,
+        "The container is not in the storage account, and the secret does not permit to create it.",
+        "Create the container, or give a secret that permits it.")
     CorpusTooSmall = ("CorpusTooSmall", _FAILED, "The folders for the files of the drill hold too few readable bytes.",
         "Name other folders, or use smaller disks.")
     DeadMount = ("DeadMount", _FAILED, "The process of a mount was killed; nothing answers there.",
@@ -222,6 +239,8 @@ class Code(StrEnum):
         "Choose one of the codes that the message lists.")
     HostIoError = ("HostIoError", _FAILED, "The host could not read or write a file.",
         "Read the reason in the message; check the host's disk.")
+    HttpsRequired = ("HttpsRequired", _BAD_INPUT, "A storage account is used by HTTPS only, unless it is on loopback.",
+        "Name an address that begins with https://.")
     HostNotRegistered = ("HostNotRegistered", _FAILED, "The host is not registered with the vault.",
         "Write a file with siterig vault credentials, and give it to siterig site register.")
     ImageBusy = "ImageBusy", _FAILED, "The image is in use by another program.", "End the program that the message names."
@@ -400,6 +419,8 @@ class Code(StrEnum):
     RoleHung = ("RoleHung", _NOT_UP, "A role does not answer its health checks.",
         "Wait for the restart, or run siterig role restart.")
     RoleUnavailable = "RoleUnavailable", _NOT_UP, "A role does not answer.", "Wait: siterig status shows its state."
+    SasExpired = ("SasExpired", _FAILED, "The shared access signature (SAS) of the storage account has expired.",
+        "Create another SAS, and give it with siterig account set.")
     ScenarioFailed = ("ScenarioFailed", _FAILED, "An operation of a scenario did not end as the file demands.",
         "Read the job, the event or the output that the message quotes.")
     ScenarioTimedOut = ("ScenarioTimedOut", _FAILED, "A moment or an operation of a scenario did not come in time.",

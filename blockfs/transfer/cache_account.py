@@ -46,6 +46,14 @@ class CacheAccount(Protocol):
         """
         ...
 
+    async def check(self) -> None:
+        """Check that the account can be used for replication; an account that is always there does nothing.
+
+        Raises:
+            RigError: ``AccountPermissionMissing``, ``ContainerMissing`` and ``SasExpired``, in addition to the others.
+        """
+        return
+
     async def delete(self, part: PartName) -> None:
         """Delete a part's blob; does nothing if there is none."""
         ...

@@ -57,6 +57,9 @@ class SealedAccount(CacheAccount):
         self._cipher.forget(part.disk_id)
         return await self._open(part, blob)
 
+    async def check(self) -> None:
+        await self._account.check()
+
     async def delete(self, part: PartName) -> None:
         await self._account.delete(part)
 

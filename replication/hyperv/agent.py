@@ -268,7 +268,12 @@ class HyperVAgent(Provider):
         intact = [disk for disk in disks if disk.broken_chain is None and disk.name not in (excluded or ())]
         lacking = await trio.to_thread.run_sync(space_obstacles, vm, intact)
         unmet = [UnmetPrerequisite(code=each.code, message=each.message) for each in obstacles]
-        return SiteReadiness(disks=disks, unmet=unmet + [UnmetPrerequisite.of(error) for error in lacking])
+        unmet += [UnmetPrerequisite.of(error) for error in lacking]
+        try:
+            await self._context.cache.check()
+        except RigError as error:
+            unmet.append(UnmetPrerequisite.of(error))
+        return SiteReadiness(disks=disks, unmet=unmet)
 
     async def create_relationship(
         self,

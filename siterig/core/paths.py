@@ -140,6 +140,11 @@ class Layout:
         return self.keys / "metrics.token"
 
     @property
+    def user_account(self) -> Path:
+        """The storage account of a user with its secret; missing in a rig with Azurite."""
+        return self.keys / "user-account.json"
+
+    @property
     def azurite(self) -> Path:
         """Azurite's own data."""
         return self.root / "azurite"

@@ -7,8 +7,7 @@ from functools import partial
 
 import trio
 
-from siterig.azure_emu.storage.azurite import connection_string, load_or_create_account
-from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
+from siterig.accounts.rig_account import open_account
 from siterig.blockfs.contracts.upload_limits import UploadLimits
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.sides.host_certificates import HostIdentityControl, HostSetup
@@ -41,14 +40,8 @@ async def run(
     task_status: trio.TaskStatus[None],
 ) -> None:
     """Serve until cancelled."""
-    account = BlobCacheAccount(
-        connection_string(layout.azurite, layout.keys),
-        folder=layout.azurite,
-        link=layout.link("agent", "azurite"),
-        tls=trust.storage_tls(layout, clock),
-        current_key=lambda: load_or_create_account(layout.keys).key,
-        in_flight_max=uploads.per_host + 1,  # a list does not wait for the end of an upload
-    )
+    # One more than uploads: a list does not wait for the end of an upload.
+    account = open_account(layout, "agent", clock, in_flight_max=uploads.per_host + 1)
     cipher = KeyedPartCipher(directory.data_keys(layout, "agent", clock), clock)
     identity = HostIdentity(layout, directory.host_certificates(layout, "agent", clock), clock, health.waits)
     injector = RoleInjector(partial(of_agent, layout, clock))

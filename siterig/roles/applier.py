@@ -6,11 +6,10 @@ from functools import partial
 
 import trio
 
+from siterig.accounts.rig_account import open_account
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
-from siterig.azure_emu.storage.azurite import connection_string, load_or_create_account
-from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.transfer.part_cipher import KeyedPartCipher
 from siterig.blockfs.transfer.sealed_account import SealedAccount
@@ -18,18 +17,12 @@ from siterig.core.fault_contract import FaultInjector
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 from siterig.roles.fault_injection import RoleInjector, of_applier
-from siterig.rpc import directory, server, trust
+from siterig.rpc import directory, server
 
 
 async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
-    account = BlobCacheAccount(
-        connection_string(layout.azurite, layout.keys),
-        folder=layout.azurite,
-        link=layout.link("applier", "azurite"),
-        tls=trust.storage_tls(layout, clock),
-        current_key=lambda: load_or_create_account(layout.keys).key,
-    )
+    account = open_account(layout, "applier", clock)
     keys = directory.data_keys(layout, "applier")
     cipher = KeyedPartCipher(keys, clock)
     cache = SealedAccount(account, cipher)

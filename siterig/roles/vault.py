@@ -75,7 +75,13 @@ async def run(
         text = f"both keys of the storage account {name} were replaced; it refuses the former ones"
         await vault.record_server_event("AccountKeysRotated", "OK", "storage", text)
 
-    account_keys = AccountKeyService(layout.keys, probe, rotated, clock=clock, waits=health.waits)
+    async def replaced(name: str) -> None:
+        text = f"the rig uses another secret of the storage account {name} from now on"
+        await vault.record_server_event("AccountSecretReplaced", "OK", "storage", text)
+
+    account_keys = AccountKeyService(
+        layout.keys, probe, rotated, replaced, layout.user_account, clock=clock, waits=health.waits
+    )
     context = trust.vault_server_tls(layout, clock, certificates.note_failed_handshake)
     faces = {
         "AccountKeyApi": (AccountKeyApi, account_keys),

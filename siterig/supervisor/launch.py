@@ -13,6 +13,8 @@ from functools import partial
 
 import trio
 
+from siterig.accounts import account_choice
+from siterig.accounts.account_choice import AccountChoice
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.storage import azurite_files
 from siterig.azure_emu.vault.context.roles import role_error
@@ -77,6 +79,7 @@ async def up(
     limits: Limits | None = None,
     resync_window: ResyncWindow | None = None,
     uploads: UploadLimits | None = None,
+    account: AccountChoice | None = None,
     announce: Callable[[str, str], None] = lambda _role, _state: None,
 ) -> Launched:
     """Start the rig and wait until every role is ready.
@@ -92,18 +95,25 @@ async def up(
         limits: the limits of all disks, until the rig is down.
         resync_window: the hours in which a resync that is due begins by itself; None: never.
         uploads: the limits of the agent's uploads, until then.
+        account: the storage account of a user, in place of Azurite; it is checked before anything is made or started.
         announce: called with (role, state) as roles become ready, and with the last lines of the logs if a new rig fails.
     Raises:
-        RigError: ``AlreadyUp``, ``StateVersion``, ``NotARig``, or the error with which a role failed.
+        RigError: ``AlreadyUp``, ``StateVersion``, ``NotARig``, ``AccountFixed``, the errors of the account
+            (:func:`siterig.accounts.admission.check_account`), or the error with which a role failed.
     """
     check_socket_path(layout.socket("supervisor"))
     check_format(layout)
     if is_up(layout) and not is_locked(layout.lock, ENDING):
         raise await _already_up(layout)
-    await trio.to_thread.run_sync(partial(doctor.require_fit, layout.root, is_new=not layout.state.exists()))
+    needs_azurite = account is None and not layout.user_account.exists()
+    fit = partial(doctor.require_fit, layout.root, is_new=not layout.state.exists(), needs_azurite=needs_azurite)
+    await trio.to_thread.run_sync(fit)
     is_new, had_folder = new_rig.is_new(layout), layout.root.is_dir()
+    store_account = None if needs_azurite else await account_choice.admitted(layout, account, announce)
     create(layout)
     try:
+        if store_account is not None:
+            store_account()
         return await _launch(
             layout,
             announce,

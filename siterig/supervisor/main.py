@@ -62,8 +62,9 @@ OPTIONS = {
 
 
 def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
-    """Return the roles of replication from Hyper-V to Azure without VMM."""
+    """Return the roles of replication from Hyper-V to Azure without VMM; with an account of a user there is no Azurite."""
     root = str(layout.root)
+    absent = ("azurite",) if layout.user_account.exists() else ()
 
     def options_of(role: str) -> list[str]:
         return [option for option in options if option.partition("=")[0] in OPTIONS.get(role, ())]
@@ -72,13 +73,14 @@ def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
         RoleSpec(
             name,
             (*quick_start.command(f"siterig.roles.{name}"), root, *options_of(name)),
-            needs,
+            tuple(need for need in needs if need not in absent),
             answers_checks=True,
             has_program=name in WITH_PROGRAM,
             asks_for_rules=name in LAYERS_OF_ROLE,
             on_demand=name in ON_DEMAND,
         )
         for name, needs in ROLES.items()
+        if name not in absent
     ]
 
 

@@ -44,6 +44,9 @@ class SimulatedAccount(CacheAccount):
         if share and self._draws.random() < share / 2:
             raise RigError(Code.CacheUnreachable, "the account answers with 503 Server Busy", recoverable=True)
 
+    async def check(self) -> None:
+        self._fails(self.failing)
+
     async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
         self._fails(self.failing)
         fresh = part not in self.blobs

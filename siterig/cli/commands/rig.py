@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from siterig.cli import completion, exit_status, fault_director, light_commands,
 from siterig.cli.commands.options import (
     QUEUE,
     THREADS,
+    AccountAuthority,
     Dir,
     FuseQueue,
     FuseThreads,
@@ -28,6 +29,9 @@ from siterig.cli.commands.options import (
 from siterig.cli.light_commands import running
 from siterig.core import limits, upload_options
 from siterig.core.paths import Layout
+
+if TYPE_CHECKING:
+    from siterig.accounts.account_choice import AccountChoice
 
 
 def register(app: typer.Typer) -> None:
@@ -114,6 +118,18 @@ def up(
     uploads_per_vm: Annotated[
         str, typer.Option(upload_options.PER_VM_OPTION, metavar="N", help="Uploads in flight of each VM.")
     ] = str(PER_VM),
+    account: Annotated[
+        str | None,
+        typer.Option(
+            "--account",
+            metavar="FILE|env:NAME",
+            help="Use a storage account of yours: a file of mode 0600, or an environment variable, has its secret.",
+        ),
+    ] = None,
+    account_container: Annotated[
+        str, typer.Option("--account-container", metavar="NAME", help="Container of that account; default: siterig.")
+    ] = "",
+    account_authority: AccountAuthority = None,
     faults: Annotated[
         Path | None,
         typer.Option("--faults", metavar="FILE", help="Arm the rules of this TOML file when every role is ready."),
@@ -140,6 +156,7 @@ def up(
         fuse_options = fuse_options_of(fuse_threads, fuse_queue, portable=portable_fuse)
         if faults is None and seed is not None:
             raise RigError(Code.BadRequest, f"--seed {seed}: is the seed of fault rules; name their file with --faults")
+        choice = _account_choice(account, account_container, account_authority)
         rules = None if faults is None else fault_director.rules_of_file(faults, seed)
 
         def announce(role: str, state: str) -> None:
@@ -153,6 +170,7 @@ def up(
             limits=allowed,
             resync_window=window,
             uploads=uploads,
+            account=choice,
             announce=announce,
         )
         armed = None
@@ -180,7 +198,29 @@ def up(
     exit_status.run(work)
 
 
-def down(folder: Dir, as_json: Json = False) -> None:
+def _account_choice(source: str | None, container: str, authority: Path | None) -> AccountChoice | None:
+    """Return the storage account that the options name; ``BadRequest`` if they do not fit together."""
+    if source is None:
+        name = "--account-container" if container else "--account-authority"
+        if container or authority is not None:
+            raise RigError(Code.BadRequest, f"{name}: belongs to --account FILE|env:NAME, which is missing")
+        return None
+    from siterig.accounts.account_choice import AccountChoice
+    from siterig.azure_emu.user_account.secret import parse_secret
+    from siterig.azure_emu.user_account.source import read_authority, read_source
+
+    secret = parse_secret(read_source(source), container)
+    return AccountChoice(secret, None if authority is None else read_authority(authority))
+
+
+def down(
+    folder: Dir,
+    remove_blobs: Annotated[
+        bool,
+        typer.Option("--remove-blobs", help="Delete the rig's blobs, and no others, from your storage account."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """End the rig and release its mounts and loop devices, also those that remain after a kill.
 
     The state stays: siterig up continues with it.
@@ -190,15 +230,37 @@ def down(folder: Dir, as_json: Json = False) -> None:
 
     async def work() -> None:
         layout = Layout.of(folder)
+        has_account = layout.user_account.exists()
+        if remove_blobs and not has_account:
+            text = f"--remove-blobs: the rig in {layout.root} uses Azurite, or does not exist; it has no blobs elsewhere"
+            raise RigError(Code.BadRequest, text)
         done = await launch.down(layout)
+        removed = await _removed_blobs(layout) if remove_blobs else None
         if as_json:
-            output.print_json({"folder": str(layout.root), "done": done})
+            document = {"folder": str(layout.root), "done": done}
+            output.print_json(document if removed is None else document | {"removed_blobs": removed})
             return
         for text in done:
             output.progress(text)
         output.line(f"the rig in {layout.root} is down")
+        if removed is not None:
+            output.line(f"{removed} blob{'s' if removed != 1 else ''} of the rig deleted from the storage account")
+        elif has_account:
+            output.line("its blobs stay in the storage account: siterig down --remove-blobs deletes them")
 
     exit_status.run(work)
+
+
+async def _removed_blobs(layout: Layout) -> int:
+    """Delete the blobs of a rig that is down from the storage account of the user; return their number."""
+    from siterig.accounts.rig_account import open_user_account
+    from siterig.azure_emu.user_account.stored_account import load
+
+    account = open_user_account(load(layout.keys))
+    try:
+        return await account.remove_blobs()
+    finally:
+        account.close()
 
 
 def status(

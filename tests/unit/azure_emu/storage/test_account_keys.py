@@ -57,7 +57,15 @@ def service(account: Account, events: list[str], waits: Waits | None = None) -> 
     def probe(tried: StorageAccount) -> Probe:
         return Probe(account, tried.key)
 
-    return AccountKeyService(account.folder, probe, record, clock=SYSTEM_CLOCK, waits=waits or Waits())
+    return AccountKeyService(
+        account.folder,
+        probe,
+        record,
+        record,
+        account.folder / "user-account.json",
+        clock=SYSTEM_CLOCK,
+        waits=waits or Waits(),
+    )
 
 
 @pytest.mark.parametrize("late", [0, 3])
@@ -91,6 +99,16 @@ async def test_a_rotation_that_fails_leaves_a_key_that_works(tmp_path: Path) -> 
     account.failure = None
     await service(account, events).rotate_account_keys()
     assert not account.accepts(former.key)
+
+
+async def test_the_keys_of_an_account_of_the_user_are_not_rotated(tmp_path: Path) -> None:
+    account = Account(tmp_path)
+    former = load_or_create_account(tmp_path)
+    (tmp_path / "user-account.json").touch()
+    with pytest.raises(RigError, match="then siterig account set") as caught:
+        await service(account, []).rotate_account_keys()
+    assert caught.value.code == "AccountKeysOfUser"
+    assert load_or_create_account(tmp_path) == former
 
 
 async def test_a_second_rotation_at_the_same_time_is_refused(tmp_path: Path) -> None:
