@@ -376,8 +376,12 @@ class BlobCacheAccount(CacheAccount):
     async def _answers(self) -> bool:
         """Return True if the account answers a request that needs no bytes of a part."""
 
-        def look() -> None:  # a SAS of a container does not permit to read the properties of the container
-            next(iter(self._container.list_blobs(name_starts_with=self._place.prefix or None, results_per_page=1)), None)
+        def look() -> None:
+            if not self._place.prefix:
+                self._container.get_container_properties()
+                return
+            # A SAS of a container does not permit to read the properties of the container.
+            next(iter(self._container.list_blobs(name_starts_with=self._place.prefix, results_per_page=1)), None)
 
         try:
             await self._call(f"look at container {self._place.container}", look)

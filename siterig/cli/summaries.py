@@ -44,7 +44,7 @@ SUMMARIES = {
     "policy": "Show and change the replication policy of a VM.",
     "job": "List and cancel jobs.",
     "key": "The vault's key, which encrypts the keys of all data: list, rotate, revoke, restore.",
-    "account": "Rotate the keys of the storage account.",
+    "account": "Show the storage account of the rig, and replace its secret or its keys.",
     "role": "List, kill and restart the processes of the rig.",
     "site": "Lose a site, and restore it; fence a VM of it; register its host with the vault.",
     "certificate": "List, rotate and revoke the certificates of the links between the sides.",

@@ -54,7 +54,6 @@ def test_the_pause_that_the_account_asks_for_is_kept_with_a_limit(header: str, s
 def container(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Replace the SDK's client of the container for the accounts that the test creates."""
     client = Mock(spec_set=ContainerClient)
-    client.list_blobs.return_value = []
     monkeypatch.setattr(BlobServiceClient, "get_container_client", lambda _service, _name: client)
     return client
 
@@ -211,7 +210,7 @@ async def test_an_unreadable_blob_is_distinguished_from_an_unreachable_account(
         await cache.get(PART)
     assert (caught.value.code, caught.value.recoverable) == ("PartUnreadable", True)
     assert PART.blob() in caught.value.message
-    container.list_blobs.side_effect = ServiceRequestError("refused")
+    container.get_container_properties.side_effect = ServiceRequestError("refused")
     with pytest.raises(RigError) as caught:
         await cache.get(PART)
     assert caught.value.code == classified(error, what="", where="").code

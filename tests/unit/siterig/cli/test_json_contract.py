@@ -21,6 +21,9 @@ from siterig.azure_emu.contracts.certificates import CertificateApi
 from siterig.azure_emu.contracts.recovery_side import Change, RecoverySide
 from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.azure_emu.storage.azurite_setup import InstalledAzurite
+from siterig.azure_emu.user_account.secret import parse_secret
+from siterig.azure_emu.user_account.stored_account import new_place
+from siterig.azure_emu.user_account.stored_account import store as store_account
 from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
 from siterig.azure_emu.vault.model.vm_status import ObservationApi
 from siterig.bisect.runner import Bisection, ChangeSeen, Report
@@ -76,7 +79,7 @@ COMMANDS = {
     "doctor": "",
     "setup azurite": "",
     "up": "--faults {folder}/faults.toml",
-    "down": "",
+    "down": "--remove-blobs",
     "status": "",
     "vm create": "web01 --disk os:1GiB",
     "vm list": "",
@@ -110,6 +113,8 @@ COMMANDS = {
     "reprotect": "web01",
     "resync": "web01",
     "account rotate-keys": "",
+    "account set": "{folder}/account.txt",
+    "account show": "",
     "site fence": "web01",
     "site unfence": "web01",
     "bandwidth show": "",
@@ -197,6 +202,15 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]
 ALL = dict(leaves(typer.main.get_command(program())))
 
 
+def make_user_account(layout: Layout, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the rig a storage account of a user, whose secret is in a file, too."""
+    monkeypatch.setattr("siterig.accounts.admission.check_account", nothing)
+    monkeypatch.setattr("siterig.cli.commands.rig._removed_blobs", removed_blobs)
+    path.touch(mode=0o600)
+    path.write_text(f"AccountName=acme1;AccountKey={'A' * 86}==")
+    store_account(layout.keys, new_place(parse_secret(path.read_text())))
+
+
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Gives a command's words; the rig's services, and whatever takes long, are replaced by samples."""
@@ -233,6 +247,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr("siterig.cli.commands.disks._until_seen", nothing)
     monkeypatch.setattr("siterig.supervisor.launch.up", up)
     monkeypatch.setattr("siterig.supervisor.launch.down", down)
+    make_user_account(layout, tmp_path / "account.txt", monkeypatch)
     monkeypatch.setattr("siterig.images.image_export.export", export)
     monkeypatch.setattr("siterig.azure_emu.storage.azurite_setup.install_azurite", installed)
     monkeypatch.setattr(mount, "expose", expose)
@@ -277,6 +292,10 @@ async def up(layout: Layout, **_: Any) -> Any:
 
 async def down(*_: Any) -> list[str]:
     return ["unmounted /m"]
+
+
+async def removed_blobs(_layout: Layout) -> int:
+    return 2
 
 
 async def export(_source: Path, to: Path, *_: Any, **__: Any) -> None:
