@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.recovery_side import Damage
@@ -43,6 +43,14 @@ _NO_MANAGED_DISKS = {
     ProtectionState.DISABLING_FAILED,
 }
 
+_DISK, _ITEM = DiskRow.__table__.c, ItemRow.__table__.c
+_REPLICATING = (
+    select(_DISK.disk_id)
+    .join_from(DiskRow.__table__, ItemRow.__table__)
+    .where(_ITEM.active_location == PRIMARY, _ITEM.protection_state.not_in(_NO_MANAGED_DISKS))
+    .order_by(_DISK.disk_id)
+)
+_DISKS = select(DiskRow).where(DiskRow.vm == bindparam("vm")).order_by(DiskRow.name)
 
 _log = structlog.get_logger(__name__)
 
@@ -84,7 +92,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             if later is None and health.clear_errors(session, item.vm, health.apply_source(disk.disk_id)):
                 text = f"disk {disk.name!r} of VM {item.vm!r} is applied again"
                 self._event(session, item.vm, "ApplyRecovered", "OK", text)
-            if item.active_location == PRIMARY:
+            if tags and item.active_location == PRIMARY:
                 for point in points.register_tags(session, item, disk.disk_id, tags, self._elapsed_ns(session)):
                     self._record_point(session, item.vm, points.to_wire(point))
             return _Applied(item.vm, health.applied_position(item), moved=moved, later=later)
@@ -151,11 +159,9 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         """Return the disks whose parts are to be applied: those of VMs whose active location is the site."""
 
         def look(session: Session) -> list[str]:
-            query = select(DiskRow.disk_id).join(ItemRow, ItemRow.vm == DiskRow.vm)
-            query = query.where(ItemRow.active_location == PRIMARY, ItemRow.protection_state.not_in(_NO_MANAGED_DISKS))
-            return list(session.scalars(query.order_by(DiskRow.disk_id)))
+            return list(session.scalars(_REPLICATING))
 
-        return await self._context.database.transact(look)
+        return list(await self._context.database.known("replicating disks", look))
 
     async def account_seen(
         self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
@@ -239,7 +245,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             item = self._item(session, vm)
             return item is not None and not item.suspended
 
-        return await self._context.database.transact(look)
+        return await self._context.database.known(("may replicate", vm), look)
 
     async def settings(self, *, vm: str) -> ReplicationSettings | None:
         def look(session: Session) -> ReplicationSettings | None:
@@ -252,23 +258,23 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
                 app_consistent_every_s=item.app_consistent_every_s,
             )
 
-        return await self._context.database.transact(look)
+        return await self._context.database.known(("settings", vm), look)
 
     async def watermarks(self, *, vm: str, known: list[Watermark] | None = None, patience_s: float = 0.0) -> list[Watermark]:
         def look(session: Session) -> tuple[str, list[Watermark]]:
             known_as = vm_tasks.name_in_vault(session, vm)
-            rows = session.scalars(select(DiskRow).where(DiskRow.vm == known_as).order_by(DiskRow.name))
+            rows = session.scalars(_DISKS, {"vm": known_as})
             return known_as, [points.stored_watermark(row) for row in rows]
 
-        def look_again(session: Session) -> list[Watermark] | None:
-            now = look(session)[1]
+        async def look_again() -> list[Watermark] | None:
+            now = (await self._context.database.known(("watermarks", vm), look))[1]
             return now if now != marks else None
 
-        known_as, marks = await self._context.database.transact(look)
+        known_as, marks = await self._context.database.known(("watermarks", vm), look)
         if marks == known:
             with self._context.clock.real.move_on_after(min(patience_s, PATIENCE_S_MAX)):
-                return await self._context.notifications.wait_until(known_as, look_again)
-        return marks
+                return list(await self._context.notifications.wait_for(known_as, look_again))
+        return list(marks)
 
     async def parts_put(self, *, disk_ids: list[str]) -> None:
         self._part_news.note(disk_ids)

@@ -94,8 +94,8 @@ def _print_smallest(simulator: Simulator, result: RunResult) -> None:
 
     smallest = shrink(result.plan, fails)
     print(f"  smallest plan that breaks {invariant!r}:")
-    for fault in smallest.faults:
-        print(f"    {fault}")
+    for event in (*smallest.faults, *smallest.operations):
+        print(f"    {event}")
     print(f"  repeat: {_COMMAND} --plan '{smallest.to_json()}'")
 
 

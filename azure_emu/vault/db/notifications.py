@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import trio
@@ -41,9 +41,13 @@ class Notifications:
 
     async def wait_until(self, vm: str, check: Callable[[Session], T | None]) -> T:
         """Return the first result of ``check`` that is not None; it is called at once and after each change."""
+        return await self.wait_for(vm, lambda: self._database.transact(check))
+
+    async def wait_for(self, vm: str, look: Callable[[], Awaitable[T | None]]) -> T:
+        """Return the first result of ``look`` that is not None; it is called at once and after each change."""
         while True:
             event = self._events.setdefault(vm, trio.Event())
-            found = await self._database.transact(check)
+            found = await look()
             if found is not None:
                 return found
             await event.wait()

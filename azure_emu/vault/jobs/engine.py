@@ -19,8 +19,8 @@ from typing import Any, Literal, TypeVar, cast
 
 import structlog
 import trio
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import bindparam, select
+from sqlalchemy.orm import Session, joinedload
 
 from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
@@ -141,9 +141,13 @@ class Scenario:
     stop: Callable[[VaultContext, str], Awaitable[None]] | None = None
 
 
+_JOB = select(JobRow).where(JobRow.name == bindparam("name")).options(joinedload(JobRow.tasks))
+_OPEN_JOB = select(JobRow).where(JobRow.vm == bindparam("vm"), JobRow.end_ns.is_(None))
+
+
 def open_job(session: Session, vm: str) -> JobRow | None:
     """Return the job of this VM that has not ended; None if there is none."""
-    return session.scalars(select(JobRow).where(JobRow.vm == vm, JobRow.end_ns.is_(None))).one_or_none()
+    return session.scalars(_OPEN_JOB, {"vm": vm}).one_or_none()
 
 
 def require_no_job(session: Session, vm: str) -> None:
@@ -361,10 +365,11 @@ class JobEngine:
 
         context = JobContext(self._context, vm, variables, begin_changes, save_variables)
         follow_on = None
+        running.task = scenario.tasks[first]
+        await self._transact(name, lambda _session, job: begin(job, first))
         for ordinal in range(first, len(scenario.tasks)):
-            kind = running.task = scenario.tasks[ordinal]
+            kind = scenario.tasks[ordinal]
             context.task = ordinal
-            await self._transact(name, lambda _session, job, n=ordinal: begin(job, n))  # type: ignore[misc]
             try:
                 outcome = await self._run_body(name, kind, context)
             except RigError as error:
@@ -379,8 +384,12 @@ class JobEngine:
 
             def end(session: Session, job: JobRow, *, n: int, how: TaskOutcome | None, finish: bool) -> str | None:
                 self._end_task(job, n, how, context)
-                return self._complete(session, scenario, job) if finish else None
+                if finish:
+                    return self._complete(session, scenario, job)
+                begin(job, n + 1)
+                return None
 
+            running.task = kind if last else scenario.tasks[ordinal + 1]  # before it begins: it decides about a cancel
             follow_on = await self._transact(
                 name,
                 lambda session, job, n=ordinal, how=outcome, fin=last: end(session, job, n=n, how=how, finish=fin),  # type: ignore[misc]
@@ -428,7 +437,7 @@ class JobEngine:
 
         def transaction(session: Session) -> T:
             nonlocal vm
-            job = session.scalars(select(JobRow).where(JobRow.name == name)).one()
+            job = session.scalars(_JOB, {"name": name}).unique().one()
             vm = job.vm
             return change(session, job)
 

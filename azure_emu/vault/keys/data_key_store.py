@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.db.database import VaultDatabase
@@ -25,6 +25,11 @@ from siterig.blockfs.transfer.data_keys import DataKeyGrant, DataKeys
 from siterig.blockfs.transfer.envelope import DataKey
 
 Use = Literal["part", "disk"]
+_KEY = select(DataKeyRow).where(
+    DataKeyRow.use == bindparam("use"),
+    DataKeyRow.disk_id == bindparam("disk_id"),
+    DataKeyRow.generation == bindparam("generation"),
+)
 _SECRET_BYTES: dict[Use, int] = {"part": 32, "disk": 64}
 
 
@@ -101,10 +106,7 @@ class DataKeyStore(DataKeys):
         return encrypted, left
 
     def _get(self, session: Session, use: Use, disk_id: str, generation: int) -> DataKey:
-        query = select(DataKeyRow).where(
-            DataKeyRow.use == use, DataKeyRow.disk_id == disk_id, DataKeyRow.generation == generation
-        )
-        row = session.scalars(query).one_or_none()
+        row = session.scalars(_KEY, {"use": use, "disk_id": disk_id, "generation": generation}).one_or_none()
         if row is not None:
             return self._unwrap(row)
         key = DataKey.generate(_SECRET_BYTES[use])

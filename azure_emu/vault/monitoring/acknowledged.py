@@ -6,7 +6,7 @@ acknowledgement is deleted: a reason that occurs again, or that becomes critical
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Set
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -17,19 +17,30 @@ from siterig.azure_emu.vault.model.api import HealthError
 SOURCE_USE = "source-use"
 """The id of the reason that the watch of the source's disks observes; it is recorded nowhere."""
 
+ReasonKey = tuple[str, str, bool]
+"""Id and code of a reason, and whether it is recoverable."""
+_KEYS = select(*(AcknowledgedRow.__table__.c[name] for name in ("vm", "error_id", "code", "recoverable")))
 
-def _key(error: HealthError) -> tuple[str, str, bool]:
+
+def _key(error: HealthError) -> ReasonKey:
     return error.errorId, error.errorCode, error.recoverable
 
 
-def _rows(session: Session, vm: str) -> dict[tuple[str, str, bool], AcknowledgedRow]:
+def _rows(session: Session, vm: str) -> dict[ReasonKey, AcknowledgedRow]:
     rows = session.scalars(select(AcknowledgedRow).where(AcknowledgedRow.vm == vm))
     return {(row.error_id, row.code, row.recoverable): row for row in rows}
 
 
-def split(session: Session, vm: str, errors: Iterable[HealthError]) -> tuple[list[HealthError], list[HealthError]]:
-    """Return the reasons that count, and the acknowledged ones."""
-    known = _rows(session, vm)
+def of_all(session: Session) -> dict[str, frozenset[ReasonKey]]:
+    """Return the acknowledged reasons of each VM that has some."""
+    found: dict[str, set[ReasonKey]] = {}
+    for vm, error_id, code, recoverable in session.execute(_KEYS):
+        found.setdefault(vm, set()).add((error_id, code, recoverable))
+    return {vm: frozenset(keys) for vm, keys in found.items()}
+
+
+def split(errors: Iterable[HealthError], known: Set[ReasonKey]) -> tuple[list[HealthError], list[HealthError]]:
+    """Return the reasons that count, and the acknowledged ones, which are ``known``."""
     shown: list[HealthError] = []
     hidden: list[HealthError] = []
     for error in errors:
@@ -66,6 +77,11 @@ def forget_source_use(session: Session, lasting: Collection[str]) -> None:
     """Delete the acknowledgements of the use of a source, but of these VMs."""
     ended = AcknowledgedRow.error_id == SOURCE_USE
     session.execute(delete(AcknowledgedRow).where(ended, AcknowledgedRow.vm.not_in(list(lasting))))
+
+
+def vms_of_source_use(session: Session) -> set[str]:
+    """Return the VMs whose source's use is acknowledged."""
+    return set(session.scalars(select(AcknowledgedRow.vm).where(AcknowledgedRow.error_id == SOURCE_USE)))
 
 
 def vms(session: Session) -> set[str]:

@@ -6,8 +6,10 @@ rest.  Only a scrub removes known damage.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session
@@ -75,6 +77,16 @@ def of_vm(session: Session, vm: str) -> list[DiskDamage]:
     disks = session.scalars(select(DiskRow).where(DiskRow.vm == vm).order_by(DiskRow.name)).all()
     known = ((disk, _rows(session, disk.disk_id)) for disk in disks)
     return [_describe(disk, rows) for disk, rows in known if rows]
+
+
+def of_all(session: Session) -> defaultdict[str, list[DiskDamage]]:
+    """Return the damaged disks of each VM, by name."""
+    found: defaultdict[str, list[DiskDamage]] = defaultdict(list)
+    query = select(DiskRow, DamageRow).join(DamageRow, DamageRow.disk_id == DiskRow.disk_id)
+    rows = session.execute(query.order_by(DiskRow.name, DiskRow.disk_id, DamageRow.id))
+    for disk, damages in groupby(rows, key=lambda row: row[0]):
+        found[disk.vm].append(_describe(disk, [row[1] for row in damages]))
+    return found
 
 
 def of_disk(session: Session, disk: DiskRow) -> DiskDamage:

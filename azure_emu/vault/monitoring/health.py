@@ -8,18 +8,18 @@ of the past are damaged.  Critical: an error that is not retried, or damage of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Table, bindparam, delete, insert, select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context import vm_names
 from siterig.azure_emu.vault.context.applied_lag import AppliedLag
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, HealthErrorRow, ItemRow
 from siterig.azure_emu.vault.model.api import Health, HealthError, ProtectedItem
-from siterig.azure_emu.vault.monitoring import acknowledged, automatic_resync, damage
+from siterig.azure_emu.vault.monitoring import acknowledged, damage
 from siterig.azure_emu.vault.monitoring.hyperv_state import hyperv_state
-from siterig.azure_emu.vault.points import points
+from siterig.azure_emu.vault.monitoring.item_facts import ItemFacts
 from siterig.blockfs.core.clock import rfc3339, rfc3339_or_none
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
@@ -40,6 +40,11 @@ FENCED, UNFENCED = "SourceFenced", "SourceUnfenced"
 _REPLICATION = "replication"
 WATCH = "watch:"
 """Prefix of the sources that only :mod:`siterig.azure_emu.vault.monitoring.standstill` writes."""
+
+_CYCLE = cast(Table, CycleRow.__table__)  # without the work of the ORM, because each cycle does this
+_HAS_ERROR = select(HealthErrorRow.__table__.c.id).where(HealthErrorRow.__table__.c.vm == bindparam("vm")).limit(1)
+_COUNT_CYCLE = insert(_CYCLE)
+_PRUNE_CYCLES = delete(_CYCLE).where(_CYCLE.c.vm == bindparam("of_vm"), _CYCLE.c.elapsed_ns < bindparam("before_ns"))
 
 
 def apply_source(disk_id: str) -> str:
@@ -92,6 +97,8 @@ def set_error(
 
 def clear_errors(session: Session, vm: str, source: str | None = _REPLICATION) -> bool:
     """Remove the error of a source, or with None all reported errors of the VM; return True if there was one."""
+    if session.execute(_HAS_ERROR, {"vm": vm}).first() is None:
+        return False  # as nearly always, and each report asks
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm)
     of_source = HealthErrorRow.source.not_like(f"{WATCH}%") if source is None else HealthErrorRow.source == source
     rows = session.scalars(query.where(of_source)).all()
@@ -116,30 +123,27 @@ def apply_error(session: Session, vm: str) -> HealthErrorRow | None:
 
 def cycle_done(session: Session, vm: str, elapsed_ns: int) -> None:
     """Count a cycle that reached the cache account; delete cycles outside the window.  ``elapsed_ns``: the rig's clock."""
-    session.add(CycleRow(vm=vm, elapsed_ns=elapsed_ns))
-    outdated = CycleRow.elapsed_ns < elapsed_ns - int(WINDOW_S * SECOND_NS)
-    session.execute(delete(CycleRow).where(CycleRow.vm == vm, outdated))
+    session.execute(_COUNT_CYCLE, {"vm": vm, "elapsed_ns": elapsed_ns})
+    session.execute(_PRUNE_CYCLES, {"of_vm": vm, "before_ns": elapsed_ns - int(WINDOW_S * SECOND_NS)})
 
 
-def _missed_ratio(session: Session, item: ItemRow, elapsed_ns: int) -> float:
+def _missed_ratio(facts: ItemFacts, elapsed_ns: int) -> float:
+    item = facts.item
     if item.protected_since_elapsed_ns is None:
         return 0.0
     start_ns = max(item.protected_since_elapsed_ns, elapsed_ns - int(WINDOW_S * SECOND_NS))
     expected = int((elapsed_ns - start_ns) / SECOND_NS / item.interval_s)
     if expected < CYCLES_MIN:
         return 0.0
-    done = session.scalars(
-        select(func.count()).select_from(CycleRow).where(CycleRow.vm == item.vm, CycleRow.elapsed_ns >= start_ns)
-    ).one()
-    return max(0, expected - done) / expected
+    return max(0, expected - facts.cycles_since(start_ns)) / expected
 
 
-def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthError]:
+def _derived(facts: ItemFacts, elapsed_ns: int) -> list[HealthError]:
     """Return the errors that follow from the item's figures and from the damage of its disks."""
+    item = facts.item
     found: list[tuple[str, str]] = []
     lasting: list[tuple[str, str]] = []
     ids: dict[str, str] = {Code.ResynchronizationRequired: f"resync:{item.resync_reason}"}
-    damaged = damage.of_vm(session, item.vm)
     if item.resync_reason is not None:
         found.append(
             (Code.ResynchronizationRequired, f"VM {item.vm!r} is marked for resynchronization: {item.resync_reason}")
@@ -149,14 +153,14 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
         found.append(
             (FENCED, f"its disks at the site refuse all writes since {since}; siterig site unfence {item.vm} allows them")
         )
-    if item.resync_reason is not None and (job := automatic_resync.failure(session, item.vm)) is not None:
-        why = f"{job.errors[-1].message} ({job.errors[-1].code})" if job.errors else "no reason given"
-        lasting.append((Code.AutomaticResyncFailed, f"the automatic resync of VM {item.vm!r} failed: {why}"))
+    if facts.resync_failure is not None:
+        text = f"the automatic resync of VM {item.vm!r} failed: {facts.resync_failure}"
+        lasting.append((Code.AutomaticResyncFailed, text))
     if item.paused_ns is not None:
         since = rfc3339(item.paused_ns)
         found.append((PAUSED, f"replication is paused since {since}; siterig resume {item.vm} continues it"))
     elif is_cycling(item):
-        missed = _missed_ratio(session, item, elapsed_ns)
+        missed = _missed_ratio(facts, elapsed_ns)
         if missed >= MISSED_RATIO_WARNING:
             text = f"{missed:.0%} of the replication cycles of the last hour were missed (limit {MISSED_RATIO_WARNING:.0%})"
             found.append(("ReplicationCyclesMissed", text))
@@ -183,7 +187,7 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
             attempt=0,
             next_try_time=None,
         )
-        for each in damaged
+        for each in facts.damaged
     ]
 
 
@@ -211,10 +215,8 @@ def applied_lag(item: ItemRow, disk: DiskRow | None = None) -> float | None:
     return max(0.0, (item.sent_time_ns - applied_ns) / SECOND_NS)
 
 
-def newest_point_age(session: Session, item: ItemRow, elapsed_ns: int) -> float | None:
-    """Return the age of the newest recovery point in seconds, by the rig's clock; None if there is no point."""
-    newest = points.newest_elapsed_ns(session, item.vm)
-    return None if newest is None else max(0.0, (elapsed_ns - newest) / SECOND_NS)
+def _age_s(at_ns: int | None, elapsed_ns: int) -> float | None:
+    return None if at_ns is None else max(0.0, (elapsed_ns - at_ns) / SECOND_NS)
 
 
 def rpo(item: ItemRow, elapsed_ns: int) -> float | None:
@@ -224,7 +226,7 @@ def rpo(item: ItemRow, elapsed_ns: int) -> float | None:
     return max(0.0, (elapsed_ns - item.sent_elapsed_ns) / SECOND_NS)
 
 
-def reasons(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthError]:
+def reasons(facts: ItemFacts, elapsed_ns: int) -> list[HealthError]:
     """Return the reported and the derived reasons for which an item is not healthy, also the acknowledged ones."""
     reported = [
         HealthError(
@@ -235,14 +237,13 @@ def reasons(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErro
             attempt=row.attempt,
             next_try_time=rfc3339_or_none(row.next_try_ns),
         )
-        for row in item.health_errors
+        for row in facts.item.health_errors
     ]
-    return [*reported, *_derived(session, item, elapsed_ns)]
+    return [*reported, *_derived(facts, elapsed_ns)]
 
 
 def describe(
-    session: Session,
-    item: ItemRow,
+    facts: ItemFacts,
     elapsed_ns: int,
     lag: AppliedLag,
     *,
@@ -252,14 +253,14 @@ def describe(
     """Return the item in the form of the API.
 
     Args:
-        session: the transaction.
-        item: the item.
+        facts: the rows about the item.
         elapsed_ns: the rig's clock.
         lag: the lag of the recovery side.
         unwritable: the reason for which the vault cannot record reports about the item, if it cannot.
         observed: other errors of the item that are not recorded.
     """
-    errors = [*reasons(session, item, elapsed_ns), *observed]
+    item = facts.item
+    errors = [*reasons(facts, elapsed_ns), *observed]
     if unwritable is not None:
         errors.insert(
             0,
@@ -272,7 +273,7 @@ def describe(
                 next_try_time=None,
             ),
         )
-    errors, hidden = acknowledged.split(session, item.vm, errors)
+    errors, hidden = acknowledged.split(errors, facts.acknowledged)
     health: Health = "Normal"
     if any(not error.recoverable for error in errors):
         health = "Critical"
@@ -292,14 +293,14 @@ def describe(
         acknowledged_errors=hidden,
         lastRpoInSeconds=rpo(item, elapsed_ns),
         applied_lag_s=applied_lag(item),
-        newest_point_age_s=newest_point_age(session, item, elapsed_ns),
-        recovery_vm_name=vm_names.current(session, item, "Recovered"),
-        test_vm_name=vm_names.current(session, item, "TestFailover"),
-        pinned_points=len(points.pinned(session, item.vm)),
+        newest_point_age_s=_age_s(facts.newest_point_ns, elapsed_ns),
+        recovery_vm_name=facts.recovery_vm_name,
+        test_vm_name=facts.test_vm_name,
+        pinned_points=facts.pinned_points,
         unapplied_bytes=lag.waiting_bytes([disk.disk_id for disk in item.disks]),
         activeLocation="Recovery" if item.active_location == "Recovery" else "Primary",
         resynchronizationRequired=item.resync_reason,
-        replication_state=hyperv_state(session, item, critical=health == "Critical"),
+        replication_state=hyperv_state(item, critical=health == "Critical", is_resyncing=facts.is_resyncing),
         paused_since=rfc3339_or_none(item.paused_ns),
         fenced_since=rfc3339_or_none(item.fenced_ns),
         excluded_disks=sorted(item.excluded_disks),

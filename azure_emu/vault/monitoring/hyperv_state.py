@@ -6,14 +6,11 @@ item's state; the site's agent is not asked.
 
 from __future__ import annotations
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
-
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
-from siterig.azure_emu.vault.db.schema import ItemRow, JobRow
+from siterig.azure_emu.vault.db.schema import ItemRow
 
 _S = ProtectionState
-_RESYNC_SCENARIO = "RepairVMReplication"
+RESYNC_SCENARIO = "RepairVMReplication"
 _CYCLING = {_S.PROTECTED, _S.UNPLANNED_FAILED, _S.PLANNED_FAILED}
 _AT_PRIMARY = {
     _S.ENABLING: "Ready",
@@ -47,7 +44,7 @@ _AT_RECOVERY = {
 }
 
 
-def hyperv_state(session: Session, item: ItemRow, *, critical: bool) -> str:
+def hyperv_state(item: ItemRow, *, critical: bool, is_resyncing: bool) -> str:
     """Return the state; ``critical``: an error of the item is not retried."""
     state = ProtectionState(item.protection_state)
     if item.active_location != PRIMARY:
@@ -56,8 +53,7 @@ def hyperv_state(session: Session, item: ItemRow, *, critical: bool) -> str:
         return _AT_PRIMARY[state]
     if item.paused_ns is not None:
         return "Suspended"
-    open_resync = select(JobRow.id).where(JobRow.vm == item.vm, JobRow.end_ns.is_(None), JobRow.scenario == _RESYNC_SCENARIO)
-    if session.scalars(open_resync).first() is not None:
+    if is_resyncing:
         return "Resynchronizing"
     if item.resync_reason is not None:
         return "WaitingStartResync"

@@ -48,7 +48,7 @@ class Repairs:
         Returns:
             The first part if it was resent before and is still bad; otherwise None.
         """
-        row = await self._context.database.transact(lambda session: session.get(DiskRow, disk_id))
+        row = await self._context.database.known(("disk", disk_id), lambda session: session.get(DiskRow, disk_id))
         if row is None:
             return None
         sent_s = self._sent.get(row.vm, {}).get(parts[0]) if parts else None

@@ -58,7 +58,7 @@ class SourceWatch:
 
     async def round(self) -> None:
         """Ask the site about every VM that is failed over."""
-        failed_over = await self._context.database.transact(_failed_over)
+        failed_over = await self._context.database.known("failed over", _failed_over)
         self._used = {vm: used for vm, used in self._used.items() if vm in failed_over}
         unknown = set()
         for vm, (after, excluded) in failed_over.items():
@@ -74,10 +74,10 @@ class SourceWatch:
                 self._used[vm] = used
             else:
                 self._used.pop(vm, None)
-        with suppress(RigError):  # the host's disk is full: the next round tries again
-            await self._context.database.transact(
-                lambda session: acknowledged.forget_source_use(session, {*self._used, *unknown})
-            )
+        lasting = {*self._used, *unknown}
+        if await self._context.database.known("acknowledged uses", acknowledged.vms_of_source_use) - lasting:
+            with suppress(RigError):  # the host's disk is full: the next round tries again
+                await self._context.database.transact(lambda session: acknowledged.forget_source_use(session, lasting))
 
     def health_errors(self, vm: str) -> list[HealthError]:
         """Return the warning of an item whose disks at the site are in use or were written to; else an empty list."""

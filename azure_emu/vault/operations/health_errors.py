@@ -8,7 +8,7 @@ from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.model.api import HealthApi, HealthError
-from siterig.azure_emu.vault.monitoring import acknowledged, health
+from siterig.azure_emu.vault.monitoring import acknowledged, health, item_facts
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
 from siterig.blockfs.core.errors import Code, RigError
 
@@ -24,14 +24,15 @@ class HealthOperations(HealthApi):
         def resolve(session: Session) -> list[HealthError]:
             item = find_item(session, vm)
             elapsed_ns, now_ns = rig_clock.elapsed_ns(session, self._context.clock), self._context.clock.wall_ns()
-            known = [*health.reasons(session, item, elapsed_ns), *self._sources.health_errors(vm)]
+            facts = item_facts.read(session, item)
+            known = [*health.reasons(facts, elapsed_ns), *self._sources.health_errors(vm)]
             meant = [error for error in known if code in (error.errorCode, error.errorId)]
             if not meant:
                 codes = ", ".join(dict.fromkeys(error.errorCode for error in known)) or "none"
                 raise RigError(
                     Code.HealthErrorNotFound, f"VM {vm!r} has no health error {code!r}; health errors now: {codes}"
                 )
-            news, _ = acknowledged.split(session, vm, meant)
+            news, _ = acknowledged.split(meant, facts.acknowledged)
             acknowledged.add(session, vm, news, now_ns)
             for error in news:
                 text = f"VM {vm!r}: a user acknowledged {error.errorCode}: {error.summaryMessage}"

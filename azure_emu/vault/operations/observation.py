@@ -32,7 +32,7 @@ from siterig.azure_emu.vault.model.vm_status import (
     UnansweredRole,
     VmStatus,
 )
-from siterig.azure_emu.vault.monitoring import health
+from siterig.azure_emu.vault.monitoring import health, item_facts
 from siterig.azure_emu.vault.operations.metrics import VaultMetrics
 from siterig.azure_emu.vault.operations.status import VaultStatus
 from siterig.azure_emu.vault.points import points
@@ -114,7 +114,7 @@ class ObservationOperations(ObservationApi):
         elapsed_ns = rig_clock.elapsed_ns(session, self._context.clock)
         job = engine.open_job(session, vm)
         return _Recorded(
-            item=self._status.describe(session, item, elapsed_ns),
+            item=self._status.describe(item_facts.read(session, item), elapsed_ns),
             disks=[self._disk(item, disk) for disk in item.disks],
             points=_points(session, vm, elapsed_ns),
             recovery_vms=self._recovery_vms(session, vm),

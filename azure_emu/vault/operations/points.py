@@ -31,7 +31,7 @@ class PointOperations(PointApi):
             find_item(session, vm)
             return points.available(session, vm, limit)
 
-        return await self._context.database.transact(look)
+        return list(await self._context.database.known(("points", vm, limit), look))
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
         selectors.check_name(name)

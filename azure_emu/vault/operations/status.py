@@ -6,20 +6,24 @@ from contextlib import suppress
 
 import trio
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.vault_context import VaultContext
-from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow, JobRow
+from siterig.azure_emu.vault.db.schema import DiskRow, JobRow
 from siterig.azure_emu.vault.jobs import engine
 from siterig.azure_emu.vault.model.api import Event, Job, JobState, ManagedDisk, ProtectedItem, StatusApi
-from siterig.azure_emu.vault.monitoring import health
+from siterig.azure_emu.vault.monitoring import health, item_facts
+from siterig.azure_emu.vault.monitoring.item_facts import ItemFacts
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
 from siterig.azure_emu.vault.mounts.mounts import parse_time
 from siterig.azure_emu.vault.operations.jobs import find_job
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import VmProgress
+
+_WHOLE_JOB = (selectinload(JobRow.tasks), selectinload(JobRow.errors))
+"""A list of jobs is read by three statements, and its rows are used after the transaction."""
 
 
 class VaultStatus(StatusApi):
@@ -31,23 +35,18 @@ class VaultStatus(StatusApi):
         self._sources = sources
 
     async def items(self) -> list[ProtectedItem]:
-        def look(session: Session) -> list[ProtectedItem]:
-            elapsed_ns = rig_clock.elapsed_ns(session, self._context.clock)
-            return [
-                self.describe(session, item, elapsed_ns) for item in session.scalars(select(ItemRow).order_by(ItemRow.vm))
-            ]
+        known = await self._context.database.known("items", item_facts.read_all)
+        elapsed_ns = rig_clock.elapsed_at(known.clock, self._context.clock)
+        return [self.describe(facts, elapsed_ns) for facts in known.items]
 
-        return await self._context.database.transact(look)
-
-    def describe(self, session: Session, item: ItemRow, elapsed_ns: int) -> ProtectedItem:
+    def describe(self, facts: ItemFacts, elapsed_ns: int) -> ProtectedItem:
         """Return an item in the form of the API; ``elapsed_ns``: the rig's clock."""
         return health.describe(
-            session,
-            item,
+            facts,
             elapsed_ns,
             self._context.lag,
             unwritable=self._context.database.full,
-            observed=self._sources.health_errors(item.vm),
+            observed=self._sources.health_errors(facts.item.vm),
         )
 
     async def progress(self, *, vm: str) -> VmProgress:
@@ -60,7 +59,7 @@ class VaultStatus(StatusApi):
             rows = session.scalars(select(DiskRow).order_by(DiskRow.vm, DiskRow.name))
             return [ManagedDisk(vm=row.vm, name=row.name, disk_id=row.disk_id) for row in rows]
 
-        return await self._context.database.transact(look)
+        return list(await self._context.database.known("managed disks", look))
 
     async def jobs(
         self,
@@ -72,17 +71,18 @@ class VaultStatus(StatusApi):
     ) -> list[Job]:
         since_ns = None if since is None else parse_time(since)
 
-        def look(session: Session) -> list[Job]:
-            query = select(JobRow).order_by(JobRow.id.desc())
+        def look(session: Session) -> list[JobRow]:
+            query = select(JobRow).order_by(JobRow.id.desc()).options(*_WHOLE_JOB)
             if vm is not None:
                 query = query.where(JobRow.vm == vm)
             if state is not None:
                 query = query.where(JobRow.state == state)
             if since_ns is not None:
                 query = query.where(JobRow.start_ns >= since_ns)
-            return [self.job_to_wire(row) for row in session.scalars(query)]
+            return list(session.scalars(query))
 
-        found = await self._context.database.transact(look)
+        rows = await self._context.database.known(("jobs", vm, state, since_ns), look)
+        found = [self.job_to_wire(row) for row in rows]
         return await self._with_progress(found) if with_progress else found
 
     async def job(self, *, name: str, with_progress: bool = False) -> Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, bindparam, delete, func, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from siterig.azure_emu.vault.context import disk_sets, rig_clock
@@ -22,6 +22,7 @@ from siterig.blockfs.transfer.part_name import SYNC_END, Watermark
 OF_A_STATE = ", @POSITION, or a time"
 """The end of the list of selectors: these two select a state, which need not be a recovery point."""
 _IDS_IN_QUERY = 500
+_WITH_SEEN = selectinload(PointRow.seen)
 
 _COLUMNS = (
     PointRow.tag_id,
@@ -135,8 +136,8 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
     ``elapsed_ns``: the rig's clock.
     """
     fresh = []
-    known = newest(session, item.vm)
     present = _rows_of(session, [tag.tag_id for tag in tags])
+    known = newest(session, item.vm) if len(present) < len(tags) else None
     for tag in tags:
         if tag.name == SYNC_END:
             continue
@@ -159,7 +160,7 @@ def _rows_of(session: Session, ids: list[str]) -> dict[str, PointRow]:
     found: dict[str, PointRow] = {}
     for first in range(0, len(ids), _IDS_IN_QUERY):
         query = select(PointRow).where(PointRow.tag_id.in_(ids[first : first + _IDS_IN_QUERY]))
-        rows = session.scalars(query.options(selectinload(PointRow.seen)))
+        rows = session.scalars(query.options(_WITH_SEEN))
         found |= {row.tag_id: row for row in rows}
     return found
 
@@ -210,11 +211,17 @@ def _elapsed_at(session: Session, item: ItemRow, tag: TagSeen, elapsed_ns: int) 
 
 def _last_before(session: Session, vm: str, position: int, *, available: bool) -> tuple[int, int, int] | None:
     """Return position, ``elapsed_ns`` and ``time_ns`` of the last point before a position; the index needs ``available``."""
-    query = select(PointRow.position, PointRow.elapsed_ns, PointRow.time_ns).where(
-        PointRow.vm == vm, PointRow.available.is_(available), PointRow.position < position
-    )
-    row = session.execute(query.order_by(PointRow.position.desc()).limit(1)).first()
+    row = session.execute(_LAST_BEFORE, {"vm": vm, "available": available, "position": position}).first()
     return None if row is None else (row[0], row[1], row[2])
+
+
+_POINT = PointRow.__table__.c
+_LAST_BEFORE = (
+    select(_POINT.position, _POINT.elapsed_ns, _POINT.time_ns)
+    .where(_POINT.vm == bindparam("vm"), _POINT.available == bindparam("available"), _POINT.position < bindparam("position"))
+    .order_by(_POINT.position.desc())
+    .limit(1)
+)
 
 
 def note_downgrade(session: Session, item: ItemRow, tag: TagSeen, because: str, elapsed_ns: int) -> None:

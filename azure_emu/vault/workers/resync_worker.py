@@ -50,7 +50,7 @@ class ResyncWorker:
         now = self._context.clock.utc().astimezone()
         if not self._window.contains(now.hour * 60 + now.minute):
             return
-        for vm in await self._context.database.transact(self._due):
+        for vm in await self._context.database.known("resyncs that are due", self._due):
             try:
                 await self._starter.begin(vm, Operation.RESYNC, self._prepare)
             except RigError as error:  # another operation began meanwhile

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 ROLES = ("agent", "applier", "vault", "site", "azure", "azurite")
@@ -127,10 +127,6 @@ class RunPlan:
     begins_protected: bool = False
     operations: tuple[PlannedOperation, ...] = ()
     heals_within_s: float = 900.0
-
-    def with_faults(self, faults: tuple[PlannedFault, ...]) -> RunPlan:
-        """Return the plan with other faults."""
-        return replace(self, faults=faults)
 
     def to_json(self) -> str:
         """Return the plan as JSON, for :meth:`from_json`."""

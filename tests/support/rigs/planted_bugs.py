@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import trio
 
@@ -182,6 +182,29 @@ class FailbackSkipped(TamperedLink):
         return {"commit_failback": commit_failback}
 
 
+class OlderComparison(TamperedLink):
+    """A verification gets the checksums of an older state of the recovery side."""
+
+    client, protocol = "vault", RecoverySide
+
+    def methods(self, world: World, link: Any) -> dict[str, Callable[..., Awaitable[Any]]]:
+        async def checksums(*, position: int | None = None, **rest: Any) -> ChunkTags:
+            tags: ChunkTags = await link.checksums(position=None if position is None else position - 8, **rest)
+            return tags
+
+        return {"checksums": checksums}
+
+
+class ShutdownLies(WorldParts):
+    """The guests continue to write, although the agent has shut the VM down."""
+
+    def guests(self, guests: Guests) -> Guests:
+        async def shutdown(_disks: list[Path]) -> None:
+            await trio.lowlevel.checkpoint()
+
+        return cast(Guests, Tampered(guests, shutdown=shutdown))
+
+
 class TornSnapshot(WorldParts):
     """The first read of a snapshot has the newest bytes of the disk, not those of the snapshot: here, zeros."""
 
@@ -275,6 +298,7 @@ _KILLED_SITE = (PlannedFault(20.0, "kill", target="site"),)
 _POWER_LOSS = (PlannedFault(20.0, "power-loss"),)
 _TEST = (PlannedOperation(20.0, "test-failover"),)
 _PLANNED = (PlannedOperation(10.0, "planned-failover"),)
+_VERIFY = (PlannedOperation(40.0, "verify"),)
 _CONVERGES = "a healed network leads back to Normal"
 
 BUGS = (
@@ -290,4 +314,6 @@ BUGS = (
     PlantedBug(FreezeNeverEnds, _CONVERGES),
     PlantedBug(OlderState, "a recovered VM equals its point", operations=_TEST),
     PlantedBug(FailbackSkipped, "a failback equals the recovered VM", operations=_PLANNED),
+    PlantedBug(ShutdownLies, "a planned failover loses nothing", operations=_PLANNED),
+    PlantedBug(OlderComparison, "a verification finds no difference", operations=_VERIFY),
 )
