@@ -32,6 +32,7 @@ from siterig.blockfs.core.sizes import NUMBER_MAX
 from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.os_errors import naming, reason
 from siterig.blockfs.files.user_files import open_file
+from siterig.blockfs.layers.disk_cipher import LINE_BYTES
 from siterig.cext.checksums import crc32c
 
 FORMAT_VERSION = 1
@@ -411,6 +412,16 @@ class SegmentReader:
         return data
 
 
+_CHANGES = frozenset({RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD})
+
+
+def _check_lines(record: Record, *, verify: bool) -> None:
+    """Check that a record of an encrypted log begins and ends between lines."""
+    if record.type in _CHANGES and (record.offset | record.length) % LINE_BYTES:
+        why = f"{record.type.name} of {record.length} bytes at {record.offset} of an encrypted disk covers a part of a line"
+        raise _BadRecordError(why, sealed=verify)
+
+
 def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record | _BadRecordError]]:
     """Yield the records, then the fault at which the file stops being good, if any."""
     window = _Window(reader.fd)
@@ -418,6 +429,8 @@ def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record 
     while at < window.size:
         try:
             record = _next_record(window, at, reader._seed, seq, position, verify=verify)
+            if reader.header.key_id is not None:
+                _check_lines(record, verify=verify)
         except _BadRecordError as bad:
             yield at, bad
             return

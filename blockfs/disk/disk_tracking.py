@@ -117,6 +117,7 @@ class DiskTracking:
                 positions=core.options.positions,
                 closed=closed,
                 newest_segment=disk_identity.newest_segment(core.paths),
+                key_id=None if core.state.key is None else core.state.key.key_id,
             )
         except RigError as exc:
             if exc.code not in (Code.PowerLoss, Code.LogCorrupt):

@@ -47,6 +47,8 @@ TARGETS: dict[str, Target] = {
     "disk_state": lambda raw, folder: small_targets.disk_state(small_damage.disk_state(Choices(raw)), folder),
     "dirty": lambda raw, folder: small_targets.dirty_file(small_damage.dirty_file(Choices(raw)), folder),
     "top_maps": lambda raw, folder: small_targets.top_maps(small_damage.top_maps(Choices(raw), BOOT_ID), folder),
+    "vault_keys": lambda raw, folder: small_targets.vault_keys(small_damage.vault_keys(Choices(raw)), folder),
+    "vault_keys-raw": small_targets.vault_keys,
     "vhd": lambda raw, folder: small_targets.vhd(small_damage.vhd(Choices(raw)), folder),
     "meta": lambda raw, folder: store_targets.meta(*store_damage.meta(Choices(raw)), folder),
     "note": lambda raw, folder: store_targets.note(store_damage.note(Choices(raw)), folder),

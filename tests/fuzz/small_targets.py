@@ -17,11 +17,13 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from siterig.azure_emu.vault.keys.key_file import KeyFile
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.dm_log_writes import DmLogReader
 from siterig.blockfs.changelog.exchange import import_log
 from siterig.blockfs.changelog.replay import Replay, check
 from siterig.blockfs.core.boot import current_boot_id
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.images.vhd import read_footer
@@ -504,6 +506,59 @@ def disk_state(raw: bytes, folder: Path) -> str:
     assert state.model_dump() == want
     state.save(path)
     assert DiskState.load(path) == state
+    return "good"
+
+
+# --- the vault's keys: docs/reference/formats/vault-keys.md ------------------------------------------------------------
+
+
+def _strict_keys(raw: bytes) -> list[dict[str, Any]] | None:
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if not _has(document, {"format": lambda found: type(found) is int and found == 1, "crc32c": _is_whole_number,
+                           "keys": _is_object}):  # fmt: skip
+        return None
+    body = document["keys"]
+    if document["crc32c"] != crc32c(json.dumps(body, sort_keys=True).encode()) or body.keys() != {"versions"}:
+        return None
+    versions = body["versions"]
+    if not isinstance(versions, list) or not 1 <= len(versions) <= 1000:
+        return None
+    for number, version in enumerate(versions, 1):
+        good = (
+            isinstance(version, dict)
+            and version.keys() == {"version", "secret_hex", "state", "created_ns", "changed_ns"}
+            and type(version["version"]) is int
+            and version["version"] == number
+            and isinstance(version["secret_hex"], str)
+            and re.fullmatch("[0-9a-f]{64}", version["secret_hex"]) is not None
+            and version["state"] in ("Enabled", "Revoked")
+            and _whole(version["created_ns"])
+            and _whole(version["changed_ns"])
+        )
+        if not good:
+            return None
+    return versions
+
+
+def vault_keys(raw: bytes, folder: Path) -> str:
+    """Compare ``KeyFile.load`` with the strict reader; no message shows a secret."""
+    path = folder / "vault.keys"
+    path.write_bytes(raw)
+    path.chmod(0o600)
+    want = _strict_keys(raw)
+    try:
+        file = KeyFile.load(path, SYSTEM_CLOCK)
+    except RigError as error:
+        assert want is None, error.message
+        assert_clear(error, {"KeysUnreadable", "StateVersion"}, path)
+        assert not any(secret.decode() in error.message for secret in re.findall(rb"[0-9a-f]{64}", raw))
+        return error.code
+    assert want is not None, "the reader accepted a bad file"
+    assert [version.model_dump() for version in file.versions] == want
+    assert not any(version["secret_hex"] in repr(file.versions) for version in want)
     return "good"
 
 

@@ -301,7 +301,7 @@ def made_index(journal_file: bytes, frame: Frame) -> bytes | None:
     if crc32c(raw) != frame.crcs[0]:
         return None
     try:
-        segment = strict_log.read_segment(raw)
+        segment = strict_log.read_segment(raw, of_disk=False)
     except strict_log.BadLogError:
         return None
     head, count = segment.header, len(segment.records)

@@ -36,3 +36,8 @@ def test_damaged_overlay_maps_match_the_strict_reader() -> None:
 def test_damaged_envelopes_match_the_strict_reader() -> None:
     seen = fuzz(small_damage.envelope, small_targets.envelope, share=0.03)
     assert {"good", "PartCorrupt"} <= seen.keys()
+
+
+def test_damaged_files_of_the_vaults_keys_match_the_strict_reader() -> None:
+    seen = fuzz(small_damage.vault_keys, small_targets.vault_keys, share=0.03)
+    assert {"good", "KeysUnreadable", "StateVersion"} <= seen.keys()
