@@ -390,7 +390,7 @@ def test_an_option_that_does_not_exist_is_an_error_in_json(path: str) -> None:
 
 
 def test_a_vm_a_point_and_a_side_have_one_name_in_every_document(words: Any) -> None:
-    point, vm = set(RecoveryPoint.model_fields), {"vm", "side", "state", "disks"}
+    point, vm = set(RecoveryPoint.model_fields), {"vm", "side", "state", "disks", "lacking_disks"}
     for path in (
         "points",
         "take-point",
@@ -474,4 +474,4 @@ def test_status_names_vm_and_disk_of_a_wait_that_knows_the_managed_disk_only() -
 
 
 def test_the_sample_of_a_vm_has_the_keys_of_a_vm() -> None:
-    assert set(sample(Vm).model_dump()) == {"vm", "side", "state", "disks"}
+    assert set(sample(Vm).model_dump()) == {"vm", "side", "state", "disks", "lacking_disks"}
