@@ -52,28 +52,28 @@ class AreaModel:
         self._data[:NUMBER_BYTES] = count.to_bytes(NUMBER_BYTES, "little")
         return bytes(self._data)
 
-    def difference(self, found: bytes, count_max: int) -> str | None:
+    def difference(self, area: bytes, count_max: int) -> str | None:
         """Compare an area with the changes up to the number in it, and the begin of the next one.
 
         Args:
-            found: the area.
+            area: its bytes in the state.
             count_max: the highest number that it may have.
 
         Returns:
             The first difference in words, or None.
         """
-        count = int.from_bytes(found[:NUMBER_BYTES], "little")
+        count = int.from_bytes(area[:NUMBER_BYTES], "little")
         if count > count_max:
             return f"the number of changes is {count}; at most {count_max} were made"
         expected, following = self._after(count), change(self._seed, count + 1)
         start, stop = following.offset, following.offset + len(following.data)
-        if found[:start] != expected[:start]:
-            return f"byte {_differs_at(found[:start], expected)} is wrong after change {count}"
-        if found[stop:] != expected[stop:]:
-            return f"byte {stop + _differs_at(found[stop:], expected[stop:])} is wrong after change {count}"
-        made = _differs_at(found[start:stop], following.data)
-        if found[start + made : stop] != expected[start + made : stop]:
-            wrong = start + made + _differs_at(found[start + made : stop], expected[start + made : stop])
+        if area[:start] != expected[:start]:
+            return f"byte {_differs_at(area[:start], expected)} is wrong after change {count}"
+        if area[stop:] != expected[stop:]:
+            return f"byte {stop + _differs_at(area[stop:], expected[stop:])} is wrong after change {count}"
+        made = _differs_at(area[start:stop], following.data)
+        if area[start + made : stop] != expected[start + made : stop]:
+            wrong = start + made + _differs_at(area[start + made : stop], expected[start + made : stop])
             return f"byte {wrong} is of change {count + 1} or wrong, and byte {start + made} before it is of change {count}"
         return None
 

@@ -13,7 +13,7 @@ from siterig.core.fault_contract import FaultControl
 from siterig.scenarios.faults.rules import read_rule
 from siterig.testing.testbed import Testbed
 from siterig.testing.timeline import Timeline
-from siterig.thrash.plan import FaultPlan
+from siterig.thrash.plan import PlannedRule
 
 AT_ONCE_MAX = 3
 """The most faults that are armed at the same time."""
@@ -32,7 +32,7 @@ class FaultInjection:
         refused: the number of faults that could not be armed, by the code of the reason, such as a role that is down.
     """
 
-    def __init__(self, rig: Testbed, plan: Iterator[FaultPlan], timeline: Timeline) -> None:
+    def __init__(self, rig: Testbed, plan: Iterator[PlannedRule], timeline: Timeline) -> None:
         self._rig, self._plan, self._timeline = rig, plan, timeline
         self.injected, self.refused = Counter[str](), Counter[str]()
         self._director: FaultControl | None = None
@@ -58,7 +58,7 @@ class FaultInjection:
                 self._number += 1
                 nursery.start_soon(self._inject, fault, f"thrash {self._number}", limiter)
 
-    async def _inject(self, fault: FaultPlan, name: str, limiter: trio.CapacityLimiter) -> None:
+    async def _inject(self, fault: PlannedRule, name: str, limiter: trio.CapacityLimiter) -> None:
         document = read_rule(f"{fault.words} fired=any").document() | {"name": name}
         try:
             await self.director.add_faults(rules=[document])

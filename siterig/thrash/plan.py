@@ -52,7 +52,7 @@ class VmPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class FaultPlan:
+class PlannedRule:
     """A fault: a rule in words, and for how long it is armed.
 
     Attributes:
@@ -100,7 +100,7 @@ def draw_vms(seed: int, vms: int, disks: int, filesystems: tuple[DiskKind, ...])
     return made
 
 
-def draw_faults(seed: int) -> Iterator[FaultPlan]:
+def draw_faults(seed: int) -> Iterator[PlannedRule]:
     """Yield faults without an end; each kind comes once before any comes again."""
     rng = random.Random(f"{seed} faults")  # noqa: S311 (no secrets)
     while True:
@@ -108,7 +108,7 @@ def draw_faults(seed: int) -> Iterator[FaultPlan]:
         rng.shuffle(kinds)
         for kind in kinds:
             words, lasts_s = FAULTS[kind](rng)
-            yield FaultPlan(kind, words, round(lasts_s, 1), round(rng.uniform(0.2, 3.0), 1))
+            yield PlannedRule(kind, words, round(lasts_s, 1), round(rng.uniform(0.2, 3.0), 1))
 
 
 def _at_once(words: str) -> tuple[str, float]:
