@@ -160,7 +160,7 @@ class DiskHost(DiskHostControl, DiskTree):
     # --- the tree -----------------------------------------------------------------------------------------------
 
     async def open_waiting(self) -> None:
-        """Open disks and mounted points that could not be opened because of a key, when it can be had; until cancelled."""
+        """Open disks and mounted points that lacked a key, or met a full host, when that has passed; until cancelled."""
         while True:
             await self._clock.real.sleep(OPEN_AGAIN_S)
             await self._maker.open_waiting()
@@ -169,7 +169,7 @@ class DiskHost(DiskHostControl, DiskTree):
 
     async def run_maintenance(self) -> None:
         async with trio.open_nursery() as nursery:
-            if self._mounted_points is not None:
+            if self._mounted_points is not None or self.registry.waiting():
                 nursery.start_soon(self.open_waiting)
             nursery.start_soon(self.hydrator.run)
             await run_maintenance(self.registry.event_fd, self.registry.watch, self.registry.all_disks)

@@ -11,6 +11,7 @@ disks are served.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -35,11 +36,13 @@ from siterig.blockfs.disk.replacing import check_idle
 from siterig.blockfs.disk.views import Views
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder
-from siterig.blockfs.files.host_errors import os_errors_as
-from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.files.host_errors import host_error, os_errors_as
+from siterig.blockfs.files.os_errors import FULL, reason
 from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, check_name, lock_folder
 from siterig.blockfs.watch.file_watch import FileWatch
 
+_PASSING = frozenset({*FULL, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""The errors of the host after which a disk can be opened later, because nothing is wrong with its files."""
 _log = structlog.get_logger("siterig.blockfs.host.disk_host")
 
 
@@ -105,7 +108,7 @@ class DiskRegistry:
         self.broken: dict[str, str] = {}
         self.broken_chains: dict[str, DiskInfo] = {}
         self._waiting: dict[str, tuple[DiskPaths, Code]] = {}
-        """The disks in ``broken`` whose key could not be had, each with the code of the error."""
+        """The disks in ``broken`` that can be opened later, each with the code of the error."""
         for folder in sorted(root.iterdir()):
             if folder.is_dir() and folder.name != RECOVERY_FOLDER:
                 self._load(folder)
@@ -137,6 +140,8 @@ class DiskRegistry:
     def _note_broken(self, paths: DiskPaths, exc: RigError | OSError) -> None:
         self.broken[str(paths)] = str(exc)
         if not isinstance(exc, RigError):
+            if exc.errno in _PASSING:
+                self._waiting[str(paths)] = paths, host_error(f"disk {paths}", exc).code
             return
         if exc.recoverable or exc.code in (Code.KeyRevoked, Code.KeyMissing):
             self._waiting[str(paths)] = paths, exc.code
@@ -213,10 +218,15 @@ class DiskRegistry:
     def _broken_of(self, vm: str, counts: Callable[[str], bool]) -> list[RigError]:
         """Return the errors of the disks of a VM that could not be opened, of those whose name counts."""
         return [
-            RigError(self._code_of_broken(name), f"disk {name} cannot be opened: {why}")
+            self._error_of_broken(name, why)
             for name, why in self.broken.items()
             if name.startswith(f"{vm}/") and counts(name.partition("/")[2])
         ]
+
+    def _error_of_broken(self, name: str, why: str) -> RigError:
+        code = self._code_of_broken(name)
+        passes = code in (Code.DiskFull, Code.LowMemory, Code.HostIoError)
+        return RigError(code, f"disk {name} cannot be opened: {why}", recoverable=passes)
 
     def _code_of_broken(self, name: str) -> Code:
         if name in self.broken_chains:

@@ -1,6 +1,6 @@
 """A short thrash of a real rig: two VMs write under random faults, and every recovery point is compared.
 
-``SITERIG_SEED`` repeats a run's choices; ``SITERIG_THRASH_S`` is the time under faults (default 8).
+``SITERIG_SEED`` repeats a run's choices; ``SITERIG_THRASH_S`` is the time under faults (default 5).
 ``python -m siterig.thrash`` is a command for longer runs.
 """
 
@@ -16,7 +16,7 @@ from siterig.thrash.run import Thrash, ThrashOptions
 pytestmark = pytest.mark.system
 
 SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
-UNDER_FAULTS_S = float(os.environ.get("SITERIG_THRASH_S", "8"))
+UNDER_FAULTS_S = float(os.environ.get("SITERIG_THRASH_S", "5"))
 
 
 async def test_every_point_of_a_rig_under_faults_equals_the_writes_before_it(
