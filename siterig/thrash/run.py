@@ -156,6 +156,7 @@ class Thrash:
                     running.start_soon(vm.keep_running)
                 await self._strike()
                 await self._heal()
+                self._count()
                 running.cancel_scope.cancel()
             await self._settle()
             await self._compare()
@@ -169,8 +170,7 @@ class Thrash:
             await self._show_line(SYSTEM_CLOCK.trio_time_s() - began_s)
 
     async def _show_line(self, now_s: float) -> None:
-        self.result.acknowledged = max(self.result.acknowledged, sum(vm.acknowledged for vm in self._vms))
-        self.result.reboots = sum(vm.reboots for vm in self._vms)
+        self._count()
         running = sum(vm.runs for vm in self._vms)
         faults, refused = sum(self._faults.injected.values()), sum(self._faults.refused.values())
         text = (
@@ -187,6 +187,10 @@ class Thrash:
         except RigError as error:
             text += f"; {error.code}"
         self._say(text + (f"; {self._waits.shown}" if self._waits.shown else ""))
+
+    def _count(self) -> None:
+        self.result.acknowledged = max(self.result.acknowledged, sum(vm.acknowledged for vm in self._vms))
+        self.result.reboots = sum(vm.reboots for vm in self._vms)
 
     # --- set-up ---------------------------------------------------------------------------------------------------
 
