@@ -25,6 +25,7 @@ SUMMARIES = {
     "pause": "Pause replication of a VM, for maintenance: no cycle runs, and none is missed, until siterig resume.",
     "resume": "Resume replication of a paused VM, with a cycle at once.",
     "verify": "Compare both sides of a VM by checksums, at one position, while replication runs; no data is sent.",
+    "alert": "Mail about alerts, and the RPO threshold.",
     "metrics": "Print the metrics of the vault in the text format of Prometheus.",
     "jobs": "List the jobs of the vault, or show one job with its tasks and errors.",
     "events": "List the events of the vault.",

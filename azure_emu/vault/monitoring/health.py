@@ -1,8 +1,8 @@
 """replicationHealth, its reasons, and the RPO and the applied lag of an item.
 
-Warning: 20 % of the last hour's cycles were missed, a log has been unsent for over an hour, a resynchronization is due, a
-recoverable error is being retried, something stands still (:mod:`siterig.azure_emu.vault.monitoring.standstill`), or states
-of the past are damaged.  Critical: an error that is not retried, or damage of the newest state.
+Warning: a resynchronization is due, a recoverable error is being retried, something stands still or is late
+(:mod:`siterig.azure_emu.vault.monitoring.standstill`), or states of the past are damaged.  Critical: an error that is not
+retried, or damage of the newest state.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def cycle_done(session: Session, vm: str, elapsed_ns: int) -> None:
     session.execute(delete(CycleRow).where(CycleRow.vm == vm, outdated))
 
 
-def _missed_ratio(session: Session, item: ItemRow, elapsed_ns: int) -> float:
+def missed_ratio(session: Session, item: ItemRow, elapsed_ns: int) -> float:
+    """Return the share of the cycles of the last hour that were missed; 0 while too few were expected."""
     if item.protected_since_elapsed_ns is None:
         return 0.0
     start_ns = max(item.protected_since_elapsed_ns, elapsed_ns - int(WINDOW_S * SECOND_NS))
@@ -155,14 +156,6 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
     if item.paused_ns is not None:
         since = rfc3339(item.paused_ns)
         found.append((PAUSED, f"replication is paused since {since}; siterig resume {item.vm} continues it"))
-    elif is_cycling(item):
-        missed = _missed_ratio(session, item, elapsed_ns)
-        if missed >= MISSED_RATIO_WARNING:
-            text = f"{missed:.0%} of the replication cycles of the last hour were missed (limit {MISSED_RATIO_WARNING:.0%})"
-            found.append(("ReplicationCyclesMissed", text))
-        rpo_s = rpo(item, elapsed_ns)
-        if rpo_s is not None and rpo_s > UNSENT_S_MAX:
-            found.append(("LogUnsent", f"the log has been unsent for {rpo_s:.0f} s (limit {UNSENT_S_MAX:.0f} s)"))
     return [
         HealthError(
             errorCode=code,

@@ -1,14 +1,14 @@
 """Reports standstills as health errors and events.
 
-A standstill is a wait that lasts too long, a role that is hung, failed or away, data that is sent and not applied, or
-skipped blobs.  Each round compares the standstills with the health errors in the database whose source begins with
-``watch:``, in one transaction, so a restarted vault continues with them.  The begin of a standstill is an event, and so is
-its end (severity OK).
+A standstill is a wait that lasts too long, a role that is hung, failed or away, data that is sent and not applied, skipped
+blobs, missed cycles, a log that was not sent for too long, or an RPO beyond the threshold.  Each round compares the
+standstills with the health errors in the database whose source begins with ``watch:``, in one transaction, so a restarted
+vault continues with them.  The begin of a standstill is an event, and so is its end (severity OK).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import structlog
@@ -16,12 +16,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from siterig.azure_emu.contracts.reports import RoleStatus
+from siterig.azure_emu.vault.alerts import alert_settings
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.roles import role_error
 from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow
 from siterig.azure_emu.vault.model import bounds
+from siterig.azure_emu.vault.model.alert_api import RPO_ABOVE
 from siterig.azure_emu.vault.monitoring import acknowledged, health
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.blockfs.core.clock import Clock
@@ -30,6 +32,8 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import Wait
 
 ROUND_S = 2.0
+COUNT_EVERY_S = 30.0
+"""The interval at which the missed cycles of a VM are counted."""
 ASK_AFTER_S, ASK_EVERY_S = 20.0, 30.0
 """After the first time without progress, and then at the second interval, the site is asked to check the account."""
 
@@ -81,6 +85,8 @@ class StandstillWatch:
         self._asked_s: dict[str, float] = {}
         self._points_ns: dict[str, int] = {}
         """The rig's clock at the newest point of each VM, as of the last look."""
+        self._missed: dict[str, tuple[float, float]] = {}
+        """(time of the count in elapsed seconds, share of missed cycles) of each VM."""
         self._begun = False
         self._unapplied: list[str] = []
         """The VMs whose data has been waiting for too long in this round."""
@@ -100,6 +106,7 @@ class StandstillWatch:
         vms, disk_ids = await self._context.database.transact(self._known)
         self._context.lag.keep_only(vms, disk_ids)
         self._points_ns = {vm: at_ns for vm, at_ns in self._points_ns.items() if vm in vms}
+        self._missed = {vm: count for vm, count in self._missed.items() if vm in vms}
         self._unapplied = []
         changed = await self._context.database.transact(self._record)
         self._ages.forget_unseen()
@@ -120,12 +127,16 @@ class StandstillWatch:
     def _record(self, session: Session) -> list[str]:
         changed: list[str] = []
         elapsed_ns = rig_clock.elapsed_ns(session, self._context.clock)
+        threshold_s = alert_settings.load(session).rpo_threshold_s
         whole = (selectinload(ItemRow.disks), selectinload(ItemRow.health_errors))  # not two queries for each item
         for item in session.scalars(select(ItemRow).order_by(ItemRow.vm).options(*whole)).all():
             known = {row.source: row for row in item.health_errors if row.source.startswith(health.WATCH)}
             # A failure that the role itself reported has more details than the wait for its end.
             reported = {row.code for row in item.health_errors if not row.source.startswith(health.WATCH)}
-            standstills = self._standstills(session, item, elapsed_ns)
+            standstills = [
+                *self._standstills(session, item, elapsed_ns),
+                *self._lateness(session, item, elapsed_ns, threshold_s, known),
+            ]
             found = {health.WATCH + each.key: each for each in standstills if each.code not in reported}
             for source, each in found.items():
                 if health.set_error(
@@ -167,6 +178,35 @@ class StandstillWatch:
             yield from self._of_lag(session, item, elapsed_ns)
         yield from self._of_account(list(disks))
 
+    def _lateness(
+        self, session: Session, item: ItemRow, elapsed_ns: int, threshold_s: float, known: Collection[str]
+    ) -> Iterator[Standstill]:
+        """Yield the lateness of an item; in the first two intervals after a start only lateness that is known already."""
+        if item.active_location != PRIMARY or not health.is_cycling(item) or item.paused_ns is not None:
+            self._missed.pop(item.vm, None)
+            return
+        missed = self._missed_ratio(session, item, elapsed_ns)
+        if missed >= health.MISSED_RATIO_WARNING:
+            limit = f"limit {health.MISSED_RATIO_WARNING:.0%}"
+            text = f"{missed:.0%} of the replication cycles of the last hour were missed ({limit})"
+            yield Standstill("cycles", "ReplicationCyclesMissed", text)
+        rpo_s = health.rpo(item, elapsed_ns) or 0.0
+        is_settled = self._now_s() - self._began_s >= 2 * item.interval_s
+        if rpo_s > health.UNSENT_S_MAX and (is_settled or f"{health.WATCH}unsent" in known):
+            yield Standstill("unsent", "LogUnsent", f"the log has been unsent for over {health.UNSENT_S_MAX:.0f} s")
+        bound_s = max(threshold_s, 2 * item.interval_s)
+        if rpo_s > bound_s and (is_settled or f"{health.WATCH}rpo" in known):
+            yield Standstill("rpo", RPO_ABOVE, f"the RPO of VM {item.vm!r} is over {bound_s:g} s")
+
+    def _missed_ratio(self, session: Session, item: ItemRow, elapsed_ns: int) -> float:
+        """Return the share of missed cycles; it is counted from time to time only."""
+        now_s = self._now_s()
+        counted_s, ratio = self._missed.get(item.vm, (now_s - COUNT_EVERY_S, 0.0))
+        if now_s - counted_s >= COUNT_EVERY_S:
+            ratio = health.missed_ratio(session, item, elapsed_ns)
+            self._missed[item.vm] = now_s, ratio
+        return ratio
+
     def _of_role(self, role: RoleStatus) -> Iterator[Standstill]:
         error = role_error(role)
         if error is None:
@@ -197,7 +237,7 @@ class StandstillWatch:
             self._heard = (reported_ns, now_s)
         if now_s - self._heard[1] >= bounds.SUPERVISOR_SILENT_S:
             text = f"the supervisor has not reported the roles' states for over {bounds.SUPERVISOR_SILENT_S:g} s"
-            yield Standstill("supervisor", "SupervisorSilent", text)
+            yield Standstill("supervisor", bounds.SUPERVISOR_SILENT, text)
 
     def _of_lag(self, session: Session, item: ItemRow, elapsed_ns: int) -> Iterator[Standstill]:
         lag = self._context.lag

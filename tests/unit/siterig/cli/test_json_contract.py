@@ -21,6 +21,7 @@ from siterig.azure_emu.contracts.certificates import CertificateApi
 from siterig.azure_emu.contracts.recovery_side import Change, RecoverySide
 from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.azure_emu.storage.azurite_setup import InstalledAzurite
+from siterig.azure_emu.vault.model.alert_api import AlertApi
 from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
 from siterig.azure_emu.vault.model.vm_status import ObservationApi
 from siterig.bisect.runner import Bisection, ChangeSeen, Report
@@ -45,6 +46,8 @@ from tests.support.samples import Canned, sample
 from tests.support.screens import text_of
 
 OFFICIAL = {
+    "sendToOwners",
+    "customEmailAddresses",
     "scenarioName",
     "allowedActions",
     "friendlyName",
@@ -112,6 +115,8 @@ COMMANDS = {
     "account rotate-keys": "",
     "site fence": "web01",
     "site unfence": "web01",
+    "alert show": "",
+    "alert set": "--rpo-threshold 20",
     "bandwidth show": "",
     "bandwidth set": "20MiB",
     "app-script set": "web01 {folder}/quiesce.sh",
@@ -226,6 +231,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "damage_reports": DamageReports,
         "faults": FaultControl,
         "account_keys": AccountKeyApi,
+        "alerts": AlertApi,
         "certificates": CertificateApi,
         "host_setup": HostSetup,
     }.items():
