@@ -22,7 +22,6 @@ from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow
 from siterig.azure_emu.vault.jobs import vm_tasks
-from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.monitoring import damage, health, resync_reasons
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.points import points
@@ -86,7 +85,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
                 self._event(session, item.vm, "ApplyRecovered", "OK", text)
             if item.active_location == PRIMARY:
                 for point in points.register_tags(session, item, disk.disk_id, tags, self._elapsed_ns(session)):
-                    self._record_point(session, item.vm, points.to_wire(point))
+                    points.record_created(session, item.vm, points.to_wire(point), self._context.clock.wall_ns())
             return _Applied(item.vm, health.applied_position(item), moved=moved, later=later)
 
         done = await self._context.database.transact(note)
@@ -95,22 +94,6 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         self._context.lag.applied(done.vm, done.position, moved=done.moved)
         self._wake(done.vm)
         return done.later
-
-    def _record_point(self, session: Session, vm: str, point: RecoveryPoint) -> None:
-        _log.info("point_available", vm=vm, trace=point.id, position=point.position)
-        name = f" {point.name!r}" if point.name else ""
-        text = (
-            f"{point.type} recovery point {point.id}{name} of VM {vm!r} was created: {point.time}, position {point.position}"
-        )
-        events.record(
-            session,
-            vm=vm,
-            code=events.POINT_CREATED,
-            kind="VmReplication",
-            severity="OK",
-            text=text,
-            now_ns=self._context.clock.wall_ns(),
-        )
 
     async def store_older(self, *, watermark: Watermark) -> None:
         """Record that a managed disk has lost applied data; recovery points after its end are no longer available."""
@@ -153,6 +136,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         def look(session: Session) -> list[str]:
             query = select(DiskRow.disk_id).join(ItemRow, ItemRow.vm == DiskRow.vm)
             query = query.where(ItemRow.active_location == PRIMARY, ItemRow.protection_state.not_in(_NO_MANAGED_DISKS))
+            query = query.where(DiskRow.last_position.is_(None))
             return list(session.scalars(query.order_by(DiskRow.disk_id)))
 
         return await self._context.database.transact(look)
@@ -257,7 +241,8 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
     async def watermarks(self, *, vm: str, known: list[Watermark] | None = None, patience_s: float = 0.0) -> list[Watermark]:
         def look(session: Session) -> tuple[str, list[Watermark]]:
             known_as = vm_tasks.name_in_vault(session, vm)
-            rows = session.scalars(select(DiskRow).where(DiskRow.vm == known_as).order_by(DiskRow.name))
+            query = select(DiskRow).where(DiskRow.vm == known_as, DiskRow.last_position.is_(None))
+            rows = session.scalars(query.order_by(DiskRow.name))
             return known_as, [points.stored_watermark(row) for row in rows]
 
         def look_again(session: Session) -> list[Watermark] | None:

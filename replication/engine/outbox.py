@@ -151,7 +151,7 @@ class Outbox:
 
     async def _check_openings(self, disks: Sequence[DiskSync], listed: Collection[PartName], *, fresh: bool) -> None:
         """Check, before anything of a newly opened disk is sent, that the disk is not older than the data sent before."""
-        opened = openings.find_unknown(disks, await self._context.replicated.infos(vm=self._vm))
+        opened = openings.find_unknown(disks, await self._context.replicated.sending(vm=self._vm))
         if not opened:
             return
         if not fresh:
@@ -191,7 +191,7 @@ class Outbox:
         async with self._passing:
             if not await self._refresh():
                 return  # the recovery side asks again, and the vault may answer then
-            infos = await self._context.replicated.infos(vm=self._vm)
+            infos = await self._context.replicated.sending(vm=self._vm)
             if openings.find_unknown(disks, infos):
                 return  # the recovery side asks again, and the next pass has checked these openings then
             segments = await self._context.replicated.segments(vm=self._vm)

@@ -10,7 +10,7 @@ a running verification, and the copy that it ordered begins when its snapshot is
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.sides.vault_link import PATIENCE_S_MAX
-from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.replication.comparison.verification import verify_snapshot
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.delta import DeltaCycle
@@ -35,6 +35,7 @@ from siterig.replication.engine.relationship import Relationship, ReplicationPha
 from siterig.replication.engine.resync import resynchronize
 from siterig.replication.engine.retry import ResyncNeeded, as_rig_error, unwrap_group
 from siterig.replication.engine.vault_reporter import VaultReporter
+from siterig.replication.parts.spool import clear_spool
 
 T = TypeVar("T")
 
@@ -190,7 +191,8 @@ class Replica:
     def set_disks(self, names: list[str] | None) -> None:
         """Change the disks that are replicated, before a copy; None: all disks.  A cycle that runs is interrupted."""
         if self._record.replicated != names:
-            self._context.book.update(self.vm, replicated=names)
+            removed = {name: at for name, at in self._record.removed.items() if names is not None and name not in names}
+            self._context.book.update(self.vm, replicated=names, removed=removed)
             _log.info("replicated_disks_changed", vm=self.vm, disks=names)
             if self._record.phase == "delta":
                 self._activity.cancel()
@@ -213,8 +215,17 @@ class Replica:
         if record.phase == "delta":
             self._activity.cancel()
 
-    async def replicate_now(self, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
-        """Run one cycle now, without retries; its success also ends a Critical state."""
+    async def replicate_now(
+        self,
+        kind: TagKind,
+        name: str,
+        request_id: str | None = None,
+        then: Callable[[CutInfo], None] = lambda _cut: None,
+    ) -> CutInfo:
+        """Run one cycle now, without retries; its success also ends a Critical state.
+
+        ``then`` is called when the cut is sent, and before any other cycle can make one.
+        """
         self._check_in_delta()
         with trio.CancelScope() as scope:
             async with self._working:
@@ -222,6 +233,7 @@ class Replica:
                 self._manual = scope
                 try:
                     cut = await self._cycle.run(kind, name, request_id=request_id)
+                    then(cut)
                 except OSError as exc:
                     raise as_rig_error(exc) from exc
                 except ResyncNeeded as exc:
@@ -234,6 +246,39 @@ class Replica:
             return cut
         why = "replication was paused" if self._record.paused else f"phase {self._record.phase!r} was ordered"
         raise RigError(Code.Interrupted, f"VM {self.vm!r}: the cycle was interrupted: {why} meanwhile")
+
+    async def remove_disks(self, names: list[str]) -> int:
+        """End the replication of some disks (:meth:`siterig.blockfs.sides.provider.Provider.remove_disks`).
+
+        The record changes in the step that has made the last cut with the disks, so no later cut has them.  Their parts are
+        sent until the recovery side has that point; a kill before that is found by the repeated call.
+        """
+        await self.stop_verification()
+        left = [name for name in names if name not in self._record.removed]
+        if left and self._record.phase == "resync-required":
+            position = await self._context.host.position()
+            self._leave_out(left, position, [disk.name for disk in await self._context.replicated.infos(vm=self.vm)])
+        elif left:
+            replicated = [disk.name for disk in await self._context.replicated.infos(vm=self.vm)]
+            await self.replicate_now(
+                "CrashConsistent", "disks-removed", then=lambda cut: self._leave_out(left, cut.position, replicated)
+            )
+        position = max(self._record.removed[name] for name in names)
+        leaving = [disk for disk in self._record.disks if disk.name in names]
+        await self._wait_applied(position, {disk.disk_id for disk in leaving}, while_in_delta=True)
+        await self._context.host.stop_tracking(vm=self.vm, disks=names)
+        self._context.book.update(self.vm, disks=[disk for disk in self._record.disks if disk.name not in names])
+        for disk in leaving:
+            await trio.to_thread.run_sync(clear_spool, self._context.spool / disk.disk_id)
+        return position
+
+    def _leave_out(self, names: list[str], position: int, replicated: list[str]) -> None:
+        self._context.book.update(
+            self.vm,
+            replicated=[name for name in replicated if name not in names],
+            removed=self._record.removed | dict.fromkeys(names, position),
+        )
+        _log.info("disks_removed", vm=self.vm, disks=names, position=position)
 
     async def verify(self) -> Verification:
         """Compare both sides at the position of a snapshot, while replication runs."""
@@ -274,11 +319,20 @@ class Replica:
         _log.info("verification_ended", vm=self.vm, position=snapshot.position, differing_bytes=found.differing_bytes)
         return found
 
-    async def _wait_applied(self, position: int) -> None:
-        """Wait until every managed disk has the state at a position."""
+    async def _wait_applied(
+        self, position: int, disk_ids: Collection[str] | None = None, *, while_in_delta: bool = False
+    ) -> None:
+        """Wait until every managed disk, or each of these, has the state at a position.
+
+        ``while_in_delta``: the wait also ends when the cycles have ended.
+        """
         what = f"the state at position {position} is not applied yet"
+
+        def lacks(mark: Watermark) -> bool:
+            return mark.complete_position < position and (disk_ids is None or mark.disk_id in disk_ids)
+
         marks = await self._context.vault.watermarks(vm=self.vm)
-        while any(mark.complete_position < position for mark in marks):
+        while any(map(lacks, marks)) and (self._record.phase == "delta" or not while_in_delta):
             self._context.waits.set("verify", "RecoverySideBehind", what, vm=self.vm)
             marks = await self._context.vault.watermarks(vm=self.vm, known=marks, patience_s=PATIENCE_S_MAX)
         self._context.waits.clear("verify", vm=self.vm)

@@ -93,6 +93,7 @@ class Operations:
             "unfence": self._settings.unfence,
             "set-names": self._settings.set_names,
             "rotate-account-keys": self._settings.rotate_account_keys,
+            "remove-disk": self._job(lambda vm, entry: rig.vault.remove_disks(vm=vm, disks=[_needed(entry.disk)])),
             "create-vm": self._create_vm,
             "delete-vm": self._job(lambda vm, entry: rig.vault.delete_vm(vm=vm, side=entry.side)),
             "resize-disk": self._resize,

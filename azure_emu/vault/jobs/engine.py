@@ -27,7 +27,8 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow, JobErrorRow, JobRow, TaskRow
 from siterig.azure_emu.vault.jobs.job_errors import each_of
 from siterig.azure_emu.vault.jobs.job_errors import to_wire as error_to_wire
-from siterig.azure_emu.vault.model.api import Job, JobState, ProviderCall, RecoveryPoint, Task, Vm
+from siterig.azure_emu.vault.model.api import Job, JobState, RecoveryPoint, Task, Vm
+from siterig.azure_emu.vault.model.job_parts import ProviderCall
 from siterig.blockfs.core.clock import rfc3339, rfc3339_or_none
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from siterig.azure_emu.vault.model.api import JobError
+from siterig.azure_emu.vault.model.job_parts import JobError
 from siterig.blockfs.core.errors import Code, RigError
 
 

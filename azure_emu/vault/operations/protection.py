@@ -18,6 +18,7 @@ from siterig.azure_emu.vault.jobs import (
     preflight,
     property_tasks,
     protection_tasks,
+    removal_tasks,
     start_time,
 )
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
@@ -108,6 +109,13 @@ class ProtectionOperations(ProtectionApi):
             vm, "unprotect", _STOPPED_BY_DISABLE, lambda _session, item: item.test_failover_state != TEST_COMPLETED
         )
         return await self._starter.begin(vm, Operation.DISABLE, prepare)
+
+    async def remove_disks(self, *, vm: str, disks: list[str]) -> Job:
+        def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
+            removal_tasks.check_removal(item, disks)
+            return removal_tasks.REMOVE, {removal_tasks.DISKS: sorted(set(disks))}
+
+        return await self._starter.begin(vm, Operation.REMOVE_DISKS, prepare)
 
     async def reprotect(self, *, vm: str) -> Job:
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:

@@ -11,11 +11,11 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context import events, rig_clock
+from siterig.azure_emu.vault.context import disk_sets, events, rig_clock
 from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow
-from siterig.azure_emu.vault.jobs import engine
+from siterig.azure_emu.vault.jobs import engine, removal_tasks
 from siterig.azure_emu.vault.points import points
 from siterig.azure_emu.vault.points.retention import Policy, expired
 from siterig.blockfs.core.errors import RigError
@@ -56,6 +56,8 @@ class RetentionWorker:
         await self._context.database.transact(self._begin_round)
         for vm in await self._context.database.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
             kept = await self._context.database.transact(lambda session, vm=vm: self._prune(session, vm))  # type: ignore[misc]
+            if kept and not await self._drop_removed(vm):
+                delayed.add((vm, ""))
             for disk_id, position in kept.items():
                 try:
                     await self._context.recovery.retain(disk_id=disk_id, position=position)
@@ -67,6 +69,16 @@ class RetentionWorker:
             self._context.waits.clear("retention", vm=vm, disk=disk_id)
         self._delayed = delayed
         return not delayed
+
+    async def _drop_removed(self, vm: str) -> bool:
+        """Delete the managed disks of removed disks that no state needs; return False if the next round has to repeat it."""
+        try:
+            await removal_tasks.drop_unneeded(self._context, vm)
+        except RigError as error:
+            self._context.waits.set("retention", error.code, error.message, vm=vm, disk="")
+            self._log_once(error)
+            return False
+        return True
 
     def _begin_round(self, session: Session) -> None:
         rig_clock.advance(session, self._context.clock)
@@ -85,7 +97,9 @@ class RetentionWorker:
             self._record_pruning(session, item, len(ids))
             _log.info("points_pruned", vm=vm, points=len(ids))
         oldest = points.oldest(session, vm)
-        return {} if oldest is None else {disk.disk_id: oldest.position for disk in item.disks}
+        return (
+            {} if oldest is None else {disk.disk_id: oldest.position for disk in disk_sets.of_state(item, oldest.position)}
+        )
 
     def _record_pruning(self, session: Session, item: ItemRow, count: int) -> None:
         oldest = points.oldest(session, item.vm)
