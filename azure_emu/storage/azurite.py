@@ -39,6 +39,8 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 CHECK_TIMEOUT_S = 1.0
+CHECKS_PER_CONNECTION = 30
+"""After so many health checks the next one is made on a new connection: Azurite must accept one, too."""
 _WITHOUT_UNUSED = Path(__file__).with_name("without_unused.cjs")
 
 ACCOUNT_KEYS = "account.key"
@@ -146,6 +148,9 @@ class AzuriteProcess:
     _child: subprocess.Popen[bytes]
     _output: trio.lowlevel.FdStream
     _tail: deque[str]
+    _checked: trio.abc.Stream | None = None
+    """The connection of the health checks, kept because a handshake costs more than a check."""
+    _checks: int = 0
 
     @property
     def connection_string(self) -> str:
@@ -179,20 +184,42 @@ class AzuriteProcess:
     async def check(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
         """Check that Azurite answers a request in time; any answer is right.
 
+        Several checks use one connection; a check that fails on it is made again on a new one.
+
         Raises:
             RigError: ``AzuriteSilent`` (recoverable).
         """
-        why = f"no answer within {timeout_s:g} s"
+        why: str | None = f"no answer within {timeout_s:g} s"
         with trio.move_on_after(timeout_s):
-            try:
-                async with await self._connect() as stream:
-                    await stream.send_all(b"HEAD / HTTP/1.0\r\n\r\n")
-                    if await stream.receive_some(1):
-                        return
-                    why = "it closed the connection"
-            except (OSError, trio.BrokenResourceError) as error:
-                why = str(error)
-        raise RigError(Code.AzuriteSilent, f"Azurite (process {self.pid}) does not answer: {why}", recoverable=True)
+            if self._checked is not None and self._checks < CHECKS_PER_CONNECTION and await self._ask() is None:
+                return
+            why = await self._ask(afresh=True)
+        if why is not None:
+            await self._end_checks()
+            raise RigError(Code.AzuriteSilent, f"Azurite (process {self.pid}) does not answer: {why}", recoverable=True)
+
+    async def _ask(self, *, afresh: bool = False) -> str | None:
+        """Make a request, on a new connection or on that of the check before; return None, or why there is no answer."""
+        try:
+            if afresh:
+                await self._end_checks()
+                self._checked, self._checks = await self._connect(), 0
+            assert self._checked is not None  # noqa: S101 (the caller has looked)
+            self._checks += 1
+            await self._checked.send_all(b"HEAD / HTTP/1.1\r\nHost: azurite\r\n\r\n")
+            answer = b""
+            while b"\r\n\r\n" not in answer:  # the answer to HEAD has no body
+                if not (piece := await self._checked.receive_some(4096)):
+                    return "it closed the connection"
+                answer += piece
+        except (OSError, trio.BrokenResourceError) as error:
+            return str(error)
+        return None
+
+    async def _end_checks(self) -> None:
+        if self._checked is not None:
+            stream, self._checked = self._checked, None
+            await trio.aclose_forcefully(stream)
 
     async def _connect(self) -> trio.abc.Stream:
         stream = await trio.open_tcp_stream(HOST, self.port)
@@ -204,6 +231,7 @@ class AzuriteProcess:
         Cancellation does not interrupt this call.
         """
         with trio.CancelScope(shield=True):
+            await self._end_checks()
             self._child.send_signal(signal.SIGTERM)
             with trio.move_on_after(timeout_s):
                 with suppress(trio.BusyResourceError, trio.ClosedResourceError):  # a task waits in died(), which drains

@@ -83,9 +83,13 @@ def usage(pids: dict[int, str]) -> Usage:
     cpu_s: dict[str, float] = defaultdict(float)
     pss_bytes: dict[str, int] = defaultdict(int)
     for pid, name in pids.items():
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            memory = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:  # a helper process that has ended
+            continue
         cpu_s[name] += (int(fields[11]) + int(fields[12])) / TICKS
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        for line in memory.splitlines():
             if line.startswith("Pss:"):
                 pss_bytes[name] += int(line.split()[1]) << 10
     return Usage(dict(cpu_s), dict(pss_bytes))

@@ -239,6 +239,7 @@ def proxy(
     service: str | None = None,
     guided: bool = True,
     patient: bool = True,
+    keeps: bool = False,
     clock: Clock = SYSTEM_CLOCK,
 ) -> T:
     """Return an object that implements ``protocol`` by calls to a role.
@@ -255,11 +256,12 @@ def proxy(
         service: the name of the service there; the default is the name of the Protocol.
         guided: False to ignore the ``GUIDE``.
         patient: False to end a call without a deadline, too, when the server no longer answers.
+        keeps: with a socket, True to keep connections for later calls.
         clock: the clock of deadlines and waits.
     Raises:
         RigError: by each call, ``RoleUnavailable`` (recoverable, with the role) if no process listens, the connection is
             lost or the deadline has passed.  It is ``uncertain`` unless it is certain that the call was not done.
             ``PeerRefused`` (recoverable) if one side of a link with TLS does not accept the certificate of the other.
     """
-    chosen = SocketWay(way, link) if isinstance(way, Path) else way
+    chosen = SocketWay(way, link, keeps=keeps) if isinstance(way, Path) else way
     return cast(T, _Proxy(protocol, chosen, service or protocol.__name__, guided=guided, patient=patient, clock=clock))

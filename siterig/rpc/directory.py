@@ -66,7 +66,7 @@ class Service(Generic[T]):
         """
         if (way := way_between_sides(layout, client, self.role, clock)) is not None:
             return proxy(self.protocol, way)
-        return proxy(self.protocol, layout.socket(self.role), link=layout.link(client, self.role))
+        return proxy(self.protocol, layout.socket(self.role), link=layout.link(client, self.role), keeps=client != CLI)
 
 
 vault = Service(VaultApi, "vault")

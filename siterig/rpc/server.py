@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 REQUEST_BYTES_MAX = 16 << 20
 """The longest request is a report of damage or tags, of some hundred kilobytes."""
+KEPT_S = 3600
+"""A connection without a call is kept for so long, longer than any client uses it."""
 
 _log = structlog.get_logger(__name__)
 
@@ -222,6 +224,7 @@ async def serve(
     else:
         config.bind = [f"fd://{os.dup(listener.fileno())}"]
     config.umask = 0o177
+    config.keep_alive_timeout = KEPT_S
     try:
         await run_application(application(services), config, until=until, task_status=task_status)
     finally:

@@ -21,11 +21,9 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.trust.identity import TlsContext
-from siterig.rpc.server import application, refusal, run_application
+from siterig.rpc.server import KEPT_S, application, refusal, run_application
 from siterig.rpc.ways import HOST, read_port
 
-KEPT_S = 3600
-"""A connection without a call is kept for so long, longer than any client uses it."""
 HANDSHAKE_S = 20.0
 _BACKLOG = 100
 

@@ -67,14 +67,20 @@ class Way(Protocol):
 
 
 class SocketWay(Way):
-    """A Unix socket.  Connecting takes microseconds, so each call has a connection of its own."""
+    """A Unix socket.  A role keeps its connections, because a new one costs both sides as much as the call itself."""
 
-    def __init__(self, socket: Path, link: Path | None = None) -> None:
-        """Choose a role by its socket, and the socket of the proxy in the link, which need not exist."""
+    def __init__(self, socket: Path, link: Path | None = None, *, keeps: bool = False) -> None:
+        """Choose a role.
+
+        Args:
+            socket: the socket of the role.
+            link: the socket of the proxy in the link, which need not exist.
+            keeps: keep connections for later calls, in a process that lives as long as its calls.
+        """
         self.role, self.sockets, self.link, self.tls_link = socket.stem, socket.parent, link, None
         self._socket = socket
-        self._client = _socket_client(socket)
-        self._linked: httpx.AsyncClient | None = None
+        self._transport = _socket_transport(socket, keeps=keeps)
+        self._linked: httpx.AsyncHTTPTransport | None = None
 
     @property
     def place(self) -> str:
@@ -83,12 +89,16 @@ class SocketWay(Way):
     async def exchange(self, path: str, body: bytes, call: str | None = None) -> httpx.Response:
         if self.link is not None and os.path.lexists(self.link):  # a fault rule is armed on the link
             if self._linked is None:
-                self._linked = _socket_client(self.link)
+                self._linked = _socket_transport(self.link, keeps=False)
             try:
                 return await _exchange(self._linked, self.role, f"http://rig{path}", body, call)
             except httpx.ConnectError:  # the last rule was just removed, or the director of the faults was killed
                 pass
-        return await _exchange(self._client, self.role, f"http://rig{path}", body, call)
+        return await _exchange(self._transport, self.role, f"http://rig{path}", body, call)
+
+    async def aclose(self) -> None:
+        """Close the kept connections."""
+        await self._transport.aclose()
 
 
 class TlsWay(Way):
@@ -121,8 +131,8 @@ class TlsWay(Way):
         self._identity: Identity | None = None
         self._register = None if register is None else Identity(register)
         self._stamps: tuple[Stamp | None, ...] = ()
-        self._client: httpx.AsyncClient | None = None
-        self._linked: httpx.AsyncClient | None = None
+        self._direct: _TlsTransport | None = None
+        self._linked: _TlsTransport | None = None
         self._calls: Counter[int] = Counter()
 
     @property
@@ -141,47 +151,46 @@ class TlsWay(Way):
             except httpx.ConnectError as error:
                 if not _is_nobody_there(error):  # a fault of the link: a direct connection would go past it
                     raise
-        assert self._client is not None  # noqa: S101 (made above)
-        return await self._use(self._client, f"https://{HOST}:{read_port(self._port_file)}{path}", body, call)
+        assert self._direct is not None  # noqa: S101 (made above)
+        return await self._use(self._direct, f"https://{HOST}:{read_port(self._port_file)}{path}", body, call)
 
     async def aclose(self) -> None:
         """Close the kept connections; calls that are under way end with an error."""
-        clients, self._client, self._linked = (self._client, self._linked), None, None
-        for client in clients:
-            if client is not None:
-                await client.aclose()
+        transports, self._direct, self._linked = (self._direct, self._linked), None, None
+        for transport in transports:
+            if transport is not None:
+                await transport.aclose()
 
     async def _follow_identity(self) -> None:
-        """Make clients for the certificates that are right now; those for others end with their last call."""
-        if self._client is not None and self._read_stamps() == self._stamps:
+        """Connect with the certificates that are right now; connections with others end with their last call."""
+        if self._direct is not None and self._read_stamps() == self._stamps:
             return
-        former = (self._client, self._linked)
+        former = (self._direct, self._linked)
         context = self._make_context()
         self._identity = context.identity
         self._stamps = self._read_stamps()
         assert self.link is not None  # noqa: S101 (the constructor demands one)
-        self._client = _client(_TlsTransport(context))
-        self._linked = _client(_TlsTransport(context, self.link))
-        for client in former:
-            await self._close_unused(client)
+        self._direct, self._linked = _TlsTransport(context), _TlsTransport(context, self.link)
+        for transport in former:
+            await self._close_unused(transport)
 
     def _read_stamps(self) -> tuple[Stamp | None, ...]:
         return tuple(file.stamp for file in (self._identity, self._register) if file is not None)
 
-    async def _use(self, client: httpx.AsyncClient, url: str, body: bytes, call: str | None) -> httpx.Response:
-        self._calls[id(client)] += 1
+    async def _use(self, transport: _TlsTransport, url: str, body: bytes, call: str | None) -> httpx.Response:
+        self._calls[id(transport)] += 1
         try:
-            return await _exchange(client, self.role, url, body, call, extensions={"sni_hostname": self._name})
+            return await _exchange(transport, self.role, url, body, call, extensions={"sni_hostname": self._name})
         finally:
-            self._calls[id(client)] -= 1
-            if client not in (self._client, self._linked):
+            self._calls[id(transport)] -= 1
+            if transport not in (self._direct, self._linked):
                 with trio.CancelScope(shield=True):
-                    await self._close_unused(client)
+                    await self._close_unused(transport)
 
-    async def _close_unused(self, client: httpx.AsyncClient | None) -> None:
-        if client is not None and not self._calls[id(client)]:
-            del self._calls[id(client)]
-            await client.aclose()
+    async def _close_unused(self, transport: _TlsTransport | None) -> None:
+        if transport is not None and not self._calls[id(transport)]:
+            del self._calls[id(transport)]
+            await transport.aclose()
 
 
 class _TlsTransport(httpx.AsyncHTTPTransport):
@@ -256,22 +265,18 @@ def _is_nobody_there(error: httpx.ConnectError) -> bool:
     return False
 
 
-def _socket_client(socket: Path) -> httpx.AsyncClient:
-    """Return a client for a socket.
+def _socket_transport(socket: Path, *, keeps: bool) -> httpx.AsyncHTTPTransport:
+    """Return a transport over a socket.
 
-    It makes a fresh connection for each call: connecting to a Unix socket costs microseconds, and one that is kept could be
-    closed by the server in the moment it is used again.
+    A kept connection is closed when its server ends, and the library looks for that before it uses one.
     """
-    limits = httpx.Limits(max_keepalive_connections=0, max_connections=None)
-    return _client(httpx.AsyncHTTPTransport(uds=str(socket), verify=False, limits=limits))
-
-
-def _client(transport: httpx.AsyncHTTPTransport) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=transport, timeout=None, trust_env=False)  # noqa: S113 (methods have deadlines)
+    kept_max = IDLE_CONNECTIONS_MAX if keeps else 0
+    limits = httpx.Limits(max_keepalive_connections=kept_max, max_connections=None, keepalive_expiry=IDLE_S)
+    return httpx.AsyncHTTPTransport(uds=str(socket), verify=False, limits=limits)
 
 
 async def _exchange(
-    client: httpx.AsyncClient,
+    transport: httpx.AsyncHTTPTransport,
     role: str,
     url: str,
     body: bytes,
@@ -279,12 +284,18 @@ async def _exchange(
     *,
     extensions: dict[str, str] | None = None,
 ) -> httpx.Response:
+    """Send a request; without a client of the library, whose cookies, redirects and defaults cost as much as the call."""
     headers = {} if call is None else {CALL_HEADER: call}
-    async with client.stream("POST", url, content=body, headers=headers, extensions=extensions) as answer:
+    request = httpx.Request("POST", url, content=body, headers=headers, extensions=dict(extensions or {}))
+    answer = await transport.handle_async_request(request)
+    try:
         size_bytes = int(answer.headers.get("content-length", 0))  # every answer of the server has it
         if size_bytes > ANSWER_BYTES_MAX:
             raise RigError(
                 Code.BadAnswer, f"the {role} answers with {size_bytes} bytes; at most {ANSWER_BYTES_MAX} are read"
             )
         await answer.aread()
-        return answer
+    finally:
+        with trio.CancelScope(shield=True):
+            await answer.aclose()
+    return answer

@@ -76,6 +76,10 @@ class AppliedLag:
         self._vms = {vm: entry for vm, entry in self._vms.items() if vm in vms}
         self._accounts = {disk_id: entry for disk_id, entry in self._accounts.items() if disk_id in disk_ids}
 
+    def is_any_behind(self) -> bool:
+        """Return True if anything was sent and is not applied, or a blob is skipped."""
+        return any(entry.sent for entry in self._vms.values()) or any(each.skipped_count for each in self._accounts.values())
+
     def unapplied_s(self, vm: str) -> float:
         """Return the age of the oldest state that was sent and is not applied; 0 if there is none."""
         sent = self._vm(vm).sent

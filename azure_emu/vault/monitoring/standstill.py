@@ -30,6 +30,8 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import Wait
 
 ROUND_S = 2.0
+QUIET_ROUND_S = 15.0
+"""The time between two rounds while nothing stands still, and nothing in memory can be the begin of a standstill."""
 ASK_AFTER_S, ASK_EVERY_S = 20.0, 30.0
 """After the first time without progress, and then at the second interval, the site is asked to check the account."""
 
@@ -85,22 +87,34 @@ class StandstillWatch:
         self._unapplied: list[str] = []
         """The VMs whose data has been waiting for too long in this round."""
         self._began_s = self._now_s()
+        self._found_any = True
+        """True if the last round found a standstill, or an acknowledged error."""
 
     async def run(self) -> None:
-        """Make a round every few seconds, until cancelled."""
+        """Make a round every few seconds, until cancelled; fewer while all is quiet, because a round reads the database."""
+        next_s = self._now_s()
         while True:
             try:
-                await self.round()
+                if self._now_s() >= next_s or not self.is_quiet():
+                    await self.round()
+                    next_s = self._now_s() + QUIET_ROUND_S
             except RigError as error:  # the host's disk is full; the health of the items shows that
                 _log.warning("health_not_recorded", code=error.code, reason=error.message)
             await self._context.clock.sleep(ROUND_S)
+
+    def is_quiet(self) -> bool:
+        """Return True if a round would find nothing but a lack of recovery points, which takes minutes to become one."""
+        roles, lag = self._context.roles.all(), self._context.lag
+        if self._found_any or lag.is_any_behind() or any(self._of_supervisor()):
+            return False
+        return all(role.state == "ready" and not role.waits for role in roles)
 
     async def round(self) -> None:
         """Compare the standstills with the recorded ones, and record the difference."""
         vms, disk_ids = await self._context.database.transact(self._known)
         self._context.lag.keep_only(vms, disk_ids)
         self._points_ns = {vm: at_ns for vm, at_ns in self._points_ns.items() if vm in vms}
-        self._unapplied = []
+        self._unapplied, self._found_any = [], False
         changed = await self._context.database.transact(self._record)
         self._ages.forget_unseen()
         for vm in changed:
@@ -127,6 +141,7 @@ class StandstillWatch:
             reported = {row.code for row in item.health_errors if not row.source.startswith(health.WATCH)}
             standstills = self._standstills(session, item, elapsed_ns)
             found = {health.WATCH + each.key: each for each in standstills if each.code not in reported}
+            self._found_any |= bool(found)
             for source, each in found.items():
                 if health.set_error(
                     session, vm=item.vm, code=each.code, message=each.message, recoverable=each.recoverable, source=source
@@ -140,6 +155,7 @@ class StandstillWatch:
                 changed.append(item.vm)
         session.flush()
         for vm in acknowledged.vms(session):
+            self._found_any = True
             item = session.get_one(ItemRow, vm)
             session.expire(item, ["health_errors"])
             acknowledged.forget_ended(session, vm, health.reasons(session, item, elapsed_ns))

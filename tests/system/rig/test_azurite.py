@@ -128,6 +128,32 @@ async def test_https_follows_a_new_certificate_without_a_failed_request(tmp_path
             assert caught.value.code == "PeerRefused"
 
 
+async def test_health_checks_use_one_connection_and_find_an_azurite_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[trio.SocketStream] = []
+    connect = trio.open_tcp_stream
+
+    async def counted(host: str, port: int) -> trio.SocketStream:
+        made.append(await connect(host, port))
+        return made[-1]
+
+    async with running(tmp_path) as started:
+        monkeypatch.setattr(trio, "open_tcp_stream", counted)
+        for _ in range(3):
+            await started.check(timeout_s=10)
+        assert len(made) == 1
+        made[0].socket.shutdown(socket.SHUT_RDWR)  # as a server does that ends an idle connection
+        await started.check(timeout_s=10)
+        assert len(made) == 2, "a connection that had ended was taken for an answer"
+        os.kill(started.pid, signal.SIGSTOP)
+        for _ in range(2):
+            with pytest.raises(RigError, match=r"does not answer: no answer within 0\.1 s"):
+                await started.check(timeout_s=0.1)
+        os.kill(started.pid, signal.SIGCONT)
+        await started.check(timeout_s=10)
+
+
 async def test_a_wrong_key_is_an_authentication_error_without_the_key(tmp_path: Path) -> None:
     async with running(tmp_path) as started:
         wrong = StorageAccount(started.account.name, "A" * 86 + "==")

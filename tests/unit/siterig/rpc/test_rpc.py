@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import httpx
 import pytest
 import trio
+from hypercorn.trio.tcp_server import TCPServer
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import WireModel
@@ -109,6 +110,41 @@ async def test_a_rig_error_is_raised_again_at_the_caller(depot: Served, method: 
     with pytest.raises(RigError) as caught:
         await getattr(depot.remote, method)()
     assert (caught.value.code, caught.value.message, caught.value.recoverable) == ("VmNotFound", "no VM 'web01'", True)
+
+
+async def test_a_role_keeps_its_connection_until_the_server_ends(tmp_path: Path) -> None:
+    socket, accepted, real = tmp_path / "run" / "depot.sock", list[object](), RealDepot()
+    way = ways.SocketWay(socket, keeps=True)
+    remote = client.proxy(Depot, way)
+
+    class Counted(TCPServer):
+        async def run(self) -> None:
+            accepted.append(self)
+            await super().run()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hypercorn.trio.run.TCPServer", Counted)
+        for servers in (1, 2):  # the second one begins after the end of the first, which had the connection
+            async with trio.open_nursery() as nursery:
+                await nursery.start(server.serve, {"Depot": (Depot, real)}, socket)
+                for _ in range(3):
+                    assert await remote.count() == 7
+                assert len(accepted) == servers
+                nursery.cancel_scope.cancel()
+        with pytest.raises(RigError) as caught:
+            await remote.count()
+        assert (caught.value.code, caught.value.uncertain) == ("RoleUnavailable", False), "it certainly was not done"
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, {"Depot": (Depot, real)}, socket)
+            await remote.count()
+            async with trio.open_nursery() as caller:
+                caller.start_soon(remote.wait_for_ever)
+                await real.entered.wait()
+                caller.cancel_scope.cancel()
+            await real.cancelled.wait()
+            assert await remote.count() == 7
+            nursery.cancel_scope.cancel()
+    await way.aclose()
 
 
 async def test_a_request_that_is_too_long_is_refused(depot: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,35 @@ def role(name: str, state: RoleState, waits: list[Wait] | None = None, since_ns:
     return RoleStatus(name=name, state=state, pid=1, restarts=0, detail="why", since_ns=since_ns, waits=waits or [])
 
 
+async def test_the_watch_is_quiet_only_while_nothing_can_stand_still(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        watch = it.vault.watch
+
+        async def quiet_after(roles: list[RoleStatus]) -> bool:
+            await it.vault.reports.report_roles(roles=roles)
+            return watch.is_quiet()
+
+        assert await quiet_after([role("site", "ready")])
+        for problem in (role("site", "restarting"), role("site", "hung"), role("site", "ready", [it.wait("DiskFull")])):
+            assert not await quiet_after([role("applier", "ready"), problem])
+        assert await quiet_after([role("site", "ready")])
+        await it.cycle(apply=False)
+        assert not watch.is_quiet(), "data that are not applied"
+        await it.passes(bounds.STALLED_S + 1)
+        await it.apply()
+        assert not watch.is_quiet(), "an error is recorded, whose end is due"
+        await it.passes(1)
+        assert watch.is_quiet()
+        disk_id = next(iter(it.world.site["web01"].values())).disk_id
+        stray = SkippedBlob(name="stray", reason="no part")
+        await it.vault.reports.account_seen(disk_id=disk_id, waiting_bytes=0, skipped=[stray], skipped_count=1)
+        assert not watch.is_quiet(), "a blob is skipped"
+        await it.vault.reports.account_seen(disk_id=disk_id, waiting_bytes=0, skipped=[], skipped_count=0)
+        assert watch.is_quiet()
+        it.world.clock.advance_ns(int((bounds.SUPERVISOR_SILENT_S + 1) * SECOND_NS))
+        assert not watch.is_quiet(), "the supervisor is silent"
+
+
 async def test_an_applier_that_stands_still_is_noticed_without_its_help(tmp_path: Path) -> None:
     async with watched(tmp_path) as it:
         await it.cycle(apply=False)
