@@ -143,7 +143,8 @@ async def test_health_checks_use_one_connection_and_find_an_azurite_that_hangs(
         for _ in range(3):
             await started.check(timeout_s=10)
         assert len(made) == 1
-        made[0].socket.shutdown(socket.SHUT_RDWR)  # as a server does that ends an idle connection
+        with socket.socket(fileno=os.dup(made[0].socket.fileno())) as same:
+            same.shutdown(socket.SHUT_RDWR)  # as a server does that ends an idle connection
         await started.check(timeout_s=10)
         assert len(made) == 2, "a connection that had ended was taken for an answer"
         os.kill(started.pid, signal.SIGSTOP)
