@@ -184,7 +184,7 @@ class AzuriteProcess:
     async def check(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
         """Check that Azurite answers a request in time; any answer is right.
 
-        Several checks use one connection; a check that fails on it is made again on a new one.
+        Several checks use one connection; one that fails on it is repeated on a new one.
 
         Raises:
             RigError: ``AzuriteSilent`` (recoverable).
