@@ -314,6 +314,10 @@ class Disk:
         """The number of which each new size is a multiple; 0 if the disk cannot grow."""
         return self._core.growth_step_bytes
 
+    def take_event(self) -> bool:
+        """Return True if this disk has raised its event since the last call."""
+        return self.is_open and bool(lib.sr_disk_take_event(self.c))
+
     def note_events(self) -> None:
         """Record in the state the effects of requests: the disk has grown, or its log is abandoned."""
         if self._core.is_open:

@@ -45,6 +45,9 @@ void sr_disk_free(struct sr_disk *disk);
  * detects that its file was truncated, or has no name any more; operations that meet this fail with -EIO. */
 void sr_disk_note_changed(struct sr_disk *disk);
 int sr_disk_file_changed(struct sr_disk *disk);
+
+/* Return 1 if this disk has raised the event since the last call. */
+int sr_disk_take_event(struct sr_disk *disk);
 void sr_disk_forget_file_changed(struct sr_disk *disk);
 
 /* Report that another program has removed files of the log: it is abandoned (SR_LOG_LOST). */

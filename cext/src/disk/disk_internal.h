@@ -70,6 +70,7 @@ struct sr_disk {
 	int sync_error;
 	int file_changed; /* by another program: see sr_note_changed */
 	int event_due;
+	int event_raised; /* atomic: see sr_disk_take_event */
 	uint64_t growth_step_bytes; /* see sr_disk_allow_growth */
 	int fenced;                 /* see sr_disk_fence */
 	uint64_t modifications;     /* atomic: see sr_disk_modifications */
