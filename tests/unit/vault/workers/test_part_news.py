@@ -26,7 +26,7 @@ async def test_reports_of_the_site_are_news_for_the_applier(tmp_path: Path) -> N
             vm="web01", tag_id="t", kind="CrashConsistent", name="n", position=9000, time_ns=START_NS
         )
         await trio.testing.wait_all_tasks_blocked()
-        assert world.news[1:] == [[disk.disk_id for disk in world.site["web01"].values()]]
+        assert world.news[1:] == [disk_ids]
 
 
 async def test_news_that_fail_are_lost_and_later_ones_are_not(tmp_path: Path) -> None:
