@@ -50,6 +50,8 @@ _REPLICATING = (
     .where(_ITEM.active_location == PRIMARY, _ITEM.protection_state.not_in(_NO_MANAGED_DISKS))
     .order_by(_DISK.disk_id)
 )
+_SUSPENDED = select(_ITEM.suspended).where(_ITEM.vm == bindparam("vm"))
+_POLICY = select(_ITEM.paused_ns, _ITEM.interval_s, _ITEM.app_consistent_every_s).where(_ITEM.vm == bindparam("vm"))
 _DISKS = select(DiskRow).where(DiskRow.vm == bindparam("vm")).order_by(DiskRow.name)
 
 _log = structlog.get_logger(__name__)
@@ -242,20 +244,18 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
 
     async def may_replicate(self, *, vm: str) -> bool:
         def look(session: Session) -> bool:
-            item = self._item(session, vm)
-            return item is not None and not item.suspended
+            return session.scalars(_SUSPENDED, {"vm": vm_tasks.name_in_vault(session, vm)}).first() is False
 
         return await self._context.database.known(("may replicate", vm), look)
 
     async def settings(self, *, vm: str) -> ReplicationSettings | None:
         def look(session: Session) -> ReplicationSettings | None:
-            item = self._item(session, vm)
-            if item is None:
+            policy = session.execute(_POLICY, {"vm": vm_tasks.name_in_vault(session, vm)}).first()
+            if policy is None:
                 return None
+            paused_ns, interval_s, app_consistent_every_s = policy
             return ReplicationSettings(
-                paused=item.paused_ns is not None,
-                interval_s=item.interval_s,
-                app_consistent_every_s=item.app_consistent_every_s,
+                paused=paused_ns is not None, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s
             )
 
         return await self._context.database.known(("settings", vm), look)
@@ -414,7 +414,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
 
     def _item(self, session: Session, vm: str) -> ItemRow | None:
         """Return the item of a VM by its name at the site, which is already the new one during a rename."""
-        return session.get(ItemRow, vm_tasks.name_in_vault(session, vm))
+        return session.get(ItemRow, vm) or session.get(ItemRow, vm_tasks.name_in_vault(session, vm))
 
     def _elapsed_ns(self, session: Session) -> int:
         return rig_clock.elapsed_ns(session, self._context.clock)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import delete, select, text, update
+from sqlalchemy import bindparam, delete, select, text, update
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context.states import TEST_NONE
@@ -193,9 +193,12 @@ def _renamed(session: Session, job: JobRow) -> None:
     session.expire_all()
 
 
+_ITEM_NAME = select(ItemRow.__table__.c.vm).where(ItemRow.__table__.c.vm == bindparam("vm"))
+
+
 def name_in_vault(session: Session, vm: str) -> str:
     """Return the vault's name of a VM that the site calls ``vm``; it differs during a rename."""
-    if session.get(ItemRow, vm) is None:
+    if session.scalars(_ITEM_NAME, {"vm": vm}).first() is None:
         query = select(JobRow).where(JobRow.key == RENAME.key, JobRow.end_ns.is_(None))
         for job in session.scalars(query):
             if job.variables["name"] == vm:

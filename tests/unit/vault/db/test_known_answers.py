@@ -64,6 +64,20 @@ async def test_an_answer_is_read_again_only_after_a_change_of_its_table(asked: A
         assert await asked.reads() == []
 
 
+async def test_an_update_of_other_columns_changes_no_answer(asked: Asked) -> None:
+    await asked.database.transact(lambda session: write(session, "one"))
+    await asked.reads()
+    await asked.database.transact(lambda session: setattr(session.get(EventRow, 1), "severity", "Warning"))
+    assert await asked.reads() == []
+    for change in (
+        lambda session: setattr(session.get(EventRow, 1), "description", "two"),
+        lambda session: session.execute(update(EventRow).values(severity="OK", description="three")),
+        lambda session: session.execute(update(EventRow).values(description=EventRow.description + "four")),
+    ):
+        await asked.database.transact(change)
+        assert len(await asked.reads()) == 1
+
+
 async def test_a_transaction_that_fails_leaves_no_wrong_answer(asked: Asked) -> None:
     def half(session: Session) -> None:
         write(session, "undone")
