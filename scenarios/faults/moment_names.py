@@ -110,6 +110,7 @@ EVENT_CODES = (
     "BlobsSkipped",
     "ClockJumped",
     "DescriptorsExhausted",
+    "DiskResized",
     "DiskSize",
     "EncryptionKeyRestored",
     "EncryptionKeyRevoked",
