@@ -6,6 +6,7 @@ A run kills the agent at some of its calls; ``SITERIG_ALL_STEPS=1`` takes all.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ async def first_life(rig: Rig, order: str, kill_at: int | None, after: bool) -> 
     return calls, survived
 
 
+async def check_kills(killed: Callable[[int | None], Awaitable[tuple[list[str], bool]]]) -> None:
+    """Run a life to its end, and then lives that are killed at some of its calls."""
+    calls, _ = await killed(None)
+    assert len(calls) > 20
+    for number in some_steps(calls):
+        _, survived = await killed(number + 1)
+        assert number > 20 or not survived
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
@@ -90,11 +100,7 @@ async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
         rig.host.close()
         return found
 
-    calls, _ = await killed(None)
-    assert len(calls) > 20
-    for number in some_steps(calls):
-        _, survived = await killed(number + 1)
-        assert number > 20 or not survived
+    await check_kills(killed)
 
 
 @pytest.mark.slow
@@ -116,11 +122,7 @@ async def test_agent_killed_at_each_call_of_a_resync(tmp_path: Path, autojump_cl
         rig.host.close()
         return found
 
-    calls, _ = await killed(None)
-    assert len(calls) > 20
-    for number in some_steps(calls):
-        _, survived = await killed(number + 1)
-        assert number > 20 or not survived
+    await check_kills(killed)
 
 
 async def test_host_killed_during_initial_replication_takes_a_new_snapshot(
