@@ -8,7 +8,7 @@ from functools import partial
 
 from siterig.azure_emu.user_account.secret import AccountSecret
 from siterig.azure_emu.user_account.stored_account import UserAccount, load, new_place, store
-from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.paths import Layout
 
@@ -25,7 +25,7 @@ class AccountChoice:
 
 
 async def admitted(
-    layout: Layout, choice: AccountChoice | None, announce: Callable[[str, str], None]
+    layout: Layout, choice: AccountChoice | None, announce: Callable[[str, str], None], *, clock: Clock = SYSTEM_CLOCK
 ) -> Callable[[], None] | None:
     """Check the account of a rig, and return the function that stores it; None if it is stored already.
 
@@ -36,6 +36,7 @@ async def admitted(
         layout: the rig, whose folder may not exist.
         choice: the account that the user names; None if the rig has one already.
         announce: called with a subject and a text.
+        clock: bounds the check of the rig's own account.
 
     Raises:
         RigError: ``AccountFixed`` if the rig has another account; the errors of
@@ -46,7 +47,7 @@ async def admitted(
 
     if choice is None:
         failure: RigError | None = RigError(Code.CacheUnreachable, f"it does not answer within {CHECK_S:g} s")
-        with SYSTEM_CLOCK.move_on_after(CHECK_S):
+        with clock.move_on_after(CHECK_S):
             try:
                 await check_account(load(layout.keys))
             except RigError as error:

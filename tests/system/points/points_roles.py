@@ -28,14 +28,15 @@ from siterig.blockfs.core.clock import Clock, SystemClock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.part_name import Listing, PartName
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
 
-class FolderCache:
-    """A :class:`siterig.blockfs.transfer.cache_account.CacheAccount` that keeps parts as files."""
+class FolderCache(CacheAccount):
+    """An account that keeps parts as files."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

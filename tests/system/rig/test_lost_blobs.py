@@ -14,8 +14,7 @@ import pytest
 import trio
 from azure.storage.blob import BlobServiceClient
 
-from siterig.azure_emu.storage.azurite import connection_string
-from siterig.azure_emu.storage.blob_cache import CONTAINER
+from siterig.azure_emu.storage.azurite import CONTAINER, connection_string
 from siterig.azure_emu.vault.model.api import ProtectedItem
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed

@@ -76,6 +76,9 @@ class DiskMachine(RuleBasedStateMachine):
     def cipher(self, _managed_disk: str, _key_id: str) -> DiskCipher:
         return CIPHER
 
+    async def prepare(self, managed_disk: str, *, is_needed: bool = False) -> None:
+        pass
+
     def open(self, _managed_disk: str, _position: int, _holder: str, *, stored: bool = False) -> Layer:
         """Open the view; this class stands for :class:`siterig.blockfs.disk.views.Views`."""
         extents = ExtentMap()

@@ -12,6 +12,7 @@ import trio.testing
 from pydantic import TypeAdapter, ValidationError
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.data_keys import DataKeyGrant, DataKeys
 from siterig.blockfs.transfer.part_cipher import ASK_AGAIN_S, KeyedPartCipher
 from siterig.blockfs.transfer.part_name import Listing, PartName
@@ -40,7 +41,7 @@ class CountedKeys(DataKeys):
         raise NotImplementedError
 
 
-class Blobs:
+class Blobs(CacheAccount):
     """An account in memory."""
 
     def __init__(self) -> None:

@@ -37,6 +37,7 @@ POINT_JSON = {
     "position": 9,
     "downgraded_because": None,
     "pinned": False,
+    "lacking_disks": [],
 }
 
 
@@ -223,7 +224,14 @@ def test_a_job_that_failed_gives_its_errors_and_status_1(vault: FakeVault) -> No
         (
             ["protect", "web01", "--interval", "30", "--retention", "3"],
             "enable_protection",
-            {"interval_s": 30, "app_consistent_every_s": None, "history_hours": 3},
+            {
+                "interval_s": 30,
+                "app_consistent_every_s": None,
+                "history_hours": 3,
+                "start_at": None,
+                "seeds": [],
+                "exclude": None,
+            },
         ),
     ],
 )
@@ -313,6 +321,7 @@ def test_vms_are_given_by_the_contract(vault: FakeVault) -> None:
             "side": "azure",
             "state": "TestFailover",
             "disks": [{"name": "os", "size_bytes": 2**30, "path": "/r/os.img", "sector_bytes": 512}],
+            "lacking_disks": [],
         }
     ]
 

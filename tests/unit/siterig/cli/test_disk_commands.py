@@ -101,8 +101,8 @@ def test_list_shows_the_disks_of_both_sides_with_the_used_part_of_their_limits(h
     head, *rows = siterig("disk", "list").stdout.splitlines()
     assert head.split("\t")[0] == "disk"
     assert [row.split("\t") for row in rows] == [
-        ["web01/os", "site", "64 MiB", "yes", "1", "1 MiB of 32 MiB", "-", "-", "-", "-"],
-        ["web01/data", "azure", "64 MiB", "no", "0", "-", "-", "-", "-", "-"],
+        ["web01/os", "site", "64 MiB", "yes", "1", "1 MiB of 32 MiB", "-", "-", "-", "-", "no"],
+        ["web01/data", "azure", "64 MiB", "no", "0", "-", "-", "-", "-", "-", "no"],
     ]
 
 
@@ -111,7 +111,7 @@ def test_list_names_disks_that_need_a_resync_and_the_changed_bytes(hosts: Hosts)
     for at in range(33):
         disk.write(at * MIB, bytes(MIB))
     row = siterig("disk", "list").stdout.splitlines()[-1]
-    assert row.split("\t")[-2:] == ["LogOverflow", "-"]
+    assert row.split("\t")[-3:] == ["LogOverflow", "-", "no"]
     assert "33 MiB" in row
 
 

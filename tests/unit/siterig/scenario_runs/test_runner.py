@@ -114,6 +114,9 @@ class RecordingRig(ScenarioRig):
     def wall_ns(self) -> int:
         return SYSTEM_CLOCK.wall_ns()
 
+    async def rotate_account_keys(self) -> None:
+        self.note("rotate_account_keys")
+
     async def start_director(self) -> None:
         self.note("start_director")
 

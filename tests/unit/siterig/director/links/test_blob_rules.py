@@ -12,8 +12,8 @@ import h11
 import pytest
 import trio
 
-from siterig.azure_emu.storage.azurite import connection_string, load_or_create_account
-from siterig.azure_emu.storage.blob_cache import CONTAINER, BlobCacheAccount
+from siterig.azure_emu.storage.azurite import CONTAINER, connection_string, load_or_create_account
+from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import PartName
