@@ -5,6 +5,6 @@ from __future__ import annotations
 from siterig.azure_emu.vault.db.schema import ItemRow
 
 
-def lacking(item: ItemRow) -> list[str]:
+def lacking(item: ItemRow) -> tuple[str, ...]:
     """Return the names of the disks of the source VM that a state lacks, because they are not replicated; sorted."""
-    return sorted(item.excluded_disks)
+    return tuple(sorted(item.excluded_disks))

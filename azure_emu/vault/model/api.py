@@ -53,7 +53,7 @@ class Vm(WireModel):
     side: Side
     state: str
     disks: list[VmDisk]
-    lacking_disks: list[str] = Field(default_factory=list)
+    lacking_disks: tuple[str, ...] = ()
 
 
 class ProviderCall(WireModel):
@@ -112,7 +112,7 @@ class RecoveryPoint(WireModel):
     position: int
     downgraded_because: str | None = None
     pinned: bool = False
-    lacking_disks: list[str] = Field(default_factory=list)
+    lacking_disks: tuple[str, ...] = ()
 
 
 class ManagedDisk(WireModel):
@@ -150,7 +150,7 @@ class MountedPoint(WireModel):
     disks: list[MountedDisk]
     broken: str | None
     damage: str | None = None
-    lacking_disks: list[str] = Field(default_factory=list)
+    lacking_disks: tuple[str, ...] = ()
 
 
 class Job(WireModel):

@@ -402,7 +402,7 @@ def _wire(
     point: RecoveryPoint | None,
     info: MountedPointInfo | None,
     known_damage: RigError | None,
-    excluded: list[str],
+    excluded: tuple[str, ...],
 ) -> MountedPoint:
     disks = [] if info is None else info.disks
     return MountedPoint(

@@ -49,7 +49,7 @@ def _wire(facts: _Facts) -> RecoveryPoint:
         time_ns=time_ns,
         downgraded_because=downgraded_because,
         pinned=pinned,
-        lacking_disks=lacking_disks or [],
+        lacking_disks=tuple(lacking_disks or ()),
     )
 
 

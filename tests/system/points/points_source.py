@@ -15,6 +15,7 @@ from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.points.retention import HOUR_NS
 from siterig.blockfs.contracts.control import CutInfo, DiskInfo, TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.prerequisites import SiteReadiness
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.sides.vault_link import VaultLink
@@ -234,14 +235,24 @@ class Source:
     async def list_vms(self) -> list[DiskInfo]:
         return self._infos()
 
-    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
-        del vm
+    async def check_vm(self, *, vm: str, excluded: list[str] | None = None) -> list[DiskInfo]:
+        del vm, excluded
         return self._infos()
 
+    async def check_prerequisites(self, *, vm: str, excluded: list[str] | None = None) -> SiteReadiness:
+        del vm, excluded
+        return SiteReadiness(disks=self._infos(), unmet=[])
+
     async def create_relationship(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+        self,
+        *,
+        vm: str,
+        interval_s: float,
+        app_consistent_every_s: float | None,
+        tracked: bool = True,
+        disks: list[str] | None = None,
     ) -> list[DiskInfo]:
-        del vm, interval_s, app_consistent_every_s
+        del vm, interval_s, app_consistent_every_s, tracked, disks
         return self._infos()
 
     async def initial_replication(self, *, vm: str) -> None:

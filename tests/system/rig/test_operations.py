@@ -163,7 +163,7 @@ async def an_excluded_disk(rig: Testbed) -> None:
     assert [(d.vm, d.name) for d in await rig.vault.managed_disks()] == [(SECOND_VM, "data"), (VM, "os")]
     test = await ended(rig, await rig.vault.test_failover(vm=SECOND_VM, point="LatestProcessed"))
     assert test.result is not None
-    assert ([made.name for made in test.result.disks], test.result.lacking_disks) == (["data"], [EXCLUDED])
+    assert ([made.name for made in test.result.disks], test.result.lacking_disks) == (["data"], (EXCLUDED,))
     await ended(rig, await rig.vault.cleanup_test_failover(vm=SECOND_VM))
 
 

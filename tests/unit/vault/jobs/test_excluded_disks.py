@@ -34,7 +34,7 @@ async def test_an_excluded_disk_stays_excluded_on_the_whole_way(tmp_path: Path) 
         (item,) = await vault.status.items()
         assert (item.protectionState, item.excluded_disks) == ("Protected", ["swap"])
         (point,) = await vault.recovery_points.points(vm="web01")
-        assert point.lacking_disks == ["swap"]
+        assert point.lacking_disks == ("swap",)
         assert sorted(disk.name for disk in await vault.status.managed_disks()) == ["data", "os"]
         shown = await vault.observation.vm_status(vm="web01")
         assert [disk.name for disk in shown.disks] == ["data", "os"]
@@ -42,18 +42,18 @@ async def test_an_excluded_disk_stays_excluded_on_the_whole_way(tmp_path: Path) 
 
         test = await ended(vault, await vault.failovers.test_failover(vm="web01", point="LatestProcessed"))
         assert test.result is not None
-        assert ([disk.name for disk in test.result.disks], test.result.lacking_disks) == (["data", "os"], ["swap"])
+        assert ([disk.name for disk in test.result.disks], test.result.lacking_disks) == (["data", "os"], ("swap",))
         assert test.recovery_point is not None
-        assert test.recovery_point.lacking_disks == ["swap"]
+        assert test.recovery_point.lacking_disks == ("swap",)
         await ended(vault, await vault.failovers.cleanup_test_failover(vm="web01"))
         mounted = await vault.mounts.mount_point(vm="web01", point="LatestProcessed")
-        assert ([disk.name for disk in mounted.disks], mounted.lacking_disks) == (["data", "os"], ["swap"])
-        assert (await vault.mounts.mounted_points(vm="web01"))[0].lacking_disks == ["swap"]
+        assert ([disk.name for disk in mounted.disks], mounted.lacking_disks) == (["data", "os"], ("swap",))
+        assert (await vault.mounts.mounted_points(vm="web01"))[0].lacking_disks == ("swap",)
         await vault.mounts.unmount_point(vm="web01", name=mounted.name)
 
         planned = await ended(vault, await vault.failovers.planned_failover(vm="web01"))
         assert planned.recovery_point is not None
-        assert planned.recovery_point.lacking_disks == ["swap"]
+        assert planned.recovery_point.lacking_disks == ("swap",)
         await ended(vault, await vault.failovers.commit_failover(vm="web01"))
         world.written_bytes = {"swap": None}  # it is used at the site, and a failback does not replace it
         failback = await ended(vault, await vault.failovers.failback(vm="web01"))
@@ -64,7 +64,7 @@ async def test_an_excluded_disk_stays_excluded_on_the_whole_way(tmp_path: Path) 
         assert world.replicated["web01"] == ["data", "os"]
         (item,) = await vault.status.items()
         assert (item.protectionState, item.excluded_disks) == ("Protected", ["swap"])
-        assert (await vault.recovery_points.points(vm="web01"))[0].lacking_disks == ["swap"]
+        assert (await vault.recovery_points.points(vm="web01"))[0].lacking_disks == ("swap",)
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ async def test_a_kill_at_any_step_of_protection_keeps_the_exclusion(tmp_path: Pa
     async with running(world, tmp_path) as vault:
         await idle(vault)
         assert world.replicated["web01"] == ["data", "os"]
-        assert (await vault.recovery_points.points(vm="web01"))[0].lacking_disks == ["swap"]
+        assert (await vault.recovery_points.points(vm="web01"))[0].lacking_disks == ("swap",)
