@@ -23,7 +23,10 @@ from siterig.blockfs.trust.identity import store
 from siterig.blockfs.trust.peer import NAME_PATTERN, Peer, PeerRole
 
 FORMAT = 1
+ADDED_BYTES_MAX = SMALL_FILE_BYTES_MAX // 2
+"""The longest file after a new entry; the rest is for the times and reasons of revocations."""
 _REASON_CHARACTERS_MAX = 200
+_KEYS = {"format", "sha256", "certificates"}
 _KEPT_NS = 365 * 86_400 * 1_000_000_000
 """An entry is kept for so long after its certificate has expired."""
 _WORDS = {
@@ -81,27 +84,40 @@ class CertificateRegister:
             raise RigError(Code.AuthorityUnusable, f"{path} is no register of certificates: {error}") from error
 
     def add(self, entry: IssuedCertificate) -> None:
-        """Store a new entry, durably; entries that nobody needs any more are removed."""
+        """Store a new entry, durably; entries that nobody needs any more are removed.
+
+        A full register loses the entries of certificates that have expired, whatever their age.
+
+        Raises:
+            RigError: ``RegisterFull`` if too many certificates have not expired.
+        """
         oldest_ns = entry.issued_ns - _KEPT_NS
-        self._store([*(known for known in self.entries if known.not_after_ns > oldest_ns), entry])
+        kept = [known for known in self.entries if known.not_after_ns > oldest_ns]
+        if len(register_text([*kept, entry])) > ADDED_BYTES_MAX:
+            kept = [known for known in kept if known.not_after_ns > entry.issued_ns]
+        if len(register_text([*kept, entry])) > ADDED_BYTES_MAX:
+            text = f"{self._path} has {len(kept)} certificates that have not expired, and no space for another"
+            raise RigError(Code.RegisterFull, text)
+        self._store([*kept, entry])
 
     def revoke(self, serials: Sequence[str], reason: str, clock: Clock) -> None:
         """Mark certificates as revoked, durably; those that are revoked already stay as they are.
 
         Raises:
-            RigError: ``BadRequest`` if the reason is too long.
+            RigError: ``BadRequest`` if the reason is too long; ``RegisterFull`` if a shorter one is needed.
         """
         if len(reason) > _REASON_CHARACTERS_MAX:
             raise RigError(Code.BadRequest, f"reason: {len(reason)} characters; allowed: at most {_REASON_CHARACTERS_MAX}")
         now_ns = clock.wall_ns()
-        self._store(
-            [
-                replace(entry, revoked_ns=now_ns, reason=reason)
-                if entry.serial in serials and entry.revoked_ns is None
-                else entry
-                for entry in self.entries
-            ]
-        )
+        changed = [
+            replace(entry, revoked_ns=now_ns, reason=reason)
+            if entry.serial in serials and entry.revoked_ns is None
+            else entry
+            for entry in self.entries
+        ]
+        if len(register_text(changed)) > SMALL_FILE_BYTES_MAX:
+            raise RigError(Code.RegisterFull, f"{self._path} has no space for this reason: give a shorter one")
+        self._store(changed)
 
     def newest(self, role: PeerRole, name: str | None = None) -> IssuedCertificate | None:
         """Return the certificate that was issued last to a holder."""
@@ -150,12 +166,12 @@ def read_register(data: bytes) -> tuple[IssuedCertificate, ...]:
         found = json.loads(data)
     except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(found, dict) or not (type(found.get("format")) is int and found["format"] == FORMAT):
         shown = found.get("format") if isinstance(found, dict) else None
-        raise ValueError(f"format: {shown!r}; allowed: {FORMAT}")
+        raise ValueError(f"format: {shown!r:.50}; allowed: {FORMAT}")
     certificates = found.get("certificates")
-    if not isinstance(certificates, list) or found.get("sha256") != _digest(certificates):
-        raise ValueError("its checksum is wrong")
+    if set(found) != _KEYS or not isinstance(certificates, list) or found["sha256"] != _digest(certificates):
+        raise ValueError("its checksum is wrong, or it has other keys")
     return tuple(_entry(number, each) for number, each in enumerate(certificates))
 
 
@@ -174,7 +190,7 @@ def _entry(number: int, fields: Any) -> IssuedCertificate:
         and NAME_PATTERN.fullmatch(fields["name"])
         and all(_is_time(time) for time in times)
         and (fields["revoked_ns"] is None or _is_time(fields["revoked_ns"]))
-        and (fields["reason"] is None or isinstance(fields["reason"], str))
+        and (fields["reason"] is None or _is_reason(fields["reason"]))
     )
     if not is_right:
         raise ValueError(f"certificate {number}: a value has the wrong kind")
@@ -183,6 +199,10 @@ def _entry(number: int, fields: Any) -> IssuedCertificate:
 
 def _is_time(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
+
+
+def _is_reason(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _REASON_CHARACTERS_MAX
 
 
 def _is_hex(value: object) -> bool:

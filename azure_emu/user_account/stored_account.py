@@ -8,14 +8,15 @@ error that names the file, and nothing of it is used.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import ssl
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from siterig.azure_emu.user_account.secret import (
     ACCOUNT_PATTERN,
@@ -28,7 +29,7 @@ from siterig.azure_emu.user_account.secret import (
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import WireModel
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable_io import write_atomically
+from siterig.blockfs.files.checked_document import CheckedDocument
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.files.small_file import bounded
 
@@ -36,8 +37,10 @@ FILE_NAME = "user-account.json"
 """The name of the file, in the folder of the keys."""
 DEFAULT_CONTAINER = "siterig"
 """The container of rigs whose users name none."""
-FORMAT = 1
 AUTHORITY_BYTES_MAX = 1 << 18
+_DOCUMENT = CheckedDocument(2, body_key="account")
+_FORMAT_1 = 1
+"""The format without a checksum: the keys of the account beside ``format``."""
 _FILE_BYTES_MAX = 1 << 20
 _PREFIX = r"^rig-[0-9a-f]{16}/$"
 
@@ -73,7 +76,8 @@ class UserAccount:
 class _Stored(WireModel):
     """The contents of the file."""
 
-    format: Literal[1]
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     kind: SecretKind
     account: Annotated[str, Field(pattern=f"^{ACCOUNT_PATTERN.pattern}$")]
     endpoint: Annotated[str, Field(max_length=1024)]
@@ -107,7 +111,6 @@ def store(keys_folder: Path, account: UserAccount) -> None:
     """Replace the file durably."""
     found = account.secret
     stored = _Stored(
-        format=1,
         kind=found.kind,
         account=found.account,
         endpoint=found.endpoint,
@@ -116,7 +119,7 @@ def store(keys_folder: Path, account: UserAccount) -> None:
         secret=found.secret,
         authority=account.authority,
     )
-    write_atomically(keys_folder / FILE_NAME, stored.model_dump_json(indent=2).encode() + b"\n")
+    _DOCUMENT.save(keys_folder / FILE_NAME, stored.model_dump())
 
 
 def load(keys_folder: Path) -> UserAccount:
@@ -144,10 +147,10 @@ def parse_stored(data: bytes) -> UserAccount:
         ValueError: the text names the key that is wrong, without its value.
     """
     try:
-        stored = _Stored.model_validate_json(data)
+        stored = _Stored.model_validate(_body(data), strict=True)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the document"
+        place = ".".join(map(repr, first["loc"]))[:80] or "the document"  # an unknown key can have any length
         raise ValueError(f"{place}: {first['type']}; allowed: docs/reference/formats/user-account.md") from None
     if not CONTAINER_PATTERN.fullmatch(stored.container):
         raise ValueError("container: no name of a container")
@@ -165,3 +168,22 @@ def parse_stored(data: bytes) -> UserAccount:
     ):
         raise ValueError("kind, account, endpoint and secret do not fit together")
     return UserAccount(found, stored.prefix, stored.authority)
+
+
+def _body(data: bytes) -> object:
+    """Return the description of the account in a file of format 1 or 2.
+
+    Raises:
+        ValueError: the file is damaged, or has another format.
+    """
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    version = fields.get("format") if isinstance(fields, dict) else None
+    if type(version) is not int or version not in (_FORMAT_1, _DOCUMENT.newest_format):
+        raise ValueError(f"format: {version!r:.50}; allowed: {_FORMAT_1} and {_DOCUMENT.newest_format}")
+    if version == _FORMAT_1:
+        del fields["format"]
+        return fields
+    return _DOCUMENT.decode(data)[1]

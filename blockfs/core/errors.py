@@ -296,6 +296,8 @@ class Code(StrEnum):
         "Choose a version that siterig key list prints.")
     KeyRevoked = ("KeyRevoked", _FAILED, "The version of the vault's key that encrypts the data keys was revoked.",
         "siterig key restore VERSION enables it again; then siterig take-point VM makes the agent try again.")
+    KeyVersionsFull = ("KeyVersionsFull", _FAILED, "The vault's key was rotated as often as its file can hold versions.",
+                       "Start a new rig: no version is ever removed.")  # fmt: skip
     KeysUnreadable = ("KeysUnreadable", _FAILED, "The file of the vault's keys is missing or damaged.",
         "Restore the file that the message names.")
     LatestIncomplete = ("LatestIncomplete", _FAILED,
@@ -405,6 +407,8 @@ class Code(StrEnum):
         "Unmount the point, and mount it again.")
     RecoveryPointDamaged = ("RecoveryPointDamaged", _FAILED, "The state of a recovery point is known to be damaged.",
         "Choose another point. siterig disk scrub lists the damage.")
+    RegisterFull = ("RegisterFull", _FAILED, "The register of certificates has as many entries as it can have.",
+                    "Wait until certificates expire; a vault credentials file lasts five days.")  # fmt: skip
     ReportUnwritable = ("ReportUnwritable", _FAILED, "The report of the drill cannot be written.",
         "Name another folder with --report.")
     ResyncRequired = ("ResyncRequired", _FAILED, "The VM must be resynchronized before its changes can be replicated.",

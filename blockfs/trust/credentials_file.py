@@ -17,6 +17,7 @@ FORMAT = 1
 KIND = "siterig vault credentials"
 SUFFIX = ".VaultCredentials"
 """The end of the name, as the service has it."""
+CREDENTIALS_BYTES_MAX = 2 * IDENTITY_BYTES_MAX
 _KEYS = {"format", "kind", "site", "expires", "identity"}
 
 
@@ -47,19 +48,21 @@ def read_credentials(text: str, what: str) -> tuple[str, bytes]:
     Raises:
         RigError: ``BadCredentialsFile``.
     """
-    if len(text) > 2 * IDENTITY_BYTES_MAX:
-        raise _bad(what, f"it has more than {2 * IDENTITY_BYTES_MAX} characters")
+    if len(text) > CREDENTIALS_BYTES_MAX:
+        raise _bad(what, f"it has more than {CREDENTIALS_BYTES_MAX} characters")
     try:
         fields: Any = json.loads(text)
     except (ValueError, RecursionError):
         raise _bad(what, "it is not JSON") from None
     if not isinstance(fields, dict) or set(fields) != _KEYS or fields["kind"] != KIND:
         raise _bad(what, f"it must be an object with the keys {', '.join(sorted(_KEYS))}, and kind {KIND!r}")
-    if fields["format"] != FORMAT:
-        raise _bad(what, f"format: {fields['format']!r}; allowed: {FORMAT}")
+    if type(fields["format"]) is not int or fields["format"] != FORMAT:
+        raise _bad(what, f"format: {fields['format']!r:.50}; allowed: {FORMAT}")
     site, identity = fields["site"], fields["identity"]
     if not isinstance(site, str) or not NAME_PATTERN.fullmatch(site):
-        raise _bad(what, f"site: {site!r} is no name of a site")
+        raise _bad(what, f"site: {site!r:.80} is no name of a site")
+    if not isinstance(fields["expires"], str):
+        raise _bad(what, "expires: it is no text")
     if not isinstance(identity, str) or not identity.isascii():
         raise _bad(what, "identity: it is no text in ASCII")
     try:

@@ -26,7 +26,7 @@ IDENTITY_BYTES_MAX = 1 << 16
 _WITHOUT_TIME = 0x200000
 """``X509_V_FLAG_NO_CHECK_TIME`` of OpenSSL: the times are checked by the clock of the rig."""
 _KINDS = (b"PRIVATE KEY", b"CERTIFICATE", b"CERTIFICATE")
-_BLOCK = re.compile(rb"-----BEGIN ([A-Z ]+)-----\n[A-Za-z0-9+/=\n]+-----END \1-----\n")
+_BLOCK = re.compile(rb"(?m)^-----BEGIN ([A-Z ]+)-----\n(?:[A-Za-z0-9+/=]*\n)+-----END \1-----\n")
 
 Stamp = tuple[int, int, int]
 """Device, inode and time of change of a file."""
@@ -55,11 +55,10 @@ class Identity:
             RigError: ``BadCertificate`` if the file has something else, or cannot be read.
         """
         try:
-            fd = safe_files.open_file(self.path, os.O_RDONLY)
-            try:
-                context.load_cert_chain(f"/proc/self/fd/{fd}")  # it opens the name twice, for the certificate and the key
-            finally:
-                os.close(fd)
+            with os.fdopen(safe_files.open_file(self.path, os.O_RDONLY), "rb") as file:
+                check_identity(bounded(file, IDENTITY_BYTES_MAX))
+                # It opens the name twice, for the certificate and the key.
+                context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password=_no_password)
         except (OSError, ValueError) as error:  # an SSLError is an OSError
             raise _bad(self.path, error) from error
 
@@ -98,7 +97,8 @@ def check_identity(data: bytes) -> tuple[str, str, str]:
     kinds = tuple(kind for kind, _ in blocks)
     if kinds != _KINDS:
         allowed = ", ".join(kind.decode() for kind in _KINDS)
-        raise ValueError(f"it has the PEM blocks {b', '.join(kinds).decode() or '(none)'}; allowed: {allowed}")
+        shown = b", ".join(kind[:30] for kind in kinds[:4]).decode() + (", ..." if len(kinds) > 4 else "")
+        raise ValueError(f"it has the PEM blocks {shown or '(none)'}; allowed: {allowed}")
     key, own, authority = (text for _, text in blocks)
     return key, own, authority
 
@@ -124,6 +124,11 @@ def store(path: Path, data: bytes) -> None:
 def _bad(path: Path, why: object) -> RigError:
     text = why.strerror if isinstance(why, OSError) and why.strerror else why
     return RigError(Code.BadCertificate, f"{path} is no usable certificate with its key: {text}")
+
+
+def _no_password() -> str:
+    """Refuse a private key with a password, for which OpenSSL would ask on the terminal."""
+    raise ValueError("its private key has a password")
 
 
 class TlsContext(ssl.SSLContext):

@@ -6,8 +6,10 @@ so a killed registration is repeated; the vault then has issued one more certifi
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import structlog
 import trio
@@ -15,6 +17,9 @@ import trio
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.files.small_file import FileTooLongError, bounded
 from siterig.blockfs.sides.host_certificates import (
     HostCertificates,
     HostIdentityControl,
@@ -22,7 +27,7 @@ from siterig.blockfs.sides.host_certificates import (
     HostSetup,
     IssuedHostCertificate,
 )
-from siterig.blockfs.trust.credentials_file import read_credentials
+from siterig.blockfs.trust.credentials_file import CREDENTIALS_BYTES_MAX, read_credentials
 from siterig.blockfs.trust.identity import Identity, TlsContext, identity_text, only, store
 from siterig.blockfs.trust.peer import PEER, Peer
 from siterig.blockfs.trust.signing_requests import belongs_to, holder_of, key_text, new_key, new_request
@@ -91,7 +96,7 @@ class HostIdentity(HostIdentityControl, HostSetup):
         path = self._layout.registration
         while path.exists():
             try:
-                await self._register(path.read_text(errors="replace"), str(path))
+                await self._register(_text_of(path), str(path))
             except RigError as error:
                 self._waits.set(_PLACE, error.code, error.message)
                 if error.code != Code.RoleUnavailable:
@@ -110,7 +115,7 @@ class HostIdentity(HostIdentityControl, HostSetup):
         path = self._layout.agent / "registration.pem"
         store(path, identity_bytes)
         try:
-            answer, key = await self._ask(Identity(path), f"the vault credentials file of the site {site}")
+            answer, key = await self._ask(Identity(path), site)
         finally:
             with suppress(FileNotFoundError):
                 path.unlink()
@@ -120,11 +125,11 @@ class HostIdentity(HostIdentityControl, HostSetup):
         self.is_registered.set()
         _log.info("host_registered", host=HOST, site=site)
 
-    async def _ask(self, identity: Identity, what: str) -> tuple[IssuedHostCertificate, str]:
+    async def _ask(self, identity: Identity, site: str) -> tuple[IssuedHostCertificate, str]:
         """Ask for a certificate with a credentials file; return the answer, and the key that belongs to it."""
-        own = identity.parts()[1]
+        what, own = f"the vault credentials file of the site {site}", identity.parts()[1]
         holder = holder_of(own)
-        if holder is None or holder.role != "credentials":
+        if holder is None or (holder.role, holder.name) != ("credentials", site):
             raise RigError(Code.BadCredentialsFile, f"{what} has the certificate of {holder.holder if holder else 'nobody'}")
         if (problem := holder.time_problem(self._clock)) is not None:
             raise RigError(Code.PeerRefused, f"{what} cannot be used: {problem}")
@@ -184,3 +189,18 @@ class HostIdentity(HostIdentityControl, HostSetup):
             return None
         _log.warning("caller_refused", caller="nobody" if peer is None else peer.holder, reason=problem)
         return RigError(Code.PeerRefused, f"the host {HOST} refuses this caller: {problem}", recoverable=True)
+
+
+def _text_of(path: Path) -> str:
+    """Return the text of a file of the rig, which may be damaged.
+
+    Raises:
+        RigError: ``BadCredentialsFile``.
+    """
+    try:
+        with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
+            return bounded(file, CREDENTIALS_BYTES_MAX).decode(errors="replace")
+    except OSError as error:
+        raise RigError(Code.BadCredentialsFile, f"{path} cannot be read: {reason(error, path)}") from error
+    except FileTooLongError as error:
+        raise RigError(Code.BadCredentialsFile, f"{path} {error}") from error

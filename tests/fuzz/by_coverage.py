@@ -31,6 +31,7 @@ with atheris.instrument_imports(include=["siterig.azure_emu", "siterig.blockfs",
     )
     from tests.fuzz import strict_log as log
     from tests.fuzz.damage import Choices
+    from tests.fuzz.trust import trust_damage, trust_targets
     from tests.support.memory import folder_in_memory
 
 BOOT_ID = current_boot_id()
@@ -49,6 +50,10 @@ TARGETS: dict[str, Target] = {
     "top_maps": lambda raw, folder: small_targets.top_maps(small_damage.top_maps(Choices(raw), BOOT_ID), folder),
     "vault_keys": lambda raw, folder: small_targets.vault_keys(small_damage.vault_keys(Choices(raw)), folder),
     "vault_keys-raw": small_targets.vault_keys,
+    "identity": lambda raw, folder: trust_targets.identity(trust_damage.identity(Choices(raw)), folder),
+    "register": lambda raw, folder: trust_targets.register(trust_damage.register(Choices(raw)), folder),
+    "credentials": lambda raw, folder: trust_targets.credentials(trust_damage.credentials(Choices(raw)), folder),
+    "user_account": lambda raw, folder: trust_targets.user_account(trust_damage.user_account(Choices(raw)), folder),
     "vhd": lambda raw, folder: small_targets.vhd(small_damage.vhd(Choices(raw)), folder),
     "meta": lambda raw, folder: store_targets.meta(*store_damage.meta(Choices(raw)), folder),
     "note": lambda raw, folder: store_targets.note(store_damage.note(Choices(raw)), folder),

@@ -33,6 +33,8 @@ from siterig.blockfs.transfer.envelope import KEY_BYTES, NONCE_BYTES, DataKey
 _DOCUMENT = CheckedDocument(1, body_key="keys")
 
 KeyState = Literal["Enabled", "Revoked"]
+VERSIONS_MAX = 1000
+"""The most versions that the file has; none is ever removed."""
 
 
 class KeyVersion(WireModel):
@@ -50,7 +52,7 @@ class KeyVersion(WireModel):
 class _Body(WireModel):
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    versions: list[KeyVersion] = Field(min_length=1, max_length=1000)
+    versions: list[KeyVersion] = Field(min_length=1, max_length=VERSIONS_MAX)
 
 
 class KeyFile:
@@ -108,7 +110,14 @@ class KeyFile:
         return self._versions[-1]
 
     def add(self) -> int:
-        """Draw a new version, durably, and return its number."""
+        """Draw a new version, durably, and return its number.
+
+        Raises:
+            RigError: ``KeyVersionsFull``; ``KeysUnreadable`` if the file cannot be written.
+        """
+        if len(self._versions) >= VERSIONS_MAX:
+            text = f"the vault's key has {len(self._versions)} versions, and {self._path} can have {VERSIONS_MAX}"
+            raise RigError(Code.KeyVersionsFull, text)
         now_ns = self._clock.wall_ns()
         new = KeyVersion(
             version=len(self._versions) + 1,

@@ -33,7 +33,11 @@ class KeyApi(Protocol):
 
     @deadline(ASKING_S)
     async def rotate_key(self) -> list[VaultKey]:
-        """Make a new version and encrypt all data keys with it; no data are written again."""
+        """Make a new version and encrypt all data keys with it; no data are written again.
+
+        Raises:
+            RigError: ``KeyVersionsFull``.
+        """
         ...
 
     @deadline(ASKING_BOTH_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siterig.azure_emu.authority.authority import Authority
-from siterig.azure_emu.authority.register import CertificateRegister, IssuedCertificate, read_register, register_text
+from siterig.azure_emu.authority.register import (
+    ADDED_BYTES_MAX,
+    CertificateRegister,
+    IssuedCertificate,
+    read_register,
+    register_text,
+)
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.trust.peer import Peer
 from siterig.blockfs.trust.signing_requests import holder_of, new_key
@@ -78,6 +85,31 @@ def test_entries_vanish_a_year_after_their_certificate_has_expired(tmp_path: Pat
     new = issued(authority, "host", "site")
     assert [entry.serial for entry in authority.register.entries] == [new.serial]
     assert authority.register.problem(old, ["host"], clock) is not None
+
+
+def test_a_register_is_never_too_long_to_be_read(tmp_path: Path) -> None:
+    now_ns, path = 10 * DAY_NS, tmp_path / "register.json"
+    one = IssuedCertificate("f" * 16, "credentials", "x" * 63, now_ns, now_ns, now_ns + DAY_NS)
+    count = ADDED_BYTES_MAX // (len(register_text([one, one])) - len(register_text([one])))
+    valid = [replace(one, serial=f"{number:016x}") for number in range(count - 3)]
+    expired = [replace(one, serial=f"{number:x}", not_after_ns=now_ns - 1) for number in range(1 << 62, (1 << 62) + 3)]
+    path.write_bytes(register_text([*expired, *valid]))
+    register = CertificateRegister(path)
+    for number in (1 << 61, (1 << 61) + 1):
+        register.add(replace(one, serial=f"{number:x}"))
+    assert [entry.serial for entry in register.entries] == [entry.serial for entry in valid] + [
+        f"{number:x}" for number in (1 << 61, (1 << 61) + 1)
+    ], "the entries of expired certificates make room"
+    with pytest.raises(RigError, match=f"has {count} certificates that have not expired, and no space") as caught:
+        while True:
+            register.add(one)
+    assert caught.value.code == "RegisterFull"
+    serials = [entry.serial for entry in register.entries]
+    with pytest.raises(RigError, match="give a shorter one") as caught:
+        register.revoke(serials, "\U0001f600" * 200, SettableClock())
+    assert caught.value.code == "RegisterFull"
+    register.revoke(serials, "stolen", SettableClock())
+    assert CertificateRegister(path).entries == register.entries
 
 
 @pytest.mark.parametrize("name", ["", "Host", "a.b", "-a", "a" * 64, "a\n"])

@@ -14,6 +14,7 @@ from siterig.accounts.admission import replaced
 from siterig.azure_emu.user_account.secret import parse_secret
 from siterig.azure_emu.user_account.source import read_authority, read_source
 from siterig.azure_emu.user_account.stored_account import (
+    _DOCUMENT,
     FILE_NAME,
     is_stored,
     load,
@@ -43,13 +44,17 @@ def test_a_stored_account_is_read_back_from_a_private_file(tmp_path: Path, text:
     first = stamp_of(tmp_path)
     store(tmp_path, user)
     assert stamp_of(tmp_path) != first
+    path = tmp_path / FILE_NAME
+    path.write_text(json.dumps({"format": 1, **json.loads(path.read_text())["account"]}))
+    assert load(tmp_path) == user, "a file of an older siterig"
+    store(tmp_path, user)
     assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"format": 2}, "format"),
+        ({"format": 3}, "format: 3; allowed: 1 and 2"),
         ({"kind": "password"}, "kind"),
         ({"kind": "sas"}, "SAS"),
         ({"prefix": ""}, "prefix"),
@@ -63,9 +68,22 @@ def test_a_stored_account_is_read_back_from_a_private_file(tmp_path: Path, text:
 def test_a_damaged_file_is_an_error_that_names_the_key(tmp_path: Path, change: dict[str, object], problem: str) -> None:
     store(tmp_path, new_place(parse_secret(TEXTS[0])))
     path = tmp_path / FILE_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    good = json.loads(path.read_text())["account"]
+    newest = sealed(good) | change if "format" in change else sealed(good | change)
+    for document in ({"format": 1, **good, **change}, newest):
+        path.write_text(json.dumps(document))
+        damaged(tmp_path, problem)
+    path.write_text(json.dumps(sealed(good) | {"account": good | {"account": "acme2"}}))
+    damaged(tmp_path, "checksum does not match")
+
+
+def sealed(account: dict[str, object]) -> dict[str, object]:
+    return json.loads(_DOCUMENT.encode(account))  # type: ignore[no-any-return]
+
+
+def damaged(folder: Path, problem: str) -> None:
     with pytest.raises(RigError, match="is damaged") as caught:
-        load(tmp_path)
+        load(folder)
     assert caught.value.code == "BadAccountSecret" and problem in caught.value.message and KEY not in caught.value.message
 
 

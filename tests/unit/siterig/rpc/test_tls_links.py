@@ -263,7 +263,7 @@ async def test_only_the_vault_can_call_the_host(tmp_path: Path) -> None:
         assert "the host site refuses this caller: the certificate of the host site" in message
 
 
-@pytest.mark.parametrize("problem", ["expired", "revoked", "foreign", "other", "damaged"])
+@pytest.mark.parametrize("problem", ["expired", "revoked", "foreign", "other", "site", "damaged"])
 async def test_a_credentials_file_that_is_not_right_is_refused_by_name(tmp_path: Path, problem: str) -> None:
     async with rig(tmp_path) as made:
         before = made.layout.host_identity.read_bytes()
@@ -281,6 +281,12 @@ async def test_a_credentials_file_that_is_not_right_is_refused_by_name(tmp_path:
         elif problem == "other":
             text = text.replace("siterig vault credentials", "something")
             code, words = Code.BadCredentialsFile, "the file is no vault credentials file"
+        elif problem == "site":
+            text = text.replace('"site": "site"', '"site": "other"')
+            code, words = (
+                Code.BadCredentialsFile,
+                "of the site other has the certificate of the vault credentials file of the",
+            )
         else:
             code, text, words = Code.BadCredentialsFile, text[:-100], "the file is no vault credentials file: it is not JSON"
         message = await refusal(lambda: made.host.register(credentials=text), code)

@@ -201,6 +201,21 @@ def test_the_file_is_private_and_has_the_only_copy_of_the_secret(tmp_path: Path)
         KeyFile.load(path, SYSTEM_CLOCK)
 
 
+def test_a_file_that_has_all_versions_it_can_have_stays_readable(tmp_path: Path) -> None:
+    versions = [{**version(number), "secret_hex": "f" * 64} for number in range(1, key_file.VERSIONS_MAX + 1)]
+    path = tmp_path / "vault.keys"
+    path.write_bytes(key_file._DOCUMENT.encode(body(*versions)))  # noqa: SLF001
+    path.chmod(0o600)
+    file = KeyFile.load(path, SYSTEM_CLOCK)
+    before = path.read_bytes()
+    with pytest.raises(RigError, match=r"has 1000 versions, and .* can have 1000") as caught:
+        file.add()
+    assert caught.value.code == "KeyVersionsFull"
+    assert path.read_bytes() == before
+    assert file.set_state(1000, "Revoked")
+    assert len(KeyFile.load(path, SYSTEM_CLOCK).versions) == 1000
+
+
 def body(*versions: object) -> dict[str, object]:
     return {"versions": list(versions)}
 
