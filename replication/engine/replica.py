@@ -92,6 +92,8 @@ class Replica:
         self._copy_result = _CopyResult()
         self._failures = 0
         self._critical = False
+        self._retries_ordered = 0
+        self._retry_wait = trio.CancelScope()
         self._cycle_at_s: float | None = None
         """The begin of the last scheduled cycle, on the time line of ``Clock.trio_time_s``."""
         self._next_cycle_at_s: float | None = None
@@ -234,6 +236,18 @@ class Replica:
             return cut
         why = "replication was paused" if self._record.paused else f"phase {self._record.phase!r} was ordered"
         raise RigError(Code.Interrupted, f"VM {self.vm!r}: the cycle was interrupted: {why} meanwhile")
+
+    def retry_now(self) -> bool:
+        """Repeat failed work at once, in place of the wait of the retry table: its cause has probably ended.
+
+        An error that is not recoverable still needs an order.
+
+        Returns:
+            True if the last attempt failed.
+        """
+        self._retries_ordered += 1
+        self._retry_wait.cancel()
+        return self._failures > 0
 
     async def verify(self) -> Verification:
         """Compare both sides at the position of a snapshot, while replication runs."""
@@ -511,6 +525,7 @@ class Replica:
         """
         reported: Code | None = None
         while True:
+            ordered = self._retries_ordered
             try:
                 async with self._working:
                     result = await work()
@@ -531,7 +546,9 @@ class Replica:
             reported = error.code
             while delay_s is None and not returns:
                 await self._reports.wait(3600)
-            await self._reports.wait(min(KEY_AGAIN_S, self._record.interval_s) if delay_s is None else delay_s)
+            with trio.CancelScope() as self._retry_wait:
+                if ordered == self._retries_ordered:
+                    await self._reports.wait(min(KEY_AGAIN_S, self._record.interval_s) if delay_s is None else delay_s)
 
     async def _succeeded(self) -> None:
         self._critical = False

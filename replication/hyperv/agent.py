@@ -358,6 +358,11 @@ class HyperVAgent(Provider):
     async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
         await self._context.host.check_replace(vm=vm, disks=disks)
 
+    def retry_now(self, why: str) -> None:
+        """Let every VM that waits for a retry repeat its work at once, because its cause may have ended."""
+        waiting = [vm for vm, replica in self._replicas.items() if replica.retry_now()]
+        _log.info("retries_at_once", reason=why, vms=waiting)
+
     async def forget_keys(self) -> None:
         self._drop_keys(None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import aclosing
 from functools import partial
 
 import trio
@@ -14,6 +15,7 @@ from siterig.blockfs.sides.host_certificates import HostIdentityControl, HostSet
 from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.transfer.part_cipher import KeyedPartCipher
 from siterig.blockfs.transfer.sealed_account import SealedAccount
+from siterig.blockfs.watch.file_existence import versions
 from siterig.core.fault_contract import FaultInjector
 from siterig.core.paths import Layout
 from siterig.core.upload_options import upload_limits_of
@@ -46,6 +48,12 @@ async def run(
     identity = HostIdentity(layout, directory.host_certificates(layout, "agent", clock), clock, health.waits)
     injector = RoleInjector(partial(of_agent, layout, clock))
 
+    async def follow_secret() -> None:
+        async with aclosing(versions(layout.user_account, clock=clock.real)) as seen:
+            await anext(seen)
+            async for _ in seen:
+                agent.retry_now("the secret of the storage account was replaced")
+
     async def serve_vault(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await identity.is_registered.wait()
         context = trust.host_tls(layout, clock, is_server=True)
@@ -75,6 +83,8 @@ async def run(
             await nursery.start(server.serve, faces, layout.socket("agent"))
             await nursery.start(identity.run)
             await nursery.start(agent.run)
+            if layout.user_account.exists():
+                nursery.start_soon(follow_secret)
             if identity.is_registered.is_set():
                 await nursery.start(serve_vault)
             else:

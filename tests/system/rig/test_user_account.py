@@ -98,6 +98,9 @@ async def an_expired_sas_is_replaced(rig: Testbed, other: OtherAccount, disk: Pa
             await trio.sleep(0.2)
     give(rig, other.by_key)
     await points_come(rig)
+    log = await trio.to_thread.run_sync(rig.layout.log("agent").read_text)
+    ended_waits = [line for line in log.splitlines() if "retries_at_once" in line and VM in line]
+    assert ended_waits, "a new secret ends the wait for a retry"
 
 
 async def a_fault_of_the_blob_service_meets_the_agent(rig: Testbed, disk: Path) -> None:

@@ -120,6 +120,36 @@ async def test_a_permanent_failure_is_critical_and_waits_for_an_administrator(
     rig.host.close()
 
 
+async def test_an_order_ends_the_long_wait_for_a_retry(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    rig = Rig(tmp_path)
+    rig.retry_delays_s = OFFICIAL_DELAYS_S
+    await rig.make_vm()
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        with rig.cache_down("SasExpired"):
+            await trio.sleep(2 * HOUR_S)
+            tries = len(rig.vault.errors)
+            agent.retry_now("test")
+            await trio.sleep(1)
+            assert len(rig.vault.errors) == tries + 1, "the work is tried once, and waits again"
+        agent.retry_now("test")
+        await trio.sleep(0.1)
+        assert len(rig.vault.recovered) == 1
+
+        def order_once(name: str) -> None:
+            if name == "replication_error":
+                rig.interceptor.before = lambda _name: None
+                agent.retry_now("test")
+
+        with rig.cache_down("SasExpired"):
+            rig.interceptor.before = order_once
+            tries = len(rig.vault.errors)
+            await trio.sleep(rig.interval_s + 1)
+            assert len(rig.vault.errors) == tries + 2, "an order while the failure is being reported is not lost"
+    rig.host.close()
+
+
 async def test_a_revoked_key_stops_the_cycles_until_it_is_restored(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
