@@ -123,6 +123,16 @@ class AccountWatch:
         if self._clock.trio_time_s() >= max(self._seen_at_s, self._begun_s) + SEEN_EVERY_S:
             await self.report(store, listing, [part for part in listing.sizes if store.classify(part) != "applied"])
 
+    def waiting_bytes(self, store: ManagedDiskStore, listing: Listing) -> int | None:
+        """Return the bytes of the parts that wait; None if a blob is skipped, which only :meth:`report` reports."""
+        if listing.foreign or any(self.is_skipped(store, part) for part in listing.sizes):
+            return None
+        return sum(size for part, size in listing.sizes.items() if store.classify(part) != "applied")
+
+    def note_reported(self, waiting_bytes: int) -> None:
+        """Note that the vault knows these bytes from another report."""
+        self._seen, self._seen_at_s = (waiting_bytes, ()), self._clock.trio_time_s()
+
     async def report(
         self, store: ManagedDiskStore, listing: Listing, unapplied: list[PartName], *, moved: bool = False
     ) -> bool:

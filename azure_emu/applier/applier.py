@@ -131,10 +131,14 @@ class Applier:
         failed: set[str] = set()
         async with trio.open_nursery() as background:
             while True:
+                is_vouched = not failed
                 woken, failed = failed | set(self._news.take()), set()
+                is_vouched = is_vouched and all(disk.is_settled for id_, disk in self._disks.items() if id_ not in woken)
                 has_all = clock.trio_time_s() >= all_at_s
                 if has_all or woken or not all(disk.is_settled for disk in self._disks.values()):
-                    if not await self._round(background, None if has_all else woken):
+                    if is_vouched and not has_all:  # the vault sends news of replicating disks only, so it is not asked
+                        await self._process_round([self._record(disk_id) for disk_id in sorted(woken)], background)
+                    elif not await self._round(background, None if has_all else woken):
                         failed = woken  # they are processed when the vault answers again
                     elif has_all:
                         all_at_s = clock.trio_time_s() + net_s

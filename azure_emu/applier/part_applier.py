@@ -235,7 +235,8 @@ class PartApplier:
                 applied += 1
                 disk.watch.bad.forget(part)
                 disk.refused.clear()
-                await self._report(disk, store)
+                # The report of the last part brings the state of the account, too: an idle disk needs no second one.
+                await self._report(disk, store, None if following is not None else disk.watch.waiting_bytes(store, listing))
                 await self._delete_applied(disk, store, [part])
                 await disk.watch.report_progress(store, listing)
         still = [bad for bad in failed if store.classify(bad.part) == status]
@@ -244,13 +245,16 @@ class PartApplier:
             raise still[0]
         return left
 
-    async def _report(self, disk: AppliedDisk, store: ManagedDiskStore) -> None:
-        """Report new progress and tags to the vault; if that fails, parts are applied all the same and blobs stay."""
+    async def _report(self, disk: AppliedDisk, store: ManagedDiskStore, waiting_bytes: int | None = None) -> None:
+        """Report new progress and tags to the vault; if that fails, parts are applied all the same and blobs stay.
+
+        ``waiting_bytes``: the bytes that wait in the account, if that is to be reported, too.
+        """
         watermark, tags = store.watermark(), store.tags(disk.reported_tags)
         while disk.reported != watermark or tags:
             some, tags = tags[:TAGS_IN_REPORT_MAX], tags[TAGS_IN_REPORT_MAX:]
             try:
-                disk.later = await self._reports.applied(watermark=watermark, tags=some)
+                disk.later = await self._reports.applied(watermark=watermark, tags=some, waiting_bytes=waiting_bytes)
             except RigError as exc:
                 self._waits.set("report", exc.code, exc.message, disk=disk.disk_id)
                 self._errors.note(exc)
@@ -258,6 +262,8 @@ class PartApplier:
             self._waits.clear("report", disk=disk.disk_id)
             if disk.later is not None:
                 return  # no blob is deleted, because it may be needed
+            if waiting_bytes is not None:
+                disk.watch.note_reported(waiting_bytes)
             disk.reported = watermark
             disk.reported_tags += len(some)
             for tag in some:

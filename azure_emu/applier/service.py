@@ -144,11 +144,11 @@ class RecoveryService(RecoverySide):
     async def end_comparison(self, *, comparison_id: str) -> None:
         await self._comparisons.end(comparison_id)
 
-    async def retain(self, *, disk_id: str, position: int) -> None:
-        disk = self._applier.disk(disk_id)
-        if position > disk.retain:
-            disk.retain, disk.compact_at_s = position, 0.0
-            self._applier.wake([])
+    async def retain(self, *, positions: dict[str, int]) -> None:
+        for disk, position in [(self._applier.disk(disk_id), position) for disk_id, position in positions.items()]:
+            if position > disk.retain:
+                disk.retain, disk.compact_at_s = position, 0.0
+                self._applier.wake([])
 
     async def disk_state(self, *, disk_id: str) -> ManagedDiskState:
         """Return the state of the managed disk, with the position that was passed to :meth:`retain`."""

@@ -103,6 +103,7 @@ class RecoverySide(Seeds, Protocol):
     async def parts_put(self, *, disk_ids: list[str]) -> None:
         """Begin to process these disks now, because parts of them were put into the cache account; returns at once.
 
+        All of them replicate: the applier does not ask the vault for that.
         A call that is lost costs time only: the applier looks at all disks from time to time.
         """
         ...
@@ -144,11 +145,14 @@ class RecoverySide(Seeds, Protocol):
         ...
 
     @deadline(ANSWER_S)
-    async def retain(self, *, disk_id: str, position: int) -> None:
-        """Allow the compaction of all positions below ``position``, in the background, as far as pins allow.
+    async def retain(self, *, positions: dict[str, int]) -> None:
+        """Allow the compaction of all positions of each disk below the given one, in the background, as far as pins allow.
 
-        The value is lost at a restart, so the vault repeats the call from time to time.  A lower value than before changes
-        nothing.
+        The values are lost at a restart, so the vault repeats the call from time to time.  A lower value than before
+        changes nothing.
+
+        Args:
+            positions: the positions by disk id.
         """
         ...
 

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports, RoleStatus, SkippedBlob
 from siterig.azure_emu.vault.context import events, rig_clock, role_ends
-from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
+from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow
 from siterig.azure_emu.vault.jobs import vm_tasks
@@ -26,7 +26,7 @@ from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.monitoring import damage, health, resync_reasons
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.points import points
-from siterig.azure_emu.vault.workers.part_news import PartNews
+from siterig.azure_emu.vault.workers.part_news import PartNews, replicating_disks
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.clock_reading import SECOND_NS
@@ -35,21 +35,6 @@ from siterig.blockfs.sides.vault_link import PATIENCE_S_MAX, ReplicationSettings
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 
-# In these states the managed disks do not exist yet, or may be deleted already.
-_NO_MANAGED_DISKS = {
-    ProtectionState.ENABLING,
-    ProtectionState.ENABLING_FAILED,
-    ProtectionState.DISABLING,
-    ProtectionState.DISABLING_FAILED,
-}
-
-_DISK, _ITEM = DiskRow.__table__.c, ItemRow.__table__.c
-_REPLICATING = (
-    select(_DISK.disk_id)
-    .join_from(DiskRow.__table__, ItemRow.__table__)
-    .where(_ITEM.active_location == PRIMARY, _ITEM.protection_state.not_in(_NO_MANAGED_DISKS))
-    .order_by(_DISK.disk_id)
-)
 _DISKS = select(DiskRow).where(DiskRow.vm == bindparam("vm")).order_by(DiskRow.name)
 
 _log = structlog.get_logger(__name__)
@@ -81,7 +66,9 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
 
     # ---- ApplierReports
 
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
+    async def applied(
+        self, *, watermark: Watermark, tags: list[TagSeen], waiting_bytes: int | None = None
+    ) -> Watermark | None:
         def note(session: Session) -> _Applied | None:
             disk = session.get(DiskRow, watermark.disk_id)
             if disk is None:
@@ -101,6 +88,8 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         if done is None:
             return None
         self._context.lag.applied(done.vm, done.position, moved=done.moved)
+        if waiting_bytes is not None:
+            self._context.lag.account(watermark.disk_id, waiting_bytes, [], 0)
         self._wake(done.vm)
         return done.later
 
@@ -156,12 +145,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         self._wake(await self._context.database.transact(note))
 
     async def replicating_disks(self) -> list[str]:
-        """Return the disks whose parts are to be applied: those of VMs whose active location is the site."""
-
-        def look(session: Session) -> list[str]:
-            return list(session.scalars(_REPLICATING))
-
-        return list(await self._context.database.known("replicating disks", look))
+        return await replicating_disks(self._context.database)
 
     async def account_seen(
         self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int

@@ -156,7 +156,7 @@ class Vault:
         )
         self.context = context
         self._repairs = Repairs(context)
-        self._part_news = PartNews(recovery)
+        self._part_news = PartNews(recovery, database)
         self.reports = ReportHandlers(context, self._repairs, self._part_news)
         self._engine = engine.JobEngine(context, SCENARIOS)
         self.retention = RetentionWorker(context)

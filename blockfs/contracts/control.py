@@ -161,6 +161,22 @@ class SegmentInfo(WireModel):
     path: str
 
 
+class AppliedLog(WireModel):
+    """A disk's log up to record ``last_seq`` of a generation is durable at the recovery side, as known for one opening."""
+
+    disk_id: str
+    opening: str
+    generation: int
+    last_seq: int
+
+
+class LogState(WireModel):
+    """The disks of a VM, and their closed segments that are still kept, by disk and sequence number."""
+
+    disks: list[DiskInfo]
+    segments: list[SegmentInfo]
+
+
 class CutInfo(WireModel):
     """A consistent cut over all disks of a VM: exactly the records with a position up to ``position``.
 
@@ -408,6 +424,21 @@ class DiskHostControl(Protocol):
     @deadline(ANSWER_S)
     async def segments(self, *, vm: str, disks: list[str] | None = None) -> list[SegmentInfo]:
         """Return the closed segments that are still kept, by disk and sequence number."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def log_state(self, *, vm: str, applied: list[AppliedLog], disks: list[str] | None = None) -> LogState:
+        """Delete the applied segments, and return the disks and the segments that remain, all as of one moment.
+
+        Args:
+            vm: the VM.
+            applied: the part of each log that is not needed any more.  One that names another opening of its disk than
+                the present one deletes nothing: the disk may have been restored from a copy since.
+            disks: the names of the disks; None for all disks of the VM.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
         ...
 
     async def trim_log(self, *, disk_id: str, generation: int, last_seq: int) -> None:

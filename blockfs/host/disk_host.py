@@ -16,6 +16,7 @@ from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import (
+    AppliedLog,
     BackingImage,
     CutInfo,
     DiskHostControl,
@@ -23,6 +24,7 @@ from siterig.blockfs.contracts.control import (
     DownloadedDisk,
     HostObstacle,
     LackingChanges,
+    LogState,
     ManagedDiskId,
     MountedPointInfo,
     MountedPointSource,
@@ -351,6 +353,16 @@ class DiskHost(DiskHostControl, DiskTree):
     async def segments(self, *, vm: str, disks: list[str] | None = None) -> list[SegmentInfo]:
         with os_errors_as(f"change log of VM {vm}"):
             return [segment for disk in self.registry.disks(vm, disks) for segment in disk.tracking.segments()]
+
+    async def log_state(self, *, vm: str, applied: list[AppliedLog], disks: list[str] | None = None) -> LogState:
+        found, by_id = self.registry.disks(vm, disks), {each.disk_id: each for each in applied}
+        with os_errors_as(f"change log of VM {vm}"):
+            for disk in found:
+                known = by_id.get(disk.state.disk_id)
+                if known is not None and known.opening == disk.opening:
+                    disk.tracking.trim(known.generation, known.last_seq)
+            segments = [segment for disk in found for segment in disk.tracking.segments()]
+        return LogState(disks=self.registry.describe(found), segments=segments)
 
     async def trim_log(self, *, disk_id: str, generation: int, last_seq: int) -> None:
         for disk in self.registry.all_disks():

@@ -23,7 +23,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from siterig.blockfs.contracts.control import SegmentInfo
+from siterig.blockfs.contracts.control import AppliedLog, DiskInfo, SegmentInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.replication.engine import openings
@@ -129,10 +129,10 @@ class Outbox:
             for listing in (await self._context.cache.list_all([disk.disk_id for disk in disks])).values():
                 listed.update(listing.sizes)
             fresh = await self._refresh()
-            await self._check_openings(disks, listed, fresh=fresh)
+            state = await self._context.replicated.log_state(vm=self._vm, applied=self._applied_logs(disks))
+            await self._check_openings(disks, state.disks, listed, fresh=fresh)
             when_checked()
-            segments = await self._context.replicated.segments(vm=self._vm)
-            segments = await self._delete_applied(disks, segments)
+            segments = await self._delete_applied(disks, state.segments)
             missing: list[tuple[PartName, Path, str]] = []
             for disk in disks:
                 own = [segment for segment in segments if segment.disk_id == disk.disk_id]
@@ -149,9 +149,22 @@ class Outbox:
                 for disk in disks
             }
 
-    async def _check_openings(self, disks: Sequence[DiskSync], listed: Collection[PartName], *, fresh: bool) -> None:
+    def _applied_logs(self, disks: Sequence[DiskSync]) -> list[AppliedLog]:
+        """Return the parts of the logs that are not needed any more, of openings that are known."""
+        found = []
+        for disk in disks:
+            mark = self._marks.get(disk.disk_id)
+            last_seq = mark.log_seq if mark is not None and mark.generation == disk.generation else 0
+            if disk.opening and last_seq:
+                opening, generation = disk.opening, disk.generation
+                found.append(AppliedLog(disk_id=disk.disk_id, opening=opening, generation=generation, last_seq=last_seq))
+        return found
+
+    async def _check_openings(
+        self, disks: Sequence[DiskSync], infos: Sequence[DiskInfo], listed: Collection[PartName], *, fresh: bool
+    ) -> None:
         """Check, before anything of a newly opened disk is sent, that the disk is not older than the data sent before."""
-        opened = openings.find_unknown(disks, await self._context.replicated.infos(vm=self._vm))
+        opened = openings.find_unknown(disks, infos)
         if not opened:
             return
         if not fresh:
@@ -243,7 +256,10 @@ class Outbox:
         return disk.first_seq <= part.last <= last_seq and not overlaps
 
     async def _delete_applied(self, disks: Sequence[DiskSync], segments: list[SegmentInfo]) -> list[SegmentInfo]:
-        """Delete the sources of parts that are applied; return the remaining segments."""
+        """Delete the sources of parts that are applied; return the remaining segments.
+
+        :meth:`_applied_logs` leaves to this only the segments of new openings, and of generations that ended.
+        """
         upto: dict[tuple[str, int], int] = {}
         kept = []
         by_id = {disk.disk_id: disk for disk in disks}

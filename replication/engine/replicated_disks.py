@@ -6,7 +6,16 @@ not replicated may be unreadable, or come later, without an effect on replicatio
 
 from __future__ import annotations
 
-from siterig.blockfs.contracts.control import CutInfo, DiskHostControl, DiskInfo, SegmentInfo, SnapshotInfo, TagKind
+from siterig.blockfs.contracts.control import (
+    AppliedLog,
+    CutInfo,
+    DiskHostControl,
+    DiskInfo,
+    LogState,
+    SegmentInfo,
+    SnapshotInfo,
+    TagKind,
+)
 from siterig.replication.engine.relationship import RelationshipBook
 
 
@@ -40,6 +49,10 @@ class ReplicatedDisks:
     async def segments(self, *, vm: str) -> list[SegmentInfo]:
         """Return the closed segments of the replicated disks."""
         return await self._host.segments(vm=vm, disks=self._names(vm))
+
+    async def log_state(self, *, vm: str, applied: list[AppliedLog]) -> LogState:
+        """Delete the applied segments; return the replicated disks and their closed segments that remain."""
+        return await self._host.log_state(vm=vm, applied=applied, disks=self._names(vm))
 
     async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
         """Begin a snapshot over the replicated disks; one that a kill has left is removed first."""

@@ -97,6 +97,9 @@ class Invariants(CallObserver):
     def before(self, link: SimulatedLink, method: str, arguments: dict[str, Any]) -> None:
         if link.protocol is DiskHostControl and method == "trim_log":
             self._check_trim(**arguments)
+        elif link.protocol is DiskHostControl and method == "log_state":
+            for each in arguments["applied"]:
+                self._check_trim(each.disk_id, each.generation, each.last_seq)
         elif link.protocol is CacheAccount and method == "delete":
             self._check_delete(link.client.name, arguments["arg0"])
         elif link.protocol is CacheAccount and method == "put" and MARKER in arguments["arg1"]:

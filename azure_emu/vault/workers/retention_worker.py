@@ -34,39 +34,28 @@ class RetentionWorker:
     def __init__(self, context: VaultContext) -> None:
         self._context = context
         self._logged: set[str] = set()
-        self._delayed: set[tuple[str, str]] = set()
-        """(VM, disk id) whose report to the recovery side failed in the last round."""
 
     async def run(self) -> None:
         """Make a round every ``ROUND_S``, and ``RETRY_S`` after a failed one, until cancelled."""
         while True:
-            done = False
-            try:
-                done = await self.round()
-            except RigError as error:  # the host's disk is full: points stay until there is room
-                self._context.waits.set("retention", error.code, error.message)
-                self._log_once(error)
-            else:
-                self._context.waits.clear("retention")
+            done = await self.round()
             await self._context.clock.sleep(ROUND_S if done else RETRY_S)
 
     async def round(self) -> bool:
-        """Advance the rig's clock and process every item once; return True if all reports succeeded."""
-        delayed: set[tuple[str, str]] = set()
-        await self._context.database.transact(self._begin_round)
-        for vm in await self._context.database.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
-            kept = await self._context.database.transact(lambda session, vm=vm: self._prune(session, vm))  # type: ignore[misc]
-            for disk_id, position in kept.items():
-                try:
-                    await self._context.recovery.retain(disk_id=disk_id, position=position)
-                except RigError as error:
-                    self._context.waits.set("retention", error.code, error.message, vm=vm, disk=disk_id)
-                    self._log_once(error)
-                    delayed.add((vm, disk_id))
-        for vm, disk_id in self._delayed - delayed:
-            self._context.waits.clear("retention", vm=vm, disk=disk_id)
-        self._delayed = delayed
-        return not delayed
+        """Advance the rig's clock and process every item once; return True if that and the report succeeded."""
+        try:
+            await self._context.database.transact(self._begin_round)
+            kept: dict[str, int] = {}
+            for vm in await self._context.database.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
+                kept |= await self._context.database.transact(lambda session, vm=vm: self._prune(session, vm))  # type: ignore[misc]
+            if kept:
+                await self._context.recovery.retain(positions=kept)
+        except RigError as error:  # the host's disk is full (points stay until there is room), or the applier is away
+            self._context.waits.set("retention", error.code, error.message)
+            self._log_once(error)
+            return False
+        self._context.waits.clear("retention")
+        return True
 
     def _begin_round(self, session: Session) -> None:
         rig_clock.advance(session, self._context.clock)

@@ -98,9 +98,13 @@ class FakeVault(ApplierReports):
     async def store_older(self, *, watermark: Watermark) -> None:
         self.older.append(watermark)
 
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
+    async def applied(
+        self, *, watermark: Watermark, tags: list[TagSeen], waiting_bytes: int | None = None
+    ) -> Watermark | None:
         if self.failure:
             raise self.failure
+        if waiting_bytes is not None:
+            self.seen.append((waiting_bytes, []))
         self.marks.append(watermark)
         self.tags += tags
         self.blobs_at_report.append(len(self.cache.blobs))

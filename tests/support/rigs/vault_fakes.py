@@ -422,9 +422,9 @@ class FakeRecovery(RecoverySide):
     async def forget_keys(self) -> None:
         await self.world.called("recovery.forget_keys")
 
-    async def retain(self, *, disk_id: str, position: int) -> None:
+    async def retain(self, *, positions: dict[str, int]) -> None:
         await self.world.called("recovery.retain")
-        self.world.retained[disk_id] = position
+        self.world.retained |= positions
 
     async def disk_state(self, *, disk_id: str) -> ManagedDiskState:
         await self.world.called("recovery.disk_state")

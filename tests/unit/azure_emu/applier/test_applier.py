@@ -354,7 +354,7 @@ async def test_positions_that_need_not_be_retained_are_compacted_in_the_backgrou
     await rig.service.process_latest(disk_ids=[DISK_ID])
     pin_id = pin(rig.disks / DISK_ID, pinned, "vm web01/os")
     await nursery.start(rig.service.run)
-    await rig.service.retain(disk_id=DISK_ID, position=1 << 62)
+    await rig.service.retain(positions={DISK_ID: 1 << 62})
     while (state := await rig.service.disk_state(disk_id=DISK_ID)).floor < pinned:
         await rig.vault.wait_rounds(1)
     assert state.valid_ranges == [(pinned, pinned)]

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from siterig.blockfs.changelog.position_counter import read_position
+from siterig.blockfs.contracts.control import AppliedLog
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk import disk_files as disk_module
 from siterig.blockfs.disk.disk import Disk
@@ -132,6 +133,22 @@ async def test_a_lack_of_descriptors_is_a_temporary_error_of_the_host(
             await host.segments(vm="web01")
     assert (failed.value.code, failed.value.recoverable) == ("HostIoError", True)
     assert "Too many open files" in failed.value.message
+
+
+async def test_only_the_log_of_the_present_opening_is_deleted_as_applied(host: DiskHost) -> None:
+    await two_disks(host)
+    (first, second) = await host.start_tracking(vm="web01")
+    await host.cut(vm="web01", kind="CrashConsistent", name="one")
+    state = await host.log_state(vm="web01", applied=[])
+    assert [segment.disk_id for segment in state.segments] == [first.disk_id, second.disk_id]
+    newest = {segment.disk_id: segment.last_seq for segment in state.segments}
+    applied = [
+        AppliedLog(disk_id=disk.disk_id, opening=opening, generation=disk.generation, last_seq=newest[disk.disk_id])
+        for disk, opening in ((first, first.opening), (second, "another"))
+    ]
+    left = await host.log_state(vm="web01", applied=applied)
+    assert left.segments == state.segments[1:]
+    assert left.disks == await host.list_disks(vm="web01")
 
 
 async def test_a_failed_creation_leaves_nothing(host: DiskHost) -> None:
