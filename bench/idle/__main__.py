@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from bench.rig_processes import processes, usage
+from bench.idle.processes import processes, usage
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
 

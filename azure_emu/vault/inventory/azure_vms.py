@@ -129,7 +129,7 @@ async def _open_disks(context: VaultContext, owner: str, name: str, position: in
 async def verify(context: VaultContext, owner: str, name: str, state: AzureVmKind) -> Vm:
     """Return the VM with all its disks (``VmIncomplete`` names the missing disks)."""
 
-    def look(session: Session) -> tuple[set[str], list[str]]:
+    def look(session: Session) -> tuple[set[str], tuple[str, ...]]:
         return {disk.name for disk in disk_rows(session, owner)}, disk_sets.lacking(find_item(session, owner))
 
     expected, excluded = await context.database.transact(look)

@@ -116,11 +116,11 @@ class SourceWatch:
             self._used.pop(vm, None)  # the host's disk is full: the next round tries again
 
 
-def _failed_over(session: Session) -> dict[str, tuple[int | None, list[str]]]:
+def _failed_over(session: Session) -> dict[str, tuple[int | None, tuple[str, ...]]]:
     query = select(ItemRow).where(ItemRow.failover_position.is_not(None))
     return {item.vm: _at_failover(item) for item in session.scalars(query)}
 
 
-def _at_failover(item: ItemRow) -> tuple[int | None, list[str]]:
+def _at_failover(item: ItemRow) -> tuple[int | None, tuple[str, ...]]:
     """Return the position of the failover, and the disks that it left at the site: a failback does not replace them."""
     return item.failover_position, disk_sets.lacking(item)

@@ -261,7 +261,7 @@ async def mount(
         process_started=None if process is None else process.started,
     )
 
-    def note(session: Session) -> tuple[bool, list[DiskRow], list[str]]:
+    def note(session: Session) -> tuple[bool, list[DiskRow], tuple[str, ...]]:
         item = find_item(session, vm)
         state = item.protection_state
         if state == ProtectionState.DISABLING:  # its mounts are being removed: a late one would stay
@@ -374,7 +374,7 @@ async def remove_all(context: VaultContext, vm: str) -> None:
 async def mounted(context: VaultContext, vm: str) -> list[MountedPoint]:
     """Return the mounted points of a VM, newest position first, each with its disks or the reason for which it has none."""
 
-    def look(session: Session) -> tuple[list[tuple[MountRow, RecoveryPoint | None, RigError | None]], list[str]]:
+    def look(session: Session) -> tuple[list[tuple[MountRow, RecoveryPoint | None, RigError | None]], tuple[str, ...]]:
         excluded = disk_sets.lacking(find_item(session, vm))
         rows = session.scalars(select(MountRow).where(MountRow.vm == vm).order_by(MountRow.position.desc(), MountRow.name))
         found = [

@@ -149,7 +149,7 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
             point.seen.append(TagSeenRow(tag_id=tag.tag_id, disk_id=disk_id))
         if not point.available and {seen.disk_id for seen in point.seen} >= {disk.disk_id for disk in item.disks}:
             point.available = True
-            point.lacking_disks = disk_sets.lacking(item) or None
+            point.lacking_disks = list(disk_sets.lacking(item)) or None
             fresh.append(point)
     session.flush()
     return fresh

@@ -1,4 +1,4 @@
-"""How a mount ends: by signals, an unmount, while it is used, and while another mount namespace has a copy of it."""
+"""Tests of the end of a mount: by signals, by an unmount, while it is used, and with a copy in another mount namespace."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import trio
 
 from bench import fio
-from bench.rig_processes import processes, usage
+from bench.idle.processes import processes, usage
 from siterig.azure_emu.vault.model.api import ProtectedItem
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
