@@ -20,7 +20,7 @@ OperationName = Literal[
     "wait", "protect", "unprotect", "take-point", "test-failover", "cleanup", "unplanned-failover", "planned-failover",
     "commit", "failback", "reprotect", "resync", "pause", "resume", "set-policy", "set-bandwidth",
     "pin-point", "unpin-point", "delete-point", "cancel-job", "acknowledge-error", "fence", "unfence",
-    "set-names", "rotate-account-keys", "set-app-script",
+    "set-names", "rotate-account-keys", "set-account", "set-app-script",
     "create-vm", "delete-vm", "resize-disk", "shut-down",
     "start-workload", "stop-workload", "check", "lose-site", "restore-site", "kill-role", "restart-role", "stop-rig",
     "start-rig", "run", "mark", "add-fault", "remove-fault", "advance-clock", "jump-clock", "skew-clock",
@@ -29,7 +29,9 @@ OPERATION_NAMES: tuple[OperationName, ...] = get_args(OperationName)
 OPERATIONS: Mapping[str, KeyedTable] = {
     "wait": KeyedTable("Waits for its moment only; the run fails if it does not come within the time limit."),
     "protect": KeyedTable(
-        "Enables replication, and waits until the VM is protected and has a recovery point.", ("vm",), ("exclude",)
+        "Enables replication, and waits until the VM is protected and has a recovery point.",
+        ("vm",),
+        ("exclude", "seed_from"),
     ),
     "unprotect": KeyedTable("Disables replication.", ("vm",)),
     "take-point": KeyedTable("Takes a recovery point.", ("vm",), ("point", "app_consistent")),
@@ -60,6 +62,9 @@ OPERATIONS: Mapping[str, KeyedTable] = {
         ("recovery_name", "test_name"),
     ),
     "rotate-account-keys": KeyedTable("Replaces both keys of the storage account while replication continues."),
+    "set-account": KeyedTable(
+        "Gives the rig another secret of the storage account of the topology, as `siterig account set` does.", ("account",)
+    ),
     "set-app-script": KeyedTable(
         "Sets the script that is called with `--pre` and `--post` for application-consistent points; without `script` "
         "there is none.",
@@ -127,6 +132,11 @@ class TimelineEntry(ScenarioTable):
     vm: Text | None = Field(default=None, description="the VM")
     disk: Text | None = Field(default=None, description="the disk")
     exclude: tuple[Text, ...] | None = Field(default=None, description="names of disks that are not replicated")
+    seed_from: tuple[Text, ...] | None = Field(
+        default=None,
+        description="images with which managed disks begin, each `IMAGE` or `DISK=IMAGE`; a relative path begins in the "
+        "folder `SITERIG_SCRATCH`, where an operation `run` can make them",
+    )
     disk_of_vm: tuple[TopologyDisk, ...] | None = Field(default=None, description="the disks of the new VM")
     size: Size | None = Field(default=None, description="the new size")
     side: Literal["site", "azure"] | None = Field(default=None, description="`site` (default) or `azure`")
@@ -147,6 +157,11 @@ class TimelineEntry(ScenarioTable):
     )
     recovery_name: str | None = Field(default=None, description="the name of the VM that a failover makes")
     test_name: str | None = Field(default=None, description="the name of the VM that a test failover makes")
+    account: Text | None = Field(
+        default=None,
+        description="the new secret, never itself: a file of mode 0600, whose relative path begins in the folder "
+        "`SITERIG_SCRATCH`, or `env:NAME`",
+    )
     script: Text | None = Field(
         default=None, description="lines of a shell script; `$SITERIG_SCRATCH` is a folder for its files"
     )

@@ -73,6 +73,15 @@ def open_direct(layout: Layout, clock: Clock) -> BlobCacheAccount:
     return BlobCacheAccount(connection_string(layout.azurite, layout.keys), tls=storage_tls(layout, clock))
 
 
+async def remove_blobs(layout: Layout) -> int:
+    """Delete the blobs of a rig that is down from the storage account of its user; return their number."""
+    account = open_user_account(load(layout.keys))
+    try:
+        return await account.remove_blobs()
+    finally:
+        account.close()
+
+
 def place_of(user: UserAccount) -> AccountPlace:
     """Return the place of a rig in the account of a user."""
     secret = user.secret

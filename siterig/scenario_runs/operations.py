@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from siterig.azure_emu.vault.model.api import Job, Vm
 from siterig.azure_emu.vault.model.choices import Side
+from siterig.azure_emu.vault.model.seed_source import SeedSource
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.contracts.control import BackingImage
 from siterig.blockfs.contracts.disk_spec import DiskSpec
@@ -94,6 +95,7 @@ class Operations:
             "set-names": self._settings.set_names,
             "set-app-script": self._settings.set_app_script,
             "rotate-account-keys": self._settings.rotate_account_keys,
+            "set-account": self._settings.set_account,
             "create-vm": self._create_vm,
             "delete-vm": self._job(lambda vm, entry: rig.vault.delete_vm(vm=vm, side=entry.side)),
             "resize-disk": self._resize,
@@ -191,7 +193,7 @@ class Operations:
     async def _create_vm(self, entry: TimelineEntry) -> None:
         await self._create(TopologyVm(name=_needed(entry.vm), disk=_needed(entry.disk_of_vm)))
 
-    async def protect_vm(self, vm: str, exclude: Sequence[str] = ()) -> None:
+    async def protect_vm(self, vm: str, exclude: Sequence[str] = (), seed_from: Sequence[str] = ()) -> None:
         """Enable replication, and wait until the VM is protected and has a recovery point."""
         topology = self._scenario.topology
         every_ns = topology.app_consistent_every
@@ -202,6 +204,7 @@ class Operations:
                 app_consistent_every_s=None if every_ns is None else every_ns / SECOND_NS,
                 history_hours=topology.retention,
                 exclude=list(exclude),
+                seeds=[SeedSource.parse(text, self._rig.folder, "seed_from") for text in seed_from] or None,
             )
         )
         await self._until_protected(vm)
@@ -218,7 +221,7 @@ class Operations:
             await SYSTEM_CLOCK.sleep(_POLL_S)
 
     async def _protect(self, entry: TimelineEntry) -> None:
-        await self.protect_vm(_needed(entry.vm), entry.exclude or ())
+        await self.protect_vm(_needed(entry.vm), entry.exclude or (), entry.seed_from or ())
 
     async def _reprotect(self, entry: TimelineEntry) -> None:
         vm = _needed(entry.vm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Awaitable, Callable
 
+from siterig.azure_emu.user_account.source import ENVIRONMENT, looks_like_secret
 from siterig.azure_emu.vault.model.api import Job
 from siterig.blockfs.contracts.app_script import AppScript
 from siterig.blockfs.contracts.bandwidth import DAY_S, WEEKDAYS, BandwidthLimit
@@ -87,6 +88,12 @@ class SettingOperations:
     async def rotate_account_keys(self, _entry: TimelineEntry) -> None:
         """Replace both keys of the storage account."""
         await self._rig.rotate_account_keys()
+
+    async def set_account(self, entry: TimelineEntry) -> None:
+        """Give the rig another secret of its storage account."""
+        source = entry.account or ""
+        is_path = not (source.startswith(ENVIRONMENT) or looks_like_secret(source))
+        await self._rig.set_account(str(self._rig.folder / source) if is_path else source)
 
     async def fence(self, entry: TimelineEntry) -> None:
         """Make the disks of a VM at the site refuse all writes."""

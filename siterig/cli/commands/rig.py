@@ -235,7 +235,11 @@ def down(
             text = f"--remove-blobs: the rig in {layout.root} uses Azurite, or does not exist; it has no blobs elsewhere"
             raise RigError(Code.BadRequest, text)
         done = await launch.down(layout)
-        removed = await _removed_blobs(layout) if remove_blobs else None
+        removed = None
+        if remove_blobs:
+            from siterig.accounts import rig_account
+
+            removed = await rig_account.remove_blobs(layout)
         if as_json:
             document = {"folder": str(layout.root), "done": done}
             output.print_json(document if removed is None else document | {"removed_blobs": removed})
@@ -249,18 +253,6 @@ def down(
             output.line("its blobs stay in the storage account: siterig down --remove-blobs deletes them")
 
     exit_status.run(work)
-
-
-async def _removed_blobs(layout: Layout) -> int:
-    """Delete the blobs of a rig that is down from the storage account of the user; return their number."""
-    from siterig.accounts.rig_account import open_user_account
-    from siterig.azure_emu.user_account.stored_account import load
-
-    account = open_user_account(load(layout.keys))
-    try:
-        return await account.remove_blobs()
-    finally:
-        account.close()
 
 
 def status(

@@ -14,13 +14,10 @@ from siterig.blockfs.images.image_formats import FORMATS, ImageFormat
 def parse_seeds(images: Sequence[str], formats: Sequence[str]) -> list[SeedSource]:
     """Return the seeds of ``--seed-from [NAME=]IMAGE`` and ``--seed-format [NAME=]FORMAT``.
 
-    The text before the first ``=`` is the name of a disk unless it has a ``/``: an image whose own name has a ``=`` is
-    written with its folder, as in ``./a=b.img``.
-
     Raises:
         RigError: ``InvalidDisk`` names the option that is not understood.
     """
-    found = [_seed(text) for text in images]
+    found = [SeedSource.parse(text, Path.cwd(), "--seed-from") for text in images]
     format_of: dict[str | None, str] = {}
     for text in formats:
         name, equals, format_ = text.rpartition("=")
@@ -38,14 +35,3 @@ def parse_seeds(images: Sequence[str], formats: Sequence[str]) -> list[SeedSourc
         seed.model_copy(update={"format": cast("ImageFormat | None", format_of.get(seed.disk, format_of.get(None)))})
         for seed in found
     ]
-
-
-def _seed(text: str) -> SeedSource:
-    name, equals, path = text.partition("=")
-    if not equals or "/" in name:
-        name, path = "", text
-    if not path or (equals and not name and path != text):
-        raise RigError(
-            Code.InvalidDisk, f"--seed-from {text!r} is not understood: write IMAGE or NAME=IMAGE, e.g. os=/media/os.img"
-        )
-    return SeedSource(disk=name or None, image=str(Path(path).absolute()))

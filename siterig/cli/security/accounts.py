@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import exit_status, output
 from siterig.cli.commands.options import AccountAuthority, Dir, Json, example
 from siterig.cli.light_commands import running
@@ -57,23 +56,16 @@ def set_secret(
     """Replace the secret of the rig's storage account, after a check, while replication continues."""
 
     async def work() -> None:
-        from siterig.accounts.admission import check_account, replaced
+        from siterig.accounts.replacement import replace_secret
         from siterig.azure_emu.user_account.secret import parse_secret
         from siterig.azure_emu.user_account.source import read_authority, read_source
-        from siterig.azure_emu.user_account.stored_account import load, store
-        from siterig.rpc import directory
         from siterig.supervisor.launch import is_up
 
         layout = _with_user_account(folder)
         secret = parse_secret(read_source(source))
-        user = replaced(load(layout.keys), secret, None if authority is None else read_authority(authority))
-        await check_account(user)
-        store(layout.keys, user)
-        if is_up(layout):
-            try:
-                await directory.account_keys(layout).note_account_secret(account=user.secret.account)
-            except RigError as error:
-                output.progress(f"the event was not recorded: {error.message}")
+        user, unrecorded = await replace_secret(layout, secret, None if authority is None else read_authority(authority))
+        if unrecorded is not None and is_up(layout):
+            output.progress(f"the event was not recorded: {unrecorded.message}")
         if as_json:
             output.print_json({"account": user.secret.account, "kind": user.secret.kind, "expires": expiry_of(user.secret)})
         else:
@@ -114,9 +106,9 @@ def expiry_of(secret: AccountSecret) -> str | None:
 
 
 def _with_user_account(folder: Path) -> Layout:
+    from siterig.accounts.replacement import require_user_account
+
     layout = Layout.of(folder)
     check_format(layout)
-    if not layout.user_account.exists():
-        text = f"the rig in {layout.root} has no storage account of yours: siterig up --account names one"
-        raise RigError(Code.AccountFixed, text)
+    require_user_account(layout)
     return layout

@@ -20,7 +20,9 @@ from siterig.azure_emu.user_account.stored_account import load, store
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
 from siterig.core.paths import Layout
+from siterig.scenario_runs.scenario_rig import OwnRig
 from siterig.scenarios.faults.rules import read_rule
+from siterig.scenarios.files.topology import Topology
 from siterig.supervisor import launch
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.jobs import ended
@@ -50,10 +52,18 @@ async def points_come(rig: Testbed) -> None:
             await trio.sleep(0.2)
 
 
-def give(rig: Testbed, text: str) -> None:
-    """Give the rig another secret, as siterig account set does."""
+def give_unchecked(rig: Testbed, text: str) -> None:
+    """Give the rig another secret that the account will refuse soon."""
     former = load(rig.layout.keys)
     store(rig.layout.keys, replaced(former, parse_secret(text), None))
+
+
+async def give(rig: OwnRig, text: str) -> None:
+    """Give the rig another secret, as siterig account set does."""
+    source = rig.folder.parent / "secret"
+    source.touch(mode=0o600)
+    source.write_text(text)
+    await rig.set_account(str(source))
 
 
 async def wrong_secrets_leave_nothing(layout: Layout, other: OtherAccount) -> None:
@@ -90,13 +100,13 @@ async def has_error(rig: Testbed, code: str) -> bool:
     return code in {error.errorCode for item in await rig.vault.items() for error in item.healthErrors}
 
 
-async def an_expired_sas_is_replaced(rig: Testbed, other: OtherAccount, disk: Path) -> None:
-    give(rig, other.by_sas(life_s=-1))
+async def an_expired_sas_is_replaced(rig: OwnRig, other: OtherAccount, disk: Path) -> None:
+    give_unchecked(rig, other.by_sas(life_s=-1))
     await trio.to_thread.run_sync(write, disk, 5)
     with trio.fail_after(WITHIN_S):
         while not await has_error(rig, "SasExpired"):  # noqa: ASYNC110 (another process changes it)
             await trio.sleep(0.2)
-    give(rig, other.by_key)
+    await give(rig, other.by_key)
     await points_come(rig)
     log = await trio.to_thread.run_sync(rig.layout.log("agent").read_text)
     ended_waits = [line for line in log.splitlines() if "retries_at_once" in line and VM in line]
@@ -114,14 +124,15 @@ async def a_fault_of_the_blob_service_meets_the_agent(rig: Testbed, disk: Path) 
     await points_come(rig)
 
 
-async def test_replication_by_an_account_of_a_user_over_https(tmp_path: Path) -> None:
+async def test_replication_by_an_account_of_a_user_over_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with other_account(tmp_path / "other") as other:
         layout = Layout.of(tmp_path / "rig")
         await wrong_secrets_leave_nothing(layout, other)
-        choice = AccountChoice(parse_secret(other.by_sas()), other.authority.read_text())
-        launched = await launch.up(layout, until_eof=True, quick_retries=True, account=choice)
+        monkeypatch.setenv("SITERIG_TEST_SECRET", other.by_sas())
+        topology = {"account": "env:SITERIG_TEST_SECRET", "account_authority": str(other.authority)}
+        rig = OwnRig(layout.root, Topology.model_validate(topology))
+        await rig.start(lambda _role, _state: None)
         try:
-            rig = Testbed(layout)
             (disk,) = (await rig.vault.create_vm(vm=VM, disks=[DiskSpec(name="os", size_bytes=DISK_BYTES)])).disks
             source = Path(disk.path)
             await trio.to_thread.run_sync(write, source, 1)
@@ -134,10 +145,10 @@ async def test_replication_by_an_account_of_a_user_over_https(tmp_path: Path) ->
             recovered = await trio.to_thread.run_sync(Path(job.result.disks[0].path).read_bytes)
             assert recovered == await trio.to_thread.run_sync(source.read_bytes)
         finally:
-            await launched.end()
+            await rig.stop()
+        await rig.remove_blobs()
         account = open_user_account(load(layout.keys))
         try:
-            await account.remove_blobs()
             assert await account.remove_blobs() == 0
         finally:
             account.close()
