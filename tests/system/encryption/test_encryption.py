@@ -205,32 +205,35 @@ async def failover_and_failback(rig: Testbed, source: Path) -> None:
 
 async def protected_with_a_spool(rig: Testbed) -> None:
     """Protect the VM, and kill the applier while the spool of the site has a part, which then is in the account, too."""
-    spooled, in_account = (lambda: [*rig.layout.agent.rglob("*.sync.hrl.zst")]), (lambda: account_parts(rig))
     await rig.vault.set_bandwidth(limit=SLOWEST)
     job = await rig.vault.enable_protection(vm=VM, interval_s=INTERVAL_S)
     with trio.fail_after(WITHIN_S):
-        while not spooled():  # noqa: ASYNC110 (another process changes it)
+        while not spooled(rig):  # noqa: ASYNC110 (another process changes it)
             await trio.sleep(0.05)
     await rig.supervisor.kill_role(name="applier", hold=True)
     await assert_no_marker(rig, "with a part that is being sent")
     await rig.vault.set_bandwidth(limit=None)
     with trio.fail_after(WITHIN_S):
-        while not in_account():  # noqa: ASYNC110
+        while not account_parts(rig):  # noqa: ASYNC110
             await trio.sleep(0.2)
-    assert any(has(path, pieces_of([MARKER])) for path in spooled()), "the search does not see into a compressed part"
+    assert any(has(path, pieces_of([MARKER])) for path in spooled(rig)), "the search does not see into a compressed part"
     await assert_no_marker(rig, "with a spool, a killed applier and its parts in the account")
     await rig.supervisor.start_role(name="applier")
     await ended(rig, job)
+
+
+def spooled(rig: Testbed) -> list[Path]:
+    return [*rig.layout.agent.rglob("*.sync.hrl.zst")]
 
 
 def account_parts(rig: Testbed) -> list[Path]:
     return [path for path in rig.layout.azurite.rglob("*") if path.is_file() and has(path, [SEALED])]
 
 
-@pytest.mark.parametrize("_seed", [SEED])
 async def test_a_marker_of_the_guest_is_in_no_file_of_the_recovery_side(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _seed: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    print(f"SITERIG_SEED={SEED}")
     temporary = tmp_path / "rig" / "tmp"
     monkeypatch.setenv("TMPDIR", str(temporary))
     async with Testbed.up(tmp_path / "rig") as rig:
