@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-import structlog
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
@@ -22,7 +21,6 @@ from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow
 from siterig.azure_emu.vault.jobs import vm_tasks
-from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.monitoring import damage, health, resync_reasons
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.points import points
@@ -35,9 +33,7 @@ from siterig.blockfs.sides.vault_link import PATIENCE_S_MAX, ReplicationSettings
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 
-_DISKS = select(DiskRow).where(DiskRow.vm == bindparam("vm")).order_by(DiskRow.name)
-
-_log = structlog.get_logger(__name__)
+_DISKS = select(DiskRow).where(DiskRow.vm == bindparam("vm"), DiskRow.last_position.is_(None)).order_by(DiskRow.name)
 
 STORE_OLDER = Code.ManagedDiskOlder
 PART_UNUSABLE = "PartUnusable"
@@ -81,7 +77,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
                 self._event(session, item.vm, "ApplyRecovered", "OK", text)
             if tags and item.active_location == PRIMARY:
                 for point in points.register_tags(session, item, disk.disk_id, tags, self._elapsed_ns(session)):
-                    self._record_point(session, item.vm, points.to_wire(point))
+                    points.record_created(session, item.vm, points.to_wire(point), self._context.clock.wall_ns())
             return _Applied(item.vm, health.applied_position(item), moved=moved, later=later)
 
         done = await self._context.database.transact(note)
@@ -92,22 +88,6 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             self._context.lag.account(watermark.disk_id, waiting_bytes, [], 0)
         self._wake(done.vm)
         return done.later
-
-    def _record_point(self, session: Session, vm: str, point: RecoveryPoint) -> None:
-        _log.info("point_available", vm=vm, trace=point.id, position=point.position)
-        name = f" {point.name!r}" if point.name else ""
-        text = (
-            f"{point.type} recovery point {point.id}{name} of VM {vm!r} was created: {point.time}, position {point.position}"
-        )
-        events.record(
-            session,
-            vm=vm,
-            code=events.POINT_CREATED,
-            kind="VmReplication",
-            severity="OK",
-            text=text,
-            now_ns=self._context.clock.wall_ns(),
-        )
 
     async def store_older(self, *, watermark: Watermark) -> None:
         """Record that a managed disk has lost applied data; recovery points after its end are no longer available."""

@@ -27,6 +27,7 @@ from siterig.azure_emu.vault.jobs import (
     policy_tasks,
     property_tasks,
     protection_tasks,
+    removal_tasks,
     vm_tasks,
 )
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
@@ -68,6 +69,7 @@ SCENARIOS = (
     protection_tasks.DISABLE,
     policy_tasks.MODIFY,
     property_tasks.UPDATE,
+    removal_tasks.REMOVE,
     pause_tasks.PAUSE,
     pause_tasks.RESUME,
     failover_tasks.TEST,

@@ -236,6 +236,19 @@ class Provider(Protocol):
         """Continue the cycles of a paused VM, at once.  Idempotent."""
         ...
 
+    async def remove_disks(self, *, vm: str, disks: list[str]) -> int:
+        """End the replication of some disks, with a last recovery point that has them; stop their tracking.  Idempotent.
+
+        The point is applied on return.  If a resync is due there is none.
+
+        Returns:
+            The position of the last cut that can have the disks; a repeated call returns the same.
+
+        Raises:
+            RigError: ``VmNotProtected``; ``InvalidState`` if the VM is paused or copied.
+        """
+        ...
+
     async def remove_relationship(self, *, vm: str) -> None:
         """Forget the VM: stop tracking and delete its logs.  Idempotent."""
         ...

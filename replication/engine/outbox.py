@@ -204,7 +204,7 @@ class Outbox:
         async with self._passing:
             if not await self._refresh():
                 return  # the recovery side asks again, and the vault may answer then
-            infos = await self._context.replicated.infos(vm=self._vm)
+            infos = await self._context.replicated.sending(vm=self._vm)
             if openings.find_unknown(disks, infos):
                 return  # the recovery side asks again, and the next pass has checked these openings then
             segments = await self._context.replicated.segments(vm=self._vm)

@@ -76,6 +76,7 @@ class Relationship(WireModel):
         resync_limited: True if a resync may trust that both sides are equal where no change was recorded.
         resync_begun: True if ``disks`` is the progress of a resync that is not complete, and that can continue.
         paused: True if a user paused the cycles; they do not run in phase ``delta`` then.
+        removed: the names of disks that were removed, with the position of the last cut that can have the disk.
         replicated: the names of the disks that are replicated, sorted; None: all disks of the VM (an older siterig).
         app_point: the host's clocks at the last application-consistent point; None: none since the schedule began.
     """
@@ -91,6 +92,7 @@ class Relationship(WireModel):
     resync_limited: bool = False
     paused: bool = False
     replicated: list[str] | None = None
+    removed: dict[str, int] = Field(default_factory=dict)
     app_point: ClockReading | None = None
 
 

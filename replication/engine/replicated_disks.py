@@ -30,6 +30,10 @@ class ReplicatedDisks:
         record = self._book.find(vm)
         return None if record is None else record.replicated
 
+    def _sent_names(self, vm: str) -> list[str] | None:
+        names = self._names(vm)
+        return None if names is None else sorted({*names, *(disk.name for disk in self._book.get(vm).disks)})
+
     async def infos(self, *, vm: str) -> list[DiskInfo]:
         """Return the replicated disks."""
         return await self._host.list_disks(vm=vm, disks=self._names(vm))
@@ -46,9 +50,13 @@ class ReplicatedDisks:
         """Tag one position over the replicated disks."""
         return await self._host.cut(vm=vm, kind=kind, name=name, not_after_ns=not_after_ns, disks=self._names(vm))
 
+    async def sending(self, *, vm: str) -> list[DiskInfo]:
+        """Return the disks that can have parts to send: the replicated ones, and removed ones that are not applied yet."""
+        return await self._host.list_disks(vm=vm, disks=self._sent_names(vm))
+
     async def segments(self, *, vm: str) -> list[SegmentInfo]:
-        """Return the closed segments of the replicated disks."""
-        return await self._host.segments(vm=vm, disks=self._names(vm))
+        """Return the closed segments of the disks that have parts to send."""
+        return await self._host.segments(vm=vm, disks=self._sent_names(vm))
 
     async def log_state(self, *, vm: str, applied: list[AppliedLog]) -> LogState:
         """Delete the applied segments; return the replicated disks and their closed segments that remain."""

@@ -39,7 +39,6 @@ from siterig.replication.engine import failback
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Relationship, RelationshipBook
-from siterig.replication.engine.replica import Replica
 from siterig.replication.engine.replicated_disks import ReplicatedDisks
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
 from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
@@ -49,6 +48,8 @@ from siterig.replication.hyperv.prerequisites import check_room_for_images, chec
 from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
 from siterig.replication.parts.put_news import PutNews
+from siterig.replication.parts.spool import clear_spool
+from siterig.replication.replicas.replica import Replica
 
 MEMORY_BYTES = 96 << 20
 """Memory for the parts that are in work: six parts of a copy of 8 MiB each."""
@@ -397,6 +398,9 @@ class HyperVAgent(Provider):
     async def resume(self, *, vm: str) -> None:
         await self._replica(vm).unpause()
 
+    async def remove_disks(self, *, vm: str, disks: list[str]) -> int:
+        return await self._replica(vm).remove_disks(disks)
+
     async def remove_relationship(self, *, vm: str) -> None:
         replica = self._replicas.pop(vm, None)
         if replica is not None:
@@ -417,8 +421,7 @@ class HyperVAgent(Provider):
         self._context.book.remove(vm)
         self._context.book.clear_received(vm)
         for disk in record.disks if record is not None else []:
-            for path in (self._context.spool / disk.disk_id).glob("*"):
-                path.unlink(missing_ok=True)
+            clear_spool(self._context.spool / disk.disk_id)
 
     async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
         tracker = self._failbacks[vm, disk] = ProgressTracker(vm, self._context.clock)

@@ -81,6 +81,12 @@ def remove_unrecorded(folder: Path, generation: int, parts: int) -> None:
         path.unlink()
 
 
+def clear_spool(folder: Path) -> None:
+    """Delete all parts of a disk that is not replicated any more; does nothing without a folder."""
+    for path in folder.glob("*"):
+        path.unlink(missing_ok=True)
+
+
 def memory_bytes(path: Path) -> int:
     """Return the memory that a source needs until it is put."""
     return path.stat().st_size * COPIES

@@ -20,7 +20,7 @@ OperationName = Literal[
     "wait", "protect", "unprotect", "take-point", "test-failover", "cleanup", "unplanned-failover", "planned-failover",
     "commit", "failback", "reprotect", "resync", "pause", "resume", "set-policy", "set-bandwidth",
     "pin-point", "unpin-point", "delete-point", "cancel-job", "acknowledge-error", "fence", "unfence",
-    "set-names", "rotate-account-keys", "set-account", "set-app-script",
+    "set-names", "rotate-account-keys", "set-account", "set-app-script", "remove-disk",
     "create-vm", "delete-vm", "resize-disk", "shut-down",
     "start-workload", "stop-workload", "check", "lose-site", "restore-site", "kill-role", "restart-role", "stop-rig",
     "start-rig", "run", "mark", "add-fault", "remove-fault", "advance-clock", "jump-clock", "skew-clock",
@@ -61,6 +61,7 @@ OPERATIONS: Mapping[str, KeyedTable] = {
         ("vm",),
         ("recovery_name", "test_name"),
     ),
+    "remove-disk": KeyedTable("Ends the replication of a disk; older recovery points keep it.", ("vm", "disk")),
     "rotate-account-keys": KeyedTable("Replaces both keys of the storage account while replication continues."),
     "set-account": KeyedTable(
         "Gives the rig another secret of the storage account of the topology, as `siterig account set` does.", ("account",)

@@ -59,6 +59,7 @@ class Operation(StrEnum):
     RESYNC = "resync"
     CHANGE_POLICY = "change_policy"
     UPDATE = "update_vm_properties"
+    REMOVE_DISKS = "remove_disks"
     PAUSE = "pause_replication"
     RESUME = "resume_replication"
 
@@ -79,6 +80,7 @@ _COMMANDS = {
     Operation.COMMIT: "commit",
     Operation.CHANGE_POLICY: "policy set",
     Operation.UPDATE: "vm update",
+    Operation.REMOVE_DISKS: "disk unprotect",
     Operation.PAUSE: "pause",
     Operation.RESUME: "resume",
 }
@@ -96,7 +98,7 @@ TEST_CLEANUP_COMPLETING = "CleanupCompleting"  # passing
 
 _O = Operation
 _BEFORE_FAILOVER = {_O.TEST, _O.UNPLANNED, _O.PLANNED, _O.RESYNC, _O.CHANGE_POLICY, _O.UPDATE, _O.DISABLE}
-_NEED_CYCLES = {_O.CREATE_POINT, _O.PAUSE}
+_NEED_CYCLES = {_O.CREATE_POINT, _O.REMOVE_DISKS, _O.PAUSE}
 _NOT_WHILE_PAUSED = {*_NEED_CYCLES, _O.PLANNED, _O.RESYNC}
 _ALLOWED: dict[tuple[ProtectionState, str], set[Operation]] = {
     (ProtectionState.ENABLING_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-FORMAT_VERSION = 12
+FORMAT_VERSION = 13
 """Raised whenever a table changes in a release.  A database of an older version is migrated (migrations/)."""
 
 
@@ -92,7 +92,17 @@ class ItemRow(Base):
 
     excluded_disks: Mapped[list[str]] = mapped_column(JSON, default=list)  # names of the disks that are not replicated
 
-    disks: Mapped[list[DiskRow]] = relationship(cascade="all, delete-orphan", order_by="DiskRow.name")
+    disks: Mapped[list[DiskRow]] = relationship(
+        cascade="all, delete-orphan",
+        order_by="DiskRow.name",
+        primaryjoin="and_(ItemRow.vm == DiskRow.vm, DiskRow.last_position.is_(None))",
+    )
+    removed_disks: Mapped[list[DiskRow]] = relationship(
+        viewonly=True,
+        order_by="DiskRow.name",
+        primaryjoin="and_(ItemRow.vm == DiskRow.vm, DiskRow.last_position.is_not(None))",
+    )
+    # removed_disks: those that are not replicated any more; older points still have them
     points: Mapped[list[PointRow]] = relationship(cascade="all, delete-orphan", order_by="PointRow.position.desc()")
     cycles: Mapped[list[CycleRow]] = relationship(cascade="all, delete-orphan")
     health_errors: Mapped[list[HealthErrorRow]] = relationship(cascade="all, delete-orphan", order_by="HealthErrorRow.id")
@@ -114,6 +124,9 @@ class DiskRow(Base):
     complete_position: Mapped[int] = mapped_column(BigInteger)  # all records up to it are applied; 0: none
     complete_time_ns: Mapped[int] = mapped_column(BigInteger)  # time of that record by the site's clock; 0: none
     sector_bytes: Mapped[int] = mapped_column(Integer, default=512)  # 512 or 4096: the sector size that the disk declares
+    last_position: Mapped[int | None] = mapped_column(BigInteger)
+    # last_position: the disk was removed from replication: states up to this position have it, later ones lack it.  None: it
+    # is replicated
 
 
 class DamageRow(Base):
@@ -300,6 +313,7 @@ class AzureVmRow(Base):
     owner: Mapped[str] = mapped_column(String, index=True)  # the item's vm
     kind: Mapped[str] = mapped_column(String)  # TestFailover | Recovered | Copy (the state that list_vms shows)
     point_id: Mapped[str | None] = mapped_column(String)  # the recovery point that its disks lie over; None: no named one
+    position: Mapped[int | None] = mapped_column(BigInteger)  # of that state; None: an older siterig made the VM
     process_id: Mapped[int | None] = mapped_column(BigInteger)  # of a Copy: it goes with this process of the host; else None
     process_started: Mapped[int | None] = mapped_column(BigInteger)  # clock ticks from the boot to that process's start
 

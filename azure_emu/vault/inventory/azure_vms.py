@@ -53,12 +53,13 @@ async def claim(
     name: str,
     kind: AzureVmKind,
     *,
+    position: int,
     point_id: str | None = None,
     process: HostProcess | None = None,
 ) -> list[DiskInfo]:
     """Reserve the name for a VM of ``owner``, and mark the point as in use.
 
-    ``process``: the holder of a copy (leases.py).
+    ``position``: that of the state.  ``process``: the holder of a copy (leases.py).
 
     Returns:
         The disks of a former VM of that name.
@@ -73,7 +74,7 @@ async def claim(
         if row is None:
             row = AzureVmRow(name=name, owner=owner, kind=kind)
             session.add(row)
-        row.point_id = point_id
+        row.point_id, row.position = point_id, position
         if process is not None:
             row.process_id, row.process_started = process.pid, process.started
 
@@ -99,19 +100,19 @@ def require_ours(session: Session, owner: str, name: str, kind: AzureVmKind, *, 
 
 async def open_at(context: VaultContext, owner: str, name: str, kind: AzureVmKind, point: RecoveryPoint) -> None:
     """Make VM ``name`` from all disks of ``owner`` at one position, in place of a former one of that name."""
-    former = await claim(context, owner, name, kind, point_id=point.id)
+    former = await claim(context, owner, name, kind, position=point.position, point_id=point.id)
     await _open_disks(context, owner, name, point.position, former)
 
 
 async def open_copy(context: VaultContext, owner: str, name: str, position: int, process: HostProcess) -> Vm:
     """Make VM ``name`` from all disks of ``owner`` at a position, in place of a former one, until the process ends."""
-    former = await claim(context, owner, name, "Copy", process=process)
+    former = await claim(context, owner, name, "Copy", position=position, process=process)
     await _open_disks(context, owner, name, position, former)
     return await verify(context, owner, name, "Copy")
 
 
 async def _open_disks(context: VaultContext, owner: str, name: str, position: int, former: list[DiskInfo]) -> None:
-    disks = await context.database.transact(lambda session: disk_rows(session, owner))
+    disks = await context.database.transact(lambda session: disk_rows(session, owner, position))
     if former:
         await context.azure.remove_vm(vm=name)
         await context.database.transact(lambda session: health.forget_vm_disks(session, owner, name))
@@ -130,7 +131,10 @@ async def verify(context: VaultContext, owner: str, name: str, state: AzureVmKin
     """Return the VM with all its disks (``VmIncomplete`` names the missing disks)."""
 
     def look(session: Session) -> tuple[set[str], tuple[str, ...]]:
-        return {disk.name for disk in disk_rows(session, owner)}, disk_sets.lacking(find_item(session, owner))
+        row, item = session.get(AzureVmRow, name), find_item(session, owner)
+        position = None if row is None else row.position
+        disks = item.disks if position is None else disk_sets.of_state(item, position)
+        return {disk.name for disk in disks}, disk_sets.lacking(item, position)
 
     expected, excluded = await context.database.transact(look)
     there = await disks_of(context, name)
@@ -199,6 +203,6 @@ def to_vm_disk(disk: DiskInfo) -> VmDisk:
     return VmDisk(name=disk.name, size_bytes=disk.size_bytes, path=disk.path, sector_bytes=disk.sector_bytes)
 
 
-def disk_rows(session: Session, owner: str) -> list[DiskRow]:
-    """Return the disks of a protected VM, by name."""
-    return list(session.scalars(select(DiskRow).where(DiskRow.vm == owner).order_by(DiskRow.name)))
+def disk_rows(session: Session, owner: str, position: int) -> list[DiskRow]:
+    """Return the disks that the state of a protected VM at a position has, by name."""
+    return disk_sets.of_state(find_item(session, owner), position)

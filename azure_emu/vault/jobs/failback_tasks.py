@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context import events
+from siterig.azure_emu.vault.context import disk_sets, events
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow, JobRow
@@ -59,7 +59,7 @@ async def _azure_disks(job: JobContext) -> list[DiskInfo]:
 
 async def _delete_exports(job: JobContext, disk_ids: list[str]) -> None:
     """Delete the parts of an earlier download: they can have an older state, and the next one would keep them."""
-    replicas = await job.change(lambda _session, item: {disk.disk_id for disk in item.disks})
+    replicas = await job.change(lambda _session, item: {disk.disk_id for disk in disk_sets.of_any_state(item)})
     for disk_id in disk_ids:
         if disk_id not in replicas:  # a managed disk is the base of the Azure VM and must stay
             await job.context.recovery.delete_managed_disk(disk_id=disk_id)
@@ -211,7 +211,7 @@ async def commit(job: JobContext) -> None:
 
 def _delete_export_keys(session: Session, item: ItemRow, disk_ids: list[str]) -> None:
     """Delete the keys of the downloads; no disk gets these ids again."""
-    for disk_id in set(disk_ids) - {disk.disk_id for disk in item.disks}:
+    for disk_id in set(disk_ids) - {disk.disk_id for disk in disk_sets.of_any_state(item)}:
         delete_data_keys(session, disk_id)
 
 

@@ -289,7 +289,7 @@ async def synchronize_all(job: JobContext) -> None:
         time=rfc3339(cut.time_ns),
         position=cut.position,
         time_ns=cut.time_ns,
-        lacking_disks=await job.change(lambda _session, item: disk_sets.lacking(item)),
+        lacking_disks=await job.change(lambda _session, item: disk_sets.lacking(item, cut.position)),
     )
     await _hold_point(job, point)
 

@@ -1,11 +1,10 @@
-"""The errors of jobs: several that end one task, and their form in the API with causes and recommended actions."""
+"""Errors that were found together and end one task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from siterig.azure_emu.vault.model.api import JobError
-from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.errors import RigError
 
 
 class CombinedError(RigError):
@@ -28,9 +27,3 @@ class CombinedError(RigError):
 def each_of(error: RigError) -> tuple[RigError, ...]:
     """Return the errors that an error stands for."""
     return error.errors if isinstance(error, CombinedError) else (error,)
-
-
-def to_wire(code: str, message: str) -> JobError:
-    """Return an error of a job in the form of the API."""
-    known = Code.of(code)
-    return JobError(code=code, message=message, possibleCauses=known.text, recommendedAction=known.remedy)

@@ -47,7 +47,7 @@ async def can_read(context: VaultContext, owner: str, position: int) -> None:
     Raises:
         RigError: ``InvalidPosition``, ``DiskNotFound``, ``StoreCorrupt``.
     """
-    disks = await context.database.transact(lambda session: azure_vms.disk_rows(session, owner))
+    disks = await context.database.transact(lambda session: azure_vms.disk_rows(session, owner, position))
     for disk in disks:
         state = await context.recovery.disk_state(disk_id=disk.disk_id)
         if not any(first <= position <= last for first, last in state.valid_ranges):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context import events, rig_clock
+from siterig.azure_emu.vault.context import disk_sets, events, rig_clock
 from siterig.azure_emu.vault.context.states import TEST_NONE, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
@@ -25,6 +24,7 @@ from siterig.azure_emu.vault.jobs.engine import (
     with_warning,
 )
 from siterig.azure_emu.vault.jobs.provider_calls import CREATE_RELATIONSHIP, START_REPLICATION, provider_call
+from siterig.azure_emu.vault.jobs.removal_tasks import forget_disk
 from siterig.azure_emu.vault.keys.data_key_store import delete_data_keys
 from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
 from siterig.azure_emu.vault.monitoring import damage, health
@@ -55,7 +55,7 @@ async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
     """Make these the disks of the item, and delete the managed disks of its other disks."""
 
     def gone(session: Session, item: ItemRow) -> list[str]:
-        rows = {row.disk_id: row for row in item.disks}
+        rows = {row.disk_id: row for row in disk_sets.of_any_state(item)}
         for disk in disks:
             if disk.disk_id not in rows:
                 item.disks.append(
@@ -77,13 +77,7 @@ async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
 
     for disk_id in await job.change(gone):
         await job.context.recovery.delete_managed_disk(disk_id=disk_id)
-        await job.change(lambda session, _item, row=disk_id: _delete_disk(session, row))  # type: ignore[misc]
-
-
-def _delete_disk(session: Session, disk_id: str) -> None:
-    """Delete the row of a disk, and its keys, after its managed disk."""
-    delete_data_keys(session, disk_id)
-    session.execute(delete(DiskRow).where(DiskRow.disk_id == disk_id))
+        await job.change(lambda session, _item, row=disk_id: forget_disk(session, row))  # type: ignore[misc]
 
 
 async def create_target(job: JobContext) -> None:
@@ -268,7 +262,7 @@ async def disable_at_recovery(job: JobContext) -> None:
     await azure_vms.remove_copies(job.context, job.vm)
     await target_names.remove(job.context, job.vm, "TestFailover")
     await target_names.remove(job.context, job.vm, "Recovered")
-    for disk_id in await job.change(lambda _session, item: [disk.disk_id for disk in item.disks]):
+    for disk_id in await job.change(lambda _session, item: [disk.disk_id for disk in disk_sets.of_any_state(item)]):
         await job.context.recovery.delete_managed_disk(disk_id=disk_id)
 
 
@@ -318,7 +312,7 @@ def _repair_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
 
 
 def _disabled(session: Session, item: ItemRow, _job: JobRow) -> None:
-    for disk in item.disks:
+    for disk in disk_sets.of_any_state(item):
         delete_data_keys(session, disk.disk_id)
     session.delete(item)
 

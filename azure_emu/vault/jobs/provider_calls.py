@@ -12,7 +12,8 @@ from typing import Any
 
 import structlog
 
-from siterig.azure_emu.vault.jobs.engine import CALLS, JobContext
+from siterig.azure_emu.vault.jobs.engine import JobContext
+from siterig.azure_emu.vault.jobs.job_wire import CALLS
 from siterig.blockfs.core.errors import Code, RigError
 
 CREATE_RELATIONSHIP = "CreateReplicationRelationship"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 
-from siterig.azure_emu.vault.jobs.engine import WAITS_FOR, JobContext
+from siterig.azure_emu.vault.jobs.engine import JobContext
+from siterig.azure_emu.vault.jobs.job_wire import WAITS_FOR
 from siterig.azure_emu.vault.mounts.mounts import parse_time
 from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.clock_reading import SECOND_NS

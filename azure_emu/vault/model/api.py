@@ -13,6 +13,7 @@ from pydantic import Field
 
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.azure_emu.vault.model.fence_api import FenceApi
+from siterig.azure_emu.vault.model.job_parts import JobError, ProviderCall
 from siterig.azure_emu.vault.model.key_api import KeyApi
 from siterig.azure_emu.vault.model.seed_source import SeedSource
 from siterig.azure_emu.vault.model.site_settings_api import AppScriptApi, BandwidthApi
@@ -56,19 +57,6 @@ class Vm(WireModel):
     lacking_disks: tuple[str, ...] = ()
 
 
-class ProviderCall(WireModel):
-    """A call of a task to the Provider on the site's host.  Times are RFC 3339 UTC.
-
-    ``attempts``: how often it was made, because the task was run again.  ``error``: the code with which it failed, or None.
-    """
-
-    name: str
-    startTime: str
-    endTime: str | None
-    attempts: int
-    error: str | None
-
-
 class Task(WireModel):
     """A task of a job (official names, ASR task types).  Times are RFC 3339 UTC.
 
@@ -84,15 +72,6 @@ class Task(WireModel):
     endTime: str | None
     waiting_for: str | None = None
     provider_calls: list[ProviderCall] = Field(default_factory=list)
-
-
-class JobError(WireModel):
-    """The reason for which a job or task failed, with its cause and what a user does about it."""
-
-    code: str
-    message: str
-    possibleCauses: str = ""
-    recommendedAction: str = ""
 
 
 class RecoveryPoint(WireModel):
@@ -294,6 +273,14 @@ class ProtectionApi(Protocol):
 
     async def disable_protection(self, *, vm: str) -> Job:
         """Stop to replicate and forget the VM; a job that waits for replication is cancelled."""
+        ...
+
+    async def remove_disks(self, *, vm: str, disks: list[str]) -> Job:
+        """End the replication of some disks of a VM; the points that have them keep them, and later points lack them.
+
+        Raises:
+            RigError: ``DiskNotFound``; ``BadRequest`` unless a disk stays.
+        """
         ...
 
     async def reprotect(self, *, vm: str) -> Job:

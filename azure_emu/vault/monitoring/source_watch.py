@@ -123,4 +123,4 @@ def _failed_over(session: Session) -> dict[str, tuple[int | None, tuple[str, ...
 
 def _at_failover(item: ItemRow) -> tuple[int | None, tuple[str, ...]]:
     """Return the position of the failover, and the disks that it left at the site: a failback does not replace them."""
-    return item.failover_position, disk_sets.lacking(item)
+    return item.failover_position, disk_sets.lacking(item, item.failover_position)

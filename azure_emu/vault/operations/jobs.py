@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import JobRow
-from siterig.azure_emu.vault.jobs import engine
+from siterig.azure_emu.vault.jobs import engine, job_wire
 from siterig.azure_emu.vault.model.api import Job, JobApi
 from siterig.blockfs.core import short_ids
 from siterig.blockfs.core.errors import Code, RigError
@@ -46,4 +46,4 @@ class JobOperations(JobApi):
                 f"job {row.name} ({row.friendly_name}) of VM {row.vm!r} has ended: its state is {row.state}; allowed: a job "
                 "that is InProgress",
             )
-        return await self._context.database.transact(lambda session: engine.to_wire(find_job(session, row.name)))
+        return await self._context.database.transact(lambda session: job_wire.to_wire(find_job(session, row.name)))

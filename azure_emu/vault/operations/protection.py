@@ -13,11 +13,13 @@ from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory
 from siterig.azure_emu.vault.jobs import (
     engine,
+    job_wire,
     pause_tasks,
     policy_tasks,
     preflight,
     property_tasks,
     protection_tasks,
+    removal_tasks,
     start_time,
 )
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
@@ -89,7 +91,7 @@ class ProtectionOperations(ProtectionApi):
                 events.record(
                     session, vm=vm, code="DiskSize", kind="VmReplication", severity="Warning", text=remark, now_ns=now_ns
                 )
-            return engine.to_wire(engine.enqueue(session, protection_tasks.ENABLE, vm, variables, now_ns))
+            return job_wire.to_wire(engine.enqueue(session, protection_tasks.ENABLE, vm, variables, now_ns))
 
         return await self._starter.start(insert)
 
@@ -108,6 +110,13 @@ class ProtectionOperations(ProtectionApi):
             vm, "unprotect", _STOPPED_BY_DISABLE, lambda _session, item: item.test_failover_state != TEST_COMPLETED
         )
         return await self._starter.begin(vm, Operation.DISABLE, prepare)
+
+    async def remove_disks(self, *, vm: str, disks: list[str]) -> Job:
+        def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
+            removal_tasks.check_removal(item, disks)
+            return removal_tasks.REMOVE, {removal_tasks.DISKS: sorted(set(disks))}
+
+        return await self._starter.begin(vm, Operation.REMOVE_DISKS, prepare)
 
     async def reprotect(self, *, vm: str) -> Job:
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, selectinload
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import DiskRow, JobRow
-from siterig.azure_emu.vault.jobs import engine
+from siterig.azure_emu.vault.jobs import engine, job_wire
 from siterig.azure_emu.vault.model.api import Event, Job, JobState, ManagedDisk, ProtectedItem, StatusApi
 from siterig.azure_emu.vault.monitoring import health, item_facts
 from siterig.azure_emu.vault.monitoring.item_facts import ItemFacts
@@ -100,7 +100,7 @@ class VaultStatus(StatusApi):
 
     def job_to_wire(self, row: JobRow) -> Job:
         """Return a job in the form of the API."""
-        found = engine.to_wire(row, self._engine.waiting_for(row.name), cancellable=self._engine.is_cancellable(row.name))
+        found = job_wire.to_wire(row, self._engine.waiting_for(row.name), cancellable=self._engine.is_cancellable(row.name))
         if row.end_ns is not None:
             return found
         return found.model_copy(update={"duration_s": max(0, self._context.clock.wall_ns() - row.start_ns) / SECOND_NS})

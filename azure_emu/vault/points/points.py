@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import structlog
 from sqlalchemy import Select, bindparam, delete, func, select, update
 from sqlalchemy.orm import Session, selectinload
 
-from siterig.azure_emu.vault.context import disk_sets, rig_clock
+from siterig.azure_emu.vault.context import disk_sets, events, rig_clock
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow, MountRow, PointRow, TagSeenRow
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.points.retention import PointFacts
@@ -23,6 +24,7 @@ OF_A_STATE = ", @POSITION, or a time"
 """The end of the list of selectors: these two select a state, which need not be a recovery point."""
 _IDS_IN_QUERY = 500
 _WITH_SEEN = selectinload(PointRow.seen)
+_log = structlog.get_logger(__name__)
 
 _COLUMNS = (
     PointRow.tag_id,
@@ -147,12 +149,38 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
         present[tag.tag_id] = point
         if disk_id not in {seen.disk_id for seen in point.seen}:
             point.seen.append(TagSeenRow(tag_id=tag.tag_id, disk_id=disk_id))
-        if not point.available and {seen.disk_id for seen in point.seen} >= {disk.disk_id for disk in item.disks}:
-            point.available = True
-            point.lacking_disks = list(disk_sets.lacking(item)) or None
+        if _complete(item, point):
             fresh.append(point)
     session.flush()
     return fresh
+
+
+def _complete(item: ItemRow, point: PointRow) -> bool:
+    """Make a point available if its tag was applied in all disks that its state has; return True if it was not before."""
+    needed = {disk.disk_id for disk in disk_sets.of_state(item, point.position)}
+    if point.available or not {seen.disk_id for seen in point.seen} >= needed:
+        return False
+    point.available = True
+    point.lacking_disks = list(disk_sets.lacking(item, point.position)) or None
+    return True
+
+
+def record_created(session: Session, vm: str, point: RecoveryPoint, now_ns: int) -> None:
+    """Record the event of a point that became available."""
+    _log.info("point_available", vm=vm, trace=point.id, position=point.position)
+    name = f" {point.name!r}" if point.name else ""
+    text = f"{point.type} recovery point {point.id}{name} of VM {vm!r} was created: {point.time}, position {point.position}"
+    events.record(session, vm=vm, code=events.POINT_CREATED, kind="VmReplication", severity="OK", text=text, now_ns=now_ns)
+
+
+def complete_waiting(session: Session, item: ItemRow) -> list[PointRow]:
+    """Make the points available that waited for the tags of disks that were removed now, and return them."""
+    last = newest(session, item.vm)
+    waiting = select(PointRow).where(PointRow.vm == item.vm, PointRow.available.is_(False))
+    if last is not None:
+        waiting = waiting.where(PointRow.position > last.position)
+    rows = session.scalars(waiting.order_by(PointRow.position).options(selectinload(PointRow.seen)))
+    return [point for point in rows if _complete(item, point)]
 
 
 def _rows_of(session: Session, ids: list[str]) -> dict[str, PointRow]:
@@ -397,7 +425,7 @@ def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoi
         time=rfc3339(least.complete_time_ns),
         position=least.complete_position,
         time_ns=least.complete_time_ns,
-        lacking_disks=disk_sets.lacking(item),
+        lacking_disks=disk_sets.lacking(item, least.complete_position),
     )
 
 

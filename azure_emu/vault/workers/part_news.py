@@ -30,6 +30,7 @@ _REPLICATING = (
     select(_DISK.disk_id)
     .join_from(DiskRow.__table__, ItemRow.__table__)
     .where(_ITEM.active_location == PRIMARY, _ITEM.protection_state.not_in(_NO_MANAGED_DISKS))
+    .where(_DISK.last_position.is_(None))
     .order_by(_DISK.disk_id)
 )
 

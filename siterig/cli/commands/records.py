@@ -15,7 +15,8 @@ from siterig.cli.commands.options import Dir, Json, example, vault
 from siterig.cli.tables import style_of
 
 if TYPE_CHECKING:
-    from siterig.azure_emu.vault.model.api import Job, JobState, ProviderCall
+    from siterig.azure_emu.vault.model.api import Job, JobState
+    from siterig.azure_emu.vault.model.job_parts import ProviderCall
 
 OfVm = Annotated[
     str | None, typer.Option("--vm", metavar="VM", help="Only those of this VM.", autocompletion=completion.vms)

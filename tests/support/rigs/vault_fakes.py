@@ -69,6 +69,7 @@ class World:
         self.app_scripts: dict[str, AppScript | None] = {}
         self.tracked: bool | None = None  # of the last relationship
         self.replicated: dict[str, list[str]] = {}  # VM -> the disks of its relationship
+        self.removed: dict[str, int] = {}  # disk -> the position of the last cut with it
         self.unmet: list[UnmetPrerequisite] = []
         self.bad_seeds: dict[str, RigError] = {}  # image -> the error of its check
         self.seeded: list[tuple[str, str]] = []  # disk and image of each call
@@ -334,6 +335,15 @@ class FakeProvider(Provider):
 
     async def resume(self, *, vm: str) -> None:
         await self.world.called("site.resume")
+
+    async def remove_disks(self, *, vm: str, disks: list[str]) -> int:
+        world = self.world
+        if not world.removed.keys() >= set(disks):
+            cut = await self.replicate_now(vm=vm, kind="CrashConsistent", name="disks-removed")
+            world.removed |= dict.fromkeys(disks, cut.position)
+            world.replicated[vm] = [name for name in world.replicated[vm] if name not in disks]
+        await world.called("site.remove_disks")
+        return max(world.removed[name] for name in disks)
 
     async def remove_relationship(self, *, vm: str) -> None:
         await self.world.called("site.remove_relationship")

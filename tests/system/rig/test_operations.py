@@ -31,7 +31,7 @@ from tests.support.rigs.jobs import ended
 pytestmark = pytest.mark.system
 
 VM, SECOND_VM = "web01", "db01"
-DISKS, EXCLUDED = {VM: "os", SECOND_VM: "data"}, "swap"
+DISKS, EXCLUDED, REMOVED = {VM: "os", SECOND_VM: "data"}, "swap", "scratch"
 DISK_BYTES = 8 << 20
 PART_BYTES = 1 << 20
 RATE = 384 << 10
@@ -46,13 +46,13 @@ async def item_of(rig: Testbed, vm: str = VM) -> ProtectedItem:
 
 
 async def disk_of(rig: Testbed, vm: str = VM, name: str | None = None) -> DiskInfo:
-    """Return a disk, or the only one that is replicated."""
+    """Return a disk, by default the VM's one that the steps write to."""
     return next(disk for disk in await rig.site.list_disks(vm=vm) if disk.name == (name or DISKS[vm]))
 
 
-async def write(rig: Testbed, vm: str = VM, size: int = PART_BYTES, at: int = 0) -> None:
+async def write(rig: Testbed, vm: str = VM, size: int = PART_BYTES, at: int = 0, disk: str | None = None) -> None:
     """Write random bytes, which cannot be compressed, and sync."""
-    fd = os.open((await disk_of(rig, vm)).path, os.O_RDWR)
+    fd = os.open((await disk_of(rig, vm, disk)).path, os.O_RDWR)
     try:
         os.pwrite(fd, os.urandom(size), at)
         os.fsync(fd)
@@ -60,8 +60,8 @@ async def write(rig: Testbed, vm: str = VM, size: int = PART_BYTES, at: int = 0)
         os.close(fd)
 
 
-async def take(rig: Testbed, name: str) -> RecoveryPoint:
-    return await rig.vault.create_point(vm=VM, kind="CrashConsistent", name=name)
+async def take(rig: Testbed, name: str, vm: str = VM) -> RecoveryPoint:
+    return await rig.vault.create_point(vm=vm, kind="CrashConsistent", name=name)
 
 
 async def names(rig: Testbed) -> set[str]:
@@ -137,7 +137,8 @@ async def limited(rig: Testbed) -> bool:
 
 
 async def a_cancelled_copy_that_continues(rig: Testbed) -> None:
-    disks = [DiskSpec(name="data", size_bytes=4 * DISK_BYTES), DiskSpec(name=EXCLUDED, size_bytes=PART_BYTES)]
+    disks = [DiskSpec(name="data", size_bytes=4 * DISK_BYTES)]
+    disks += [DiskSpec(name=name, size_bytes=PART_BYTES) for name in (EXCLUDED, REMOVED)]
     await rig.vault.create_vm(vm=SECOND_VM, disks=disks)
     await write(rig, SECOND_VM, 4 * DISK_BYTES)
     slow = BandwidthLimit(
@@ -160,11 +161,43 @@ async def a_cancelled_copy_that_continues(rig: Testbed) -> None:
 async def an_excluded_disk(rig: Testbed) -> None:
     disk = await disk_of(rig, SECOND_VM, EXCLUDED)
     assert (disk.tracked, disk.unsent_log_bytes) == (False, 0)
-    assert [(d.vm, d.name) for d in await rig.vault.managed_disks()] == [(SECOND_VM, "data"), (VM, "os")]
+    managed = [(d.vm, d.name) for d in await rig.vault.managed_disks()]
+    assert managed == [(SECOND_VM, "data"), (SECOND_VM, REMOVED), (VM, "os")]
     test = await ended(rig, await rig.vault.test_failover(vm=SECOND_VM, point="LatestProcessed"))
     assert test.result is not None
-    assert ([made.name for made in test.result.disks], test.result.lacking_disks) == (["data"], (EXCLUDED,))
+    assert ([made.name for made in test.result.disks], test.result.lacking_disks) == (["data", REMOVED], (EXCLUDED,))
     await ended(rig, await rig.vault.cleanup_test_failover(vm=SECOND_VM))
+    await a_removed_disk(rig)
+
+
+async def contents(rig: Testbed, point: str) -> dict[str, bytes]:
+    """Return the bytes of the disks that a point of the second VM has."""
+    mounted = await rig.vault.mount_point(vm=SECOND_VM, point=point)
+    try:
+        return {disk.name: await trio.Path(disk.path).read_bytes() for disk in mounted.disks}
+    finally:
+        await rig.vault.unmount_point(vm=SECOND_VM, name=mounted.name)
+
+
+async def at_site(rig: Testbed, *names: str) -> dict[str, bytes]:
+    return {name: await trio.Path((await disk_of(rig, SECOND_VM, name)).path).read_bytes() for name in names}
+
+
+async def a_removed_disk(rig: Testbed) -> None:
+    await write(rig, SECOND_VM, PART_BYTES // 4, disk=REMOVED)
+    before = await at_site(rig, "data", REMOVED)
+    await take(rig, "before", SECOND_VM)
+    job = await ended(rig, await rig.vault.remove_disks(vm=SECOND_VM, disks=[REMOVED]))
+    assert job.scenarioName == "RemoveDisks"
+    await write(rig, SECOND_VM)
+    await write(rig, SECOND_VM, PART_BYTES // 4, disk=REMOVED)
+    after = await at_site(rig, "data")
+    await take(rig, "after", SECOND_VM)
+    lacking = {point.name: point.lacking_disks for point in await rig.vault.points(vm=SECOND_VM)}
+    assert (lacking["before"], lacking["after"]) == ((EXCLUDED,), (REMOVED, EXCLUDED))
+    assert (await contents(rig, "before"), await contents(rig, "after")) == (before, after)
+    disk = await disk_of(rig, SECOND_VM, REMOVED)
+    assert (disk.tracked, disk.unsent_log_bytes) == (False, 0)
 
 
 async def points_and_retention(rig: Testbed, clock: RigClockControl) -> None:

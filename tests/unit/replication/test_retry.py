@@ -9,8 +9,8 @@ import trio
 import trio.testing
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.replication.engine.replica import KEY_AGAIN_S
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, ResyncNeeded, RetryTable, as_rig_error, unwrap_group
+from siterig.replication.replicas.replica import KEY_AGAIN_S
 from tests.support.rigs.agent_rig import VM, Rig
 from tests.support.threads import without_threads
 

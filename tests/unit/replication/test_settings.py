@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.sides.vault_link import ReplicationSettings
-from siterig.replication.engine.replica import PAUSED_CHECK_S
+from siterig.replication.replicas.replica import PAUSED_CHECK_S
 from tests.support.rigs.agent_rig import VM, Rig
 from tests.support.threads import without_threads
 

@@ -102,6 +102,7 @@ COMMANDS = {
     "disk stats": "web01/os --side site",
     "disk scrub": "",
     "disk resize": "web01/os 2GiB --side site",
+    "disk unprotect": "web01/os",
     "disk kept list": "",
     "disk kept delete": "web01 os-20261129T141500Z.img",
     "failover test": "web01",

@@ -172,7 +172,7 @@ def test_the_light_way_prints_the_same_as_the_complete_program(
     assert complete.stdout == printed
     assert "web01" in printed
     if as_json and arguments == ("vm", "list"):
-        assert json.loads(printed) == [vm.model_dump() for vm in VMS]
+        assert json.loads(printed) == [vm.model_dump(mode="json") for vm in VMS]
 
 
 @pytest.mark.parametrize(

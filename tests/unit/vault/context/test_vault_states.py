@@ -71,7 +71,7 @@ def test_a_second_test_failover_is_refused_while_one_is_there() -> None:
     assert caught.value.message == (
         "failover test of VM 'web01' is not possible: protectionState is Protected, activeLocation Primary, "
         "testFailoverState Completed; allowed now: take-point, cleanup, failover unplanned, failover planned, resync, "
-        "policy set, vm update, pause"
+        "policy set, vm update, disk unprotect, pause"
     )
 
 
@@ -93,6 +93,7 @@ BEGIN: dict[Operation, Callable[[Vault], Awaitable[object]]] = {
     Operation.RESYNC: lambda vault: vault.protection.resync(vm="web01"),
     Operation.CHANGE_POLICY: lambda vault: vault.protection.change_policy(vm="web01", interval_s=300),
     Operation.UPDATE: lambda vault: vault.protection.update_vm_properties(vm="web01", recovery_vm_name="web01"),
+    Operation.REMOVE_DISKS: lambda vault: vault.protection.remove_disks(vm="web01", disks=["data"]),
     Operation.PAUSE: lambda vault: vault.protection.pause_replication(vm="web01"),
     Operation.RESUME: lambda vault: vault.protection.resume_replication(vm="web01"),
 }
@@ -102,6 +103,7 @@ FAULTS = [
     "site.replicate_now",
     "site.resync",
     "site.change_schedule",
+    "site.remove_disks",
     "site.pause",
     "site.resume",
     "site.create_relationship",
@@ -116,7 +118,7 @@ FAULTS = [
     "azure.create_disk_from_point",
     "azure.remove_vm",
 ]
-ALLOWED_ERRORS = {"InvalidState", "JobInProgress", "VmNotFound", "NoSuchPoint"}
+ALLOWED_ERRORS = {"BadRequest", "DiskNotFound", "InvalidState", "JobInProgress", "VmNotFound", "NoSuchPoint"}
 
 
 # Not shrunk, for each example runs a whole vault several times.

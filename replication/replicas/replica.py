@@ -22,19 +22,19 @@ from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
-from siterig.blockfs.sides.vault_link import PATIENCE_S_MAX
 from siterig.blockfs.transfer.part_name import PartName
-from siterig.replication.comparison.verification import verify_snapshot
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.delta import DeltaCycle
 from siterig.replication.engine.disk_copy import check_vouched_for
 from siterig.replication.engine.initial import replicate_initially
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Relationship, ReplicationPhase
 from siterig.replication.engine.resync import resynchronize
-from siterig.replication.engine.retry import ResyncNeeded, as_rig_error, unwrap_group
+from siterig.replication.engine.retry import ResyncNeeded, as_rig_error
 from siterig.replication.engine.vault_reporter import VaultReporter
+from siterig.replication.replicas.delta import DeltaCycle
+from siterig.replication.replicas.disk_removal import remove_disks
+from siterig.replication.replicas.verifying import verify_disks
 
 T = TypeVar("T")
 
@@ -192,7 +192,8 @@ class Replica:
     def set_disks(self, names: list[str] | None) -> None:
         """Change the disks that are replicated, before a copy; None: all disks.  A cycle that runs is interrupted."""
         if self._record.replicated != names:
-            self._context.book.update(self.vm, replicated=names)
+            removed = {name: at for name, at in self._record.removed.items() if names is not None and name not in names}
+            self._context.book.update(self.vm, replicated=names, removed=removed)
             _log.info("replicated_disks_changed", vm=self.vm, disks=names)
             if self._record.phase == "delta":
                 self._activity.cancel()
@@ -215,8 +216,17 @@ class Replica:
         if record.phase == "delta":
             self._activity.cancel()
 
-    async def replicate_now(self, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
-        """Run one cycle now, without retries; its success also ends a Critical state."""
+    async def replicate_now(
+        self,
+        kind: TagKind,
+        name: str,
+        request_id: str | None = None,
+        then: Callable[[CutInfo], None] = lambda _cut: None,
+    ) -> CutInfo:
+        """Run one cycle now, without retries; its success also ends a Critical state.
+
+        ``then`` is called when the cut is sent, and before any other cycle can make one.
+        """
         self._check_in_delta()
         with trio.CancelScope() as scope:
             async with self._working:
@@ -224,6 +234,7 @@ class Replica:
                 self._manual = scope
                 try:
                     cut = await self._cycle.run(kind, name, request_id=request_id)
+                    then(cut)
                 except OSError as exc:
                     raise as_rig_error(exc) from exc
                 except ResyncNeeded as exc:
@@ -249,6 +260,16 @@ class Replica:
         self._retry_wait.cancel()
         return self._failures > 0
 
+    async def remove_disks(self, names: list[str]) -> int:
+        """End the replication of some disks (:mod:`siterig.replication.engine.disk_removal`)."""
+        await self.stop_verification()
+        return await remove_disks(
+            self._context,
+            self.vm,
+            names,
+            make_last_cut=lambda then: self.replicate_now("CrashConsistent", "disks-removed", then=then),
+        )
+
     async def verify(self) -> Verification:
         """Compare both sides at the position of a snapshot, while replication runs."""
         self._check_in_delta()
@@ -259,43 +280,16 @@ class Replica:
             raise RigError(Code.VmBusy, message, recoverable=True) from None
         try:
             with trio.CancelScope() as self._verifying:
-                return await self._verify()
+                self._verified = ProgressTracker(self.vm, self._context.clock)
+                return await verify_disks(
+                    self._context, self.vm, self._verified, lambda: self.replicate_now("CrashConsistent", "verify")
+                )
         except OSError as exc:
             raise as_rig_error(exc) from exc
         finally:
             self._verified = None
             self._snapshotting.release()
         raise RigError(Code.Interrupted, f"the verification of VM {self.vm!r} was stopped")
-
-    async def _verify(self) -> Verification:
-        context, tracker = self._context, ProgressTracker(self.vm, self._context.clock)
-        snapshot = await self._context.replicated.begin_snapshot(vm=self.vm)
-        try:
-            tracker.begin("Verification", [(disk.name, 0, disk.size_bytes) for disk in snapshot.disks])
-            tracker.detail = "waiting until the position is applied"
-            self._verified = tracker
-            _log.info("verification_begun", vm=self.vm, position=snapshot.position)
-            await self.replicate_now("CrashConsistent", "verify")
-            await self._wait_applied(snapshot.position)
-            tracker.detail = "comparing checksums"
-            with unwrap_group():
-                found = await verify_snapshot(
-                    context.host, context.vault, snapshot, open_file=context.open_snapshot, advance=tracker.done
-                )
-        finally:
-            with trio.CancelScope(shield=True), suppress(RigError):  # a host that is away has lost the snapshot
-                await self._context.replicated.end_snapshot(vm=self.vm)
-        _log.info("verification_ended", vm=self.vm, position=snapshot.position, differing_bytes=found.differing_bytes)
-        return found
-
-    async def _wait_applied(self, position: int) -> None:
-        """Wait until every managed disk has the state at a position."""
-        what = f"the state at position {position} is not applied yet"
-        marks = await self._context.vault.watermarks(vm=self.vm)
-        while any(mark.complete_position < position for mark in marks):
-            self._context.waits.set("verify", "RecoverySideBehind", what, vm=self.vm)
-            marks = await self._context.vault.watermarks(vm=self.vm, known=marks, patience_s=PATIENCE_S_MAX)
-        self._context.waits.clear("verify", vm=self.vm)
 
     async def stop_verification(self) -> None:
         """Stop a running verification, and return when its snapshot is removed."""
