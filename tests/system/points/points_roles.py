@@ -136,7 +136,7 @@ async def run_applier(layout: Layout, *, clock: Clock, health: Health, task_stat
     faces = {"RecoverySide": (RecoverySide, work), "Fuse": (Fuse, _FUSE)}
     with failpoint.all_armed(_FUSE.reached, "store."):
         async with trio.open_nursery() as nursery:
-            await nursery.start(lambda task_status: work.run(poll_s=0.02, task_status=task_status))
+            await nursery.start(lambda task_status: work.run(poll_s=0.02, net_s=0.1, task_status=task_status))
             await nursery.start(server.serve, faces, layout.socket("applier"))
             task_status.started()
 
