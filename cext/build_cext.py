@@ -15,9 +15,17 @@ SOURCE_ROOT = HERE / "src"
 """Folder of the C rooms; includes are relative to it."""
 SOURCES = sorted(SOURCE_ROOT.glob("*/*.c"))
 HEADERS = (
-    *("base/siterig.h", "base/clock_page.h", "base/io.h", "base/positions.h", "base/record.h", "base/splice.h"),
-    *("index/segment_index.h", "index/extent_map.h"),
-    *("layers/layer.h", "layers/view.h", "layers/base_update.h"),
+    *(
+        "base/siterig.h",
+        "base/clock_page.h",
+        "base/io.h",
+        "base/positions.h",
+        "base/record.h",
+        "base/splice.h",
+        "base/xts.h",
+    ),
+    *("index/segment_index.h", "index/extent_map.h", "index/encrypted_segment.h"),
+    *("layers/layer.h", "layers/view.h", "layers/base_update.h", "layers/decrypted.h", "layers/chunk_tags.h"),
     *("faults/decisions.h", "faults/rules.h", "faults/host_files.h"),
     *("disk/disk.h", "disk/faulty.h"),
     "fuse/server.h",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 
 from typing_extensions import Buffer
 
@@ -28,12 +27,14 @@ def is_zero(data: Buffer) -> bool:
 def chunk_tag(key: bytes, index: int, data: Buffer) -> bytes:
     """Return the keyed tag of chunk ``index``: AES-256-GMAC (NIST SP 800-38D), or 16 zero bytes for a chunk of zeros.
 
+    The message is the blocks of 4 KiB that are not zeros, then one bit for each block (cext/src/base/hasher.c).
+
     Args:
         key: 32 random bytes, new for each comparison; tags only travel over an authenticated channel.
         index: number of the chunk, used as the nonce.
-        data: contents of the chunk.
+        data: contents of the chunk, at most 1 MiB.
     """
-    _check_key(key)
+    check_key(key)
     buf = ffi.from_buffer(data)
     tag = ffi.new("uint8_t[]", TAG_BYTES)
     if lib.sr_chunk_tag(key, index, buf, len(buf), tag) != 0:
@@ -41,20 +42,7 @@ def chunk_tag(key: bytes, index: int, data: Buffer) -> bytes:
     return bytes(tag)
 
 
-def chunk_tags_fd(fd: int, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
-    """Return the tags of ``count`` chunks of a file from chunk ``first``.
-
-    Holes are not read; bytes past the end of the file count as zeros.
-    """
-    _check_key(key)
-    tags = ffi.new("uint8_t[]", count * TAG_BYTES)
-    rc = lib.sr_chunk_tags_fd(fd, key, chunk_bytes, first, count, tags)
-    if rc != 0:
-        raise OSError(-rc, os.strerror(-rc))
-    raw = bytes(tags)
-    return [raw[i : i + TAG_BYTES] for i in range(0, len(raw), TAG_BYTES)]
-
-
-def _check_key(key: bytes) -> None:
+def check_key(key: bytes) -> None:
+    """Raise ``ValueError`` unless the key has ``KEY_BYTES`` bytes."""
     if len(key) != KEY_BYTES:
         raise ValueError(f"key has {len(key)} bytes; it must have {KEY_BYTES}")

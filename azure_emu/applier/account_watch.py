@@ -123,8 +123,23 @@ class AccountWatch:
         if self._clock.trio_time_s() >= max(self._seen_at_s, self._begun_s) + SEEN_EVERY_S:
             await self.report(store, listing, [part for part in listing.sizes if store.classify(part) != "applied"])
 
-    async def report(self, store: ManagedDiskStore, listing: Listing, unapplied: list[PartName]) -> None:
-        """Report the bytes of the parts ``left``, which wait, and the skipped blobs, if anything changed."""
+    def waiting_bytes(self, store: ManagedDiskStore, listing: Listing) -> int | None:
+        """Return the bytes of the parts that wait; None if a blob is skipped, which only :meth:`report` reports."""
+        if listing.foreign or any(self.is_skipped(store, part) for part in listing.sizes):
+            return None
+        return sum(size for part, size in listing.sizes.items() if store.classify(part) != "applied")
+
+    def note_reported(self, waiting_bytes: int) -> None:
+        """Note that the vault knows these bytes from another report."""
+        self._seen, self._seen_at_s = (waiting_bytes, ()), self._clock.trio_time_s()
+
+    async def report(
+        self, store: ManagedDiskStore, listing: Listing, unapplied: list[PartName], *, moved: bool = False
+    ) -> bool:
+        """Report the bytes of the parts that wait, and the skipped blobs, if anything changed; return True if that is known.
+
+        ``moved``: parts were applied since the last report, so the count of the agent, which the vault has, may be old.
+        """
         waiting = sum(listing.sizes.get(part, 0) for part in unapplied)
         skipped = [SkippedBlob(name=name, reason="not the name of a replication part") for name in listing.foreign]
         skipped += [
@@ -133,16 +148,18 @@ class AccountWatch:
             if self.is_skipped(store, part)
         ]
         seen = (waiting, tuple(skipped[:SKIPPED_REPORTED_MAX]))
-        if seen == self._seen and self._clock.trio_time_s() < self._seen_at_s + SEEN_EVERY_S:
-            return
+        is_idle = seen == (0, ()) and not moved
+        if seen == self._seen and (is_idle or self._clock.trio_time_s() < self._seen_at_s + SEEN_EVERY_S):
+            return True
         try:
             await self._reports.account_seen(
                 disk_id=self._disk_id, waiting_bytes=waiting, skipped=list(seen[1]), skipped_count=len(skipped)
             )
         except RigError as exc:
             self._not_reported(exc)
-        else:
-            self._seen, self._seen_at_s = seen, self._clock.trio_time_s()
+            return False
+        self._seen, self._seen_at_s = seen, self._clock.trio_time_s()
+        return True
 
     async def _send_again(self, parts: list[PartName]) -> bool:
         names = [part.blob() for part in parts]

@@ -26,12 +26,20 @@ class AppliedDisk:
     refused: set[tuple[str, str, bool]] = field(default_factory=set)
     """The errors (code, message, recoverable) that were reported to the vault since the last success."""
     retry_at_s: float = 0.0
+    key_dropped: bool = False
+    """True if the key of the open managed disk must not be used any more."""
     retain: int = 0
     """The position up to which the journal is to be compacted."""
     compacting: bool = False
     """True while a compaction or a checkpoint runs."""
     compact_at_s: float = 0.0
     """The time of the next attempt."""
+    more: bool = False
+    """True if a round ended before all parts in the account were applied."""
+    is_settled: bool = False
+    """True if nothing of the disk is due before new parts are put."""
+    lists_void: int = 0
+    """Counts what makes an older list of the account wrong for this disk."""
     detached: bool = False
     """True while a task processes the disk concurrently with the rounds."""
 

@@ -2,31 +2,31 @@
 
 Fault contract: the cache account holds the only state.  An export that is repeated, after a kill or an error, makes the same
 parts and keeps each that the account has already *with the same bytes*.  A part that differs, because the source was written
-in between, is replaced.  Parts of a longer earlier export are removed.  The spool folder holds only temporary files.
+in between, is replaced.  Parts of a longer earlier export are removed.  Parts are made in memory: no file has the bytes of
+the disk without encryption.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
-from collections import defaultdict
+from collections import defaultdict, deque
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.transfer.cache_account import CacheAccount
-from siterig.blockfs.transfer.codec import pack
 from siterig.blockfs.transfer.part_name import PartName
-from siterig.blockfs.transfer.sync_stream import SyncStream
+from siterig.blockfs.transfer.sync_part import DiskChunk, SyncOrigin, pack_sync_part
 from siterig.cext.checksums import is_zero
 
 GENERATION = 1
 READ_BYTES = 1 << 20
+PART_BYTES = 8 << 20
+"""Bytes of the disk in a part; it is complete when it has so many."""
 UPLOADS_MAX = 2
 """Limit of concurrent uploads; more make Azurite slower."""
 
@@ -37,8 +37,7 @@ _POSITION, _TIME_NS, _FIRST_SEQ = 1, 0, 1
 class Exporter:
     """Exports disks; one export of a disk at a time."""
 
-    def __init__(self, spool: Path, cache: CacheAccount) -> None:
-        self._spool = spool
+    def __init__(self, cache: CacheAccount) -> None:
         self._cache = cache
         self._locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
         self._read_bytes: dict[str, int] = {}
@@ -47,41 +46,31 @@ class Exporter:
         """Return how many bytes of the source were read so far; 0 if there is no export."""
         return self._read_bytes.get(source_id, 0)
 
-    def clear_spool(self) -> None:
-        """Remove the files that a kill left; call it before the first export."""
-        shutil.rmtree(self._spool, ignore_errors=True)
-
     async def export(self, *, source: Path, source_id: str, size_bytes: int) -> int:
         """Put ``source`` into the cache account as the sync stream of ``source_id``; return the number of its parts.
 
         Raises:
-            RigError: ``SourceUnreadable``, ``SourceTooSmall``; ``DiskFull`` (recoverable); the errors of the cache account.
+            RigError: ``SourceUnreadable``, ``SourceTooSmall``; the errors of the cache account.
         """
         async with self._locks[source_id]:
             self._read_bytes[source_id] = 0
-            folder = self._spool / source_id
-            try:
-                parts = await self._export(source, folder, source_id, size_bytes)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            parts = await self._export(source, source_id, size_bytes)
             for part in (await self._cache.list(source_id)).parts:
                 if part.generation == GENERATION and part.stream == "sync" and part.last > parts:
                     await self._cache.delete(part)
             return parts
 
-    async def _export(self, source: Path, folder: Path, source_id: str, size_bytes: int) -> int:
-        with host_disk_errors(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            safe_files.make_folder(folder, parents=True)
-        reader = await trio.to_thread.run_sync(_SourceReader, source, folder, source_id, size_bytes)
+    async def _export(self, source: Path, source_id: str, size_bytes: int) -> int:
+        reader = await trio.to_thread.run_sync(_SourceReader, source, size_bytes)
+        origin = SyncOrigin(source_id, GENERATION, size_bytes, _POSITION, _TIME_NS, _FIRST_SEQ)
         failures: list[RigError] = []
         slots = trio.Semaphore(UPLOADS_MAX)
         try:
             async with trio.open_nursery() as nursery:
 
-                async def upload(part: PartName, path: Path) -> None:
+                async def upload(part: _ReadPart) -> None:
                     try:
-                        await self._upload(part, path)
+                        await self._upload(origin, part)
                     except RigError as exc:  # raised below, so that it is not in a group
                         failures.append(exc)
                         nursery.cancel_scope.cancel()
@@ -97,17 +86,16 @@ class Exporter:
                         nursery.cancel_scope.cancel()
                         break
                     self._read_bytes[source_id] = reader.at
-                    nursery.start_soon(upload, *ready)
+                    nursery.start_soon(upload, ready)
         finally:
             reader.close()
         if failures:
             raise failures[0]
         return reader.parts
 
-    async def _upload(self, part: PartName, path: Path) -> None:
-        with host_disk_errors(path):
-            data = await trio.to_thread.run_sync(pack, path)
-            path.unlink()  # it is packed again if the upload fails
+    async def _upload(self, origin: SyncOrigin, read: _ReadPart) -> None:
+        part = origin.part(read.number)
+        data = await trio.to_thread.run_sync(lambda: pack_sync_part(origin, read.number, read.chunks, is_last=read.is_last))
         if not await self._cache.put(part, data) and not await self._holds(part, data):
             await self._cache.put(part, data, replace=True)
 
@@ -147,10 +135,19 @@ def data_bytes(source: Path) -> int:
         os.close(fd)
 
 
+@dataclass(frozen=True, slots=True)
+class _ReadPart:
+    """The bytes of one part."""
+
+    number: int
+    chunks: deque[DiskChunk]
+    is_last: bool
+
+
 class _SourceReader:
     """Reads the source from start to end into parts, in worker threads, one call at a time."""
 
-    def __init__(self, source: Path, folder: Path, source_id: str, size_bytes: int) -> None:
+    def __init__(self, source: Path, size_bytes: int) -> None:
         self.source = source
         self.size_bytes = size_bytes
         self.at = 0
@@ -164,31 +161,21 @@ class _SourceReader:
         if size < size_bytes:
             os.close(self._fd)
             raise RigError(Code.SourceTooSmall, f"{source}: has {size} bytes; the disk to export has {size_bytes}")
-        self._stream = SyncStream(
-            folder,
-            disk_id=source_id,
-            generation=GENERATION,
-            disk_size_bytes=size_bytes,
-            position=_POSITION,
-            time_ns=_TIME_NS,
-            first_seq=_FIRST_SEQ,
-        )
 
-    def next_part(self) -> tuple[PartName, Path]:
+    def next_part(self) -> _ReadPart:
         """Read until a part is full; at the end of the source return the last part."""
         self.parts += 1
-        with host_disk_errors(self._stream.folder):
-            return self._next_part()
-
-    def _next_part(self) -> tuple[PartName, Path]:
-        while self.at < self.size_bytes:
+        chunks: deque[DiskChunk] = deque()
+        read_bytes = 0
+        while self.at < self.size_bytes and read_bytes < PART_BYTES:
             length = min(READ_BYTES, self.size_bytes - self.at)
             data = self._read(length)
             offset, self.at = self.at, self.at + length
-            if not is_zero(data) and (full := self._stream.add(offset, data, length)):
-                return full
-        self.done = True
-        return self._stream.finish()
+            if not is_zero(data):
+                chunks.append(DiskChunk(offset, length, data))
+                read_bytes += length
+        self.done = read_bytes < PART_BYTES
+        return _ReadPart(self.parts, chunks, self.done)
 
     def _read(self, length: int) -> bytes:
         pieces = []
@@ -205,6 +192,5 @@ class _SourceReader:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close(self) -> None:
-        """Close the source and discard an unfinished part."""
+        """Close the source."""
         os.close(self._fd)
-        self._stream.abandon()

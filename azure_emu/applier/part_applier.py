@@ -6,22 +6,28 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import structlog
 import trio
 
+from siterig.azure_emu.applier.account_watch import BadPartError
 from siterig.azure_emu.applier.bad_parts import REPAIRABLE
 from siterig.azure_emu.applier.disk_record import AppliedDisk
+from siterig.azure_emu.applier.read_ahead import AHEAD_MAX, follows, reading_ahead
 from siterig.azure_emu.applier.transient_errors import TransientErrors
 from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.disks.history import PartStatus
 from siterig.azure_emu.disks.store import ManagedDiskStore, known_generation, reset_disk
+from siterig.azure_emu.disks.view import needed_key
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.codec import decompress
+from siterig.blockfs.transfer.data_keys import DataKeys
+from siterig.blockfs.transfer.envelope import DataKey
 from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
 
 DAMAGE_RETRIES, DAMAGE_RETRY_S = 3, 1.0
@@ -45,6 +51,7 @@ class PartApplier:
         waits: Waits,
         clock: Clock,
         errors: TransientErrors,
+        keys: DataKeys | None = None,
     ) -> None:
         """Prepare to apply.
 
@@ -55,20 +62,34 @@ class PartApplier:
             waits: registers the things that the applier waits for.
             clock: the time.
             errors: the log of errors that will pass.
+            keys: the keys of managed disks; None: new ones are not encrypted.
         """
+        self._keys = keys
         self._folder = folder
         self._cache = cache
         self._reports = reports
         self._waits = waits
         self._clock = clock
         self._errors = errors
+        self._ahead = trio.Semaphore(AHEAD_MAX)
 
     async def open(self, disk: AppliedDisk) -> ManagedDiskStore:
-        """Open the managed disk, or return it if it is open."""
+        """Open the managed disk, or return it if it is open; one whose key was dropped is opened again."""
+        if disk.key_dropped and disk.store is not None and disk.store.is_encrypted:
+            await trio.to_thread.run_sync(disk.store.close)  # waits for a compaction step
+            disk.store = None
+            disk.begin_reports()
+        disk.key_dropped = False
         if disk.store is None:
-            opening = partial(ManagedDiskStore.open, self._folder / disk.disk_id, clock=self._clock)
-            disk.store = await trio.to_thread.run_sync(opening)
+            folder = self._folder / disk.disk_id
+            needs_key = await trio.to_thread.run_sync(needed_key, folder) is not None
+            key = await self.key_of(disk.disk_id) if needs_key else None
+            disk.store = await trio.to_thread.run_sync(partial(ManagedDiskStore.open, folder, clock=self._clock, key=key))
         return disk.store
+
+    async def key_of(self, disk_id: str) -> DataKey | None:
+        """Return the key of a managed disk, which the vault makes at the first call; None if disks are not encrypted."""
+        return None if self._keys is None else (await self._keys.disk_key(disk_id=disk_id)).key()
 
     async def open_or_reset(self, disk: AppliedDisk) -> ManagedDiskStore:
         """Open the managed disk, or replace one to which nothing can be applied any more when a resync begins.
@@ -94,15 +115,30 @@ class PartApplier:
                     if (again.code, again.message) != (exc.code, exc.message):
                         raise
             log.warning("damaged_store_set_aside", disk=disk.disk_id, reason=exc.message)
-            resetting = partial(reset_disk, folder, created_ns=self._clock.wall_ns(), clock=self._clock)
+            key = await self.key_of(disk.disk_id)
+            resetting = partial(reset_disk, folder, created_ns=self._clock.wall_ns(), clock=self._clock, key=key)
             disk.store = await trio.to_thread.run_sync(resetting)
             disk.begin_reports()
             return disk.store
 
-    async def apply_cached(self, disk: AppliedDisk, store: ManagedDiskStore) -> None:
-        """Apply all parts in the cache account that come next."""
+    async def apply_cached(
+        self, disk: AppliedDisk, store: ManagedDiskStore, listing: Listing | None = None, *, parts_max: int | None = None
+    ) -> bool:
+        """Apply the parts in the cache account that come next: all, or so many that ``disk.more`` is then set.
+
+        Args:
+            disk: the disk.
+            store: its managed disk.
+            listing: its blobs; None: the account is asked for them.
+            parts_max: the limit of the parts.
+        Returns:
+            True if nothing is left: no part is in the account, and all reports arrived.
+        """
+        disk.more = False
+        before = disk.reported
         await self._report(disk, store)
-        listing = await self._cache.list(disk.disk_id)
+        if listing is None:
+            listing = await self._cache.list(disk.disk_id)
         disk.watch.bad.keep_only(listing.sizes)
         if disk.later is not None and all(part.generation <= disk.later.generation for part in listing.parts):
             await self._reports.store_older(watermark=store.watermark())
@@ -110,12 +146,13 @@ class PartApplier:
         parts = await self._delete_applied(disk, store, listing.parts)
         await self._check_next_generation(disk, store, parts, listing)
         current, ended = _in_order(disk.watch.candidates(store, parts))
-        current = await self._apply_parts(disk, store, current, "next", listing)
-        # A conflict is tried so that it is refused and reported by its name.
-        current = await self._apply_parts(disk, store, current, "conflict", listing)
+        current = await self._apply_parts(disk, store, current, "next", listing, parts_max=parts_max)
+        if not disk.more:
+            # A conflict is tried so that it is refused and reported by its name.
+            current = await self._apply_parts(disk, store, current, "conflict", listing)
         current = await self._delete_applied(disk, store, ended + current)
-        await disk.watch.report(store, listing, current)
-        missing = await disk.watch.check_missing(store, current)
+        is_reported = await disk.watch.report(store, listing, current, moved=disk.reported != before)
+        missing = None if disk.more else await disk.watch.check_missing(store, current)
         if missing is None:
             self._waits.clear("apply", disk=disk.disk_id)
         else:
@@ -125,6 +162,9 @@ class PartApplier:
             disk.reported = None
             await self._report(disk, store)
         disk.retry_at_s = 0.0
+        has_skipped = any(disk.watch.is_skipped(store, part) for part in listing.sizes)
+        is_applied = not current and not has_skipped and disk.reported == store.watermark()
+        return is_applied and is_reported and not disk.more
 
     async def _check_next_generation(
         self, disk: AppliedDisk, store: ManagedDiskStore, parts: list[PartName], listing: Listing
@@ -148,47 +188,73 @@ class PartApplier:
             disk.watch.bad.forget(part)
 
     async def _apply_parts(
-        self, disk: AppliedDisk, store: ManagedDiskStore, parts: list[PartName], status: PartStatus, listing: Listing
+        self,
+        disk: AppliedDisk,
+        store: ManagedDiskStore,
+        parts: list[PartName],
+        status: PartStatus,
+        listing: Listing,
+        *,
+        parts_max: int | None = None,
     ) -> list[PartName]:
         """Apply each part that has this status when its turn comes; return the parts that had not.
 
         One pass is enough, however many parts there are: in this order, a part comes after those that it needs.  A bad part
         is skipped, because the next part may exist under another name.  If it does not, the error of the bad part is raised.
         """
-        left, failed = [], []
-        for part in parts:
-            if store.classify(part) != status:
-                left.append(part)
-                continue
-            try:
-                data = await self._cache.get(part)
-                await trio.to_thread.run_sync(store.apply_part, part, data)
-            except RigError as exc:
-                if exc.code not in REPAIRABLE:
-                    raise
-                bad = await disk.watch.note_failed(store, part, exc, _in_order(listing.parts)[0])
-                if bad is not None:
-                    failed.append(bad)
-                left.append(part)
-                continue
-            disk.watch.bad.forget(part)
-            disk.refused.clear()
-            await self._report(disk, store)
-            await self._delete_applied(disk, store, [part])
-            await disk.watch.report_progress(store, listing)
+        left: list[PartName] = []
+        failed: list[BadPartError] = []
+        applied = 0
+        async with reading_ahead(self._cache, self._ahead) as downloads:
+            for part, following in zip_longest(parts, parts[1:]):
+                if store.classify(part) != status or disk.more:
+                    left.append(part)
+                    continue
+                if applied == parts_max:
+                    disk.more = True
+                    left.append(part)
+                    continue
+                try:
+                    data = await downloads.get(part)
+                    if (
+                        following is not None
+                        and applied + 1 != parts_max
+                        and follows(following, part)
+                        and disk.watch.bad.reason(following) is None
+                    ):
+                        downloads.begin(following, listing.sizes[following])
+                    await trio.to_thread.run_sync(store.apply_part, part, data)
+                except RigError as exc:
+                    if exc.code not in REPAIRABLE:
+                        raise
+                    bad = await disk.watch.note_failed(store, part, exc, _in_order(listing.parts)[0])
+                    if bad is not None:
+                        failed.append(bad)
+                    left.append(part)
+                    continue
+                applied += 1
+                disk.watch.bad.forget(part)
+                disk.refused.clear()
+                # The report of the last part brings the state of the account, too: an idle disk needs no second one.
+                await self._report(disk, store, None if following is not None else disk.watch.waiting_bytes(store, listing))
+                await self._delete_applied(disk, store, [part])
+                await disk.watch.report_progress(store, listing)
         still = [bad for bad in failed if store.classify(bad.part) == status]
         if still:
             await disk.watch.report(store, listing, left)
             raise still[0]
         return left
 
-    async def _report(self, disk: AppliedDisk, store: ManagedDiskStore) -> None:
-        """Report new progress and tags to the vault; if that fails, parts are applied all the same and blobs stay."""
+    async def _report(self, disk: AppliedDisk, store: ManagedDiskStore, waiting_bytes: int | None = None) -> None:
+        """Report new progress and tags to the vault; if that fails, parts are applied all the same and blobs stay.
+
+        ``waiting_bytes``: the bytes that wait in the account, if that is to be reported, too.
+        """
         watermark, tags = store.watermark(), store.tags(disk.reported_tags)
         while disk.reported != watermark or tags:
             some, tags = tags[:TAGS_IN_REPORT_MAX], tags[TAGS_IN_REPORT_MAX:]
             try:
-                disk.later = await self._reports.applied(watermark=watermark, tags=some)
+                disk.later = await self._reports.applied(watermark=watermark, tags=some, waiting_bytes=waiting_bytes)
             except RigError as exc:
                 self._waits.set("report", exc.code, exc.message, disk=disk.disk_id)
                 self._errors.note(exc)
@@ -196,8 +262,12 @@ class PartApplier:
             self._waits.clear("report", disk=disk.disk_id)
             if disk.later is not None:
                 return  # no blob is deleted, because it may be needed
+            if waiting_bytes is not None:
+                disk.watch.note_reported(waiting_bytes)
             disk.reported = watermark
             disk.reported_tags += len(some)
+            for tag in some:
+                log.info("tag_applied", disk=disk.disk_id, trace=tag.tag_id, position=tag.position)
 
     async def _delete_applied(self, disk: AppliedDisk, store: ManagedDiskStore, parts: list[PartName]) -> list[PartName]:
         """Delete the blobs of parts that are applied and reported; return the other parts."""

@@ -1,4 +1,4 @@
 """Contracts between the roles of the recovery side.
 
-Imports blockfs.changelog, blockfs.core, blockfs.transfer.
+Imports blockfs.changelog, blockfs.core, blockfs.images, blockfs.transfer.
 """

@@ -6,8 +6,10 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from siterig.blockfs.core.deadlines import ANSWER_S, deadline
+from siterig.azure_emu.contracts.seeds import Seeds
+from siterig.blockfs.core.deadlines import ANSWER_S, REPORT_S, deadline
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
+from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 
 ChangeKind = Literal["WRITE", "ZERO", "DISCARD", "RESIZE"]
@@ -67,7 +69,7 @@ class ManagedDiskState(WireModel):
     ``floor`` is the oldest position that can be read, 0 if none can, and ``floor_time_ns`` its time.  ``valid_ranges`` are
     the ranges (first, last) of positions that can be read, oldest first.  ``retain`` is the position up to which the journal
     is compacted as soon as no pin holds an older one; 0 if no compaction was requested.  ``base_bytes`` and
-    ``journal_bytes`` are the space that they take on the host's disk.
+    ``journal_bytes`` are the space that they take on the host's disk, and ``free_bytes`` the space that is free there.
     """
 
     disk_id: str
@@ -79,16 +81,17 @@ class ManagedDiskState(WireModel):
     pins: list[Pin]
     base_bytes: int
     journal_bytes: int
+    free_bytes: int | None = None
 
 
-class RecoverySide(Protocol):
+class RecoverySide(Seeds, Protocol):
     """The applier role: managed disks, and the way into and out of the cache account."""
 
     async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:
-        """Create an empty managed disk; no-op if one of this size or a larger one exists.
+        """Create an empty managed disk; no-op if one of this size or a larger one exists, or one that has a state.
 
         Raises:
-            RigError: ``DiskExists`` if a smaller one exists; ``InvalidDiskSize``, ``DiskFull``.
+            RigError: ``DiskExists`` if a smaller, empty one exists; ``InvalidDiskSize``, ``DiskFull``.
         """
         ...
 
@@ -96,20 +99,60 @@ class RecoverySide(Protocol):
         """Delete the disk, its journal and its blobs in the cache account; no-op if there is none."""
         ...
 
+    @deadline(REPORT_S)
+    async def parts_put(self, *, disk_ids: list[str]) -> None:
+        """Begin to process these disks now, because parts of them were put into the cache account; returns at once.
+
+        All of them replicate: the applier does not ask the vault for that.
+        A call that is lost costs time only: the applier looks at all disks from time to time.
+        """
+        ...
+
     async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:
         """Apply all parts of these disks that are in the cache account now; return the watermarks afterwards."""
         ...
 
-    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
-        """Return keyed checksums (hex) of ``count`` chunks of the latest applied state, from number ``first`` on."""
+    async def checksums(
+        self,
+        *,
+        disk_id: str,
+        comparison_id: str,
+        key_hex: str,
+        chunk_bytes: int,
+        spans: list[tuple[int, int]],
+        position: int | None = None,
+        generation: int | None = None,
+    ) -> ChunkTags:
+        """Return keyed tags of chunks of a managed disk, of those that are not zeros.
+
+        Args:
+            disk_id: the managed disk.
+            comparison_id: a random id that the caller chooses.  All calls with it read the same state of the disk.
+            key_hex: the key of the tags, 32 random bytes in hexadecimal.
+            chunk_bytes: bytes of a chunk, a multiple of 4096.
+            spans: (first, count) of the chunks, in ascending order.
+            position: the position of the state; None: the latest applied state, even of an unfinished resync.
+            generation: the generation that the latest state must be of.
+
+        Raises:
+            RigError: ``InvalidChecksumRequest``, ``InvalidPosition``; ``ManagedDiskReplaced`` if it has another generation.
+        """
         ...
 
     @deadline(ANSWER_S)
-    async def retain(self, *, disk_id: str, position: int) -> None:
-        """Allow the compaction of all positions below ``position``, in the background, as far as pins allow.
+    async def end_comparison(self, *, comparison_id: str) -> None:
+        """Close the states of a comparison; without this call they are closed after a minute without use."""
+        ...
 
-        The value is lost at a restart, so the vault repeats the call from time to time.  A lower value than before changes
-        nothing.
+    @deadline(ANSWER_S)
+    async def retain(self, *, positions: dict[str, int]) -> None:
+        """Allow the compaction of all positions of each disk below the given one, in the background, as far as pins allow.
+
+        The values are lost at a restart, so the vault repeats the call from time to time.  A lower value than before
+        changes nothing.
+
+        Args:
+            positions: the positions by disk id.
         """
         ...
 
@@ -120,6 +163,11 @@ class RecoverySide(Protocol):
         Raises:
             RigError: ``DiskNotFound``, ``StoreCorrupt``.
         """
+        ...
+
+    @deadline(ANSWER_S)
+    async def account_bytes(self, *, disk_id: str) -> int:
+        """Return the bytes of all parts of the disk in the cache account, also of those that are applied already."""
         ...
 
     @deadline(ANSWER_S)
@@ -170,6 +218,11 @@ class RecoverySide(Protocol):
         Returns:
             The number of parts.
         """
+        ...
+
+    @deadline(ANSWER_S)
+    async def forget_keys(self) -> None:
+        """Drop all data keys, because one was revoked; each is asked for again when it is needed."""
         ...
 
     async def data_bytes(self, *, source: str) -> int:

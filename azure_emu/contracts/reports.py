@@ -42,9 +42,16 @@ class ApplierReports(Protocol):
     """Reports and requests of the applier to the vault."""
 
     @deadline(ANSWER_S)
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
+    async def applied(
+        self, *, watermark: Watermark, tags: list[TagSeen], waiting_bytes: int | None = None
+    ) -> Watermark | None:
         """Report how far parts are durably applied, and the tags since the last report; repeated tags are harmless.
 
+        Args:
+            watermark: the state of the managed disk.
+            tags: the tags.
+            waiting_bytes: the bytes of the disk in the account that wait to be applied, if no blob is skipped; None: this
+                report says nothing about the account.
         Returns:
             The watermark that the vault knows, if it is a later one.
         """

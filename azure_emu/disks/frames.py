@@ -119,8 +119,8 @@ class BadFrameError(Exception):
 
 
 def make_frame(
-    part: PartName, segment: bytes, index: PartIndex, *, journal_file: int, start: int, number: int
-) -> tuple[Frame, list[bytes]]:
+    part: PartName, segment: bytes | bytearray, index: PartIndex, *, journal_file: int, start: int, number: int
+) -> tuple[Frame, list[bytes | bytearray]]:
     """Return the frame of a verified segment, and its bytes in the order in which they lie in the file."""
     tags = encode_tags(index.tags)
     frame = Frame(
@@ -146,8 +146,8 @@ def make_frame(
     pad_segment = bytes(_padded(frame.segment_bytes) - frame.segment_bytes)
     tail = frame.index_bytes + frame.tags_bytes
     pad_tail = bytes(_padded(tail) - tail)
-    pieces = [segment, pad_segment, index.entries, index.pieces, tags, pad_tail]
-    return frame, [encode_header(frame), *filter(None, pieces), encode_header(frame, back=True)]
+    pieces: list[bytes | bytearray] = [segment, pad_segment, index.entries, index.pieces, tags, pad_tail]
+    return frame, [encode_header(frame), *(piece for piece in pieces if piece), encode_header(frame, back=True)]
 
 
 def encode_header(frame: Frame, *, back: bool = False) -> bytes:

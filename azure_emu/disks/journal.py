@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -437,7 +437,7 @@ class JournalWriter:
         self._fd = -1
         self._named = True
 
-    def append(self, part: PartName, segment: bytes, verify: Callable[[], PartIndex]) -> tuple[Frame, PartIndex]:
+    def append(self, part: PartName, segment: bytes | bytearray, verify: Callable[[], PartIndex]) -> tuple[Frame, PartIndex]:
         """Write a frame durably; after an ``OSError``, or a ``RigError`` of ``verify``, the journal is as it was.
 
         Args:
@@ -494,7 +494,7 @@ class JournalWriter:
             self._fd = -1
 
 
-def _write_all(fd: int, pieces: list[bytes], at: int) -> None:
+def _write_all(fd: int, pieces: Sequence[bytes | bytearray], at: int) -> None:
     """Write the pieces one after the other, so that a kill leaves a frame that the file ends in.
 
     The host's disk writes the first pieces while the rest is copied.

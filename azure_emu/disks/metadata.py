@@ -25,7 +25,10 @@ from siterig.blockfs.files.os_errors import is_media_error, reason
 from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
 
 FORMAT_VERSION = 2
+ENCRYPTED_FORMAT_VERSION = 3
+"""The version of ``disk.json`` of a managed disk whose data are encrypted."""
 _DOCUMENT = CheckedDocument(FORMAT_VERSION)
+_DISK_DOCUMENT = CheckedDocument(ENCRYPTED_FORMAT_VERSION, (FORMAT_VERSION,))
 DISK_META = "disk.json"
 PROGRESS = "progress"
 
@@ -34,12 +37,14 @@ class DiskMeta(WireModel):
     """The file ``disk.json``: the identity of the disk.
 
     It is written when the managed disk is created, and again when an initial replication begins after the source disk has
-    grown.  ``size_bytes`` is the size of ``base.img`` then.
+    grown.  ``size_bytes`` is the size of ``base.img`` then.  ``key_id`` names the key that encrypts the data; None: they are
+    not encrypted, as in a managed disk of an older siterig.
     """
 
     disk_id: str = Field(pattern=UUID_PATTERN)
     size_bytes: int = Field(gt=0, multiple_of=SECTOR_BYTES, lt=1 << 63)
     created_ns: Whole
+    key_id: str | None = Field(default=None, pattern=UUID_PATTERN)
 
 
 class CompactionIntent(WireModel):
@@ -107,7 +112,11 @@ M = TypeVar("M", bound=WireModel)
 
 def write_meta(path: Path, model: WireModel) -> None:
     """Replace the file ``path`` durably with ``model``."""
-    _DOCUMENT.save(path, model.model_dump())
+    if isinstance(model, DiskMeta):
+        document = _DOCUMENT if model.key_id is None else _DISK_DOCUMENT
+        document.save(path, model.model_dump(exclude_none=True))
+    else:
+        _DOCUMENT.save(path, model.model_dump())
 
 
 def read_meta(path: Path, kind: type[M]) -> M:
@@ -117,13 +126,20 @@ def read_meta(path: Path, kind: type[M]) -> M:
         RigError: ``StoreCorrupt``, ``StoreVersion``; ``StoreIo`` (recoverable).
     """
     try:
-        _, fields = _DOCUMENT.decode(read_small_file(path))
+        document = _DISK_DOCUMENT if kind is DiskMeta else _DOCUMENT
+        version, fields = document.decode(read_small_file(path))
     except OSError as exc:
         raise cannot_be_read(path, exc) from exc
     except (FileTooLongError, CorruptDocumentError) as exc:
         raise store_corrupt(path, str(exc)) from exc
     except UnknownFormatError as exc:
         raise RigError(Code.StoreVersion, f"{path}: managed disk {exc}") from exc
+    if kind is DiskMeta and version == FORMAT_VERSION:
+        if "key_id" in fields:
+            raise store_corrupt(path, f"key_id is not allowed in format {FORMAT_VERSION}")
+        fields["key_id"] = None
+    elif kind is DiskMeta and fields.get("key_id") is None:
+        raise store_corrupt(path, "key_id is missing")
     if missing := kind.model_fields.keys() - fields.keys():
         raise store_corrupt(path, f"{min(missing)} is missing")
     try:

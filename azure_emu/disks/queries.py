@@ -15,6 +15,7 @@ from siterig.azure_emu.disks.pins import pins
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
+from siterig.blockfs.files.free_space import free_bytes
 
 _KINDS: dict[int, ChangeKind] = {
     RecordType.WRITE: "WRITE",
@@ -110,6 +111,7 @@ def disk_state(folder: Path, retain: int) -> ManagedDiskState:
             pins=pins(folder),
             base_bytes=_used_bytes(folder / BASE) + _used_bytes(folder / SUMS),
             journal_bytes=sum(_used_bytes(path) for path in journal),
+            free_bytes=free_bytes(folder),
         )
 
 

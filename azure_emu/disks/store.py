@@ -25,13 +25,12 @@ concurrently with one that applies.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import structlog
+from typing_extensions import Buffer
 
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.applied import AppliedState
@@ -60,7 +59,7 @@ from siterig.azure_emu.disks.journal import (
 from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, DiskMeta, OpenRecord, Progress, read_meta, write_meta
 from siterig.azure_emu.disks.pins import LOCK, PINS, locked, pins
-from siterig.azure_emu.disks.view import DiskMap, base_source, build_view, open_view
+from siterig.azure_emu.disks.view import DiskMap, base_source, build_view, cipher_of, decrypted, open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
@@ -69,12 +68,14 @@ from siterig.blockfs.core.failpoint import Failpoint
 from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
+from siterig.blockfs.layers.disk_cipher import DiskCipher
 from siterig.blockfs.layers.extent_map import ExtentMap
-from siterig.blockfs.layers.layer import Layer, Source, ViewLayer
+from siterig.blockfs.layers.layer import Source, ViewLayer
 from siterig.blockfs.transfer.codec import decompress
+from siterig.blockfs.transfer.encrypted_part import encrypted_segment
+from siterig.blockfs.transfer.envelope import DataKey
 from siterig.blockfs.transfer.part_index import PartIndex, index_segment
 from siterig.blockfs.transfer.part_name import PartName, Watermark
-from siterig.cext.checksums import TAG_BYTES, chunk_tag
 
 _NEW, _DELETED, _DAMAGED = ".new-", ".deleted-", ".damaged-"
 _log = structlog.get_logger("siterig.azure_emu.disks.store")
@@ -134,7 +135,9 @@ def known_generation(folder: Path) -> int:
         return 0
 
 
-def reset_disk(folder: Path, *, created_ns: int, clock: Clock = SYSTEM_CLOCK) -> ManagedDiskStore:
+def reset_disk(
+    folder: Path, *, created_ns: int, clock: Clock = SYSTEM_CLOCK, key: DataKey | None = None
+) -> ManagedDiskStore:
     """Set aside a managed disk to which no part can be applied any more, and create an empty one in its place.
 
     The old folder is renamed to ``.damaged-`` and its name.  One that was set aside earlier is deleted.
@@ -158,13 +161,13 @@ def reset_disk(folder: Path, *, created_ns: int, clock: Clock = SYSTEM_CLOCK) ->
                 )
             shutil.rmtree(aside, ignore_errors=True)
             new = folder.with_name(_NEW + folder.name)
-            _make(new, folder.name, size_bytes, created_ns)
+            _make(new, folder.name, size_bytes, created_ns, key)
             folder.rename(aside)
             _SET_ASIDE.reach()
             new.rename(folder)
             _RESET.reach()
             sync_folder(folder.parent)
-    return ManagedDiskStore.open(folder, clock=clock)
+    return ManagedDiskStore.open(folder, clock=clock, key=key)
 
 
 def _size_of_damaged(folder: Path) -> int:
@@ -174,7 +177,7 @@ def _size_of_damaged(folder: Path) -> int:
     return SECTOR_BYTES
 
 
-def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int) -> None:
+def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int, key: DataKey | None) -> None:
     """Create the folder of an empty disk under a temporary name."""
     shutil.rmtree(new, ignore_errors=True)
     safe_files.make_folder(new, parents=True)
@@ -184,29 +187,44 @@ def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int) -> None:
     _FOLDER_CREATED.reach()
     create_base(new, size_bytes)
     _BASE_CREATED.reach()
-    write_meta(new / DISK_META, DiskMeta(disk_id=disk_id, size_bytes=size_bytes, created_ns=created_ns))
+    key_id = None if key is None else str(key.key_id)
+    write_meta(new / DISK_META, DiskMeta(disk_id=disk_id, size_bytes=size_bytes, created_ns=created_ns, key_id=key_id))
     _META_CREATED.reach()
 
 
 class ManagedDiskStore:
     """One managed disk that is open for applying parts."""
 
-    def __init__(self, loaded: StoreState, tags: list[TagSeen], clock: Clock) -> None:
+    def __init__(self, loaded: StoreState, tags: list[TagSeen], clock: Clock, cipher: DiskCipher | None) -> None:
         """Use :meth:`create` or :meth:`open`."""
+        self._cipher = cipher
         self.folder = loaded.folder
         self._state = AppliedState(loaded)
         self._clock = clock
         self._tags = tags
-        self._latest: tuple[Layer, list[tuple[int, int]]] | None = None
         self.compactor = Compactor(self._state, clock)
         self._writer = JournalWriter(self.folder, self.size_bytes, loaded.journal, self._state.newest_frame)
 
     @classmethod
     def create(
-        cls, folder: Path, *, disk_id: str, size_bytes: int, created_ns: int, clock: Clock = SYSTEM_CLOCK
+        cls,
+        folder: Path,
+        *,
+        disk_id: str,
+        size_bytes: int,
+        created_ns: int,
+        clock: Clock = SYSTEM_CLOCK,
+        key: DataKey | None = None,
     ) -> ManagedDiskStore:
         """Create an empty disk; after a kill it exists as a whole or not at all.
 
+        Args:
+            folder: the folder of the disk, which does not exist.
+            disk_id: the UUID of the disk.
+            size_bytes: its size.
+            created_ns: wall time.
+            clock: the time.
+            key: encrypts the data of the disk; None: they are not encrypted.
         Raises:
             RigError: ``DiskExists``, ``InvalidDiskSize``, ``DiskFull`` (recoverable).
         """
@@ -218,28 +236,34 @@ class ManagedDiskStore:
             raise RigError(Code.DiskExists, f"{folder}: there is a managed disk already")
         new = folder.with_name(_NEW + folder.name)
         with host_disk_errors(folder):
-            _make(new, disk_id, size_bytes, created_ns)
+            _make(new, disk_id, size_bytes, created_ns, key)
             new.rename(folder)
             _CREATED.reach()
             sync_folder(folder.parent)
-        return cls.open(folder, clock=clock)
+        return cls.open(folder, clock=clock, key=key)
 
     @classmethod
-    def open(cls, folder: Path, *, clock: Clock = SYSTEM_CLOCK) -> ManagedDiskStore:
+    def open(cls, folder: Path, *, clock: Clock = SYSTEM_CLOCK, key: DataKey | None = None) -> ManagedDiskStore:
         """Open a managed disk: verify headers and indexes, repair them where possible, and finish a compaction.
 
+        Args:
+            folder: the folder of the disk.
+            clock: the time.
+            key: the key of the disk; it is ignored if the disk is not encrypted.
         Raises:
-            RigError: ``DiskNotFound``, ``StoreVersion``, ``StoreCorrupt``; ``DiskFull``, ``StoreIo`` (recoverable).
+            RigError: ``DiskNotFound``, ``StoreVersion``, ``StoreCorrupt``; ``KeyMissing`` for another key;
+                ``DiskFull``, ``StoreIo`` (recoverable).
         """
         with host_disk_errors(folder):
             loaded = load_history(folder)
+            cipher = cipher_of(loaded, key)
             if loaded.journal.broken is not None:
                 raise loaded.journal.broken
             tags = _check_frames(loaded)
             _check_map(loaded)
             sync_folder(folder)  # a kill may have come between rename and sync: everything that counts now must stay
             _record_opening(loaded)
-            store = cls(loaded, tags, clock)
+            store = cls(loaded, tags, clock, cipher)
             store.compactor.resume()
         return store
 
@@ -247,6 +271,11 @@ class ManagedDiskStore:
     def disk_id(self) -> str:
         """The UUID of the disk."""
         return self._state.meta.disk_id
+
+    @property
+    def is_encrypted(self) -> bool:
+        """True if the data of the disk are encrypted."""
+        return self._cipher is not None
 
     @property
     def created_size_bytes(self) -> int:
@@ -257,6 +286,11 @@ class ManagedDiskStore:
     def size_bytes(self) -> int:
         """The size of the disk now."""
         return self._state.history.size_bytes
+
+    @property
+    def initial_sync_complete(self) -> bool:
+        """True if the disk has a state; before that, the next generation begins with an empty base."""
+        return self._state.history.initial_sync_complete
 
     @property
     def oldest_position(self) -> int:
@@ -318,20 +352,44 @@ class ManagedDiskStore:
                 check_size(self.folder, index.size_bytes_after, part)
             return index
 
+        def verify_encrypted() -> PartIndex:
+            return index_segment(encrypted, part, self._state.history.size_bytes)
+
         with host_disk_errors(self.folder):
             _UNPACKED.reach()
+            encrypted: bytes | bytearray = segment
+            if self._cipher is not None:
+                encrypted = self._encrypted(self._cipher, part, segment, verify())
             if history.initial_sync_complete:
-                frame, index = self._writer.append(part, segment, verify)
-                self._forget_latest()
+                frame, index = self._writer.append(part, encrypted, verify if self._cipher is None else verify_encrypted)
                 with self._state.lock:
                     self.compactor.note_applied(frame.records)
                     self._state.history.add(frame)
                     self._tags += filter(self._state.history.names_position, index.tags)
             else:
-                self._apply_initial_sync(part, segment, verify())
+                self._apply_initial_sync(part, encrypted, verify() if self._cipher is None else verify_encrypted())
         return self.watermark()
 
-    def _apply_initial_sync(self, part: PartName, segment: bytes, index: PartIndex) -> None:
+    def _encrypted(self, cipher: DiskCipher, part: PartName, segment: bytes, index: PartIndex) -> bytearray:
+        """Return the encrypted form of a verified segment."""
+        with ExitStack() as stack:
+            views: list[ViewLayer] = []
+
+            def read(offset: int, length: int) -> bytes:
+                if not self.initial_sync_complete:
+                    raise RigError(
+                        Code.PartRefused, f"part {part.blob()}: a chunk of a copy does not begin and end between lines"
+                    )
+                if not views:
+                    views.append(self.latest_view())
+                    stack.callback(views[0].close)
+                view = views[0]
+                inside = max(0, min(length, view.size_bytes - offset))
+                return (view.pread(offset, inside) if inside else b"").ljust(length, b"\0")
+
+            return encrypted_segment(cipher, part, segment, index, read)
+
+    def _apply_initial_sync(self, part: PartName, segment: Buffer, index: PartIndex) -> None:
         """Merge a part of the initial replication into the base, then count it.
 
         Part 1 begins with an empty base, whatever an earlier, unfinished generation left in it: no position of that one is
@@ -387,7 +445,6 @@ class ManagedDiskStore:
 
     def _count(self, progress: Progress) -> None:
         self._state.replace_progress(progress)
-        self._forget_latest()
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -398,7 +455,7 @@ class ManagedDiskStore:
             RigError: ``InvalidPosition``.
         """
         with host_disk_errors(self.folder):
-            return open_view(self.folder, position)
+            return decrypted(open_view(self.folder, position), self._cipher)
 
     def latest_view(self) -> ViewLayer:
         """Open the state with all applied parts, even of an unfinished resync; the caller closes it."""
@@ -407,24 +464,10 @@ class ManagedDiskStore:
                 with self._state.lock:
                     history = self._state.history
                 try:
-                    return build_view(self.folder, history, None)
+                    return decrypted(build_view(self.folder, history, None), self._cipher)
                 except FileNotFoundError:
                     if history is self._state.history:  # otherwise a compaction deleted a file that it had merged
                         raise
-
-    def checksums(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
-        """Return tags (:func:`siterig.cext.checksums.chunk_tag`) of chunks of the latest state, for a resync to compare.
-
-        Before the initial replication is complete every tag means *zeros*, because the next generation begins with an empty
-        base.  A chunk that cannot be read gets a random tag that cannot match, so that it is sent again.
-        """
-        if not self._state.history.initial_sync_complete:
-            return [bytes(TAG_BYTES)] * count
-        with host_disk_errors(self.folder):
-            if self._latest is None:
-                view = self.latest_view()
-                self._latest = (view, view.data_ranges())
-            return list(_layer_tags(*self._latest, key, chunk_bytes, range(first, first + count)))
 
     # --- end ----------------------------------------------------------------------------------------------------
 
@@ -436,13 +479,7 @@ class ManagedDiskStore:
     def close(self) -> None:
         """Close all files; a running compaction step ends first, and no further one begins."""
         self.compactor.close()
-        self._forget_latest()
         self._writer.close()
-
-    def _forget_latest(self) -> None:
-        if self._latest is not None:
-            self._latest[0].close()
-            self._latest = None
 
 
 def _check_frames(loaded: StoreState) -> list[TagSeen]:
@@ -492,7 +529,7 @@ def _check_map(loaded: StoreState) -> None:
         rebuild_map(loaded.folder)
 
 
-def _initial_sync_view(folder: Path, disk_map: DiskMap, segment: bytes, index: PartIndex) -> ViewLayer:
+def _initial_sync_view(folder: Path, disk_map: DiskMap, segment: Buffer, index: PartIndex) -> ViewLayer:
     """Open a view of a part, which is in no file yet, over the base."""
     fds = []
     for name, data in (("segment", segment), ("sums", index.pieces)):
@@ -501,24 +538,3 @@ def _initial_sync_view(folder: Path, disk_map: DiskMap, segment: bytes, index: P
         while view:
             view = view[os.write(fds[-1], view) :]
     return ViewLayer(disk_map.extents, [base_source(folder), Source(fd=fds[0], sums_fd=fds[1])], disk_map.size_bytes)
-
-
-def _layer_tags(layer: Layer, ranges: list[tuple[int, int]], key: bytes, chunk_bytes: int, chunks: range) -> Iterator[bytes]:
-    """Yield the tags of chunks, as ``chunk_tags_fd`` computes them for a file.
-
-    Chunks without data are zeros, and bytes after the end of the layer count as zeros.
-    """
-    at = 0
-    for index in chunks:
-        start, stop = index * chunk_bytes, (index + 1) * chunk_bytes
-        while at < len(ranges) and sum(ranges[at]) <= start:
-            at += 1
-        if at == len(ranges) or ranges[at][0] >= stop:
-            yield bytes(TAG_BYTES)
-            continue
-        try:
-            data = layer.pread(start, min(stop, layer.size_bytes) - start)
-        except OSError:
-            yield secrets.token_bytes(TAG_BYTES)
-        else:
-            yield chunk_tag(key, index, data.ljust(chunk_bytes, b"\0"))

@@ -22,19 +22,65 @@ from siterig.azure_emu.disks.checkpoints import BadCheckpointError
 from siterig.azure_emu.disks.frames import Frame
 from siterig.azure_emu.disks.history import DiskHistory, Epoch
 from siterig.azure_emu.disks.journal import FrameIndex, index_in, journal_file_path
-from siterig.azure_emu.disks.loader import oldest_position_of, query_consistently
-from siterig.azure_emu.disks.metadata import store_corrupt
+from siterig.azure_emu.disks.loader import StoreState, oldest_position_of, query_consistently
+from siterig.azure_emu.disks.metadata import DISK_META, DiskMeta, read_meta, store_corrupt
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import host_calls
 from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.layers.disk_cipher import DiskCipher
 from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Source, ViewLayer
+from siterig.blockfs.transfer.envelope import DataKey
 
 _log = structlog.get_logger("siterig.azure_emu.disks.view")
 
 
+def needed_key(folder: Path) -> str | None:
+    """Return the id of the key that encrypts a managed disk; None if it is not encrypted, or has no readable identity."""
+    try:
+        return read_meta(folder / DISK_META, DiskMeta).key_id
+    except RigError:
+        return None  # whatever opens the disk raises the error
+
+
+def cipher_of(loaded: StoreState, key: DataKey | None) -> DiskCipher | None:
+    """Return the cipher of a managed disk; None if it is not encrypted, and then the key is ignored.
+
+    Raises:
+        RigError: ``KeyMissing`` if this is not the key of the disk.
+    """
+    needed = loaded.meta.key_id
+    if needed is None:
+        return None
+    if key is None or str(key.key_id) != needed:
+        has = "no key was given" if key is None else f"the vault has {key.key_id}"
+        raise RigError(Code.KeyMissing, f"{loaded.folder}: the managed disk is encrypted with key {needed}, and {has}")
+    return DiskCipher(key.secret)
+
+
+def decrypted(view: ViewLayer, cipher: DiskCipher | None) -> ViewLayer:
+    """Return a view that decrypts; without a cipher, the view itself."""
+    if cipher is None:
+        return view
+    try:
+        return view.decrypted(cipher)
+    except BaseException:
+        view.close()
+        raise
+
+
+def open_disk(folder: Path, position: int, key: DataKey | None) -> ViewLayer:
+    """Open a managed disk as :func:`open_view` does, and decrypt it.
+
+    Raises:
+        RigError: also ``KeyMissing``.
+    """
+    cipher = query_consistently(folder, lambda state: cipher_of(state, key))
+    return decrypted(open_view(folder, position), cipher)
+
+
 def open_view(folder: Path, position: int) -> ViewLayer:
-    """Open the managed disk in ``folder`` as it was at ``position``.
+    """Open the managed disk in ``folder`` as it was at ``position``; the data of an encrypted disk are not decrypted.
 
     Pin the position first; without a pin the view is right only until a compaction passes the position.
 

@@ -1,4 +1,4 @@
 """The cache storage account, and Azurite, which emulates it.
 
-Imports blockfs.core, blockfs.files, blockfs.transfer.
+Imports azure_emu.contracts, blockfs.core, blockfs.files, blockfs.transfer, blockfs.trust.
 """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,8 @@ from typing import Any, cast
 import requests
 from azure.core.pipeline.transport import HttpRequest, HttpResponse, RequestsTransport
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, Retry
-from urllib3.connection import HTTPConnection
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Retry
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 _Way = tuple[int, ...] | None
 """Device, inode and time of change of the socket of a link; None without one.  A file system gives the number of an inode
@@ -32,23 +33,33 @@ _REFUSED: _Way = ()
 
 
 class LinkTransport(RequestsTransport):  # type: ignore[misc]
-    """Sends requests over plain HTTP; requests with TLS go directly."""
+    """Sends requests over HTTP, or over HTTPS with the settings that it is given; other HTTPS goes directly."""
 
-    def __init__(self, link: Path, **options: Any) -> None:
+    def __init__(
+        self,
+        link: Path | None,
+        tls: ssl.SSLContext | None = None,
+        link_tls: ssl.SSLContext | None = None,
+        **options: Any,
+    ) -> None:
         """Begin without a connection.
 
         Args:
             link: the socket of the link's proxy; it need not exist.
+            tls: settings for an account whose certificate is not of an authority that the system trusts.
+            link_tls: settings for the proxy, which has a certificate of the rig, if they are others; they check its holder.
             options: the options of ``RequestsTransport``.
         """
         super().__init__(**options)
-        self._link = link
+        self._link, self._tls, self._link_tls = link, tls, link_tls
         self._way: _Way = None
         self._changing = threading.Lock()
 
     def _init_session(self, session: requests.Session) -> None:
         super()._init_session(session)
         session.mount("http://", _LinkAdapter(self._link, self._was_refused))
+        if self._tls is not None:
+            session.mount("https://", _LinkAdapter(self._link, self._was_refused, self._tls, self._link_tls))
 
     def send(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponse:
         """Send a request by the way that is there now, and return the answer."""
@@ -63,7 +74,8 @@ class LinkTransport(RequestsTransport):  # type: ignore[misc]
             return
         with self._changing:
             if way != self._way and self.session is not None:
-                self.session.get_adapter("http://").close()
+                for adapter in self.session.adapters.values():
+                    adapter.close()
                 self._way = way
 
     def _was_refused(self) -> None:
@@ -71,7 +83,9 @@ class LinkTransport(RequestsTransport):  # type: ignore[misc]
             self._way = _REFUSED
 
 
-def _way(link: Path) -> _Way:
+def _way(link: Path | None) -> _Way:
+    if link is None:
+        return None
     try:
         found = os.lstat(link)
     except OSError:
@@ -82,27 +96,57 @@ def _way(link: Path) -> _Way:
 class _LinkAdapter(HTTPAdapter):
     """Connects by the link; it never repeats a request."""
 
-    def __init__(self, link: Path, was_refused: Callable[[], None]) -> None:
-        self._link, self._was_refused = link, was_refused
+    def __init__(
+        self,
+        link: Path | None,
+        was_refused: Callable[[], None],
+        tls: ssl.SSLContext | None = None,
+        link_tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._link, self._was_refused, self._tls, self._link_tls = link, was_refused, tls, link_tls
         super().__init__(max_retries=Retry(total=False, redirect=False, raise_on_status=False))
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        if self._tls is not None:
+            options["ssl_context"] = self._tls
         super().init_poolmanager(*args, **options)
-        link, was_refused = self._link, self._was_refused
+        link, was_refused, tls, link_tls = self._link, self._was_refused, self._tls, self._link_tls
 
         class Connection(HTTPConnection):
             def _new_conn(self) -> socket.socket:
                 return _connected(link, self.timeout, was_refused) or super()._new_conn()
 
+        class SecureConnection(HTTPSConnection):
+            def _new_conn(self) -> socket.socket:
+                linked = _connected(link, self.timeout, was_refused)
+                if link_tls is not None:  # urllib3 reads these after this call, for every connection
+                    self.ssl_context = tls if linked is None else link_tls
+                    self.assert_hostname = None if linked is None else False
+                return linked or super()._new_conn()
+
         class Pool(HTTPConnectionPool):
             ConnectionCls = Connection
 
-        self.poolmanager.pool_classes_by_scheme = {**self.poolmanager.pool_classes_by_scheme, "http": Pool}
+        class SecurePool(HTTPSConnectionPool):
+            ConnectionCls = SecureConnection
+
+        self.poolmanager.pool_classes_by_scheme = {"http": Pool, "https": SecurePool}
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        """Return the connections through a proxy of the environment, with the settings of TLS."""
+        if self._tls is not None:
+            options["ssl_context"] = self._tls
+        return super().proxy_manager_for(proxy, **options)
+
+    def cert_verify(self, conn: Any, url: str, verify: bool | str, cert: Any) -> None:
+        """Trust the authority of the settings alone, and none of those that the system or requests brings."""
+        if self._tls is None:
+            super().cert_verify(conn, url, verify, cert)
 
 
-def _connected(link: Path, timeout: object, was_refused: Callable[[], None]) -> socket.socket | None:
+def _connected(link: Path | None, timeout: object, was_refused: Callable[[], None]) -> socket.socket | None:
     """Return a connection to the proxy; None if there is none, and ``was_refused`` is called if only its socket is there."""
-    if not os.path.lexists(link):
+    if link is None or not os.path.lexists(link):
         return None
     stream = socket.socket(socket.AF_UNIX)
     try:

@@ -7,37 +7,33 @@ protected; it is then ignored without an error, because the sender could do noth
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports, RoleStatus, SkippedBlob
-from siterig.azure_emu.vault.context import events, rig_clock
-from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
+from siterig.azure_emu.vault.context import events, rig_clock, role_ends
+from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow
 from siterig.azure_emu.vault.jobs import vm_tasks
-from siterig.azure_emu.vault.monitoring import damage, health
+from siterig.azure_emu.vault.monitoring import damage, health, resync_reasons
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.points import points
+from siterig.azure_emu.vault.workers.part_news import PartNews, replicating_disks
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.clock_reading import SECOND_NS
-from siterig.blockfs.core.errors import Code
-from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.sides.vault_link import PATIENCE_S_MAX, ReplicationSettings, VaultLink
+from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 
-# In these states the managed disks do not exist yet, or may be deleted already.
-_NO_MANAGED_DISKS = {
-    ProtectionState.ENABLING,
-    ProtectionState.ENABLING_FAILED,
-    ProtectionState.DISABLING,
-    ProtectionState.DISABLING_FAILED,
-}
-
+_DISKS = select(DiskRow).where(DiskRow.vm == bindparam("vm"), DiskRow.last_position.is_(None)).order_by(DiskRow.name)
 
 STORE_OLDER = Code.ManagedDiskOlder
 PART_UNUSABLE = "PartUnusable"
@@ -58,13 +54,17 @@ class _Applied:
 class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
     """The handlers of all reports to one vault."""
 
-    def __init__(self, context: VaultContext, repairs: Repairs) -> None:
+    def __init__(self, context: VaultContext, repairs: Repairs, part_news: PartNews) -> None:
         self._context = context
         self._repairs = repairs
+        self._role_ends = role_ends.RoleEnds()
+        self._part_news = part_news
 
     # ---- ApplierReports
 
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
+    async def applied(
+        self, *, watermark: Watermark, tags: list[TagSeen], waiting_bytes: int | None = None
+    ) -> Watermark | None:
         def note(session: Session) -> _Applied | None:
             disk = session.get(DiskRow, watermark.disk_id)
             if disk is None:
@@ -75,14 +75,17 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             if later is None and health.clear_errors(session, item.vm, health.apply_source(disk.disk_id)):
                 text = f"disk {disk.name!r} of VM {item.vm!r} is applied again"
                 self._event(session, item.vm, "ApplyRecovered", "OK", text)
-            if item.active_location == PRIMARY:
-                points.register_tags(session, item, disk.disk_id, tags, self._elapsed_ns(session))
+            if tags and item.active_location == PRIMARY:
+                for point in points.register_tags(session, item, disk.disk_id, tags, self._elapsed_ns(session)):
+                    points.record_created(session, item.vm, points.to_wire(point), self._context.clock.wall_ns())
             return _Applied(item.vm, health.applied_position(item), moved=moved, later=later)
 
         done = await self._context.database.transact(note)
         if done is None:
             return None
         self._context.lag.applied(done.vm, done.position, moved=done.moved)
+        if waiting_bytes is not None:
+            self._context.lag.account(watermark.disk_id, waiting_bytes, [], 0)
         self._wake(done.vm)
         return done.later
 
@@ -122,14 +125,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         self._wake(await self._context.database.transact(note))
 
     async def replicating_disks(self) -> list[str]:
-        """Return the disks whose parts are to be applied: those of VMs whose active location is the site."""
-
-        def look(session: Session) -> list[str]:
-            query = select(DiskRow.disk_id).join(ItemRow, ItemRow.vm == DiskRow.vm)
-            query = query.where(ItemRow.active_location == PRIMARY, ItemRow.protection_state.not_in(_NO_MANAGED_DISKS))
-            return list(session.scalars(query.order_by(DiskRow.disk_id)))
-
-        return await self._context.database.transact(look)
+        return await replicating_disks(self._context.database)
 
     async def account_seen(
         self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
@@ -156,8 +152,15 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
     # ---- RoleReports
 
     async def report_roles(self, *, roles: list[RoleStatus]) -> None:
-        if self._context.roles.update(roles, self._context.clock.wall_ns()):
-            self._context.notifications.notify_all()
+        before = {role.name: role for role in self._context.roles.all()}
+        if not self._context.roles.update(roles, self._context.clock.wall_ns()):
+            return
+        self._context.notifications.notify_all()
+        ends = self._role_ends.between(before, roles)
+        if ends:
+            with suppress(RigError):  # the host's disk is full: the states themselves are known
+                now_ns = self._context.clock.wall_ns()
+                await self._context.database.transact(lambda session: role_ends.record(session, ends, now_ns))
 
     # ---- DamageReports
 
@@ -206,15 +209,39 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             item = self._item(session, vm)
             return item is not None and not item.suspended
 
-        return await self._context.database.transact(look)
+        return await self._context.database.known(("may replicate", vm), look)
 
-    async def watermarks(self, *, vm: str) -> list[Watermark]:
-        def look(session: Session) -> list[Watermark]:
+    async def settings(self, *, vm: str) -> ReplicationSettings | None:
+        def look(session: Session) -> ReplicationSettings | None:
+            item = self._item(session, vm)
+            if item is None:
+                return None
+            return ReplicationSettings(
+                paused=item.paused_ns is not None,
+                interval_s=item.interval_s,
+                app_consistent_every_s=item.app_consistent_every_s,
+            )
+
+        return await self._context.database.known(("settings", vm), look)
+
+    async def watermarks(self, *, vm: str, known: list[Watermark] | None = None, patience_s: float = 0.0) -> list[Watermark]:
+        def look(session: Session) -> tuple[str, list[Watermark]]:
             known_as = vm_tasks.name_in_vault(session, vm)
-            rows = session.scalars(select(DiskRow).where(DiskRow.vm == known_as).order_by(DiskRow.name))
-            return [points.stored_watermark(row) for row in rows]
+            rows = session.scalars(_DISKS, {"vm": known_as})
+            return known_as, [points.stored_watermark(row) for row in rows]
 
-        return await self._context.database.transact(look)
+        async def look_again() -> list[Watermark] | None:
+            now = (await self._context.database.known(("watermarks", vm), look))[1]
+            return now if now != marks else None
+
+        known_as, marks = await self._context.database.known(("watermarks", vm), look)
+        if marks == known:
+            with self._context.clock.real.move_on_after(min(patience_s, PATIENCE_S_MAX)):
+                return list(await self._context.notifications.wait_for(known_as, look_again))
+        return list(marks)
+
+    async def parts_put(self, *, disk_ids: list[str]) -> None:
+        self._part_news.note(disk_ids)
 
     async def point_sent(
         self,
@@ -228,10 +255,11 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         downgraded_because: str | None = None,
         age_s: float = 0.0,
         waiting_bytes: dict[str, int] | None = None,
+        disk_bytes: dict[str, int] | None = None,
     ) -> None:
         tag = TagSeen(tag_id=tag_id, kind=kind, name=name, position=position, time_ns=time_ns)
 
-        def note(session: Session) -> str | None:
+        def note(session: Session) -> tuple[str, list[str], int] | None:
             item = self._item(session, vm)
             if item is None or item.active_location != PRIMARY:
                 return None
@@ -239,18 +267,42 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             if position > item.sent_position:
                 item.sent_position, item.sent_time_ns = position, time_ns
                 item.sent_elapsed_ns = max(item.sent_elapsed_ns or 0, elapsed_ns - int(max(0.0, age_s) * SECOND_NS))
+                self._note_sizes(session, item, disk_bytes or {})
             # The recovery point itself is made of the tags that the applier reports.  They do not have this reason.
             if downgraded_because is not None:
                 points.note_downgrade(session, item, tag, downgraded_because, elapsed_ns)
             health.cycle_done(session, item.vm, elapsed_ns)
             self._note_recovered(session, item.vm)  # a restarted agent does not know earlier errors
-            return item.vm
+            disk_ids, applied = [disk.disk_id for disk in item.disks], health.applied_position(item)
+            return item.vm, disk_ids, applied
 
         known = await self._context.database.transact(note)
-        if known is not None:
+        if known is None:
+            return
+        name, disk_ids, applied_position = known
+        self._part_news.note(disk_ids)
+        if applied_position < position:  # otherwise the applier was faster than this report
             self._context.lag.sent(vm, position)
             self._context.lag.put(waiting_bytes or {})
-        self._wake(known)
+        self._wake(name)
+
+    def _note_sizes(self, session: Session, item: ItemRow, disk_bytes: dict[str, int]) -> None:
+        """Record the sizes of the disks; a change is an event."""
+        for disk in item.disks:
+            size_bytes = disk_bytes.get(disk.disk_id, disk.size_bytes)
+            if size_bytes != disk.size_bytes:
+                text = f"disk {disk.name!r} of VM {item.vm!r} was resized from {disk.size_bytes} to {size_bytes} bytes"
+                now_ns = self._context.clock.wall_ns()
+                events.record(
+                    session,
+                    vm=item.vm,
+                    code="DiskResized",
+                    kind="VmReplication",
+                    severity="OK",
+                    text=text,
+                    now_ns=now_ns,
+                )
+                disk.size_bytes = size_bytes
 
     async def replication_error(
         self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None
@@ -268,6 +320,13 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             return vm
 
         self._wake(await self._context.database.transact(note))
+
+    async def app_script_failed(self, *, vm: str, code: str, message: str) -> None:
+        def note(session: Session) -> None:
+            if session.get(ItemRow, vm) is not None:
+                self._event(session, vm, code, "Warning", message)
+
+        await self._context.database.transact(note)
 
     async def replication_recovered(self, *, vm: str) -> None:
         def note(session: Session) -> str | None:
@@ -290,11 +349,30 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
 
         self._wake(await self._context.database.transact(note))
 
-    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+    async def checksums(
+        self,
+        *,
+        disk_id: str,
+        comparison_id: str,
+        key_hex: str,
+        chunk_bytes: int,
+        spans: list[tuple[int, int]],
+        position: int | None = None,
+        generation: int | None = None,
+    ) -> ChunkTags:
         # The vault is the recovery side's proxy for the site, which cannot reach it.
         return await self._context.recovery.checksums(
-            disk_id=disk_id, key_hex=key_hex, chunk_bytes=chunk_bytes, first=first, count=count
+            disk_id=disk_id,
+            comparison_id=comparison_id,
+            key_hex=key_hex,
+            chunk_bytes=chunk_bytes,
+            spans=spans,
+            position=position,
+            generation=generation,
         )
+
+    async def end_comparison(self, *, comparison_id: str) -> None:
+        await self._context.recovery.end_comparison(comparison_id=comparison_id)
 
     # ---- helpers
 
@@ -313,8 +391,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         if item.resync_reason != reason:
             text = f"VM {item.vm!r} needs a resync: {reason}" + (f": {because}" if because else "")
             self._event(session, item.vm, Code.ResynchronizationRequired, "Warning", text)
-        item.resync_reason = reason
-        item.resync_marks += 1
+        resync_reasons.mark(item, reason)
 
     def _event(self, session: Session, vm: str, code: str, severity: events.Severity, text: str) -> None:
         events.record(

@@ -8,27 +8,52 @@ job, and the other ``JobInProgress`` or ``InvalidState``.
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 import trio
+from sqlalchemy import Engine
 
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
-from siterig.azure_emu.vault.context import rig_clock
+from siterig.azure_emu.vault.context import events, rig_clock
+from siterig.azure_emu.vault.context.change_feed import ChangeFeed
 from siterig.azure_emu.vault.context.vault_context import ShutDown, VaultContext, no_check
 from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.notifications import Notifications
-from siterig.azure_emu.vault.jobs import engine, failback_tasks, failover_tasks, protection_tasks, vm_tasks
+from siterig.azure_emu.vault.jobs import (
+    engine,
+    failback_tasks,
+    failover_tasks,
+    pause_tasks,
+    policy_tasks,
+    property_tasks,
+    protection_tasks,
+    removal_tasks,
+    vm_tasks,
+)
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
+from siterig.azure_emu.vault.keys.data_key_store import DataKeyStore
+from siterig.azure_emu.vault.model.resync_window import ResyncWindow
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
 from siterig.azure_emu.vault.monitoring.standstill import StandstillWatch
 from siterig.azure_emu.vault.mounts.leases import Leases
+from siterig.azure_emu.vault.operations.app_scripts import AppScriptOperations
+from siterig.azure_emu.vault.operations.bandwidth import BandwidthOperations
 from siterig.azure_emu.vault.operations.failovers import FailoverOperations
+from siterig.azure_emu.vault.operations.fences import FenceOperations
+from siterig.azure_emu.vault.operations.health_errors import HealthOperations
+from siterig.azure_emu.vault.operations.jobs import JobOperations
+from siterig.azure_emu.vault.operations.keys import KeyOperations
 from siterig.azure_emu.vault.operations.mounts import MountOperations
+from siterig.azure_emu.vault.operations.observation import ObservationOperations
 from siterig.azure_emu.vault.operations.points import PointOperations
 from siterig.azure_emu.vault.operations.protection import ProtectionOperations
 from siterig.azure_emu.vault.operations.status import VaultStatus
+from siterig.azure_emu.vault.operations.verifications import VerificationOperations
 from siterig.azure_emu.vault.operations.vms import VmOperations
 from siterig.azure_emu.vault.report_handlers import ReportHandlers
+from siterig.azure_emu.vault.workers.part_news import PartNews
+from siterig.azure_emu.vault.workers.resync_worker import ResyncWorker
 from siterig.azure_emu.vault.workers.retention_worker import RetentionWorker
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
@@ -42,6 +67,11 @@ SCENARIOS = (
     protection_tasks.REPROTECT,
     protection_tasks.REPAIR,
     protection_tasks.DISABLE,
+    policy_tasks.MODIFY,
+    property_tasks.UPDATE,
+    removal_tasks.REMOVE,
+    pause_tasks.PAUSE,
+    pause_tasks.RESUME,
     failover_tasks.TEST,
     failover_tasks.CLEANUP,
     failover_tasks.UNPLANNED,
@@ -61,17 +91,27 @@ class Vault:
     Attributes:
         vms: the operations on virtual machines.
         protection: the operations that begin, end and repair replication.
+        verifications: the comparisons of both sides of a VM.
         recovery_points: the operations on recovery points.
         mounts: the operations on mounted points and copies.
         failovers: the failovers and failbacks.
         status: the questions about protected items, jobs and events.
+        observation: everything about one protected VM, and the wait for changes.
+        bandwidth: the operations on the bandwidth limit of the site.
+        fences: the operations on the fences of source VMs.
+        app_scripts: the operations on the scripts for application-consistent points.
+        health: the operations on the health of protected items.
+        jobs: the operations on jobs.
+        keys: the operations on the vault's key.
+        data_keys: the keys of the data, for the roles that encrypt and decrypt them.
         reports: the handlers of the reports of the other roles.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Engine,
         *,
+        keys: Path,
         provider: Provider,
         recovery: RecoverySide,
         azure_host: DiskHostControl,
@@ -79,11 +119,13 @@ class Vault:
         check_shut_down: ShutDown | None = None,
         clock: Clock = SYSTEM_CLOCK,
         waits: Waits | None = None,
+        resync_window: ResyncWindow | None = None,
     ) -> None:
         """Open the vault's database, or make a new one.
 
         Args:
-            url: the database, as SQLAlchemy writes it.
+            url: the database, as SQLAlchemy writes it; or its engine.
+            keys: the file of the vault's key-encryption keys; a new vault makes it.
             provider: the provider on the Hyper-V host.
             recovery: the applier with its managed disks.
             azure_host: the disk host of the recovery side.
@@ -91,13 +133,21 @@ class Vault:
             check_shut_down: raises the error that ``shut_down`` would raise, and changes nothing.
             clock: the clock of all times and sleeps.
             waits: the register of the role's waits.
+            resync_window: the hours in which a resync that is due begins by itself; None: never.
         Raises:
-            RigError: ``StateVersion``, ``StateUnreadable``.
+            RigError: ``StateVersion``, ``StateUnreadable``, ``KeysUnreadable``.
         """
         database = VaultDatabase(url)
+        try:
+            self.data_keys = DataKeyStore(database, keys, clock)
+        except BaseException:
+            database.close()
+            raise
+        changes = ChangeFeed(clock)
+        database.observers.append(lambda _moments: changes.note())
         context = VaultContext(
             database,
-            Notifications(database),
+            Notifications(database, changes.note),
             clock,
             site=provider,
             recovery=recovery,
@@ -108,7 +158,8 @@ class Vault:
         )
         self.context = context
         self._repairs = Repairs(context)
-        self.reports = ReportHandlers(context, self._repairs)
+        self._part_news = PartNews(recovery, database)
+        self.reports = ReportHandlers(context, self._repairs, self._part_news)
         self._engine = engine.JobEngine(context, SCENARIOS)
         self.retention = RetentionWorker(context)
         self.sources = SourceWatch(context)
@@ -116,16 +167,39 @@ class Vault:
         self.watch = StandstillWatch(context, self._repairs)
         starter = JobStarter(context, self._engine)
         self.vms = VmOperations(context, starter)
+        self.resyncs = None if resync_window is None else ResyncWorker(context, starter, resync_window)
         self.protection = ProtectionOperations(context, starter)
+        self.verifications = VerificationOperations(context)
         self.recovery_points = PointOperations(context)
         self.mounts = MountOperations(context, self._leases)
         self.failovers = FailoverOperations(context, starter)
         self.status = VaultStatus(context, self._engine, self.sources)
+        self.observation = ObservationOperations(context, self.status, changes)
+        self.bandwidth = BandwidthOperations(context)
+        self.fences = FenceOperations(context)
+        self.app_scripts = AppScriptOperations(context)
+        self.health = HealthOperations(context, self.sources)
+        self.jobs = JobOperations(context, self._engine)
+        self.keys = KeyOperations(context, self.data_keys)
 
     @property
     def operations(self) -> tuple[object, ...]:
         """The objects that implement ``VaultApi`` together."""
-        return self.vms, self.protection, self.recovery_points, self.mounts, self.failovers, self.status
+        return (
+            self.vms,
+            self.protection,
+            self.verifications,
+            self.recovery_points,
+            self.mounts,
+            self.failovers,
+            self.status,
+            self.bandwidth,
+            self.fences,
+            self.app_scripts,
+            self.health,
+            self.jobs,
+            self.keys,
+        )
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Recover the jobs that a kill interrupted, then run jobs until cancelled; operations need its start."""
@@ -134,16 +208,28 @@ class Vault:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._leases.run)
             nursery.start_soon(self._repairs.run)
+            nursery.start_soon(self._part_news.run)
             await self._engine.run(task_status)
+
+    async def record_server_event(self, code: str, severity: events.Severity, affected: str, text: str) -> None:
+        """Record an event about a server: a host, the storage account, or the vault itself."""
+        now_ns = self.context.clock.wall_ns()
+        await self.context.database.transact(
+            lambda session: events.record(
+                session, vm=affected, code=code, kind="ServerHealth", severity=severity, text=text, now_ns=now_ns
+            )
+        )
 
     async def watch_standstill(self) -> None:
         """Watch for waits, roles and data that stand still, until cancelled."""
         await self.watch.run()
 
     async def run_policies(self) -> None:
-        """Prune recovery points at intervals, and watch the disks at the site of VMs that failed over, until cancelled."""
+        """Prune points, begin resyncs that are due, and watch the disks of VMs that failed over, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sources.run)
+            if self.resyncs is not None:
+                nursery.start_soon(self.resyncs.run)
             await self.retention.run()
 
     def close(self) -> None:

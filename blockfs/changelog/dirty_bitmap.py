@@ -18,6 +18,7 @@ import struct
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import Code, RigError
@@ -45,6 +46,13 @@ NOTED = frozenset(REASONS.values()) - {Code.LogCorrupt}
 """Reasons after which the dirty file records all further changes.
 
 It can be among the files that a lost log lacks, so that reason is not one of them.
+"""
+
+LACKING = frozenset({Code.LogOverflow, Code.LogFull})
+"""Reasons after which the dirty file has all chunks that the recovery side can lack.
+
+They are the chunks that changed since, and the chunks of all records that were kept because they were not applied.  After
+the other reasons bytes of the disk itself are uncertain.
 """
 
 _MAGIC = b"SRIGDRTY"
@@ -101,12 +109,22 @@ def read(path: Path) -> DirtyFile:
         OSError: the error says nothing about the file: too many open files, for example.
     """
     try:
-        with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
-            data = host_calls.read_open(file)
+        with open_to_read(path) as file:
+            return read_open(file, path)
     except OSError as exc:
         if not is_media_error(exc):
             raise
         raise RigError(Code.DirtyCorrupt, f"{path}: cannot be read: {reason(exc, path)}") from exc
+
+
+def open_to_read(path: Path) -> BinaryIO:
+    """Open a dirty file, which can be replaced by that of a new log before it is read."""
+    return os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb")
+
+
+def read_open(file: BinaryIO, path: Path) -> DirtyFile:
+    """Read an open dirty file, as :func:`read` does; ``path`` is for messages."""
+    data = host_calls.read_open(file)
     if len(data) < HEADER_BYTES:
         raise RigError(Code.DirtyCorrupt, f"{path}: has {len(data)} bytes; its header has {HEADER_BYTES}")
     magic, version, header_bytes, chunk_bytes, disk, generation, booted = _HEADER.unpack_from(data)

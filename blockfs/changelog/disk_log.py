@@ -219,6 +219,7 @@ class DiskLog:
         disk_size_bytes: int,
         policy: LogPolicy,
         next_number: int,
+        key_id: str | None = None,
         next_seq: int = 1,
         last_position: int = 0,
         segments: list[KeptSegment] | None = None,
@@ -234,6 +235,7 @@ class DiskLog:
             disk_size_bytes: size of the disk.
             policy: limits of the log.
             next_number: number of the first new segment.
+            key_id: id of the key with which the writer encrypts the disk; None if it does not.
             next_seq: sequence number of the next record.
             last_position: position of the newest record.
             kept: segments of the same generation that are kept already.
@@ -247,6 +249,7 @@ class DiskLog:
             boot_id=boot.current_boot_id(),
             created_ns=0,
             disk_size_bytes=disk_size_bytes,
+            key_id=key_id,
         )
         setup = ffi.new("struct sr_log_setup *")
         setup.number, setup.next_seq, setup.last_position = next_number, next_seq, last_position

@@ -81,7 +81,7 @@ class RecoveredLog:
     next_number: int
     next_seq: int
     newest: tuple[Record, bytes] | None
-    """The newest record with its payload."""
+    """The newest record with its payload, which is encrypted if the disk is."""
     torn_bytes: int
 
     @property
@@ -90,7 +90,11 @@ class RecoveredLog:
         return self.kept[-1].position if self.kept else 0
 
     def complete(self, layer: WritableLayer) -> None:
-        """Write the newest record to the disk again, and grow the disk if it was about to grow."""
+        """Write the newest record to the disk again, and grow the disk if it was about to grow.
+
+        Args:
+            layer: the bytes of the disk as they are stored; those of an encrypted disk are encrypted, as in the record.
+        """
         if self.disk_bytes > layer.size_bytes:
             layer.resize(self.disk_bytes)
         if self.newest is None:
@@ -118,6 +122,7 @@ def recover_log(
     positions: PositionCounter,
     closed: LogExtent | None = None,
     newest_segment: int = 0,
+    key_id: str | None = None,
 ) -> RecoveredLog:
     """Read the log of a disk that was tracked when its server ended, and truncate its torn tail.
 
@@ -131,12 +136,13 @@ def recover_log(
         positions: advanced past all positions of the log.
         closed: the records of the kept segments when the disk was closed cleanly.
         newest_segment: number of a segment that was begun (0: not known).
+        key_id: id of the key that encrypts the disk; None if it is not encrypted.
     Raises:
         RigError: ``PowerLoss`` (unsynced pages can be lost) or ``LogCorrupt`` (corrupt or missing segments).  The log
             cannot be continued, and the disk needs a resync.
         OSError: a segment could not be opened or written; nothing is known to be wrong with it.
     """
-    row = _SegmentSequence(disk_id, generation, disk_size_bytes)
+    row = _SegmentSequence(disk_id, generation, disk_size_bytes, key_id)
     with _unreadable_as_corrupt(folder / name):
         _take_over_spare(folder, name, disk_id, generation)
         segments = _read_segments(folder, name, first_segment, row)
@@ -152,7 +158,7 @@ def recover_log(
     newest = None
     if last.newest is not None:
         with _unreadable_as_corrupt(last.path), SegmentReader(last.path) as reader:
-            newest = (last.newest, reader.payload(last.newest))
+            newest = (last.newest, reader.stored_payload(last.newest))
     kept_segments = []
     for segment in segments:
         if segment.newest is not None:
@@ -231,10 +237,11 @@ def _take_over_spare(folder: Path, name: str, disk_id: str, generation: int) -> 
 class _SegmentSequence:
     """Checks that segments belong together, and that their records fit the disk."""
 
-    def __init__(self, disk_id: str, generation: int, disk_bytes: int) -> None:
+    def __init__(self, disk_id: str, generation: int, disk_bytes: int, key_id: str | None) -> None:
         self.generation = generation
         self.disk_bytes = disk_bytes
         self._disk_id = disk_id
+        self._key_id = key_id
         self._next_seq: int | None = None
         self._position = 0
 
@@ -248,6 +255,11 @@ class _SegmentSequence:
             raise RigError(
                 Code.LogCorrupt,
                 f"{path}: is the {header.stream} of disk {header.disk_id}; this is the log of {self._disk_id}",
+            )
+        if header.key_id != self._key_id:
+            raise RigError(
+                Code.LogCorrupt,
+                f"{path}: is encrypted with key {header.key_id or '(none)'}; the disk is with {self._key_id or '(none)'}",
             )
         if self._next_seq is not None and header.first_seq != self._next_seq:
             due = f"{self._next_seq} comes next"

@@ -198,6 +198,12 @@ class _LogSequence:
                 f"{file.path}: has generation {header.generation}, stream {header.stream}; {first_path} has "
                 f"generation {first.generation}, stream {first.stream}: they do not follow one another",
             )
+        if header.key_id != first.key_id:
+            raise RigError(
+                Code.LogMismatch,
+                f"{file.path}: is encrypted with key {header.key_id or '(none)'}; {first_path} is with "
+                f"{first.key_id or '(none)'}",
+            )
         if self._next is not None and header.first_seq != self._next:
             what = "record" if header.stream == "log" else "part"
             why = f"{what} {self._next} comes next"

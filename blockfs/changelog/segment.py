@@ -32,9 +32,12 @@ from siterig.blockfs.core.sizes import NUMBER_MAX
 from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.os_errors import naming, reason
 from siterig.blockfs.files.user_files import open_file
+from siterig.blockfs.layers.disk_cipher import LINE_BYTES
 from siterig.cext.checksums import crc32c
 
 FORMAT_VERSION = 1
+ENCRYPTED_VERSION = 2
+"""Format of the log of an encrypted disk."""
 HEADER_BYTES = 128
 RECORD_HEADER_BYTES = 64
 PAYLOAD_BYTES_MAX = 64 << 20
@@ -44,7 +47,7 @@ FLAG_CLEAN_CLOSE = 1
 _MAGIC = b"SRIGHRL\0"
 _RECORD_MAGIC = 0x52435253
 _RECORD_MAGIC_BYTES = _RECORD_MAGIC.to_bytes(4, "little")
-_HEADER = struct.Struct("<8sHHB3x16sQQ16sQQ44x")  # then CRC32C
+_HEADER = struct.Struct("<8sHHB3x16sQQ16sQQ16s28x")  # then CRC32C
 _RECORD = struct.Struct("<IBBHQQQQQIQ")  # then CRC32C
 _CRC = struct.Struct("<I")
 _CLAIM = struct.Struct("<I44xI")
@@ -99,6 +102,7 @@ class SegmentHeader:
 
     ``first_seq`` is the sequence number of the first record (stream ``log``), or the number of the part (stream ``sync``,
     whose records are numbered from 1 in each part).  ``boot_id`` is the kernel's boot id at the start of the segment.
+    ``key_id`` is the id of the key that encrypts the payloads of WRITE records; None if they are not encrypted.
     """
 
     disk_id: str
@@ -108,6 +112,7 @@ class SegmentHeader:
     boot_id: str
     created_ns: int
     disk_size_bytes: int
+    key_id: str | None = None
 
     @property
     def first_record_seq(self) -> int:
@@ -119,7 +124,7 @@ def encode_header(header: SegmentHeader) -> bytes:
     """Return the bytes of the header, with its checksum."""
     raw = _HEADER.pack(
         _MAGIC,
-        FORMAT_VERSION,
+        FORMAT_VERSION if header.key_id is None else ENCRYPTED_VERSION,
         HEADER_BYTES,
         1 if header.stream == "sync" else 0,
         uuid.UUID(header.disk_id).bytes,
@@ -128,34 +133,86 @@ def encode_header(header: SegmentHeader) -> bytes:
         uuid.UUID(header.boot_id).bytes,
         header.created_ns,
         header.disk_size_bytes,
+        bytes(16) if header.key_id is None else uuid.UUID(header.key_id).bytes,
     )
     return raw + _CRC.pack(crc32c(raw))
 
 
-def decode_header(path: Path | str, raw: bytes) -> SegmentHeader:
+def record_seed(raw: bytes) -> int:
+    """Return the checksum of an encoded header, with which the checksum of each of its records begins."""
+    return int(_CRC.unpack_from(raw, HEADER_BYTES - 4)[0])
+
+
+def encode_record(
+    seed: int,
+    kind: RecordType,
+    *,
+    seq: int,
+    position: int,
+    time_ns: int,
+    offset: int,
+    length: int,
+    payload: bytes | memoryview,
+    flags: int = 0,
+) -> bytes:
+    """Return the header of a record with its checksum; the payload follows it in the segment.
+
+    Args:
+        seed: :func:`record_seed` of the segment's header.
+        kind: the type of the record.
+        seq: its sequence number.
+        position: its position.
+        time_ns: its time, by the wall clock.
+        offset: the first byte of its range on the disk.
+        length: the bytes of that range.
+        payload: the bytes that are written, or none.
+        flags: ``FLAG_CLEAN_CLOSE`` or 0.
+    """
+    head = _RECORD.pack(
+        _RECORD_MAGIC, kind, flags, RECORD_HEADER_BYTES, seq, position, time_ns, offset, length, len(payload), 0
+    )
+    return head + _CRC.pack(crc32c(payload, crc32c(head, seed)))
+
+
+def decode_header(path: Path | str, raw: bytes, *, of_disk: bool = False) -> SegmentHeader:
     """Return the header in the first bytes of a segment.
 
     Args:
         path: name of the segment in errors.
         raw: the first bytes.
+        of_disk: it is the log of a disk, which may be encrypted; False for a part.
     Raises:
         RigError: ``LogCorrupt``, ``LogVersion``.
     """
     if len(raw) < HEADER_BYTES:
         raise corrupt(path, 0, f"header has {len(raw)} bytes; it must have {HEADER_BYTES}")
-    magic, version, header_bytes, stream, disk, generation, first_seq, boot, created, size = _HEADER.unpack_from(raw)
+    magic, version, header_bytes, stream, disk, generation, first_seq, boot, created, size, key = _HEADER.unpack_from(raw)
     if magic != _MAGIC:
         raise corrupt(path, 0, f"magic is {magic!r}; a change log begins with {_MAGIC!r}")
-    if version != FORMAT_VERSION:
-        raise RigError(Code.LogVersion, f"{path}: change log format {version}; this siterig reads {FORMAT_VERSION}")
+    if version not in (FORMAT_VERSION, ENCRYPTED_VERSION):
+        known = f"{FORMAT_VERSION} and {ENCRYPTED_VERSION}"
+        raise RigError(Code.LogVersion, f"{path}: change log format {version}; this siterig reads {known}")
+    if version == ENCRYPTED_VERSION and not of_disk:
+        raise RigError(
+            Code.LogVersion, f"{path}: change log format {version} is of a disk's log; a part has {FORMAT_VERSION}"
+        )
     if crc32c(raw[: HEADER_BYTES - 4]) != _CRC.unpack_from(raw, HEADER_BYTES - 4)[0]:
         raise corrupt(path, 0, "header checksum does not match")
-    if header_bytes != HEADER_BYTES or stream not in _STREAMS or any(raw[13:16]) or any(raw[80:124]):
+    if header_bytes != HEADER_BYTES or stream not in _STREAMS or any(raw[13:16]) or any(raw[96:124]):
         raise corrupt(path, 0, f"header names {header_bytes} bytes and stream {stream}, or is not zero where it must be")
+    if any(key) != (version == ENCRYPTED_VERSION) or (any(key) and stream):
+        raise corrupt(path, 0, f"header of format {version} and stream {stream} names key {uuid.UUID(bytes=key)}")
     if not 1 <= first_seq <= NUMBER_MAX or max(generation, size) > NUMBER_MAX:
         raise corrupt(path, 0, f"header names generation {generation}, first record {first_seq} and {size} bytes")
     return SegmentHeader(
-        str(uuid.UUID(bytes=disk)), generation, _STREAMS[stream], first_seq, str(uuid.UUID(bytes=boot)), created, size
+        disk_id=str(uuid.UUID(bytes=disk)),
+        generation=generation,
+        stream=_STREAMS[stream],
+        first_seq=first_seq,
+        boot_id=str(uuid.UUID(bytes=boot)),
+        created_ns=created,
+        disk_size_bytes=size,
+        key_id=str(uuid.UUID(bytes=key)) if any(key) else None,
     )
 
 
@@ -294,7 +351,8 @@ def bad_record(name: str, segment: Buffer, at: int, seq: int, position: int) -> 
 class SegmentReader:
     """Reads one segment strictly: any torn or corrupt record is ``RigError('LogCorrupt')``.
 
-    It is a context manager.  ``fd`` stays open until :meth:`close`.
+    The records of an encrypted segment can be read, and checked, without its key; their payloads cannot.  It is a context
+    manager.  ``fd`` stays open until :meth:`close`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -302,7 +360,7 @@ class SegmentReader:
         self.fd = open_file(path, os.O_RDONLY, code=Code.LogUnreadable, purpose="a change log is a file")
         try:
             head = host_calls.pread(self.fd, HEADER_BYTES, 0)
-            self.header = decode_header(path, head)
+            self.header = decode_header(path, head, of_disk=True)
         except OSError as exc:
             os.close(self.fd)
             raise RigError(Code.LogUnreadable, f"{path}: cannot be read: {reason(exc, path)}") from exc
@@ -333,11 +391,35 @@ class SegmentReader:
             yield item
 
     def payload(self, record: Record) -> bytes:
-        """Return the payload of a WRITE or TAG record."""
+        """Return the payload of a WRITE or TAG record.
+
+        Raises:
+            RigError: ``KeyMissing`` if it is encrypted; ``LogCorrupt``.
+        """
+        if self.header.key_id is not None and record.type is RecordType.WRITE:
+            raise RigError(
+                Code.KeyMissing,
+                f"{self.path}: the bytes of its records are encrypted with key {self.header.key_id}; read the log in the "
+                "folder of its VM in the rig's mount, which decrypts it",
+            )
+        return self.stored_payload(record)
+
+    def stored_payload(self, record: Record) -> bytes:
+        """Return the payload of a record as the segment has it: encrypted, if the segment is."""
         data = host_calls.pread(self.fd, record.payload_bytes, record.payload_offset)
         if len(data) != record.payload_bytes:
             raise corrupt(self.path, record.payload_offset, "payload is cut short")
         return data
+
+
+_CHANGES = frozenset({RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD})
+
+
+def _check_lines(record: Record, *, verify: bool) -> None:
+    """Check that a record of an encrypted log begins and ends between lines."""
+    if record.type in _CHANGES and (record.offset | record.length) % LINE_BYTES:
+        why = f"{record.type.name} of {record.length} bytes at {record.offset} of an encrypted disk covers a part of a line"
+        raise _BadRecordError(why, sealed=verify)
 
 
 def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record | _BadRecordError]]:
@@ -347,6 +429,8 @@ def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record 
     while at < window.size:
         try:
             record = _next_record(window, at, reader._seed, seq, position, verify=verify)
+            if reader.header.key_id is not None:
+                _check_lines(record, verify=verify)
         except _BadRecordError as bad:
             yield at, bad
             return
@@ -436,7 +520,7 @@ class SegmentWriter:
             os.close(fd)
             path.unlink()
             raise
-        return cls(path, fd, _CRC.unpack_from(raw, HEADER_BYTES - 4)[0], header)
+        return cls(path, fd, record_seed(raw), header)
 
     def append(
         self,
@@ -457,14 +541,23 @@ class SegmentWriter:
                 partial record in its middle.
         """
         size = len(payload)
-        head = _RECORD.pack(_RECORD_MAGIC, kind, flags, RECORD_HEADER_BYTES, seq, position, time_ns, offset, length, size, 0)
-        crc = crc32c(payload, crc32c(head, self._seed))
+        head = encode_record(
+            self._seed,
+            kind,
+            seq=seq,
+            position=position,
+            time_ns=time_ns,
+            offset=offset,
+            length=length,
+            payload=payload,
+            flags=flags,
+        )
         at = self.end
         try:
             with naming(self.path):
-                done = host_calls.pwritev(self.fd, [head, _CRC.pack(crc), payload], at)
+                done = host_calls.pwritev(self.fd, [head, payload], at)
                 if done < RECORD_HEADER_BYTES + size:  # rare: a short write, usually followed by the error
-                    rest = memoryview(b"".join((head, _CRC.pack(crc), payload)))
+                    rest = memoryview(b"".join((head, payload)))
                     while done < len(rest):
                         done += host_calls.pwrite(self.fd, rest[done:], at + done)
         except OSError:

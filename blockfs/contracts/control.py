@@ -14,7 +14,7 @@ from siterig.blockfs.contracts.counters import DiskCounters
 from siterig.blockfs.core.deadlines import ANSWER_S, deadline
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.sizes import SectorBytes
-from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
+from siterig.blockfs.core.wire_model import UUID_PATTERN, Whole, WireModel
 
 TagKind = Literal["CrashConsistent", "ApplicationConsistent"]
 ManagedDiskId = Annotated[str, Field(pattern=UUID_PATTERN)]
@@ -76,6 +76,8 @@ class DiskInfo(WireModel):
         opening: an id that is different each time the host opens the disk.
         opened_seq: the newest record that the log had at that opening; None if the generation began since.
         kept: old disks that a failback replaced by this one, oldest first; ``delete_kept`` frees their space.
+        fenced: True if every write is refused.
+        free_bytes: bytes that are free on the file system of ``folder``.
     """
 
     vm: str
@@ -103,6 +105,8 @@ class DiskInfo(WireModel):
     parent: str | None = None
     broken_chain: str | None = None
     kept: list[KeptImage] = Field(default_factory=list)
+    fenced: bool = False
+    free_bytes: int | None = None
 
 
 class DownloadedDisk(WireModel):
@@ -117,6 +121,13 @@ class DownloadedDisk(WireModel):
     size_bytes: int
     data_bytes: int
     keeps_old: bool = False
+
+
+class HostObstacle(WireModel):
+    """A reason for which a disk cannot be tracked."""
+
+    code: str
+    message: str
 
 
 class SourceUse(WireModel):
@@ -150,11 +161,28 @@ class SegmentInfo(WireModel):
     path: str
 
 
+class AppliedLog(WireModel):
+    """A disk's log up to record ``last_seq`` of a generation is durable at the recovery side, as known for one opening."""
+
+    disk_id: str
+    opening: str
+    generation: int
+    last_seq: int
+
+
+class LogState(WireModel):
+    """The disks of a VM, and their closed segments that are still kept, by disk and sequence number."""
+
+    disks: list[DiskInfo]
+    segments: list[SegmentInfo]
+
+
 class CutInfo(WireModel):
     """A consistent cut over all disks of a VM: exactly the records with a position up to ``position``.
 
     Attributes:
         downgraded_because: why it is crash-consistent although an application-consistent cut was ordered; not in the tag.
+        disk_bytes: the size of each disk by its id, in bytes; not in the tag.
     """
 
     vm: str
@@ -164,6 +192,7 @@ class CutInfo(WireModel):
     position: int
     time_ns: int
     downgraded_because: str | None = None
+    disk_bytes: dict[str, Whole] = Field(default_factory=dict)
 
 
 class SnapshotDisk(WireModel):
@@ -187,6 +216,18 @@ class SnapshotInfo(WireModel):
     position: int
     time_ns: int
     disks: list[SnapshotDisk]
+
+
+class LackingChanges(WireModel):
+    """The ranges of a disk of which the recovery side may lack changes, after the log of ``generation`` was abandoned.
+
+    Everything else is as the recovery side has it, if it has applied that generation as far as it reported.
+    """
+
+    disk_id: str
+    generation: int
+    ranges: list[tuple[int, int]]
+    """(offset, length) in bytes, sorted, without overlap."""
 
 
 class StagingInfo(WireModel):
@@ -242,13 +283,16 @@ class MountedPointInfo(WireModel):
 class DiskHostControl(Protocol):
     """The calls that a disk host answers.
 
+    A call with ``disks`` concerns the disks of these names of the VM, all of them if it is None.  A missing one is an error
+    ``DiskNotFound``; other disks of the VM need not be readable.
+
     Raises:
         RigError: with the codes that each method names.
     """
 
     @deadline(ANSWER_S)
-    async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
-        """Return all disks, or those of one VM.
+    async def list_disks(self, *, vm: str | None = None, disks: list[str] | None = None) -> list[DiskInfo]:
+        """Return all disks, or those of one VM, or some of them.
 
         Raises:
             RigError: ``VmNotFound``.
@@ -317,7 +361,7 @@ class DiskHostControl(Protocol):
         """
         ...
 
-    async def check_tracking(self, *, vm: str) -> None:
+    async def check_tracking(self, *, vm: str, disks: list[str] | None = None) -> None:
         """Check that tracking can start.
 
         Raises:
@@ -325,25 +369,44 @@ class DiskHostControl(Protocol):
         """
         ...
 
+    async def tracking_obstacles(self, *, vm: str, excluded: list[str] | None = None) -> list[HostObstacle]:
+        """Return all reasons for which tracking cannot start, of all disks; :meth:`check_tracking` raises the first one.
+
+        ``excluded``: the names of disks that are not to be tracked.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
+        ...
+
     async def start_tracking(
-        self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0
+        self,
+        *,
+        vm: str,
+        disks: list[str] | None = None,
+        new_generation: bool = False,
+        after: dict[str, int] | None = None,
+        after_position: int = 0,
     ) -> list[DiskInfo]:
         """Log every write from now on; does nothing for a tracked disk unless a new generation is ordered.
 
         Args:
             vm: the VM.
+            disks: the disks to track.
             new_generation: begin a new generation in any case.
             after: for each disk id a generation; the new one is later.  The disks may have been restored from an older copy.
             after_position: positions that are drawn from now on are larger.
         """
         ...
 
-    async def stop_tracking(self, *, vm: str) -> None:
+    async def stop_tracking(self, *, vm: str, disks: list[str] | None = None) -> None:
         """Stop logging and delete the logs."""
         ...
 
-    async def cut(self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None) -> CutInfo:
-        """Tag one position over all disks of the VM, and close the current segment of each.
+    async def cut(
+        self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None, disks: list[str] | None = None
+    ) -> CutInfo:
+        """Tag one position over the disks of the VM, and close the current segment of each.
 
         Args:
             vm: the VM.
@@ -351,6 +414,7 @@ class DiskHostControl(Protocol):
             name: its name.
             not_after_ns: a time on CLOCK_MONOTONIC.  After it nothing is tagged, because the guests that were frozen for
                 this cut may have been thawed.
+            disks: the disks to tag.
 
         Raises:
             RigError: ``NotTracked``; ``FreezeTimedOut`` if ``not_after_ns`` has passed.
@@ -358,27 +422,46 @@ class DiskHostControl(Protocol):
         ...
 
     @deadline(ANSWER_S)
-    async def segments(self, *, vm: str) -> list[SegmentInfo]:
+    async def segments(self, *, vm: str, disks: list[str] | None = None) -> list[SegmentInfo]:
         """Return the closed segments that are still kept, by disk and sequence number."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def log_state(self, *, vm: str, applied: list[AppliedLog], disks: list[str] | None = None) -> LogState:
+        """Delete the applied segments, and return the disks and the segments that remain, all as of one moment.
+
+        Args:
+            vm: the VM.
+            applied: the part of each log that is not needed any more.  One that names another opening of its disk than
+                the present one deletes nothing: the disk may have been restored from a copy since.
+            disks: the names of the disks; None for all disks of the VM.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
         ...
 
     async def trim_log(self, *, disk_id: str, generation: int, last_seq: int) -> None:
         """Delete the segments that the recovery side has durably applied: those up to record ``last_seq``."""
         ...
 
-    async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
-        """Begin a copy-before-write snapshot over all disks.
+    async def begin_snapshot(self, *, vm: str, disks: list[str] | None = None) -> SnapshotInfo:
+        """Begin a copy-before-write snapshot over the disks.
 
         Raises:
             RigError: ``SnapshotExists`` or ``NotTracked``.
         """
         ...
 
+    async def lacking_changes(self, *, vm: str) -> list[LackingChanges]:
+        """Return, for each disk with a snapshot of which that is known, what the recovery side can lack of the snapshot."""
+        ...
+
     async def release_snapshot(self, *, vm: str, disk: str, upto: int) -> None:
         """Stop preserving the bytes below ``upto`` of this disk's snapshot: they are not read again."""
         ...
 
-    async def end_snapshot(self, *, vm: str) -> None:
+    async def end_snapshot(self, *, vm: str, disks: list[str] | None = None) -> None:
         """Remove the snapshot; does nothing if there is none."""
         ...
 
@@ -400,6 +483,17 @@ class DiskHostControl(Protocol):
         """Replace all disks of the VM that have a staging file: tracking is off then, and the old logs are deleted.
 
         The old disk of each name in ``keep`` stays as an image file (``DiskInfo.kept``).
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def fence(self, *, vm: str, fenced: bool) -> list[DiskInfo]:
+        """Refuse every write to the disks of a VM (``EROFS``), also after a restart of this host, or allow writes again.
+
+        No write is under way on return.  Replacing the disks (a failback) ends it, too.  Idempotent.
+
+        Raises:
+            RigError: ``VmNotFound``; ``DiskFull``: some disks may have changed, and the call can be repeated.
         """
         ...
 

@@ -26,6 +26,8 @@ class ExitStatus(IntEnum):
     BAD_INPUT = 2, "The command line or an input is wrong."
     NOT_UP = 3, "The rig is not up, or a role of it does not answer; also if a job failed for that reason."
     ENVIRONMENT = 4, "The machine lacks something: `siterig doctor` names it."
+    WARNING = 5, "For `status`: every role is ready; the worst health of the VMs is Warning."
+    CRITICAL = 6, "For `status`: every role is ready; the health of a VM is Critical."
     INTERRUPTED = 130, "Ctrl-C, SIGTERM, or the terminal was closed. `mount` ends with 0 once the disk is mounted."
 
 
@@ -73,6 +75,16 @@ class Code(StrEnum):
     # fmt: off
     AckFileCorrupt = ("AckFileCorrupt", _FAILED, "The file of acknowledged transactions of the ledger is damaged.",
         "Start the drill again: the file cannot be repaired.")
+    AccountFixed = ("AccountFixed", _BAD_INPUT, "A rig keeps the storage account that it began with.",
+        "Give a secret for that account with siterig account set, or start a new rig.")
+    AccountKeysBusy = ("AccountKeysBusy", _FAILED, "The keys of the storage account are being rotated.",
+        "Wait for the end of the other rotation.")
+    AccountKeysOfUser = ("AccountKeysOfUser", _FAILED,
+        "The storage account is not Azurite's: siterig cannot rotate its keys.",
+        "Replace the key in Azure, then give the new secret with siterig account set.")
+    AccountPermissionMissing = ("AccountPermissionMissing", _FAILED,
+        "The secret of the storage account does not permit an operation that replication needs.",
+        "Create a SAS with read, write, delete and list, or assign the role Storage Blob Data Contributor.")
     AgentNotRunning = ("AgentNotRunning", _FAILED, "The replication agent of the site is still starting.",
         "Wait a moment; siterig status shows when the role is ready.")
     AgentStateUnreadable = ("AgentStateUnreadable", _FAILED,
@@ -83,8 +95,22 @@ class Code(StrEnum):
     AlreadyUp = "AlreadyUp", _FAILED, "The rig is up already.", "Use the rig as it is, or end it first with siterig down."
     AmbiguousId = ("AmbiguousId", _BAD_INPUT, "Several ids begin with the characters that were given.",
         "Give more characters of the id.")
+    AppScriptFailed = ("AppScriptFailed", _FAILED,
+        "The script of the VM, called with --pre or --post for an application-consistent point, failed.",
+        "Read its output in log/agent.log. A crash-consistent point is taken, or no point if you asked for one.")
+    AppScriptTimedOut = ("AppScriptTimedOut", _FAILED,
+        "The script of the VM for application-consistent points did not end in time, and was ended.",
+        "Read its output in log/agent.log, or set another limit with siterig app-script set --time-limit.")
+    AppScriptUnusable = ("AppScriptUnusable", _BAD_INPUT,
+        "A script for application-consistent points is missing, not executable, or can be changed by other users.",
+        "Give an executable file to which only its owner may write.")
     AttachFailed = ("AttachFailed", _FAILED, "A disk could not be attached to a loop device.",
         "Read the reason in the message; siterig doctor checks loop devices.")
+    AuthorityUnusable = ("AuthorityUnusable", _FAILED,
+        "The authority of the vault, or its register of certificates, is damaged.",
+        "Restore the folder authority of the rig, or start from a new state folder.")
+    AutomaticResyncFailed = ("AutomaticResyncFailed", _FAILED, "A resync that began by itself failed; no other begins.",
+        "Remove the cause, then run siterig resync VM.")
     AzuriteDied = ("AzuriteDied", _FAILED, "The process of the Azurite storage emulator ended unexpectedly.",
         "Read its last output in the message; siterig role restart azurite starts it again.")
     AzuriteMissing = ("AzuriteMissing", _ENVIRONMENT, "The Azurite storage emulator is not installed, or cannot be started.",
@@ -95,14 +121,24 @@ class Code(StrEnum):
         "Read the message of npm in the error, then run siterig setup azurite again.")
     AzuriteSilent = ("AzuriteSilent", _FAILED, "The Azurite storage emulator does not answer.",
         "Read the reason in the message; siterig role restart azurite starts it again.")
+    AzureIdentityMissing = ("AzureIdentityMissing", _ENVIRONMENT,
+        "The package azure-identity is missing; a URL of a storage account without a SAS needs it.",
+        "Install siterig[azure], or give a SAS URL or a connection string.")
     BadAccountKey = ("BadAccountKey", _FAILED, "The file with the key of the storage account is damaged.",
         "Restore the file, or start from a new state folder.")
+    BadAccountSecret = ("BadAccountSecret", _BAD_INPUT,
+        "The text that names a storage account with its secret is not usable.",
+        "Correct the part that the message names.")
     BadAnswer = "BadAnswer", _FAILED, "A role answered with more bytes than are accepted.", "Report it: this is a bug."
-    BadChecksums = ("BadChecksums", _FAILED, "The recovery side returned another number of checksums than were requested.",
+    BadCertificate = ("BadCertificate", _FAILED, "A file with a certificate and its key is damaged, or cannot be read.",
+        "Remove the file that the message names, and start the rig again: it gets a new one.")
+    BadChecksums = ("BadChecksums", _FAILED, "The recovery side returned checksums that were not requested.",
         "Report it: this is a bug.")
     BadConnectionString = ("BadConnectionString", _FAILED,
         "The connection string of the cache storage account is malformed.",
         "Give AccountName, AccountKey and BlobEndpoint or EndpointSuffix.")
+    BadCredentialsFile = ("BadCredentialsFile", _BAD_INPUT, "A file is no vault credentials file.",
+        "Write a new one with siterig vault credentials.")
     BadPartName = ("BadPartName", _FAILED, "A blob in the cache storage account is not named like a replication part.",
         "Remove blobs that siterig did not write from the account.")
     BadPort = ("BadPort", _FAILED, "The file with the port of Azurite does not hold a port number.",
@@ -135,6 +171,9 @@ class Code(StrEnum):
     CommandUnusable = ("CommandUnusable", _BAD_INPUT, "The command of bisect cannot be run.",
         "Correct the command line after --.")
     ConvertFailed = "ConvertFailed", _FAILED, "qemu-img could not convert an image.", "Read the reason in the message."
+    ContainerMissing = ("ContainerMissing", _FAILED,
+        "The container is not in the storage account, and the secret does not permit to create it.",
+        "Create the container, or give a secret that permits it.")
     CorpusTooSmall = ("CorpusTooSmall", _FAILED, "The folders for the files of the drill hold too few readable bytes.",
         "Name other folders, or use smaller disks.")
     DeadMount = ("DeadMount", _FAILED, "The process of a mount was killed; nothing answers there.",
@@ -196,8 +235,14 @@ class Code(StrEnum):
     GenerationChanged = ("GenerationChanged", _FAILED,
         "A new change log was begun by something else than the replication agent.",
         "Run siterig resync VM, unless the initial replication continues as a resynchronization.")
+    HealthErrorNotFound = ("HealthErrorNotFound", _BAD_INPUT, "The VM has no such health error.",
+        "Choose one of the codes that the message lists.")
     HostIoError = ("HostIoError", _FAILED, "The host could not read or write a file.",
         "Read the reason in the message; check the host's disk.")
+    HttpsRequired = ("HttpsRequired", _BAD_INPUT, "A storage account is used by HTTPS only, unless it is on loopback.",
+        "Name an address that begins with https://.")
+    HostNotRegistered = ("HostNotRegistered", _FAILED, "The host is not registered with the vault.",
+        "Write a file with siterig vault credentials, and give it to siterig site register.")
     ImageBusy = "ImageBusy", _FAILED, "The image is in use by another program.", "End the program that the message names."
     ImageChanged = ("ImageChanged", _FAILED, "The image was changed outside siterig, so its log no longer describes it.",
         "For a VM, run siterig resync VM. For a mounted image, give --discard-log.")
@@ -243,6 +288,18 @@ class Code(StrEnum):
     JobNotFound = "JobNotFound", _BAD_INPUT, "No such job exists.", "Choose a job that siterig jobs prints."
     KeptImageNotFound = ("KeptImageNotFound", _BAD_INPUT, "The VM has no such kept image.",
         "Choose one of the images that the message lists.")
+    KeyDropped = ("KeyDropped", _FAILED, "A data key was dropped while it was in use, because one was revoked.",
+        "None: the key is asked for again.")
+    KeyMissing = ("KeyMissing", _FAILED, "The vault lacks the key that encrypts a data key.",
+        "Restore the file of the vault's keys and the vault's database from the same time.")
+    KeyNotFound = ("KeyNotFound", _BAD_INPUT, "The vault's key has no such version.",
+        "Choose a version that siterig key list prints.")
+    KeyRevoked = ("KeyRevoked", _FAILED, "The version of the vault's key that encrypts the data keys was revoked.",
+        "siterig key restore VERSION enables it again; then siterig take-point VM makes the agent try again.")
+    KeyVersionsFull = ("KeyVersionsFull", _FAILED, "The vault's key was rotated as often as its file can hold versions.",
+                       "Start a new rig: no version is ever removed.")  # fmt: skip
+    KeysUnreadable = ("KeysUnreadable", _FAILED, "The file of the vault's keys is missing or damaged.",
+        "Restore the file that the message names.")
     LatestIncomplete = ("LatestIncomplete", _FAILED,
         "The state that was used is not the newest: a part of the changes cannot be applied.",
         "None: this is a warning. The message names the part.")
@@ -277,6 +334,9 @@ class Code(StrEnum):
     ManagedDiskOlder = ("ManagedDiskOlder", _FAILED,
         "The managed disk is older than the last state that was reported of it.",
         "Run siterig resync VM.")
+    ManagedDiskReplaced = ("ManagedDiskReplaced", _FAILED,
+        "The managed disk is at another generation than the resync: another copy of it was put in its place.",
+        "None: the resync begins again.")
     MarkInvalid = ("MarkInvalid", _FAILED,
         "The name of a tag is too long for a mark of a dm-log-writes log, or holds a zero byte.",
         "Name tags with fewer bytes.")
@@ -327,6 +387,8 @@ class Code(StrEnum):
     PartUnreadable = ("PartUnreadable", _FAILED, "A replication part cannot be read although the cache answers otherwise.",
         "None: it is read again, and then the site is asked to send it again.")
     PathTooLong = "PathTooLong", _BAD_INPUT, "The path of a socket is longer than the kernel allows.", "Use a shorter --dir."
+    PeerRefused = ("PeerRefused", _FAILED, "One side of a link does not accept the certificate of the other side.",
+        "Read the reason in the message; siterig certificate list shows all certificates.")
     PortTaken = ("PortTaken", _FAILED, "The port of Azurite is taken by another program.",
         "Stop the other program; ss -ltnp shows it.")
     PositionRegressed = ("PositionRegressed", _FAILED, "A replication part has a lower position than the part before it.",
@@ -345,6 +407,8 @@ class Code(StrEnum):
         "Unmount the point, and mount it again.")
     RecoveryPointDamaged = ("RecoveryPointDamaged", _FAILED, "The state of a recovery point is known to be damaged.",
         "Choose another point. siterig disk scrub lists the damage.")
+    RegisterFull = ("RegisterFull", _FAILED, "The register of certificates has as many entries as it can have.",
+                    "Wait until certificates expire; a vault credentials file lasts five days.")  # fmt: skip
     ReportUnwritable = ("ReportUnwritable", _FAILED, "The report of the drill cannot be written.",
         "Name another folder with --report.")
     ResyncRequired = ("ResyncRequired", _FAILED, "The VM must be resynchronized before its changes can be replicated.",
@@ -359,6 +423,8 @@ class Code(StrEnum):
     RoleHung = ("RoleHung", _NOT_UP, "A role does not answer its health checks.",
         "Wait for the restart, or run siterig role restart.")
     RoleUnavailable = "RoleUnavailable", _NOT_UP, "A role does not answer.", "Wait: siterig status shows its state."
+    SasExpired = ("SasExpired", _FAILED, "The shared access signature (SAS) of the storage account has expired.",
+        "Create another SAS, and give it with siterig account set.")
     ScenarioFailed = ("ScenarioFailed", _FAILED, "An operation of a scenario did not end as the file demands.",
         "Read the job, the event or the output that the message quotes.")
     ScenarioTimedOut = ("ScenarioTimedOut", _FAILED, "A moment or an operation of a scenario did not come in time.",
@@ -407,6 +473,8 @@ class Code(StrEnum):
         "End the programs that use it, then unmount again.")
     Usage = "Usage", _BAD_INPUT, "The command line cannot be parsed.", "Read the usage above the message, or --help."
     VaultStopped = "VaultStopped", _FAILED, "The vault stopped during the job.", "Start the operation again."
+    VerificationDiffers = ("VerificationDiffers", _FAILED, "A verification found that both sides of a VM differ.",
+        "Run siterig resync VM.")
     VhdCorrupt = ("VhdCorrupt", _BAD_INPUT, "The structures of a VHD are damaged.",
         "Restore the image, or give --format raw if it is a raw image.")
     VhdUnsupported = ("VhdUnsupported", _BAD_INPUT, "The type or version of the VHD is not supported.",
@@ -415,6 +483,10 @@ class Code(StrEnum):
     VmChanged = "VmChanged", _FAILED, "The Azure VM was written to after its disks were downloaded.", "Fail back again."
     VmExists = "VmExists", _BAD_INPUT, "A VM of this name exists already.", "Give another name, or delete the other VM."
     VmIncomplete = "VmIncomplete", _FAILED, "The VM on the recovery side lacks disks.", "Fail over again."
+    VmNameModified = ("VmNameModified", _FAILED, "A failover named its VM otherwise, because another VM has the name.",
+        "None; siterig vm update chooses another name for the next failover.")
+    VmNameUnavailable = ("VmNameUnavailable", _FAILED, "Another VM of the recovery side has the name.",
+        "Choose another name with siterig vm update, or delete the other VM.")
     VmNotFound = "VmNotFound", _BAD_INPUT, "No such VM exists.", "Choose one of the VMs that the message lists."
     VmNotProtected = ("VmNotProtected", _FAILED, "The VM is not replicated from this host.",
         "Protect it with siterig protect.")

@@ -7,7 +7,9 @@ from typing import Literal
 
 from siterig.blockfs.core.wire_model import WireModel
 
-Phase = Literal["InitialReplication", "Resynchronization", "DeltaReplication", "Failback", "Import"]
+Phase = Literal[
+    "InitialReplication", "Resynchronization", "DeltaReplication", "Failback", "Import", "Verification", "OfflineSeed"
+]
 
 Advance = Callable[[int], None]
 """Called with the number of bytes that were processed since the last call."""
@@ -23,10 +25,32 @@ class DiskProgress(WireModel):
     """Bytes that were sent after compression; holes, zeros and equal chunks are not sent."""
 
 
+class CopyTotals(WireModel):
+    """The figures of a copy that has ended: bytes of the address space, bytes sent after compression, and its duration."""
+
+    phase: Phase
+    total_bytes: int
+    sent_bytes: int
+    duration_s: float
+
+
 class VmProgress(WireModel):
-    """The agent's current work for a VM, for progress bars; the VM can be one that is being created."""
+    """The agent's current work for a VM; the VM can be one that is being created.
+
+    Attributes:
+        upload_bytes_s: bytes that were sent in the last minute, per second; None: the site does not know.
+        left_s: the estimated time until the copy ends, by its rate of the last minute; None: unknown, or no copy runs.
+        last_cycle_s: seconds since the last cycle began; None: there was none since the agent's start.
+        next_cycle_s: seconds until the next cycle begins, 0 if it is due or runs; None: no cycle is planned.
+        last_copy: the last copy that has ended since the agent's start.
+    """
 
     vm: str
     phase: Phase | None
     disks: list[DiskProgress]
     detail: str = ""
+    upload_bytes_s: float | None = None
+    left_s: float | None = None
+    last_cycle_s: float | None = None
+    next_cycle_s: float | None = None
+    last_copy: CopyTotals | None = None

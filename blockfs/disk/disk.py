@@ -19,6 +19,9 @@ Fault contract
   the log is abandoned.  Lost bytes are never read as zeros, and no write makes a hole of them: then no flush succeeds
   (``EIO``), and after at most 16 writes no write does.  This also holds if the file has no name, or a map was truncated.
 * The logs of a generation that cannot continue are kept until the resync that replaces it has been applied.
+* The files of an encrypted disk (of a recovered VM) have its bytes only in encrypted form: overlay or raw file, log, store
+  of a snapshot.  Bytes are encrypted in lines of 16; if the host's disk takes a part of a line and refuses the rest twice,
+  that line has undefined bytes, and the log is abandoned.
 
 Threads: any thread may read and write bytes.  The rest belongs to the trio thread, unless a method says otherwise.
 """
@@ -41,7 +44,7 @@ from siterig.blockfs.core.sizes import DISK_BYTES_MAX
 from siterig.blockfs.disk import disk_identity
 from siterig.blockfs.disk.disk_core import DiskCore
 from siterig.blockfs.disk.disk_faults import DiskFaults
-from siterig.blockfs.disk.disk_files import DiskPaths, finish_hydration, open_layer, remove_overlay
+from siterig.blockfs.disk.disk_files import DiskPaths, finish_hydration, open_cipher, open_layer, remove_overlay
 from siterig.blockfs.disk.disk_guard import DiskGuard
 from siterig.blockfs.disk.disk_hydration import DiskHydration
 from siterig.blockfs.disk.disk_options import DiskOptions
@@ -51,6 +54,7 @@ from siterig.blockfs.disk.file_attributes import DiskAttributes, PastState
 from siterig.blockfs.disk.snapshot import Snapshot, SnapshotSource, begin_snapshots
 from siterig.blockfs.disk.views import Views
 from siterig.blockfs.files.durable_io import sync_folder
+from siterig.blockfs.layers.disk_cipher import DiskCipher
 from siterig.blockfs.layers.layer import RawLayer, WritableLayer
 from siterig.blockfs.watch.file_stamps import FileStamp
 from siterig.blockfs.watch.own_file import OwnFiles
@@ -77,6 +81,7 @@ class Disk:
         state: DiskState,
         layer: WritableLayer,
         options: DiskOptions,
+        cipher: DiskCipher | None = None,
         past: PastState | None = None,
     ) -> None:
         """Make a disk over ``layer``, which belongs to it from now on, without its log; see :meth:`over`.
@@ -84,11 +89,12 @@ class Disk:
         Args:
             paths: the names of the disk's files.
             state: the content of ``NAME.disk``.
-            layer: the bytes of the disk.
+            layer: the bytes of the disk, as they are stored.
             options: the options of its host.
+            cipher: encrypts the bytes of its files; None if they are not encrypted.
             past: position and time of the state, if the disk is shown read-only as it was.
         """
-        self._core = DiskCore(paths, state=state, layer=layer, options=options)
+        self._core = DiskCore(paths, state=state, layer=layer, options=options, cipher=cipher)
         self.handles = 0
         self.opening = str(uuid.uuid4())
         self.snapshot: Snapshot | None = None
@@ -124,8 +130,13 @@ class Disk:
 
     @property
     def layer(self) -> WritableLayer:
-        """The bytes of the disk."""
+        """The bytes of the disk, as they are stored."""
         return self._core.layer
+
+    @property
+    def cipher(self) -> DiskCipher | None:
+        """The cipher of the disk's files; None if they are not encrypted."""
+        return self._core.cipher
 
     @property
     def options(self) -> DiskOptions:
@@ -154,7 +165,8 @@ class Disk:
         """Open the disk whose files exist at ``paths``.
 
         Raises:
-            RigError: ``DiskCorrupt``, ``DiskStateCorrupt``, ``StateVersion``, ``NotARecoveryHost``, ``BrokenVhdChain``.
+            RigError: ``DiskCorrupt``, ``DiskStateCorrupt``, ``StateVersion``, ``NotARecoveryHost``, ``BrokenVhdChain``,
+                ``KeyRevoked``, ``KeyMissing``.
         """
         state = finish_hydration(paths, DiskState.load(paths.file("disk")))
         paths.file("snapshot").unlink(missing_ok=True)
@@ -163,12 +175,20 @@ class Disk:
         state = found.state
         if found.why is not None:
             options.report_changed(paths, found.why)
+        cipher = open_cipher(paths, state, views)
         layer = open_layer(paths, state, views)
-        return cls.over(paths, state=state, layer=layer, options=options, closed=found.closed)
+        return cls.over(paths, state=state, layer=layer, options=options, cipher=cipher, closed=found.closed)
 
     @classmethod
     def over(
-        cls, paths: DiskPaths, *, state: DiskState, layer: WritableLayer, options: DiskOptions, closed: ClosedNote | None
+        cls,
+        paths: DiskPaths,
+        *,
+        state: DiskState,
+        layer: WritableLayer,
+        options: DiskOptions,
+        closed: ClosedNote | None,
+        cipher: DiskCipher | None = None,
     ) -> Disk:
         """Open a disk over an open layer, and recover its log if it was tracked.
 
@@ -178,8 +198,9 @@ class Disk:
             layer: the bytes of the disk; the disk owns it from now on.
             options: the options of its host.
             closed: the note of the last clean close, which has been taken out of the state; None if there was none.
+            cipher: encrypts the bytes of its files; None if they are not encrypted.
         """
-        disk = cls(paths, state=state, layer=layer, options=options)
+        disk = cls(paths, state=state, layer=layer, options=options, cipher=cipher)
         try:
             disk._recover(closed)
         except BaseException:
@@ -219,7 +240,7 @@ class Disk:
     @property
     def read_only(self) -> bool:
         """True if the disk cannot be opened for writing."""
-        return self._core.options.read_only
+        return self._core.options.read_only or self.state.fenced
 
     @property
     def stored_bytes(self) -> int:
@@ -274,10 +295,28 @@ class Disk:
         check(lib.sr_disk_resize(self.c, size_bytes))
         self._note_growth()
 
+    def fence(self, *, fenced: bool) -> None:
+        """Refuse every write from now on (``EROFS``), durably, or allow writes again.
+
+        Raises:
+            OSError: the state cannot be stored, and nothing has changed.
+        """
+        before = self.state.fenced
+        lib.sr_disk_fence(self.c, fenced or before)  # a write that is acknowledged is not one after the fence
+        try:
+            if fenced != before:
+                self._core.save(fenced=fenced)
+        finally:
+            lib.sr_disk_fence(self.c, self.state.fenced)
+
     @property
     def growth_step_bytes(self) -> int:
         """The number of which each new size is a multiple; 0 if the disk cannot grow."""
         return self._core.growth_step_bytes
+
+    def take_event(self) -> bool:
+        """Return True if this disk has raised its event since the last call."""
+        return self.is_open and bool(lib.sr_disk_take_event(self.c))
 
     def note_events(self) -> None:
         """Record in the state the effects of requests: the disk has grown, or its log is abandoned."""

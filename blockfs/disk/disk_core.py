@@ -10,6 +10,7 @@ from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.disk.disk_guard import DiskGuard
 from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.layers.disk_cipher import DiskCipher
 from siterig.blockfs.layers.layer import WritableLayer
 from siterig.cext._core import ffi, lib
 
@@ -20,19 +21,29 @@ class DiskCore:
     Attributes:
         paths: the names of the disk's files.
         state: the content of ``NAME.disk``.
-        layer: the bytes of the disk.
+        layer: the bytes of the disk, as they are stored.
         options: the options of its host.
+        cipher: encrypts the bytes of its files; None if they are not encrypted.
         guard: finds changes by other programs; None for a state of the past.
         thread_lock: held by everything that uses the disk in C on another thread, so that it is not freed meanwhile.
         counted_since_ns: wall time at which the counters began.
     """
 
-    def __init__(self, paths: DiskPaths, *, state: DiskState, layer: WritableLayer, options: DiskOptions) -> None:
+    def __init__(
+        self,
+        paths: DiskPaths,
+        *,
+        state: DiskState,
+        layer: WritableLayer,
+        options: DiskOptions,
+        cipher: DiskCipher | None = None,
+    ) -> None:
         """Open the disk in C over ``layer``, which belongs to this object from now on."""
         self.paths = paths
         self.state = state
         self.layer = layer
         self.options = options
+        self.cipher = cipher
         self.guard: DiskGuard | None = None
         self.thread_lock = threading.Lock()
         self.open_in_c()
@@ -42,7 +53,10 @@ class DiskCore:
         self._c = lib.sr_disk_new(self.layer.c, self.options.positions.c, self.options.event_fd)
         if self._c == ffi.NULL:
             raise MemoryError
+        if self.cipher is not None:
+            lib.sr_disk_set_cipher(self._c, self.cipher.c)
         lib.sr_disk_allow_growth(self._c, self.growth_step_bytes)
+        lib.sr_disk_fence(self._c, self.state.fenced)
         self.counted_since_ns = self.options.clock.wall_ns()
 
     def close_in_c(self) -> None:

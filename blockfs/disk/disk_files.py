@@ -18,12 +18,13 @@ from typing import Literal
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import DISK_BYTES_MAX, SECTOR_BYTES, SectorBytes
-from siterig.blockfs.disk.disk_state import DiskState, ParentNote
+from siterig.blockfs.disk.disk_state import DiskState, KeyNote, ParentNote
 from siterig.blockfs.disk.parent_image import open_parent
 from siterig.blockfs.disk.views import Views
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import naming
+from siterig.blockfs.layers.disk_cipher import DiskCipher
 from siterig.blockfs.layers.layer import Layer, OverlayLayer, RawLayer, WritableLayer
 
 HOLDER_KIND = "vm"
@@ -80,6 +81,7 @@ def _save_new(
     managed_disk: str | None = None,
     position: int | None = None,
     parent: ParentNote | None = None,
+    key: KeyNote | None = None,
 ) -> None:
     """Save the state of a new disk: it has an id of its own, and no log."""
     DiskState(
@@ -93,6 +95,7 @@ def _save_new(
         position=position,
         sector_bytes=sector_bytes,
         parent=parent,
+        key=key,
     ).save(paths.file("disk"))
 
 
@@ -113,10 +116,20 @@ def _new_file(path: Path, size_bytes: int) -> Iterator[None]:
 
 
 def make_over_managed_disk(
-    paths: DiskPaths, *, managed_disk: str, position: int, size_bytes: int, sector_bytes: SectorBytes = 512
+    paths: DiskPaths,
+    *,
+    managed_disk: str,
+    position: int,
+    size_bytes: int,
+    sector_bytes: SectorBytes = 512,
+    key_id: str | None = None,
 ) -> None:
-    """Create the files of a writable disk over a managed disk, which has this size at this position."""
-    _save_new(paths, "top", size_bytes, sector_bytes, managed_disk=managed_disk, position=position)
+    """Create the files of a writable disk over a managed disk, which has this size at this position.
+
+    If the managed disk is encrypted, ``key_id`` is the id of its key, which encrypts the files of the disk, too.
+    """
+    key = None if key_id is None else KeyNote(managed_disk=managed_disk, key_id=key_id)
+    _save_new(paths, "top", size_bytes, sector_bytes, managed_disk=managed_disk, position=position, key=key)
 
 
 def make_over_image(paths: DiskPaths, parent: ParentNote, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
@@ -189,11 +202,26 @@ def _open_below(paths: DiskPaths, state: DiskState, views: Views | None) -> Laye
         return open_parent(state.parent)
     if views is None or state.managed_disk is None or state.position is None:
         raise RigError(Code.NotARecoveryHost, f"disk {paths} lies over a managed disk; this host has none")
-    return views.open(state.managed_disk, state.position, paths.holder)
+    if state.key is None:
+        return views.open(state.managed_disk, state.position, paths.holder)
+    return views.open(state.managed_disk, state.position, paths.holder, stored=True)
+
+
+def open_cipher(paths: DiskPaths, state: DiskState, views: Views | None) -> DiskCipher | None:
+    """Return the cipher of a disk; None if its files are not encrypted.
+
+    Raises:
+        RigError: ``KeyRevoked``, ``KeyMissing``, ``NotARecoveryHost``.
+    """
+    if state.key is None:
+        return None
+    if views is None:
+        raise RigError(Code.NotARecoveryHost, f"disk {paths} is encrypted with a key of a vault; this host has none")
+    return views.cipher(state.key.managed_disk, state.key.key_id)
 
 
 def open_layer(paths: DiskPaths, state: DiskState, views: Views | None) -> WritableLayer:
-    """Open the bytes of a disk.
+    """Open the bytes of a disk, as they are stored.
 
     Raises:
         RigError: ``DiskCorrupt``, ``NotARecoveryHost``, ``BrokenVhdChain``.

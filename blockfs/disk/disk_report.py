@@ -12,6 +12,7 @@ from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.disk.replacing import kept_images
+from siterig.blockfs.files.free_space import free_bytes
 
 
 def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
@@ -46,6 +47,8 @@ def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
         parent=disk.state.parent.path if disk.state.parent is not None else None,
         broken_chain=parent_image.broken_chain(disk.state, disk.layer),
         kept=kept_images(disk.paths.folder, disk.paths.name),
+        fenced=disk.state.fenced,
+        free_bytes=free_bytes(disk.paths.folder),
     )
 
 
@@ -92,4 +95,5 @@ def describe_broken(paths: DiskPaths, state: DiskState, why: str, mountpoint: Pa
         sector_bytes=state.sector_bytes,
         parent=state.parent.path if state.parent is not None else None,
         broken_chain=why,
+        fenced=state.fenced,
     )

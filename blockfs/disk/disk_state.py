@@ -26,8 +26,8 @@ from siterig.blockfs.files.checked_document import (
 from siterig.blockfs.files.small_file import FileTooLongError, bounded
 from siterig.blockfs.watch.file_stamps import FileStamp
 
-FORMAT_VERSION = 3
-_OLD_VERSIONS = (1, 2)
+FORMAT_VERSION = 4
+_OLD_VERSIONS = (1, 2, 3)
 _DOCUMENT = CheckedDocument(FORMAT_VERSION, _OLD_VERSIONS, body_key="disk", ends_with_newline=False)
 
 
@@ -61,6 +61,18 @@ class ParentNote(WireModel):
     file_bytes: Whole
     mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
     digest: str = Field(pattern=r"^[0-9a-f]{32}$")
+
+
+class KeyNote(WireModel):
+    """The key that encrypts the files of a disk: that of a managed disk, which may be deleted since.
+
+    Attributes:
+        managed_disk: id of the managed disk that the key was made for.
+        key_id: id of the key, a UUID.
+    """
+
+    managed_disk: str = Field(pattern=MANAGED_DISK_PATTERN)
+    key_id: str = Field(pattern=UUID_PATTERN)
 
 
 class OpenedNote(WireModel):
@@ -120,6 +132,8 @@ class DiskState(WireModel):
         shown: attributes set by ``chmod``, ``chown`` and ``touch`` (:mod:`siterig.blockfs.disk.file_attributes`).
         sector_bytes: the logical sector size that the disk declares.
         parent: the image under a thin disk.
+        fenced: True if every write is refused.
+        key: the key that encrypts the disk's files; None if they are not encrypted.
     """
 
     disk_id: str = Field(pattern=UUID_PATTERN)
@@ -138,6 +152,8 @@ class DiskState(WireModel):
     shown: ShownAttributes = ShownAttributes()
     sector_bytes: SectorBytes = 512
     parent: ParentNote | None = None
+    fenced: bool = False
+    key: KeyNote | None = None
 
     @property
     def lasts(self) -> bool:
@@ -151,6 +167,8 @@ class DiskState(WireModel):
             raise ValueError("managed_disk and position are of a disk of kind top without a parent, and only of that")
         if self.parent is not None and self.kind != "top":
             raise ValueError("only a disk of kind top has a parent")
+        if self.key is not None and self.managed_disk not in (None, self.key.managed_disk):
+            raise ValueError("the key of a disk over a managed disk is that of the managed disk")
         if self.promoting and not over_managed_disk:
             raise ValueError("only a disk over a managed disk is hydrated")
         return self
@@ -182,8 +200,10 @@ class DiskState(WireModel):
                 if isinstance(body, dict) and not body.keys().isdisjoint({"closed", "opened"}):
                     raise RigError(Code.DiskStateCorrupt, f"{path}: has keys that format 1 has not")
                 body = _from_format_1(body)
-            if version in _OLD_VERSIONS:
+            if version in (1, 2):
                 body = _from_format_2(body)
+            if version in _OLD_VERSIONS:
+                body = _from_format_3(body)
             return cls.model_validate(body, strict=True)
         except _OldKeyError as exc:
             raise RigError(Code.DiskStateCorrupt, f"{path}: {exc}") from exc
@@ -225,3 +245,10 @@ def _from_format_2(body: object) -> object:
     if not isinstance(store, str):
         raise _OldKeyError("'store': Input should be a valid string")
     return body | {"managed_disk": Path(store).name}
+
+
+def _from_format_3(body: object) -> object:
+    """Convert a body of format 3, in which no disk is encrypted, to format 4."""
+    if isinstance(body, dict) and "key" in body:
+        raise _OldKeyError("'key': formats before 4 do not have this key")
+    return body

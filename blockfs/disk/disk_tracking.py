@@ -14,7 +14,11 @@ Threads: the trio thread, except :meth:`DiskTracking.maintain`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 import trio
@@ -22,28 +26,39 @@ import trio
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import DiskLog, LogExtent, find_segments, resume_dirty_tracking
 from siterig.blockfs.changelog.recovery import RecoveredLog, recover_log
-from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.changelog.segment import CHANGES, RecordType, SegmentReader
 from siterig.blockfs.changelog.tags import TagSeen, encode_tag
 from siterig.blockfs.contracts.control import SegmentInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk import disk_identity
 from siterig.blockfs.disk.disk_core import DiskCore
 from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.layers.layer import merge_ranges
 from siterig.cext._core import ffi, lib
 
 _log = structlog.get_logger("siterig.blockfs.disk.disk")
+
+
+@dataclass(frozen=True, slots=True)
+class LackingRanges:
+    """The ranges, in whole chunks, of which the recovery side can lack changes of a generation with an abandoned log."""
+
+    generation: int
+    ranges: list[tuple[int, int]]
 
 
 class DiskTracking:
     """Tracks the changes of one disk.
 
     Attributes:
+        lacking: what the recovery side can lack of the generation before; None if it is not known.
         opened_seq: the newest record of the log when the disk was opened; None if the generation began since.
         not_continued: the error because of which the log did not continue at the opening; None if it did.
     """
 
     def __init__(self, core: DiskCore) -> None:
         """Begin without a log; :meth:`recover` continues the one that the disk has."""
+        self.lacking: LackingRanges | None = None
         self.opened_seq: int | None = None
         self.not_continued: RigError | None = None
         self._core = core
@@ -102,6 +117,7 @@ class DiskTracking:
                 positions=core.options.positions,
                 closed=closed,
                 newest_segment=disk_identity.newest_segment(core.paths),
+                key_id=None if core.state.key is None else core.state.key.key_id,
             )
         except RigError as exc:
             if exc.code not in (Code.PowerLoss, Code.LogCorrupt):
@@ -161,6 +177,7 @@ class DiskTracking:
             disk_size_bytes=core.size_bytes,
             policy=core.options.policy,
             next_number=recovered.next_number,
+            key_id=None if core.state.key is None else core.state.key.key_id,
             next_seq=recovered.next_seq,
             last_position=recovered.last_position,
             segments=recovered.kept,
@@ -190,6 +207,40 @@ class DiskTracking:
     def _begin_generation(self, after: int) -> None:
         core = self._core
         generation = max(core.state.generation, after) + 1
+        ended, self.lacking = core.state.generation, None
+        with self._open_bitmap() as bitmap:
+            self._begin_log(generation)
+            if bitmap is not None:  # read only now: until the new log begins, the guest's writes change it
+                self.lacking = self._read_lacking(bitmap, ended)
+
+    @contextmanager
+    def _open_bitmap(self) -> Iterator[BinaryIO | None]:
+        """Open the dirty bitmap of an abandoned log, which the new log replaces; None if nothing can be learned from it."""
+        core = self._core
+        if not self._dirty_tracking or core.state.needs_resync not in dirty_bitmap.LACKING:
+            yield None
+            return
+        try:
+            bitmap = dirty_bitmap.open_to_read(core.paths.file("dirty"))
+        except OSError as exc:
+            _log.warning("dirty_bitmap_not_read", disk=str(core.paths), reason=reason(exc))
+            yield None
+            return
+        with bitmap:
+            yield bitmap
+
+    def _read_lacking(self, bitmap: BinaryIO, generation: int) -> LackingRanges | None:
+        path = self._core.paths.file("dirty")
+        try:
+            found = dirty_bitmap.read_open(bitmap, path)
+        except (RigError, OSError) as exc:
+            _log.warning("dirty_bitmap_not_read", disk=str(self._core.paths), reason=str(exc))
+            return None
+        is_own = (found.disk_id, found.generation) == (self._core.state.disk_id, generation)
+        return LackingRanges(generation, found.ranges) if is_own and found.complete else None
+
+    def _begin_log(self, generation: int) -> None:
+        core = self._core
         numbers = [number for number, _ in find_segments(core.paths.folder, core.paths.name)]
         next_number = max(numbers, default=0) + 1
         log = DiskLog.prepare(
@@ -201,6 +252,7 @@ class DiskTracking:
             disk_size_bytes=core.size_bytes,
             policy=core.options.policy,
             next_number=next_number,
+            key_id=None if core.state.key is None else core.state.key.key_id,
         )
         try:
             # First, so that no write is logged in a generation that the state does not know.
@@ -221,6 +273,7 @@ class DiskTracking:
     def stop(self) -> None:
         """Stop logging and delete the logs."""
         with self._core.thread_lock:
+            self.lacking = None
             self._core.save(tracked=False, needs_resync=None)  # before the first write that is not logged
             self._stop_writer()
             self._delete_segments()
@@ -329,6 +382,33 @@ class DiskTracking:
                 Code.NotTracked, f"disk {self._core.paths}: it is not known what has changed since its logs ended"
             )
         return dirty_bitmap.read(self._core.paths.file("dirty")).ranges
+
+    def lacking_before(self, first_seq: int) -> LackingRanges | None:
+        """Return ``lacking`` and the changes of the present log before record ``first_seq``; call it in a thread.
+
+        A snapshot contains these changes, and the log is sent from ``first_seq`` on.  None if something is not known.
+        """
+        lacking = self.lacking
+        if lacking is None or first_seq == 1:
+            return lacking
+        changed: list[tuple[int, int]] = []
+        newest = 0
+        for number, path in find_segments(self._core.paths.folder, self._core.paths.name):
+            if number < self._core.state.first_segment:
+                continue
+            try:
+                with SegmentReader(path) as segment:
+                    for record in segment.records():
+                        if record.seq >= first_seq:
+                            break
+                        newest = record.seq
+                        if record.type in CHANGES:
+                            changed.append((record.offset, record.length))
+            except (RigError, OSError):
+                break  # the newest segment can end with preallocated space
+        if newest < first_seq - 1:
+            return None
+        return LackingRanges(lacking.generation, merge_ranges(lacking.ranges + changed))
 
     def tag(self, tag: TagSeen) -> None:
         """Append a TAG record at the position of the tag, and begin a new segment."""

@@ -24,6 +24,7 @@ import structlog
 import trio
 
 from siterig.blockfs.changelog.disk_log import find_segments, segment_number
+from siterig.blockfs.changelog.shown_log import open_decrypted
 from siterig.blockfs.contracts import counters
 from siterig.blockfs.contracts.counters import DiskCounters
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
@@ -308,6 +309,9 @@ class DiskFileSystem(pyfuse3.Operations):
             return self._opened_text(disk, counters.as_text(disk_report.count(disk)))
         if (found := self._log_of(node)) is not None:
             disk, number, path = found
+            if disk.cipher is not None:
+                fd = open_decrypted(path, disk.cipher, disk.tracking.segment_bytes(number, path))
+                return self._opened(disk, lib.SR_HANDLE_FILE, fd=fd)
             return self._opened(disk, lib.SR_HANDLE_LOG, fd=safe_files.open_file(path, os.O_RDONLY), number=number)
         raise pyfuse3.FUSEError(errno.ENOENT)
 

@@ -351,7 +351,12 @@ async def release_below(prefix: Path) -> list[str]:
 async def _release(use: DiskUse, *, lazy: bool) -> list[str]:
     done = []
     for where in reversed(use.mountpoints):
-        await _unmount(where, lazy=lazy)
+        try:
+            await _unmount(where, lazy=lazy)
+        except RigError:
+            if any(point == where for *_, point in mounts()):
+                raise
+            continue  # another process released it meanwhile, such as the supervisor that starts a disk host again
         done.append(f"unmounted {where}")
     if use.loop is not None:
         try:

@@ -16,11 +16,15 @@ from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import (
+    AppliedLog,
     BackingImage,
     CutInfo,
     DiskHostControl,
     DiskInfo,
     DownloadedDisk,
+    HostObstacle,
+    LackingChanges,
+    LogState,
     ManagedDiskId,
     MountedPointInfo,
     MountedPointSource,
@@ -51,6 +55,9 @@ from siterig.blockfs.host.disk_registry import DiskRegistry
 from siterig.blockfs.host.disk_tree import ROOT, DiskTree, run_maintenance
 from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, check_name
 from siterig.blockfs.host.mounted_points import MountedPoints
+
+OPEN_AGAIN_S = 5.0
+"""The time between two attempts to open disks and mounted points whose key could not be had."""
 
 
 class DiskHost(DiskHostControl, DiskTree):
@@ -154,8 +161,18 @@ class DiskHost(DiskHostControl, DiskTree):
 
     # --- the tree -----------------------------------------------------------------------------------------------
 
+    async def open_waiting(self) -> None:
+        """Open disks and mounted points that lacked a key, or met a full host, when that has passed; until cancelled."""
+        while True:
+            await self._clock.real.sleep(OPEN_AGAIN_S)
+            await self._maker.open_waiting()
+            if self._mounted_points is not None:
+                await self._mounted_points.open_waiting()
+
     async def run_maintenance(self) -> None:
         async with trio.open_nursery() as nursery:
+            if self._mounted_points is not None or self.registry.waiting():
+                nursery.start_soon(self.open_waiting)
             nursery.start_soon(self.hydrator.run)
             await run_maintenance(self.registry.event_fd, self.registry.watch, self.registry.all_disks)
 
@@ -180,9 +197,9 @@ class DiskHost(DiskHostControl, DiskTree):
 
     # --- disks --------------------------------------------------------------------------------------------------
 
-    async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
+    async def list_disks(self, *, vm: str | None = None, disks: list[str] | None = None) -> list[DiskInfo]:
         if vm is not None:
-            return self.registry.describe(self.registry.disks(vm))
+            return self.registry.describe(self.registry.disks(vm, disks))
         return [*self.registry.describe(self.registry.all_disks()), *self.registry.broken_chains.values()]
 
     async def position(self) -> int:
@@ -261,35 +278,53 @@ class DiskHost(DiskHostControl, DiskTree):
 
     # --- tracking -----------------------------------------------------------------------------------------------
 
-    async def check_tracking(self, *, vm: str) -> None:
-        for disk in self.registry.unbroken_disks(vm):
+    async def check_tracking(self, *, vm: str, disks: list[str] | None = None) -> None:
+        for disk in self.registry.unbroken_disks(vm, disks):
             if disk.guard is not None:
                 await disk.guard.check_no_loops()
 
+    async def tracking_obstacles(self, *, vm: str, excluded: list[str] | None = None) -> list[HostObstacle]:
+        found = self.registry.obstacles(vm, excluded or ())
+        for name, disk in list(self.registry.vms[vm].items()):
+            if disk.guard is not None and name not in (excluded or ()):
+                try:
+                    await disk.guard.check_no_loops()
+                except RigError as error:
+                    found.append(error)
+        return [HostObstacle(code=error.code, message=error.message) for error in found]
+
     async def start_tracking(
-        self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0
+        self,
+        *,
+        vm: str,
+        disks: list[str] | None = None,
+        new_generation: bool = False,
+        after: dict[str, int] | None = None,
+        after_position: int = 0,
     ) -> list[DiskInfo]:
-        disks = self.registry.unbroken_disks(vm)
+        tracked = self.registry.unbroken_disks(vm, disks)
         generations = after or {}
         self.positions.advance(after_position)
-        await self.check_tracking(vm=vm)
+        await self.check_tracking(vm=vm, disks=disks)
         with os_errors_as(f"change log of VM {vm}"):
-            for disk in disks:
+            for disk in tracked:
                 disk.tracking.start(new_generation=new_generation, after=generations.get(disk.state.disk_id, 0))
-        return self.registry.describe(disks)
+        return self.registry.describe(tracked)
 
-    async def stop_tracking(self, *, vm: str) -> None:
-        for disk in self.registry.disks(vm):
+    async def stop_tracking(self, *, vm: str, disks: list[str] | None = None) -> None:
+        for disk in self.registry.disks(vm, disks):
             disk.end_snapshot()
             disk.tracking.stop()
 
-    async def cut(self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None) -> CutInfo:
+    async def cut(
+        self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None, disks: list[str] | None = None
+    ) -> CutInfo:
         # The position of the tag is drawn once.  The TAG record of each disk comes after all of its records up to that
         # position, because those were drawn before, under the lock of the disk.  Between reading the clock and the last
         # TAG there is no checkpoint.
-        disks = self.registry.unbroken_disks(vm)
+        tagged = self.registry.unbroken_disks(vm, disks)
         with os_errors_as(f"change log of VM {vm}"):
-            for disk in disks:
+            for disk in tagged:
                 await disk.tracking.make_ready_to_cut()  # NotTracked, before anything is tagged
         if not_after_ns is not None and self._clock.real.monotonic_ns() > not_after_ns:
             raise RigError(
@@ -301,15 +336,33 @@ class DiskHost(DiskHostControl, DiskTree):
             tag_id=str(uuid.uuid4()), kind=kind, name=name, position=self.positions.draw(), time_ns=self._clock.wall_ns()
         )
         with os_errors_as(f"change log of VM {vm}"):
-            for disk in disks:
+            for disk in tagged:
                 disk.tracking.tag(tag)
-            for disk in disks:
+            for disk in tagged:
                 await disk.flush()
-        return CutInfo(vm=vm, tag_id=tag.tag_id, kind=kind, name=name, position=tag.position, time_ns=tag.time_ns)
+        return CutInfo(
+            vm=vm,
+            tag_id=tag.tag_id,
+            kind=kind,
+            name=name,
+            position=tag.position,
+            time_ns=tag.time_ns,
+            disk_bytes={disk.state.disk_id: disk.size_bytes for disk in tagged},
+        )
 
-    async def segments(self, *, vm: str) -> list[SegmentInfo]:
+    async def segments(self, *, vm: str, disks: list[str] | None = None) -> list[SegmentInfo]:
         with os_errors_as(f"change log of VM {vm}"):
-            return [segment for disk in self.registry.disks(vm) for segment in disk.tracking.segments()]
+            return [segment for disk in self.registry.disks(vm, disks) for segment in disk.tracking.segments()]
+
+    async def log_state(self, *, vm: str, applied: list[AppliedLog], disks: list[str] | None = None) -> LogState:
+        found, by_id = self.registry.disks(vm, disks), {each.disk_id: each for each in applied}
+        with os_errors_as(f"change log of VM {vm}"):
+            for disk in found:
+                known = by_id.get(disk.state.disk_id)
+                if known is not None and known.opening == disk.opening:
+                    disk.tracking.trim(known.generation, known.last_seq)
+            segments = [segment for disk in found for segment in disk.tracking.segments()]
+        return LogState(disks=self.registry.describe(found), segments=segments)
 
     async def trim_log(self, *, disk_id: str, generation: int, last_seq: int) -> None:
         for disk in self.registry.all_disks():
@@ -319,14 +372,14 @@ class DiskHost(DiskHostControl, DiskTree):
 
     # --- snapshot -----------------------------------------------------------------------------------------------
 
-    async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
-        disks = self.registry.unbroken_disks(vm)
+    async def begin_snapshot(self, *, vm: str, disks: list[str] | None = None) -> SnapshotInfo:
+        frozen = self.registry.unbroken_disks(vm, disks)
         now = self._clock.wall_ns()
         with os_errors_as(f"snapshot of VM {vm}"):
-            for disk in disks:
+            for disk in frozen:
                 await disk.tracking.make_ready_to_cut()
-            snapshots = begin_snapshots_of(disks)
-        for disk in disks:
+            snapshots = begin_snapshots_of(frozen)
+        for disk in frozen:
             await disk.flush()
         parts = [
             SnapshotDisk(
@@ -338,17 +391,30 @@ class DiskHost(DiskHostControl, DiskTree):
                 first_seq=snapshot.first_seq,
                 data_ranges=snapshot.data_ranges,
             )
-            for disk, snapshot in zip(disks, snapshots, strict=True)
+            for disk, snapshot in zip(frozen, snapshots, strict=True)
         ]
         return SnapshotInfo(vm=vm, position=snapshots[0].position, time_ns=now, disks=parts)
+
+    async def lacking_changes(self, *, vm: str) -> list[LackingChanges]:
+        found = []
+        for disk in self.registry.vms.get(vm, {}).values():
+            snapshot = disk.snapshot
+            if snapshot is None:
+                continue
+            lacking = await trio.to_thread.run_sync(disk.tracking.lacking_before, snapshot.first_seq)
+            if lacking is not None:
+                found.append(
+                    LackingChanges(disk_id=disk.state.disk_id, generation=lacking.generation, ranges=lacking.ranges)
+                )
+        return found
 
     async def release_snapshot(self, *, vm: str, disk: str, upto: int) -> None:
         snapshot = self.disk(vm, disk).snapshot
         if snapshot is not None:
             snapshot.release(upto)
 
-    async def end_snapshot(self, *, vm: str) -> None:
-        for disk in self.registry.disks(vm):
+    async def end_snapshot(self, *, vm: str, disks: list[str] | None = None) -> None:
+        for disk in self.registry.disks(vm, disks):
             disk.end_snapshot()
 
     # --- failback -----------------------------------------------------------------------------------------------
@@ -374,6 +440,8 @@ class DiskHost(DiskHostControl, DiskTree):
             for disk in staged:
                 disk.replace()
                 self._report_grown(disk)
+            for disk in disks:  # the VM is at home again
+                disk.fence(fenced=False)
         return self.registry.describe(disks)
 
     async def check_replace(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
@@ -383,6 +451,13 @@ class DiskHost(DiskHostControl, DiskTree):
 
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
         return [await trio.to_thread.run_sync(replacing.source_use, disk, after) for disk in self.registry.disks(vm)]
+
+    async def fence(self, *, vm: str, fenced: bool) -> list[DiskInfo]:
+        disks = self.registry.disks(vm)
+        with os_errors_as(f"fence of VM {vm}"):
+            for disk in disks:
+                disk.fence(fenced=fenced)
+        return self.registry.describe(disks)
 
     async def delete_kept(self, *, vm: str, file: str) -> None:
         self.registry.disks(vm)

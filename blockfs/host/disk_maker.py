@@ -6,6 +6,7 @@ the host releases the pin of a disk that does not exist.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -17,10 +18,39 @@ from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.disk import parent_image
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPaths, make_over_image, make_over_managed_disk, make_raw
-from siterig.blockfs.disk.views import OpenedView, open_counted
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.disk.views import OpenedView, Views, open_counted
 from siterig.blockfs.files.host_errors import host_error, os_errors_as
 from siterig.blockfs.host.disk_registry import DiskRegistry
 from siterig.blockfs.layers.layer import Layer
+
+
+@dataclass(frozen=True, slots=True)
+class _NewDisk:
+    """A disk that is to be made over a managed disk at a position."""
+
+    paths: DiskPaths
+    managed_disk: str
+    position: int
+    sector_bytes: SectorBytes
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenedBacking:
+    """The view under a new disk, as it is stored, and the id of the key that encrypts it; None if nothing does."""
+
+    views: Views
+    view: Layer
+    key_id: str | None
+
+
+def _open_backing(views: Views, over: _NewDisk) -> _OpenedBacking:
+    """Open and pin the managed disk under a new disk; in a thread, because it waits for the host's disk and the vault."""
+    key_id = views.key_id(over.managed_disk)
+    if key_id is not None:
+        views.cipher(over.managed_disk, key_id)  # a key that was revoked is an error before anything is pinned
+    view = open_counted(views, over.managed_disk, over.position, over.paths.holder, stored=key_id is not None)
+    return _OpenedBacking(views, view, key_id)
 
 
 class DiskMaker:
@@ -71,34 +101,63 @@ class DiskMaker:
             raise RigError(Code.NotARecoveryHost, f"cannot open managed disk {managed_disk} here: this host serves a site")
         self._check_new(vm, name)
         paths = DiskPaths(self._registry.root / vm, vm, name)
+        await views.prepare(managed_disk)
+        self._check_new(vm, name)  # again: another call may have created it meanwhile
         self._opening.add(str(paths))
         try:
             async with self._locks.hold(str(paths)):
-                # In a thread: it waits for the host's disk, and requests on other disks must not wait for it.
-                view = await trio.to_thread.run_sync(open_counted, views, managed_disk, position, paths.holder)
+                over = _NewDisk(paths, managed_disk, position, sector_bytes)
+                opened = await trio.to_thread.run_sync(_open_backing, views, over)
                 try:
-                    return self._over_view(paths, managed_disk, position, view, sector_bytes)
+                    return self._over_view(over, opened)
                 except BaseException:
                     views.release(managed_disk, paths.holder)
                     raise
         finally:
             self._opening.discard(str(paths))
 
+    async def open_waiting(self) -> None:
+        """Open each disk that could not be opened because of a key, if the key can be had now."""
+        for paths in self._registry.waiting():
+            async with self._locks.hold(str(paths)):
+                try:
+                    await self._ask_for_key(paths)
+                except (RigError, OSError):
+                    continue  # the error of the last attempt still has the reason
+                if paths in self._registry.waiting():  # otherwise it was removed meanwhile
+                    self._registry.open_again(paths)
+
+    async def _ask_for_key(self, paths: DiskPaths) -> None:
+        state = DiskState.load(paths.file("disk"))
+        views = self._registry.views
+        if views is None:
+            return
+        if state.key is not None:
+            await views.prepare(state.key.managed_disk, is_needed=True)
+        elif state.managed_disk is not None:
+            await views.prepare(state.managed_disk)
+
     def _check_new(self, vm: str, name: str) -> None:
         self._registry.check_new(vm, name)
         if f"{vm}/{name}" in self._opening:
             raise RigError(Code.DiskExists, f"VM {vm!r} has a disk {name!r} already")
 
-    def _over_view(self, paths: DiskPaths, managed_disk: str, position: int, view: Layer, sector_bytes: SectorBytes) -> Disk:
+    def _over_view(self, over: _NewDisk, opened: _OpenedBacking) -> Disk:
         """Make a tracked disk over a view; if that fails, close the view and leave no file of the disk."""
+        paths, view = over.paths, opened.view
         try:
             disk = self._registry.add(
                 paths.vm,
                 paths.name,
                 lambda made: make_over_managed_disk(
-                    made, managed_disk=managed_disk, position=position, size_bytes=view.size_bytes, sector_bytes=sector_bytes
+                    made,
+                    managed_disk=over.managed_disk,
+                    position=over.position,
+                    size_bytes=view.size_bytes,
+                    sector_bytes=over.sector_bytes,
+                    key_id=opened.key_id,
                 ),
-                OpenedView(view),
+                OpenedView(opened.views, view),
             )
         except OSError as exc:
             view.close()

@@ -11,10 +11,11 @@ disks are served.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import structlog
@@ -35,11 +36,13 @@ from siterig.blockfs.disk.replacing import check_idle
 from siterig.blockfs.disk.views import Views
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder
-from siterig.blockfs.files.host_errors import os_errors_as
-from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.files.host_errors import host_error, os_errors_as
+from siterig.blockfs.files.os_errors import FULL, reason
 from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, check_name, lock_folder
 from siterig.blockfs.watch.file_watch import FileWatch
 
+_PASSING = frozenset({*FULL, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""The errors of the host after which a disk can be opened later, because nothing is wrong with its files."""
 _log = structlog.get_logger("siterig.blockfs.host.disk_host")
 
 
@@ -104,6 +107,8 @@ class DiskRegistry:
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
         self.broken_chains: dict[str, DiskInfo] = {}
+        self._waiting: dict[str, tuple[DiskPaths, Code]] = {}
+        """The disks in ``broken`` that can be opened later, each with the code of the error."""
         for folder in sorted(root.iterdir()):
             if folder.is_dir() and folder.name != RECOVERY_FOLDER:
                 self._load(folder)
@@ -117,20 +122,46 @@ class DiskRegistry:
         if folder.name.startswith("."):  # creation or deletion was interrupted
             shutil.rmtree(folder)
             return
-        disks = self.vms[folder.name] = {}
+        self.vms[folder.name] = {}
         for state in sorted(folder.glob("*.disk")):
             paths = DiskPaths(folder, folder.name, state.stem)
             try:
-                disk = Disk.open(paths, self._options, self.views)
-                self.report_opened(disk)
-                disks[state.stem] = disk
+                self._open(paths)
             except (RigError, OSError) as exc:
-                self.broken[str(paths)] = str(exc)
-                if isinstance(exc, RigError) and exc.code == parent_image.CODE:
-                    described = describe_broken(paths, DiskState.load(paths.file("disk")), exc.message, self.mountpoint)
-                    self.broken_chains[str(paths)] = described
+                self._note_broken(paths, exc)
                 _log.error("disk_not_opened", disk=str(paths), error=str(exc))
                 self._report_changed(paths, f"cannot be opened: {exc}")
+
+    def _open(self, paths: DiskPaths) -> None:
+        disk = Disk.open(paths, self._options, self.views)
+        self.report_opened(disk)
+        self.vms[paths.vm][paths.name] = disk
+
+    def _note_broken(self, paths: DiskPaths, exc: RigError | OSError) -> None:
+        self.broken[str(paths)] = str(exc)
+        if not isinstance(exc, RigError):
+            if exc.errno in _PASSING:
+                self._waiting[str(paths)] = paths, host_error(f"disk {paths}", exc).code
+            return
+        if exc.recoverable or exc.code in (Code.KeyRevoked, Code.KeyMissing):
+            self._waiting[str(paths)] = paths, exc.code
+        if exc.code == parent_image.CODE:
+            described = describe_broken(paths, DiskState.load(paths.file("disk")), exc.message, self.mountpoint)
+            self.broken_chains[str(paths)] = described
+
+    def waiting(self) -> list[DiskPaths]:
+        """Return the disks that could not be opened because of a key, or for a reason that may pass."""
+        return [paths for paths, _ in self._waiting.values()]
+
+    def open_again(self, paths: DiskPaths) -> None:
+        """Open a disk of :meth:`waiting`; if it cannot be opened yet, note the reason."""
+        try:
+            self._open(paths)
+        except (RigError, OSError) as exc:
+            self._note_broken(paths, exc)
+        else:
+            del self.broken[str(paths)], self._waiting[str(paths)]
+            _log.info("disk_opened_later", disk=str(paths))
 
     def close(self) -> None:
         """Close all disks cleanly, then the folder."""
@@ -163,28 +194,67 @@ class DiskRegistry:
         """Return the open disks of all VMs."""
         return [disk for disks in self.vms.values() for disk in disks.values()]
 
-    def disks(self, vm: str) -> list[Disk]:
-        """Return the disks of a VM.
+    def disks(self, vm: str, names: Sequence[str] | None = None) -> list[Disk]:
+        """Return the disks of a VM, or those of these names.
 
         Raises:
-            RigError: ``VmNotFound``; ``DiskCorrupt`` or ``BrokenVhdChain`` if one of its disks could not be opened.
+            RigError: ``VmNotFound``, ``DiskNotFound``; if one of the disks could not be opened: ``DiskCorrupt``,
+                ``BrokenVhdChain``, ``KeyRevoked`` or ``KeyMissing``.
         """
+        self._require(vm)
+        for error in self._broken_of(vm, lambda name: names is None or name in names):
+            raise error
+        found = self.vms[vm]
+        for name in names or ():
+            if name not in found:
+                raise RigError(Code.DiskNotFound, f"VM {vm!r} has no disk {name!r}; it has: {', '.join(found)}")
+        return [disk for name, disk in found.items() if names is None or name in names]
+
+    def _require(self, vm: str) -> None:
         if vm not in self.vms:
             known = ", ".join(sorted(self.vms)) or "none"
             raise RigError(Code.VmNotFound, f"there is no VM {vm!r} here; there are: {known}")
-        for name, why in self.broken.items():
-            if name.startswith(f"{vm}/"):
-                code = parent_image.CODE if name in self.broken_chains else Code.DiskCorrupt
-                raise RigError(code, f"disk {name} cannot be opened: {why}")
-        return list(self.vms[vm].values())
 
-    def unbroken_disks(self, vm: str) -> list[Disk]:
+    def _broken_of(self, vm: str, counts: Callable[[str], bool]) -> list[RigError]:
+        """Return the errors of the disks of a VM that could not be opened, of those whose name counts."""
+        return [
+            self._error_of_broken(name, why)
+            for name, why in self.broken.items()
+            if name.startswith(f"{vm}/") and counts(name.partition("/")[2])
+        ]
+
+    def _error_of_broken(self, name: str, why: str) -> RigError:
+        code = self._code_of_broken(name)
+        passes = code in (Code.DiskFull, Code.LowMemory, Code.HostIoError)
+        return RigError(code, f"disk {name} cannot be opened: {why}", recoverable=passes)
+
+    def _code_of_broken(self, name: str) -> Code:
+        if name in self.broken_chains:
+            return parent_image.CODE
+        return self._waiting[name][1] if name in self._waiting else Code.DiskCorrupt
+
+    def obstacles(self, vm: str, excluded: Collection[str] = ()) -> list[RigError]:
+        """Return the errors of all disks of a VM that cannot be opened, or whose parent image changed.
+
+        ``excluded``: the names of disks that do not count.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
+        self._require(vm)
+        found = self._broken_of(vm, lambda name: name not in excluded)
+        for name, disk in self.vms[vm].items():
+            if name not in excluded and (why := parent_image.broken_chain(disk.state, disk.layer)) is not None:
+                found.append(RigError(parent_image.CODE, f"disk {disk.paths}: {why}"))
+        return found
+
+    def unbroken_disks(self, vm: str, names: Sequence[str] | None = None) -> list[Disk]:
         """Return the disks of a VM, as :meth:`disks` does, after a check of their parent images.
 
         Raises:
             RigError: ``BrokenVhdChain`` if the parent of one of them changed after it was opened.
         """
-        found = self.disks(vm)
+        found = self.disks(vm, names)
         for disk in found:
             if (why := parent_image.broken_chain(disk.state, disk.layer)) is not None:
                 raise RigError(parent_image.CODE, f"disk {disk.paths}: {why}")
@@ -196,10 +266,7 @@ class DiskRegistry:
         Raises:
             RigError: ``VmNotFound``, ``DiskNotFound``.
         """
-        for disk in self.disks(vm):
-            if disk.paths.name == name:
-                return disk
-        raise RigError(Code.DiskNotFound, f"VM {vm!r} has no disk {name!r}; it has: {', '.join(self.vms[vm])}")
+        return self.disks(vm, [name])[0]
 
     def describe(self, disks: list[Disk]) -> list[DiskInfo]:
         """Return the descriptions of disks for other roles."""
@@ -268,6 +335,7 @@ class DiskRegistry:
         for name in [name for name in self.broken if name.startswith(f"{vm}/")]:
             del self.broken[name]
             self.broken_chains.pop(name, None)
+            self._waiting.pop(name, None)
         doomed = self.root / f".gone-{uuid.uuid4()}"
         (self.root / vm).rename(doomed)
         sync_folder(self.root)

@@ -66,7 +66,7 @@ def all_disks(tree: DiskTree) -> list[Disk]:
 
 
 async def run_maintenance(event_fd: int, watch: FileWatch | None, disks: Callable[[], list[Disk]]) -> None:
-    """Maintain all disks whenever ``event_fd`` is raised, and run the watch of their files, until cancelled."""
+    """Maintain the disks that have raised ``event_fd``, and run the watch of their files, until cancelled."""
     async with trio.open_nursery() as nursery:
         if watch is not None:
             nursery.start_soon(watch.run)
@@ -74,17 +74,19 @@ async def run_maintenance(event_fd: int, watch: FileWatch | None, disks: Callabl
 
 
 async def _maintain_on_event(event_fd: int, disks: Callable[[], list[Disk]]) -> None:
+    failed: list[Disk] = []
     while True:
         await trio.lowlevel.wait_readable(event_fd)
         os.eventfd_read(event_fd)
-        await maintain_once(disks())
+        failed = await maintain_once([disk for disk in disks() if disk.take_event() or disk in failed])
 
 
-async def maintain_once(disks: list[Disk]) -> None:
-    """Maintain each disk; a failure is logged, and tried again at the next event.
+async def maintain_once(disks: list[Disk]) -> list[Disk]:
+    """Maintain each disk; return those of which that failed, which is logged, and is tried again at the next event.
 
     A disk that was closed meanwhile, for example because its VM was removed, is passed over.
     """
+    failed = []
     for disk in disks:
         if not disk.is_open:
             continue
@@ -99,6 +101,8 @@ async def maintain_once(disks: list[Disk]) -> None:
             # Without a spare the current segment continues to grow, as long as there is space.
             error = reason(exc) if isinstance(exc, OSError) else exc.message
             _log.warning("log_maintenance_failed", disk=str(disk.paths), error=error)
+            failed.append(disk)
+    return failed
 
 
 class SingleDisk(DiskTree):

@@ -116,6 +116,8 @@ class _Mounted:
     record: MountRecord
     disks: dict[str, Disk] = field(default_factory=dict)
     broken: str | None = None
+    waits: bool = False
+    """True if it is broken because of a key, or for another reason that may pass."""
 
 
 class MountedPoints:
@@ -149,7 +151,7 @@ class MountedPoints:
             try:
                 mounted.disks = self._disks(record)
             except (RigError, OSError) as exc:
-                mounted.broken = str(exc)
+                mounted.broken, mounted.waits = str(exc), _may_pass(exc)
         if mounted.broken is not None:
             _log.error("mounted_point_not_opened", vm=record.vm, name=record.name, error=mounted.broken)
         self._mounted.setdefault(record.vm, {})[record.name] = mounted
@@ -225,6 +227,8 @@ class MountedPoints:
                 raise RigError(
                     Code.RecoveryExists, f"{RECOVERY_FOLDER}/{vm}/{name} is there already and {why}; unmount it first"
                 )
+            for disk in disks:
+                await self._views.prepare(disk.disk_id)
             record = MountRecord(vm=vm, name=name, position=position, disks=disks, time_ns=time_ns)
             mounted = self._mounted.setdefault(vm, {})[name] = _Mounted(record, broken="it is not open completely")
             try:
@@ -235,6 +239,23 @@ class MountedPoints:
                 raise
             mounted.broken = None
             return self._info(mounted)
+
+    async def open_waiting(self) -> None:
+        """Open each point that could not be opened because of a key, if the key can be had now."""
+        for mounted in [each for states in self._mounted.values() for each in states.values() if each.waits]:
+            record = mounted.record
+            async with self._locks.hold(f"{record.vm}/{record.name}"):
+                if not mounted.waits:
+                    continue  # it was closed meanwhile
+                try:
+                    for disk in record.disks:
+                        await self._views.prepare(disk.disk_id)
+                    mounted.disks = await trio.to_thread.run_sync(self._disks, record)
+                except (RigError, OSError) as exc:
+                    mounted.broken, mounted.waits = str(exc), _may_pass(exc)
+                else:
+                    mounted.broken, mounted.waits = None, False
+                    _log.info("mounted_point_opened_later", vm=record.vm, name=record.name)
 
     def _begin(self, record: MountRecord) -> dict[str, Disk]:
         path = self._file(record.vm, record.name)
@@ -301,7 +322,7 @@ class MountedPoints:
                     raise RigError(Code.RecoveryInUse, f"{disk.paths} is in use (open handles: {disk.handles}); {CLOSE_IT}")
             for disk in mounted.disks.values():
                 disk.abandon()
-            mounted.disks, mounted.broken = {}, "it was not unmounted completely"
+            mounted.disks, mounted.broken, mounted.waits = {}, "it was not unmounted completely", False
             await self._forget(mounted)
 
     async def _forget(self, mounted: _Mounted) -> None:
@@ -353,6 +374,10 @@ class MountedPoints:
                 for disk in mounted.disks.values():
                     disk.abandon()
         self._mounted.clear()
+
+
+def _may_pass(exc: RigError | OSError) -> bool:
+    return isinstance(exc, RigError) and (exc.recoverable or exc.code in (Code.KeyRevoked, Code.KeyMissing))
 
 
 def _holder(record: MountRecord) -> str:

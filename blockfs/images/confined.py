@@ -9,6 +9,7 @@ on TCP ports.  Memory, CPU time, the size of files and core dumps are limited in
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -63,7 +64,11 @@ def restrict(reads: Iterable[int], writes: Iterable[int], folders: Iterable[str]
 
     def allow(fd: int, access: int) -> None:
         rule = struct.pack("=Qi", access & rights, fd)
-        _syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0)
+        try:
+            _syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0)
+        except OSError as error:
+            if error.errno != errno.EBADFD:  # a file in memory has no path, and is not restricted
+                raise
 
     for fd in reads:
         allow(fd, _READ | _IOCTL_DEVICE)

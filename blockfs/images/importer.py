@@ -47,14 +47,18 @@ class ImageSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
-    """An open image; ``copied_by`` is ``bytes`` (of a raw disk), ``vhdx`` (4096-byte sectors) or ``qemu-img``."""
+class OpenedImage:
+    """An open, locked and checked image.
+
+    ``copied_by`` is ``bytes`` (of a raw disk), ``vhdx`` (4096-byte sectors) or ``qemu-img``.
+    """
 
     file: LockedFile
     source: ImageSource
     copied_by: str
 
     def qemu(self) -> OpenImage:
+        """Return the image as qemu-img gets it."""
         return _qemu(self.file, self.source.format)
 
 
@@ -72,12 +76,12 @@ async def look_at(path: Path, format_: ImageFormat | None = None, *, note: Note 
     Raises:
         RigError: ``ImageUnusable``, ``ImageBusy``, ``InvalidDiskSize``, ``VhdCorrupt``, ``ToolMissing``.
     """
-    async with _opened(path, format_, note) as found:
+    async with opened_image(path, format_, note) as found:
         return found.source
 
 
 @asynccontextmanager
-async def _opened(path: Path, format_: ImageFormat | None, note: Note = ignore_note) -> AsyncIterator[_Opened]:
+async def opened_image(path: Path, format_: ImageFormat | None, note: Note = ignore_note) -> AsyncIterator[OpenedImage]:
     """Open, lock and check an image for the time of the block."""
     file = await image_file.open_locked(path, read_only=True, note=note)
     try:
@@ -86,7 +90,7 @@ async def _opened(path: Path, format_: ImageFormat | None, note: Note = ignore_n
         file.close()
 
 
-async def _examined(file: LockedFile, expected: ImageFormat | None) -> _Opened:
+async def _examined(file: LockedFile, expected: ImageFormat | None) -> OpenedImage:
     contents = await trio.to_thread.run_sync(file.contents, abandon_on_cancel=True)
     format_ = expected or image_kind.guess(file.path, contents, is_device=file.is_device)
     sector_bytes = SECTOR_BYTES
@@ -106,7 +110,7 @@ async def _examined(file: LockedFile, expected: ImageFormat | None) -> _Opened:
     if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
         raise RigError(Code.InvalidDiskSize, f"{file.path}: is a disk of {size_bytes} bytes; it must be a multiple of 512")
     remark = None if expected else image_kind.remark(file.path, format_, contents, size_bytes)
-    return _Opened(file, ImageSource(file.path, format_, size_bytes, sector_bytes, remark), copied_by)
+    return OpenedImage(file, ImageSource(file.path, format_, size_bytes, sector_bytes, remark), copied_by)
 
 
 async def _checked(file: LockedFile, format_: ImageFormat, header_bytes: int | None, copied_by: str) -> int:
@@ -138,7 +142,7 @@ async def fill(path: Path, disk: Path, *, advance: Advance, format_: ImageFormat
         RigError: the errors of :func:`look_at`; ``DiskTooSmall``, ``DiskFull``, ``InvalidDiskSize``, ``HostIoError``,
             ``ReadFailed``, ``ConvertFailed``.
     """
-    async with _opened(path, format_) as opened:
+    async with opened_image(path, format_) as opened:
         source, before = opened.source, os.fstat(opened.file.fd)
         with disk.open("r+b", buffering=0) as target:
             size_bytes = os.fstat(target.fileno()).st_size
@@ -155,7 +159,7 @@ async def fill(path: Path, disk: Path, *, advance: Advance, format_: ImageFormat
             )
 
 
-async def _copy(opened: _Opened, disk: Path, fd: int, advance: Advance) -> None:
+async def _copy(opened: OpenedImage, disk: Path, fd: int, advance: Advance) -> None:
     source = opened.source
     if opened.copied_by == "bytes":
         await SparseCopy(source.path, opened.file.fd, disk, fd, source.size_bytes).run(advance)

@@ -27,6 +27,7 @@ from siterig.blockfs.images.helper_process import HelperLimits, HelperResult
 PROGRAM, PACKAGE = "qemu-img", "qemu-utils"
 _CHECK_LEAKS, _CHECK_UNSUPPORTED = 3, 63
 _EXTENT = re.compile(rb'"start": (\d+), "length": (\d+),.*"data": true, .*"offset": (\d+)')
+_DATA = re.compile(rb'"start": (\d+), "length": (\d+),.*"data": true')
 _READING = re.compile(r"error while reading at byte (\d+): (.*)")
 _WRITING = "error while writing at byte"
 _ROOM_BYTES = 1 << 20  # with fewer free bytes the target's file system is full
@@ -46,6 +47,10 @@ class OpenImage:
 
     def node(self) -> str:
         """Return the file name with which qemu-img uses the descriptor only."""
+        return "json:" + json.dumps(self.options())
+
+    def options(self) -> dict[str, object]:
+        """Return the options of a block device of QEMU that uses the descriptor only."""
         driver = "host_device" if block_device.is_block_device(self.fd) else "file"
         node: dict[str, object] = {
             "driver": self.format,
@@ -53,7 +58,7 @@ class OpenImage:
         }
         if self.format in _WITH_BACKING:
             node["backing"] = None
-        return "json:" + json.dumps(node)
+        return node
 
     def named(self, text: str) -> str:
         """Return a message with the name of the image in place of the descriptor."""
@@ -178,6 +183,56 @@ async def convert(
     )
     if result.status != 0:
         raise _why(source, target, result)
+
+
+async def data_ranges(image: OpenImage) -> list[tuple[int, int]]:
+    """Return the ranges (offset, length) of the disk that the image has data of, in ascending order.
+
+    Raises:
+        RigError: ``ImageUnusable`` or ``ToolMissing``.
+    """
+    rest = b""
+    found: list[tuple[int, int]] = []
+
+    def on_output(piece: bytes) -> None:
+        nonlocal rest
+        *lines, rest = (rest + piece).split(b"\n")
+        found.extend((int(match[1]), int(match[2])) for match in map(_DATA.search, lines) if match is not None)
+
+    program = require(f"{image.path}: a {image.format} image")
+    command = [program, "map", "--output=json", image.node()]
+    done = await helper_process.run(command, limits=_LOOK_LIMITS, reads=[image.fd], on_output=on_output)
+    on_output(b"\n")
+    if done.status != 0:
+        raise RigError(Code.ImageUnusable, f"{image.path}: {_reason(image.named(_text(done)))}")
+    return found
+
+
+async def read_into(image: OpenImage, fd: int, offset: int, length: int) -> None:
+    """Write a range of the disk to the beginning of ``fd``, an empty file in memory (memfd_create).
+
+    Raises:
+        RigError: ``ReadFailed`` or ``ConvertFailed``; both name the image.
+    """
+    os.ftruncate(fd, length)
+    node = "json:" + json.dumps({"driver": "raw", "offset": offset, "size": length, "file": image.options()})
+    result = await helper_process.run(
+        [
+            require(f"{image.path}: a {image.format} image"),
+            "convert",
+            *("-n", "--target-is-zero", "-O", "raw"),
+            *(node, f"/dev/fd/{fd}"),
+        ],
+        limits=HelperLimits(cpu_s=_CPU_S + length // _CPU_BYTES_PER_S, file_bytes=length),
+        reads=[image.fd],
+        writes=[fd],
+    )
+    if result.status != 0:
+        text = image.named(_text(result).replace(node, str(image.path)))
+        found = min(((int(at), why) for at, why in _READING.findall(text)), default=None)
+        if found is not None:
+            raise unreadable(image.path, offset + found[0], found[1])
+        raise RigError(Code.ConvertFailed, f"{image.path}: {_reason(text)}")
 
 
 def _why(source: OpenImage, target: Target, result: HelperResult) -> RigError:

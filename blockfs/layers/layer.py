@@ -24,6 +24,7 @@ from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import raised_by_c
 from siterig.blockfs.layers import overlay_map
+from siterig.blockfs.layers.disk_cipher import DiskCipher
 from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.cext._core import ffi, lib
 
@@ -295,6 +296,14 @@ class ViewLayer(_CLayer):
                 os.close(fd)
             raise
         self._stored_bytes: int | None = None
+
+    def decrypted(self, cipher: DiskCipher) -> ViewLayer:
+        """Return a view that decrypts this one, which belongs to it from now on."""
+        above = ViewLayer.__new__(ViewLayer)
+        _CLayer.__init__(above, _made(lib.sr_layer_decrypted(self.c, cipher.c)))
+        self.transfer_ownership()
+        above.faults, above.source_names, above._stored_bytes = self.faults, self.source_names, None
+        return above
 
     @property
     def stored_bytes(self) -> int:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from siterig.blockfs.contracts.app_script import AppScript
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.prerequisites import SiteReadiness
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_S, deadline
 from siterig.blockfs.core.progress import VmProgress
 
@@ -50,21 +54,50 @@ class Provider(Protocol):
         """
         ...
 
-    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
+    async def check_vm(self, *, vm: str, excluded: list[str] | None = None) -> list[DiskInfo]:
         """Check the prerequisites of protection: the VM exists, its disks are healthy, and snapshot and logs have space.
 
+        ``excluded``: the names of disks that are not replicated, so they are not checked.
+
         Returns:
-            The disks of the VM.
+            The other disks of the VM.
 
         Raises:
             RigError: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse``, ``DiskUnhealthy``, ``NotEnoughSpace``.
         """
         ...
 
+    async def check_prerequisites(self, *, vm: str, excluded: list[str] | None = None) -> SiteReadiness:
+        """Check the prerequisites of protection as :meth:`check_vm` does, and return all that are not met.
+
+        ``excluded`` can name disks that the VM does not have.  The result has all disks, also these.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
+        ...
+
     async def create_relationship(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+        self,
+        *,
+        vm: str,
+        interval_s: float,
+        app_consistent_every_s: float | None,
+        tracked: bool = True,
+        disks: list[str] | None = None,
     ) -> list[DiskInfo]:
-        """Start tracking and record the relationship durably; a repeated call changes the schedule."""
+        """Record the relationship durably and start tracking; a repeated call changes the schedule.
+
+        Args:
+            vm: the VM.
+            interval_s: seconds between two cycles.
+            app_consistent_every_s: seconds between two application-consistent points; None for none.
+            tracked: False: tracking starts with the initial replication, which is to begin later.
+            disks: the names of the disks to replicate; None for all disks, or for those of the present relationship.
+
+        Returns:
+            The replicated disks.
+        """
         ...
 
     async def initial_replication(self, *, vm: str) -> None:
@@ -74,10 +107,34 @@ class Provider(Protocol):
         """
         ...
 
-    async def resync(self, *, vm: str) -> None:
+    async def resync(self, *, vm: str, limited: bool = False) -> None:
         """Begin a new generation and send the chunks that differ; return when every part is in the cache account.
 
-        Delta replication starts afterwards.
+        Delta replication starts afterwards.  A resync that was interrupted continues.  ``limited``: the managed disks are
+        known to be intact, so only chunks are compared that changed after the log was abandoned, or that it did not send,
+        if the host knows these.
+        """
+        ...
+
+    async def verify(self, *, vm: str) -> Verification:
+        """Compare both sides at one position while replication runs; no data of the disks travels.
+
+        A cycle makes the recovery point ``verify``, so that this position is applied soon.
+
+        Raises:
+            RigError: ``InvalidState`` unless the VM is in delta replication; ``VmBusy`` if it is being verified;
+                ``Interrupted`` if it was stopped, or if a resync or a failover began meanwhile.
+        """
+        ...
+
+    async def stop_verification(self, *, vm: str) -> None:
+        """Stop the verification of a VM; no-op if there is none."""
+        ...
+
+    async def stop_copy(self, *, vm: str) -> None:
+        """Stop an initial replication or a resync of this VM; none runs on return.  Idempotent.
+
+        The next initial replication continues where this one was; after a resync that was stopped, another one is due.
         """
         ...
 
@@ -126,12 +183,92 @@ class Provider(Protocol):
         """Stop the cycles of this VM, which was failed over; none runs on return.  Tracking continues.  Idempotent."""
         ...
 
+    @deadline(ANSWER_S)
+    async def change_schedule(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> None:
+        """Change the schedule of the cycles of this VM; a cycle runs at once.  Idempotent.
+
+        Raises:
+            RigError: ``VmNotProtected``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def bandwidth(self) -> BandwidthLimit | None:
+        """Return the limit of the host's uploads; None if there is none."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
+        """Change the limit of the host's uploads, durably and at once; None for no limit.
+
+        Raises:
+            RigError: ``InvalidLimit``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def app_script(self, *, vm: str) -> AppScript | None:
+        """Return the script of a VM for application-consistent points; None if it has none.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def set_app_script(self, *, vm: str, script: AppScript | None) -> None:
+        """Change the script of a VM, durably; it is called from the next application-consistent point on.
+
+        Raises:
+            RigError: ``VmNotFound``, ``AppScriptUnusable``.
+        """
+        ...
+
+    async def pause(self, *, vm: str) -> None:
+        """Stop the cycles of this VM until :meth:`resume`; none runs on return.  Tracking continues.  Idempotent.
+
+        Raises:
+            RigError: ``InvalidState`` unless the VM is in delta replication, or waits for a resync.
+        """
+        ...
+
+    async def resume(self, *, vm: str) -> None:
+        """Continue the cycles of a paused VM, at once.  Idempotent."""
+        ...
+
+    async def remove_disks(self, *, vm: str, disks: list[str]) -> int:
+        """End the replication of some disks, with a last recovery point that has them; stop their tracking.  Idempotent.
+
+        The point is applied on return.  If a resync is due there is none.
+
+        Returns:
+            The position of the last cut that can have the disks; a repeated call returns the same.
+
+        Raises:
+            RigError: ``VmNotProtected``; ``InvalidState`` if the VM is paused or copied.
+        """
+        ...
+
     async def remove_relationship(self, *, vm: str) -> None:
         """Forget the VM: stop tracking and delete its logs.  Idempotent."""
         ...
 
+    @deadline(ANSWER_S)
+    async def forget_keys(self) -> None:
+        """Drop all data keys, because one was revoked; each is asked for again when it is needed."""
+        ...
+
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
         """Return the use of the VM's disks after position ``after``, at which it was failed over.
+
+        Raises:
+            RigError: ``VmNotFound``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def fence(self, *, vm: str, fenced: bool) -> list[DiskInfo]:
+        """Refuse every write to the VM's disks (``EROFS``), durably, or allow writes again.  Idempotent.
 
         Raises:
             RigError: ``VmNotFound``.

@@ -1,4 +1,4 @@
 """Parts: pieces of a disk's history on their way through the cache account.
 
-Imports blockfs.changelog, blockfs.core, blockfs.files, cext.
+Imports blockfs.changelog, blockfs.core, blockfs.files, blockfs.layers, cext.
 """

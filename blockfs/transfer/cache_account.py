@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from siterig.blockfs.transfer.part_name import Listing, PartName
@@ -32,6 +33,10 @@ class CacheAccount(Protocol):
         """Return the blobs of one disk; names that are no parts are listed separately and do not fail the call."""
         ...
 
+    async def list_all(self, disk_ids: Sequence[str]) -> dict[str, Listing]:
+        """Return the blobs of several disks by disk id; an account that can do so answers with one list of all its blobs."""
+        return {disk_id: await self.list(disk_id) for disk_id in disk_ids}
+
     async def get(self, part: PartName) -> bytes:
         """Return the bytes of a part.
 
@@ -40,6 +45,14 @@ class CacheAccount(Protocol):
                 if the blob cannot be a part.
         """
         ...
+
+    async def check(self) -> None:
+        """Check that the account can be used for replication; an account that is always there does nothing.
+
+        Raises:
+            RigError: ``AccountPermissionMissing``, ``ContainerMissing`` and ``SasExpired``, in addition to the others.
+        """
+        return
 
     async def delete(self, part: PartName) -> None:
         """Delete a part's blob; does nothing if there is none."""

@@ -1,4 +1,4 @@
-"""Tells at once when a file appears or disappears, by inotify(7) on the folders of its path.
+"""Tells at once when a file appears, disappears or is replaced, by inotify(7) on the folders of its path.
 
 Not noticed: the target of a symbolic link, and a file that another machine makes on a network file system.  Without a free
 inotify instance, or a folder that can be watched, the file is looked for every ``LOOK_S`` seconds.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 import trio
@@ -23,26 +24,50 @@ _IN_DELETE_SELF, _IN_MOVE_SELF = 0x400, 0x800
 _NAMES = _IN_ATTRIB | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF
 _READ_BYTES = 64 << 10
 _libc = ctypes.CDLL(None, use_errno=True)
+FileVersion = tuple[int, int, int] | None
+"""Device, inode and time of change of a file, which differ for each version that replaces it; None without a file."""
+_T = TypeVar("_T")
 _log = structlog.get_logger("siterig.blockfs.watch.file_existence")
 
 
-async def existence(path: Path, *, clock: Clock = SYSTEM_CLOCK) -> AsyncGenerator[bool, None]:
+def existence(path: Path, *, clock: Clock = SYSTEM_CLOCK) -> AsyncGenerator[bool, None]:
     """Yield whether a file exists: now, and after each change.
 
     Args:
         path: the file; relative to the working folder of this process.
         clock: the clock of the waits without inotify.
     """
-    path = path.absolute()
+    return _observed(path.absolute(), Path.exists, clock)
+
+
+def versions(path: Path, *, clock: Clock = SYSTEM_CLOCK) -> AsyncGenerator[FileVersion, None]:
+    """Yield the version of a file that is only ever replaced as a whole: now, and after each change.
+
+    Args:
+        path: the file; relative to the working folder of this process.
+        clock: the clock of the waits without inotify.
+    """
+    return _observed(path.absolute(), _version, clock)
+
+
+def _version(path: Path) -> FileVersion:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+async def _observed(path: Path, look: Callable[[Path], _T], clock: Clock) -> AsyncGenerator[_T, None]:
     fd = _instance()
-    known: bool | None = None
+    known: list[_T] = []
     try:
         while True:
             watched = fd >= 0 and _watch(fd, path)
-            exists = path.exists()
-            if exists != known:
-                known = exists
-                yield exists
+            found = look(path)
+            if known != [found]:
+                known = [found]
+                yield found
             if watched:
                 await trio.lowlevel.wait_readable(fd)
                 _drain(fd)

@@ -1,5 +1,5 @@
 """The replication of one VM, whatever its fabric: copies, cycles, parts, retries, failback.
 
-Imports blockfs.changelog, blockfs.contracts, blockfs.core, blockfs.files, blockfs.guests, blockfs.images,
-blockfs.layers, blockfs.sides, blockfs.transfer, cext.
+Imports blockfs.changelog, blockfs.contracts, blockfs.core, blockfs.files, blockfs.layers, blockfs.sides,
+blockfs.transfer, cext, replication.comparison, replication.guests, replication.parts.
 """

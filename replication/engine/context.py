@@ -13,10 +13,15 @@ from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
-from siterig.replication.engine.guests import Guests
 from siterig.replication.engine.relationship import RelationshipBook
+from siterig.replication.engine.replicated_disks import ReplicatedDisks
 from siterig.replication.engine.retry import RetryTable
 from siterig.replication.engine.snapshots import SnapshotFile
+from siterig.replication.guests.app_scripts import AppScripts
+from siterig.replication.guests.host_guests import Guests
+from siterig.replication.parts.bandwidth import Bandwidth
+from siterig.replication.parts.byte_budget import ByteBudget
+from siterig.replication.parts.put_news import PutNews
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,22 @@ class AgentContext:
     """The surroundings of the agent.
 
     Attributes:
+        host: the disk host, with all disks of each VM.
+        replicated: the disk host, limited to the disks that are replicated.
         spool: folder with one folder for each disk, for sync parts that are not applied yet.
         uploads: limits the uploads of this host that are in flight.
+        uploads_per_vm: limits those of one VM.
+        put_news: tells the recovery side of new parts.
+        bandwidth: limits the bytes that this host uploads in a second.
+        packing: limits the threads that compress parts.
+        memory: the memory for the parts that are in work.
+        scripts: calls the scripts of the VMs for application-consistent points.
         clock: the time of the agent.
         waits: the list of waits of the role.
     """
 
     host: DiskHostControl
+    replicated: ReplicatedDisks
     cache: CacheAccount
     vault: VaultLink
     book: RelationshipBook
@@ -38,6 +52,12 @@ class AgentContext:
     open_snapshot: Callable[[Path], SnapshotFile]
     spool: Path
     uploads: trio.CapacityLimiter
+    uploads_per_vm: int
+    put_news: PutNews
+    bandwidth: Bandwidth
+    packing: trio.CapacityLimiter
+    memory: ByteBudget
+    scripts: AppScripts
     retry: RetryTable
     clock: Clock
     waits: Waits

@@ -1,11 +1,13 @@
-"""Writes the sync stream of one disk into the spool, part by part, and records each part once it is durable.
+"""Makes the sync stream of one disk, part by part, and hands the parts to the pipeline, which records and puts them.
 
 Fault contract
 --------------
 The number of a part and the bytes of the disk that it covers never change within a generation: blobs are written once, so a
 part that is written again with other bounds would be dropped in favour of the old one and leave a hole.  Hence the order:
-the part is durable in the spool, then ``parts`` and ``next_offset`` are durable in the relationship, and only then it is
-sent.  A part that a kill left in the spool without its record was never sent; it is deleted.
+the part is complete in the spool, then ``parts`` and ``next_offset`` are durable in the relationship, and only then it is
+sent.  A part that a kill left in the spool without its record was never sent; it is deleted.  A lost part is sent
+again from the spool (:mod:`siterig.replication.parts.spool`), so its content never changes either, however old the
+snapshot is.  docs/internals/decisions/0032-copy-pipeline.md compares this with reading the snapshot again.
 
 An interrupted copy continues from ``next_offset``, *with a new snapshot* if needed, while ``first_seq`` stays that of the
 first one.  That is right: the log is replayed from the first snapshot on, over chunks of which some are newer.  Each chunk
@@ -18,32 +20,40 @@ cut before the copy is complete.  If the generation changed, the log is not cont
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
 
+from siterig.blockfs.changelog.segment import RECORD_HEADER_BYTES
 from siterig.blockfs.contracts.control import SnapshotDisk, SnapshotInfo
 from siterig.blockfs.core.errors import Code
-from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable_io import sync_folder
-from siterig.blockfs.transfer.part_name import PartName
-from siterig.blockfs.transfer.sync_stream import SyncStream
+from siterig.blockfs.transfer.sync_part import DiskChunk, SyncOrigin
 from siterig.cext.checksums import is_zero
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.outbox import spooled
+from siterig.replication.engine.part_pipeline import CopiedPart
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import ResyncNeeded
 from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.engine.uploader import Uploader
+from siterig.replication.parts.byte_budget import COPIES, Reservation
+from siterig.replication.parts.spool import remove_unrecorded, spool_folder
 
 PART_BYTES_MAX = 8 << 20
+"""Bytes of the disk in a part, if they cannot be compressed."""
+UNRECORDED_BYTES_MAX = 4 << 30
+"""After so many bytes of the disk a part is finished although it is small, to record the progress."""
+RECORDED_BYTES_MIN = 1 << 30
+"""Progress without parts is recorded after so many bytes of the disk."""
+PART_GROWTH_MAX = 2
+"""A part of compressible bytes has up to this times as many, because the account is slow with small blobs."""
 
 
 class DiskCopy:
-    """Copies one disk of a snapshot into the spool."""
+    """Copies one disk of a snapshot, in the order of its bytes; for one task at a time."""
 
     def __init__(
         self,
@@ -59,83 +69,138 @@ class DiskCopy:
         self.file = file
         self._context = context
         self._vm = snapshot.vm
-        self._snapshot = snapshot
         self._uploader = uploader
         self._tracker = tracker
-        self._stream: SyncStream | None = None
+        state = self.state
+        remove_unrecorded(spool_folder(context.spool, disk.disk_id), state.generation, state.parts)
+        self._origin = SyncOrigin(
+            disk_id=disk.disk_id,
+            generation=state.generation,
+            disk_size_bytes=disk.size_bytes,
+            position=snapshot.position,
+            time_ns=snapshot.time_ns,
+            first_seq=state.first_seq,
+        )
+        self._parts = state.parts
+        self._passed = state.next_offset
+        self._chunks: deque[DiskChunk] = deque()
+        self._read_bytes = 0
+        self._reservation: Reservation | None = None
+        self._packed_share = 1.0
 
     @property
     def state(self) -> DiskSync:
         """The progress of this disk, as the relationship records it."""
         return next(item for item in self._context.book.get(self._vm).disks if item.disk_id == self.disk.disk_id)
 
+    @property
+    def _part_bytes(self) -> int:
+        """The bytes of the disk in a part: more if the parts before were compressed well."""
+        return int(PART_BYTES_MAX * min(PART_GROWTH_MAX, 1 / max(self._packed_share, 0.01)))
+
     async def add(self, offset: int, length: int, *, zeros: bool) -> None:
-        """Read and add a piece; ``zeros``: write zeros instead of skipping them."""
-        part = await trio.to_thread.run_sync(self._read_into_stream, offset, length, zeros)
-        if part is not None:
-            await self._keep(part, offset + length)
+        """Read and add a piece; ``zeros``: write zeros instead of skipping them.
+
+        The part takes memory as it grows: the next piece may be far away.  If there is no more, the part ends before.
+        """
+        if self._chunks and self._reservation is not None and not self._reservation.extend(COPIES * length):
+            self._finish_part(offset)
+        await self._begin_part(length)
+        await trio.to_thread.run_sync(self._read, offset, length, zeros)
+        if self._read_bytes >= self._part_bytes:
+            self._finish_part(offset + length)
         self._tracker.done(self.disk.name, offset + length)
 
+    async def add_all(self, pieces: Iterator[tuple[int, int]]) -> None:
+        """Read and add all pieces (offset, length), without those that are zeros."""
+        while True:
+            await self._begin_part(self._part_bytes)
+            end = await trio.to_thread.run_sync(self._read_part, pieces)
+            if end is None:
+                return
+            self._finish_part(end)
+            self._tracker.done(self.disk.name, end)
+
     async def open_generation(self) -> None:
-        """Write part 1, which has the disk's first bytes.
+        """Make part 1, which has the disk's first bytes.
 
         Once it is applied, the recovery side is at this generation and applies no parts of older ones.
         """
         length = min(4096, self.disk.size_bytes)
-        data = await trio.to_thread.run_sync(self.file.pread, 0, length)
-        stream = self._new_stream(part_bytes_max=1)
-        part = await trio.to_thread.run_sync(stream.add, 0, data, length)
-        assert part is not None  # noqa: S101 (any record fills a part of one byte)
-        await self._keep(part[0], 0)
+        await self._begin_part(length)
+        await trio.to_thread.run_sync(self._read, 0, length, True)
+        self._finish_part(0)
+
+    async def pass_equal(self, upto: int) -> None:
+        """Record that everything below ``upto`` is in parts, or needs none because it is equal on both sides.
+
+        What was added stays in an unfinished part until ``UNRECORDED_BYTES_MAX`` were passed: a copy that is interrupted
+        reads and compares so much again at most.
+        """
+        if self._chunks:
+            if upto - self._passed >= UNRECORDED_BYTES_MAX:
+                self._finish_part(upto)
+        elif upto - self._passed >= RECORDED_BYTES_MIN:
+            await self._uploader.pipeline.wait_recorded()  # never ahead of a part with bytes below
+            self._passed = upto
+            self._context.book.update_disk(self._vm, self.disk.disk_id, next_offset=upto)
+            await self._context.host.release_snapshot(vm=self._vm, disk=self.disk.name, upto=upto)
 
     async def finish(self) -> None:
-        """Write the last part, with the ``sync-end`` tag."""
-        stream = self._stream or self._new_stream()
-        self._stream = stream
-        part, _ = await trio.to_thread.run_sync(stream.finish)
-        await self._keep(part, self.disk.size_bytes, done=True)
+        """Make the last part, with the ``sync-end`` tag."""
+        await self._begin_part(0)
+        self._finish_part(self.disk.size_bytes, is_last=True)
         self._tracker.done(self.disk.name, self.disk.size_bytes)
 
     def close(self) -> None:
-        """Close the file and delete an unfinished part."""
+        """Close the file, and forget what was read and is in no part yet."""
         self.file.close()
-        if self._stream is not None:
-            self._stream.abandon()
+        self._chunks.clear()
+        if self._reservation is not None:
+            self._reservation.release()
 
-    def _new_stream(self, part_bytes_max: int | None = None) -> SyncStream:
-        state = self.state
-        folder = spool_folder(self._context.spool, self.disk.disk_id)
-        for item in spooled(folder):
-            if item.generation == state.generation and item.number > state.parts:
-                item.path.unlink()
-        return SyncStream(
-            folder,
-            disk_id=self.disk.disk_id,
-            generation=state.generation,
-            disk_size_bytes=self.disk.size_bytes,
-            position=self._snapshot.position,
-            time_ns=self._snapshot.time_ns,
-            first_seq=state.first_seq,
-            part_bytes_max=part_bytes_max or PART_BYTES_MAX,
-            first_part=state.parts + 1,
+    async def _begin_part(self, length: int) -> None:
+        """Wait until a part may be begun and has memory for so many bytes; does nothing if one is begun."""
+        if self._reservation is None:
+            await self._uploader.wait_for_room()
+            self._reservation = await self._uploader.pipeline.reserve(length)
+
+    def _read_part(self, pieces: Iterator[tuple[int, int]]) -> int | None:
+        """Read pieces until the part is full, and return the end of the last one; None if they end before."""
+        for offset, length in pieces:
+            self._read(offset, length, zeros=False)
+            if self._read_bytes >= self._part_bytes:
+                return offset + length
+        return None
+
+    def _read(self, offset: int, length: int, zeros: bool) -> None:
+        data = self.file.pread(offset, length)
+        if not is_zero(data):
+            self._chunks.append(DiskChunk(offset, length, data))
+            self._read_bytes += RECORD_HEADER_BYTES + length
+        elif zeros:
+            self._chunks.append(DiskChunk(offset, length, None))
+            self._read_bytes += RECORD_HEADER_BYTES
+
+    def _finish_part(self, next_offset: int, *, is_last: bool = False) -> None:
+        assert self._reservation is not None  # noqa: S101 (the part was begun)
+        self._parts += 1
+        self._passed = next_offset
+        part = CopiedPart(
+            origin=self._origin,
+            number=self._parts,
+            disk=self.disk.name,
+            chunks=self._chunks,
+            next_offset=next_offset,
+            is_last=is_last,
+            reservation=self._reservation,
+            packed_share=self._note_packed_share,
         )
+        self._chunks, self._read_bytes, self._reservation = deque(), 0, None
+        self._uploader.pipeline.add(part)
 
-    def _read_into_stream(self, offset: int, length: int, zeros: bool) -> PartName | None:
-        data: bytes | None = self.file.pread(offset, length)
-        if data is not None and is_zero(data):
-            if not zeros:
-                return None
-            data = None
-        if self._stream is None:
-            self._stream = self._new_stream()
-        finished = self._stream.add(offset, data, length)
-        return finished[0] if finished is not None else None
-
-    async def _keep(self, part: PartName, next_offset: int, *, done: bool = False) -> None:
-        self._context.book.update_disk(self._vm, self.disk.disk_id, parts=part.last, next_offset=next_offset, done=done)
-        self._uploader.wake()
-        await self._context.host.release_snapshot(vm=self._vm, disk=self.disk.name, upto=next_offset)
-        await self._uploader.wait_for_room()
+    def _note_packed_share(self, share: float) -> None:
+        self._packed_share = share
 
 
 @asynccontextmanager
@@ -153,30 +218,15 @@ async def open_copy(
             await trio.to_thread.run_sync(copy.close)
 
 
-def spool_folder(spool: Path, disk_id: str) -> Path:
-    """Return a disk's folder in the spool; a new one is created durably."""
-    folder = spool / disk_id
-    if not folder.exists():
-        safe_files.make_folder(folder, parents=True)
-        sync_folder(spool)
-    return folder
-
-
 def sync_states(context: AgentContext, vm: str) -> Callable[[], list[DiskSync]]:
     """Return a function that returns the present disks of the relationship."""
     return lambda: context.book.get(vm).disks
 
 
-async def fresh_snapshot(context: AgentContext, vm: str) -> SnapshotInfo:
-    """Begin a snapshot; one that a kill has left is removed first."""
-    await context.host.end_snapshot(vm=vm)
-    return await context.host.begin_snapshot(vm=vm)
-
-
 async def check_vouched_for(context: AgentContext, vm: str) -> None:
     """Raise ``ResyncNeeded`` if a disk's log is not contiguous since the sync stream of its generation began."""
     generations = {disk.disk_id: disk.generation for disk in context.book.get(vm).disks}
-    for info in await context.host.list_disks(vm=vm):
+    for info in await context.replicated.infos(vm=vm):
         if info.needs_resync is not None:
             raise ResyncNeeded(info.needs_resync)
         if generations.get(info.disk_id) != info.generation:

@@ -7,7 +7,7 @@ import structlog
 from siterig.blockfs.contracts.control import DiskInfo, SnapshotInfo
 from siterig.blockfs.core.errors import Code
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.disk_copy import check_vouched_for, fresh_snapshot, open_copy, sync_states
+from siterig.replication.engine.disk_copy import check_vouched_for, open_copy, sync_states
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync, Relationship
@@ -26,29 +26,28 @@ async def replicate_initially(context: AgentContext, vm: str, outbox: Outbox, tr
     Raises:
         ResyncNeeded: it is not certain that the managed disks are empty.
     """
-    infos = await context.host.start_tracking(vm=vm)
+    infos = await context.replicated.start_tracking(vm=vm)
     for info in infos:
         if info.needs_resync is not None:
             raise ResyncNeeded(info.needs_resync)
     if not context.book.get(vm).disks:
         await _check_untouched(context, vm, infos)
-    snapshot = await fresh_snapshot(context, vm)
+    snapshot = await context.replicated.begin_snapshot(vm=vm)
     disks = _resumed(context.book.get(vm), snapshot)
     context.book.update(vm, disks=disks)
     tracker.begin("InitialReplication", [(disk.name, disk.next_offset, disk.size_bytes) for disk in disks])
     _log.info("initial_replication_started", vm=vm, position=snapshot.position, disks=[disk.name for disk in disks])
     done = {disk.disk_id for disk in disks if disk.done}
-    async with uploading(outbox, sync_states(context, vm), context.waits, vm) as uploader:
+    async with uploading(context, outbox, sync_states(context, vm), vm) as uploader:
         for disk in snapshot.disks:
             if disk.disk_id in done:
                 continue
             async with open_copy(context, snapshot, disk, uploader, tracker) as copy:
-                for offset, length in pieces(disk.data_ranges, copy.state.next_offset):
-                    await copy.add(offset, length, zeros=False)
+                await copy.add_all(pieces(disk.data_ranges, copy.state.next_offset))
                 await copy.finish()
         tracker.detail = "waiting for the last parts to reach the cache account"
     await check_vouched_for(context, vm)
-    await context.host.end_snapshot(vm=vm)
+    await context.replicated.end_snapshot(vm=vm)
 
 
 async def _check_untouched(context: AgentContext, vm: str, infos: list[DiskInfo]) -> None:

@@ -7,45 +7,34 @@ confirmed.  Every part stays recoverable: its source (a segment on the disk host
 the recovery side reports that it has *durably applied* the part, or that it is at a newer generation, which replaces the
 part.  Uploads are not remembered: each pass computes the parts to send from three lists (parts at hand, parts in the cache
 account, watermarks).  So a part that the cache account lost is sent again, and after a kill nothing has to be restored.
+
+The pipeline of a copy puts its new parts itself (:meth:`Outbox.put_copied`), while passes run.  A pass leaves out the parts
+that the pipeline has, or has put since the pass listed the account; if the account loses one, the next pass finds that.
+
+Memory: several parts are in work at the same time, within the memory budget of the host; a longer backlog needs no more.
 """
 
 from __future__ import annotations
 
-import re
 from collections import deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import structlog
 import trio
 
-from siterig.blockfs.contracts.control import SegmentInfo
+from siterig.blockfs.contracts.control import AppliedLog, DiskInfo, SegmentInfo
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.transfer.codec import pack, verify
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.replication.engine import openings
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import ResyncNeeded, unwrap_group
-
-_SPOOLED_NAME = re.compile(r"(\d{8,})-(\d{8,})\.sync\.hrl")
+from siterig.replication.parts.byte_budget import COPIES
+from siterig.replication.parts.spool import is_sound, memory_bytes, read_packed, spooled
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class _Spooled:
-    generation: int
-    number: int
-    path: Path
-
-
-def spooled(folder: Path) -> list[_Spooled]:
-    """Return the finished sync parts in a disk's spool folder, in order; other files are ignored."""
-    names = ((_SPOOLED_NAME.fullmatch(path.name), path) for path in folder.glob("*.sync.hrl"))
-    return sorted(_Spooled(int(name[1]), int(name[2]), path) for name, path in names if name is not None)
 
 
 class Outbox:
@@ -57,24 +46,78 @@ class Outbox:
         self._tracker = tracker
         self._passing = trio.Lock()
         self._marks: dict[str, Watermark] = {}
+        self._refreshes = 0
+        """Counts the times at which ``_marks`` was replaced."""
         self._put: dict[PartName, int] = {}
         """Bytes of each part that was uploaded and whose source is still kept."""
         self.waiting_bytes: dict[str, int] = {}
         """Bytes in the account that were not applied at the last pass, by disk id."""
         self._lost: dict[PartName, str] = {}
         """Parts that are needed and exist nowhere, with the reason for a resync."""
+        self._uploads = trio.CapacityLimiter(context.uploads_per_vm)
+        self._copied: set[PartName] = set()
+        """Parts that are left to the pipeline of a copy."""
+        self._put_since_list: set[PartName] = set()
+        """Parts that it has put since the last pass began to list the account."""
 
     def watermark(self, disk_id: str) -> Watermark | None:
         """Return the watermark of a disk, as of the last pass."""
         return self._marks.get(disk_id)
 
-    def spooled_parts(self, disks: Sequence[DiskSync]) -> int:
-        """Return the number of sync parts that are not applied yet."""
-        return sum(len(spooled(self._context.spool / disk.disk_id)) for disk in disks)
+    def applied_parts(self, disk: DiskSync) -> int:
+        """Return the number of sync parts of the disk's generation that are applied."""
+        mark = self._marks.get(disk.disk_id)
+        if mark is None or mark.generation < disk.generation:
+            return 0
+        return mark.sync_parts if mark.generation == disk.generation else disk.parts
 
-    async def send(self, disks: Sequence[DiskSync]) -> None:
+    def begin_copied(self, part: PartName) -> None:
+        """Leave a new part of a copy to the pipeline, from before it is recorded until :meth:`end_copied`."""
+        self._copied.add(part)
+
+    def end_copied(self, part: PartName) -> None:
+        """Put the part in the next pass, if it is neither applied nor in the account then."""
+        self._copied.discard(part)
+
+    async def put_copied(self, part: PartName, packed: bytes, disk: str) -> bool:
+        """Put a part that is left to the pipeline; return False if the next pass must do it.
+
+        The caller has reserved memory for it.
+        """
+        try:
+            await self._put_packed(part, packed, disk)
+        except RigError as exc:
+            _log.warning("put_left_to_next_pass", vm=self._vm, part=part.blob(), code=exc.code, message=exc.message)
+            return False
+        self._put_since_list.add(part)
+        return True
+
+    async def look(self, disks: Sequence[DiskSync], *, patience_s: float) -> bool | None:
+        """Wait until a watermark moves, and delete the sync parts that are applied from the spool.
+
+        Args:
+            disks: the disks of the VM.
+            patience_s: the limit of the wait.
+        Returns:
+            True if a watermark has moved; None if the vault does not answer.
+        """
+        known, refreshes = list(self._marks.values()), self._refreshes
+        marks = await self._ask(known, patience_s)  # passes run meanwhile
+        if marks is None:
+            return None
+        async with self._passing:
+            if refreshes != self._refreshes:
+                return True  # a pass has newer ones
+            self._take(marks)
+            self._clear_spool(disks)
+        return marks != known
+
+    async def send(self, disks: Sequence[DiskSync], *, when_checked: Callable[[], None] = lambda: None) -> None:
         """Make one pass; on return every part that existed at its start is in the cache account, or applied.
 
+        Args:
+            disks: the disks of the VM.
+            when_checked: called when the disks are known not to be older than the data sent before.
         Raises:
             ResyncNeeded: a part that the recovery side still needs exists nowhere.
         """
@@ -82,18 +125,23 @@ class Outbox:
             # The order matters: the applier reports a part before it deletes the blob.  As the blobs are listed first, a
             # part that is in neither list is really missing.
             listed: dict[PartName, int] = {}
-            for disk in disks:
-                listed.update((await self._context.cache.list(disk.disk_id)).sizes)
+            self._put_since_list.clear()
+            for listing in (await self._context.cache.list_all([disk.disk_id for disk in disks])).values():
+                listed.update(listing.sizes)
             fresh = await self._refresh()
-            await self._check_openings(disks, listed, fresh=fresh)
-            segments = await self._context.host.segments(vm=self._vm)
-            segments = await self._delete_applied(disks, segments)
+            state = await self._context.replicated.log_state(vm=self._vm, applied=self._applied_logs(disks))
+            await self._check_openings(disks, state.disks, listed, fresh=fresh)
+            when_checked()
+            segments = await self._delete_applied(disks, state.segments)
             missing: list[tuple[PartName, Path, str]] = []
             for disk in disks:
                 own = [segment for segment in segments if segment.disk_id == disk.disk_id]
                 missing += self._missing(disk, own, set(listed), fresh=fresh)
             await self._put_all(missing)
-            in_account = listed | {part: self._put[part] for part, _, _ in missing}
+            if fresh:
+                for disk in disks:
+                    self._check_lost(disk)
+            in_account = listed | {part: self._put[part] for part, _, _ in missing if part in self._put}
             self.waiting_bytes = {
                 disk.disk_id: sum(
                     size for part, size in in_account.items() if part.disk_id == disk.disk_id and self._is_needed(disk, part)
@@ -101,29 +149,51 @@ class Outbox:
                 for disk in disks
             }
 
-    async def _check_openings(self, disks: Sequence[DiskSync], listed: Collection[PartName], *, fresh: bool) -> None:
+    def _applied_logs(self, disks: Sequence[DiskSync]) -> list[AppliedLog]:
+        """Return the parts of the logs that are not needed any more, of openings that are known."""
+        found = []
+        for disk in disks:
+            mark = self._marks.get(disk.disk_id)
+            last_seq = mark.log_seq if mark is not None and mark.generation == disk.generation else 0
+            if disk.opening and last_seq:
+                opening, generation = disk.opening, disk.generation
+                found.append(AppliedLog(disk_id=disk.disk_id, opening=opening, generation=generation, last_seq=last_seq))
+        return found
+
+    async def _check_openings(
+        self, disks: Sequence[DiskSync], infos: Sequence[DiskInfo], listed: Collection[PartName], *, fresh: bool
+    ) -> None:
         """Check, before anything of a newly opened disk is sent, that the disk is not older than the data sent before."""
-        opened = openings.find_unknown(disks, await self._context.host.list_disks(vm=self._vm))
+        opened = openings.find_unknown(disks, infos)
         if not opened:
             return
         if not fresh:
-            marks = await self._context.vault.watermarks(vm=self._vm)
-            self._marks = {mark.disk_id: mark for mark in marks}
+            self._take(await self._context.vault.watermarks(vm=self._vm))
         openings.check(self._context, self._vm, opened, self._marks, listed)
 
     async def _refresh(self) -> bool:
+        marks = await self._ask(None, 0.0)
+        if marks is None:
+            return False
+        self._take(marks)
+        return True
+
+    async def _ask(self, known: list[Watermark] | None, patience_s: float) -> list[Watermark] | None:
         try:
-            marks = await self._context.vault.watermarks(vm=self._vm)
+            marks = await self._context.vault.watermarks(vm=self._vm, known=known, patience_s=patience_s)
         except RigError as exc:
             if not exc.recoverable:
                 raise
             # Data do not wait for the vault: without new watermarks no source is deleted, and that is all.
             self._context.waits.set("watermarks", exc.code, exc.message, vm=self._vm)
             _log.warning("watermarks_unavailable", vm=self._vm, code=exc.code, message=exc.message)
-            return False
+            return None
         self._context.waits.clear("watermarks", vm=self._vm)
+        return marks
+
+    def _take(self, marks: list[Watermark]) -> None:
         self._marks = {mark.disk_id: mark for mark in marks}
-        return True
+        self._refreshes += 1
 
     async def replace(self, disks: Sequence[DiskSync], parts: Sequence[PartName]) -> None:
         """Upload parts again, over blobs that the recovery side cannot use.
@@ -134,10 +204,10 @@ class Outbox:
         async with self._passing:
             if not await self._refresh():
                 return  # the recovery side asks again, and the vault may answer then
-            infos = await self._context.host.list_disks(vm=self._vm)
+            infos = await self._context.replicated.sending(vm=self._vm)
             if openings.find_unknown(disks, infos):
                 return  # the recovery side asks again, and the next pass has checked these openings then
-            segments = await self._context.host.segments(vm=self._vm)
+            segments = await self._context.replicated.segments(vm=self._vm)
             last_seqs = {info.disk_id: info.last_seq for info in infos}
             by_id = {disk.disk_id: disk for disk in disks}
             sources: list[tuple[PartName, Path, str]] = []
@@ -148,7 +218,7 @@ class Outbox:
                 source = self._source(part, segments)
                 if source is None and self._was_sent(disk, part, segments, last_seqs.get(part.disk_id, 0)):
                     self._lost[part] = Code.SyncPartLost if part.stream == "sync" else Code.LogGap
-                elif source is not None and not await trio.to_thread.run_sync(_is_sound, part, source):
+                elif source is not None and not await trio.to_thread.run_sync(is_sound, part, source):
                     self._lost[part] = Code.SyncPartLost if part.stream == "sync" else Code.LogCorrupt
                 elif source is not None:
                     sources.append((part, source, disk.name))
@@ -186,7 +256,10 @@ class Outbox:
         return disk.first_seq <= part.last <= last_seq and not overlaps
 
     async def _delete_applied(self, disks: Sequence[DiskSync], segments: list[SegmentInfo]) -> list[SegmentInfo]:
-        """Delete the sources of parts that are applied; return the remaining segments."""
+        """Delete the sources of parts that are applied; return the remaining segments.
+
+        :meth:`_applied_logs` leaves to this only the segments of new openings, and of generations that ended.
+        """
         upto: dict[tuple[str, int], int] = {}
         kept = []
         by_id = {disk.disk_id: disk for disk in disks}
@@ -198,6 +271,10 @@ class Outbox:
                 kept.append(segment)
         for (disk_id, generation), last_seq in upto.items():
             await self._context.host.trim_log(disk_id=disk_id, generation=generation, last_seq=last_seq)
+        self._clear_spool(disks)
+        return kept
+
+    def _clear_spool(self, disks: Sequence[DiskSync]) -> None:
         for disk in disks:
             mark = self._marks.get(disk.disk_id)
             if mark is None:
@@ -205,7 +282,6 @@ class Outbox:
             for item in spooled(self._context.spool / disk.disk_id):
                 if (item.generation, item.number) <= (mark.generation, mark.sync_parts):
                     item.path.unlink()
-        return kept
 
     def _segment_is_applied(self, disk: DiskSync, segment: SegmentInfo) -> bool:
         if segment.generation == disk.generation and segment.last_seq < disk.first_seq:
@@ -238,9 +314,15 @@ class Outbox:
             for item in log
         ]
         at_hand = {part for part, _, _ in parts}
-        self._put = {part: size for part, size in self._put.items() if part in at_hand or part.disk_id != disk.disk_id}
+        copied = self._copied | self._put_since_list
+        self._put = {
+            part: size
+            for part, size in self._put.items()
+            if part in at_hand or part in copied or part.disk_id != disk.disk_id
+        }
         # Without fresh watermarks, a part that was uploaded and is not listed may be applied already.
-        return [item for item in parts if item[0] not in listed and (fresh or item[0] not in self._put)]
+        here = listed | copied
+        return [item for item in parts if item[0] not in here and (fresh or item[0] not in self._put)]
 
     def _check_unbroken(
         self,
@@ -251,15 +333,7 @@ class Outbox:
         listed: set[PartName],
     ) -> None:
         """Raise ``ResyncNeeded`` if the part that is needed next is neither at hand nor in the cache account."""
-        self._lost = {
-            part: why
-            for part, why in self._lost.items()
-            if part.disk_id != disk.disk_id or part.generation == disk.generation
-        }
-        for part, why in self._lost.items():
-            if (part.disk_id, part.generation) == (disk.disk_id, disk.generation) and self._is_needed(disk, part):
-                _log.error("part_lost", vm=self._vm, disk=disk.name, part=part.blob(), reason=why)
-                raise ResyncNeeded(why)
+        self._check_lost(disk)
         own = [part for part in listed if part.disk_id == disk.disk_id and part.generation == disk.generation]
         in_cache = {part.first for part in own if part.stream == "sync"}
         applied_parts = current.sync_parts if current is not None else 0
@@ -273,38 +347,63 @@ class Outbox:
             _log.error("log_not_contiguous", vm=self._vm, disk=disk.name, generation=disk.generation, needed_seq=needed)
             raise ResyncNeeded(Code.LogGap)
 
+    def _check_lost(self, disk: DiskSync) -> None:
+        """Raise ``ResyncNeeded`` if a part that is needed is known to exist nowhere."""
+        self._lost = {
+            part: why
+            for part, why in self._lost.items()
+            if part.disk_id != disk.disk_id or part.generation == disk.generation
+        }
+        for part, why in self._lost.items():
+            if (part.disk_id, part.generation) == (disk.disk_id, disk.generation) and self._is_needed(disk, part):
+                _log.error("part_lost", vm=self._vm, disk=disk.name, part=part.blob(), reason=why)
+                raise ResyncNeeded(why)
+
     async def _put_all(self, parts: list[tuple[PartName, Path, str]], *, replace: bool = False) -> None:
         """Upload all parts; if the account refuses one, upload the others first and then raise that error."""
         queue = deque(parts)
         refused: list[RigError] = []
 
-        async def put(part: PartName, path: Path, disk: str) -> None:
-            async with self._context.uploads:
-                data = await trio.to_thread.run_sync(pack, path)
-                if await self._context.cache.put(part, data, replace=replace):
-                    self._tracker.sent(disk, len(data))
-            self._put[part] = len(data)
+        async def put(part: PartName, source: Path, disk: str) -> None:
+            reservation = await self._context.memory.reserve(memory_bytes(source))
+            try:
+                packed = await trio.to_thread.run_sync(self._load, part, source, limiter=self._context.packing)
+                if packed is None:
+                    self._lost[part] = Code.SyncPartLost  # the next pass with new watermarks decides whether it is needed
+                    return
+                reservation.reduce(COPIES * len(packed))
+                await self._put_packed(part, packed, disk, replace=replace)
+            finally:
+                reservation.release()
 
         async def worker() -> None:
             while queue:
                 try:
                     await put(*queue.popleft())
                 except RigError as exc:
-                    if exc.recoverable or exc.code == Code.CacheAuthentication:  # not of this part alone
+                    if exc.recoverable or exc.code in (Code.CacheAuthentication, Code.KeyRevoked):  # not of this part alone
                         raise
                     refused.append(exc)
 
         with unwrap_group():
             async with trio.open_nursery() as nursery:
-                for _ in range(min(len(parts), int(self._context.uploads.total_tokens))):
+                # One more than can be in flight: it compresses the next part.
+                for _ in range(min(len(parts), self._context.uploads_per_vm + 1)):
                     nursery.start_soon(worker)
         if refused:
             raise refused[0]
 
+    def _load(self, part: PartName, source: Path) -> bytes | None:
+        """Return a compressed part; None if its file in the spool is not sound, as a power loss can leave it."""
+        if part.stream == "sync" and not is_sound(part, source):
+            return None
+        return read_packed(source)
 
-def _is_sound(part: PartName, path: Path) -> bool:
-    try:
-        verify(part, path)
-    except RigError:
-        return False
-    return True
+    async def _put_packed(self, part: PartName, packed: bytes, disk: str, *, replace: bool = False) -> None:
+        """Put one part, within the limits of the VM and of the host."""
+        async with self._uploads, self._context.uploads:
+            await self._context.bandwidth.take(len(packed), self._vm)
+            if await self._context.cache.put(part, packed, replace=replace):
+                self._tracker.sent(disk, len(packed))
+        self._put[part] = len(packed)
+        self._context.put_news.note(part.disk_id)

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from siterig.blockfs.contracts.app_script import AppScript
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import SnapshotDisk
 from siterig.blockfs.core.clock_reading import ClockReading
 from siterig.blockfs.core.errors import Code, RigError
@@ -32,9 +34,10 @@ class DiskSync(WireModel):
 
     Attributes:
         first_seq: first sequence number that is not in the *first* snapshot of this generation; the log is sent from there.
-        parts: number of sync parts that are durable in the spool, or applied.
+        parts: number of sync parts that are in the spool, or applied.
         next_offset: the bytes of the disk below this offset are in those parts.
         done: True if the last of them has the ``sync-end`` tag.
+        scope: the ranges (offset, length) that a resync compares, because the rest is equal; None: the whole disk.
         opening: the opening of the disk (``DiskInfo.opening``) of which parts may have been sent
             (:mod:`siterig.replication.engine.openings`).
     """
@@ -48,6 +51,7 @@ class DiskSync(WireModel):
     next_offset: int = 0
     done: bool = False
     opening: str = ""
+    scope: list[tuple[int, int]] | None = None
 
     @classmethod
     def begun(cls, disk: SnapshotDisk) -> DiskSync:
@@ -69,6 +73,11 @@ class Relationship(WireModel):
             until a resync), ``suspended`` (failed over).
         resync_reason: why a resync is required.
         resync_reported: True if the vault knows that.
+        resync_limited: True if a resync may trust that both sides are equal where no change was recorded.
+        resync_begun: True if ``disks`` is the progress of a resync that is not complete, and that can continue.
+        paused: True if a user paused the cycles; they do not run in phase ``delta`` then.
+        removed: the names of disks that were removed, with the position of the last cut that can have the disk.
+        replicated: the names of the disks that are replicated, sorted; None: all disks of the VM (an older siterig).
         app_point: the host's clocks at the last application-consistent point; None: none since the schedule began.
     """
 
@@ -79,6 +88,11 @@ class Relationship(WireModel):
     disks: list[DiskSync] = Field(default_factory=list)
     resync_reason: str | None = None
     resync_reported: bool = False
+    resync_begun: bool = False
+    resync_limited: bool = False
+    paused: bool = False
+    replicated: list[str] | None = None
+    removed: dict[str, int] = Field(default_factory=dict)
     app_point: ClockReading | None = None
 
 
@@ -95,6 +109,8 @@ class _Book(WireModel):
     format: int
     relationships: list[Relationship]
     received: list[ReceivedDisk]
+    bandwidth: BandwidthLimit | None = None
+    app_scripts: dict[str, AppScript] = Field(default_factory=dict)
 
 
 class _Format(BaseModel):
@@ -118,6 +134,8 @@ class RelationshipBook:
         self._path = folder / "relationships.json"
         self._relationships: dict[str, Relationship] = {}
         self._received: list[ReceivedDisk] = []
+        self._bandwidth: BandwidthLimit | None = None
+        self._app_scripts: dict[str, AppScript] = {}
         if self._path.exists():
             self._load()
 
@@ -135,9 +153,17 @@ class RelationshipBook:
             raise RigError(Code.AgentStateUnreadable, f"{self._path}: is not an agent's state: {why}") from exc
         self._relationships = {item.vm: item for item in book.relationships}
         self._received = book.received
+        self._bandwidth = book.bandwidth
+        self._app_scripts = book.app_scripts
 
     def _write(self) -> None:
-        book = _Book(format=FORMAT, relationships=list(self._relationships.values()), received=self._received)
+        book = _Book(
+            format=FORMAT,
+            relationships=list(self._relationships.values()),
+            received=self._received,
+            bandwidth=self._bandwidth,
+            app_scripts=self._app_scripts,
+        )
         write_atomically(self._path, book.model_dump_json(indent=1).encode())
 
     def all(self) -> list[Relationship]:
@@ -176,12 +202,37 @@ class RelationshipBook:
             self._write()
 
     def rename(self, vm: str, name: str) -> None:
-        """Move a relationship, if there is one, to a VM's new name; received disks must be downloaded again."""
+        """Move a relationship and a script, if there are any, to a VM's new name; received disks must be received again."""
         record = self._relationships.pop(vm, None)
         self._received = [item for item in self._received if item.vm != vm]
+        script = self._app_scripts.pop(vm, None)
+        if script is not None:
+            self._app_scripts[name] = script
         if record is not None:
             self._relationships[name] = record.model_copy(update={"vm": name})
         self._write()
+
+    @property
+    def bandwidth(self) -> BandwidthLimit | None:
+        """The limit of the uploads of this host; None: there is none."""
+        return self._bandwidth
+
+    def set_bandwidth(self, limit: BandwidthLimit | None) -> None:
+        """Change the limit of the uploads of this host."""
+        self._bandwidth = limit
+        self._write()
+
+    def app_script(self, vm: str) -> AppScript | None:
+        """Return the script of a VM for application-consistent points; None if it has none."""
+        return self._app_scripts.get(vm)
+
+    def set_app_script(self, vm: str, script: AppScript | None) -> None:
+        """Change the script of a VM; None: it has none."""
+        if script != self._app_scripts.get(vm):
+            self._app_scripts = {name: known for name, known in self._app_scripts.items() if name != vm}
+            if script is not None:
+                self._app_scripts[vm] = script
+            self._write()
 
     def received(self, vm: str) -> list[ReceivedDisk]:
         """Return the received disks of a VM that wait for the commit."""

@@ -1,34 +1,46 @@
-"""Resynchronization: chunk checksums of both sides are compared, and only the chunks that differ are sent.
+"""Resynchronization: both sides are compared by checksums, and only the chunks that differ are sent.
 
 A new generation begins, so the parts of the old one become void.  Some of them may still be in transit while both sides are
 compared, and be applied after their chunk was found equal: then it would differ again.  So each disk's stream opens with a
 small part, and nothing is compared before the recovery side has applied it: from then on it accepts no parts of older
 generations, and its disk changes only by the parts of this resync.
 
-An interrupted resync starts over, with another generation; the chunks that it had sent are found equal then.
+Fault contract
+--------------
+A resync continues where it was interrupted, in the same generation and with a new snapshot, as a copy does
+(:mod:`siterig.replication.engine.disk_copy`).  ``next_offset`` is the border.  Below it, each chunk is in a recorded part,
+or it was equal on both sides at the snapshot of that time.  In both cases the managed disk has its content at a position
+between the first and the last snapshot of the generation, and the log is replayed from the first.  Above the border, chunks
+are compared with the new snapshot; a part that was never recorded was never sent, so it does not matter.
+
+If a log was abandoned because it was full, its dirty bitmap has all chunks that the recovery side can lack, and with the
+consent of the vault only these are compared (``DiskSync.scope``).
+
+``Relationship.resync_begun`` is recorded together with the disks of the new generation.  If the log breaks meanwhile, if a
+disk gets another size or generation, if another copy of the managed disk takes its place, or after any order that ends the
+resync, the next one begins with a new generation.  docs/internals/decisions/0035-resync-continues.md has the kill of each
+role.
 """
 
 from __future__ import annotations
 
-import secrets
 from contextlib import AsyncExitStack
 
 import structlog
-import trio
 
 from siterig.blockfs.contracts.control import SnapshotInfo
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.cext.checksums import KEY_BYTES
+from siterig.replication.comparison.comparison import ComparedDisk, Comparison, DiskRanges, bounded_ranges, compare
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.disk_copy import DiskCopy, check_vouched_for, fresh_snapshot, open_copy, sync_states
+from siterig.replication.engine.disk_copy import DiskCopy, check_vouched_for, open_copy, sync_states
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
-from siterig.replication.engine.snapshots import CHUNK_BYTES
+from siterig.replication.engine.retry import unwrap_group
 from siterig.replication.engine.uploader import Uploader, uploading
 
-FINE_BYTES = 64 << 10
-CHUNKS_PER_CALL = 256
+SCOPE_RANGES_MAX = 10_000
+"""Limit of the ranges of one disk that are recorded; more of them are joined over gaps."""
 
 _log = structlog.get_logger(__name__)
 
@@ -41,48 +53,95 @@ async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker:
     Raises:
         ResyncNeeded: the log broke meanwhile.
     """
-    await context.host.end_snapshot(vm=vm)
-    await _begin_generation(context, vm)
-    snapshot = await fresh_snapshot(context, vm)
-    await _check_newest(context, vm, snapshot)
-    disks = [DiskSync.begun(disk) for disk in snapshot.disks]
-    context.book.update(vm, disks=disks)
-    tracker.begin("Resynchronization", [(disk.name, 0, disk.size_bytes) for disk in disks])
-    _log.info("resync_started", vm=vm, position=snapshot.position, generations=[disk.generation for disk in disks])
-    async with uploading(outbox, sync_states(context, vm), context.waits, vm) as uploader, AsyncExitStack() as open_disks:
+    await context.replicated.end_snapshot(vm=vm)
+    continued = await _can_continue(context, vm)
+    ended = {} if continued else await _begin_generation(context, vm)
+    snapshot = await context.replicated.begin_snapshot(vm=vm)
+    await _check_newest(context, vm, snapshot, continued=continued)
+    disks = context.book.get(vm).disks
+    if not continued:
+        scopes = await _scopes(context, vm, ended)
+        disks = [DiskSync.begun(disk).model_copy(update={"scope": scopes.get(disk.disk_id)}) for disk in snapshot.disks]
+    context.book.update(vm, disks=disks, resync_begun=True)
+    tracker.begin("Resynchronization", [(disk.name, disk.next_offset, disk.size_bytes) for disk in disks])
+    _log.info(
+        "resync_begun",
+        vm=vm,
+        position=snapshot.position,
+        generations=[disk.generation for disk in disks],
+        offsets=[disk.next_offset for disk in disks],
+        scopes=[None if disk.scope is None else sum(length for _, length in disk.scope) for disk in disks],
+    )
+    async with uploading(context, outbox, sync_states(context, vm), vm) as uploader, AsyncExitStack() as open_disks:
         copies = [
             await open_disks.enter_async_context(open_copy(context, snapshot, disk, uploader, tracker))
             for disk in snapshot.disks
         ]
         for copy in copies:
-            await copy.open_generation()
+            if not copy.state.parts:
+                await copy.open_generation()
         tracker.detail = "waiting for the recovery side to apply the new generation"
         await _wait_for_generation(uploader, outbox, copies)
         tracker.detail = "comparing checksums"
-        for copy in copies:
-            await _send_differences(context, copy, tracker)
-            await copy.finish()
+        async with compare(context.vault) as comparison:
+            for copy in copies:
+                if not copy.state.done:
+                    await _send_differences(comparison, copy, tracker)
+                    await copy.finish()
         tracker.detail = "waiting for the last parts to reach the cache account"
     await check_vouched_for(context, vm)
-    await context.host.end_snapshot(vm=vm)
+    await context.replicated.end_snapshot(vm=vm)
 
 
-async def _begin_generation(context: AgentContext, vm: str) -> None:
-    """Begin a generation later than all applied or sent parts: the disks may have been restored from an older copy."""
+async def _can_continue(context: AgentContext, vm: str) -> bool:
+    """Return whether the generation of an interrupted resync is still that of all disks, with an unbroken log."""
+    record = context.book.get(vm)
+    if not record.resync_begun:
+        return False
+    known = {disk.disk_id: (disk.generation, disk.size_bytes) for disk in record.disks}
+    infos = await context.replicated.infos(vm=vm)
+    return {info.disk_id: (info.generation, info.size_bytes) for info in infos} == known and all(
+        info.tracked and info.needs_resync is None for info in infos
+    )
+
+
+async def _begin_generation(context: AgentContext, vm: str) -> dict[str, int]:
+    """Begin a generation later than all applied or sent parts: the disks may have been restored from an older copy.
+
+    Returns:
+        By disk id, the generation of which the recovery side had a complete copy.
+    """
     marks = await context.vault.watermarks(vm=vm)
     taken = {mark.disk_id: mark.generation for mark in marks}
     for mark in marks:
         sent = [part.generation for part in (await context.cache.list(mark.disk_id)).parts]
         taken[mark.disk_id] = max([mark.generation, *sent])
     position = max((mark.complete_position for mark in marks), default=0)
-    await context.host.start_tracking(vm=vm, new_generation=True, after=taken, after_position=position)
+    await context.replicated.start_tracking(vm=vm, new_generation=True, after=taken, after_position=position)
+    return {mark.disk_id: mark.generation for mark in marks if mark.sync_complete}
 
 
-async def _check_newest(context: AgentContext, vm: str, snapshot: SnapshotInfo) -> None:
+async def _scopes(context: AgentContext, vm: str, ended: dict[str, int]) -> dict[str, DiskRanges]:
+    """Return what can differ, by disk id; a disk that is left out is compared as a whole.
+
+    The recovery side must have had a complete copy of the generation whose log was abandoned.  Segments of that log were
+    deleted only after it had applied them, and the bitmap has the chunks of all others.
+    """
+    if not context.book.get(vm).resync_limited:
+        return {}
+    lacking = await context.host.lacking_changes(vm=vm)
+    return {
+        each.disk_id: bounded_ranges(each.ranges, SCOPE_RANGES_MAX)
+        for each in lacking
+        if ended.get(each.disk_id) == each.generation
+    }
+
+
+async def _check_newest(context: AgentContext, vm: str, snapshot: SnapshotInfo, *, continued: bool) -> None:
     marks = {mark.disk_id: mark for mark in await context.vault.watermarks(vm=vm)}
     for disk in snapshot.disks:
         mark = marks.get(disk.disk_id)
-        if mark is not None and mark.generation >= disk.generation:
+        if mark is not None and mark.generation >= disk.generation + continued:
             raise RigError(
                 Code.GenerationBehind,
                 f"disk {disk.name!r} of VM {vm!r} is at generation {disk.generation}; the recovery side already has "
@@ -98,29 +157,18 @@ async def _wait_for_generation(uploader: Uploader, outbox: Outbox, copies: list[
     await uploader.wait_until(all_at_generation, "the new generation is not applied yet")
 
 
-async def _send_differences(context: AgentContext, copy: DiskCopy, tracker: ProgressTracker) -> None:
-    size = copy.disk.size_bytes
-    coarse_key, fine_key = secrets.token_bytes(KEY_BYTES), secrets.token_bytes(KEY_BYTES)
-    chunks = -(-size // CHUNK_BYTES)
-    for first in range(0, chunks, CHUNKS_PER_CALL):
-        count = min(CHUNKS_PER_CALL, chunks - first)
-        for chunk in await _differing(context, copy, coarse_key, CHUNK_BYTES, first=first, count=count):
-            first_fine = chunk * (CHUNK_BYTES // FINE_BYTES)
-            fine_count = -(-(min(size, (chunk + 1) * CHUNK_BYTES) - chunk * CHUNK_BYTES) // FINE_BYTES)
-            for fine in await _differing(context, copy, fine_key, FINE_BYTES, first=first_fine, count=fine_count):
-                offset = fine * FINE_BYTES
-                await copy.add(offset, min(FINE_BYTES, size - offset), zeros=True)
-        tracker.done(copy.disk.name, min(size, (first + count) * CHUNK_BYTES))
-
-
-async def _differing(
-    context: AgentContext, copy: DiskCopy, key: bytes, chunk_bytes: int, *, first: int, count: int
-) -> list[int]:
-    """Return the numbers of the chunks that are not equal on both sides."""
-    ours = await trio.to_thread.run_sync(copy.file.tags, key, chunk_bytes, first, count)
-    theirs = await context.vault.checksums(
-        disk_id=copy.disk.disk_id, key_hex=key.hex(), chunk_bytes=chunk_bytes, first=first, count=count
-    )
-    if len(theirs) != count:
-        raise RigError(Code.BadChecksums, f"asked for {count} checksums of disk {copy.disk.disk_id}, got {len(theirs)}")
-    return [first + i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a.hex() != b]
+async def _send_differences(comparison: Comparison, copy: DiskCopy, tracker: ProgressTracker) -> None:
+    disk, begun = copy.disk, copy.state.next_offset
+    scope = [
+        (max(offset, begun), offset + length - max(offset, begun))
+        for offset, length in ([(0, disk.size_bytes)] if copy.state.scope is None else copy.state.scope)
+        if offset + length > begun
+    ]
+    compared = ComparedDisk.of(disk, copy.file.tags, scope=scope)
+    with unwrap_group():
+        async with comparison.windows(compared) as windows:
+            async for window in windows:
+                for offset, length in window.pieces():
+                    await copy.add(offset, length, zeros=True)
+                await copy.pass_equal(window.end)
+                tracker.done(disk.name, window.end)

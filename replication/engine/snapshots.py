@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from siterig.blockfs.layers.chunk_tags import DataRanges, tag_chunks
 from siterig.blockfs.layers.layer import RawLayer
-from siterig.cext.checksums import chunk_tags_fd
+from siterig.blockfs.transfer.chunk_tags import TAGS_MAX
+from siterig.cext.packed_tags import PackedTags, Span
 
 CHUNK_BYTES = 1 << 20
 
@@ -19,8 +21,11 @@ class SnapshotFile(Protocol):
         """Return exactly ``length`` bytes from ``offset``."""
         ...
 
-    def tags(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
-        """Return the keyed tags (:func:`siterig.cext.checksums.chunk_tag`) of ``count`` chunks from chunk ``first``."""
+    def tags(self, key: bytes, chunk_bytes: int, spans: Sequence[Span], data: DataRanges) -> PackedTags:
+        """Return the keyed tags (:func:`siterig.cext.checksums.chunk_tag`) of the chunks of spans.
+
+        ``data`` has the ranges that may be other than zeros; nothing else is read.
+        """
         ...
 
     def close(self) -> None:
@@ -40,9 +45,8 @@ class MountedSnapshot(SnapshotFile):
     def close(self) -> None:
         self._file.close()
 
-    def tags(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
-        """Return keyed tags as the base class does; holes are not read."""
-        return chunk_tags_fd(self._file.fileno(), key, chunk_bytes, first, count)
+    def tags(self, key: bytes, chunk_bytes: int, spans: Sequence[Span], data: DataRanges) -> PackedTags:
+        return tag_chunks(self._file, key, chunk_bytes, spans, tags_max=TAGS_MAX, data=data)
 
 
 def pieces(data_ranges: list[tuple[int, int]], start: int) -> Iterator[tuple[int, int]]:

@@ -7,27 +7,44 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.sides.vault_link import PATIENCE_S_MAX
+from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.outbox import Outbox
+from siterig.replication.engine.part_pipeline import PartPipeline
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import unwrap_group
 
-POLL_S = 0.25
-"""Seconds between two requests for the watermarks while parts wait to be applied."""
-SPOOLED_PARTS_MAX = 16
-"""Largest number of sync parts of a VM (8 MiB each) that are spooled and not applied; it limits the spool."""
+PASS_PAUSE_S = 2.0
+"""The least time between two passes while watermarks move: a pass sends log segments that were closed meanwhile."""
+NET_S = 10.0
+"""The time after which a pass is made although no watermark has moved."""
+ASK_AGAIN_S = 2.0
+"""The delay before the watermarks are asked for again after the vault did not answer."""
+SPOOLED_PARTS_MAX = 128
+"""Largest number of sync parts of a VM that are begun and not applied; it limits the spool to 1 GiB.
+
+A recovery side on the same cores applies at half the rate of the uploads, and must not slow them down.
+"""
 
 
 class Uploader:
-    """Runs pass after pass of the outbox.  A slow recovery side is waited for; it is never an error."""
+    """Runs pass after pass of the outbox.  A slow recovery side is waited for; it is never an error.
 
-    def __init__(self, outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], waits: Waits, vm: str) -> None:
+    Attributes:
+        pipeline: the way of new parts to the account.
+    """
+
+    def __init__(
+        self, context: AgentContext, outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], vm: str, nursery: trio.Nursery
+    ) -> None:
+        self.pipeline = PartPipeline(context, vm, outbox, nursery, self.wake)
         self._outbox = outbox
-        self._waits = waits
+        self._waits = context.waits
+        self._clock = context.clock.real
         self._vm = vm
         self._disks = disks
         self._woken = trio.Event()
-        self._passed = trio.Event()
+        self._looked = trio.Event()
         self._begun = 0
         self._finished = 0
 
@@ -36,35 +53,59 @@ class Uploader:
         while True:
             self._begun += 1
             self._woken = trio.Event()
-            await self._outbox.send(self._disks())
+            await self._outbox.send(self._disks(), when_checked=self.pipeline.allow_puts)
             self._finished = self._begun
-            self._passed.set()
-            self._passed = trio.Event()
-            with trio.move_on_after(POLL_S):
-                await self._woken.wait()
+            self._notify()
+            with self._clock.move_on_after(NET_S):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._follow, self._clock.trio_time_s(), self._woken)
+                    await self._woken.wait()
+                    nursery.cancel_scope.cancel()
+
+    async def _follow(self, passed_s: float, woken: trio.Event) -> None:
+        """Follow the watermarks until the next pass; begin it when one has moved and the last pass was long enough ago."""
+        while True:
+            moved = await self._outbox.look(self._disks(), patience_s=PATIENCE_S_MAX)
+            if moved is None:
+                await self._clock.sleep(ASK_AGAIN_S)
+                continue
+            self._notify()
+            if moved and self._clock.trio_time_s() >= passed_s + PASS_PAUSE_S:
+                woken.set()
+
+    def _notify(self) -> None:
+        self._looked.set()
+        self._looked = trio.Event()
 
     def wake(self) -> None:
         """Begin the next pass now, because there is something to send."""
         self._woken.set()
 
     async def wait_for_room(self) -> None:
-        """Wait until another part may be spooled."""
+        """Wait until another part may be begun."""
         why = f"{SPOOLED_PARTS_MAX} parts are sent and not applied yet"
-        await self.wait_until(lambda: self._outbox.spooled_parts(self._disks()) < SPOOLED_PARTS_MAX, why)
+        await self.wait_until(lambda: self._unapplied() < SPOOLED_PARTS_MAX, why)
+
+    def _unapplied(self) -> int:
+        """Return the number of sync parts that were begun and are not applied."""
+        return sum(
+            self.pipeline.newest(disk.disk_id, disk.parts) - self._outbox.applied_parts(disk) for disk in self._disks()
+        )
 
     async def wait_until(self, condition: Callable[[], bool], why: str | None = None) -> None:
-        """Wait, pass by pass, until the condition is true; ``why`` is recorded as the reason of the wait."""
+        """Wait until the condition is true, which may change with each new watermark; ``why``: the reason of the wait."""
         try:
             while not condition():
                 if why is not None:
                     self._waits.set("recovery side", "RecoverySideBehind", why, vm=self._vm)
-                await self._passed.wait()
+                await self._looked.wait()
         finally:
             if why is not None:
                 self._waits.clear("recovery side", vm=self._vm)
 
     async def wait_all_sent(self) -> None:
         """Wait for a complete pass that begins now: then all present parts are in the cache account."""
+        await self.pipeline.wait_idle()
         number = self._begun + 1
         self.wake()
         await self.wait_until(lambda: self._finished >= number)
@@ -72,13 +113,14 @@ class Uploader:
 
 @asynccontextmanager
 async def uploading(
-    outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], waits: Waits, vm: str
+    context: AgentContext, outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], vm: str
 ) -> AsyncIterator[Uploader]:
     """Run an uploader for the time of the block; when the block ends normally, all parts are in the cache account."""
     with unwrap_group():
         async with trio.open_nursery() as nursery:
-            uploader = Uploader(outbox, disks, waits, vm)
+            uploader = Uploader(context, outbox, disks, vm, nursery)
             nursery.start_soon(uploader.run)
+            nursery.start_soon(uploader.pipeline.run)
             yield uploader
             await uploader.wait_all_sent()
             nursery.cancel_scope.cancel()

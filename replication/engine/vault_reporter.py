@@ -29,6 +29,7 @@ class VaultReporter:
 
     def __init__(self, context: AgentContext, vm: str) -> None:
         self._vault = context.vault
+        self._put_news = context.put_news
         self._waits = context.waits
         self._clock = context.clock
         self._vm = vm
@@ -56,6 +57,12 @@ class VaultReporter:
         )
         await self._send("error", call)
 
+    async def script_failed(self, error: RigError) -> None:
+        """Report that the script of the VM failed when it was called with ``--post``; the point exists all the same."""
+        _log.warning("app_script_post_failed", vm=self._vm, code=error.code, message=error.message)
+        call = partial(self._vault.app_script_failed, vm=self._vm, code=error.code, message=error.message)
+        await self._send("script", call)
+
     async def recovered(self) -> None:
         """Report the first success after errors."""
         _log.info("replication_recovered", vm=self._vm)
@@ -70,6 +77,8 @@ class VaultReporter:
             waiting_bytes: the bytes in the account that are not applied, by disk id.
         """
 
+        self._put_news.drop(waiting_bytes)
+
         async def call() -> None:
             await self._vault.point_sent(
                 vm=self._vm,
@@ -81,6 +90,7 @@ class VaultReporter:
                 downgraded_because=cut.downgraded_because,
                 age_s=self._clock.trio_time_s() - cut_at,
                 waiting_bytes=waiting_bytes,
+                disk_bytes=cut.disk_bytes,
             )
 
         await self._send(cut.tag_id, call)

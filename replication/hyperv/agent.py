@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import structlog
 import trio
 
+from siterig.blockfs.contracts.app_script import AppScript
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import (
     CLOSE_IT,
     CutInfo,
@@ -19,6 +22,9 @@ from siterig.blockfs.contracts.control import (
     TagKind,
 )
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.prerequisites import SiteReadiness, UnmetPrerequisite
+from siterig.blockfs.contracts.upload_limits import UploadLimits
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
@@ -27,18 +33,26 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.part_cipher import keep_keys
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.engine import failback
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.guests import Guests, HostGuests
-from siterig.replication.engine.prerequisites import check_room_for_images, check_space
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Relationship, RelationshipBook
-from siterig.replication.engine.replica import Replica
+from siterig.replication.engine.replicated_disks import ReplicatedDisks
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
 from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
+from siterig.replication.guests.app_scripts import AppScripts, check_script
+from siterig.replication.guests.host_guests import Guests, HostGuests
+from siterig.replication.hyperv.prerequisites import check_room_for_images, check_space, space_obstacles
+from siterig.replication.parts.bandwidth import Bandwidth
+from siterig.replication.parts.byte_budget import ByteBudget
+from siterig.replication.parts.put_news import PutNews
+from siterig.replication.parts.spool import clear_spool
+from siterig.replication.replicas.replica import Replica
 
-UPLOADS_IN_FLIGHT = 2
+MEMORY_BYTES = 96 << 20
+"""Memory for the parts that are in work: six parts of a copy of 8 MiB each."""
 _CLEAN_UP_S = 30.0
 _REMOVE_AGAIN_S = 0.5
 
@@ -60,6 +74,8 @@ class HyperVAgent(Provider):
         guests: Guests | None = None,
         open_snapshot: Callable[[Path], SnapshotFile] = MountedSnapshot,
         waits: Waits | None = None,
+        drop_keys: Callable[[str | None], None] = keep_keys,
+        uploads: UploadLimits | None = None,
     ) -> None:
         """Read the agent's state.
 
@@ -74,26 +90,38 @@ class HyperVAgent(Provider):
             guests: operations on the guests of this host.
             open_snapshot: opens the snapshot of a disk.
             waits: the list in which the agent records what it waits for.
+            drop_keys: drops the data keys of a disk, or all keys, that the cache account uses.
+            uploads: limits of the uploads in flight.
 
         Raises:
             RigError: ``AgentStateUnreadable``.
         """
         safe_files.make_folder(folder, parents=True)
+        limits = uploads or UploadLimits()
         spool = folder / "spool"
         safe_files.make_folder(spool)
+        book, waits = RelationshipBook(folder), waits or Waits(clock)
         self._context = AgentContext(
             host=host,
+            replicated=ReplicatedDisks(host, book),
             cache=cache,
             vault=vault,
-            book=RelationshipBook(folder),
+            book=book,
             guests=guests if guests is not None else HostGuests(),
             open_snapshot=open_snapshot,
             spool=spool,
-            uploads=trio.CapacityLimiter(UPLOADS_IN_FLIGHT),
+            uploads=trio.CapacityLimiter(limits.per_host),
+            uploads_per_vm=limits.per_vm,
+            put_news=PutNews(vault, clock.real),
+            bandwidth=Bandwidth(lambda: book.bandwidth, clock, waits),
+            packing=trio.CapacityLimiter(os.cpu_count() or 1),
+            memory=ByteBudget(MEMORY_BYTES),
+            scripts=AppScripts(folder / "app-scripts"),
             retry=RetryTable(retry_delays_s),
             clock=clock,
-            waits=waits or Waits(clock),
+            waits=waits,
         )
+        self._drop_keys = drop_keys
         self._replicas: dict[str, Replica] = {}
         self._making: dict[str, ProgressTracker] = {}
         self._failbacks: dict[tuple[str, str], ProgressTracker] = {}
@@ -103,6 +131,8 @@ class HyperVAgent(Provider):
         """Resume every relationship, and work until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._context.put_news.run)
+            nursery.start_soon(self._context.scripts.finish_all)
             for record in self._context.book.all():
                 self._start(record.vm, resumed=True)
             task_status.started()
@@ -111,7 +141,7 @@ class HyperVAgent(Provider):
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> list[DiskInfo]:
         if vm in self._making:
             raise RigError(Code.VmExists, f"VM {vm!r} is being created on this host")
-        tracker = self._making[vm] = ProgressTracker(vm)
+        tracker = self._making[vm] = ProgressTracker(vm, self._context.clock)
         try:
             if await self._disks_or_none(vm):
                 raise RigError(Code.VmExists, f"VM {vm!r} exists already on this host")
@@ -194,6 +224,7 @@ class HyperVAgent(Provider):
             raise
         else:
             self._forget(vm)
+            self._context.book.set_app_script(vm, None)
         finally:
             if self._context.book.find(vm) is not None:
                 self._start(vm, resumed=True)
@@ -215,33 +246,82 @@ class HyperVAgent(Provider):
         if vm in self._making:
             raise RigError(Code.VmBusy, f"VM {vm!r} is being created on this host", recoverable=True)
 
-    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
-        disks = await self._context.host.list_disks(vm=vm)
-        await self._context.host.check_tracking(vm=vm)
+    async def check_vm(self, *, vm: str, excluded: list[str] | None = None) -> list[DiskInfo]:
+        names = await self._names(vm, excluded or [])
+        disks = await self._context.host.list_disks(vm=vm, disks=names)
+        await self._context.host.check_tracking(vm=vm, disks=names)
         await trio.to_thread.run_sync(check_space, vm, disks)
         return disks
 
+    async def _names(self, vm: str, excluded: list[str]) -> list[str] | None:
+        """Return the names of the disks of a VM without the excluded ones; None if none is excluded."""
+        if not excluded:
+            return None
+        # Disks that cannot be opened are obstacles, whether or not the host lists them.
+        for obstacle in await self._context.host.tracking_obstacles(vm=vm, excluded=excluded):
+            raise RigError(Code.of(obstacle.code), obstacle.message)
+        found = [disk.name for disk in await self._context.host.list_disks() if disk.vm == vm]
+        return [name for name in found if name not in excluded]
+
+    async def check_prerequisites(self, *, vm: str, excluded: list[str] | None = None) -> SiteReadiness:
+        obstacles = await self._context.host.tracking_obstacles(vm=vm, excluded=excluded)
+        disks = [disk for disk in await self._context.host.list_disks() if disk.vm == vm]
+        intact = [disk for disk in disks if disk.broken_chain is None and disk.name not in (excluded or ())]
+        lacking = await trio.to_thread.run_sync(space_obstacles, vm, intact)
+        unmet = [UnmetPrerequisite(code=each.code, message=each.message) for each in obstacles]
+        unmet += [UnmetPrerequisite.of(error) for error in lacking]
+        try:
+            await self._context.cache.check()
+        except RigError as error:
+            unmet.append(UnmetPrerequisite.of(error))
+        return SiteReadiness(disks=disks, unmet=unmet)
+
     async def create_relationship(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+        self,
+        *,
+        vm: str,
+        interval_s: float,
+        app_consistent_every_s: float | None,
+        tracked: bool = True,
+        disks: list[str] | None = None,
     ) -> list[DiskInfo]:
+        _log.info("provider_called", vm=vm, call="CreateReplicationRelationship")
         replica = self._replicas.get(vm)
+        known = self._context.book.find(vm)
+        names = sorted(disks) if disks is not None else None if known is None else known.replicated
         # Only a resync begins a new log after an abandoned one: cycles that still run would see a new log as a loss.
-        if replica is not None and replica.has_copied:
-            disks = await self._context.host.list_disks(vm=vm)
+        if not tracked or (replica is not None and replica.has_copied):
+            infos = await self._context.host.list_disks(vm=vm, disks=names)
         else:
-            disks = await self._context.host.start_tracking(vm=vm)
+            infos = await self._context.host.start_tracking(vm=vm, disks=names)
         if replica is not None:
+            replica.set_disks(names)
             await replica.set_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
-            return disks
-        self._context.book.save(Relationship(vm=vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s))
+            return infos
+        for info in infos:
+            self._drop_keys(info.disk_id)  # the vault deletes them with the managed disk
+        record = Relationship(vm=vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s, replicated=names)
+        self._context.book.save(record)
         self._start(vm, resumed=False)
-        return disks
+        return infos
 
     async def initial_replication(self, *, vm: str) -> None:
+        _log.info("provider_called", vm=vm, call="StartReplication")
         await self._replica(vm).copy("initial")
 
-    async def resync(self, *, vm: str) -> None:
-        await self._replica(vm).copy("resync")
+    async def resync(self, *, vm: str, limited: bool = False) -> None:
+        await self._replica(vm).copy("resync", limited=limited)
+
+    async def verify(self, *, vm: str) -> Verification:
+        return await self._replica(vm).verify()
+
+    async def stop_verification(self, *, vm: str) -> None:
+        if vm in self._replicas:
+            await self._replicas[vm].stop_verification()
+
+    async def stop_copy(self, *, vm: str) -> None:
+        if vm in self._replicas:
+            await self._replicas[vm].stop_copy()
 
     async def send_again(self, *, vm: str, parts: list[str]) -> None:
         await self._replica(vm).send_again(PartName.parse(name) for name in parts)
@@ -250,7 +330,9 @@ class HyperVAgent(Provider):
         coming_back = [tracker.snapshot() for (of_vm, _), tracker in self._failbacks.items() if of_vm == vm]
         if coming_back:
             disks = [disk for item in coming_back for disk in item.disks]
-            return VmProgress(vm=vm, phase="Failback", disks=disks)
+            left_s = [item.left_s for item in coming_back]
+            longest_s = None if None in left_s else max(filter(None, left_s), default=0.0)
+            return VmProgress(vm=vm, phase="Failback", disks=disks, left_s=longest_s)
         if vm in self._replicas:
             return self._replicas[vm].progress()
         if vm in self._making:
@@ -271,12 +353,53 @@ class HyperVAgent(Provider):
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
         return await self._context.host.source_use(vm=vm, after=after)
 
+    async def fence(self, *, vm: str, fenced: bool) -> list[DiskInfo]:
+        return await self._context.host.fence(vm=vm, fenced=fenced)
+
     async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
         await self._context.host.check_replace(vm=vm, disks=disks)
+
+    def retry_now(self, why: str) -> None:
+        """Let every VM that waits for a retry repeat its work at once, because its cause may have ended."""
+        waiting = [vm for vm, replica in self._replicas.items() if replica.retry_now()]
+        _log.info("retries_at_once", reason=why, vms=waiting)
+
+    async def forget_keys(self) -> None:
+        self._drop_keys(None)
 
     async def suspend(self, *, vm: str) -> None:
         if vm in self._replicas:
             await self._replicas[vm].suspend()
+
+    async def change_schedule(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> None:
+        self._replica(vm).change_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
+
+    async def bandwidth(self) -> BandwidthLimit | None:
+        return self._context.book.bandwidth
+
+    async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
+        if limit is not None:
+            limit.check()
+        self._context.book.set_bandwidth(limit)
+
+    async def app_script(self, *, vm: str) -> AppScript | None:
+        await self._context.host.list_disks(vm=vm)
+        return self._context.book.app_script(vm)
+
+    async def set_app_script(self, *, vm: str, script: AppScript | None) -> None:
+        await self._context.host.list_disks(vm=vm)
+        if script is not None:
+            await trio.to_thread.run_sync(check_script, vm, script)
+        self._context.book.set_app_script(vm, script)
+
+    async def pause(self, *, vm: str) -> None:
+        await self._replica(vm).pause()
+
+    async def resume(self, *, vm: str) -> None:
+        await self._replica(vm).unpause()
+
+    async def remove_disks(self, *, vm: str, disks: list[str]) -> int:
+        return await self._replica(vm).remove_disks(disks)
 
     async def remove_relationship(self, *, vm: str) -> None:
         replica = self._replicas.pop(vm, None)
@@ -298,11 +421,10 @@ class HyperVAgent(Provider):
         self._context.book.remove(vm)
         self._context.book.clear_received(vm)
         for disk in record.disks if record is not None else []:
-            for path in (self._context.spool / disk.disk_id).glob("*"):
-                path.unlink(missing_ok=True)
+            clear_spool(self._context.spool / disk.disk_id)
 
     async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
-        tracker = self._failbacks[vm, disk] = ProgressTracker(vm)
+        tracker = self._failbacks[vm, disk] = ProgressTracker(vm, self._context.clock)
         try:
             await failback.receive_disk(
                 self._context, tracker, vm=vm, disk=disk, source_id=source_id, size_bytes=size_bytes, parts=parts

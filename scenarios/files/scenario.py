@@ -145,6 +145,8 @@ class _Known:
     def entry(self, path: KeyPath, entry: TimelineEntry) -> Iterator[tuple[KeyPath, str]]:
         if entry.do != "delete-vm" or entry.side != "azure":
             yield from self.vm((*path, "vm"), entry.vm)
+        if entry.do == "set-account" and self._scenario.topology.account is None:
+            yield (*path, "do"), "set-account needs topology.account: the rig has Azurite"
         yield from self.workload((*path, "workload"), entry.workload)
         yield from self.fault((*path, "fault"), entry.fault)
         vm = None if entry.vm is None else self._scenario.topology.vm_of(entry.vm)

@@ -11,21 +11,28 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.documents.model_problems import misfit, problems_of
 from siterig.scenarios.faults.moment_names import require_recorded
 from siterig.scenarios.faults.rules import FaultRule, read_rule
-from siterig.scenarios.faults.values import Count, Duration, Size, Text, TimeShift, Trigger
+from siterig.scenarios.faults.values import Count, CountFrom1, Duration, Size, Text, TimeShift, Trigger
 from siterig.scenarios.files.conditions import ScenarioCondition
 from siterig.scenarios.files.keyed_tables import KeyedTable, table_problems
 from siterig.scenarios.files.topology import ScenarioTable, TopologyDisk
 
 OperationName = Literal[
     "wait", "protect", "unprotect", "take-point", "test-failover", "cleanup", "unplanned-failover", "planned-failover",
-    "commit", "failback", "reprotect", "resync", "create-vm", "delete-vm", "resize-disk", "shut-down", "start-workload",
-    "stop-workload", "check", "lose-site", "restore-site", "kill-role", "restart-role", "stop-rig", "start-rig", "run",
-    "mark", "add-fault", "remove-fault", "advance-clock", "jump-clock", "skew-clock",
+    "commit", "failback", "reprotect", "resync", "pause", "resume", "set-policy", "set-bandwidth",
+    "pin-point", "unpin-point", "delete-point", "cancel-job", "acknowledge-error", "fence", "unfence",
+    "set-names", "rotate-account-keys", "set-account", "set-app-script", "remove-disk",
+    "create-vm", "delete-vm", "resize-disk", "shut-down",
+    "start-workload", "stop-workload", "check", "lose-site", "restore-site", "kill-role", "restart-role", "stop-rig",
+    "start-rig", "run", "mark", "add-fault", "remove-fault", "advance-clock", "jump-clock", "skew-clock",
 ]  # fmt: skip
 OPERATION_NAMES: tuple[OperationName, ...] = get_args(OperationName)
 OPERATIONS: Mapping[str, KeyedTable] = {
     "wait": KeyedTable("Waits for its moment only; the run fails if it does not come within the time limit."),
-    "protect": KeyedTable("Enables replication, and waits until the VM is protected and has a recovery point.", ("vm",)),
+    "protect": KeyedTable(
+        "Enables replication, and waits until the VM is protected and has a recovery point.",
+        ("vm",),
+        ("exclude", "seed_from"),
+    ),
     "unprotect": KeyedTable("Disables replication.", ("vm",)),
     "take-point": KeyedTable("Takes a recovery point.", ("vm",), ("point", "app_consistent")),
     "test-failover": KeyedTable("Makes the VM `NAME-test` from a recovery point.", ("vm",), ("point",)),
@@ -36,6 +43,35 @@ OPERATIONS: Mapping[str, KeyedTable] = {
     "failback": KeyedTable("Shuts the recovered VM down, and downloads its disks to the site.", ("vm",)),
     "reprotect": KeyedTable("Protects the VM again after its failback, and waits for a recovery point.", ("vm",)),
     "resync": KeyedTable("Compares both sides and sends the differences.", ("vm",)),
+    "pause": KeyedTable("Pauses replication: no cycle runs, and none is missed.", ("vm",)),
+    "resume": KeyedTable("Resumes replication of a paused VM.", ("vm",)),
+    "set-policy": KeyedTable(
+        "Changes the replication policy of a VM.", ("vm",), ("interval", "retention", "app_consistent_every")
+    ),
+    "set-bandwidth": KeyedTable("Limits the uploads of the site; without `rate` there is no limit.", (), ("rate", "hours")),
+    "pin-point": KeyedTable("Pins a recovery point: retention keeps it.", ("vm", "point")),
+    "unpin-point": KeyedTable("Ends that.", ("vm", "point")),
+    "delete-point": KeyedTable("Deletes a recovery point.", ("vm", "point")),
+    "cancel-job": KeyedTable("Cancels the job of a VM that is in progress.", ("vm",)),
+    "acknowledge-error": KeyedTable("Acknowledges a health error of a VM.", ("vm", "error")),
+    "fence": KeyedTable("Makes the disks of a VM at the site refuse all writes.", ("vm",)),
+    "unfence": KeyedTable("Ends that.", ("vm",)),
+    "set-names": KeyedTable(
+        "Chooses the names of the VMs that failovers make; an empty name is the usual one.",
+        ("vm",),
+        ("recovery_name", "test_name"),
+    ),
+    "remove-disk": KeyedTable("Ends the replication of a disk; older recovery points keep it.", ("vm", "disk")),
+    "rotate-account-keys": KeyedTable("Replaces both keys of the storage account while replication continues."),
+    "set-account": KeyedTable(
+        "Gives the rig another secret of the storage account of the topology, as `siterig account set` does.", ("account",)
+    ),
+    "set-app-script": KeyedTable(
+        "Sets the script that is called with `--pre` and `--post` for application-consistent points; without `script` "
+        "there is none.",
+        ("vm",),
+        ("script",),
+    ),
     "create-vm": KeyedTable("Creates a VM at the site.", ("vm", "disk_of_vm")),
     "delete-vm": KeyedTable("Deletes a VM of one side.", ("vm",), ("side",)),
     "resize-disk": KeyedTable("Grows a disk of the site.", ("vm", "disk", "size")),
@@ -96,6 +132,12 @@ class TimelineEntry(ScenarioTable):
     fails: Text | None = Field(default=None, description="pattern of the error code with which the operation must fail")
     vm: Text | None = Field(default=None, description="the VM")
     disk: Text | None = Field(default=None, description="the disk")
+    exclude: tuple[Text, ...] | None = Field(default=None, description="names of disks that are not replicated")
+    seed_from: tuple[Text, ...] | None = Field(
+        default=None,
+        description="images with which managed disks begin, each `IMAGE` or `DISK=IMAGE`; a relative path begins in the "
+        "folder `SITERIG_SCRATCH`, where an operation `run` can make them",
+    )
     disk_of_vm: tuple[TopologyDisk, ...] | None = Field(default=None, description="the disks of the new VM")
     size: Size | None = Field(default=None, description="the new size")
     side: Literal["site", "azure"] | None = Field(default=None, description="`site` (default) or `azure`")
@@ -103,6 +145,28 @@ class TimelineEntry(ScenarioTable):
         default=None, description="a recovery point: `Latest` (default), `LatestProcessed`, ..., or the name of one"
     )
     app_consistent: bool = Field(default=False, description="`true`: the file systems are frozen")
+    interval: Duration | None = Field(default=None, description="the new replication interval")
+    retention: CountFrom1 | None = Field(default=None, description="hours for which recovery points are kept from now on")
+    app_consistent_every: Duration | None = Field(
+        default=None, description="the new time between application-consistent points; `0s`: none"
+    )
+    rate: Size | None = Field(default=None, description="bytes a second, at least `64KiB`")
+    hours: str | None = Field(
+        default=None,
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$",
+        description="hours of each day, in UTC, in which the limit holds, like `09:00-18:00`; all if left out",
+    )
+    recovery_name: str | None = Field(default=None, description="the name of the VM that a failover makes")
+    test_name: str | None = Field(default=None, description="the name of the VM that a test failover makes")
+    account: Text | None = Field(
+        default=None,
+        description="the new secret, never itself: a file of mode 0600, whose relative path begins in the folder "
+        "`SITERIG_SCRATCH`, or `env:NAME`",
+    )
+    script: Text | None = Field(
+        default=None, description="lines of a shell script; `$SITERIG_SCRATCH` is a folder for its files"
+    )
+    error: Text | None = Field(default=None, description="the code of the health error")
     workload: Text | None = Field(default=None, description="the workload")
     of: Literal["source", "test", "recovered"] | None = Field(
         default=None,

@@ -101,6 +101,21 @@ class Topology(ScenarioTable):
         default=True,
         description="`true` (default): failed replication is retried after 1, 2, 4, 8 and 10 seconds; `false`: minutes",
     )
+    resync_window: str = Field(
+        default="never",
+        pattern=r"^(never|\d\d:\d\d-\d\d:\d\d)$",
+        description="hours in which a resync that is due begins by itself, like `00:00-24:00`; `never` if left out",
+    )
+    account: Text | None = Field(
+        default=None,
+        description="the secret of a storage account of yours, in place of Azurite, never itself: the absolute path of a "
+        "file of mode 0600, or `env:NAME`. The blobs of the rig are deleted when the run has ended",
+    )
+    account_authority: Text | None = Field(
+        default=None,
+        description="absolute path of a PEM file with the authority of the account's certificate; those of the system if "
+        "left out",
+    )
     limits: TopologyLimits = TopologyLimits()
 
     @field_validator("interval", "app_consistent_every")
@@ -109,6 +124,17 @@ class Topology(ScenarioTable):
         if value is not None and value < INTERVAL_MIN_NS:
             raise ValueError(f"{quantities.duration_text(value)} is too short: the least interval is 100ms")
         return value
+
+    @model_validator(mode="after")
+    def _account_fits(self) -> Self:
+        if self.account_authority is not None and self.account is None:
+            raise misfit((("account_authority",), "belongs to account, which is missing"))
+        for key in ("account", "account_authority"):
+            text = getattr(self, key)
+            if text is not None and not (text.startswith("/") or (key == "account" and text.startswith("env:"))):
+                allowed = "an absolute path" + (", or env:NAME; never the secret itself" if key == "account" else "")
+                raise misfit(((key,), f"is not understood; allowed: {allowed}"))
+        return self
 
     @model_validator(mode="after")
     def _vms_fit(self) -> Self:

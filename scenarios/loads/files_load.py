@@ -8,13 +8,14 @@ from pathlib import Path
 
 from siterig.blockfs.files.os_errors import reason
 from siterig.scenarios.contracts.finding import CheckFinding
+from siterig.scenarios.files.workload_tables import WorkloadTable
 from siterig.scenarios.loads.load import LoadPlace
 from siterig.scenarios.loads.process_load import ProcessLoad, promises
 from siterig.scenarios.workloads import file_tree
 from siterig.scenarios.workloads.ack_log import Ack
 
 
-class FilesLoad(ProcessLoad):
+class FilesLoad(ProcessLoad[WorkloadTable]):
     """Files with known contents, each durable when it is acknowledged."""
 
     module = "file_tree"

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from siterig.scenarios.contracts.finding import CheckFinding
+from siterig.scenarios.files.workload_tables import WorkloadTable
 from siterig.scenarios.loads.load import LoadPlace, due_at
 from siterig.scenarios.loads.process_load import ProcessLoad, promises
 from siterig.scenarios.workloads import fio_rounds
 from siterig.scenarios.workloads.ack_log import Ack
 
 
-class FioLoad(ProcessLoad):
+class FioLoad(ProcessLoad[WorkloadTable]):
     """Rounds of fio, each a file with checksums in its blocks."""
 
     module = "fio_rounds"

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from siterig.scenarios.checks.ledger_check import check_ledger
 from siterig.scenarios.contracts.finding import CheckFinding
+from siterig.scenarios.files.workload_tables import WorkloadTable
 from siterig.scenarios.loads.load import LoadPlace
 from siterig.scenarios.loads.process_load import ProcessLoad
 from siterig.scenarios.workloads.ack_log import Ack
 
 
-class LedgerLoad(ProcessLoad):
+class LedgerLoad(ProcessLoad[WorkloadTable]):
     """Numbered transactions in two SQLite databases; with one disk both are on it."""
 
     module = "ledger"

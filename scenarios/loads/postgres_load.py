@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from siterig.scenarios.contracts.finding import CheckFinding
+from siterig.scenarios.files.workload_tables import WorkloadTable
 from siterig.scenarios.loads.load import LoadPlace
 from siterig.scenarios.loads.process_load import ProcessLoad, promises
 from siterig.scenarios.workloads.ack_log import Ack
@@ -16,7 +17,7 @@ from siterig.scenarios.workloads.postgres_server import PostgresError, PostgresS
 _WRONG = f"SELECT count(*) FROM ledger WHERE payload <> {PAYLOAD} OR revised_by NOT IN (n, 2 * n, 2 * n + 1)"  # noqa: S608
 
 
-class PostgresLoad(ProcessLoad):
+class PostgresLoad(ProcessLoad[WorkloadTable]):
     """Numbered transactions in a PostgreSQL server whose cluster is on the disk."""
 
     module = "postgres_ledger"

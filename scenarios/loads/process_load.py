@@ -5,28 +5,45 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import trio
 
 from siterig.scenarios.contracts.finding import CheckFinding
-from siterig.scenarios.files.workload_tables import WorkloadTable
 from siterig.scenarios.loads.load import Load, LoadPlace, LoadVerdict, acknowledged, acks_path, due_at
 from siterig.scenarios.workloads.ack_log import Ack
 from siterig.scenarios.workloads.workload_process import WorkloadProcess
 
 
-class ProcessLoad(Load):
+class PacedTable(Protocol):
+    """The settings that every load of this kind has."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def rate(self) -> int:
+        """The acknowledged steps a second at most."""
+        ...
+
+
+T = TypeVar("T", bound=PacedTable)
+
+
+class ProcessLoad(Load, Generic[T]):
     """Base of workloads whose steps are numbered and acknowledged.
 
     Args:
-        table: the workload in the scenario file.
+        table: its settings, such as the workload in a scenario file.
         disks: the disks that it works on.
     """
 
     module: str
     """The module of the process."""
 
-    def __init__(self, table: WorkloadTable, disks: Sequence[str]) -> None:
+    def __init__(self, table: T, disks: Sequence[str]) -> None:
         self.table, self.disks = table, tuple(disks)
         self._process: WorkloadProcess | None = None
 
@@ -53,6 +70,11 @@ class ProcessLoad(Load):
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.running
+
+    @property
+    def found(self) -> int:
+        """The newest step that the disks had at its last start; 0 while it does not run."""
+        return 0 if self._process is None else self._process.found
 
     def acknowledged(self) -> int:
         return 0 if self._process is None else self._process.acknowledged_count()

@@ -88,8 +88,10 @@ async def check_filesystem(disk: GuestDisk) -> CheckFinding:
         command = ["xfs_repair", "-n", disk.loop]
     elif disk.filesystem == "ext4":
         command = ["e2fsck", "-f", "-n", disk.loop]
+    elif disk.filesystem == "btrfs":
+        command = ["btrfs", "check", "--readonly", disk.loop]
     else:
-        raise RigError(Code.UnknownFilesystem, f"file system {disk.filesystem!r} cannot be checked: ext4 or xfs")
+        raise RigError(Code.UnknownFilesystem, f"file system {disk.filesystem!r} cannot be checked: ext4, xfs or btrfs")
     done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
     # Programs print their version on standard error: their result is the last line.
     lines = (done.stderr + done.stdout).decode(errors="replace").strip().splitlines()

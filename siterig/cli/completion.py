@@ -102,6 +102,12 @@ def kept(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
     return _beginning(incomplete, ((image.get("file"), f"disk {image.get('disk')}") for image in images))
 
 
+def key_versions(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
+    """Return the versions of the vault's key, with their states."""
+    found = _ask(ctx, "vault", "VaultApi/vault_keys")
+    return _beginning(incomplete, ((str(each.get("version")), str(each.get("state"))) for each in found))
+
+
 def of_disk(values: Sequence[str]) -> Callable[[str], list[str]]:
     """Complete ``VALUE`` and ``NAME=VALUE``, whatever the name of the disk."""
 
@@ -116,6 +122,20 @@ def jobs(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
     """Return the names of jobs."""
     found = _ask(ctx, "vault", "VaultApi/jobs")
     about = ((job.get("name"), f"{job.get('friendlyName')} {job.get('vm')}: {job.get('state')}") for job in found)
+    return _beginning(incomplete, about)
+
+
+def health_errors(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
+    """Return the codes of the health errors of the VM that was given."""
+    items = [item for item in _ask(ctx, "vault", "VaultApi/items") if item.get("vm") == _vm(ctx)]
+    found = [error for item in items for error in item.get("healthErrors", []) if isinstance(error, dict)]
+    return _beginning(incomplete, ((error.get("errorCode"), str(error.get("summaryMessage"))) for error in found))
+
+
+def cancellable_jobs(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
+    """Return the names of the jobs that can be cancelled."""
+    found = (job for job in _ask(ctx, "vault", "VaultApi/jobs") if "Cancel" in job.get("allowedActions", []))
+    about = ((job.get("name"), f"{job.get('friendlyName')} {job.get('vm')}") for job in found)
     return _beginning(incomplete, about)
 
 

@@ -208,13 +208,15 @@ def _answered_version(script: Path) -> str:
     return version
 
 
-def require_fit(state_dir: Path, machine: Machine | None = None, *, is_new: bool = True) -> None:
+def require_fit(state_dir: Path, machine: Machine | None = None, *, is_new: bool = True, needs_azurite: bool = True) -> None:
     """Raise if this machine cannot run a rig with its state in ``state_dir``: the code of the first lack, the text of all.
 
     A new rig needs less free space than a drill.  One that exists needs none: on a full disk it must start, so that its
-    commands can free space.  Changes nothing.
+    commands can free space.  Without ``needs_azurite`` it needs neither Azurite nor Node.  Changes nothing.
     """
-    require(checks(state_dir, machine, free_bytes_min=UP_BYTES_MIN if is_new else 0))
+    found = checks(state_dir, machine, free_bytes_min=UP_BYTES_MIN if is_new else 0)
+    spared = () if needs_azurite else (Code.AzuriteMissing, Code.NodeMissing)
+    require([check for check in found if check.code not in spared])
 
 
 def require(prerequisites: list[Prerequisite]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -27,6 +27,14 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
 
     with reporting():
         return trio.run(main)
+
+
+def of_health(states: Iterable[str]) -> ExitStatus:
+    """Return the exit status of the worst health (``replicationHealth``) of these."""
+    worst = set(states)
+    if "Critical" in worst:
+        return ExitStatus.CRITICAL
+    return ExitStatus.WARNING if "Warning" in worst else ExitStatus.OK
 
 
 @contextmanager

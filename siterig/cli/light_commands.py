@@ -107,7 +107,7 @@ async def _vms(folder: Path) -> list[dict[str, Any]]:
 
 
 def status(folder: Path, *, as_json: bool) -> None:
-    """Run ``siterig status``; exits with 1 if a role is not ready or does not answer."""
+    """Run ``siterig status``; exits with 1 if a role is not ready or does not answer, otherwise by the worst health."""
     with exit_status.reporting():
         layout = running(folder)
         state = rig_status.light_state(layout)
@@ -119,8 +119,11 @@ def status(folder: Path, *, as_json: bool) -> None:
         output.print_lines(rig_status.lines_of(state))
     if state.problem is not None:
         output.notice(state.problem)
+    ended = exit_status.of_health(item["replicationHealth"] for item in state.items)
     if not state.is_ready:
-        raise SystemExit(ExitStatus.FAILED)
+        ended = ExitStatus.FAILED
+    if ended is not ExitStatus.OK:
+        raise SystemExit(ended)
 
 
 _COMMANDS: dict[tuple[str, ...], Callable[..., None]] = {("status",): status, ("vm", "list"): list_vms}

@@ -172,6 +172,14 @@ def error(failure: RigError) -> None:
     _say("error", error_json(failure), text, text=text)
 
 
+def advice(cause: str, action: str) -> None:
+    """Print the cause of the error above, and what a user does about it; with ``--json`` the result has both."""
+    if not _json_mode:
+        for name, text in (("cause", cause), ("action", action)):
+            if text:
+                _to_stderr(printable(f"  {name}: {text}"))
+
+
 def error_json(failure: RigError) -> dict[str, object]:
     """Return the JSON form of an error."""
     return {"code": failure.code, "message": failure.message, "recoverable": failure.recoverable}
@@ -219,9 +227,18 @@ def set_wall_ahead(ahead_ns: int) -> None:
     _wall_ahead_ns = ahead_ns
 
 
+def wall_ahead_ns() -> int:
+    """Return the lead of the clock that ages count by over the system's wall time."""
+    return _wall_ahead_ns
+
+
 def age(since_ns: int) -> str:
     """Return the time since a wall-clock time, in at most two units: ``3 s``, ``2 min 5 s``, ``4 h 10 min``."""
-    seconds = max(0, (SYSTEM_CLOCK.wall_ns() + _wall_ahead_ns - since_ns) // 1_000_000_000)
+    return duration(max(0, (SYSTEM_CLOCK.wall_ns() + _wall_ahead_ns - since_ns) // 1_000_000_000))
+
+
+def duration(seconds: int) -> str:
+    """Return a time in at most two units: ``3 s``, ``2 min 5 s``, ``4 h 10 min``."""
     if seconds < 60:
         return f"{seconds} s"
     if seconds < 3600:

@@ -142,7 +142,7 @@ def lines_of(state: RigState) -> list[Line]:
         columns = ("protected", "state", "health", "RPO", "applied", "point", "active")
         lines += ["", *output.table(columns, [_item_row(item) for item in state.items])]
         for item in state.items:
-            for problem in _problems(item):
+            for problem in [*_problems(item), *_remarks(item)]:
                 lines += output.detail(item["vm"], problem)
     return lines
 
@@ -167,3 +167,12 @@ def _problems(item: Document) -> list[str]:
     reason = item["resynchronizationRequired"]
     resync = [f"resync required: {reason}"] if reason else []
     return resync + [f"{error['summaryMessage']} ({error['errorCode']})" for error in item["healthErrors"]]
+
+
+def _remarks(item: Document) -> list[str]:
+    remarks = []
+    if count := item["pinned_points"]:
+        remarks.append(f"{count} pinned recovery point{'s' if count != 1 else ''}: siterig points {item['vm']}")
+    if count := len(item["acknowledged_errors"]):
+        remarks.append(f"{count} acknowledged health error{'s' if count != 1 else ''}: siterig error list")
+    return remarks

@@ -43,8 +43,8 @@ class FuseOptions:
         """
         return cls(
             portable=portable,
-            threads=_whole_number(THREADS_OPTION, options, THREADS_MAX),
-            queue=_whole_number(QUEUE_OPTION, options, QUEUE_MAX),
+            threads=whole_number(THREADS_OPTION, options, THREADS_MAX),
+            queue=whole_number(QUEUE_OPTION, options, QUEUE_MAX),
         )
 
     @property
@@ -64,7 +64,12 @@ class FuseOptions:
         return cls.parse(said, portable=PORTABLE_OPTION in said)
 
 
-def _whole_number(option: str, options: Mapping[str, str], most: int) -> int:
+def whole_number(option: str, options: Mapping[str, str], most: int) -> int:
+    """Return the value of an option that is a whole number from 1 to ``most``.
+
+    Raises:
+        RigError: ``InvalidLimit`` names the option, its value and the allowed values.
+    """
     text = options[option]
     number = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(most)) else 0
     if not 1 <= number <= most:

@@ -36,6 +36,21 @@ def parse_size(text: str) -> int:
     return size_bytes
 
 
+def parse_rate(name: str, text: str) -> int | None:
+    """Return the bytes a second of ``20MiB`` or ``20MiB/s``; None for ``none``, no limit.
+
+    Raises:
+        RigError: ``InvalidLimit``, which calls the value ``name``.
+    """
+    if text == "none":
+        return None
+    try:
+        return parse_bytes(text.removesuffix("/s"))
+    except ValueError:
+        message = f"{name}: {text!r} is not understood; allowed: none, or bytes a second, for example 20MiB"
+        raise RigError(Code.InvalidLimit, message) from None
+
+
 def format_size(size_bytes: float) -> str:
     """Return a size as text with a binary unit: ``1 GiB``, ``37.5 MiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):

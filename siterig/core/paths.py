@@ -91,14 +91,58 @@ class Layout:
         link = self.link(client, server)
         return link if os.path.lexists(link) else self.socket(server)
 
+    def port(self, role: str) -> Path:
+        """Return the file with the TCP port, on loopback, at which a role answers the other side."""
+        return self.root / "run" / f"{role}.port"
+
     def log(self, role: str) -> Path:
         """Return the log of a role; every start of the role appends to it."""
         return self.root / "log" / f"{role}.log"
 
     @property
     def keys(self) -> Path:
-        """Secrets, each in a file of mode 0600: the cache account's key."""
+        """Secrets, each in a file of mode 0600: keys of the cache account, of the vault, and of certificates."""
         return self.root / "keys"
+
+    @property
+    def authority(self) -> Path:
+        """The authority of the vault: its key, and the register of its certificates."""
+        return self.root / "authority"
+
+    @property
+    def register(self) -> Path:
+        """The register of the certificates that the authority has issued."""
+        return self.authority / "register.json"
+
+    @property
+    def authority_certificate(self) -> Path:
+        """The certificate of the authority, for clients of the storage account."""
+        return self.keys / "authority.pem"
+
+    @property
+    def vault_identity(self) -> Path:
+        """The vault's certificate with its key."""
+        return self.keys / "vault.pem"
+
+    @property
+    def storage_identity(self) -> Path:
+        """The storage account's certificate with its key."""
+        return self.keys / "storage.pem"
+
+    @property
+    def vault_keys(self) -> Path:
+        """The vault's key-encryption keys (:mod:`siterig.azure_emu.vault.keys.key_file`)."""
+        return self.keys / "vault.keys"
+
+    @property
+    def metrics_token(self) -> Path:
+        """The token that a reader of the metrics needs."""
+        return self.keys / "metrics.token"
+
+    @property
+    def user_account(self) -> Path:
+        """The storage account of a user with its secret; missing in a rig with Azurite."""
+        return self.keys / "user-account.json"
 
     @property
     def azurite(self) -> Path:
@@ -134,6 +178,16 @@ class Layout:
     def agent(self) -> Path:
         """The Recovery Services agent's own state and spool."""
         return self.root / "agent"
+
+    @property
+    def host_identity(self) -> Path:
+        """The certificate of the Hyper-V host with its key; missing until the host is registered."""
+        return self.agent / "host.pem"
+
+    @property
+    def registration(self) -> Path:
+        """The vault credentials file with which the agent registers its host; it is removed afterwards."""
+        return self.agent / "registration.VaultCredentials"
 
     @property
     def scratch(self) -> Path:
@@ -200,7 +254,7 @@ def _check_owner(layout: Layout) -> None:
     check_own(layout.root, _WHAT)
     if not layout.root.is_dir():
         return
-    for folder in (layout.root, layout.socket("").parent, layout.link("", "").parent, layout.keys):
+    for folder in (layout.root, layout.socket("").parent, layout.link("", "").parent, layout.keys, layout.authority):
         for path in folder.iterdir() if folder.is_dir() else ():
             check_own(path, _WHAT)
 
@@ -279,6 +333,7 @@ def _create(layout: Layout) -> None:
         layout.link("", "").parent,
         layout.log("").parent,
         layout.keys,
+        layout.authority,
         layout.azurite,
         layout.site_disks,
         layout.site_mount,

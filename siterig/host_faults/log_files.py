@@ -38,7 +38,7 @@ class _LogFiles(FilePlaces):
         return op == "rotate" and len(data) == HEADER_BYTES
 
     def broken_link(self, file: HostFile, data: bytes, fd: int) -> bytes:
-        header = decode_header(file.path, data)
+        header = decode_header(file.path, data, of_disk=True)
         return encode_header(replace(header, first_seq=header.first_seq + 1))
 
     def written(self, file: HostFile, op: str, pieces: Sequence[bytes | memoryview], offset: int) -> Sequence[WrittenBytes]:

@@ -75,7 +75,7 @@ class SegmentWalk:
     def of(data: bytes, offset: int) -> SegmentWalk | None:
         """Begin with a write that begins a segment; None if it does not."""
         try:
-            decode_header("", data[:HEADER_BYTES])
+            decode_header("", data[:HEADER_BYTES], of_disk=True)
         except RigError:
             return None
         return SegmentWalk(offset)

@@ -165,16 +165,43 @@ async def serve_blob_proxy(
 class BlobProxy:
     """The proxy, without a listener: it serves the connections that it is given."""
 
-    def __init__(self, service: BlobService, faults: BlobFaults, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        """Begin; requests of all connections are numbered together."""
-        self._service, self._faults, self._clock = service, faults, clock
+    def __init__(
+        self,
+        service: BlobService,
+        faults: BlobFaults,
+        *,
+        tls: ssl.SSLContext | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Begin; requests of all connections are numbered together.
+
+        Args:
+            service: the service behind it.
+            faults: decides about each request.
+            tls: settings of a server, if clients speak HTTPS: the proxy has to see their requests.
+            clock: measures delays and rates.
+        """
+        self._service, self._faults, self._tls, self._clock = service, faults, tls, clock
         self._numbers = count(1)
         self._limiter = trio.CapacityLimiter(THREADS_MAX)
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve the connection of one client, over TCP or a Unix socket, to its end."""
+        if stream.socket.family != socket.AF_UNIX:
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client: trio.abc.Stream = stream
+        if self._tls is not None:
+            client = secure = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
+            try:
+                await secure.do_handshake()
+            except trio.BrokenResourceError:  # the client has ended the connection, or does not trust the certificate
+                stream.socket.close()
+                return
+            except BaseException:
+                stream.socket.close()
+                raise
         await _BlobConnection(
-            stream,
+            client,
             self._service,
             self._faults,
             clock=self._clock,
@@ -188,7 +215,7 @@ class _BlobConnection:
 
     def __init__(
         self,
-        stream: trio.SocketStream,
+        stream: trio.abc.Stream,
         service: BlobService,
         faults: BlobFaults,
         *,
@@ -196,8 +223,6 @@ class _BlobConnection:
         limiter: trio.CapacityLimiter,
         next_number: Callable[[], int],
     ) -> None:
-        if stream.socket.family != socket.AF_UNIX:
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._client = HttpPeer(stream, h11.SERVER)
         self._service = service
         self._upstream: HttpPeer | None = None
@@ -431,13 +456,16 @@ class _BlobConnection:
 
     async def _upload(self, upstream: HttpPeer, body_bytes: int | None, transfer: _Transfer) -> None:
         """Send the body of the request on; a service that answers early and closes its side does not get the rest."""
-        if body_bytes is not None and body_bytes >= SPLICED_BYTES_MIN and transfer.is_plain and upstream.is_plain:
+        if body_bytes is not None and body_bytes >= SPLICED_BYTES_MIN and transfer.is_plain and self._is_spliced(upstream):
             is_open = await self._client.splice_body(upstream, body_bytes, self._limiter)
         else:
             is_open = await self._send_body(upstream, transfer)
         if is_open:
             with suppress(*CONNECTION_ERRORS):
                 await upstream.send(h11.EndOfMessage())
+
+    def _is_spliced(self, upstream: HttpPeer) -> bool:
+        return self._client.is_plain and upstream.is_plain
 
     async def _send_body(self, upstream: HttpPeer, transfer: _Transfer) -> bool:
         is_open = True
@@ -481,7 +509,7 @@ class _BlobConnection:
             headers = [(name, kept if name.lower() == b"content-length" else value) for name, value in headers]
         transfer = _Transfer(filters, self._pacers(action))
         await self._client.send(h11.Response(status_code=response.status_code, headers=headers, reason=response.reason))
-        if length is not None and length >= SPLICED_BYTES_MIN and transfer.is_plain and upstream.is_plain:
+        if length is not None and length >= SPLICED_BYTES_MIN and transfer.is_plain and self._is_spliced(upstream):
             is_over = not await upstream.splice_body(self._client, length, self._limiter)
         else:
             is_over = await self._receive_body(upstream, transfer) and hidden is None

@@ -6,12 +6,13 @@ from functools import partial
 
 import trio
 
+from siterig.accounts.rig_account import open_account
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
-from siterig.azure_emu.storage.azurite import connection_string
-from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.transfer.part_cipher import KeyedPartCipher
+from siterig.blockfs.transfer.sealed_account import SealedAccount
 from siterig.core.fault_contract import FaultInjector
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
@@ -21,11 +22,14 @@ from siterig.rpc import directory, server
 
 async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
-    cache = BlobCacheAccount(
-        connection_string(layout.azurite, layout.keys), folder=layout.azurite, link=layout.link("applier", "azurite")
+    account = open_account(layout, "applier", clock)
+    keys = directory.data_keys(layout, "applier")
+    cipher = KeyedPartCipher(keys, clock)
+    cache = SealedAccount(account, cipher)
+    applier = Applier(
+        layout.managed_disks, cache, directory.applier_reports(layout, "applier"), health.waits, clock, keys=keys
     )
-    applier = Applier(layout.managed_disks, cache, directory.applier_reports(layout, "applier"), health.waits, clock)
-    service = RecoveryService(applier, cache)
+    service = RecoveryService(applier, cache, cipher.forget)
     injector = RoleInjector(partial(of_applier, layout, clock))
     try:
         async with trio.open_nursery() as nursery:
@@ -36,7 +40,7 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
             await nursery.start(server.serve, faces, layout.socket("applier"))
             task_status.started()
     finally:
-        cache.close()
+        account.close()
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from functools import partial
 import trio
 
 from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
+from siterig.azure_emu.applier.disk_keys import DiskKeys
 from siterig.azure_emu.disks.view_provider import ManagedDiskViews
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.host.disk_host import DiskHost
@@ -31,20 +32,24 @@ async def run(
 ) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
-    views, changed = ManagedDiskViews(layout.managed_disks, clock), ChangedVmDisks(clock)
+    keys = DiskKeys(layout.managed_disks, layout.azure_vms, directory.data_keys(layout, "azure"), health.waits, clock)
+    await keys.load_all()
+    views, changed = ManagedDiskViews(layout.managed_disks, clock, keys), ChangedVmDisks(clock)
     disks = ServedDisks(layout.azure_vms, layout.azure_mount)
-    make_host = partial(
-        DiskHost,
-        disks.root,
-        disks.mountpoint,
-        views=views,
-        policy=limits.log_policy,
-        snapshot_share_max=limits.snapshot_share_max,
-        waits=health.waits,
-        clock=clock,
-        report_changed=changed.note,
-        report_opened=disks.opened,
-    )
+
+    def make_host() -> DiskHost:
+        return DiskHost(
+            disks.root,
+            disks.mountpoint,
+            views=views,
+            policy=limits.log_policy,
+            snapshot_share_max=limits.snapshot_share_max,
+            waits=health.waits,
+            clock=clock,
+            report_changed=changed.note,
+            report_opened=disks.opened,
+        )
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(views.watch, directory.damage_reports(layout, "azure"))
         nursery.start_soon(changed.report, directory.damage_reports(layout, "azure"))
@@ -54,7 +59,8 @@ async def run(
 
 def main() -> None:
     """Run the role in this process."""
-    run_role("azure", partial(run, limits=Limits.of_words(sys.argv), fuse_options=FuseOptions.of_words(sys.argv)))
+    work = partial(run, limits=Limits.of_words(sys.argv), fuse_options=FuseOptions.of_words(sys.argv))
+    run_role("azure", work, holds_keys=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from siterig.azure_emu.storage.azurite import run_azurite
 from siterig.blockfs.core.clock import Clock
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
+from siterig.rpc.trust import storage_tls
 
 
 async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
@@ -18,7 +19,7 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
         from siterig.azure_emu.storage.blob_cache import BlobCacheAccount  # noqa: PLC0415
 
         health.probe = azurite.check
-        cache = BlobCacheAccount(azurite.connection_string)
+        cache = BlobCacheAccount(azurite.connection_string, tls=storage_tls(layout, clock))
         try:
             await cache.ensure_container()
         finally:

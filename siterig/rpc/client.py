@@ -20,12 +20,12 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import valid_unicode
 from siterig.blockfs.core.waits import Waits
-from siterig.rpc.contract import CALL_HEADER, CALLS_PATH, Method, error_of, method_names
+from siterig.blockfs.trust.peer import refusal_of
+from siterig.rpc.contract import CALLS_PATH, Method, error_of, method_names
+from siterig.rpc.ways import SocketWay, Way
 
 T = TypeVar("T")
 
-ANSWER_BYTES_MAX = 256 << 20
-"""The size of a list of a million recovery points; no role has a longer answer."""
 WAIT_REPORTED_S = 5.0
 """A wait for an answer is reported after this time."""
 AGAIN_S = 120.0
@@ -93,19 +93,14 @@ def _not_utf8(value: object) -> str | None:
 class _Proxy:
     """Turns each attribute access into a remote method (:func:`proxy`)."""
 
-    def __init__(
-        self, protocol: type, socket: Path, service: str, *, link: Path | None, guided: bool, patient: bool, clock: Clock
-    ) -> None:
+    def __init__(self, protocol: type, way: Way, service: str, *, guided: bool, patient: bool, clock: Clock) -> None:
         self._guided, self._patient = guided, patient
         self._protocol = protocol
         self._clock = clock
         self._names = method_names(protocol)
         self._methods: dict[str, Method] = {}
-        self._socket = socket
+        self._way = way
         self._service = service
-        self._link = link
-        self._client = _client(socket)
-        self._linked_client: httpx.AsyncClient | None = None
         self._silent: set[str] = set()
         """Calls whose server did not answer the last question for them."""
 
@@ -124,13 +119,15 @@ class _Proxy:
     async def _post(self, method: Method, arguments: dict[str, Any]) -> Any:
         body = _body(method, arguments)
         make_guide = GUIDE.get() if self._guided else None
-        guide = None if make_guide is None else make_guide(self._socket.parent)
+        guide = None if make_guide is None else make_guide(self._way.sockets)
         deadline = self._clock.trio_time_s() + AGAIN_S
         while True:
             answer = await self._ask(method, body, guide)
             if isinstance(answer, httpx.Response) and answer.status_code == 200:
+                self._note_refusal(None)
                 return method.result.validate_json(answer.content)
             failure = error_of(answer.json()["error"]) if isinstance(answer, httpx.Response) else answer
+            self._note_refusal(failure)
             if guide is None or failure.role is None or self._clock.trio_time_s() > deadline:
                 raise failure
             # A method with a deadline changes nothing, so it can be called twice in any case.  If the answer is that another
@@ -139,26 +136,14 @@ class _Proxy:
             answered = isinstance(answer, httpx.Response)
             await guide.wait_until_back(failure.role, failure, again=harmless or not (failure.uncertain or answered))
 
-    async def _answer_to(self, path: str, body: bytes, call: str | None = None) -> httpx.Response:
-        if self._link is not None and os.path.lexists(self._link):  # a fault rule is armed on the link
-            if self._linked_client is None:
-                self._linked_client = _client(self._link)
-            try:
-                return await self._exchange(self._linked_client, path, body, call)
-            except httpx.ConnectError:  # the last rule was just removed, or the director of the faults was killed
-                pass
-        return await self._exchange(self._client, path, body, call)
-
-    async def _exchange(self, client: httpx.AsyncClient, path: str, body: bytes, call: str | None) -> httpx.Response:
-        headers = {} if call is None else {CALL_HEADER: call}
-        async with client.stream("POST", path, content=body, headers=headers) as answer:
-            size_bytes = int(answer.headers.get("content-length", 0))  # every answer of the server has it
-            if size_bytes > ANSWER_BYTES_MAX:
-                raise RigError(
-                    Code.BadAnswer, f"the {self._role} answers with {size_bytes} bytes; at most {ANSWER_BYTES_MAX} are read"
-                )
-            await answer.aread()
-            return answer
+    def _note_refusal(self, failure: RigError | None) -> None:
+        """Report a link as a wait of this role as long as one of its sides refuses the certificate of the other."""
+        if self._way.tls_link is None or (waits := WATCH.get()) is None:
+            return
+        if failure is not None and failure.code in (Code.PeerRefused, Code.HostNotRegistered):
+            waits.set(f"link {self._way.tls_link}", failure.code, failure.message)
+        elif failure is None or failure.code != Code.RoleUnavailable:  # it has answered
+            waits.clear(f"link {self._way.tls_link}")
 
     async def _ask(self, method: Method, body: bytes, guide: Guide | None) -> httpx.Response | RigError:
         """Call once; return the answer, or the failure if there is none."""
@@ -174,7 +159,7 @@ class _Proxy:
                 if call is not None:
                     nursery.start_soon(self._watch, watch or Waits(), method, call, nursery.cancel_scope)
                 try:
-                    answer = await self._answer_to(f"/{self._service}/{method.name}", body, call)
+                    answer = await self._way.exchange(f"/{self._service}/{method.name}", body, call)
                 except (httpx.TransportError, RigError) as error:
                     answer = error
                 nursery.cancel_scope.cancel()
@@ -182,6 +167,11 @@ class _Proxy:
             return answer
         if isinstance(answer, RigError):
             raise answer
+        if (refusal := refusal_of(answer)) is not None:
+            message = f"no TLS with the {self._role}{self._by_link}: {refusal}"
+            failure = RigError(Code.PeerRefused, message, recoverable=True)
+            failure.__cause__ = answer
+            return failure
         uncertain = not isinstance(answer, httpx.ConnectError)
         if answer is None and call is not None and call in self._silent:
             limit_s = LOST_AFTER * 1.5 * WATCH_EVERY_S
@@ -191,7 +181,9 @@ class _Proxy:
         elif answer is None:
             message = f"the {self._role} did not answer within {limit_s:g} s{self._by_link}"
         else:
-            message = f"the {self._role} does not answer at {self._socket}{self._by_link}: {answer or type(answer).__name__}"
+            message = (
+                f"the {self._role} does not answer at {self._way.place}{self._by_link}: {answer or type(answer).__name__}"
+            )
         failure = RigError(Code.RoleUnavailable, message, recoverable=True, role=self._role, uncertain=uncertain)
         failure.__cause__ = answer
         return failure
@@ -220,46 +212,37 @@ class _Proxy:
     async def _knows(self, call: str) -> bool | None:
         """Return True if the server works on a call; None if it does not answer in time."""
         with self._clock.move_on_after(WATCH_EVERY_S / 2), suppress(httpx.TransportError, RigError):
-            answer = await self._answer_to(CALLS_PATH, call.encode())
+            answer = await self._way.exchange(CALLS_PATH, call.encode())
             return bool(answer.json()["is_running"])
         return None
 
     @property
     def _role(self) -> str:
-        return self._socket.stem
+        return self._way.role
 
     @property
     def _by_link(self) -> str:
         """The link, for messages, if it may be the link that does not carry the answer."""
-        return f" over the link {self._link.stem}" if self._link is not None and os.path.lexists(self._link) else ""
+        link = self._way.link
+        return f" over the link {link.stem}" if link is not None and os.path.lexists(link) else ""
 
     async def _report_wait(self, guide: Guide) -> None:
         await self._clock.sleep(WAIT_REPORTED_S)
         await guide.report_wait(self._role)
 
 
-def _client(socket: Path) -> httpx.AsyncClient:
-    """Return a client for a socket.
-
-    It makes a fresh connection for each call: connecting to a Unix socket costs microseconds, and one that is kept could be
-    closed by the server in the moment it is used again.
-    """
-    limits = httpx.Limits(max_keepalive_connections=0, max_connections=None)
-    transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False, limits=limits)
-    return httpx.AsyncClient(transport=transport, base_url="http://rig", timeout=None, trust_env=False)  # noqa: S113
-
-
 def proxy(
     protocol: type[T],
-    socket: Path,
+    way: Way | Path,
     *,
     link: Path | None = None,
     service: str | None = None,
     guided: bool = True,
     patient: bool = True,
+    keeps: bool = False,
     clock: Clock = SYSTEM_CLOCK,
 ) -> T:
-    """Return an object that implements ``protocol`` by calls on ``socket``.
+    """Return an object that implements ``protocol`` by calls to a role.
 
     A call ends at the deadline of its method, if it has one.  Cancelling a call cancels the work at the other side.  With a
     ``GUIDE`` a call waits for a role that the supervisor is restarting, unless the first call may have been done and a
@@ -267,16 +250,18 @@ def proxy(
 
     Args:
         protocol: the contract.
-        socket: the socket of the role; its file name without ``.sock`` is the role's name.
-        link: the socket of the proxy between this client and the role; it is used while it exists and accepts connections.
+        way: the way to the role, or its socket; the file name of a socket without ``.sock`` is the role's name.
+        link: with a socket, that of the proxy between this client and the role; it is used while it exists and accepts
+            connections.
         service: the name of the service there; the default is the name of the Protocol.
         guided: False to ignore the ``GUIDE``.
         patient: False to end a call without a deadline, too, when the server no longer answers.
+        keeps: with a socket, True to keep connections for later calls.
         clock: the clock of deadlines and waits.
     Raises:
         RigError: by each call, ``RoleUnavailable`` (recoverable, with the role) if no process listens, the connection is
             lost or the deadline has passed.  It is ``uncertain`` unless it is certain that the call was not done.
+            ``PeerRefused`` (recoverable) if one side of a link with TLS does not accept the certificate of the other.
     """
-    return cast(
-        T, _Proxy(protocol, socket, service or protocol.__name__, link=link, guided=guided, patient=patient, clock=clock)
-    )
+    chosen = SocketWay(way, link, keeps=keeps) if isinstance(way, Path) else way
+    return cast(T, _Proxy(protocol, chosen, service or protocol.__name__, guided=guided, patient=patient, clock=clock))

@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import valid_unicode
@@ -41,6 +42,8 @@ T = TypeVar("T")
 
 REQUEST_BYTES_MAX = 16 << 20
 """The longest request is a report of damage or tags, of some hundred kilobytes."""
+KEPT_S = 3600
+"""A connection without a call is kept for so long, longer than any client uses it."""
 
 _log = structlog.get_logger(__name__)
 
@@ -56,6 +59,11 @@ def _explain(where: str, method: Method, error: ValidationError) -> str:
     if not key:
         return f"{where}: the body must be a JSON object of arguments: {problem['msg']}"
     return f"{where}: argument {key!r} = {problem['input']!r}: {problem['msg']}"
+
+
+def refusal(error: RigError) -> Response:
+    """Return the answer to a caller who may not call: status 403, with the reason."""
+    return _answer(403, error_body(error))
 
 
 def _refuse(status: int, code: Code, message: str) -> JSONResponse:
@@ -216,6 +224,22 @@ async def serve(
     else:
         config.bind = [f"fd://{os.dup(listener.fileno())}"]
     config.umask = 0o177
+    config.keep_alive_timeout = KEPT_S
+    try:
+        await run_application(application(services), config, until=until, task_status=task_status)
+    finally:
+        if listener is None:
+            _remove(socket)
+
+
+async def run_application(
+    app: ASGIApp,
+    config: Config,
+    *,
+    until: Callable[[], Awaitable[None]] | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run an ASGI application until cancelled, or until ``until`` returns; ``task_status`` gets the start."""
     config.loglevel = "WARNING"
 
     class Started:
@@ -224,10 +248,4 @@ async def serve(
         def started(self, _binds: list[str] | None = None) -> None:
             task_status.started()
 
-    try:
-        await hypercorn_serve(
-            cast(Any, application(services)), config, shutdown_trigger=until, task_status=cast(Any, Started()), mode="asgi"
-        )
-    finally:
-        if listener is None:
-            _remove(socket)
+    await hypercorn_serve(cast(Any, app), config, shutdown_trigger=until, task_status=cast(Any, Started()), mode="asgi")

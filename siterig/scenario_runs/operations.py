@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from siterig.azure_emu.vault.model.api import Job, Vm
 from siterig.azure_emu.vault.model.choices import Side
+from siterig.azure_emu.vault.model.seed_source import SeedSource
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.contracts.control import BackingImage
 from siterig.blockfs.contracts.disk_spec import DiskSpec
@@ -20,6 +21,7 @@ from siterig.scenario_runs.conditions import item_text, task_state
 from siterig.scenario_runs.machines import Machines
 from siterig.scenario_runs.records import LineSeverity, RunRecords
 from siterig.scenario_runs.scenario_rig import ScenarioRig
+from siterig.scenario_runs.settings import SettingOperations
 from siterig.scenarios.files.scenario import ScenarioDocument
 from siterig.scenarios.files.timeline_tables import TimelineEntry
 from siterig.scenarios.files.topology import SECOND_NS, TopologyVm
@@ -65,6 +67,7 @@ class Operations:
         self._scenario, self._rig, self._machines, self._records, self._marks = scenario, rig, machines, records, marks
         self.clock = ClockWatch(rig, records)
         self.loss = Loss()
+        self._settings = SettingOperations(rig, records, self.finish)
         self._work: Mapping[str, Callable[[TimelineEntry], Awaitable[None]]] = {
             "wait": self._nothing,
             "protect": self._protect,
@@ -78,6 +81,22 @@ class Operations:
             "failback": self._failback,
             "reprotect": self._reprotect,
             "resync": self._job(lambda vm, _: rig.vault.resync(vm=vm)),
+            "pause": self._job(lambda vm, _: rig.vault.pause_replication(vm=vm)),
+            "resume": self._job(lambda vm, _: rig.vault.resume_replication(vm=vm)),
+            "set-policy": self._settings.set_policy,
+            "set-bandwidth": self._settings.set_bandwidth,
+            "pin-point": lambda entry: self._settings.pin(entry, pinned=True),
+            "unpin-point": lambda entry: self._settings.pin(entry, pinned=False),
+            "delete-point": self._settings.delete_point,
+            "cancel-job": self._settings.cancel_job,
+            "acknowledge-error": self._settings.acknowledge_error,
+            "fence": self._settings.fence,
+            "unfence": self._settings.unfence,
+            "set-names": self._settings.set_names,
+            "set-app-script": self._settings.set_app_script,
+            "rotate-account-keys": self._settings.rotate_account_keys,
+            "set-account": self._settings.set_account,
+            "remove-disk": self._job(lambda vm, entry: rig.vault.remove_disks(vm=vm, disks=[_needed(entry.disk)])),
             "create-vm": self._create_vm,
             "delete-vm": self._job(lambda vm, entry: rig.vault.delete_vm(vm=vm, side=entry.side)),
             "resize-disk": self._resize,
@@ -175,7 +194,7 @@ class Operations:
     async def _create_vm(self, entry: TimelineEntry) -> None:
         await self._create(TopologyVm(name=_needed(entry.vm), disk=_needed(entry.disk_of_vm)))
 
-    async def protect_vm(self, vm: str) -> None:
+    async def protect_vm(self, vm: str, exclude: Sequence[str] = (), seed_from: Sequence[str] = ()) -> None:
         """Enable replication, and wait until the VM is protected and has a recovery point."""
         topology = self._scenario.topology
         every_ns = topology.app_consistent_every
@@ -185,6 +204,8 @@ class Operations:
                 interval_s=topology.interval_s(vm),
                 app_consistent_every_s=None if every_ns is None else every_ns / SECOND_NS,
                 history_hours=topology.retention,
+                exclude=list(exclude),
+                seeds=[SeedSource.parse(text, self._rig.folder, "seed_from") for text in seed_from] or None,
             )
         )
         await self._until_protected(vm)
@@ -201,7 +222,7 @@ class Operations:
             await SYSTEM_CLOCK.sleep(_POLL_S)
 
     async def _protect(self, entry: TimelineEntry) -> None:
-        await self.protect_vm(_needed(entry.vm))
+        await self.protect_vm(_needed(entry.vm), entry.exclude or (), entry.seed_from or ())
 
     async def _reprotect(self, entry: TimelineEntry) -> None:
         vm = _needed(entry.vm)

@@ -42,6 +42,7 @@ PROOF_EXPECT_NS = 3 * SECOND_NS
 """The longest wait for a state at the end of a run whose mechanism is switched off: it shall fail, not wait."""
 _POLL_S = 0.1
 _CLEAR_S = 5.0
+_REMOVE_S = 60.0
 SET_UP = "set-up"
 """The stage before the timeline; an error there does not prove anything about the scenario."""
 
@@ -273,6 +274,11 @@ class ScenarioRun:
                         self._records.say("fault", f"faults were not removed: {error.message}")
             left += await self._machines.release_all()
             await self._rig.stop()
+            with SYSTEM_CLOCK.move_on_after(_REMOVE_S, shield=True):
+                try:
+                    await self._rig.remove_blobs()
+                except RigError as error:
+                    left.append(f"the blobs of the rig are still in the storage account: {error.message}")
         return left
 
 

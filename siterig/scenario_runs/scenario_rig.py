@@ -8,6 +8,10 @@ from typing import Protocol
 
 import trio
 
+from siterig.accounts.account_choice import AccountChoice
+from siterig.azure_emu.user_account.secret import parse_secret
+from siterig.azure_emu.user_account.source import read_authority, read_source
+from siterig.azure_emu.vault.model.resync_window import ResyncWindow
 from siterig.blockfs.clocks.rig_clock_control import RigClockControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.core.fault_contract import DIRECTOR, FaultControl
@@ -47,12 +51,24 @@ class ScenarioRig(Rig, Protocol):
         """Return the wall time of the rig in nanoseconds since the epoch; an operation may have moved it."""
         ...
 
+    async def rotate_account_keys(self) -> None:
+        """Replace both keys of the storage account."""
+        ...
+
+    async def set_account(self, source: str) -> None:
+        """Replace the secret of the storage account by the one in a file, or in an environment variable ``env:NAME``."""
+        ...
+
     async def start_director(self) -> None:
         """Start the role that directs faults."""
         ...
 
     async def stop(self) -> None:
         """End the rig; does nothing if it is down.  Cancellation does not interrupt it."""
+        ...
+
+    async def remove_blobs(self) -> None:
+        """Delete the blobs of a rig that is down from a storage account of a user, which the folder of the rig outlives."""
         ...
 
 
@@ -77,7 +93,18 @@ class OwnRig(Testbed, ScenarioRig):
                 when_log_full=limits.when_log_full,
                 snapshot_share_max=limits.snapshot_share_max,
             ),
+            resync_window=ResyncWindow.parse(self._topology.resync_window),
+            account=self._account(),
             announce=announce,
+        )
+
+    def _account(self) -> AccountChoice | None:
+        """Return the account of the topology; None for Azurite, or if the rig has it already: it may have another secret."""
+        source, authority = self._topology.account, self._topology.account_authority
+        if source is None or self.layout.user_account.exists():
+            return None
+        return AccountChoice(
+            parse_secret(read_source(source)), None if authority is None else read_authority(Path(authority))
         )
 
     def clock(self) -> RigClockControl:
@@ -90,6 +117,14 @@ class OwnRig(Testbed, ScenarioRig):
         with self.clock() as clock:
             return now_ns + clock.state().wall_ahead_ns
 
+    async def rotate_account_keys(self) -> None:
+        await directory.account_keys(self.layout).rotate_account_keys()
+
+    async def set_account(self, source: str) -> None:
+        from siterig.accounts.replacement import replace_secret  # noqa: PLC0415 (it loads the SDK, which is slow)
+
+        await replace_secret(self.layout, parse_secret(read_source(source)))
+
     async def start_director(self) -> None:
         await self.supervisor.start_role(name=DIRECTOR)
 
@@ -98,3 +133,9 @@ class OwnRig(Testbed, ScenarioRig):
         if launched is not None:
             with trio.CancelScope(shield=True):
                 await launched.end()
+
+    async def remove_blobs(self) -> None:
+        if self.layout.user_account.exists():
+            from siterig.accounts.rig_account import remove_blobs  # noqa: PLC0415 (it loads the SDK, which is slow)
+
+            await remove_blobs(self.layout)

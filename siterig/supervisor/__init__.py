@@ -1,5 +1,6 @@
 """The supervisor: starts, watches and ends the roles of a rig.
 
-Imports azure_emu.contracts, azure_emu.storage, azure_emu.vault.context, blockfs.clocks, blockfs.core, blockfs.files,
-blockfs.guests, cext, siterig.cli, siterig.core, siterig.rpc.
+Imports azure_emu.authority, azure_emu.contracts, azure_emu.storage, azure_emu.vault.context, azure_emu.vault.model,
+blockfs.clocks, blockfs.contracts, blockfs.core, blockfs.files, blockfs.guests, blockfs.trust, cext, siterig.accounts,
+siterig.cli, siterig.core, siterig.rpc.
 """

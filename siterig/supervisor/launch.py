@@ -13,9 +13,13 @@ from functools import partial
 
 import trio
 
+from siterig.accounts import account_choice
+from siterig.accounts.account_choice import AccountChoice
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.storage import azurite_files
 from siterig.azure_emu.vault.context.roles import role_error
+from siterig.azure_emu.vault.model.resync_window import OPTION, ResyncWindow
+from siterig.blockfs.contracts.upload_limits import UploadLimits
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import doctor
@@ -24,6 +28,7 @@ from siterig.core.limits import Limits
 from siterig.core.lock import ENDING, already_up, is_locked, take_ending, take_lock
 from siterig.core.paths import Layout, check_format, create, restore_state
 from siterig.core.supervisor_contract import SupervisorControl
+from siterig.core.upload_options import upload_words
 from siterig.rpc import directory
 from siterig.rpc.contract import check_socket_path, error_of
 from siterig.supervisor import cleanup, new_rig, process
@@ -36,6 +41,7 @@ ASKED_MAX = 3
 KILL_TIMEOUT_S = 10.0
 QUICK_RETRIES = "--quick-retries"
 UNTIL_EOF = "--until-eof"
+RESYNC_WINDOW = OPTION
 
 
 @dataclass
@@ -71,6 +77,9 @@ async def up(
     quick_retries: bool = False,
     fuse_options: FuseOptions | None = None,
     limits: Limits | None = None,
+    resync_window: ResyncWindow | None = None,
+    uploads: UploadLimits | None = None,
+    account: AccountChoice | None = None,
     announce: Callable[[str, str], None] = lambda _role, _state: None,
 ) -> Launched:
     """Start the rig and wait until every role is ready.
@@ -84,24 +93,38 @@ async def up(
         quick_retries: the agent retries after seconds instead of minutes.
         front_end: the way in which the disks are served.
         limits: the limits of all disks, until the rig is down.
+        resync_window: the hours in which a resync that is due begins by itself; None: never.
+        uploads: the limits of the agent's uploads, until then.
+        account: the storage account of a user, in place of Azurite; it is checked before anything is made or started.
         announce: called with (role, state) as roles become ready, and with the last lines of the logs if a new rig fails.
     Raises:
-        RigError: ``AlreadyUp``, ``StateVersion``, ``NotARig``, or the error with which a role failed.
+        RigError: ``AlreadyUp``, ``StateVersion``, ``NotARig``, ``AccountFixed``, the errors of the account
+            (:func:`siterig.accounts.admission.check_account`), or the error with which a role failed.
     """
     check_socket_path(layout.socket("supervisor"))
     check_format(layout)
     if is_up(layout) and not is_locked(layout.lock, ENDING):
         raise await _already_up(layout)
-    await trio.to_thread.run_sync(partial(doctor.require_fit, layout.root, is_new=not layout.state.exists()))
+    needs_azurite = account is None and not layout.user_account.exists()
+    fit = partial(doctor.require_fit, layout.root, is_new=not layout.state.exists(), needs_azurite=needs_azurite)
+    await trio.to_thread.run_sync(fit)
     is_new, had_folder = new_rig.is_new(layout), layout.root.is_dir()
+    store_account = None if needs_azurite else await account_choice.admitted(layout, account, announce)
     create(layout)
     try:
+        if store_account is not None:
+            store_account()
         return await _launch(
             layout,
             announce,
             until_eof=until_eof,
             quick_retries=quick_retries,
-            words=[*(fuse_options or FuseOptions()).words(), *(limits or Limits()).words()],
+            words=[
+                *(fuse_options or FuseOptions()).words(),
+                *(limits or Limits()).words(),
+                *_window_words(resync_window),
+                *upload_words(uploads or UploadLimits()),
+            ],
             reports_logs=is_new,
         )
     except BaseException as error:
@@ -110,6 +133,10 @@ async def up(
             with trio.CancelScope(shield=True):
                 await new_rig.remove(layout, had_folder=had_folder)
         raise
+
+
+def _window_words(window: ResyncWindow | None) -> list[str]:
+    return [] if window is None else [f"{RESYNC_WINDOW}={window.text}"]
 
 
 async def _launch(

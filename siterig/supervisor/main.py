@@ -20,7 +20,7 @@ from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
 from siterig.blockfs.clocks.controlled_clock import ControlledClock
 from siterig.blockfs.clocks.imposed_faults import ImposedClockFaults
 from siterig.blockfs.core.errors import RigError
-from siterig.core import fuse_options, limits, quick_start
+from siterig.core import fuse_options, limits, quick_start, upload_options
 from siterig.core.failures import unwrap_rig_error
 from siterig.core.fault_contract import DIRECTOR, LAYERS_OF_ROLE
 from siterig.core.lock import take_lock
@@ -30,7 +30,8 @@ from siterig.rpc import directory
 from siterig.rpc.contract import error_body
 from siterig.supervisor import cleanup
 from siterig.supervisor.forker import Forker
-from siterig.supervisor.launch import QUICK_RETRIES, UNTIL_EOF
+from siterig.supervisor.identities import ensure_identities
+from siterig.supervisor.launch import QUICK_RETRIES, RESYNC_WINDOW, UNTIL_EOF
 from siterig.supervisor.process_log import log_to_stderr
 from siterig.supervisor.supervisor import RoleSpec, Supervisor
 
@@ -51,13 +52,19 @@ ON_DEMAND = (DIRECTOR,)
 """Roles that the first command which needs them starts, and not ``up``: a rig without faults has no process for them."""
 WITH_PROGRAM = ("azurite",)
 """Roles whose work is done by a program that they start."""
-OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,)}
+OPTIONS = {
+    "site": _HOST_OPTIONS,
+    "azure": _HOST_OPTIONS,
+    "agent": (QUICK_RETRIES, *upload_options.OPTIONS),
+    "vault": (RESYNC_WINDOW,),
+}
 """The options of the rig that a role receives; each is one word, some with a value after ``=``."""
 
 
 def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
-    """Return the roles of replication from Hyper-V to Azure without VMM."""
+    """Return the roles of replication from Hyper-V to Azure without VMM; with an account of a user there is no Azurite."""
     root = str(layout.root)
+    absent = ("azurite",) if layout.user_account.exists() else ()
 
     def options_of(role: str) -> list[str]:
         return [option for option in options if option.partition("=")[0] in OPTIONS.get(role, ())]
@@ -66,13 +73,14 @@ def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
         RoleSpec(
             name,
             (*quick_start.command(f"siterig.roles.{name}"), root, *options_of(name)),
-            needs,
+            tuple(need for need in needs if need not in absent),
             answers_checks=True,
             has_program=name in WITH_PROGRAM,
             asks_for_rules=name in LAYERS_OF_ROLE,
             on_demand=name in ON_DEMAND,
         )
         for name, needs in ROLES.items()
+        if name not in absent
     ]
 
 
@@ -164,6 +172,7 @@ def main() -> None:
         create(layout)
         clock = _clock(layout)
         log_to_stderr(layout.log("").parent, clock)
+        ensure_identities(layout, clock)
         trio.run(_supervise, layout, clock, report, options)
     except (RigError, ExceptionGroup) as error:
         failure = unwrap_rig_error(error)

@@ -54,7 +54,9 @@ ANSWER_S = 2.0
 """A role that does not answer two health checks in a row, each within this time, is hung."""
 STATUS_ANSWER_S = 1.5
 """``status`` asks every role again; a role that does not answer within this time is reported as hung."""
-REPORT_EVERY_S = 3.0
+REPORT_EVERY_S = 10.0
+REPORT_AGAIN_S = 3.0
+"""The time after which a report is repeated that did not reach the vault."""
 RELEASE_S = 2.0
 """The time after which the release of guests ends the faults that may keep their disks waiting."""
 DIRECTOR_WAIT_S = 5.0
@@ -270,12 +272,13 @@ class Supervisor(SupervisorControl):
 
     async def _report_often(self, report: Callable[[list[RoleStatus]], Awaitable[None]]) -> None:
         while True:
-            self._news = trio.Event()
+            self._news, limit_s = trio.Event(), REPORT_EVERY_S
             try:
                 await report([role.status() for role in self._wanted()])
             except RigError as error:
+                limit_s = min(REPORT_AGAIN_S, REPORT_EVERY_S)
                 _log.debug("role_states_not_reported", reason=error.message)
-            with self._real.move_on_after(REPORT_EVERY_S):
+            with self._real.move_on_after(limit_s):
                 await self._news.wait()
 
     async def _first_start(self, role: _Role, *, task_status: trio.TaskStatus[None]) -> None:

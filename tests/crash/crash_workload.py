@@ -19,6 +19,7 @@ from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPaths, make_over_managed_disk, make_raw
 from siterig.blockfs.disk.disk_options import DiskOptions
+from siterig.blockfs.disk.views import PlainViews
 from siterig.blockfs.layers.layer import Layer, RawLayer
 from siterig.cext._core import lib
 from tests.crash.recording import Recorder
@@ -71,13 +72,13 @@ class Known:
         return self.versions[self.sure : self.acked] + self.possible
 
 
-class FileViews:
+class FileViews(PlainViews):
     """Views of a managed disk, for which a plain file stands."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
 
-    def open(self, _managed_disk: str, _position: int, _holder: str) -> Layer:
+    def open(self, _managed_disk: str, _position: int, _holder: str, *, stored: bool = False) -> Layer:
         assert self._file is not None
         return RawLayer(self._file)
 

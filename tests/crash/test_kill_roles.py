@@ -28,6 +28,7 @@ from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.rpc import directory
+from siterig.rpc.trust import storage_tls
 from siterig.testing.testbed import Testbed
 from tests.crash.role_load import DISKS, Load, Still, first_difference
 
@@ -319,7 +320,7 @@ async def test_parts_that_a_killed_azurite_loses_are_sent_again(tmp_path: Path) 
         layout = run.rig.layout
         await run.new_point(1)
         ids = [disk.disk_id for disk in await run.rig.site.list_disks(vm=VM)]
-        cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys))
+        cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys), tls=storage_tls(layout))
         try:
 
             async def parts() -> set[PartName]:

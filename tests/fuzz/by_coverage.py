@@ -31,6 +31,7 @@ with atheris.instrument_imports(include=["siterig.azure_emu", "siterig.blockfs",
     )
     from tests.fuzz import strict_log as log
     from tests.fuzz.damage import Choices
+    from tests.fuzz.trust import trust_damage, trust_targets
     from tests.support.memory import folder_in_memory
 
 BOOT_ID = current_boot_id()
@@ -41,10 +42,18 @@ TARGETS: dict[str, Target] = {
     "row": lambda raw, folder: log_targets.row(damage.row(Choices(raw), BOOT_ID), folder),
     "disk": lambda raw, folder: disk_targets.disk(disk_damage.folder(Choices(raw), BOOT_ID), folder),
     "part": lambda raw, folder: log_targets.part(*damage.part(Choices(raw), BOOT_ID), folder),
+    "envelope": lambda raw, folder: small_targets.envelope(small_damage.envelope(Choices(raw)), folder),
+    "envelope-raw": small_targets.envelope,
     "dm_log": lambda raw, folder: small_targets.dm_log(small_damage.dm_log(Choices(raw)), folder),
     "disk_state": lambda raw, folder: small_targets.disk_state(small_damage.disk_state(Choices(raw)), folder),
     "dirty": lambda raw, folder: small_targets.dirty_file(small_damage.dirty_file(Choices(raw)), folder),
     "top_maps": lambda raw, folder: small_targets.top_maps(small_damage.top_maps(Choices(raw), BOOT_ID), folder),
+    "vault_keys": lambda raw, folder: small_targets.vault_keys(small_damage.vault_keys(Choices(raw)), folder),
+    "vault_keys-raw": small_targets.vault_keys,
+    "identity": lambda raw, folder: trust_targets.identity(trust_damage.identity(Choices(raw)), folder),
+    "register": lambda raw, folder: trust_targets.register(trust_damage.register(Choices(raw)), folder),
+    "credentials": lambda raw, folder: trust_targets.credentials(trust_damage.credentials(Choices(raw)), folder),
+    "user_account": lambda raw, folder: trust_targets.user_account(trust_damage.user_account(Choices(raw)), folder),
     "vhd": lambda raw, folder: small_targets.vhd(small_damage.vhd(Choices(raw)), folder),
     "meta": lambda raw, folder: store_targets.meta(*store_damage.meta(Choices(raw)), folder),
     "note": lambda raw, folder: store_targets.note(store_damage.note(Choices(raw)), folder),

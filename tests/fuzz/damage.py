@@ -22,6 +22,8 @@ DISK_ID = "6a83da7e-b542-496d-a113-08b9b71d9e21"
 OTHER_ID = str(uuid.UUID(int=5))
 GENERATION = 2
 DISK_BYTES = 64 * 1024
+KEY_ID = uuid.UUID(int=77).bytes
+KEY_IDS = [bytes(16), bytes(16), KEY_ID]
 EDGES = [
     0,
     1,
@@ -85,10 +87,10 @@ def tag_payload(name: str, position: int) -> bytes:
 
 
 class RowMaker:
-    """Makes good consecutive segments."""
+    """Makes good consecutive segments; those with a key are encrypted, and change whole lines."""
 
-    def __init__(self, boot_id: str, *, stream: int = 0, first_seq: int = 1) -> None:
-        self.boot_id, self.stream = boot_id, stream
+    def __init__(self, boot_id: str, *, stream: int = 0, first_seq: int = 1, key_id: bytes = bytes(16)) -> None:
+        self.boot_id, self.stream, self.key_id = boot_id, stream, key_id
         self.first_seq, self.seq = first_seq, first_seq if stream == 0 else 1
         self.position, self.size = 40, DISK_BYTES
         self.segments: list[Pieces] = []
@@ -104,12 +106,15 @@ class RowMaker:
             boot_id=self.boot_id,
             stream=self.stream,
             generation=GENERATION,
+            key_id=self.key_id,
         )
         self.segments.append([head])
 
     def add(self, kind: int, offset: int, length: int, *, flags: int = 0) -> None:
         seed: int = struct.unpack_from("<I", self.segments[-1][0], 124)[0]
         payload = b""
+        if any(self.key_id):
+            offset, length = offset // 16 * 16, -(-length // 16) * 16
         if kind == log.WRITE:
             payload = bytes((offset + at) % 251 for at in range(length))
         elif kind == log.TAG:
@@ -128,8 +133,10 @@ class RowMaker:
         self.position += 3 if self.stream == 0 else 0
 
 
-def good_row(pick: Choices, boot_id: str, *, segments_max: int = 4, stream: int = 0) -> list[Pieces]:
-    row = RowMaker(boot_id, stream=stream, first_seq=pick.of([1, 1, 7]))
+def good_row(
+    pick: Choices, boot_id: str, *, segments_max: int = 4, stream: int = 0, key_id: bytes = bytes(16)
+) -> list[Pieces]:
+    row = RowMaker(boot_id, stream=stream, first_seq=pick.of([1, 1, 7]), key_id=key_id)
     for _ in range(1 + pick.below(segments_max)):
         row.begin()
         for _ in range(pick.below(7)):
@@ -210,12 +217,16 @@ def damage_row(segments: list[Pieces], pick: Choices) -> list[bytes]:
 
 def segment(pick: Choices, boot_id: str) -> bytes:
     """Return the last of one or two segments, mostly damaged."""
-    return damage_row(good_row(pick, boot_id, segments_max=2, stream=pick.of([0, 0, 1])), pick)[-1]
+    stream = pick.of([0, 0, 1])
+    key_id = bytes(16) if stream else pick.of(KEY_IDS)
+    return damage_row(good_row(pick, boot_id, segments_max=2, stream=stream, key_id=key_id), pick)[-1]
 
 
 def row(pick: Choices, boot_id: str) -> list[bytes]:
     """Return up to five segments, which may be unsorted, incomplete or duplicated."""
-    files = damage_row(good_row(pick, boot_id, stream=pick.of([0, 0, 0, 1])), pick)
+    stream = pick.of([0, 0, 0, 1])
+    key_id = bytes(16) if stream else pick.of(KEY_IDS)
+    files = damage_row(good_row(pick, boot_id, stream=stream, key_id=key_id), pick)
     match pick.below(8):
         case 1 if len(files) > 1:
             files.pop(pick.below(len(files)))
@@ -234,7 +245,7 @@ def part(pick: Choices, boot_id: str) -> tuple[PartName, bytes]:
     """Return the name of a part, and a packed segment."""
     stream = pick.below(2)
     raw = b"".join(good_row(pick, boot_id, segments_max=2, stream=stream)[-1])
-    found = log.read_segment(raw)
+    found = log.read_segment(raw, of_disk=False)
     first = found.header.first_seq
     last = first if stream else first + len(found.records) - 1
     generation, last = pick.of([(GENERATION, last)] * 4 + [(GENERATION + 1, last), (GENERATION, last + 1)])

@@ -7,6 +7,7 @@ the two readers differ.  Exceptions of a reader other than ``RigError`` are not 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,13 +137,14 @@ def _same_header(reader: SegmentReader, want: log.Header) -> None:
         want.disk_size_bytes,
     )
     assert got.stream == ("log", "sync")[want.stream]
+    assert got.key_id == (str(uuid.UUID(bytes=want.key_id)) if any(want.key_id) else None)
 
 
 def _read_strictly(reader: SegmentReader) -> tuple[list[tuple[object, ...]], RigError | None]:
     got = []
     try:
         for record in reader.records():
-            got.append(plain(record, reader.payload(record)))
+            got.append(plain(record, reader.stored_payload(record)))
     except RigError as error:
         return got, error
     return got, None
@@ -203,9 +205,30 @@ def row(files: list[bytes], folder: Path) -> str:
         return error.code
     assert want is not None, "the reader accepted a bad log"
     assert all(isinstance(result, FileSummary) for result in results)
-    got = [plain(record, reader.payload(record)) for reader, record in checked.records()]
+    got = [plain(record, reader.stored_payload(record)) for reader, record in checked.records()]
     assert got == [strict_plain(record) for record in want]
+    if any(isinstance(one, log.Segment) and any(one.header.key_id) for one in _ordered(files)):
+        return _not_replayed(checked, want, folder, paths)
     return _replayed(checked, want, folder)
+
+
+def _not_replayed(checked: CheckedLog, records: list[log.Record], folder: Path, paths: list[Path]) -> str:
+    """Check that encrypted data are not written to an image."""
+    if max(checked.size_bytes_before, checked.size_bytes_after) > IMAGE_BYTES_MAX:
+        return "good, large"
+    image = folder / "image"
+    image.write_bytes(bytes(checked.size_bytes_before))
+    onto = RawLayer(image, writable=True)
+    try:
+        Replay(checked, onto).run()
+    except RigError as error:
+        assert_clear(error, {"KeyMissing"}, *paths)
+        assert any(record.type == log.WRITE for record in records)
+        return "encrypted"
+    finally:
+        onto.close()
+    assert not any(record.type == log.WRITE for record in records)
+    return "good"
 
 
 def _replayed(checked: CheckedLog, records: list[log.Record], folder: Path) -> str:
@@ -243,7 +266,7 @@ def _strict_part(part: PartName, data: bytes) -> bytes | None:
     if not frame.eof or frame.unused_data or len(raw) != size:
         return None
     try:
-        found = log.read_segment(raw)
+        found = log.read_segment(raw, of_disk=False)
     except log.BadLogError:
         return None
     header, first = found.header, found.header.first_seq
@@ -255,7 +278,7 @@ def _strict_part(part: PartName, data: bytes) -> bytes | None:
 def index(raw: bytes, _folder: Path) -> str:
     """Compare ``index_segment``, for the segment's right name and a disk of ``DISK_BYTES``, with the strict reader."""
     try:
-        want = log.read_segment(raw)
+        want = log.read_segment(raw, of_disk=False)
     except log.BadLogError:
         return _refused_index(raw, PartName(DISK_ID, GENERATION, "log", 1, 1), {"PartCorrupt"}, None)
     header = want.header

@@ -1,4 +1,4 @@
-"""Damaged files beside the change log: dm-log-writes logs, a disk's state and dirty files, fixed VHDs."""
+"""Damaged small formats: dm-log-writes logs, a disk's state and dirty files, fixed VHDs, and envelopes of parts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from siterig.blockfs.images.vhd import FOOTER_BYTES, fixed_footer
-from tests.fuzz.damage import DISK_ID, EDGES, Choices, damage_bytes, poke
+from siterig.blockfs.transfer.envelope import DataKey
+from siterig.blockfs.transfer.part_name import PartName
+from tests.fuzz.damage import DISK_ID, EDGES, OTHER_ID, Choices, damage_bytes, poke
 from tests.fuzz.strict_log import crc32c
 
 SECTOR = 512
@@ -245,4 +249,70 @@ def vhd(pick: Choices) -> bytes:
     raw = pick.of([bytes(size), footer.ljust(size, b"\0")[:size]]) + footer
     if pick.once_in(2):
         raw = seal_vhd(raw)
+    return damage_bytes(raw, pick) if pick.once_in(3) else raw
+
+
+def seal_keys(body: object, *, version: object = 1) -> bytes:
+    """Return a ``vault.keys`` with the right checksum."""
+    crc = crc32c(json.dumps(body, sort_keys=True).encode())
+    return json.dumps({"format": version, "crc32c": crc, "keys": body}).encode() + b"\n"
+
+
+def vault_keys(pick: Choices) -> bytes:
+    """Return a ``vault.keys``, mostly damaged."""
+    versions: list[dict[str, Any]] = [
+        {
+            "version": number,
+            "secret_hex": pick.bytes(2).hex() * 16,
+            "state": pick.of(["Enabled", "Enabled", "Revoked"]),
+            "created_ns": number,
+            "changed_ns": number + 5,
+        }
+        for number in range(1, 1 + pick.of([1, 1, 2, 3]))
+    ]
+    body: dict[str, Any] = {"versions": versions}
+    one = pick.of(versions)
+    changes: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: None,
+        lambda: one.update({pick.of(sorted(one)): pick.of([*VALUES, *EDGES])}),
+        lambda: one.pop(pick.of(sorted(one))),
+        lambda: one.update(unknown=1),
+        lambda: one.update(secret_hex=pick.of(["A" * 64, "0" * 63, "0" * 65, "0" * 64 + "\n", "\uff10" * 64])),
+        versions.reverse,
+        lambda: versions.append(dict(one)),
+        lambda: body.update({pick.of(["versions", "unknown"]): pick.of(VALUES)}),
+    ]
+    for _ in range(pick.below(3)):
+        if one:
+            pick.of(changes)()
+    raw = seal_keys(pick.of(VALUES) if pick.once_in(16) else body, version=pick.of(VALUES) if pick.once_in(8) else 1)
+    match pick.below(8):
+        case 1 | 2:
+            return damage_bytes(raw, pick)
+        case 3:
+            return pick.of([b"[" * 100_000, b'{"format":' * 50_000, b"9" * 5000, b"NaN", b"\xff", b""])
+        case _:
+            return raw
+
+
+SEALED_PART = PartName(DISK_ID, 2, "log", 5, 9)
+PART_KEY = DataKey(uuid.UUID(int=77), bytes(range(32)))
+ENVELOPE_FIELDS = {
+    "magic": (0, "Q"),
+    "version": (8, "H"),
+    "header_bytes": (10, "H"),
+    "key_id": (20, "Q"),
+    "nonce": (30, "Q"),
+}
+
+
+def envelope(pick: Choices) -> bytes:
+    """Return an envelope, mostly damaged; a damaged header has the right tag, and is refused for its fields."""
+    head = struct.pack("<8sHH16s12s", b"SRIGSEAL", 1, 40, PART_KEY.key_id.bytes, pick.bytes(12))
+    if pick.once_in(3):
+        head = poke(head, ENVELOPE_FIELDS, pick)
+    name = pick.of([SEALED_PART, SEALED_PART, SEALED_PART, PartName(OTHER_ID, 2, "log", 5, 9)]).blob()
+    secret = bytes(32) if pick.once_in(8) else PART_KEY.secret
+    raw = head + AESGCM(secret).encrypt(head[28:40], pick.bytes(pick.below(40)), head + name.encode())
     return damage_bytes(raw, pick) if pick.once_in(3) else raw

@@ -14,17 +14,24 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from siterig.azure_emu.vault.keys.key_file import KeyFile
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.dm_log_writes import DmLogReader
 from siterig.blockfs.changelog.exchange import import_log
 from siterig.blockfs.changelog.replay import Replay, check
 from siterig.blockfs.core.boot import current_boot_id
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.images.vhd import read_footer
 from siterig.blockfs.layers import overlay_map
 from siterig.blockfs.layers.layer import RawLayer
+from siterig.blockfs.transfer.envelope import open_sealed
 from tests.fuzz.log_targets import IMAGE_BYTES_MAX, assert_clear
+from tests.fuzz.small_damage import PART_KEY, SEALED_PART
 from tests.fuzz.strict_log import crc32c
 
 # --- dm-log-writes: docs/reference/formats/dm-log-writes.md ---------------------------------------------------------
@@ -367,11 +374,21 @@ def _body(raw: bytes) -> dict[str, Any] | None:
     body, version = document["disk"], document["format"]
     if document["crc32c"] != crc32c(json.dumps(body, sort_keys=True).encode()):
         return None
+    if version in (1, 2, 3) and isinstance(body, dict) and "key" in body:
+        return None
     if version == 1:
         body = _format_2(body)
     if version in (1, 2):
         return None if body is None else _format_3(body)
-    return dict(body) if version == 3 else None
+    return dict(body) if version in (3, 4) else None
+
+
+def _is_key(key: object, managed_disk: object) -> bool:
+    """Return True for a valid note of the key of an encrypted disk, which has this managed disk under it."""
+    if not isinstance(key, dict) or key.keys() != {"managed_disk", "key_id"}:
+        return False
+    is_that = managed_disk in (None, key["managed_disk"])
+    return _is_folder_name(key["managed_disk"]) and _is_uuid(key["key_id"]) and is_that
 
 
 def _is_parent(parent: object) -> bool:
@@ -415,6 +432,8 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
         "shown",
         "sector_bytes",
         "parent",
+        "fenced",
+        "key",
     }
     keys = {"disk_id", "size_bytes", "kind", "generation", "tracked", "needs_resync", *optional}
     if not keys - optional <= body.keys() <= keys:
@@ -445,6 +464,8 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
         and (body.get("opened") is None or _is_opened(body["opened"]))
         and type(body.get("sector_bytes", 512)) is int
         and body.get("sector_bytes", 512) in (512, 4096)
+        and type(body.get("fenced", False)) is bool
+        and (body.get("key") is None or _is_key(body["key"], managed_disk))
         and (body.get("parent") is None or (_is_parent(body["parent"]) and body["kind"] == "top"))
     )
     if not good:
@@ -459,6 +480,8 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
         "opened": None,
         "sector_bytes": 512,
         "parent": None,
+        "fenced": False,
+        "key": None,
     }
     whole = copy.deepcopy(absent | body | {"shown": _shown(body.get("shown", {}))})
     for stamp in whole["closed"]["files"] if whole["closed"] else []:
@@ -483,4 +506,83 @@ def disk_state(raw: bytes, folder: Path) -> str:
     assert state.model_dump() == want
     state.save(path)
     assert DiskState.load(path) == state
+    return "good"
+
+
+# --- the vault's keys: docs/reference/formats/vault-keys.md ------------------------------------------------------------
+
+
+def _strict_keys(raw: bytes) -> list[dict[str, Any]] | None:
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if not _has(document, {"format": lambda found: type(found) is int and found == 1, "crc32c": _is_whole_number,
+                           "keys": _is_object}):  # fmt: skip
+        return None
+    body = document["keys"]
+    if document["crc32c"] != crc32c(json.dumps(body, sort_keys=True).encode()) or body.keys() != {"versions"}:
+        return None
+    versions = body["versions"]
+    if not isinstance(versions, list) or not 1 <= len(versions) <= 1000:
+        return None
+    for number, version in enumerate(versions, 1):
+        good = (
+            isinstance(version, dict)
+            and version.keys() == {"version", "secret_hex", "state", "created_ns", "changed_ns"}
+            and type(version["version"]) is int
+            and version["version"] == number
+            and isinstance(version["secret_hex"], str)
+            and re.fullmatch("[0-9a-f]{64}", version["secret_hex"]) is not None
+            and version["state"] in ("Enabled", "Revoked")
+            and _whole(version["created_ns"])
+            and _whole(version["changed_ns"])
+        )
+        if not good:
+            return None
+    return versions
+
+
+def vault_keys(raw: bytes, folder: Path) -> str:
+    """Compare ``KeyFile.load`` with the strict reader; no message shows a secret."""
+    path = folder / "vault.keys"
+    path.write_bytes(raw)
+    path.chmod(0o600)
+    want = _strict_keys(raw)
+    try:
+        file = KeyFile.load(path, SYSTEM_CLOCK)
+    except RigError as error:
+        assert want is None, error.message
+        assert_clear(error, {"KeysUnreadable", "StateVersion"}, path)
+        assert not any(secret.decode() in error.message for secret in re.findall(rb"[0-9a-f]{64}", raw))
+        return error.code
+    assert want is not None, "the reader accepted a bad file"
+    assert [version.model_dump() for version in file.versions] == want
+    assert not any(version["secret_hex"] in repr(file.versions) for version in want)
+    return "good"
+
+
+# --- envelopes of parts: docs/reference/formats/sealed-part.md --------------------------------------------------------
+
+
+def _strict_envelope(raw: bytes) -> bytes | None:
+    if len(raw) < 56 or raw[:12] != b"SRIGSEAL\1\0\x28\0" or raw[12:28] != PART_KEY.key_id.bytes:
+        return None
+    try:
+        return AESGCM(PART_KEY.secret).decrypt(raw[28:40], raw[40:], raw[:40] + SEALED_PART.blob().encode())
+    except InvalidTag:
+        return None
+
+
+def envelope(raw: bytes, _folder: Path) -> str:
+    """Open an envelope with both readers."""
+    want = _strict_envelope(raw)
+    try:
+        got = open_sealed(PART_KEY, SEALED_PART, raw)
+    except RigError as error:
+        assert want is None, error.message
+        assert_clear(error, {"PartCorrupt"})
+        assert SEALED_PART.blob() in error.message
+        return "PartCorrupt"
+    assert got == want
     return "good"

@@ -63,9 +63,14 @@ def meta(pick: Choices) -> tuple[str, bytes]:
     """Return a kind of document and such a document, mostly damaged."""
     kind = pick.of(["disk.json", "progress", "pin"])
     body: dict[str, Any]
+    version = 2
     match kind:
         case "disk.json":
             body = {"disk_id": DISK_ID, "size_bytes": 65536, "created_ns": 5}
+            if pick.once_in(2):
+                version = 3
+            if pick.once_in(8) != (version == 3):
+                body["key_id"] = pick.of([OTHER_ID, OTHER_ID, None])
         case "progress":
             body = {"generation": 1, "sync_parts": 2, "first_position": 40, "complete": not pick.once_in(3), "fold": None}
             done = {
@@ -86,7 +91,7 @@ def meta(pick: Choices) -> tuple[str, bytes]:
                 body["fold"] = _changed({"frame": 4, "position": 90}, pick)
         case _:
             body = {"pin_id": OTHER_ID, "position": 60, "holder": "vm web01/os", "created_ns": 7}
-    return kind, _damage_json(seal_meta(_changed({"format": 2, **body}, pick)), pick)
+    return kind, _damage_json(seal_meta(_changed({"format": version, **body}, pick)), pick)
 
 
 # --- recovery/VM/NAME.json ------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.wire_model import WireModel
 from siterig.blockfs.disk.disk_options import DiskOptions
+from siterig.blockfs.disk.views import PlainViews
 from siterig.blockfs.host.mounted_points import MountedPoints
 from siterig.blockfs.layers.layer import Layer, RawLayer
 from tests.fuzz import strict_store as strict
@@ -96,7 +97,7 @@ def _strict_note(raw: bytes) -> list[dict[str, str]]:
     return list(body["disks"])
 
 
-class _Views:
+class _Views(PlainViews):
     """The managed disk ``DISK_ID``; for all others the folder is searched as on a recovery side."""
 
     def __init__(self, folder: Path) -> None:
@@ -105,7 +106,7 @@ class _Views:
         (folder / "image").write_bytes(bytes(4096))
         self._real = ManagedDiskViews(folder / "disks")
 
-    def open(self, managed_disk: str, position: int, holder: str) -> Layer:
+    def open(self, managed_disk: str, position: int, holder: str, *, stored: bool = False) -> Layer:
         if managed_disk != DISK_ID:
             return self._real.open(managed_disk, position, holder)
         return RawLayer(self._folder / "image", writable=False)

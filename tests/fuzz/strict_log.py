@@ -32,7 +32,8 @@ HEADER_FIELDS = {
     "boot_id": (48, "16s"),
     "created_ns": (64, "Q"),
     "disk_size_bytes": (72, "Q"),
-    "zero_b": (80, "I"),
+    "key_id": (80, "16s"),
+    "zero_b": (96, "I"),
     "zero_c": (120, "I"),
     "crc": (124, "I"),
 }
@@ -96,6 +97,8 @@ class Header:
     created_ns: int
     disk_size_bytes: int
     crc: int
+    key_id: bytes
+    """Zeros, unless the payloads are encrypted."""
 
     @property
     def first_record_seq(self) -> int:
@@ -121,12 +124,14 @@ def field(raw: bytes | bytearray, fields: dict[str, tuple[int, str]], name: str,
     return value
 
 
-def read_header(raw: bytes) -> Header:
+def read_header(raw: bytes, *, of_disk: bool = True) -> Header:
+    """Return the header of the log of a disk, or of a part, which is never encrypted."""
     if len(raw) < HEADER_BYTES:
         raise BadLogError("LogCorrupt", "no whole header", 0)
     if raw[:8] != MAGIC:
         raise BadLogError("LogCorrupt", "magic", 0)
-    if field(raw, HEADER_FIELDS, "version") != 1:
+    version = field(raw, HEADER_FIELDS, "version")
+    if version not in ((1, 2) if of_disk else (1,)):
         raise BadLogError("LogVersion", "version")
     crc = field(raw, HEADER_FIELDS, "crc")
     header = Header(
@@ -138,13 +143,16 @@ def read_header(raw: bytes) -> Header:
         field(raw, HEADER_FIELDS, "created_ns"),
         field(raw, HEADER_FIELDS, "disk_size_bytes"),
         crc,
+        raw[80:96],
     )
     good = (
         crc32c(raw[:124]) == crc
         and field(raw, HEADER_FIELDS, "header_bytes") == HEADER_BYTES
         and header.stream in (0, 1)
         and not any(raw[13:16])
-        and not any(raw[80:124])
+        and not any(raw[96:124])
+        and any(header.key_id) == (version == 2)
+        and not (version == 2 and header.stream)
         and header.generation < 1 << 63
         and 1 <= header.first_seq < 1 << 63
         and header.disk_size_bytes < 1 << 63
@@ -194,8 +202,8 @@ def sealed_record(raw: bytes, at: int, seed: int) -> dict[str, int] | None:
     return values if crc == values["crc"] else None
 
 
-def read_record(raw: bytes, at: int, seed: int) -> Record | None:
-    """Return the good record at a byte, or None if there is none."""
+def read_record(raw: bytes, at: int, seed: int, *, is_encrypted: bool = False) -> Record | None:
+    """Return the good record at a byte, or None if there is none; those of an encrypted log are whole lines."""
     values = sealed_record(raw, at, seed)
     if values is None:
         return None
@@ -209,6 +217,7 @@ def read_record(raw: bytes, at: int, seed: int) -> Record | None:
         and values["time_ns"] < 1 << 63
         and values["offset"] + values["length"] < 1 << 63
         and _makes_sense(values["type"], values["flags"], values["length"], payload)
+        and not (is_encrypted and values["type"] in CHANGES and (values["offset"] % 16 or values["length"] % 16))
     )
     if not good:
         return None
@@ -245,11 +254,16 @@ class Segment:
         return self.bytes - self.end
 
 
-def read_segment(raw: bytes) -> Segment:
-    header = read_header(raw)
+def read_segment(raw: bytes, *, of_disk: bool = True) -> Segment:
+    header = read_header(raw, of_disk=of_disk)
+    is_encrypted = any(header.key_id)
     records: list[Record] = []
     at, seq, position = HEADER_BYTES, header.first_record_seq, 0
-    while (record := read_record(raw, at, header.crc)) and record.seq == seq and record.position >= position:
+    while (
+        (record := read_record(raw, at, header.crc, is_encrypted=is_encrypted))
+        and record.seq == seq
+        and record.position >= position
+    ):
         records.append(record)
         at, seq, position = record.end, seq + 1, record.position
     corrupt = sealed_record(raw, at, header.crc) is not None or _later_record(raw, at, seq, header.crc)
@@ -277,6 +291,8 @@ def read_row(segments: list[Segment]) -> list[Record]:
         header = segment.header
         if header.disk_id != first.disk_id or (header.generation, header.stream) != (first.generation, first.stream):
             raise BadLogError("LogMismatch", "of another log")
+        if header.key_id != first.key_id:
+            raise BadLogError("LogMismatch", "of another key")
         if header.first_seq != seq:
             raise BadLogError("LogGap", "gap")
         if segment.corrupt or (segment.torn and segment is not segments[-1]):
@@ -320,11 +336,12 @@ def make_header(
     stream: int = 0,
     generation: int = 2,
     created_ns: int = 1,
+    key_id: bytes = bytes(16),
 ) -> bytes:
     raw = struct.pack(
-        "<8sHHB3x16sQQ16sQQ44x",
+        "<8sHHB3x16sQQ16sQQ16s28x",
         MAGIC,
-        1,
+        2 if any(key_id) else 1,
         HEADER_BYTES,
         stream,
         uuid.UUID(disk_id).bytes,
@@ -333,6 +350,7 @@ def make_header(
         uuid.UUID(boot_id).bytes,
         created_ns,
         disk_size_bytes,
+        key_id,
     )
     return raw + struct.pack("<I", crc32c(raw))
 

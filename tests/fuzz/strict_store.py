@@ -74,10 +74,13 @@ def meta(raw: bytes, kind: str) -> dict[str, object]:
     crc = body.pop("crc32c", None)
     need(crc == f"{crc32c(json.dumps(body, sort_keys=True).encode()):08x}", "checksum")
     version = body.pop("format", None)
-    need(type(version) is int and version == 2, "version")
+    need(type(version) is int and (version == 2 or (version, kind) == (3, "disk.json")), "version")
     match kind:
         case "disk.json":
-            need(body.keys() == {"disk_id", "size_bytes", "created_ns"}, "keys")
+            keys = {"disk_id", "size_bytes", "created_ns"}
+            need(body.keys() == (keys if version == 2 else {*keys, "key_id"}), "keys")
+            need(version == 2 or is_uuid(body["key_id"]), "key")
+            body.setdefault("key_id", None)
             need(is_uuid(body["disk_id"]) and whole(body["size_bytes"]) and whole(body["created_ns"]), "a value")
             need(body["size_bytes"] and body["size_bytes"] % 512 == 0, "size")
         case "progress":
@@ -298,7 +301,7 @@ def made_index(journal_file: bytes, frame: Frame) -> bytes | None:
     if crc32c(raw) != frame.crcs[0]:
         return None
     try:
-        segment = strict_log.read_segment(raw)
+        segment = strict_log.read_segment(raw, of_disk=False)
     except strict_log.BadLogError:
         return None
     head, count = segment.header, len(segment.records)

@@ -37,7 +37,7 @@ def test_indexes_of_damaged_segments_match_the_strict_reader() -> None:
 
 def test_damaged_consecutive_segments_match_the_strict_reader() -> None:
     seen = fuzz(lambda pick: damage.row(pick, current_boot_id()), log_targets.row, share=0.2)
-    assert {"good", "LogCorrupt", "LogGap"} <= seen.keys()
+    assert {"good", "encrypted", "LogCorrupt", "LogGap"} <= seen.keys()
 
 
 def test_damaged_parts_match_the_strict_reader() -> None:

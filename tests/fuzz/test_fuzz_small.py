@@ -31,3 +31,13 @@ def test_damaged_overlay_maps_match_the_strict_reader() -> None:
     boot_id = current_boot_id()
     seen = fuzz(lambda pick: small_damage.top_maps(pick, boot_id), small_targets.top_maps, share=0.05)
     assert {"of this boot", "of another boot", "DiskCorrupt"} <= seen.keys()
+
+
+def test_damaged_envelopes_match_the_strict_reader() -> None:
+    seen = fuzz(small_damage.envelope, small_targets.envelope, share=0.03)
+    assert {"good", "PartCorrupt"} <= seen.keys()
+
+
+def test_damaged_files_of_the_vaults_keys_match_the_strict_reader() -> None:
+    seen = fuzz(small_damage.vault_keys, small_targets.vault_keys, share=0.03)
+    assert {"good", "KeysUnreadable", "StateVersion"} <= seen.keys()

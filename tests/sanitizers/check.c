@@ -68,12 +68,14 @@ static void check_cut(const struct replay *replay, const struct logged *record)
 	}
 }
 
-static void apply(struct replay *replay, const struct logged *record, const uint8_t *payload)
+static void apply(struct replay *replay, const struct logged *record, uint8_t *payload)
 {
 	switch (record->type) {
 	case SR_WRITE:
 		CHECK(record->payload_bytes == record->length);
 		CHECK(record->offset + record->length <= replay->bytes);
+		if (the_round.xts)
+			CHECK(sr_xts_decrypt(the_round.xts, payload, record->length, record->offset) == 0);
 		memcpy(replay->image + record->offset, payload, record->length);
 		break;
 	case SR_ZERO:
@@ -120,7 +122,7 @@ static uint64_t replay_segment(struct replay *replay, uint64_t number)
 	struct logged record;
 	while (at + sizeof(record) <= bytes) {
 		memcpy(&record, raw + at, sizeof(record));
-		const uint8_t *payload = raw + at + sizeof(record);
+		uint8_t *payload = raw + at + sizeof(record);
 		if (record.magic != 0x52435253 || at + sizeof(record) + record.payload_bytes > bytes ||
 		    sr_crc32c(sr_crc32c(seed, &record, sizeof(record) - 4), payload, record.payload_bytes) != record.crc)
 			break;

@@ -373,6 +373,17 @@ static void free_while_used(void)
 		CHECK(pthread_join(threads[i], NULL) == 0);
 }
 
+static struct sr_xts *cipher(void)
+{
+	uint8_t key[SR_XTS_KEY_BYTES];
+
+	for (size_t i = 0; i < sizeof(key); i++)
+		key[i] = (uint8_t)(i + 1);
+	struct sr_xts *made = sr_xts_new(key);
+	CHECK(made);
+	return made;
+}
+
 static void run_round(const char *folder)
 {
 	static const work_fn work[] = {write_much, write_much, write_much, read_much,    read_much,
@@ -380,6 +391,7 @@ static void run_round(const char *folder)
 	seed_thread(0);
 	the_round.fault = (enum fault)((seed_given + round_number) % FAULTS);
 	the_round.over_view = (int)dice(2);
+	the_round.xts = dice(2) ? cipher() : NULL;
 	the_round.abandon_when_full = (int)dice(2);
 	the_round.kept_bytes_max = dice(3) ? 0 : SEGMENT_BYTES * (8 + dice(80));
 	the_round.snapshot_bytes_max = dice(4) ? DISK_BYTES_MAX : DISK_BYTES / 4;
@@ -396,9 +408,9 @@ static void run_round(const char *folder)
 			for (int i = 0; i < VICTIMS; i++)
 				start_log(&the_round.victims[i]);
 	}
-	printf("round %" PRIu64 ": %s, faults %s, a full log is %s, limits: log %" PRIu64 ", snapshot %" PRIu64
+	printf("round %" PRIu64 ": %s, %s, faults %s, a full log is %s, limits: log %" PRIu64 ", snapshot %" PRIu64
 	       "; %" PRIu64 " requests\n",
-	       round_number, the_round.over_view ? "top over a view" : "raw", fault_names[the_round.fault],
+	       round_number, the_round.over_view ? "top over a view" : "raw", the_round.xts ? "encrypted" : "plain", fault_names[the_round.fault],
 	       the_round.abandon_when_full ? "abandoned" : "refused", the_round.kept_bytes_max, the_round.snapshot_bytes_max,
 	       the_round.done);
 	for (int i = 0; i < VICTIMS; i++)
@@ -406,6 +418,7 @@ static void run_round(const char *folder)
 	free_while_used();
 	for (int i = 0; i < VICTIMS; i++)
 		free_victim(&the_round.victims[i]);
+	sr_xts_put(the_round.xts);
 }
 
 int main(int argc, char **argv)

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "base/xts.h"
 #include "common.h"
 #include "disk/disk.h"
 #include "layers/layer.h"
@@ -54,6 +55,7 @@ struct round {
 	int event_fd;
 	enum fault fault;
 	int over_view; /* the disks are overlays over a view; otherwise they are raw */
+	struct sr_xts *xts; /* of encrypted disks; NULL: they are not encrypted */
 	int abandon_when_full;
 	uint64_t kept_bytes_max, snapshot_bytes_max;
 	_Atomic int stop, stop_requests, faults_on;

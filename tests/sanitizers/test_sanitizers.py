@@ -29,8 +29,9 @@ PROGRAMS = {
     "view_stress": ("view_stress.c", "common.c"),
     "fault_stress": ("fault_stress.c", "common.c"),
     "host_files_stress": ("host_files_stress.c", "common.c"),
+    "segment_stress": ("segment_stress.c", "common.c"),
 }
-SHORT = ("host_files_stress",)
+SHORT = ("host_files_stress", "segment_stress")
 """Programs that have met everything after a second."""
 SANITIZERS = {
     "thread": ["-fsanitize=thread"],

@@ -218,6 +218,10 @@ void make_victim(struct victim *victim, const char *folder, int number)
 	CHECK(victim->layer);
 	victim->disk = sr_disk_new(victim->layer, the_round.positions, the_round.event_fd);
 	CHECK(victim->disk);
+	if (the_round.xts) { /* the bytes of the layer, which may be any, are encrypted ones */
+		sr_disk_set_cipher(victim->disk, the_round.xts);
+		CHECK(sr_xts_decrypt(the_round.xts, victim->initial, DISK_BYTES, 0) == 0);
+	}
 	sr_disk_allow_growth(victim->disk, 512);
 }
 

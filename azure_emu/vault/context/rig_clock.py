@@ -22,7 +22,11 @@ RIG = "rig"
 
 def elapsed_ns(session: Session, clock: Clock) -> int:
     """Return the current time of the rig's clock in nanoseconds; changes nothing."""
-    row = session.get(RigClockRow, RigClockRow.ONLY)
+    return elapsed_at(session.get(RigClockRow, RigClockRow.ONLY), clock)
+
+
+def elapsed_at(row: RigClockRow | None, clock: Clock) -> int:
+    """Return the current time of the rig's clock by its stored row; 0 if there is none."""
     return 0 if row is None else row.elapsed_ns + _reading(row).elapsed_ns(clock.read())
 
 

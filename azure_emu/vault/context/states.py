@@ -57,6 +57,11 @@ class Operation(StrEnum):
     FAILBACK = "failback"
     REPROTECT = "reprotect"
     RESYNC = "resync"
+    CHANGE_POLICY = "change_policy"
+    UPDATE = "update_vm_properties"
+    REMOVE_DISKS = "remove_disks"
+    PAUSE = "pause_replication"
+    RESUME = "resume_replication"
 
     @property
     def command(self) -> str:
@@ -73,6 +78,11 @@ _COMMANDS = {
     Operation.UNPLANNED: "failover unplanned",
     Operation.PLANNED: "failover planned",
     Operation.COMMIT: "commit",
+    Operation.CHANGE_POLICY: "policy set",
+    Operation.UPDATE: "vm update",
+    Operation.REMOVE_DISKS: "disk unprotect",
+    Operation.PAUSE: "pause",
+    Operation.RESUME: "resume",
 }
 
 PRIMARY = "Primary"
@@ -87,14 +97,16 @@ TEST_CLEANUP = "CleanupInitiated"  # passing
 TEST_CLEANUP_COMPLETING = "CleanupCompleting"  # passing
 
 _O = Operation
-_BEFORE_FAILOVER = {_O.TEST, _O.UNPLANNED, _O.PLANNED, _O.RESYNC, _O.DISABLE}
+_BEFORE_FAILOVER = {_O.TEST, _O.UNPLANNED, _O.PLANNED, _O.RESYNC, _O.CHANGE_POLICY, _O.UPDATE, _O.DISABLE}
+_NEED_CYCLES = {_O.CREATE_POINT, _O.REMOVE_DISKS, _O.PAUSE}
+_NOT_WHILE_PAUSED = {*_NEED_CYCLES, _O.PLANNED, _O.RESYNC}
 _ALLOWED: dict[tuple[ProtectionState, str], set[Operation]] = {
     (ProtectionState.ENABLING_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},
     (ProtectionState.INITIAL_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},
-    (ProtectionState.PROTECTED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
+    (ProtectionState.PROTECTED, PRIMARY): {*_BEFORE_FAILOVER, *_NEED_CYCLES},
     # A failed failover can be repeated; a resync leads back to Protected.
-    (ProtectionState.UNPLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
-    (ProtectionState.PLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
+    (ProtectionState.UNPLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, *_NEED_CYCLES},
+    (ProtectionState.PLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, *_NEED_CYCLES},
     # Until the commit another unplanned failover can change the recovery point.
     (ProtectionState.UNPLANNED_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
     (ProtectionState.CHANGE_POINT_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
@@ -127,7 +139,9 @@ def allowed(item: ItemRow) -> list[Operation]:
         # The test VM depends on the managed disks, so it is removed first.  The next test cleans up a failed one.
         operations -= {_O.DISABLE} if item.test_failover_state == TEST_FAILED else {_O.DISABLE, _O.TEST}
     if item.suspended:
-        operations -= {_O.CREATE_POINT}  # a failover that was killed just before its end
+        operations -= _NEED_CYCLES  # a failover that was killed just before its end
+    if item.paused_ns is not None and _O.PAUSE in operations:
+        operations = operations - _NOT_WHILE_PAUSED | {_O.RESUME}
     operations |= _from_test_state(item.test_failover_state)
     return [operation for operation in Operation if operation in operations]
 
@@ -140,6 +154,7 @@ def require(item: ItemRow, operation: Operation) -> None:
     raise RigError(
         Code.InvalidState,
         f"{operation.command} of VM {item.vm!r} is not possible: protectionState is {item.protection_state}, activeLocation "
-        f"{item.active_location}, testFailoverState {item.test_failover_state}; allowed now: "
+        f"{item.active_location}, testFailoverState {item.test_failover_state}"
+        f"{'' if item.paused_ns is None else ', replication is paused'}; allowed now: "
         f"{', '.join(each.command for each in now) or 'nothing'}",
     )

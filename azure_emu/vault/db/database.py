@@ -4,6 +4,9 @@ Every transaction runs in a worker thread, because a commit waits for the disk (
 milliseconds), and one at a time: the limiter has one token.  So a function that is given to :meth:`VaultDatabase.transact`
 has the whole database for itself; a check and the change that depends on it belong into *one* such function.  Between two
 calls any row can change.  Cancelling a task does not abandon a transaction that has begun.
+
+A question that is asked again and again is not: :meth:`VaultDatabase.known` returns the former answer, without a thread and
+without a statement, while no transaction has changed its tables (known_answers.py).  All transactions use one connection.
 """
 
 from __future__ import annotations
@@ -12,9 +15,9 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import structlog
 import trio
@@ -24,7 +27,8 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.moments import VaultMoment
 from siterig.azure_emu.vault.db import migrations
-from siterig.azure_emu.vault.db.moments import MomentLog, WrittenMoments
+from siterig.azure_emu.vault.db.known_answers import KnownAnswers
+from siterig.azure_emu.vault.db.moments import MomentLog, MomentSession
 from siterig.azure_emu.vault.db.schema import FORMAT_VERSION, Base, FormatRow, ItemRow
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.durable_io import sync_folder
@@ -36,18 +40,25 @@ _log = structlog.get_logger()
 class VaultDatabase:
     """One database.  ``url`` is SQLAlchemy's, e.g. ``sqlite:////path/vault.db`` or ``postgresql+psycopg://...``.
 
+    It may be an engine, too, for a process with many vaults, whose engines share their compiled statements.
+
     A database of an older version is migrated (migrations/), after a copy of it was written to ``vault.db.version-N``.
     Errors: ``StateVersion`` (the version is newer, or too old), ``StateUnreadable`` (this is no database, or it cannot be
     opened or migrated), ``DiskFull`` (recoverable: no room to migrate).  After an error the database is as it was.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | Engine) -> None:
         self.full: RigError | None = None
         """The error of the newest transaction with changes, if it failed because the host's disk is full; else None."""
         self.moments = MomentLog()
         """The events, jobs and tasks that committed transactions wrote."""
+        self.observers: list[Callable[[list[VaultMoment]], None]] = []
+        """Called on the trio thread after each transaction that wrote, with its moments."""
         self._limiter = trio.CapacityLimiter(1)
-        self.engine = create_engine(url)
+        self._connection: Connection | None = None
+        """The connection of all transactions; a new one after an error of the database."""
+        self.engine = create_engine(url) if isinstance(url, str) else url
+        self._answers = KnownAnswers(self.engine, Base.metadata)
         if self.engine.dialect.name == "sqlite":
             _configure_sqlite(self.engine)
         try:
@@ -108,7 +119,13 @@ class VaultDatabase:
 
     def close(self) -> None:
         """Close all connections."""
+        self._disconnect()
         self.engine.dispose()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     async def transact(self, work: Callable[[Session], T]) -> T:
         """Run ``work`` in one transaction: committed when it returns, rolled back when it raises.
@@ -117,26 +134,62 @@ class VaultDatabase:
             RigError: ``DiskFull`` (recoverable) if there is no room for the changes; nothing was changed.
         """
 
-        def run() -> tuple[T, list[VaultMoment]]:
+        return await self._run(work, None)
+
+    async def known(self, key: Hashable, question: Callable[[Session], T]) -> T:
+        """Return the answer to a question about rows, which is read again only after a change of one of its tables.
+
+        Args:
+            key: names the question with its arguments.
+            question: reads rows, in a transaction; its answer must depend on nothing else, and must not be changed.
+        """
+        known = self._answers.get(key)
+        if known is None:
+            return await self._run(question, key)
+        await trio.lowlevel.checkpoint()
+        return cast(T, known.value)
+
+    async def _run(self, work: Callable[[Session], T], key: Hashable | None) -> T:
+        def run() -> tuple[T, list[VaultMoment], bool]:
+            self._answers.begin()
             try:
-                with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                    written = WrittenMoments(session)
-                    before = _changes(session)
-                    result = work(session)
-                    wrote = _changes(session) != before
-                    moments = written.all()
-            except OperationalError as error:
-                if not _is_full(error.orig):
+                result, moments, wrote = self._committed(work)
+            except (OperationalError, self.engine.dialect.loaded_dbapi.Error) as error:
+                reason = error.orig if isinstance(error, DBAPIError) else error
+                if not _is_full(reason):
                     raise
                 self.full = self._disk_full()
                 raise self.full from error
+            finally:
+                self._answers.end()
             if wrote:
                 self.full = None
-            return result, moments
+            if key is not None:
+                self._answers.keep(key, result)
+            return result, moments, wrote or bool(moments)
 
-        result, moments = await trio.to_thread.run_sync(run, limiter=self._limiter)
+        result, moments, wrote = await trio.to_thread.run_sync(run, limiter=self._limiter)
         self.moments.note(moments)
+        if wrote:
+            for observe in self.observers:
+                observe(moments)
         return result
+
+    def _committed(self, work: Callable[[Session], T]) -> tuple[T, list[VaultMoment], bool]:
+        """Run ``work`` and commit; return its result, the moments, and whether it has changed rows."""
+        connection = self._connection = self._connection or self.engine.connect()
+        try:
+            with MomentSession(connection) as session, session.begin():
+                raw = connection.connection.dbapi_connection
+                before = getattr(raw, "total_changes", 0)  # a database without such a counter is never found full
+                result = work(session)
+                session.flush()
+                return result, session.moments(), getattr(raw, "total_changes", 0) != before
+        except (DBAPIError, self.engine.dialect.loaded_dbapi.Error):
+            with contextlib.suppress(Exception):
+                connection.invalidate()
+            self._disconnect()
+            raise
 
 
 def _is_full(error: BaseException | None) -> bool:
@@ -180,12 +233,6 @@ def _copy_database(database: Path, version: int) -> None:
     sync_folder(copy.parent)
 
 
-def _changes(session: Session) -> int:
-    """Return the number of rows that the connection has changed so far; 0 for a database without such a counter."""
-    session.flush()
-    return int(getattr(session.connection().connection.dbapi_connection, "total_changes", 0))
-
-
 def _configure_sqlite(engine: Engine) -> None:
     """Make commits durable, check foreign keys, and begin transactions explicitly (DDL included)."""
 
@@ -198,7 +245,7 @@ def _configure_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
         # IMMEDIATE: a second process on the same file waits at the start instead of failing at its first write.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.connection.dbapi_connection.execute("BEGIN IMMEDIATE").close()
 
 
 def find_item(session: Session, vm: str) -> ItemRow:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
+from functools import cache
 from typing import Any
 
 import trio
-from sqlalchemy import event, inspect
+from sqlalchemy import Connection, Select, bindparam, event, inspect, select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.moments import MomentFeed, VaultMoment, VaultMoments
@@ -55,35 +56,52 @@ class MomentLog(MomentFeed):
         return VaultMoments(epoch=self._epoch, last=self._last, moments=found)
 
 
-class WrittenMoments:
-    """The moments of one session, in the order in which its rows are written."""
+class MomentSession(Session):
+    """A session that notes the moments of the rows that it writes, in their order."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._found: list[tuple[str, str | int]] = []
-        event.listen(session, "after_flush", self._flushed)
+    def __init__(self, bind: Connection) -> None:
+        super().__init__(bind, expire_on_commit=False)
+        self.found: list[tuple[str, str | int]] = []
 
-    def _flushed(self, session: Session, _context: Any) -> None:
-        for row in (*session.new, *session.dirty):
-            if isinstance(row, EventRow):
-                self._found.append((row.code, row.affected_object))
-            elif isinstance(row, JobRow) and row in session.new:
-                self._found.append((f"{row.scenario}Started", row.vm))
-            elif isinstance(row, ItemRow) and inspect(row).attrs.protection_state.history.has_changes():
-                self._found.append((row.protection_state, row.vm))
-                if row.protection_state in ALIASES:
-                    self._found.append((ALIASES[row.protection_state], row.vm))
-            elif isinstance(row, TaskRow) and inspect(row).attrs.state.history.has_changes() and row.state != "NotStarted":
-                state = "Started" if row.state == _STARTED else row.state
-                self._found.append((f"{row.name}{state}", row.job_id))
+    def get(self, entity: Any, ident: Any, **options: Any) -> Any:
+        """Return a row by its key, as every session does; a key of one column takes a statement that was made once."""
+        if options or not isinstance(ident, str | int):
+            return super().get(entity, ident, **options)
+        known = self.identity_map.get((entity, (ident,), None))
+        if known is not None:
+            return super().get(entity, ident) if inspect(known).expired else known
+        return self.scalars(_by_key(entity), {"key": ident}).one_or_none()
 
-    def all(self) -> list[VaultMoment]:
+    def moments(self) -> list[VaultMoment]:
         """Return the moments; call it in the transaction, after its last flush."""
         return [
             VaultMoment(name=name, vm=subject if isinstance(subject, str) else self._vm(subject))
-            for name, subject in self._found
+            for name, subject in self.found
         ]
 
     def _vm(self, job_id: int) -> str:
-        job = self._session.get(JobRow, job_id)
+        job = self.get(JobRow, job_id)
         return "" if job is None else job.vm
+
+
+@cache
+def _by_key(entity: Any) -> Select[Any]:
+    (column,) = inspect(entity).primary_key
+    return select(entity).where(column == bindparam("key"))
+
+
+@event.listens_for(MomentSession, "after_flush")  # for the class: to listen to each session costs more than a statement
+def _flushed(session: MomentSession, _context: Any) -> None:
+    found = session.found
+    for row in (*session.new, *session.dirty):
+        if isinstance(row, EventRow):
+            found.append((row.code, row.affected_object))
+        elif isinstance(row, JobRow) and row in session.new:
+            found.append((f"{row.scenario}Started", row.vm))
+        elif isinstance(row, ItemRow) and inspect(row).attrs.protection_state.history.has_changes():
+            found.append((row.protection_state, row.vm))
+            if row.protection_state in ALIASES:
+                found.append((ALIASES[row.protection_state], row.vm))
+        elif isinstance(row, TaskRow) and inspect(row).attrs.state.history.has_changes() and row.state != "NotStarted":
+            state = "Started" if row.state == _STARTED else row.state
+            found.append((f"{row.name}{state}", row.job_id))

@@ -12,10 +12,22 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 13
 """Raised whenever a table changes in a release.  A database of an older version is migrated (migrations/)."""
 
 
@@ -59,6 +71,10 @@ class ItemRow(Base):
     suspended: Mapped[bool] = mapped_column(Boolean)
     # suspended: true from a failover until reprotect or resync; the agent must not replicate while it is true.  Set
     # *before* the call to the site: a lost site asks when it comes back (may_replicate).
+    recovery_vm_name: Mapped[str | None] = mapped_column(String)  # of the VM that a failover makes; None: as the source VM
+    test_vm_name: Mapped[str | None] = mapped_column(String)  # of the VM of a test failover; None: the former, and -test
+    paused_ns: Mapped[int | None] = mapped_column(BigInteger)  # when a user paused replication; None: it is not paused
+    fenced_ns: Mapped[int | None] = mapped_column(BigInteger)  # when a user fenced its disks at the site; None: they are not
     resync_reason: Mapped[str | None] = mapped_column(String)  # why a resync is needed; None: it is not
     resync_marks: Mapped[int] = mapped_column(Integer)
     # resync_marks: how often resync_reason was set.  A resync clears the reason only if this did not grow meanwhile.
@@ -74,7 +90,19 @@ class ItemRow(Base):
     # protected_since_elapsed_ns: the rig's clock when delta cycles were last (re)started; None before.  Missed cycles count
     # from here.
 
-    disks: Mapped[list[DiskRow]] = relationship(cascade="all, delete-orphan", order_by="DiskRow.name")
+    excluded_disks: Mapped[list[str]] = mapped_column(JSON, default=list)  # names of the disks that are not replicated
+
+    disks: Mapped[list[DiskRow]] = relationship(
+        cascade="all, delete-orphan",
+        order_by="DiskRow.name",
+        primaryjoin="and_(ItemRow.vm == DiskRow.vm, DiskRow.last_position.is_(None))",
+    )
+    removed_disks: Mapped[list[DiskRow]] = relationship(
+        viewonly=True,
+        order_by="DiskRow.name",
+        primaryjoin="and_(ItemRow.vm == DiskRow.vm, DiskRow.last_position.is_not(None))",
+    )
+    # removed_disks: those that are not replicated any more; older points still have them
     points: Mapped[list[PointRow]] = relationship(cascade="all, delete-orphan", order_by="PointRow.position.desc()")
     cycles: Mapped[list[CycleRow]] = relationship(cascade="all, delete-orphan")
     health_errors: Mapped[list[HealthErrorRow]] = relationship(cascade="all, delete-orphan", order_by="HealthErrorRow.id")
@@ -96,6 +124,9 @@ class DiskRow(Base):
     complete_position: Mapped[int] = mapped_column(BigInteger)  # all records up to it are applied; 0: none
     complete_time_ns: Mapped[int] = mapped_column(BigInteger)  # time of that record by the site's clock; 0: none
     sector_bytes: Mapped[int] = mapped_column(Integer, default=512)  # 512 or 4096: the sector size that the disk declares
+    last_position: Mapped[int | None] = mapped_column(BigInteger)
+    # last_position: the disk was removed from replication: states up to this position have it, later ones lack it.  None: it
+    # is replicated
 
 
 class DamageRow(Base):
@@ -129,6 +160,9 @@ class PointRow(Base):
     # downgraded_because: why it is crash-consistent though more was asked for; None: it is as asked, or the agent was
     # killed before it could report it.  The tag does not have it.
     available: Mapped[bool] = mapped_column(Boolean)  # the tag was applied in every disk of the item; never goes back
+    pinned: Mapped[bool] = mapped_column(Boolean, default=False)  # a user pinned it: retention keeps it
+    lacking_disks: Mapped[list[str] | None] = mapped_column(JSON)
+    # lacking_disks: names of the disks of the VM that it lacks, since it is available; None: it lacks none
 
     seen: Mapped[list[TagSeenRow]] = relationship(cascade="all, delete-orphan")
 
@@ -136,6 +170,7 @@ class PointRow(Base):
     __table_args__ = (
         Index("point_newest", "vm", "available", "position"),
         Index("point_kind", "vm", "available", "kind", "position"),
+        Index("point_pinned", "vm", "pinned"),
     )
 
 
@@ -174,6 +209,18 @@ class HealthErrorRow(Base):
     recoverable: Mapped[bool] = mapped_column(Boolean)  # false: the item is Critical
     attempt: Mapped[int] = mapped_column(Integer)  # 1: the first failure in a row
     next_try_ns: Mapped[int | None] = mapped_column(BigInteger)  # None: not tried again by itself
+
+
+class AcknowledgedRow(Base):
+    """A reason for bad health that a user acknowledged; the row is deleted when the reason ends."""
+
+    __tablename__ = "acknowledged"
+
+    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), primary_key=True)  # the item's vm
+    error_id: Mapped[str] = mapped_column(String, primary_key=True)  # api.HealthError.errorId
+    code: Mapped[str] = mapped_column(String, primary_key=True)  # its errorCode
+    recoverable: Mapped[bool] = mapped_column(Boolean, primary_key=True)  # false: the reason was critical
+    at_ns: Mapped[int] = mapped_column(BigInteger)  # when it was acknowledged
 
 
 class JobRow(Base):
@@ -266,6 +313,7 @@ class AzureVmRow(Base):
     owner: Mapped[str] = mapped_column(String, index=True)  # the item's vm
     kind: Mapped[str] = mapped_column(String)  # TestFailover | Recovered | Copy (the state that list_vms shows)
     point_id: Mapped[str | None] = mapped_column(String)  # the recovery point that its disks lie over; None: no named one
+    position: Mapped[int | None] = mapped_column(BigInteger)  # of that state; None: an older siterig made the VM
     process_id: Mapped[int | None] = mapped_column(BigInteger)  # of a Copy: it goes with this process of the host; else None
     process_started: Mapped[int | None] = mapped_column(BigInteger)  # clock ticks from the boot to that process's start
 
@@ -286,3 +334,21 @@ class MountRow(Base):
     asked_time: Mapped[str | None] = mapped_column(String)  # the time that was asked for, as given; None: no time was
     process_id: Mapped[int | None] = mapped_column(BigInteger)  # it goes with this process of the host; None: it stays
     process_started: Mapped[int | None] = mapped_column(BigInteger)  # clock ticks from the boot to that process's start
+
+
+class DataKeyRow(Base):
+    """A key that encrypts data of one disk; encrypted itself by a version of the vault's key (keys/key_file.py).
+
+    The row is written before the key is given out.  It is deleted after the data that it encrypts.
+    """
+
+    __tablename__ = "data_key"
+
+    key_id: Mapped[str] = mapped_column(String, primary_key=True)  # UUID; stands in the header of what the key encrypts
+    use: Mapped[str] = mapped_column(String)  # "part": the parts of a disk's generation; "disk": its managed disk
+    disk_id: Mapped[str] = mapped_column(String, index=True)  # UUID; of a download, that of the disk that is downloaded
+    generation: Mapped[int] = mapped_column(BigInteger)  # of the disk's log; 1 for a download, 0 for a managed disk
+    wrapped: Mapped[bytes] = mapped_column(LargeBinary)  # nonce, ciphertext and tag (AES-256-GCM)
+    wrapped_by: Mapped[int] = mapped_column(Integer)  # the version of the vault's key that wrapped it
+
+    __table_args__ = (UniqueConstraint("use", "disk_id", "generation", name="data_key_use"),)

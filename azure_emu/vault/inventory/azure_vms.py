@@ -6,12 +6,12 @@ after a kill.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from siterig.azure_emu.vault.context import disk_sets
 from siterig.azure_emu.vault.context.vault_context import VaultContext
+from siterig.azure_emu.vault.context.vm_names import AzureVmKind, test_vm_name
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, KnownDiskRow
 from siterig.azure_emu.vault.inventory.inventory import cache_vm
@@ -22,13 +22,6 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sizes import known_size
 from siterig.blockfs.host.host_folder import NAME_CHARS_MAX, RECOVERY_FOLDER, check_name
-
-AzureVmKind = Literal["TestFailover", "Recovered", "Copy"]
-
-
-def test_vm_name(vm: str) -> str:
-    """Return the name of the VM that a test failover of ``vm`` makes."""
-    return f"{vm}-test"
 
 
 def check_vm_name(vm: str) -> None:
@@ -60,12 +53,13 @@ async def claim(
     name: str,
     kind: AzureVmKind,
     *,
+    position: int,
     point_id: str | None = None,
     process: HostProcess | None = None,
 ) -> list[DiskInfo]:
     """Reserve the name for a VM of ``owner``, and mark the point as in use.
 
-    ``process``: the holder of a copy (leases.py).
+    ``position``: that of the state.  ``process``: the holder of a copy (leases.py).
 
     Returns:
         The disks of a former VM of that name.
@@ -80,7 +74,7 @@ async def claim(
         if row is None:
             row = AzureVmRow(name=name, owner=owner, kind=kind)
             session.add(row)
-        row.point_id = point_id
+        row.point_id, row.position = point_id, position
         if process is not None:
             row.process_id, row.process_started = process.pid, process.started
 
@@ -106,19 +100,19 @@ def require_ours(session: Session, owner: str, name: str, kind: AzureVmKind, *, 
 
 async def open_at(context: VaultContext, owner: str, name: str, kind: AzureVmKind, point: RecoveryPoint) -> None:
     """Make VM ``name`` from all disks of ``owner`` at one position, in place of a former one of that name."""
-    former = await claim(context, owner, name, kind, point_id=point.id)
+    former = await claim(context, owner, name, kind, position=point.position, point_id=point.id)
     await _open_disks(context, owner, name, point.position, former)
 
 
 async def open_copy(context: VaultContext, owner: str, name: str, position: int, process: HostProcess) -> Vm:
     """Make VM ``name`` from all disks of ``owner`` at a position, in place of a former one, until the process ends."""
-    former = await claim(context, owner, name, "Copy", process=process)
+    former = await claim(context, owner, name, "Copy", position=position, process=process)
     await _open_disks(context, owner, name, position, former)
     return await verify(context, owner, name, "Copy")
 
 
 async def _open_disks(context: VaultContext, owner: str, name: str, position: int, former: list[DiskInfo]) -> None:
-    disks = await context.database.transact(lambda session: disk_rows(session, owner))
+    disks = await context.database.transact(lambda session: disk_rows(session, owner, position))
     if former:
         await context.azure.remove_vm(vm=name)
         await context.database.transact(lambda session: health.forget_vm_disks(session, owner, name))
@@ -135,14 +129,21 @@ async def _open_disks(context: VaultContext, owner: str, name: str, position: in
 
 async def verify(context: VaultContext, owner: str, name: str, state: AzureVmKind) -> Vm:
     """Return the VM with all its disks (``VmIncomplete`` names the missing disks)."""
-    expected = {disk.name for disk in await context.database.transact(lambda session: disk_rows(session, owner))}
+
+    def look(session: Session) -> tuple[set[str], tuple[str, ...]]:
+        row, item = session.get(AzureVmRow, name), find_item(session, owner)
+        position = None if row is None else row.position
+        disks = item.disks if position is None else disk_sets.of_state(item, position)
+        return {disk.name for disk in disks}, disk_sets.lacking(item, position)
+
+    expected, excluded = await context.database.transact(look)
     there = await disks_of(context, name)
     lacking = sorted(expected - {disk.name for disk in there})
     if lacking:
         raise RigError(
             Code.VmIncomplete, f"VM {name!r} on the recovery side lacks disks {', '.join(lacking)}; fail over again"
         )
-    vm = Vm(name=name, side="azure", state=state, disks=[to_vm_disk(disk) for disk in there])
+    vm = Vm(name=name, side="azure", state=state, disks=[to_vm_disk(disk) for disk in there], lacking_disks=excluded)
     await context.database.transact(lambda session: cache_vm(session, vm))
     return vm
 
@@ -202,6 +203,6 @@ def to_vm_disk(disk: DiskInfo) -> VmDisk:
     return VmDisk(name=disk.name, size_bytes=disk.size_bytes, path=disk.path, sector_bytes=disk.sector_bytes)
 
 
-def disk_rows(session: Session, owner: str) -> list[DiskRow]:
-    """Return the disks of a protected VM, by name."""
-    return list(session.scalars(select(DiskRow).where(DiskRow.vm == owner).order_by(DiskRow.name)))
+def disk_rows(session: Session, owner: str, position: int) -> list[DiskRow]:
+    """Return the disks that the state of a protected VM at a position has, by name."""
+    return disk_sets.of_state(find_item(session, owner), position)

@@ -26,16 +26,16 @@ def _is_os(disk: DiskInfo | VmDisk, disks: Sequence[DiskInfo | VmDisk]) -> bool:
     return disk.name == OS_DISK or len(disks) == 1
 
 
-def check(vm: str, disks: Sequence[DiskInfo]) -> None:
-    """Check the sizes of a VM's disks (``DiskSizeUnsupported`` names the disk, its size and the limit)."""
+def too_large(vm: str, disks: Sequence[DiskInfo]) -> list[RigError]:
+    """Return an error for each disk that is too large; ``DiskSizeUnsupported`` names the disk, its size and the limit."""
+    found = []
     for disk in disks:
         gib_max = OS_GIB_MAX if _is_os(disk, disks) else GIB_MAX
         if disk.size_bytes > gib_max * GIB:
             what = "the operating system's disk" if gib_max == OS_GIB_MAX else "a managed disk"
-            raise RigError(
-                Code.DiskSizeUnsupported,
-                f"disk {disk.name!r} of VM {vm!r} has {disk.size_bytes / GIB:,.6g} GiB; {what} may have {gib_max:,} GiB",
-            )
+            text = f"disk {disk.name!r} of VM {vm!r} has {disk.size_bytes / GIB:,.6g} GiB; {what} may have {gib_max:,} GiB"
+            found.append(RigError(Code.DiskSizeUnsupported, text))
+    return found
 
 
 def remarks(vm: str, disks: Sequence[DiskInfo | VmDisk]) -> list[str]:
@@ -53,14 +53,3 @@ def remarks(vm: str, disks: Sequence[DiskInfo | VmDisk]) -> list[str]:
                 f"system's disk of more than {OS_GIB_MAX_GENERATION_1:,} GiB of generation 2 VMs only"
             )
     return found
-
-
-def check_chains(disks: Sequence[DiskInfo]) -> None:
-    """Check that the parent of each thin disk exists and is unchanged.
-
-    Raises:
-        RigError: ``BrokenVhdChain``.
-    """
-    for disk in disks:
-        if disk.broken_chain is not None:
-            raise RigError(Code.BrokenVhdChain, f"disk {disk.vm}/{disk.name}: {disk.broken_chain}")

@@ -13,19 +13,21 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import structlog
 import trio
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import bindparam, select
+from sqlalchemy.orm import Session, joinedload
 
 from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow, JobErrorRow, JobRow, TaskRow
-from siterig.azure_emu.vault.model.api import Job, JobError, JobState, RecoveryPoint, Task, Vm
-from siterig.blockfs.core.clock import rfc3339_or_none
+from siterig.azure_emu.vault.jobs.job_errors import each_of
+from siterig.azure_emu.vault.jobs.job_wire import COPIED, rpo_s
+from siterig.azure_emu.vault.model.api import JobState, RecoveryPoint, Vm
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 
@@ -36,6 +38,8 @@ ROOM_RETRY_S = 1.0
 """The time after which a job that waits for room on the host's disk tries again."""
 BEFORE, CHANGING = "before", "changing"
 """Keys of a job's variables: the states of the item before the operation; whether the job has begun to change things."""
+STOP_ANSWER_S = 10.0
+"""The time that another role has to stop its work for a job that a user cancels."""
 PROGRESS_ANSWER_S = 2.0
 """The time that the site has to report its progress to a display."""
 NOTICED_S = 5.0
@@ -74,6 +78,10 @@ class JobContext:
     variables: dict[str, Any]
     begin_changes: Callable[[], Awaitable[None]]
     """Records durably that the checks of the body are done; a failure after it leads to the scenario's failed state."""
+    save_variables: Callable[[], Awaitable[None]]
+    """Makes the variables durable before the end of the task."""
+    task: int = 0
+    """The ordinal of the task that runs."""
     result_vm: Vm | None = None
     result_point: RecoveryPoint | None = None
 
@@ -89,6 +97,8 @@ class TaskKind:
     ``waits_for_roles`` False: the engine waits only for a role that the supervisor is restarting; the loss of any other role
     is a result of the task.  ``checks``: the body changes nothing of the VM, or nothing before it calls
     :attr:`JobContext.begin_changes`.  A job that fails before that leaves the item in the states that it had.
+    ``cancellable`` False: a user cannot cancel the job during this task, because it must be completed; otherwise a cancelled
+    job leaves the item in the state of a failed one.
     """
 
     name: str
@@ -96,6 +106,7 @@ class TaskKind:
     body: Callable[[JobContext], Awaitable[TaskOutcome | None]]
     waits_for_roles: bool = True
     checks: bool = False
+    cancellable: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,8 @@ class Scenario:
     begun to change things.  ``succeeded`` can return the key of a scenario that then starts for the same VM.
     ``without_item`` replaces ``succeeded`` in a job of a VM that need not be protected.  ``resumed``: after a kill the job
     continues with the first task that has not ended; otherwise it fails and names that task.  ``progress`` returns the
-    progress of the job; a scenario that copies nothing has none.
+    progress of the job; a scenario that copies nothing has none.  ``stop`` stops work that the job has begun in another
+    role, when a user cancels it.
     """
 
     key: str
@@ -118,11 +130,16 @@ class Scenario:
     failed: Callable[[Session, ItemRow, JobRow], None] = lambda _session, _item, _job: None
     without_item: Callable[[Session, JobRow], None] | None = None
     progress: Callable[[VaultContext, str, dict[str, Any]], Awaitable[VmProgress]] | None = None
+    stop: Callable[[VaultContext, str], Awaitable[None]] | None = None
+
+
+_JOB = select(JobRow).where(JobRow.name == bindparam("name")).options(joinedload(JobRow.tasks))
+_OPEN_JOB = select(JobRow).where(JobRow.vm == bindparam("vm"), JobRow.end_ns.is_(None))
 
 
 def open_job(session: Session, vm: str) -> JobRow | None:
     """Return the job of this VM that has not ended; None if there is none."""
-    return session.scalars(select(JobRow).where(JobRow.vm == vm, JobRow.end_ns.is_(None))).one_or_none()
+    return session.scalars(_OPEN_JOB, {"vm": vm}).one_or_none()
 
 
 def require_no_job(session: Session, vm: str) -> None:
@@ -181,7 +198,11 @@ class _Running:
     """True while a task's body runs; False while the engine waits before the next attempt."""
     waits_for: RigError | None = None
     cancelled_by: str = ""
-    """The operation that cancelled the job, as the command line names it."""
+    """The operation or person that cancelled the job, as messages name it."""
+    scenario: Scenario | None = None
+    task: TaskKind | None = None
+    """The task that runs or is about to run; None before the first one."""
+    by_user: bool = False
 
 
 class JobEngine:
@@ -240,9 +261,50 @@ class JobEngine:
         """Stop a job for an operation on its VM, and return when the job has ended: as Cancelled, or by itself."""
         running = self._running.get(name)
         if running is not None:
-            running.cancelled_by = operation
+            running.cancelled_by = f"{operation} of the VM"
             running.scope.cancel()
             await running.ended.wait()
+
+    def is_cancellable(self, name: str) -> bool:
+        """Return False if the job is in a task that a user cannot cancel."""
+        running = self._running.get(name)
+        return running is None or running.task is None or running.task.cancellable
+
+    def check_cancellable(self, name: str) -> None:
+        """Raise ``InvalidState`` if the job is in a task that a user cannot cancel; a job that has ended passes."""
+        running = self._running.get(name)
+        if running is None or running.task is None or running.task.cancellable or running.scenario is None:
+            return
+        others = ", ".join(kind.name for kind in running.scenario.tasks if kind.cancellable)
+        raise RigError(
+            Code.InvalidState,
+            f"job {name} ({running.scenario.friendly_name}) cannot be cancelled in task {running.task.name}, which must be "
+            f"completed; it can be cancelled in: {others}",
+        )
+
+    async def cancel_for_user(self, name: str) -> None:
+        """Stop a job and the work that it has begun in other roles; return when it has ended.
+
+        Raises:
+            RigError: ``InvalidState`` if its task must be completed.
+        """
+        self.check_cancellable(name)
+        running = self._running.get(name)
+        if running is not None:
+            running.cancelled_by, running.by_user = "a user", True
+            running.scope.cancel()
+            await running.ended.wait()
+
+    async def _stop_elsewhere(self, running: _Running) -> None:
+        """Stop the work of a cancelled job in another role; one that is away is asked by the next job of the VM."""
+        stop = None if running.scenario is None else running.scenario.stop
+        if not running.by_user or stop is None or self._context.roles.role_error("agent") is not None:
+            return
+        try:
+            with self._context.clock.real.move_on_after(STOP_ANSWER_S):
+                await stop(self._context, running.vm)
+        except RigError as error:
+            _log.warning("cancelled_work_not_stopped", vm=running.vm, code=error.code, reason=error.message)
 
     def _recover_interrupted_jobs(self, session: Session) -> list[str]:
         """Return the names of the open jobs that are to be resumed, and let the other open jobs fail."""
@@ -263,7 +325,8 @@ class JobEngine:
             with running.scope:
                 follow_on = await self._run_tasks(name)
             if running.scope.cancelled_caught:
-                error = RigError(Code.Cancelled, f"the job was cancelled by {running.cancelled_by} of the VM")
+                await self._stop_elsewhere(running)
+                error = RigError(Code.Cancelled, f"the job was cancelled by {running.cancelled_by}")
                 await self._transact(name, lambda session, job: self._abort(session, job, "Cancelled", error))
         finally:
             del self._running[name]
@@ -274,6 +337,8 @@ class JobEngine:
     async def _run_tasks(self, name: str) -> str | None:
         """Run the remaining tasks of a job; return the name of the follow-on job, if any."""
         scenario, vm, variables, first = await self._transact(name, self._load)
+        running = self._running[name]
+        running.scenario, running.vm = scenario, vm
 
         def change_now(job: JobRow) -> None:
             variables[CHANGING] = True
@@ -282,16 +347,21 @@ class JobEngine:
         async def begin_changes() -> None:
             await self._transact(name, lambda _session, job: change_now(job))
 
+        async def save_variables() -> None:
+            await self._transact(name, lambda _session, job: setattr(job, "variables", dict(variables)))
+
         def begin(job: JobRow, ordinal: int) -> None:
             self._begin_task(job, ordinal)
             if not scenario.tasks[ordinal].checks:
                 change_now(job)
 
-        context = JobContext(self._context, vm, variables, begin_changes)
+        context = JobContext(self._context, vm, variables, begin_changes, save_variables)
         follow_on = None
+        running.task = scenario.tasks[first]
+        await self._transact(name, lambda _session, job: begin(job, first))
         for ordinal in range(first, len(scenario.tasks)):
             kind = scenario.tasks[ordinal]
-            await self._transact(name, lambda _session, job, n=ordinal: begin(job, n))  # type: ignore[misc]
+            context.task = ordinal
             try:
                 outcome = await self._run_body(name, kind, context)
             except RigError as error:
@@ -306,8 +376,12 @@ class JobEngine:
 
             def end(session: Session, job: JobRow, *, n: int, how: TaskOutcome | None, finish: bool) -> str | None:
                 self._end_task(job, n, how, context)
-                return self._complete(session, scenario, job) if finish else None
+                if finish:
+                    return self._complete(session, scenario, job)
+                begin(job, n + 1)
+                return None
 
+            running.task = kind if last else scenario.tasks[ordinal + 1]  # before it begins: it decides about a cancel
             follow_on = await self._transact(
                 name,
                 lambda session, job, n=ordinal, how=outcome, fin=last: end(session, job, n=n, how=how, finish=fin),  # type: ignore[misc]
@@ -326,7 +400,6 @@ class JobEngine:
             running.in_body = True
             return await kind.body(context)
 
-        running.vm = context.vm
         try:
             return await self._context.roles.retry_while_away(body, on_wait=on_wait, lost_is_final=not kind.waits_for_roles)
         finally:
@@ -356,7 +429,7 @@ class JobEngine:
 
         def transaction(session: Session) -> T:
             nonlocal vm
-            job = session.scalars(select(JobRow).where(JobRow.name == name)).one()
+            job = session.scalars(_JOB, {"name": name}).unique().one()
             vm = job.vm
             return change(session, job)
 
@@ -412,7 +485,7 @@ class JobEngine:
                 raise RuntimeError(f"job {job.name} lost its item {job.vm}")
             follow_on = scenario.succeeded(session, item, job)
         session.flush()
-        text = f"{job.friendly_name} of VM {job.vm!r}: {job.state_description}"
+        text = f"{job.friendly_name} of VM {job.vm!r}: {job.state_description}{_point_text(job)}"
         events.record(
             session, vm=job.vm, code=f"{job.scenario}Succeeded", kind="JobStatus", severity="OK", text=text, now_ns=now_ns
         )
@@ -429,7 +502,7 @@ class JobEngine:
             if task.state == "InProgress":
                 task.state, task.end_ns = state, now_ns
         job.state, job.end_ns = state, now_ns
-        job.errors.append(JobErrorRow(code=error.code, message=error.message))
+        job.errors += [JobErrorRow(code=each.code, message=each.message) for each in each_of(error)]
         item = session.get(ItemRow, job.vm)
         if item is not None and BEFORE in job.variables and CHANGING not in job.variables:
             for column, value in job.variables[BEFORE].items():
@@ -443,31 +516,17 @@ class JobEngine:
         )
 
 
-def to_wire(job: JobRow, waiting_for: str | None = None) -> Job:
-    """Return the job in the form of the API; ``waiting_for`` is the reason for which the task in progress waits."""
-    return Job(
-        name=job.name,
-        scenarioName=job.scenario,
-        friendlyName=job.friendly_name,
-        state=cast("JobState", job.state),
-        stateDescription=job.state_description,
-        targetObjectName=job.vm,
-        vm=job.vm,
-        startTime=rfc3339_or_none(job.start_ns),
-        endTime=rfc3339_or_none(job.end_ns),
-        tasks=[
-            Task(
-                name=task.name,
-                friendlyName=task.friendly_name,
-                state=cast("JobState", task.state),
-                stateDescription=task.state_description,
-                startTime=rfc3339_or_none(task.start_ns),
-                endTime=rfc3339_or_none(task.end_ns),
-                waiting_for=waiting_for if task.state == "InProgress" else None,
-            )
-            for task in job.tasks
-        ],
-        errors=[JobError(code=error.code, message=error.message) for error in job.errors],
-        result=None if job.result_vm is None else Vm.model_validate(job.result_vm),
-        recovery_point=None if job.result_point is None else RecoveryPoint.model_validate(job.result_point),
-    )
+def _point_text(job: JobRow) -> str:
+    """Return the point of a failover and its RPO, for the event of its end; empty for every other job."""
+    if job.result_point is None:
+        return ""
+    point = RecoveryPoint.model_validate(job.result_point)
+    return f"; point {point.id} ({point.type}) of {point.time}, position {point.position}, RPO {rpo_s(job, point):.1f} s"
+
+
+async def note_copied(job: JobContext) -> None:
+    """Note the figures of the copy that the site has just ended; without an answer of the site there are none."""
+    with suppress(RigError):
+        progress = await site_progress(job.context, job.vm, {})
+        if progress.last_copy is not None:
+            job.variables[COPIED] = progress.last_copy.model_dump()

@@ -9,6 +9,7 @@ import trio
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
+from siterig.azure_emu.vault.context import disk_sets
 from siterig.azure_emu.vault.context.states import (
     RECOVERY,
     TEST_CLEANUP_COMPLETING,
@@ -19,8 +20,9 @@ from siterig.azure_emu.vault.context.states import (
     ProtectionState,
 )
 from siterig.azure_emu.vault.context.vault_context import VaultContext
+from siterig.azure_emu.vault.context.vm_names import AzureVmKind
 from siterig.azure_emu.vault.db.schema import CycleRow, ItemRow, JobRow
-from siterig.azure_emu.vault.inventory import azure_vms, inventory
+from siterig.azure_emu.vault.inventory import azure_vms, inventory, target_names
 from siterig.azure_emu.vault.jobs import preflight
 from siterig.azure_emu.vault.jobs.engine import (
     SKIPPED,
@@ -39,6 +41,8 @@ from siterig.blockfs.core.errors import Code, RigError
 
 _log = structlog.get_logger()
 
+VM_NAME = "vm_name"
+"""The key of a job's variables for the name of the VM that it makes."""
 SITE_ANSWER_S = 30.0
 """The limit for each call to the site in an unplanned failover, because the site can hang."""
 
@@ -64,7 +68,7 @@ async def suspend_replication(job: JobContext) -> None:
     """Stop the cycles: first in the database, which the site asks when it comes back, then at the site if it answers."""
 
     def suspend(_session: Session, item: ItemRow) -> None:
-        item.suspended = True
+        item.suspended, item.paused_ns = True, None
 
     await job.change(suspend)
     await _from_site(job.context, lambda: job.context.site.suspend(vm=job.vm), "suspend replication")
@@ -89,18 +93,28 @@ async def _process_latest(job: JobContext, newest: RecoveryPoint) -> RecoveryPoi
     return await job.change(latest)
 
 
-async def check_test(job: JobContext) -> None:
+async def check_test(job: JobContext) -> TaskOutcome | None:
     """Check that the recovery point can be read and that a test VM can be made from it."""
     await _hold_point(job, await _resolve_choice(job))
-    await preflight.can_make(job.context, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
+    outcome = await _choose_name(job, "TestFailover")
     await preflight.can_read(job.context, job.vm, _held_point(job).position)
+    return outcome
 
 
-async def check_unplanned(job: JobContext) -> None:
+async def check_unplanned(job: JobContext) -> TaskOutcome | None:
     """Check that the recovery point can be read and that the VM can be made from it, in place of a former one."""
     await _hold_point(job, await _resolve_choice(job))
-    await preflight.can_make(job.context, job.vm, job.vm, "Recovered")
+    outcome = await _choose_name(job, "Recovered")
     await preflight.can_read(job.context, job.vm, _held_point(job).position)
+    return outcome
+
+
+async def _choose_name(job: JobContext, kind: AzureVmKind) -> TaskOutcome | None:
+    """Choose the name of the VM that the job makes, and check that it can be made."""
+    name, warning = await target_names.free_name(job.context, job.vm, kind)
+    await preflight.can_make(job.context, job.vm, name, kind)
+    job.variables[VM_NAME] = name
+    return None if warning is None else with_warning(warning)
 
 
 async def synchronize_latest(job: JobContext) -> TaskOutcome | None:
@@ -135,7 +149,7 @@ async def _damage_of(job: JobContext, point: RecoveryPoint) -> TaskOutcome | Non
 
 async def prepare_test(job: JobContext) -> TaskOutcome | None:
     """Open the disks of the test VM."""
-    name, point = azure_vms.test_vm_name(job.vm), _held_point(job)
+    name, point = job.variables[VM_NAME], _held_point(job)
     await azure_vms.open_at(job.context, job.vm, name, "TestFailover", point)
 
     def completing(_session: Session, item: ItemRow) -> None:
@@ -147,7 +161,7 @@ async def prepare_test(job: JobContext) -> TaskOutcome | None:
 
 async def boot_test(job: JobContext) -> None:
     """Check that the test VM has all its disks."""
-    job.result_vm = await azure_vms.verify(job.context, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
+    job.result_vm = await azure_vms.verify(job.context, job.vm, job.variables[VM_NAME], "TestFailover")
 
 
 async def check_cleanup(job: JobContext) -> None:
@@ -156,13 +170,13 @@ async def check_cleanup(job: JobContext) -> None:
     Raises:
         RigError: ``DiskInUse``.
     """
-    name = azure_vms.test_vm_name(job.vm)
+    name = await target_names.name_of(job.context, job.vm, "TestFailover")
     preflight.require_idle(await azure_vms.disks_of(job.context, name), f"VM {name!r} at the recovery side")
 
 
 async def end_test(job: JobContext) -> None:
     """Remove the test VM and its disks (``DiskInUse`` while they are in use)."""
-    await azure_vms.remove(job.context, job.vm, azure_vms.test_vm_name(job.vm))
+    await target_names.remove(job.context, job.vm, "TestFailover")
 
 
 async def cleanup_test(job: JobContext) -> None:
@@ -202,15 +216,15 @@ async def shutdown_source_if_possible(job: JobContext) -> TaskOutcome | None:
 
 async def fail_over(job: JobContext) -> TaskOutcome | None:
     """Open the VM's disks on the recovery side, all at the position of the point."""
-    point = _held_point(job)
-    written = [disk for disk in await azure_vms.disks_of(job.context, job.vm) if disk.last_seq]
-    await azure_vms.open_at(job.context, job.vm, job.vm, "Recovered", point)
+    name, point = job.variables[VM_NAME], _held_point(job)
+    written = [disk for disk in await azure_vms.disks_of(job.context, name) if disk.last_seq]
+    await azure_vms.open_at(job.context, job.vm, name, "Recovered", point)
     if job.variables.get("change") and written:
         names = ", ".join(disk.name for disk in written)
         return with_warning(
             RigError(
                 Code.RecoveredVmReplaced,
-                f"VM {job.vm!r} was made from another point before; changes made to it since then are lost: disks {names}",
+                f"VM {name!r} was made from another point before; changes made to it since then are lost: disks {names}",
             )
         )
     return await _damage_of(job, point)
@@ -218,7 +232,7 @@ async def fail_over(job: JobContext) -> TaskOutcome | None:
 
 async def start_on_secondary(job: JobContext) -> None:
     """Check that the VM has all its disks, and then suspend replication; an earlier failure stops no cycle."""
-    job.result_vm = await azure_vms.verify(job.context, job.vm, job.vm, "Recovered")
+    job.result_vm = await azure_vms.verify(job.context, job.vm, job.variables[VM_NAME], "Recovered")
     if not job.variables.get("change"):
         await suspend_replication(job)
 
@@ -226,7 +240,7 @@ async def start_on_secondary(job: JobContext) -> None:
 # ---- planned failover to Azure
 
 
-async def planned_preflight(job: JobContext) -> None:
+async def planned_preflight(job: JobContext) -> TaskOutcome | None:
     """Check that the site answers, that its logs are complete, so that nothing is lost, and that the VM can be made."""
     await inventory.site_disks(job.context, job.vm)
 
@@ -239,11 +253,12 @@ async def planned_preflight(job: JobContext) -> None:
             Code.ResynchronizationRequired,
             f"VM {job.vm!r} has to be resynchronized before a planned failover: {reason}",
         )
-    await preflight.can_make(job.context, job.vm, job.vm, "Recovered")
+    outcome = await _choose_name(job, "Recovered")
     newest = await job.change(lambda session, item: points.newest(session, item.vm))
     if newest is not None:
         await preflight.can_read(job.context, job.vm, newest.position)
     await job.context.site.check_shutdown(vm=job.vm)
+    return outcome
 
 
 async def shutdown_source(job: JobContext) -> None:
@@ -274,6 +289,7 @@ async def synchronize_all(job: JobContext) -> None:
         time=rfc3339(cut.time_ns),
         position=cut.position,
         time_ns=cut.time_ns,
+        lacking_disks=await job.change(lambda _session, item: disk_sets.lacking(item, cut.position)),
     )
     await _hold_point(job, point)
 
@@ -283,8 +299,9 @@ async def synchronize_all(job: JobContext) -> None:
 
 async def check_commit(job: JobContext) -> None:
     """Check that the VM is complete, and that there is room for the hydration of its disks."""
-    await azure_vms.verify(job.context, job.vm, job.vm, "Recovered")
-    await job.context.azure.check_hydration(vm=job.vm)
+    name = await target_names.name_of(job.context, job.vm, "Recovered")
+    await azure_vms.verify(job.context, job.vm, name, "Recovered")
+    await job.context.azure.check_hydration(vm=name)
 
 
 async def commit(job: JobContext) -> None:
@@ -292,7 +309,7 @@ async def commit(job: JobContext) -> None:
 
     The changes in the vault happen in the transaction that ends the job (:func:`_committed`).
     """
-    await job.context.azure.hydrate_vm(vm=job.vm)
+    await job.context.azure.hydrate_vm(vm=await target_names.name_of(job.context, job.vm, "Recovered"))
 
 
 def _committed(session: Session, item: ItemRow, _job: JobRow) -> None:
@@ -389,7 +406,7 @@ UNPLANNED = Scenario(
         ),
         TaskKind("PrepareForUnPlannedFailoverTask", "Synchronizing the latest changes", synchronize_latest),
         TaskKind("FailoverTask", "Failing over", fail_over),
-        TaskKind("StartVmOnSecondary", "Starting the replica virtual machine", start_on_secondary),
+        TaskKind("StartVmOnSecondary", "Starting the replica virtual machine", start_on_secondary, cancellable=False),
     ),
     succeeded=_unplanned_done,
     failed=_unplanned_failed,
@@ -410,7 +427,7 @@ PLANNED = Scenario(
         TaskKind("ShutdownVmOnPrimary", "Shutting down the virtual machine", shutdown_source, waits_for_roles=False),
         TaskKind("PrepareForFailoverTask", "Synchronizing the latest changes", synchronize_all),
         TaskKind("FailoverTask", "Failing over", fail_over),
-        TaskKind("StartVmOnSecondary", "Starting the replica virtual machine", start_on_secondary),
+        TaskKind("StartVmOnSecondary", "Starting the replica virtual machine", start_on_secondary, cancellable=False),
     ),
     succeeded=_planned_done,
     failed=_to(ProtectionState.PLANNED_FAILED),
@@ -422,7 +439,7 @@ COMMIT = Scenario(
     friendly_name="Commit",
     tasks=(
         TaskKind("VmCommitPrerequisitesCheck", "Checking prerequisites for commit", check_commit, checks=True),
-        TaskKind("VmCommit", "Committing the failover", commit),
+        TaskKind("VmCommit", "Committing the failover", commit, cancellable=False),
     ),
     succeeded=_committed,
     failed=_to(ProtectionState.COMMIT_TO_RECOVERY_FAILED),

@@ -11,7 +11,7 @@ from siterig.azure_emu.vault.context.states import Operation, require
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import ItemRow
-from siterig.azure_emu.vault.jobs import engine
+from siterig.azure_emu.vault.jobs import engine, job_wire
 from siterig.azure_emu.vault.model.api import Job
 
 Prepare = Callable[[Session, ItemRow], tuple[engine.Scenario, dict[str, Any]]]
@@ -46,7 +46,8 @@ class JobStarter:
             before = {"protection_state": item.protection_state, "test_failover_state": item.test_failover_state}
             scenario, variables = prepare(session, item)
             variables |= {engine.BEFORE: before}
-            return engine.to_wire(engine.enqueue(session, scenario, vm, variables, self._context.clock.wall_ns()))
+            job = engine.enqueue(session, scenario, vm, variables, self._context.clock.wall_ns())
+            return job_wire.to_wire(job, cancellable=scenario.tasks[0].cancellable)
 
         return await self.start(insert)
 

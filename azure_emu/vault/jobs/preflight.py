@@ -12,9 +12,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context.vault_context import VaultContext
+from siterig.azure_emu.vault.context.vm_names import AzureVmKind
 from siterig.azure_emu.vault.db.schema import MountRow
-from siterig.azure_emu.vault.inventory import azure_vms
-from siterig.azure_emu.vault.inventory.azure_vms import AzureVmKind
+from siterig.azure_emu.vault.inventory import azure_vms, target_names
 from siterig.blockfs.contracts.control import CLOSE_IT, DiskInfo, DownloadedDisk
 from siterig.blockfs.core.errors import Code, RigError
 
@@ -47,7 +47,7 @@ async def can_read(context: VaultContext, owner: str, position: int) -> None:
     Raises:
         RigError: ``InvalidPosition``, ``DiskNotFound``, ``StoreCorrupt``.
     """
-    disks = await context.database.transact(lambda session: azure_vms.disk_rows(session, owner))
+    disks = await context.database.transact(lambda session: azure_vms.disk_rows(session, owner, position))
     for disk in disks:
         state = await context.recovery.disk_state(disk_id=disk.disk_id)
         if not any(first <= position <= last for first, last in state.valid_ranges):
@@ -67,8 +67,9 @@ async def can_fail_back(context: VaultContext, vm: str, keep: list[str]) -> None
         RigError: for the recovered VM ``VmIncomplete`` or ``VmBusy``; for the site ``VmNotFound``, ``DiskNotFound``,
             ``DiskInUse`` or ``NotEnoughSpace``.
     """
-    await azure_vms.verify(context, vm, vm, "Recovered")
-    coming = await azure_vms.disks_of(context, vm)
+    name = await target_names.name_of(context, vm, "Recovered")
+    await azure_vms.verify(context, vm, name, "Recovered")
+    coming = await azure_vms.disks_of(context, name)
     await context.check_shut_down([Path(disk.path) for disk in coming])
     await context.site.check_failback(
         vm=vm,

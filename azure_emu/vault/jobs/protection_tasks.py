@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context import events, rig_clock
+from siterig.azure_emu.vault.context import disk_sets, events, rig_clock
 from siterig.azure_emu.vault.context.states import TEST_NONE, ProtectionState
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, ItemRow, JobRow
-from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory
-from siterig.azure_emu.vault.jobs import preflight
+from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory, target_names
+from siterig.azure_emu.vault.jobs import enable_checks, preflight, seeds, start_time
 from siterig.azure_emu.vault.jobs.engine import (
     INFORMATION,
     SKIPPED,
@@ -19,50 +19,43 @@ from siterig.azure_emu.vault.jobs.engine import (
     TaskKind,
     TaskOutcome,
     failed_but_continued,
+    note_copied,
     site_progress,
+    with_warning,
 )
+from siterig.azure_emu.vault.jobs.provider_calls import CREATE_RELATIONSHIP, START_REPLICATION, provider_call
+from siterig.azure_emu.vault.jobs.removal_tasks import forget_disk
+from siterig.azure_emu.vault.keys.data_key_store import delete_data_keys
 from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
-from siterig.azure_emu.vault.monitoring import health
+from siterig.azure_emu.vault.monitoring import damage, health
+from siterig.azure_emu.vault.monitoring.resync_reasons import LOG_ABANDONED
 from siterig.azure_emu.vault.mounts import mounts
 from siterig.azure_emu.vault.points import points
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
 
-INTERVAL_S_MIN, INTERVAL_S_MAX = 1.0, 86400.0
-
-
-def check_policy(interval_s: float, app_consistent_every_s: float | None) -> None:
-    """Check a policy (``InvalidPolicy`` names the key, its value and the limits); the rig allows more intervals."""
-    if not INTERVAL_S_MIN <= interval_s <= INTERVAL_S_MAX:
-        raise RigError(
-            Code.InvalidPolicy,
-            f"interval_s is {interval_s:g}; allowed: 30, 300 or 900 as in the service; in this rig any value from "
-            f"{INTERVAL_S_MIN:g} to {INTERVAL_S_MAX:g}",
-        )
-    if app_consistent_every_s is not None and not interval_s <= app_consistent_every_s <= INTERVAL_S_MAX:
-        raise RigError(
-            Code.InvalidPolicy,
-            f"app_consistent_every_s is {app_consistent_every_s:g}; allowed: from interval_s ({interval_s:g}) to "
-            f"{INTERVAL_S_MAX:g}, or none",
-        )
-
 
 async def check_enable(job: JobContext) -> TaskOutcome | None:
     """Check that the VM can be protected, and record its disks in the item."""
-    disks = await job.context.site.check_vm(vm=job.vm)
-    await preflight.can_make(job.context, job.vm, job.vm, "Recovered")
-    await preflight.can_make(job.context, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
+    disks = await enable_checks.check_all(job.context, job.vm, seeds.of_job(job), await _excluded(job))
+    unavailable = await target_names.unavailable(job.context, job.vm)
     await _adopt_disks(job, disks)
     interval_s = await job.change(lambda _session, item: item.interval_s)
+    if unavailable is not None:
+        return with_warning(unavailable)
     plain = interval_s in OFFICIAL_INTERVALS_S and not disk_limits.remarks(job.vm, disks)
     return None if plain else INFORMATION
+
+
+async def _excluded(job: JobContext) -> list[str]:
+    return await job.change(lambda _session, item: list(item.excluded_disks))
 
 
 async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
     """Make these the disks of the item, and delete the managed disks of its other disks."""
 
     def gone(session: Session, item: ItemRow) -> list[str]:
-        rows = {row.disk_id: row for row in item.disks}
+        rows = {row.disk_id: row for row in disk_sets.of_any_state(item)}
         for disk in disks:
             if disk.disk_id not in rows:
                 item.disks.append(
@@ -84,18 +77,19 @@ async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
 
     for disk_id in await job.change(gone):
         await job.context.recovery.delete_managed_disk(disk_id=disk_id)
-        await job.change(lambda session, _item, row=disk_id: session.execute(delete(DiskRow).where(DiskRow.disk_id == row)))  # type: ignore[misc]
+        await job.change(lambda session, _item, row=disk_id: forget_disk(session, row))  # type: ignore[misc]
 
 
 async def create_target(job: JobContext) -> None:
-    """Create a managed disk for each disk."""
+    """Create a managed disk for each disk, and fill those that have a seed."""
     for disk_id, size_bytes in await job.change(lambda _session, item: [(d.disk_id, d.size_bytes) for d in item.disks]):
         await job.context.recovery.create_managed_disk(disk_id=disk_id, size_bytes=size_bytes)
+    await seeds.fill_all(job)
 
 
 async def create_target_again(job: JobContext) -> None:
-    """Create a managed disk for each disk that the site has now; a failback can have made new disks."""
-    disks = await job.context.site.check_vm(vm=job.vm)
+    """Create a managed disk for each replicated disk that the site has now; a failback can have made new disks."""
+    disks = await job.context.site.check_vm(vm=job.vm, excluded=await _excluded(job))
     await preflight.can_remove_all(job.context, job.vm)
     await job.begin_changes()
     await _adopt_disks(job, disks)
@@ -105,19 +99,25 @@ async def create_target_again(job: JobContext) -> None:
 async def enable_relationship(job: JobContext) -> None:
     """Make the site replicate this VM by the item's policy."""
 
-    def resume(_session: Session, item: ItemRow) -> tuple[float, float | None]:
-        item.suspended = False
-        return item.interval_s, item.app_consistent_every_s
+    def resume(_session: Session, item: ItemRow) -> tuple[float, float | None, list[str]]:
+        item.suspended, item.paused_ns = False, None
+        return item.interval_s, item.app_consistent_every_s, [disk.name for disk in item.disks]
 
-    interval_s, app_consistent_every_s = await job.change(resume)
-    disks = await job.context.site.create_relationship(
-        vm=job.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s
-    )
+    interval_s, app_consistent_every_s, names = await job.change(resume)
+    is_scheduled = start_time.START in job.variables
+    async with provider_call(job, CREATE_RELATIONSHIP):
+        disks = await job.context.site.create_relationship(
+            vm=job.vm,
+            interval_s=interval_s,
+            app_consistent_every_s=app_consistent_every_s,
+            tracked=not is_scheduled,
+            disks=names,
+        )
     job.variables["generations"] = {disk.disk_id: disk.generation for disk in disks}
 
 
 async def start_initial_replication(job: JobContext) -> None:
-    """Send every disk completely to the cache account, and wait until it is applied."""
+    """Send every disk to the cache account, as a whole or as it differs from its seed, and wait until it is applied."""
 
     def begin(session: Session, item: ItemRow) -> None:
         health.clear_errors(session, item.vm, None)
@@ -126,18 +126,33 @@ async def start_initial_replication(job: JobContext) -> None:
     def sent(_session: Session, item: ItemRow) -> None:
         item.protection_state = ProtectionState.INITIAL_SENT
 
+    await start_time.wait_for_start(job)
     await job.change(begin)
-    await job.context.site.initial_replication(vm=job.vm)
+    async with provider_call(job, START_REPLICATION):
+        if seeds.SEEDS in job.variables:
+            await job.context.site.resync(vm=job.vm)
+        else:
+            await job.context.site.initial_replication(vm=job.vm)
+    await note_copied(job)
     await job.change(sent)
+    if start_time.START in job.variables or seeds.SEEDS in job.variables:  # their generation began only now
+        disks = await inventory.site_disks(job.context, job.vm)
+        job.variables["generations"] = {disk.disk_id: disk.generation for disk in disks}
     await _wait_synced(job, job.variables["generations"])
 
 
-async def synchronize(job: JobContext) -> None:
+async def synchronize(job: JobContext, *, limited: bool = False) -> None:
     """Send the differences to the cache account (resync), and wait until they are applied."""
     await job.change(lambda session, item: health.clear_errors(session, item.vm, None))
-    await job.context.site.resync(vm=job.vm)
+    await job.context.site.resync(vm=job.vm, limited=limited)
+    await note_copied(job)
     disks = await inventory.site_disks(job.context, job.vm)
     await _wait_synced(job, {disk.disk_id: disk.generation for disk in disks})
+
+
+async def stop_copy(context: VaultContext, vm: str) -> None:
+    """Stop the copy at the site of a job that a user cancels."""
+    await context.site.stop_copy(vm=vm)
 
 
 async def _wait_synced(job: JobContext, generations: dict[str, int]) -> None:
@@ -191,24 +206,28 @@ async def update_dra_state(_job: JobContext) -> None:
 
 async def reprotect_synchronize(job: JobContext) -> None:
     """Send only the differences, and wait for the first point of the new protection."""
-    await synchronize(job)
+    async with provider_call(job, START_REPLICATION):
+        await synchronize(job)
     await first_point(job)
 
 
 async def repair(job: JobContext) -> None:
     """Resynchronize the VM; first remove the remains of a failed failover."""
 
-    def look(_session: Session, item: ItemRow) -> int:
-        return item.resync_marks
+    def look(session: Session, item: ItemRow) -> tuple[int, bool]:
+        # A resync that is due for another reason, or ordered without one, is to find differences that nobody knows of.
+        limited = item.resync_reason in LOG_ABANDONED and not damage.of_vm(session, item.vm)
+        return item.resync_marks, limited
 
-    job.variables["resync_marks"] = await job.change(look)
-    await job.context.site.check_vm(vm=job.vm)
-    leftover = await azure_vms.disks_of(job.context, job.vm)
-    preflight.require_idle(leftover, f"VM {job.vm!r} at the recovery side")
+    job.variables["resync_marks"], limited = await job.change(look)
+    await job.context.site.check_vm(vm=job.vm, excluded=await _excluded(job))
+    name = await target_names.name_of(job.context, job.vm, "Recovered")
+    leftover = await azure_vms.disks_of(job.context, name)
+    preflight.require_idle(leftover, f"VM {name!r} at the recovery side")
     await job.begin_changes()
-    await azure_vms.remove(job.context, job.vm, job.vm)
+    await target_names.remove(job.context, job.vm, "Recovered")
     await enable_relationship(job)
-    await synchronize(job)
+    await synchronize(job, limited=limited)
     job.variables["synchronized_elapsed_ns"] = await job.change(
         lambda session, _item: rig_clock.elapsed_ns(session, job.context.clock)
     )
@@ -241,9 +260,9 @@ async def disable_at_recovery(job: JobContext) -> None:
     """
     await mounts.remove_all(job.context, job.vm)
     await azure_vms.remove_copies(job.context, job.vm)
-    await azure_vms.remove(job.context, job.vm, azure_vms.test_vm_name(job.vm))
-    await azure_vms.remove(job.context, job.vm, job.vm)
-    for disk_id in await job.change(lambda _session, item: [disk.disk_id for disk in item.disks]):
+    await target_names.remove(job.context, job.vm, "TestFailover")
+    await target_names.remove(job.context, job.vm, "Recovered")
+    for disk_id in await job.change(lambda _session, item: [disk.disk_id for disk in disk_sets.of_any_state(item)]):
         await job.context.recovery.delete_managed_disk(disk_id=disk_id)
 
 
@@ -293,6 +312,8 @@ def _repair_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
 
 
 def _disabled(session: Session, item: ItemRow, _job: JobRow) -> None:
+    for disk in disk_sets.of_any_state(item):
+        delete_data_keys(session, disk.disk_id)
     session.delete(item)
 
 
@@ -314,7 +335,8 @@ ENABLE = Scenario(
     ),
     succeeded=_enabled,
     failed=_enabling_failed,
-    progress=site_progress,
+    progress=seeds.enable_progress,
+    stop=stop_copy,
     resumed=True,
 )
 # scenarioName and task names are unconfirmed (ASR.md 2): no recording shows them; only the friendly name is official.
@@ -343,6 +365,7 @@ REPROTECT = Scenario(
     succeeded=_reprotected,
     failed=_reprotect_failed,
     progress=site_progress,
+    stop=stop_copy,
     resumed=True,
 )
 REPAIR = Scenario(
@@ -353,6 +376,7 @@ REPAIR = Scenario(
     succeeded=_repaired,
     failed=_repair_failed,
     progress=site_progress,
+    stop=stop_copy,
     resumed=True,
 )
 # Task names unconfirmed, after the pattern of EnableDr.
@@ -362,7 +386,7 @@ DISABLE = Scenario(
     friendly_name="Disable replication",
     tasks=(
         TaskKind("DisableProtectionTask", "Disabling replication at the site", disable_at_site, checks=True),
-        TaskKind("CleanupProtectionTargetTask", "Removing the replication target", disable_at_recovery),
+        TaskKind("CleanupProtectionTargetTask", "Removing the replication target", disable_at_recovery, cancellable=False),
     ),
     succeeded=_disabled,
     failed=_disabling_failed,

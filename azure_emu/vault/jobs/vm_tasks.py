@@ -220,7 +220,7 @@ DELETE = Scenario(
     friendly_name="Delete the virtual machine",
     tasks=(
         TaskKind("DeleteVmPreflightChecksTask", "Checking prerequisites for deletion", check_delete),
-        TaskKind("DeleteVmTask", "Deleting the virtual machine", delete_vm),
+        TaskKind("DeleteVmTask", "Deleting the virtual machine", delete_vm, cancellable=False),
     ),
     without_item=_deleted,
     resumed=True,
@@ -231,7 +231,7 @@ RENAME = Scenario(
     friendly_name="Rename the virtual machine",
     tasks=(
         TaskKind("RenameVmPreflightChecksTask", "Checking prerequisites for the new name", check_rename),
-        TaskKind("RenameVmTask", "Renaming the virtual machine", rename_vm),
+        TaskKind("RenameVmTask", "Renaming the virtual machine", rename_vm, cancellable=False),
     ),
     without_item=_renamed,
     resumed=True,

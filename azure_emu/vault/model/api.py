@@ -12,11 +12,17 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
+from siterig.azure_emu.vault.model.fence_api import FenceApi
+from siterig.azure_emu.vault.model.job_parts import JobError, ProviderCall
+from siterig.azure_emu.vault.model.key_api import KeyApi
+from siterig.azure_emu.vault.model.seed_source import SeedSource
+from siterig.azure_emu.vault.model.site_settings_api import AppScriptApi, BandwidthApi
+from siterig.azure_emu.vault.model.verification_api import VerificationApi
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_BOTH_S, ASKING_S, deadline
 from siterig.blockfs.core.host_process import HostProcess
-from siterig.blockfs.core.progress import VmProgress
+from siterig.blockfs.core.progress import CopyTotals, VmProgress
 from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.wire_model import WireModel
 
@@ -40,19 +46,22 @@ class Vm(WireModel):
     """A virtual machine on either side.
 
     ``state``: the VM's ``protectionState`` (``Unprotected`` without protection), or ``TestFailover``, ``Recovered`` or
-    ``Copy`` for a VM on the azure side.
+    ``Copy`` for a VM on the azure side.  ``lacking_disks``: the disks of the source VM that a VM made by a failover lacks,
+    because they are not replicated.
     """
 
     name: str = Field(serialization_alias="vm", validation_alias="vm")
     side: Side
     state: str
     disks: list[VmDisk]
+    lacking_disks: tuple[str, ...] = ()
 
 
 class Task(WireModel):
     """A task of a job (official names, ASR task types).  Times are RFC 3339 UTC.
 
-    The rig adds ``waiting_for``: the reason for which a task in progress waits, for example a role that is away; else None.
+    The rig adds ``waiting_for``: the reason for which a task in progress waits, for example a role that is away; else None;
+    and ``provider_calls``: the task's calls to the Provider that have official names.
     """
 
     name: str
@@ -62,13 +71,7 @@ class Task(WireModel):
     startTime: str | None
     endTime: str | None
     waiting_for: str | None = None
-
-
-class JobError(WireModel):
-    """The reason for which a job or task failed."""
-
-    code: str
-    message: str
+    provider_calls: list[ProviderCall] = Field(default_factory=list)
 
 
 class RecoveryPoint(WireModel):
@@ -76,7 +79,8 @@ class RecoveryPoint(WireModel):
 
     Every message and output has a point in this JSON form.  ``time`` is ``time_ns`` as RFC 3339, UTC.
     ``downgraded_because``: the reason for which the point is crash-consistent although an application-consistent one was
-    requested.
+    requested.  ``pinned``: a user pinned the point, so retention keeps it.  ``lacking_disks``: the disks of the VM that the
+    point lacks, because they are not replicated.
     """
 
     id: str
@@ -86,6 +90,8 @@ class RecoveryPoint(WireModel):
     time_ns: int
     position: int
     downgraded_because: str | None = None
+    pinned: bool = False
+    lacking_disks: tuple[str, ...] = ()
 
 
 class ManagedDisk(WireModel):
@@ -112,6 +118,7 @@ class MountedPoint(WireModel):
     ``recovery_point``: the point at that position, None between points.  ``time``: the time that was requested, in UTC,
     if one was.
     ``broken``: None, or the reason for which there are no disks.  ``damage``: None, or the known unreadable data of it.
+    ``lacking_disks``: the disks of the VM that the state lacks.
     """
 
     vm: str
@@ -122,13 +129,18 @@ class MountedPoint(WireModel):
     disks: list[MountedDisk]
     broken: str | None
     damage: str | None = None
+    lacking_disks: tuple[str, ...] = ()
 
 
 class Job(WireModel):
     """A job as the service shows it.
 
+    ``allowedActions`` has ``Cancel`` while the job can be cancelled.
     The rig's additions: ``vm`` is the VM's name; ``result`` is the VM that a failover made and ``recovery_point`` the point
     that it was made from (also for ``Latest``), both None for every other job.
+    ``duration_s`` counts to the end, or until now.  ``chosen_point`` is the point that a person chose for a failover, and
+    ``rpo_s`` the age of the state of ``recovery_point`` when the job began.  ``copied`` has figures of a copy that the job
+    made, and ``progress`` those of one that runs, if they were asked for.
     """
 
     name: str
@@ -142,14 +154,21 @@ class Job(WireModel):
     endTime: str | None
     tasks: list[Task]
     errors: list[JobError]
+    allowedActions: list[Literal["Cancel"]] = Field(default_factory=list)
     result: Vm | None = None
     recovery_point: RecoveryPoint | None = None
+    duration_s: float | None = None
+    chosen_point: str | None = None
+    rpo_s: float | None = None
+    copied: CopyTotals | None = None
+    progress: VmProgress | None = None
 
 
 class HealthError(WireModel):
-    """One reason for which a protected item is not healthy."""
+    """One reason for which a protected item is not healthy; ``errorId`` is the same as long as the reason lasts."""
 
     errorCode: str
+    errorId: str
     summaryMessage: str
     recoverable: bool
     attempt: int
@@ -161,23 +180,41 @@ class ProtectedItem(WireModel):
 
     name: str = Field(serialization_alias="vm", validation_alias="vm")
     policy_interval_s: float
+    app_consistent_every_s: float | None
+    """Seconds between two scheduled application-consistent points; None: there are none."""
     recoveryPointHistoryDuration: int
     """The hours for which recovery points are kept."""
     protectionState: str
     testFailoverState: str
     replicationHealth: Health
     healthErrors: list[HealthError]
+    acknowledged_errors: list[HealthError]
+    """Reasons that a user acknowledged: they do not count for ``replicationHealth`` until they occur again."""
     lastRpoInSeconds: float | None
     """Seconds between now and the newest state whose data and tag are in the cache account."""
     applied_lag_s: float | None
     """Seconds by which the state that all managed disks have is older than that one; 0: it is applied."""
     newest_point_age_s: float | None
     """Seconds between now and the newest recovery point."""
+    recovery_vm_name: str
+    """The name of the VM that a failover makes."""
+    test_vm_name: str
+    """The name of the VM that a test failover makes."""
+    pinned_points: int
+    """Number of recovery points that a user pinned."""
     unapplied_bytes: int | None
     """Bytes in the cache account that are not applied yet; None: nothing was reported since the vault started."""
     activeLocation: Literal["Primary", "Recovery"]
     resynchronizationRequired: str | None
     """The reason, or None."""
+    replication_state: str
+    """The state of the replication as the Hyper-V host names it (WMI): ``Replicating``, ``Suspended``, ``Critical``, ..."""
+    paused_since: str | None = None
+    """The time at which replication was paused, RFC 3339 UTC; None: it is not paused."""
+    fenced_since: str | None = None
+    """The time since which the disks at the site refuse all writes, RFC 3339 UTC; None: they do not."""
+    excluded_disks: list[str] = Field(default_factory=list)
+    """The disks of the VM that are not replicated, sorted."""
 
 
 class Event(WireModel):
@@ -216,20 +253,34 @@ class ProtectionApi(Protocol):
     """The operations that begin, end and repair the replication of a VM."""
 
     async def enable_protection(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None, history_hours: int = HOURS_DEFAULT
+        self,
+        *,
+        vm: str,
+        interval_s: float,
+        app_consistent_every_s: float | None = None,
+        history_hours: int = HOURS_DEFAULT,
+        start_at: str | None = None,
+        seeds: list[SeedSource] | None = None,
+        exclude: list[str] | None = None,
     ) -> Job:
-        """Start to replicate a VM of the site.
+        """Start to replicate a VM of the site by a policy (:meth:`change_policy`).
 
-        Args:
-            vm: the VM.
-            interval_s: seconds between two delta cycles.
-            app_consistent_every_s: seconds between two application-consistent points; None for none.
-            history_hours: hours for which recovery points are kept.
+        ``start_at``: the initial replication begins then: the next ``HH:MM`` in UTC, or RFC 3339.  None: at once.
+        ``seeds``: images that managed disks begin with; the initial replication then sends only what differs from them.
+        ``exclude``: the names of disks that are not replicated; at least one disk is.
         """
         ...
 
     async def disable_protection(self, *, vm: str) -> Job:
         """Stop to replicate and forget the VM; a job that waits for replication is cancelled."""
+        ...
+
+    async def remove_disks(self, *, vm: str, disks: list[str]) -> Job:
+        """End the replication of some disks of a VM; the points that have them keep them, and later points lack them.
+
+        Raises:
+            RigError: ``DiskNotFound``; ``BadRequest`` unless a disk stays.
+        """
         ...
 
     async def reprotect(self, *, vm: str) -> Job:
@@ -238,6 +289,52 @@ class ProtectionApi(Protocol):
 
     async def resync(self, *, vm: str) -> Job:
         """Compare both sides and send the differences; the item keeps its state meanwhile."""
+        ...
+
+    async def change_policy(
+        self,
+        *,
+        vm: str,
+        interval_s: float | None = None,
+        app_consistent_every_s: float | None = None,
+        history_hours: int | None = None,
+    ) -> Job:
+        """Change the policy of a VM while it replicates; None keeps a value.
+
+        Args:
+            vm: the VM.
+            interval_s: seconds between two delta cycles.
+            app_consistent_every_s: seconds between two application-consistent points; 0 for none.
+            history_hours: hours for which recovery points are kept.
+
+        Raises:
+            RigError: ``InvalidPolicy``; ``BadRequest`` if there is no value.
+        """
+        ...
+
+    async def update_vm_properties(
+        self, *, vm: str, recovery_vm_name: str | None = None, test_vm_name: str | None = None
+    ) -> Job:
+        """Choose the names of the VMs that a failover and a test failover make; None keeps a name.
+
+        The job succeeds with the warning ``VmNameUnavailable`` if another VM has a name; a failover then modifies it.
+
+        Args:
+            vm: the VM.
+            recovery_vm_name: the name of the recovered VM; an empty text for that of the source VM.
+            test_vm_name: the name of the test VM; an empty text for that of the recovered VM with ``-test``.
+
+        Raises:
+            RigError: ``InvalidName``; ``BadRequest`` if there is no value.
+        """
+        ...
+
+    async def pause_replication(self, *, vm: str) -> Job:
+        """Stop the cycles of a VM, and count none as missed; tracking continues, so the log grows up to its limit."""
+        ...
+
+    async def resume_replication(self, *, vm: str) -> Job:
+        """Continue the cycles of a paused VM with a cycle at once."""
         ...
 
 
@@ -254,6 +351,25 @@ class PointApi(Protocol):
 
         Raises:
             RigError: ``InvalidName`` unless ``name`` has 1 to 100 printable characters and can select the point.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def pin_point(self, *, vm: str, point: str, pinned: bool) -> RecoveryPoint:
+        """Pin a point, so that retention keeps it, or unpin it; a commit and the end of protection delete it all the same.
+
+        Raises:
+            RigError: ``NoSuchPoint``, ``AmbiguousId``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def delete_point(self, *, vm: str, point: str) -> RecoveryPoint:
+        """Delete a point; states at other positions stay readable until retention needs them no more.
+
+        Raises:
+            RigError: ``NoSuchPoint``, ``AmbiguousId``, ``JobInProgress``; ``RecoveryInUse`` if it is open; ``InvalidState``
+                if it is pinned or the newest one.
         """
         ...
 
@@ -364,13 +480,29 @@ class StatusApi(Protocol):
         """Return the managed disks of all protected VMs."""
         ...
 
-    @deadline(ANSWER_S)
-    async def jobs(self) -> list[Job]:
-        """Return all jobs, newest first."""
+    @deadline(ASKING_S)
+    async def jobs(
+        self,
+        *,
+        vm: str | None = None,
+        state: JobState | None = None,
+        since: str | None = None,
+        with_progress: bool = False,
+    ) -> list[Job]:
+        """Return the jobs, newest first.
+
+        Args:
+            vm: only jobs of this VM.
+            state: only jobs in this state.
+            since: only jobs that began at this time or later, RFC 3339.
+            with_progress: ask for the progress of the jobs that have not ended.
+        Raises:
+            RigError: ``InvalidTime``.
+        """
         ...
 
-    @deadline(ANSWER_S)
-    async def job(self, *, name: str) -> Job:
+    @deadline(ASKING_S)
+    async def job(self, *, name: str, with_progress: bool = False) -> Job:
         """Return the job of this name, or the only one whose name begins with it.
 
         Raises:
@@ -379,12 +511,67 @@ class StatusApi(Protocol):
         ...
 
     @deadline(ANSWER_S)
-    async def events(self) -> list[Event]:
-        """Return all events, newest first."""
+    async def events(self, *, vm: str | None = None, since: str | None = None, with_points: bool = False) -> list[Event]:
+        """Return the events, newest first.
+
+        Args:
+            vm: only events of this VM.
+            since: only events of this time or later, RFC 3339.
+            with_points: also those of each recovery point that was taken.
+        Raises:
+            RigError: ``InvalidTime``.
+        """
         ...
 
 
-class VaultApi(VmApi, ProtectionApi, PointApi, MountApi, FailoverApi, StatusApi, Protocol):
+class HealthApi(Protocol):
+    """The operations on the health of protected items."""
+
+    @deadline(ANSWER_S)
+    async def resolve_health_errors(self, *, vm: str, code: str) -> list[HealthError]:
+        """Acknowledge the reasons with this code, or of this ``errorId``: they are hidden until they end and occur again.
+
+        Returns:
+            The acknowledged reasons.
+
+        Raises:
+            RigError: ``VmNotFound``; ``HealthErrorNotFound``, which names the reasons that there are.
+        """
+        ...
+
+
+class JobApi(Protocol):
+    """The operations on jobs."""
+
+    async def cancel_job(self, *, name: str) -> Job:
+        """Cancel a job, and return it when it has ended; the VM is left in the state of a failed job.
+
+        Args:
+            name: the job's name, or the beginning of it.
+
+        Raises:
+            RigError: ``JobNotFound``, ``AmbiguousId``; ``InvalidState`` if it has ended, or is in a task that must be
+                completed (its ``allowedActions`` are empty).
+        """
+        ...
+
+
+class VaultApi(
+    VmApi,
+    ProtectionApi,
+    VerificationApi,
+    PointApi,
+    MountApi,
+    FailoverApi,
+    StatusApi,
+    BandwidthApi,
+    AppScriptApi,
+    HealthApi,
+    JobApi,
+    FenceApi,
+    KeyApi,
+    Protocol,
+):
     """All operations of the vault.
 
     An operation that starts a job returns the job at once; poll :meth:`job` until its ``endTime`` is set.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from siterig.blockfs.core.errors import Code
 
 STALLED_S = 30.0
@@ -21,6 +23,8 @@ WAIT_S_BY_CODE = {
     "RecoverySideBehind": 120.0,
     "AwaitingApply": 120.0,
     "DescriptorsExhausted": 10.0,
+    "BandwidthLimited": 3600.0,
+    "ScheduledStart": math.inf,
     Code.PartMissing: 30.0,
 }
 

@@ -6,8 +6,10 @@ rest.  Only a scrub removes known damage.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session
@@ -72,9 +74,20 @@ def note_read(session: Session, disk_id: str, path: str, offset: int, position: 
 
 def of_vm(session: Session, vm: str) -> list[DiskDamage]:
     """Return the damaged disks of a VM, by name."""
-    disks = session.scalars(select(DiskRow).where(DiskRow.vm == vm).order_by(DiskRow.name)).all()
+    query = select(DiskRow).where(DiskRow.vm == vm, DiskRow.last_position.is_(None))  # a removed disk is in no newest state
+    disks = session.scalars(query.order_by(DiskRow.name)).all()
     known = ((disk, _rows(session, disk.disk_id)) for disk in disks)
     return [_describe(disk, rows) for disk, rows in known if rows]
+
+
+def of_all(session: Session) -> defaultdict[str, list[DiskDamage]]:
+    """Return the damaged disks of each VM, by name."""
+    found: defaultdict[str, list[DiskDamage]] = defaultdict(list)
+    query = select(DiskRow, DamageRow).join(DamageRow, DamageRow.disk_id == DiskRow.disk_id)
+    rows = session.execute(query.order_by(DiskRow.name, DiskRow.disk_id, DamageRow.id))
+    for disk, damages in groupby(rows, key=lambda row: row[0]):
+        found[disk.vm].append(_describe(disk, [row[1] for row in damages]))
+    return found
 
 
 def of_disk(session: Session, disk: DiskRow) -> DiskDamage:
@@ -85,7 +98,9 @@ def of_disk(session: Session, disk: DiskRow) -> DiskDamage:
 def warning_at(session: Session, vm: str, position: int) -> RigError | None:
     """Return a warning about a state that is known to be damaged; None if no damage is known."""
     query = select(DiskRow.name, DamageRow.example).join(DamageRow, DamageRow.disk_id == DiskRow.disk_id)
-    found = session.execute(query.where(DiskRow.vm == vm, _is_at(position)).order_by(DiskRow.name, DamageRow.id)).all()
+    found = session.execute(
+        query.where(DiskRow.vm == vm, _is_at(position), _has(position)).order_by(DiskRow.name, DamageRow.id)
+    ).all()
     if not found:
         return None
     names = ", ".join(sorted({name for name, _ in found}))
@@ -95,6 +110,10 @@ def warning_at(session: Session, vm: str, position: int) -> RigError | None:
         "reads of the damaged ranges return I/O errors "
         f"({found[0][1]})",
     )
+
+
+def _has(position: int) -> ColumnElement[bool]:
+    return or_(DiskRow.last_position.is_(None), DiskRow.last_position >= position)
 
 
 def _is_at(position: int) -> ColumnElement[bool]:

@@ -8,17 +8,19 @@ of the past are damaged.  Critical: an error that is not retried, or damage of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Table, bindparam, delete, insert, select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context.applied_lag import AppliedLag
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
-from siterig.azure_emu.vault.db.schema import CycleRow, HealthErrorRow, ItemRow
+from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, HealthErrorRow, ItemRow
 from siterig.azure_emu.vault.model.api import Health, HealthError, ProtectedItem
-from siterig.azure_emu.vault.monitoring import damage
-from siterig.azure_emu.vault.points import points
-from siterig.blockfs.core.clock import rfc3339_or_none
+from siterig.azure_emu.vault.monitoring import acknowledged, damage
+from siterig.azure_emu.vault.monitoring.hyperv_state import hyperv_state
+from siterig.azure_emu.vault.monitoring.item_facts import ItemFacts
+from siterig.blockfs.core.clock import rfc3339, rfc3339_or_none
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 
@@ -32,9 +34,17 @@ CYCLES_MIN = 5
 # Only in these states does the agent replicate cycle by cycle, so only in them can it miss one.
 _CYCLING = {ProtectionState.PROTECTED, ProtectionState.PLANNED_FAILED, ProtectionState.UNPLANNED_FAILED}
 
+PAUSED = "ReplicationPaused"
+FENCED, UNFENCED = "SourceFenced", "SourceUnfenced"
+"""The code of the reason for which a paused item is not healthy (the service's 67502)."""
 _REPLICATION = "replication"
 WATCH = "watch:"
 """Prefix of the sources that only :mod:`siterig.azure_emu.vault.monitoring.standstill` writes."""
+
+_CYCLE = cast(Table, CycleRow.__table__)  # without the work of the ORM, because each cycle does this
+_HAS_ERROR = select(HealthErrorRow.__table__.c.id).where(HealthErrorRow.__table__.c.vm == bindparam("vm")).limit(1)
+_COUNT_CYCLE = insert(_CYCLE)
+_PRUNE_CYCLES = delete(_CYCLE).where(_CYCLE.c.vm == bindparam("of_vm"), _CYCLE.c.elapsed_ns < bindparam("before_ns"))
 
 
 def apply_source(disk_id: str) -> str:
@@ -76,6 +86,8 @@ def set_error(
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.source == source)
     row = session.scalars(query).one_or_none()
     news = row is None or (row.code, row.recoverable) != (code, recoverable)
+    if news:
+        acknowledged.forget(session, vm, source)
     if row is None:
         row = HealthErrorRow(vm=vm, source=source)
         session.add(row)
@@ -85,10 +97,13 @@ def set_error(
 
 def clear_errors(session: Session, vm: str, source: str | None = _REPLICATION) -> bool:
     """Remove the error of a source, or with None all reported errors of the VM; return True if there was one."""
+    if session.execute(_HAS_ERROR, {"vm": vm}).first() is None:
+        return False  # as nearly always, and each report asks
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm)
     of_source = HealthErrorRow.source.not_like(f"{WATCH}%") if source is None else HealthErrorRow.source == source
     rows = session.scalars(query.where(of_source)).all()
     for row in rows:
+        acknowledged.forget(session, vm, row.source)
         session.delete(row)
     return bool(rows)
 
@@ -108,34 +123,44 @@ def apply_error(session: Session, vm: str) -> HealthErrorRow | None:
 
 def cycle_done(session: Session, vm: str, elapsed_ns: int) -> None:
     """Count a cycle that reached the cache account; delete cycles outside the window.  ``elapsed_ns``: the rig's clock."""
-    session.add(CycleRow(vm=vm, elapsed_ns=elapsed_ns))
-    outdated = CycleRow.elapsed_ns < elapsed_ns - int(WINDOW_S * SECOND_NS)
-    session.execute(delete(CycleRow).where(CycleRow.vm == vm, outdated))
+    session.execute(_COUNT_CYCLE, {"vm": vm, "elapsed_ns": elapsed_ns})
+    session.execute(_PRUNE_CYCLES, {"of_vm": vm, "before_ns": elapsed_ns - int(WINDOW_S * SECOND_NS)})
 
 
-def _missed_ratio(session: Session, item: ItemRow, elapsed_ns: int) -> float:
+def _missed_ratio(facts: ItemFacts, elapsed_ns: int) -> float:
+    item = facts.item
     if item.protected_since_elapsed_ns is None:
         return 0.0
     start_ns = max(item.protected_since_elapsed_ns, elapsed_ns - int(WINDOW_S * SECOND_NS))
     expected = int((elapsed_ns - start_ns) / SECOND_NS / item.interval_s)
     if expected < CYCLES_MIN:
         return 0.0
-    done = session.scalars(
-        select(func.count()).select_from(CycleRow).where(CycleRow.vm == item.vm, CycleRow.elapsed_ns >= start_ns)
-    ).one()
-    return max(0, expected - done) / expected
+    return max(0, expected - facts.cycles_since(start_ns)) / expected
 
 
-def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthError]:
+def _derived(facts: ItemFacts, elapsed_ns: int) -> list[HealthError]:
     """Return the errors that follow from the item's figures and from the damage of its disks."""
+    item = facts.item
     found: list[tuple[str, str]] = []
-    damaged = damage.of_vm(session, item.vm)
+    lasting: list[tuple[str, str]] = []
+    ids: dict[str, str] = {Code.ResynchronizationRequired: f"resync:{item.resync_reason}"}
     if item.resync_reason is not None:
         found.append(
             (Code.ResynchronizationRequired, f"VM {item.vm!r} is marked for resynchronization: {item.resync_reason}")
         )
-    if is_cycling(item):
-        missed = _missed_ratio(session, item, elapsed_ns)
+    if item.fenced_ns is not None:
+        since = rfc3339(item.fenced_ns)
+        found.append(
+            (FENCED, f"its disks at the site refuse all writes since {since}; siterig site unfence {item.vm} allows them")
+        )
+    if facts.resync_failure is not None:
+        text = f"the automatic resync of VM {item.vm!r} failed: {facts.resync_failure}"
+        lasting.append((Code.AutomaticResyncFailed, text))
+    if item.paused_ns is not None:
+        since = rfc3339(item.paused_ns)
+        found.append((PAUSED, f"replication is paused since {since}; siterig resume {item.vm} continues it"))
+    elif is_cycling(item):
+        missed = _missed_ratio(facts, elapsed_ns)
         if missed >= MISSED_RATIO_WARNING:
             text = f"{missed:.0%} of the replication cycles of the last hour were missed (limit {MISSED_RATIO_WARNING:.0%})"
             found.append(("ReplicationCyclesMissed", text))
@@ -143,13 +168,26 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
         if rpo_s is not None and rpo_s > UNSENT_S_MAX:
             found.append(("LogUnsent", f"the log has been unsent for {rpo_s:.0f} s (limit {UNSENT_S_MAX:.0f} s)"))
     return [
-        HealthError(errorCode=code, summaryMessage=text, recoverable=True, attempt=0, next_try_time=None)
-        for code, text in found
+        HealthError(
+            errorCode=code,
+            errorId=ids.get(code, code),
+            summaryMessage=text,
+            recoverable=recoverable,
+            attempt=0,
+            next_try_time=None,
+        )
+        for recoverable, rows in ((False, lasting), (True, found))
+        for code, text in rows
     ] + [
         HealthError(
-            errorCode=damage.CODE, summaryMessage=each.text, recoverable=not each.critical, attempt=0, next_try_time=None
+            errorCode=damage.CODE,
+            errorId=f"damage:{each.disk}",
+            summaryMessage=each.text,
+            recoverable=not each.critical,
+            attempt=0,
+            next_try_time=None,
         )
-        for each in damaged
+        for each in facts.damaged
     ]
 
 
@@ -163,20 +201,22 @@ def applied_position(item: ItemRow) -> int:
     return min((disk.complete_position for disk in item.disks), default=0)
 
 
-def applied_lag(item: ItemRow) -> float | None:
-    """Return the seconds by which the applied state is older than the newest sent one; None if nothing was sent."""
+def applied_lag(item: ItemRow, disk: DiskRow | None = None) -> float | None:
+    """Return the seconds by which the applied state is older than the newest sent one; None if nothing was sent.
+
+    The applied state is that of one disk, or the oldest one of all.
+    """
     if item.sent_time_ns is None or item.active_location != PRIMARY:
         return None
-    if applied_position(item) >= item.sent_position:
+    disks = item.disks if disk is None else [disk]
+    if min((each.complete_position for each in disks), default=0) >= item.sent_position:
         return 0.0
-    applied_ns = min((disk.complete_time_ns for disk in item.disks), default=0)
+    applied_ns = min((each.complete_time_ns for each in disks), default=0)
     return max(0.0, (item.sent_time_ns - applied_ns) / SECOND_NS)
 
 
-def newest_point_age(session: Session, item: ItemRow, elapsed_ns: int) -> float | None:
-    """Return the age of the newest recovery point in seconds, by the rig's clock; None if there is no point."""
-    newest = points.newest_elapsed_ns(session, item.vm)
-    return None if newest is None else max(0.0, (elapsed_ns - newest) / SECOND_NS)
+def _age_s(at_ns: int | None, elapsed_ns: int) -> float | None:
+    return None if at_ns is None else max(0.0, (elapsed_ns - at_ns) / SECOND_NS)
 
 
 def rpo(item: ItemRow, elapsed_ns: int) -> float | None:
@@ -186,9 +226,24 @@ def rpo(item: ItemRow, elapsed_ns: int) -> float | None:
     return max(0.0, (elapsed_ns - item.sent_elapsed_ns) / SECOND_NS)
 
 
+def reasons(facts: ItemFacts, elapsed_ns: int) -> list[HealthError]:
+    """Return the reported and the derived reasons for which an item is not healthy, also the acknowledged ones."""
+    reported = [
+        HealthError(
+            errorCode=row.code,
+            errorId=row.source,
+            summaryMessage=row.message,
+            recoverable=row.recoverable,
+            attempt=row.attempt,
+            next_try_time=rfc3339_or_none(row.next_try_ns),
+        )
+        for row in facts.item.health_errors
+    ]
+    return [*reported, *_derived(facts, elapsed_ns)]
+
+
 def describe(
-    session: Session,
-    item: ItemRow,
+    facts: ItemFacts,
     elapsed_ns: int,
     lag: AppliedLag,
     *,
@@ -198,31 +253,27 @@ def describe(
     """Return the item in the form of the API.
 
     Args:
-        session: the transaction.
-        item: the item.
+        facts: the rows about the item.
         elapsed_ns: the rig's clock.
         lag: the lag of the recovery side.
         unwritable: the reason for which the vault cannot record reports about the item, if it cannot.
         observed: other errors of the item that are not recorded.
     """
-    reported = [
-        HealthError(
-            errorCode=row.code,
-            summaryMessage=row.message,
-            recoverable=row.recoverable,
-            attempt=row.attempt,
-            next_try_time=rfc3339_or_none(row.next_try_ns),
-        )
-        for row in item.health_errors
-    ]
-    errors = [*reported, *_derived(session, item, elapsed_ns), *observed]
+    item = facts.item
+    errors = [*reasons(facts, elapsed_ns), *observed]
     if unwritable is not None:
         errors.insert(
             0,
             HealthError(
-                errorCode=unwritable.code, summaryMessage=unwritable.message, recoverable=True, attempt=1, next_try_time=None
+                errorCode=unwritable.code,
+                errorId="vault",
+                summaryMessage=unwritable.message,
+                recoverable=True,
+                attempt=1,
+                next_try_time=None,
             ),
         )
+    errors, hidden = acknowledged.split(errors, facts.acknowledged)
     health: Health = "Normal"
     if any(not error.recoverable for error in errors):
         health = "Critical"
@@ -233,15 +284,24 @@ def describe(
     return ProtectedItem(
         name=item.vm,
         policy_interval_s=item.interval_s,
+        app_consistent_every_s=item.app_consistent_every_s,
         recoveryPointHistoryDuration=item.history_hours,
         protectionState=item.protection_state,
         testFailoverState=item.test_failover_state,
         replicationHealth=health,
         healthErrors=errors,
+        acknowledged_errors=hidden,
         lastRpoInSeconds=rpo(item, elapsed_ns),
         applied_lag_s=applied_lag(item),
-        newest_point_age_s=newest_point_age(session, item, elapsed_ns),
+        newest_point_age_s=_age_s(facts.newest_point_ns, elapsed_ns),
+        recovery_vm_name=facts.recovery_vm_name,
+        test_vm_name=facts.test_vm_name,
+        pinned_points=facts.pinned_points,
         unapplied_bytes=lag.waiting_bytes([disk.disk_id for disk in item.disks]),
         activeLocation="Recovery" if item.active_location == "Recovery" else "Primary",
         resynchronizationRequired=item.resync_reason,
+        replication_state=hyperv_state(item, critical=health == "Critical", is_resyncing=facts.is_resyncing),
+        paused_since=rfc3339_or_none(item.paused_ns),
+        fenced_since=rfc3339_or_none(item.fenced_ns),
+        excluded_disks=sorted(item.excluded_disks),
     )

@@ -1,6 +1,7 @@
 """Requests to the site to send parts again that the recovery side cannot use.
 
-They are kept in memory, because the applier repeats its request.
+They are kept in memory, because the applier repeats its request.  A request that fails is repeated until the site has
+answered one: otherwise the wait of a request that came once would stay after the network has healed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from siterig.blockfs.core.errors import Code, RigError
 
 ANSWER_S = 60.0
 """The limit for the answer of the site; a later request is repeated, and the site finishes the first one."""
+ASK_AGAIN_S = 10.0
+"""The delay before a request that failed is repeated."""
 SENT_S = 6.0
 """A part that is requested this long after it was resent has been read since, because the applier polls every 3 s."""
 PARTS_MAX = 1000
@@ -31,6 +34,8 @@ class Repairs:
         self._asking: set[str] = set()
         self._refused: set[str] = set()
         """The VMs whose last request failed."""
+        self._again: set[str] = set()
+        """The VMs whose request will be repeated."""
         self._sent: dict[str, dict[str, float]] = {}
         """The parts that the site has sent again, with the time (:meth:`Clock.trio_time_s`)."""
         self._news = trio.Event()
@@ -43,7 +48,7 @@ class Repairs:
         Returns:
             The first part if it was resent before and is still bad; otherwise None.
         """
-        row = await self._context.database.transact(lambda session: session.get(DiskRow, disk_id))
+        row = await self._context.database.known(("disk", disk_id), lambda session: session.get(DiskRow, disk_id))
         if row is None:
             return None
         sent_s = self._sent.get(row.vm, {}).get(parts[0]) if parts else None
@@ -66,16 +71,23 @@ class Repairs:
         self._sent = {vm: parts for vm, parts in self._sent.items() if vm in vms}
 
     async def run(self) -> None:
-        """Send the requests until cancelled, for each VM one at a time."""
+        """Send the requests until cancelled, for each VM one at a time; repeat those that fail."""
         async with trio.open_nursery() as nursery:
             while True:
                 self._news = trio.Event()
                 for vm in [vm for vm in self._wanted if vm not in self._asking]:
                     self._asking.add(vm)
-                    nursery.start_soon(self._ask_site, vm, list(self._wanted.pop(vm)))
+                    nursery.start_soon(self._ask_site, vm, list(self._wanted.pop(vm)), nursery)
                 await self._news.wait()
 
-    async def _ask_site(self, vm: str, parts: list[str]) -> None:
+    async def _ask_again(self, vm: str, parts: list[str]) -> None:
+        self._again.add(vm)
+        await self._context.clock.real.sleep(ASK_AGAIN_S)
+        self._again.discard(vm)
+        if vm in self._refused:
+            self.ask(vm, parts)
+
+    async def _ask_site(self, vm: str, parts: list[str], nursery: trio.Nursery) -> None:
         error: RigError | None = None
         try:
             with self._context.clock.real.move_on_after(ANSWER_S) as scope:
@@ -100,3 +112,5 @@ class Repairs:
             _log.warning("parts_not_resent", vm=vm, code=error.code, reason=error.message)
             message = f"{len(parts)} parts are to be sent again, and the site did not: {error.message}"
             self._context.waits.set("repair", error.code, message, vm=vm)
+            if vm not in self._again:
+                nursery.start_soon(self._ask_again, vm, parts)

@@ -7,14 +7,17 @@ at once.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context import events
+from siterig.azure_emu.vault.context import disk_sets, events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.model.api import HealthError
+from siterig.azure_emu.vault.monitoring import acknowledged
 from siterig.blockfs.contracts.control import SourceUse
 from siterig.blockfs.core.errors import RigError
 
@@ -33,8 +36,8 @@ def describe(uses: list[SourceUse]) -> str:
 
 async def changed_disks(context: VaultContext, vm: str) -> list[SourceUse]:
     """Ask the site; return its disks that were written to after the failover, or may have been."""
-    after = await context.database.transact(lambda session: find_item(session, vm).failover_position)
-    uses = await context.site.source_use(vm=vm, after=after or 0)
+    after, excluded = await context.database.transact(lambda session: _at_failover(find_item(session, vm)))
+    uses = [use for use in await context.site.source_use(vm=vm, after=after or 0) if use.name not in excluded]
     if after is None:  # the failover did not record its position (an older siterig), or it has failed back
         return [use.model_copy(update={"written_bytes": None}) for use in uses]
     return [use for use in uses if use.written_bytes != 0]
@@ -55,20 +58,26 @@ class SourceWatch:
 
     async def round(self) -> None:
         """Ask the site about every VM that is failed over."""
-        failed_over = await self._context.database.transact(_failed_over)
+        failed_over = await self._context.database.known("failed over", _failed_over)
         self._used = {vm: used for vm, used in self._used.items() if vm in failed_over}
-        for vm, after in failed_over.items():
+        unknown = set()
+        for vm, (after, excluded) in failed_over.items():
             try:
-                uses = await self._context.site.source_use(vm=vm, after=after)
+                uses = await self._context.site.source_use(vm=vm, after=after or 0)
             except RigError:
+                unknown.add(vm)
                 continue  # the site is lost, or has no such VM: keep the last answer
-            used = [use for use in uses if use.written_bytes != 0 or use.open_handles]
+            used = [use for use in uses if use.name not in excluded and (use.written_bytes != 0 or use.open_handles)]
             if used and vm not in self._used:
                 await self._record(vm, used)
             if used:
                 self._used[vm] = used
             else:
                 self._used.pop(vm, None)
+        lasting = {*self._used, *unknown}
+        if await self._context.database.known("acknowledged uses", acknowledged.vms_of_source_use) - lasting:
+            with suppress(RigError):  # the host's disk is full: the next round tries again
+                await self._context.database.transact(lambda session: acknowledged.forget_source_use(session, lasting))
 
     def health_errors(self, vm: str) -> list[HealthError]:
         """Return the warning of an item whose disks at the site are in use or were written to; else an empty list."""
@@ -78,7 +87,16 @@ class SourceWatch:
         text = f"VM {vm!r} was failed over, but {describe(used)}; a failback replaces this, and keeps the old disks as files"
         if any(use.open_handles for use in used):
             text += "; it is refused while a disk is open"
-        return [HealthError(errorCode=CODE, summaryMessage=text, recoverable=True, attempt=0, next_try_time=None)]
+        return [
+            HealthError(
+                errorCode=CODE,
+                errorId=acknowledged.SOURCE_USE,
+                summaryMessage=text,
+                recoverable=True,
+                attempt=0,
+                next_try_time=None,
+            )
+        ]
 
     async def _record(self, vm: str, used: list[SourceUse]) -> None:
         text = f"VM {vm!r} was failed over, but {describe(used)}"
@@ -98,6 +116,11 @@ class SourceWatch:
             self._used.pop(vm, None)  # the host's disk is full: the next round tries again
 
 
-def _failed_over(session: Session) -> dict[str, int]:
-    query = select(ItemRow.vm, ItemRow.failover_position).where(ItemRow.failover_position.is_not(None))
-    return {vm: position for vm, position in session.execute(query) if position is not None}
+def _failed_over(session: Session) -> dict[str, tuple[int | None, tuple[str, ...]]]:
+    query = select(ItemRow).where(ItemRow.failover_position.is_not(None))
+    return {item.vm: _at_failover(item) for item in session.scalars(query)}
+
+
+def _at_failover(item: ItemRow) -> tuple[int | None, tuple[str, ...]]:
+    """Return the position of the failover, and the disks that it left at the site: a failback does not replace them."""
+    return item.failover_position, disk_sets.lacking(item, item.failover_position)

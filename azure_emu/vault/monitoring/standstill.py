@@ -2,8 +2,8 @@
 
 A standstill is a wait that lasts too long, a role that is hung, failed or away, data that is sent and not applied, or
 skipped blobs.  Each round compares the standstills with the health errors in the database whose source begins with
-``watch:``, in one transaction, so a restarted vault continues with them.  The begin of a standstill is an event, and so is
-its end (severity OK).
+``watch:``, so a restarted vault continues with them.  A round that finds no difference, as nearly all do, makes no
+transaction; a difference is recorded in one.  The begin of a standstill is an event, and so is its end (severity OK).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.roles import role_error
 from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
-from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow
+from siterig.azure_emu.vault.db.schema import ItemRow, RigClockRow
 from siterig.azure_emu.vault.model import bounds
-from siterig.azure_emu.vault.monitoring import health
+from siterig.azure_emu.vault.monitoring import acknowledged, health, item_facts
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
+from siterig.azure_emu.vault.points import points
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import RigError
@@ -70,6 +71,39 @@ class _Ages:
         self._seen = set()
 
 
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """All items, with their disks and errors, and the row of the rig's clock."""
+
+    clock: RigClockRow | None
+    items: list[ItemRow]
+    has_acknowledged: bool
+
+
+def _read(session: Session) -> _Watched:
+    items = session.scalars(select(ItemRow).order_by(ItemRow.vm).options(*item_facts.WHOLE_ITEM)).all()
+    clock = session.get(RigClockRow, RigClockRow.ONLY)
+    return _Watched(clock, list(items), has_acknowledged=bool(acknowledged.vms(session)))
+
+
+def _to_record(item: ItemRow, standstills: list[Standstill]) -> dict[str, Standstill]:
+    """Return the standstills that are to be recorded, by their source."""
+    # A failure that the role itself reported has more details than the wait for its end.
+    reported = {row.code for row in item.health_errors if not row.source.startswith(health.WATCH)}
+    return {health.WATCH + each.key: each for each in standstills if each.code not in reported}
+
+
+def _differences(item: ItemRow, standstills: list[Standstill]) -> bool:
+    """Return True if the recorded standstills of an item are other ones."""
+    found = {source: (each.code, each.message, each.recoverable) for source, each in _to_record(item, standstills).items()}
+    rows = [row for row in item.health_errors if row.source.startswith(health.WATCH)]
+    return found != {row.source: (row.code, row.message, row.recoverable) for row in rows}
+
+
+def _age_s(at_ns: int, elapsed_ns: int) -> float:
+    return (elapsed_ns - at_ns) / SECOND_NS
+
+
 class StandstillWatch:
     """The watch of one vault."""
 
@@ -79,6 +113,8 @@ class StandstillWatch:
         self._ages = _Ages(context.clock)
         self._heard: tuple[int, float] | None = None
         self._asked_s: dict[str, float] = {}
+        self._points_ns: dict[str, int] = {}
+        """The rig's clock at the newest point of each VM, as of the last look."""
         self._begun = False
         self._unapplied: list[str] = []
         """The VMs whose data has been waiting for too long in this round."""
@@ -95,35 +131,40 @@ class StandstillWatch:
 
     async def round(self) -> None:
         """Compare the standstills with the recorded ones, and record the difference."""
-        vms, disk_ids = await self._context.database.transact(self._known)
-        self._context.lag.keep_only(vms, disk_ids)
+        watched = await self._context.database.known("watched items", _read)
+        vms = {item.vm for item in watched.items}
+        self._begin(watched.items)
+        self._context.lag.keep_only(vms, {disk.disk_id for item in watched.items for disk in item.disks})
+        self._points_ns = {vm: at_ns for vm, at_ns in self._points_ns.items() if vm in vms}
         self._unapplied = []
-        changed = await self._context.database.transact(self._record)
+        elapsed_ns = rig_clock.elapsed_at(watched.clock, self._context.clock)
+        for item in watched.items:
+            await self._find_point(item, elapsed_ns)
+        found = {item.vm: list(self._standstills(item, elapsed_ns)) for item in watched.items}
         self._ages.forget_unseen()
-        for vm in changed:
-            self._context.notifications.notify(vm)
+        if watched.has_acknowledged or any(_differences(item, found[item.vm]) for item in watched.items):
+            for vm in await self._context.database.transact(lambda session: self._record(session, found)):
+                self._context.notifications.notify(vm)
         self._repairs.keep_only(vms)
         for vm in self._unapplied:
             self._ask(vm)
 
-    def _known(self, session: Session) -> tuple[set[str], set[str]]:
-        items = session.scalars(select(ItemRow)).all()
+    def _begin(self, items: list[ItemRow]) -> None:
         if not self._begun:
             self._begun = True
             for item in items:  # after a restart the time since the last progress is not known
                 self._context.lag.sent(item.vm, item.sent_position)
                 self._context.lag.applied(item.vm, health.applied_position(item), moved=False)
-        return {item.vm for item in items}, set(session.scalars(select(DiskRow.disk_id)))
 
-    def _record(self, session: Session) -> list[str]:
+    def _record(self, session: Session, standstills: dict[str, list[Standstill]]) -> list[str]:
         changed: list[str] = []
         elapsed_ns = rig_clock.elapsed_ns(session, self._context.clock)
-        for item in session.scalars(select(ItemRow).order_by(ItemRow.vm)).all():
+        items = session.scalars(select(ItemRow).order_by(ItemRow.vm).options(*item_facts.WHOLE_ITEM)).all()
+        for item in items:
+            if item.vm not in standstills:
+                continue  # it is newer than this round
             known = {row.source: row for row in item.health_errors if row.source.startswith(health.WATCH)}
-            # A failure that the role itself reported has more details than the wait for its end.
-            reported = {row.code for row in item.health_errors if not row.source.startswith(health.WATCH)}
-            standstills = self._standstills(session, item, elapsed_ns)
-            found = {health.WATCH + each.key: each for each in standstills if each.code not in reported}
+            found = _to_record(item, standstills[item.vm])
             for source, each in found.items():
                 if health.set_error(
                     session, vm=item.vm, code=each.code, message=each.message, recoverable=each.recoverable, source=source
@@ -135,6 +176,11 @@ class StandstillWatch:
                 self._event(session, item.vm, row.code, "OK", f"this has ended: {row.message}")
                 health.clear_errors(session, item.vm, source)
                 changed.append(item.vm)
+        session.flush()
+        for vm in acknowledged.vms(session):
+            item = session.get_one(ItemRow, vm)
+            session.expire(item, ["health_errors"])
+            acknowledged.forget_ended(session, vm, health.reasons(item_facts.read(session, item), elapsed_ns))
         return changed
 
     def _now_s(self) -> float:
@@ -144,7 +190,7 @@ class StandstillWatch:
         now_ns = self._context.clock.wall_ns()
         events.record(session, vm=vm, code=code, kind="VmHealth", severity=severity, text=text, now_ns=now_ns)
 
-    def _standstills(self, session: Session, item: ItemRow, elapsed_ns: int) -> Iterator[Standstill]:
+    def _standstills(self, item: ItemRow, elapsed_ns: int) -> Iterator[Standstill]:
         replicates = item.active_location == PRIMARY and not item.suspended
         disks = {disk.disk_id: disk.name for disk in item.disks}
         for role in self._context.roles.all():
@@ -156,7 +202,7 @@ class StandstillWatch:
                     yield from self._of_wait(role.name, wait, disks)
         yield from self._of_supervisor()
         if replicates:
-            yield from self._of_lag(session, item, elapsed_ns)
+            yield from self._of_lag(item, elapsed_ns)
         yield from self._of_account(list(disks))
 
     def _of_role(self, role: RoleStatus) -> Iterator[Standstill]:
@@ -191,7 +237,7 @@ class StandstillWatch:
             text = f"the supervisor has not reported the roles' states for over {bounds.SUPERVISOR_SILENT_S:g} s"
             yield Standstill("supervisor", "SupervisorSilent", text)
 
-    def _of_lag(self, session: Session, item: ItemRow, elapsed_ns: int) -> Iterator[Standstill]:
+    def _of_lag(self, item: ItemRow, elapsed_ns: int) -> Iterator[Standstill]:
         lag = self._context.lag
         if lag.unapplied_s(item.vm) >= ASK_AFTER_S:
             self._unapplied.append(item.vm)
@@ -206,11 +252,37 @@ class StandstillWatch:
         elif lag.unapplied_s(item.vm) >= bounds.APPLIED_BEHIND_S:
             text = f"{what}; the applied state of VM {item.vm!r} is over {bounds.APPLIED_BEHIND_S:g} s behind"
             yield Standstill("stalled", "AppliedStateBehind", text)
+        if item.paused_ns is not None:
+            return
         bound_s = bounds.point_s(item.interval_s)
-        age_s = health.newest_point_age(session, item, elapsed_ns) or 0.0
-        if min(age_s, self._now_s() - self._began_s) >= bound_s:  # a rig that was down made no points
+        seen_ns = self._points_ns.get(item.vm)
+        if (
+            self._is_cycling_for(item, elapsed_ns, bound_s)
+            and seen_ns is not None
+            and _age_s(seen_ns, elapsed_ns) >= bound_s
+        ):
             text = f"VM {item.vm!r} has had no new recovery point for over {bound_s:g} s (interval {item.interval_s:g} s)"
             yield Standstill("points", "NoRecentRecoveryPoint", text)
+
+    def _is_cycling_for(self, item: ItemRow, elapsed_ns: int, least_s: float) -> bool:
+        """Return True if cycles have run for this time; no cycle ran before, and a rig that was down made no points."""
+        cycling_s = (elapsed_ns - (item.protected_since_elapsed_ns or 0)) / SECOND_NS
+        return min(cycling_s, self._now_s() - self._began_s) >= least_s
+
+    async def _find_point(self, item: ItemRow, elapsed_ns: int) -> None:
+        """Find the newest point of an item; the database is not asked while the point that was seen is young enough."""
+        bound_s, seen_ns = bounds.point_s(item.interval_s), self._points_ns.get(item.vm)
+        if not (health.is_cycling(item) and self._is_cycling_for(item, elapsed_ns, bound_s)):
+            return
+        if seen_ns is None or not 0 <= _age_s(seen_ns, elapsed_ns) < bound_s:
+            vm = item.vm
+            newest_ns = await self._context.database.known(
+                ("newest point", vm), lambda session: points.newest_elapsed_ns(session, vm)
+            )
+            if newest_ns is None:
+                self._points_ns.pop(vm, None)
+            else:
+                self._points_ns[vm] = min(newest_ns, elapsed_ns)
 
     def _ask(self, vm: str) -> None:
         """Make the site check that the account has the sent parts, which can also be missing in its own lists."""

@@ -16,6 +16,7 @@ import trio
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from siterig.azure_emu.vault.context import disk_sets
 from siterig.azure_emu.vault.context.states import RECOVERY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
@@ -31,6 +32,7 @@ from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sizes import known_size
 
 CLEAN_UP_S = 10.0
+_NO_END = 2**63 - 1
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -139,6 +141,7 @@ async def between_points(context: VaultContext, vm: str, choice: str) -> Recover
         time=rfc3339(time_ns),
         position=position,
         time_ns=time_ns,
+        lacking_disks=await context.database.transact(lambda session: disk_sets.lacking(find_item(session, vm), position)),
     )
 
 
@@ -147,7 +150,7 @@ async def _time_of(context: VaultContext, vm: str, position: int) -> int:
     ranges, oldest_ns = await _readable(context, vm)
     first, _ = _range_of(vm, position, ranges)
     times = [oldest_ns]
-    for disk in await context.database.transact(lambda session: _disks(session, vm)):
+    for disk in await context.database.transact(lambda session: disk_sets.of_state(find_item(session, vm), position)):
         try:
             steps = await context.recovery.change_steps(disk_id=disk.disk_id, after=first, upto=position)
         except RigError as error:
@@ -182,20 +185,41 @@ async def _latest(context: VaultContext, vm: str) -> RecoveryPoint:
 
 
 async def _readable(context: VaultContext, vm: str) -> tuple[list[tuple[int, int]], int]:
-    """Return the ranges of positions at which every disk can be read, oldest first, and the time of the oldest state."""
-    disks = await context.database.transact(lambda session: _disks(session, vm))
+    """Return the ranges of positions at which every disk can be read, oldest first, and the time of the oldest state.
+
+    A disk that was removed is not needed at later positions.
+    """
+    disks = await context.database.transact(lambda session: disk_sets.of_any_state(find_item(session, vm)))
+    disks.sort(key=lambda disk: disk.last_position is not None)  # the replicated ones bound the positions
     states = [await context.recovery.disk_state(disk_id=disk.disk_id) for disk in disks]
     ranges = states[0].valid_ranges if states else []
-    for state in states[1:]:
-        both = [(max(a, c), min(b, d)) for a, b in ranges for c, d in state.valid_ranges]
-        ranges = sorted((first, last) for first, last in both if first <= last)
+    for disk, state in zip(disks[1:], states[1:], strict=True):
+        readable = list(state.valid_ranges)
+        if disk.last_position is not None:
+            readable = [(first, min(last, disk.last_position)) for first, last in readable if first <= disk.last_position]
+            readable.append((disk.last_position + 1, _NO_END))
+        both = [(max(a, c), min(b, d)) for a, b in ranges for c, d in readable]
+        ranges = _joined(sorted((first, last) for first, last in both if first <= last))
     return ranges, max((state.floor_time_ns for state in states), default=0)
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join sorted ranges of positions that follow each other without a gap."""
+    found: list[tuple[int, int]] = []
+    for first, last in ranges:
+        if found and first <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(last, found[-1][1]))
+        else:
+            found.append((first, last))
+    return found
 
 
 async def _at_time(context: VaultContext, vm: str, text: str) -> tuple[int, str, RecoveryPoint | None]:
     """Return the cut over all disks after the last record of any of them that is not newer than the time."""
     time_ns = parse_time(text)
-    disks = await context.database.transact(lambda session: _disks(session, vm))
+    disks, removed = await context.database.transact(
+        lambda session: (_disks(session, vm), list(find_item(session, vm).removed_disks))
+    )
     ranges, oldest_ns = await _readable(context, vm)
     newest_ns = min((disk.complete_time_ns for disk in disks), default=0)
     refused = RigError(
@@ -205,6 +229,7 @@ async def _at_time(context: VaultContext, vm: str, text: str) -> tuple[int, str,
         raise refused
     try:
         found = [await context.recovery.position_at(disk_id=disk.disk_id, time_ns=time_ns) for disk in disks]
+        found += [at for disk in removed if (at := await _position_of_removed(context, disk, time_ns)) is not None]
     except RigError as error:
         if error.code != Code.InvalidPosition:
             raise
@@ -219,6 +244,17 @@ async def _at_time(context: VaultContext, vm: str, text: str) -> tuple[int, str,
     return max(known), time_name(time_ns), None
 
 
+async def _position_of_removed(context: VaultContext, disk: DiskRow, time_ns: int) -> int | None:
+    """Return the position of a removed disk at a time at which the VM still had the disk; otherwise None."""
+    try:
+        found = await context.recovery.position_at(disk_id=disk.disk_id, time_ns=time_ns)
+    except RigError as error:
+        if error.code != Code.InvalidPosition:
+            raise
+        return None
+    return found if disk_sets.has_state(disk, found) else None
+
+
 def _point_at(session: Session, vm: str, position: int) -> RecoveryPoint | None:
     query = select(PointRow).where(PointRow.vm == vm, PointRow.available, PointRow.position == position)
     row = session.scalars(query.limit(1)).first()
@@ -226,8 +262,8 @@ def _point_at(session: Session, vm: str, position: int) -> RecoveryPoint | None:
 
 
 def _disks(session: Session, vm: str) -> list[DiskRow]:
-    find_item(session, vm)
-    return list(session.scalars(select(DiskRow).where(DiskRow.vm == vm).order_by(DiskRow.name)))
+    """Return the disks that are replicated; those of an older state can be more."""
+    return list(find_item(session, vm).disks)
 
 
 async def mount(
@@ -259,8 +295,9 @@ async def mount(
         process_started=None if process is None else process.started,
     )
 
-    def note(session: Session) -> tuple[bool, list[DiskRow]]:
-        state = find_item(session, vm).protection_state
+    def note(session: Session) -> tuple[bool, list[DiskRow], tuple[str, ...]]:
+        item = find_item(session, vm)
+        state = item.protection_state
         if state == ProtectionState.DISABLING:  # its mounts are being removed: a late one would stay
             raise RigError(Code.InvalidState, f"a point of VM {vm!r} cannot be mounted: protectionState is {state}")
         row = session.get(MountRow, (vm, new_row.name))
@@ -277,10 +314,10 @@ async def mount(
             ):
                 raise RigError(Code.NoSuchPoint, f"VM {vm!r}: recovery point {recovery_point.id} was pruned just now")
             session.add(new_row)
-        return row is None, _disks(session, vm)
+        return row is None, disk_sets.of_state(item, at), disk_sets.lacking(item, at)
 
     async with context.mounting.hold(f"{vm}/{new_row.name}"):
-        fresh, disks = await context.database.transact(note)
+        fresh, disks, excluded = await context.database.transact(note)
         try:
             sources = _sources(disks)
             info = await context.azure.open_mounted_point(
@@ -292,7 +329,7 @@ async def mount(
                     await _close(context, vm, new_row.name)
             raise
     known = await context.database.transact(lambda session: damage.warning_at(session, vm, at))
-    return _wire(new_row, recovery_point, info, known)
+    return _wire(new_row, recovery_point, info, known, excluded)
 
 
 def _sources(disks: list[DiskRow]) -> list[MountedPointSource]:
@@ -371,21 +408,22 @@ async def remove_all(context: VaultContext, vm: str) -> None:
 async def mounted(context: VaultContext, vm: str) -> list[MountedPoint]:
     """Return the mounted points of a VM, newest position first, each with its disks or the reason for which it has none."""
 
-    def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None, RigError | None]]:
-        find_item(session, vm)
+    def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None, RigError | None, tuple[str, ...]]]:
+        item = find_item(session, vm)
         rows = session.scalars(select(MountRow).where(MountRow.vm == vm).order_by(MountRow.position.desc(), MountRow.name))
         return [
             (
                 row,
                 None if row.point_id is None else _named(session, row.point_id),
                 damage.warning_at(session, vm, row.position),
+                disk_sets.lacking(item, row.position),
             )
             for row in rows
         ]
 
     rows = await context.database.transact(look)
     infos = {info.name: info for info in await context.azure.list_mounted_points(vm=vm)} if rows else {}
-    return [_wire(row, point, infos.get(row.name), known) for row, point, known in rows]
+    return [_wire(row, point, infos.get(row.name), known, excluded) for row, point, known, excluded in rows]
 
 
 def _named(session: Session, point_id: str) -> RecoveryPoint | None:
@@ -394,7 +432,11 @@ def _named(session: Session, point_id: str) -> RecoveryPoint | None:
 
 
 def _wire(
-    row: MountRow, point: RecoveryPoint | None, info: MountedPointInfo | None, known_damage: RigError | None
+    row: MountRow,
+    point: RecoveryPoint | None,
+    info: MountedPointInfo | None,
+    known_damage: RigError | None,
+    excluded: tuple[str, ...],
 ) -> MountedPoint:
     disks = [] if info is None else info.disks
     return MountedPoint(
@@ -415,4 +457,5 @@ def _wire(
         ],
         broken="the recovery host does not have it: unmount it" if info is None else info.broken,
         damage=None if known_damage is None else known_damage.message,
+        lacking_disks=excluded,
     )

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+import trio
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.vault_context import VaultContext
-from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow, JobRow
-from siterig.azure_emu.vault.jobs import engine
-from siterig.azure_emu.vault.model.api import Event, Job, ManagedDisk, ProtectedItem, StatusApi
-from siterig.azure_emu.vault.monitoring import health
+from siterig.azure_emu.vault.db.schema import DiskRow, JobRow
+from siterig.azure_emu.vault.jobs import engine, job_wire
+from siterig.azure_emu.vault.model.api import Event, Job, JobState, ManagedDisk, ProtectedItem, StatusApi
+from siterig.azure_emu.vault.monitoring import health, item_facts
+from siterig.azure_emu.vault.monitoring.item_facts import ItemFacts
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
-from siterig.blockfs.core import short_ids
-from siterig.blockfs.core.errors import Code, RigError
+from siterig.azure_emu.vault.mounts.mounts import parse_time
+from siterig.azure_emu.vault.operations.jobs import find_job
+from siterig.blockfs.core.clock_reading import SECOND_NS
+from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import VmProgress
+
+_WHOLE_JOB = (selectinload(JobRow.tasks), selectinload(JobRow.errors))
+"""A list of jobs is read by three statements, and its rows are used after the transaction."""
 
 
 class VaultStatus(StatusApi):
@@ -26,22 +35,19 @@ class VaultStatus(StatusApi):
         self._sources = sources
 
     async def items(self) -> list[ProtectedItem]:
-        def look(session: Session) -> list[ProtectedItem]:
-            elapsed_ns, full = rig_clock.elapsed_ns(session, self._context.clock), self._context.database.full
-            items = session.scalars(select(ItemRow).order_by(ItemRow.vm))
-            return [
-                health.describe(
-                    session,
-                    item,
-                    elapsed_ns,
-                    self._context.lag,
-                    unwritable=full,
-                    observed=self._sources.health_errors(item.vm),
-                )
-                for item in items
-            ]
+        known = await self._context.database.known("items", item_facts.read_all)
+        elapsed_ns = rig_clock.elapsed_at(known.clock, self._context.clock)
+        return [self.describe(facts, elapsed_ns) for facts in known.items]
 
-        return await self._context.database.transact(look)
+    def describe(self, facts: ItemFacts, elapsed_ns: int) -> ProtectedItem:
+        """Return an item in the form of the API; ``elapsed_ns``: the rig's clock."""
+        return health.describe(
+            facts,
+            elapsed_ns,
+            self._context.lag,
+            unwritable=self._context.database.full,
+            observed=self._sources.health_errors(facts.item.vm),
+        )
 
     async def progress(self, *, vm: str) -> VmProgress:
         found = await self._engine.progress(vm)
@@ -53,26 +59,64 @@ class VaultStatus(StatusApi):
             rows = session.scalars(select(DiskRow).order_by(DiskRow.vm, DiskRow.name))
             return [ManagedDisk(vm=row.vm, name=row.name, disk_id=row.disk_id) for row in rows]
 
-        return await self._context.database.transact(look)
+        return list(await self._context.database.known("managed disks", look))
 
-    async def jobs(self) -> list[Job]:
-        def look(session: Session) -> list[Job]:
-            return [self._job_to_wire(row) for row in session.scalars(select(JobRow).order_by(JobRow.id.desc()))]
+    async def jobs(
+        self,
+        *,
+        vm: str | None = None,
+        state: JobState | None = None,
+        since: str | None = None,
+        with_progress: bool = False,
+    ) -> list[Job]:
+        since_ns = None if since is None else parse_time(since)
 
-        return await self._context.database.transact(look)
+        def look(session: Session) -> list[JobRow]:
+            query = select(JobRow).order_by(JobRow.id.desc()).options(*_WHOLE_JOB)
+            if vm is not None:
+                query = query.where(JobRow.vm == vm)
+            if state is not None:
+                query = query.where(JobRow.state == state)
+            if since_ns is not None:
+                query = query.where(JobRow.start_ns >= since_ns)
+            return list(session.scalars(query))
 
-    async def job(self, *, name: str) -> Job:
+        rows = await self._context.database.known(("jobs", vm, state, since_ns), look)
+        found = [self.job_to_wire(row) for row in rows]
+        return await self._with_progress(found) if with_progress else found
+
+    async def job(self, *, name: str, with_progress: bool = False) -> Job:
         def look(session: Session) -> Job:
-            known = short_ids.find("job", name, session.scalars(select(JobRow.name)))
-            row = session.scalars(select(JobRow).where(JobRow.name == known)).one_or_none()
-            if row is None:
-                raise RigError(Code.JobNotFound, f"there is no job {name!r}; see the list of jobs for their names")
-            return self._job_to_wire(row)
+            return self.job_to_wire(find_job(session, name))
 
-        return await self._context.database.transact(look)
+        found = await self._context.database.transact(look)
+        return (await self._with_progress([found]))[0] if with_progress else found
 
-    async def events(self) -> list[Event]:
-        return await self._context.database.transact(events.list_events)
+    async def events(self, *, vm: str | None = None, since: str | None = None, with_points: bool = False) -> list[Event]:
+        since_ns = None if since is None else parse_time(since)
+        return await self._context.database.transact(
+            lambda session: events.list_events(session, vm, since_ns=since_ns, with_points=with_points)
+        )
 
-    def _job_to_wire(self, row: JobRow) -> Job:
-        return engine.to_wire(row, self._engine.waiting_for(row.name))
+    def job_to_wire(self, row: JobRow) -> Job:
+        """Return a job in the form of the API."""
+        found = job_wire.to_wire(row, self._engine.waiting_for(row.name), cancellable=self._engine.is_cancellable(row.name))
+        if row.end_ns is not None:
+            return found
+        return found.model_copy(update={"duration_s": max(0, self._context.clock.wall_ns() - row.start_ns) / SECOND_NS})
+
+    async def _with_progress(self, jobs: list[Job]) -> list[Job]:
+        """Add the progress of the jobs that have not ended; a role that does not answer leaves it out."""
+        known: dict[str, VmProgress] = {}
+
+        async def ask(job: Job) -> None:
+            with suppress(RigError):
+                progress = await self._engine.progress(job.vm)
+                if progress is not None and progress.phase is not None:
+                    known[job.name] = progress
+
+        async with trio.open_nursery() as nursery:
+            for job in jobs:
+                if job.endTime is None:
+                    nursery.start_soon(ask, job)
+        return [job.model_copy(update={"progress": known.get(job.name)}) for job in jobs]

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.inventory import azure_vms, inventory
-from siterig.azure_emu.vault.jobs import engine, vm_tasks
+from siterig.azure_emu.vault.jobs import engine, job_wire, vm_tasks
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
 from siterig.azure_emu.vault.model.api import Job, Vm, VmApi
 from siterig.azure_emu.vault.model.choices import Side
@@ -56,7 +56,7 @@ class VmOperations(VmApi):
         def insert(session: Session) -> Job:
             vm_tasks.require_deletable(session, vm, side)
             variables = vm_tasks.variables_of_delete(side)
-            return engine.to_wire(engine.enqueue(session, vm_tasks.DELETE, vm, variables, self._context.clock.wall_ns()))
+            return job_wire.to_wire(engine.enqueue(session, vm_tasks.DELETE, vm, variables, self._context.clock.wall_ns()))
 
         return await self._starter.start(insert)
 
@@ -71,6 +71,6 @@ class VmOperations(VmApi):
                 raise RigError(Code.VmNotFound, f"there is no VM {vm!r}")
             vm_tasks.require_renamable(session, vm, name)
             variables = vm_tasks.variables_of_rename(name)
-            return engine.to_wire(engine.enqueue(session, vm_tasks.RENAME, vm, variables, self._context.clock.wall_ns()))
+            return job_wire.to_wire(engine.enqueue(session, vm_tasks.RENAME, vm, variables, self._context.clock.wall_ns()))
 
         return await self._starter.start(insert)

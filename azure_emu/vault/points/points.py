@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from sqlalchemy import Select, delete, func, select, update
-from sqlalchemy.orm import Session
+import structlog
+from sqlalchemy import Select, bindparam, delete, func, select, update
+from sqlalchemy.orm import Session, selectinload
 
-from siterig.azure_emu.vault.context import rig_clock
-from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow, PointRow, TagSeenRow
+from siterig.azure_emu.vault.context import disk_sets, events, rig_clock
+from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow, MountRow, PointRow, TagSeenRow
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.points.retention import PointFacts
 from siterig.azure_emu.vault.points.selectors import LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_PROCESSED, WORDS, parse
@@ -19,15 +20,28 @@ from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import SYNC_END, Watermark
 
+OF_A_STATE = ", @POSITION, or a time"
+"""The end of the list of selectors: these two select a state, which need not be a recovery point."""
 _IDS_IN_QUERY = 500
+_WITH_SEEN = selectinload(PointRow.seen)
+_log = structlog.get_logger(__name__)
 
-_COLUMNS = (PointRow.tag_id, PointRow.kind, PointRow.name, PointRow.position, PointRow.time_ns, PointRow.downgraded_because)
-_Facts = tuple[str, str, str, int, int, str | None]
+_COLUMNS = (
+    PointRow.tag_id,
+    PointRow.kind,
+    PointRow.name,
+    PointRow.position,
+    PointRow.time_ns,
+    PointRow.downgraded_because,
+    PointRow.pinned,
+    PointRow.lacking_disks,
+)
+_Facts = tuple[str, str, str, int, int, str | None, bool, list[str] | None]
 """The values of :data:`_COLUMNS`."""
 
 
 def _wire(facts: _Facts) -> RecoveryPoint:
-    tag_id, kind, name, position, time_ns, downgraded_because = facts
+    tag_id, kind, name, position, time_ns, downgraded_because, pinned, lacking_disks = facts
     return RecoveryPoint(
         id=tag_id,
         name=name,
@@ -36,15 +50,18 @@ def _wire(facts: _Facts) -> RecoveryPoint:
         position=position,
         time_ns=time_ns,
         downgraded_because=downgraded_because,
+        pinned=pinned,
+        lacking_disks=tuple(lacking_disks or ()),
     )
 
 
 def to_wire(row: PointRow) -> RecoveryPoint:
     """Return the point in the form of the API."""
-    return _wire((row.tag_id, row.kind, row.name, row.position, row.time_ns, row.downgraded_because))
+    facts = (row.tag_id, row.kind, row.name, row.position, row.time_ns, row.downgraded_because, row.pinned)
+    return _wire((*facts, row.lacking_disks))
 
 
-def _newest_first(vm: str) -> Select[str, str, str, int, int, str | None]:
+def _newest_first(vm: str) -> Select[str, str, str, int, int, str | None, bool, list[str] | None]:
     return select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc())
 
 
@@ -66,10 +83,17 @@ def newest_at(session: Session, vm: str, time_ns: int) -> RecoveryPoint | None:
     return None if row is None else _wire(row)
 
 
-def newest_elapsed_ns(session: Session, vm: str) -> int | None:
-    """Return the rig's clock at the newest available point; None if there is none."""
+def newest_elapsed_ns(session: Session, vm: str, kind: str | None = None) -> int | None:
+    """Return the rig's clock at the newest available point, of one kind or of any; None if there is none."""
     query = select(PointRow.elapsed_ns).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc())
+    if kind is not None:
+        query = query.where(PointRow.kind == kind)
     return session.execute(query.limit(1)).scalar()
+
+
+def count(session: Session, vm: str) -> int:
+    """Return the number of available points of a VM."""
+    return session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
 
 
 def oldest(session: Session, vm: str) -> RecoveryPoint | None:
@@ -89,6 +113,19 @@ def facts(session: Session, vm: str) -> list[PointFacts]:
     ]
 
 
+def pinned(session: Session, vm: str) -> list[str]:
+    """Return the ids of the points of a VM that a user pinned."""
+    return list(session.scalars(select(PointRow.tag_id).where(PointRow.vm == vm, PointRow.pinned, PointRow.available)))
+
+
+def in_use(session: Session, vm: str) -> dict[str, str]:
+    """Return the ids of the points that are open, each with its use."""
+    mounted = session.execute(select(MountRow.point_id, MountRow.name).where(MountRow.vm == vm))
+    in_vms = session.execute(select(AzureVmRow.point_id, AzureVmRow.name).where(AzureVmRow.owner == vm))
+    found = {point_id: f"it is mounted as {name!r}" for point_id, name in mounted if point_id is not None}
+    return found | {point_id: f"VM {name!r} lies over it" for point_id, name in in_vms if point_id is not None}
+
+
 def find_available(session: Session, tag_id: str) -> PointRow | None:
     """Return the point of a tag if it is available; otherwise None."""
     row = session.get(PointRow, tag_id)
@@ -101,27 +138,74 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
     ``elapsed_ns``: the rig's clock.
     """
     fresh = []
-    known = newest(session, item.vm)
+    present = _rows_of(session, [tag.tag_id for tag in tags])
+    known = newest(session, item.vm) if len(present) < len(tags) else None
     for tag in tags:
         if tag.name == SYNC_END:
             continue
-        point = _row_of(session, item, tag, known, elapsed_ns)
+        point = _row_of(session, item, tag, known, elapsed_ns, present=present)
         if point is None:
             continue
+        present[tag.tag_id] = point
         if disk_id not in {seen.disk_id for seen in point.seen}:
             point.seen.append(TagSeenRow(tag_id=tag.tag_id, disk_id=disk_id))
-        if not point.available and {seen.disk_id for seen in point.seen} >= {disk.disk_id for disk in item.disks}:
-            point.available = True
+        if _complete(item, point):
             fresh.append(point)
     session.flush()
     return fresh
 
 
-def _row_of(session: Session, item: ItemRow, tag: TagSeen, known: RecoveryPoint | None, elapsed_ns: int) -> PointRow | None:
+def _complete(item: ItemRow, point: PointRow) -> bool:
+    """Make a point available if its tag was applied in all disks that its state has; return True if it was not before."""
+    needed = {disk.disk_id for disk in disk_sets.of_state(item, point.position)}
+    if point.available or not {seen.disk_id for seen in point.seen} >= needed:
+        return False
+    point.available = True
+    point.lacking_disks = list(disk_sets.lacking(item, point.position)) or None
+    return True
+
+
+def record_created(session: Session, vm: str, point: RecoveryPoint, now_ns: int) -> None:
+    """Record the event of a point that became available."""
+    _log.info("point_available", vm=vm, trace=point.id, position=point.position)
+    name = f" {point.name!r}" if point.name else ""
+    text = f"{point.type} recovery point {point.id}{name} of VM {vm!r} was created: {point.time}, position {point.position}"
+    events.record(session, vm=vm, code=events.POINT_CREATED, kind="VmReplication", severity="OK", text=text, now_ns=now_ns)
+
+
+def complete_waiting(session: Session, item: ItemRow) -> list[PointRow]:
+    """Make the points available that waited for the tags of disks that were removed now, and return them."""
+    last = newest(session, item.vm)
+    waiting = select(PointRow).where(PointRow.vm == item.vm, PointRow.available.is_(False))
+    if last is not None:
+        waiting = waiting.where(PointRow.position > last.position)
+    rows = session.scalars(waiting.order_by(PointRow.position).options(selectinload(PointRow.seen)))
+    return [point for point in rows if _complete(item, point)]
+
+
+def _rows_of(session: Session, ids: list[str]) -> dict[str, PointRow]:
+    """Return the rows of these tags that exist, with the disks that have seen them; a restarted applier reports many."""
+    found: dict[str, PointRow] = {}
+    for first in range(0, len(ids), _IDS_IN_QUERY):
+        query = select(PointRow).where(PointRow.tag_id.in_(ids[first : first + _IDS_IN_QUERY]))
+        rows = session.scalars(query.options(_WITH_SEEN))
+        found |= {row.tag_id: row for row in rows}
+    return found
+
+
+def _row_of(
+    session: Session,
+    item: ItemRow,
+    tag: TagSeen,
+    known: RecoveryPoint | None,
+    elapsed_ns: int,
+    *,
+    present: dict[str, PointRow],
+) -> PointRow | None:
     """Return the tag's row, and make it if necessary; None if the tag does not belong to this protection, or was pruned."""
     if tag.position <= item.points_after_position:
         return None  # a late repeat from before a commit
-    point = session.get(PointRow, tag.tag_id)
+    point = present.get(tag.tag_id)
     # The tags of each disk are reported in their order, so all disks have reported this tag before the newest point was
     # made. A tag without a row is therefore the repeat, after a restart, of a point that was pruned since.
     if point is None and (known is None or tag.position > known.position):
@@ -155,16 +239,23 @@ def _elapsed_at(session: Session, item: ItemRow, tag: TagSeen, elapsed_ns: int) 
 
 def _last_before(session: Session, vm: str, position: int, *, available: bool) -> tuple[int, int, int] | None:
     """Return position, ``elapsed_ns`` and ``time_ns`` of the last point before a position; the index needs ``available``."""
-    query = select(PointRow.position, PointRow.elapsed_ns, PointRow.time_ns).where(
-        PointRow.vm == vm, PointRow.available.is_(available), PointRow.position < position
-    )
-    row = session.execute(query.order_by(PointRow.position.desc()).limit(1)).first()
+    row = session.execute(_LAST_BEFORE, {"vm": vm, "available": available, "position": position}).first()
     return None if row is None else (row[0], row[1], row[2])
+
+
+_POINT = PointRow.__table__.c
+_LAST_BEFORE = (
+    select(_POINT.position, _POINT.elapsed_ns, _POINT.time_ns)
+    .where(_POINT.vm == bindparam("vm"), _POINT.available == bindparam("available"), _POINT.position < bindparam("position"))
+    .order_by(_POINT.position.desc())
+    .limit(1)
+)
 
 
 def note_downgrade(session: Session, item: ItemRow, tag: TagSeen, because: str, elapsed_ns: int) -> None:
     """Record the reason for which a point is only crash-consistent, before or after its tag was applied."""
-    point = _row_of(session, item, tag, newest(session, item.vm), elapsed_ns)
+    present = _rows_of(session, [tag.tag_id])
+    point = _row_of(session, item, tag, newest(session, item.vm), elapsed_ns, present=present)
     if point is not None:
         point.downgraded_because = because
 
@@ -220,10 +311,10 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
     if newest_point is None:
         last = newest(session, vm)
         last_text = f"the newest is {last.id} ({last.type})" if last is not None else "it has none yet"
-        count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
         raise RigError(
             Code.NoSuchPoint,
-            f"VM {vm!r} has no recovery point {WORDS.get(selector.text, choice)!r}; {last_text}; allowed: {_allowed(count)}",
+            f"VM {vm!r} has no recovery point {WORDS.get(selector.text, choice)!r}; {last_text}; "
+            f"allowed: {_allowed(count(session, vm))}",
         )
     return newest_point
 
@@ -279,8 +370,8 @@ def _begun(session: Session, vm: str, beginning: str) -> RecoveryPoint | None:
     return None if row is None else to_wire(row)
 
 
-def _allowed(count: int) -> str:
-    return f"{', '.join(WORDS.values())}, the id or the name of one of its {count} points, @POSITION, or a time"
+def _allowed(number: int) -> str:
+    return f"{', '.join(WORDS.values())}, the id or the name of one of its {number} points{OF_A_STATE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +425,7 @@ def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoi
         time=rfc3339(least.complete_time_ns),
         position=least.complete_position,
         time_ns=least.complete_time_ns,
+        lacking_disks=disk_sets.lacking(item, least.complete_position),
     )
 
 

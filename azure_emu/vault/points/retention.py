@@ -8,6 +8,7 @@ point.  So nothing ages while no points come. * An hour is an hour of the rig's 
 point that was kept once stays kept. * In an hour the newest application-consistent point is kept, if there is one, else the
 newest.  Application-consistent points
   are few, and can be used without a recovery of the application; thinned out by time alone they would be lost first.
+* A point that a user pinned is kept until it is unpinned, and so is a point that is open.
 * The newest point and the newest application-consistent point are never deleted, however old they are.
 """
 
@@ -64,7 +65,7 @@ def remark(hours: int) -> str | None:
 
 
 def expired(points: Iterable[PointFacts], policy: Policy, in_use: Collection[str] = ()) -> list[str]:
-    """Return the ids of the points to delete.  ``in_use``: ids of points that are open, which stay meanwhile."""
+    """Return the ids of the points to delete.  ``in_use``: ids of points that are open or pinned, which stay meanwhile."""
     newest_first = sorted(points, key=lambda point: point.position, reverse=True)
     if not newest_first:
         return []

@@ -7,15 +7,17 @@ position that something has open, whatever is reported.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context import events, rig_clock
+from siterig.azure_emu.vault.context import disk_sets, events, rig_clock
 from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
-from siterig.azure_emu.vault.db.schema import AzureVmRow, ItemRow, MountRow
-from siterig.azure_emu.vault.jobs import engine
+from siterig.azure_emu.vault.db.schema import ItemRow
+from siterig.azure_emu.vault.jobs import engine, removal_tasks
 from siterig.azure_emu.vault.points import points
 from siterig.azure_emu.vault.points.retention import Policy, expired
 from siterig.blockfs.core.errors import RigError
@@ -28,62 +30,71 @@ RETRY_S = 15.0
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class _Pruned:
+    """The oldest position that the points of a VM need, by disk id, and the removed disks that nothing needs any more."""
+
+    kept: dict[str, int] = field(default_factory=dict)
+    unneeded: list[str] = field(default_factory=list)
+
+
 class RetentionWorker:
     """The retention of one vault."""
 
     def __init__(self, context: VaultContext) -> None:
         self._context = context
         self._logged: set[str] = set()
-        self._delayed: set[tuple[str, str]] = set()
-        """(VM, disk id) whose report to the recovery side failed in the last round."""
 
     async def run(self) -> None:
         """Make a round every ``ROUND_S``, and ``RETRY_S`` after a failed one, until cancelled."""
         while True:
-            done = False
-            try:
-                done = await self.round()
-            except RigError as error:  # the host's disk is full: points stay until there is room
-                self._context.waits.set("retention", error.code, error.message)
-                self._log_once(error)
-            else:
-                self._context.waits.clear("retention")
+            done = await self.round()
             await self._context.clock.sleep(ROUND_S if done else RETRY_S)
 
     async def round(self) -> bool:
-        """Advance the rig's clock and process every item once; return True if all reports succeeded."""
-        delayed: set[tuple[str, str]] = set()
-        await self._context.database.transact(lambda session: rig_clock.advance(session, self._context.clock))
-        for vm in await self._context.database.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
-            kept = await self._context.database.transact(lambda session, vm=vm: self._prune(session, vm))  # type: ignore[misc]
-            for disk_id, position in kept.items():
-                try:
-                    await self._context.recovery.retain(disk_id=disk_id, position=position)
-                except RigError as error:
-                    self._context.waits.set("retention", error.code, error.message, vm=vm, disk=disk_id)
-                    self._log_once(error)
-                    delayed.add((vm, disk_id))
-        for vm, disk_id in self._delayed - delayed:
-            self._context.waits.clear("retention", vm=vm, disk=disk_id)
-        self._delayed = delayed
-        return not delayed
+        """Advance the rig's clock and process every item once; return True if that and the reports succeeded."""
+        try:
+            await self._context.database.transact(self._begin_round)
+            kept: dict[str, int] = {}
+            unneeded: list[str] = []
+            for vm in await self._context.database.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
+                of_vm = await self._context.database.transact(lambda session, vm=vm: self._prune(session, vm))  # type: ignore[misc]
+                kept |= of_vm.kept
+                unneeded += of_vm.unneeded
+            if kept:
+                await self._context.recovery.retain(positions=kept)
+            for disk_id in unneeded:
+                await removal_tasks.delete_removed(self._context, disk_id)
+        except RigError as error:  # the host's disk is full (points stay until there is room), or the applier is away
+            self._context.waits.set("retention", error.code, error.message)
+            self._log_once(error)
+            return False
+        self._context.waits.clear("retention")
+        return True
 
-    def _prune(self, session: Session, vm: str) -> dict[str, int]:
-        """Delete points by the policy; return the oldest position that the remaining points need, for each disk."""
+    def _begin_round(self, session: Session) -> None:
+        rig_clock.advance(session, self._context.clock)
+        events.prune_points(session)
+
+    def _prune(self, session: Session, vm: str) -> _Pruned:
+        """Delete points by the policy; return the positions and disks that the remaining points need."""
         item = session.get(ItemRow, vm)
         # While a job runs it may have selected a point; after a commit there is nothing to prune.
         if item is None or item.active_location != PRIMARY or engine.open_job(session, vm) is not None:
-            return {}
-        mounted = session.scalars(select(MountRow.point_id).where(MountRow.vm == vm))
-        in_vms = session.scalars(select(AzureVmRow.point_id).where(AzureVmRow.owner == vm))
-        in_use = {point_id for point_id in (*mounted, *in_vms) if point_id is not None}
-        ids = expired(points.facts(session, vm), Policy(item.history_hours), in_use)
+            return _Pruned()
+        kept = {*points.in_use(session, vm), *points.pinned(session, vm)}
+        ids = expired(points.facts(session, vm), Policy(item.history_hours), kept)
         if ids:
             points.prune(session, vm, ids)
             self._record_pruning(session, item, len(ids))
             _log.info("points_pruned", vm=vm, points=len(ids))
         oldest = points.oldest(session, vm)
-        return {} if oldest is None else {disk.disk_id: oldest.position for disk in item.disks}
+        if oldest is None:
+            return _Pruned()
+        return _Pruned(
+            kept={disk.disk_id: oldest.position for disk in disk_sets.of_state(item, oldest.position)},
+            unneeded=removal_tasks.find_unneeded(session, item, oldest.position),
+        )
 
     def _record_pruning(self, session: Session, item: ItemRow, count: int) -> None:
         oldest = points.oldest(session, item.vm)

@@ -1,16 +1,18 @@
 /* Keyed tags of disk chunks.
  *
- * A resync compares two sides at one time under a new random key. So a tag needs to be almost universal, not collision
- * free: AES-GMAC, which libcrypto computes at memory-like speed. The nonce is the chunk's index.
+ * Both sides of a comparison are tagged at one time under a new random key. So a tag needs to be almost universal, not
+ * collision free: AES-256-GMAC (NIST SP 800-38D), which libcrypto computes at memory-like speed. The nonce is the
+ * chunk's index.
+ *
+ * The message is: the blocks of the chunk that are not zeros, in order; then a map with one bit for each block, the
+ * lowest bit first, 1 for a block that is in the message. The length of the map follows from the length of the chunk,
+ * so different chunks have different messages, and the work depends on the data, not on the holes between them. The tag
+ * of a chunk of zeros is 16 zero bytes, without a key.
  */
 #define _GNU_SOURCE
-#include "base/siterig.h"
+#include "base/hasher.h"
 
-#include <errno.h>
-#include <openssl/evp.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 int sr_is_zero(const void *data, size_t bytes)
 {
@@ -23,95 +25,86 @@ int sr_is_zero(const void *data, size_t bytes)
 	return bytes <= 16 || memcmp(p, p + 16, bytes - 16) == 0;
 }
 
-static int tag_chunk(EVP_CIPHER_CTX *ctx, const uint8_t key[SR_KEY_BYTES], uint64_t index, const void *data,
-                     size_t bytes, uint8_t tag[SR_TAG_BYTES])
+int sr_hasher_init(struct sr_hasher *hasher, const uint8_t key[SR_KEY_BYTES], size_t chunk_bytes)
+{
+	size_t blocks = (chunk_bytes + SR_HASH_BLOCK_BYTES - 1) / SR_HASH_BLOCK_BYTES;
+
+	hasher->ctx = EVP_CIPHER_CTX_new();
+	hasher->map_bytes = (blocks + 7) / 8;
+	return hasher->ctx && EVP_EncryptInit_ex(hasher->ctx, EVP_aes_256_gcm(), NULL, key, NULL) == 1 ? 0 : -1;
+}
+
+void sr_hasher_end(struct sr_hasher *hasher)
+{
+	EVP_CIPHER_CTX_free(hasher->ctx);
+	hasher->ctx = NULL;
+}
+
+int sr_hasher_begin(struct sr_hasher *hasher, uint64_t index)
 {
 	uint8_t nonce[12] = {0};
+
+	memcpy(nonce, &index, sizeof(index));
+	memset(hasher->map, 0, hasher->map_bytes);
+	hasher->is_zero = 1;
+	return EVP_EncryptInit_ex(hasher->ctx, NULL, NULL, NULL, nonce) == 1 ? 0 : -1;
+}
+
+static int update(struct sr_hasher *hasher, const uint8_t *data, size_t bytes)
+{
+	int n;
+	return bytes == 0 || EVP_EncryptUpdate(hasher->ctx, NULL, &n, data, (int)bytes) == 1 ? 0 : -1;
+}
+
+int sr_hasher_add(struct sr_hasher *hasher, size_t block, const uint8_t *data, size_t bytes)
+{
+	static const uint8_t zeros[SR_HASH_BLOCK_BYTES];
+	size_t from = 0, at = 0; /* data[from .. at] is the run of blocks that are not zeros */
+
+	while (at < bytes) {
+		size_t step = bytes - at < SR_HASH_BLOCK_BYTES ? bytes - at : SR_HASH_BLOCK_BYTES;
+		if (sr_is_zero(data + at, step)) {
+			if (update(hasher, data + from, at - from))
+				return -1;
+			from = at + step;
+		} else {
+			size_t number = block + at / SR_HASH_BLOCK_BYTES;
+			hasher->map[number / 8] |= (uint8_t)(1 << number % 8);
+			hasher->is_zero = 0;
+		}
+		at += step;
+	}
+	if (update(hasher, data + from, at - from))
+		return -1;
+	size_t rest = bytes % SR_HASH_BLOCK_BYTES;
+	return rest && from < at ? update(hasher, zeros, SR_HASH_BLOCK_BYTES - rest) : 0;
+}
+
+int sr_hasher_finish(struct sr_hasher *hasher, uint8_t tag[SR_TAG_BYTES])
+{
 	int n;
 
-	if (sr_is_zero(data, bytes)) {
+	if (hasher->is_zero) {
 		memset(tag, 0, SR_TAG_BYTES);
 		return 0;
 	}
-	memcpy(nonce, &index, sizeof(index));
-	if (EVP_EncryptInit_ex(ctx, EVP_aes_256_gcm(), NULL, key, nonce) != 1)
+	if (update(hasher, hasher->map, hasher->map_bytes) || EVP_EncryptFinal_ex(hasher->ctx, tag, &n) != 1)
 		return -1;
-	while (bytes > 0) {
-		int step = bytes > (1 << 30) ? (1 << 30) : (int)bytes;
-		if (EVP_EncryptUpdate(ctx, NULL, &n, data, step) != 1)
-			return -1;
-		data = (const uint8_t *)data + step;
-		bytes -= (size_t)step;
-	}
-	if (EVP_EncryptFinal_ex(ctx, tag, &n) != 1)
-		return -1;
-	return EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_GCM_GET_TAG, SR_TAG_BYTES, tag) == 1 ? 0 : -1;
+	return EVP_CIPHER_CTX_ctrl(hasher->ctx, EVP_CTRL_GCM_GET_TAG, SR_TAG_BYTES, tag) == 1 ? 0 : -1;
 }
 
 int sr_chunk_tag(const uint8_t key[SR_KEY_BYTES], uint64_t index, const void *data, size_t bytes,
                  uint8_t tag[SR_TAG_BYTES])
 {
-	EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
-	if (!ctx)
-		return -1;
-	int rc = tag_chunk(ctx, key, index, data, bytes, tag);
-	EVP_CIPHER_CTX_free(ctx);
-	return rc;
-}
+	struct sr_hasher hasher;
+	int rc = bytes > SR_HASH_CHUNK_BYTES_MAX ? -1 : 0;
 
-/* Fill `buf` from the file, with zeros past its end. Returns 0 or -errno. */
-static int read_chunk(int fd, uint8_t *buf, size_t bytes, off_t at)
-{
-	size_t got = 0;
-	while (got < bytes) {
-		ssize_t n = pread(fd, buf + got, bytes - got, at + (off_t)got);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		if (n == 0) {
-			memset(buf + got, 0, bytes - got);
-			return 0;
-		}
-		got += (size_t)n;
-	}
-	return 0;
-}
-
-int sr_chunk_tags_fd(int fd, const uint8_t key[SR_KEY_BYTES], size_t chunk_bytes, uint64_t first, size_t count,
-                     uint8_t *tags)
-{
-	EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
-	uint8_t *buf = malloc(chunk_bytes);
-	off_t next_data = -1; /* start of the next data, as far as SEEK_DATA has found it */
-	int rc = 0;
-
-	if (!ctx || !buf) {
-		rc = -ENOMEM;
-		goto out;
-	}
-	for (size_t i = 0; i < count; i++) {
-		off_t at = (off_t)((first + i) * chunk_bytes);
-		if (next_data < at) {
-			next_data = lseek(fd, at, SEEK_DATA);
-			if (next_data < 0)
-				/* ENXIO: only holes up to the end. Any other error: no support for holes, so read. */
-				next_data = errno == ENXIO ? INT64_MAX : at;
-		}
-		if (next_data >= at + (off_t)chunk_bytes) {
-			memset(tags + i * SR_TAG_BYTES, 0, SR_TAG_BYTES);
-			continue;
-		}
-		rc = read_chunk(fd, buf, chunk_bytes, at);
-		if (rc)
-			goto out;
-		if (tag_chunk(ctx, key, first + i, buf, chunk_bytes, tags + i * SR_TAG_BYTES)) {
-			rc = -EIO;
-			goto out;
-		}
-	}
-out:
-	free(buf);
-	EVP_CIPHER_CTX_free(ctx);
+	if (rc)
+		return rc;
+	rc = sr_hasher_init(&hasher, key, bytes) || sr_hasher_begin(&hasher, index) ||
+		     sr_hasher_add(&hasher, 0, data, bytes) || sr_hasher_finish(&hasher, tag)
+		     ? -1
+		     : 0;
+	sr_hasher_end(&hasher);
 	return rc;
 }

@@ -23,7 +23,8 @@ struct segment_header {
 	uint64_t generation, first_seq;
 	uint8_t boot_id[16];
 	uint64_t created_ns, disk_size_bytes;
-	uint8_t zero1[44];
+	uint8_t key_id[16]; /* of the log of an encrypted disk (version 2), else zero */
+	uint8_t zero1[28];
 	uint32_t crc;
 };
 _Static_assert(sizeof(struct segment_header) == SR_SEGMENT_HEADER_BYTES, "layout of a segment's header");

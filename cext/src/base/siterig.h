@@ -16,16 +16,10 @@ uint32_t sr_crc32c(uint32_t crc, const void *data, size_t bytes);
 /* Return 1 if all bytes are zero, otherwise 0. */
 int sr_is_zero(const void *data, size_t bytes);
 
-/* Compute the keyed tag of one chunk: AES-256-GMAC with `index` as the nonce; 16 zero bytes for a chunk of zeros.
- * Returns 0, or -1 if libcrypto failed. */
+/* Compute the keyed tag of one chunk of at most 1 MiB (hasher.c), with `index` as the nonce; 16 zero bytes for a chunk of
+ * zeros. Returns 0, or -1 if libcrypto failed. */
 int sr_chunk_tag(const uint8_t key[SR_KEY_BYTES], uint64_t index, const void *data, size_t bytes,
                  uint8_t tag[SR_TAG_BYTES]);
-
-/* Compute the tags of `count` chunks of file `fd`, from chunk `first`; `tags` has space for count * SR_TAG_BYTES.
- * Holes are not read; bytes past the end of the file count as zeros. Returns 0, or -errno (-EIO if libcrypto
- * failed). */
-int sr_chunk_tags_fd(int fd, const uint8_t key[SR_KEY_BYTES], size_t chunk_bytes, uint64_t first, size_t count,
-                     uint8_t *tags);
 
 /* Return the range to the file system; it reads as zeros, and the file's size stays. Returns 0, or -errno. */
 int sr_punch_hole(int fd, int64_t offset, int64_t bytes);

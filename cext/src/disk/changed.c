@@ -30,6 +30,11 @@ void sr_disk_note_changed(struct sr_disk *disk)
 	(void)sr_noted(disk, -ESTALE);
 }
 
+int sr_disk_take_event(struct sr_disk *disk)
+{
+	return __atomic_exchange_n(&disk->event_raised, 0, __ATOMIC_ACQ_REL);
+}
+
 int sr_disk_file_changed(struct sr_disk *disk)
 {
 	return __atomic_load_n(&disk->file_changed, __ATOMIC_ACQUIRE);

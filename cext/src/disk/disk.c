@@ -6,8 +6,11 @@
 #include <unistd.h>
 
 #include "disk/disk_internal.h"
+#include "disk/encrypted.h"
+#include "disk/lines.h"
 #include "disk/lock.h"
 #include "disk/old_bytes.h"
+#include "disk/stored.h"
 #include "faults/rules.h"
 
 struct sr_disk *sr_disk_new(struct sr_layer *layer, struct sr_positions *positions, int event_fd)
@@ -46,6 +49,7 @@ void sr_disk_put(struct sr_disk *disk)
 	sr_fault_set_free(disk->faults);
 	(void)sr_stale_set(disk, 0);
 	sr_unsynced_free(disk->unsynced);
+	sr_encrypted_end(disk);
 	free(disk);
 }
 
@@ -87,7 +91,7 @@ int64_t sr_disk_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t o
 		return 0;
 	if (bytes > size - offset)
 		bytes = size - offset;
-	int64_t rc = sr_noted(disk, sr_layer_read(disk->layer, buf, bytes, offset));
+	int64_t rc = sr_noted(disk, sr_plain_read(disk, buf, bytes, offset));
 	return rc ? rc : (int64_t)bytes;
 }
 
@@ -131,95 +135,85 @@ int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence)
 	return whence == SEEK_HOLE ? sr_noted(disk, seek_hole(disk, offset)) : -EINVAL;
 }
 
-/* Count a modification. disk->lock is held, so no locked addition is needed. */
-static void modified(struct sr_disk *disk)
-{
-	__atomic_store_n(&disk->modifications, disk->modifications + 1, __ATOMIC_RELEASE);
-}
-
-static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
-{
-	struct mark mark;
-	int64_t done;
-
-	sr_snapshot_keep(disk, offset, bytes);
-	if (disk->keeps_old)
-		sr_keep_old_bytes(disk, offset, bytes, 0);
-	sr_log_make_room(disk, bytes);
-	int rc = sr_log_record(disk, SR_WRITE, 0, offset, bytes, buf, (uint32_t)bytes, &mark);
-	if (rc)
-		return sr_note_changed(disk, rc);
-	disk->changes++;
-	done = sr_layer_write(disk->layer, buf, bytes, offset);
-	if (done > 0)
-		modified(disk);
-	if (done == (int64_t)bytes)
-		return done;
-	if (done > 0) {
-		rc = sr_log_shorten(disk, &mark, buf, (uint32_t)done);
-		if (rc == 0)
-			return done;
-		sr_log_abandon(disk, SR_WRITE_FAILED);
-		return rc;
-	}
-	sr_log_revoke(disk, &mark);
-	return done ? sr_note_changed(disk, done) : -EIO;
-}
-
-int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
+static int64_t write_disk(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset, int may_pass_fence)
 {
 	int64_t done;
 	if (bytes > SR_PAYLOAD_BYTES_MAX)
 		return -EINVAL;
 	if (bytes == 0)
 		return 0;
+	if (disk->xts)
+		return sr_encrypted_write(disk, buf, bytes, offset, may_pass_fence);
 	pthread_mutex_lock(&disk->lock);
 	uint64_t size = sr_disk_bytes(disk);
-	if (offset >= size)
+	if (disk->fenced && !may_pass_fence)
+		done = -EROFS;
+	else if (offset >= size)
 		done = -ENOSPC;
 	else
-		done = write_locked(disk, buf, bytes < size - offset ? bytes : size - offset, offset);
+		done = sr_write_stored(disk, buf, bytes < size - offset ? bytes : size - offset, offset);
 	sr_unlock(disk);
 	return done;
 }
 
-static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
 {
-	struct mark mark;
+	return write_disk(disk, buf, bytes, offset, 0);
+}
 
-	sr_snapshot_keep(disk, offset, bytes);
-	if (disk->keeps_old)
-		sr_keep_old_bytes(disk, offset, bytes, 1);
-	sr_log_make_room(disk, 0);
-	int rc = sr_log_record(disk, type, 0, offset, bytes, NULL, 0, &mark);
-	if (rc)
-		return (int)sr_note_changed(disk, rc);
-	disk->changes++;
-	rc = sr_layer_zero(disk->layer, offset, bytes);
-	modified(disk); /* a part of it may have been done */
+int64_t sr_disk_write_back(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
+{
+	return write_disk(disk, buf, bytes, offset, 1);
+}
+
+/* Log a long range that does not begin and end between lines as its two edges and the middle. The managed disk, whose
+ * lines are encrypted, stores the edges as data, which a record of such a length cannot be. */
+static int zero_long(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+{
+	uint64_t before = -offset % SR_XTS_LINE_BYTES, after = (offset + bytes) % SR_XTS_LINE_BYTES;
+	int rc = before ? sr_zero_stored(disk, type, offset, before) : 0;
+
 	if (rc == 0)
-		return 0;
-	rc = (int)sr_note_changed(disk, rc);
-	/* It is unknown how much of the range reads as zeros now. */
-	sr_log_abandon(disk, SR_WRITE_FAILED);
+		rc = sr_zero_stored(disk, type, offset + before, bytes - before - after);
+	if (rc == 0 && after)
+		rc = sr_zero_stored(disk, type, offset + (bytes - after), after);
 	return rc;
 }
 
-int sr_disk_zero(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+static int zero_plain(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+{
+	if (bytes > SR_CHUNK_BYTES && (offset | bytes) % SR_XTS_LINE_BYTES)
+		return zero_long(disk, type, offset, bytes);
+	return sr_zero_stored(disk, type, offset, bytes);
+}
+
+static int zero_disk(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes, int may_pass_fence)
 {
 	int rc = 0;
 	if (type != SR_ZERO && type != SR_DISCARD)
 		return -EINVAL;
 	pthread_mutex_lock(&disk->lock);
 	uint64_t size = sr_disk_bytes(disk);
-	if (offset < size) {
+	if (disk->fenced && !may_pass_fence) {
+		rc = -EROFS;
+	} else if (offset < size) {
 		if (bytes > size - offset)
 			bytes = size - offset;
 		if (bytes > 0)
-			rc = zero_locked(disk, type, offset, bytes);
+			rc = disk->xts ? sr_encrypted_zero(disk, type, offset, bytes) : zero_plain(disk, type, offset, bytes);
 	}
 	sr_unlock(disk);
 	return rc;
+}
+
+int sr_disk_zero(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+{
+	return zero_disk(disk, type, offset, bytes, 0);
+}
+
+int sr_disk_zero_back(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+{
+	return zero_disk(disk, type, offset, bytes, 1);
 }
 
 static int resize_locked(struct sr_disk *disk, uint64_t bytes)
@@ -231,6 +225,8 @@ static int resize_locked(struct sr_disk *disk, uint64_t bytes)
 		return -EINVAL;
 	if (bytes == size)
 		return 0;
+	if (disk->fenced)
+		return -EROFS;
 	sr_log_make_room(disk, 0);
 	int rc = sr_log_grow(disk, bytes);
 	if (rc == 0)
@@ -243,7 +239,7 @@ static int resize_locked(struct sr_disk *disk, uint64_t bytes)
 		sr_log_revoke(disk, &mark);
 	} else {
 		sr_log_grown(disk, bytes);
-		modified(disk);
+		sr_modified(disk);
 	}
 	return (int)sr_note_changed(disk, rc);
 }
@@ -259,6 +255,13 @@ int sr_disk_resize(struct sr_disk *disk, uint64_t bytes)
 	int rc = resize_locked(disk, bytes);
 	sr_unlock(disk);
 	return rc;
+}
+
+void sr_disk_fence(struct sr_disk *disk, int fenced)
+{
+	pthread_mutex_lock(&disk->lock);
+	disk->fenced = fenced;
+	sr_unlock(disk);
 }
 
 void sr_disk_allow_growth(struct sr_disk *disk, uint64_t step_bytes)

@@ -14,6 +14,7 @@
 
 #include "base/positions.h"
 #include "base/record.h"
+#include "base/xts.h"
 #include "layers/layer.h"
 
 enum { SR_DIRTY_HEADER_BYTES = 4096, SR_CHUNK_BYTES = 65536 };
@@ -30,6 +31,10 @@ struct sr_disk;
  * and must outlive the disk. */
 struct sr_disk *sr_disk_new(struct sr_layer *layer, struct sr_positions *positions, int event_fd);
 
+/* Encrypt the disk's bytes from now on (base/xts.h): its layer, its log and the store of its snapshot have encrypted bytes,
+ * and a write or a range of zeros of any bytes changes whole lines there. Shares `xts`. Call it before the first request. */
+void sr_disk_set_cipher(struct sr_disk *disk, struct sr_xts *xts);
+
 /* Make all requests on open handles fail with -EIO from now on, and wait for running requests. */
 void sr_disk_end_requests(struct sr_disk *disk);
 
@@ -40,6 +45,9 @@ void sr_disk_free(struct sr_disk *disk);
  * detects that its file was truncated, or has no name any more; operations that meet this fail with -EIO. */
 void sr_disk_note_changed(struct sr_disk *disk);
 int sr_disk_file_changed(struct sr_disk *disk);
+
+/* Return 1 if this disk has raised the event since the last call. */
+int sr_disk_take_event(struct sr_disk *disk);
 void sr_disk_forget_file_changed(struct sr_disk *disk);
 
 /* Report that another program has removed files of the log: it is abandoned (SR_LOG_LOST). */
@@ -74,6 +82,10 @@ int sr_disk_resize(struct sr_disk *disk, uint64_t bytes);
 /* Number of changes of the disk's bytes or size since it was opened. A change counts only when it is done: two equal
  * results mean that no change was missed that was done by the time of the first. */
 uint64_t sr_disk_modifications(const struct sr_disk *disk);
+
+/* Refuse every write, discard and growth (-EROFS) until that is ended, also of handles that are open for writing. None is
+ * under way on return. A read, a flush, a tag of the log, and a hydration are possible. */
+void sr_disk_fence(struct sr_disk *disk, int fenced);
 
 /* Allow requests to grow the disk to multiples of `step_bytes`; 0, the default: not at all. */
 void sr_disk_allow_growth(struct sr_disk *disk, uint64_t step_bytes);

@@ -11,6 +11,7 @@
 #include "base/io.h"
 #include "base/mapped.h"
 #include "base/record.h"
+#include "base/xts.h"
 #include "disk/disk.h"
 
 struct segment {
@@ -53,6 +54,8 @@ struct sr_disk {
 	pthread_mutex_t syncing;
 	pthread_mutex_t lock; /* protects log append and disk write, and the following fields */
 	struct sr_layer *layer;
+	struct sr_xts *xts; /* NULL: the layer's bytes are not encrypted */
+	struct sr_cipher_buffers *buffers; /* encrypted.c */
 	struct sr_positions *positions;
 	int event_fd;
 	struct log log;
@@ -67,7 +70,9 @@ struct sr_disk {
 	int sync_error;
 	int file_changed; /* by another program: see sr_note_changed */
 	int event_due;
+	int event_raised; /* atomic: see sr_disk_take_event */
 	uint64_t growth_step_bytes; /* see sr_disk_allow_growth */
+	int fenced;                 /* see sr_disk_fence */
 	uint64_t modifications;     /* atomic: see sr_disk_modifications */
 	struct sr_counters counters;
 };
@@ -82,7 +87,17 @@ static inline void sr_add(uint64_t *counter, uint64_t n)
 	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
 }
 
+/* Count a modification. disk->lock is held, so no locked addition is needed. */
+static inline void sr_modified(struct sr_disk *disk)
+{
+	__atomic_store_n(&disk->modifications, disk->modifications + 1, __ATOMIC_RELEASE);
+}
+
 void sr_disk_put(struct sr_disk *disk);
+
+/* As sr_disk_write and sr_disk_zero, but a fence does not refuse them: they bring back bytes that a power loss takes. */
+int64_t sr_disk_write_back(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset);
+int sr_disk_zero_back(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes);
 
 /* The functions below need disk->lock. */
 int sr_log_record(struct sr_disk *disk, int type, int flags, uint64_t offset, uint64_t length, const void *payload,

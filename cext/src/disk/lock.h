@@ -14,6 +14,8 @@ static inline void sr_unlock(struct sr_disk *disk)
 	int due = disk->event_due;
 
 	disk->event_due = 0;
+	if (due) /* before the event, so that the woken thread finds the disk that it is about */
+		__atomic_store_n(&disk->event_raised, 1, __ATOMIC_RELEASE);
 	pthread_mutex_unlock(&disk->lock);
 	if (due && disk->event_fd >= 0 && write(disk->event_fd, &one, sizeof(one)) < 0) {
 		/* EAGAIN: the event is raised already, to its limit */

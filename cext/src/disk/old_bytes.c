@@ -117,14 +117,14 @@ static int keep_unsynced(struct sr_disk *disk, uint64_t offset, uint64_t bytes, 
 	others -= unsynced->newest->undo.bytes;
 	if (others >= unsynced->bytes_max)
 		return -ENOSPC;
-	int rc = sr_undo_keep(&unsynced->newest->undo, disk->layer, offset, bytes, to_zeros, unsynced->bytes_max - others);
+	int rc = sr_undo_keep(&unsynced->newest->undo, disk->layer, disk->xts, offset, bytes, to_zeros, unsynced->bytes_max - others);
 	return rc ? rc : note_write(unsynced->newest, offset, bytes);
 }
 
 void sr_keep_old_bytes(struct sr_disk *disk, uint64_t offset, uint64_t bytes, int to_zeros)
 {
 	if (disk->stale)
-		(void)sr_undo_keep(disk->stale, disk->layer, offset, bytes, to_zeros, SR_STALE_BYTES_MAX);
+		(void)sr_undo_keep(disk->stale, disk->layer, disk->xts, offset, bytes, to_zeros, SR_STALE_BYTES_MAX);
 	if (!disk->unsynced || keep_unsynced(disk, offset, bytes, to_zeros) == 0)
 		return;
 	write_back(disk->unsynced);

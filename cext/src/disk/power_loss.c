@@ -102,9 +102,9 @@ static int put_run(struct run *run)
 	if (run->bytes == 0)
 		return 0;
 	if (run->zeros)
-		done = sr_disk_zero(run->disk, SR_ZERO, run->offset, bytes);
+		done = sr_disk_zero_back(run->disk, SR_ZERO, run->offset, bytes);
 	else
-		done = sr_disk_write(run->disk, run->data, bytes, run->offset);
+		done = sr_disk_write_back(run->disk, run->data, bytes, run->offset);
 	run->bytes = 0;
 	if (done < 0)
 		return (int)done;

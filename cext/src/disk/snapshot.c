@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "disk/disk_internal.h"
+#include "disk/lines.h"
 #include "disk/lock.h"
 
 struct snapshot {
@@ -180,7 +181,7 @@ static int read_piece(struct sr_disk *disk, struct snapshot *snap, char *buf, ui
 	return sr_io_read_whole(snap->fd, buf, (int64_t)bytes, (int64_t)offset);
 }
 
-static int read_snapshot(struct sr_disk *disk, struct snapshot *snap, char *buf, uint64_t bytes, uint64_t offset)
+static int read_stored(struct sr_disk *disk, struct snapshot *snap, char *buf, uint64_t bytes, uint64_t offset)
 {
 	uint64_t first = offset, end = offset + bytes;
 	if (!snap || end > snap->bytes)
@@ -199,6 +200,24 @@ static int read_snapshot(struct sr_disk *disk, struct snapshot *snap, char *buf,
 	if (__atomic_load_n(&snap->error, __ATOMIC_ACQUIRE) || first < __atomic_load_n(&snap->released, __ATOMIC_ACQUIRE))
 		return -EIO;
 	return 0;
+}
+
+/* The store has the stored bytes of the chunks, like the layer; they are decrypted only here. */
+static int read_snapshot(struct sr_disk *disk, struct snapshot *snap, char *buf, uint64_t bytes, uint64_t offset)
+{
+	struct sr_lines around = sr_lines_of(offset, bytes);
+
+	if (!disk->xts || bytes == 0)
+		return read_stored(disk, snap, buf, bytes, offset);
+	char *lines = around.bytes == bytes ? buf : malloc(around.bytes);
+	if (!lines)
+		return -ENOMEM;
+	int rc = read_stored(disk, snap, lines, around.bytes, around.offset);
+	if (rc == 0)
+		rc = sr_decrypt_lines(disk, lines, buf, bytes, offset);
+	if (lines != buf)
+		free(lines);
+	return rc;
 }
 
 int sr_snapshot_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t offset)

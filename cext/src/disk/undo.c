@@ -77,13 +77,14 @@ static uint8_t sectors_of(uint64_t block, uint64_t offset, uint64_t end)
 }
 
 /* Read the old bytes of up to `count` blocks; past the end of the disk are zeros. */
-static int read_blocks(struct sr_layer *layer, uint64_t block, uint64_t count, uint8_t *buf)
+static int read_blocks(struct sr_layer *layer, struct sr_xts *xts, uint64_t block, uint64_t count, uint8_t *buf)
 {
 	uint64_t start = block * SR_BLOCK_BYTES, bytes = count * SR_BLOCK_BYTES, size = sr_layer_bytes(layer);
 	uint64_t inside = start >= size ? 0 : (bytes < size - start ? bytes : size - start);
 
 	memset(buf + inside, 0, bytes - inside);
-	return inside ? sr_layer_read(layer, buf, inside, start) : 0;
+	int rc = inside ? sr_layer_read(layer, buf, inside, start) : 0;
+	return rc == 0 && xts ? sr_xts_decrypt(xts, buf, inside, start) : rc;
 }
 
 /* The next blocks of a range that have data, `from` to `upto` - 1; `from` is `upto` if there are none. */
@@ -106,8 +107,8 @@ static int find_data(struct sr_layer *layer, uint64_t *from, uint64_t *upto)
 }
 
 /* Keep the blocks `first` to `upto` - 1, as far as the range from `offset` to `end` changes them. */
-static int keep_blocks(struct sr_undo *undo, struct sr_layer *layer, uint64_t first, uint64_t upto, uint64_t offset,
-		       uint64_t end, uint64_t bytes_max)
+static int keep_blocks(struct sr_undo *undo, struct sr_layer *layer, struct sr_xts *xts, uint64_t first, uint64_t upto,
+		       uint64_t offset, uint64_t end, uint64_t bytes_max)
 {
 	uint8_t buf[BLOCKS_READ_AT_ONCE * SR_BLOCK_BYTES];
 	uint64_t have = 0; /* blocks from here are in `buf` .. */
@@ -129,7 +130,7 @@ static int keep_blocks(struct sr_undo *undo, struct sr_layer *layer, uint64_t fi
 		if (block >= have_upto) {
 			have = block;
 			have_upto = upto - block < BLOCKS_READ_AT_ONCE ? upto : block + BLOCKS_READ_AT_ONCE;
-			rc = read_blocks(layer, have, have_upto - have, buf);
+			rc = read_blocks(layer, xts, have, have_upto - have, buf);
 		}
 		if (rc == 0)
 			rc = add(undo, block, buf + (block - have) * SR_BLOCK_BYTES, sectors);
@@ -137,7 +138,8 @@ static int keep_blocks(struct sr_undo *undo, struct sr_layer *layer, uint64_t fi
 	return rc;
 }
 
-int sr_undo_keep(struct sr_undo *undo, struct sr_layer *layer, uint64_t offset, uint64_t bytes, int to_zeros, uint64_t bytes_max)
+int sr_undo_keep(struct sr_undo *undo, struct sr_layer *layer, struct sr_xts *xts, uint64_t offset, uint64_t bytes, int to_zeros,
+		 uint64_t bytes_max)
 {
 	uint64_t end = offset + bytes, from = offset / SR_BLOCK_BYTES, last = (end + SR_BLOCK_BYTES - 1) / SR_BLOCK_BYTES;
 	int rc = 0;
@@ -150,7 +152,7 @@ int sr_undo_keep(struct sr_undo *undo, struct sr_layer *layer, uint64_t offset, 
 		if (to_zeros)
 			rc = find_data(layer, &from, &upto);
 		if (rc == 0)
-			rc = keep_blocks(undo, layer, from, upto, offset, end, bytes_max);
+			rc = keep_blocks(undo, layer, xts, from, upto, offset, end, bytes_max);
 		from = upto;
 	}
 	return rc;

@@ -19,7 +19,7 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK, rfc3339
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import completion, exit_status, output
 from siterig.cli.commands import kept
-from siterig.cli.commands.options import Dir, Json, example
+from siterig.cli.commands.options import Dir, Json, example, vault
 from siterig.cli.commands.scrub import scrub
 from siterig.cli.light_commands import running
 from siterig.cli.tables import Line
@@ -42,8 +42,14 @@ def register(app: typer.Typer) -> None:
     disk.command("stats", epilog=example("siterig disk stats web01/os --watch"))(stats)
     disk.command("scrub", epilog=example("siterig disk scrub web01"))(scrub)
     disk.command("resize", epilog=example("siterig disk resize web01/os 2GiB"))(resize)
+    disk.command("unprotect", epilog=example("siterig disk unprotect web01/swap"))(unprotect)
     kept.register(disk)
-    app.add_typer(disk, name="disk", help="List, check and grow virtual disks.", epilog=example("siterig disk list"))
+    app.add_typer(
+        disk,
+        name="disk",
+        help="List, check and grow virtual disks; end their replication.",
+        epilog=example("siterig disk list"),
+    )
 
 
 def _hosts(folder: Path) -> dict[Side, DiskHostControl]:
@@ -53,6 +59,21 @@ def _hosts(folder: Path) -> dict[Side, DiskHostControl]:
 
 def _json(side: Side, disk: DiskInfo) -> dict[str, object]:
     return {"side": side, **disk.model_dump(mode="json")}
+
+
+# --- unprotect ----------------------------------------------------------------------------------------------------
+
+
+def unprotect(folder: Dir, disk: DiskName, as_json: Json = False) -> None:
+    """End the replication of a disk of a protected VM: later points lack it, older points keep it."""
+    from siterig.cli.commands.operations import run_job
+
+    async def work() -> int:
+        vm, name = parse_disk_name(disk)
+        api = vault(folder)
+        return await run_job(api, await api.remove_disks(vm=vm, disks=[name]), as_json=as_json)
+
+    raise typer.Exit(exit_status.run(work))
 
 
 # --- list ---------------------------------------------------------------------------------------------------------
@@ -86,6 +107,7 @@ def list_disks(folder: Dir, as_json: Json = False) -> None:
                 "snapshot",
                 "needs resync",
                 "hydration",
+                "fenced",
             )
             output.print_table(columns, [_row(side, disk) for side, disk in disks], empty="no disks: siterig vm create")
         if failure is not None:
@@ -107,6 +129,7 @@ def _row(side: Side, disk: DiskInfo) -> tuple[object, ...]:
         snapshot,
         disk.needs_resync or "-",
         hydration_text(disk.promotion),
+        "yes" if disk.fenced else "no",
     )
 
 

@@ -32,6 +32,8 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example("siterig failback web01"))(failback)
     app.command(epilog=example("siterig reprotect web01"))(reprotect)
     app.command(epilog=example("siterig resync web01"))(resync)
+    app.command(epilog=example("siterig pause web01"))(pause)
+    app.command(epilog=example("siterig resume web01"))(resume)
 
 
 async def run_job(api: VaultApi, job: Job, *, as_json: bool) -> int:
@@ -42,12 +44,15 @@ async def run_job(api: VaultApi, job: Job, *, as_json: bool) -> int:
     elif job.state == "Succeeded" and job.result is not None:
         rows = [(job.result.name, d.name, format_size(d.size_bytes), d.path) for d in job.result.disks]
         output.print_table(("VM", "disk", "size", "file"), rows, empty=f"{job.result.name} has no disks")
+        if job.result.lacking_disks:
+            output.notice(f"{job.result.name} lacks disks that are not replicated: {', '.join(job.result.lacking_disks)}")
     return job_status(job)
 
 
-def job_status(job: Job) -> int:
+def job_status(job: Job, *, advice: bool = False) -> int:
     """Print the errors of an ended job, as remarks if it succeeded, and return the exit status.
 
+    ``advice``: print also the cause of each error, and what a user does about it.
     A job that failed because a role is away ends the command as a call to that role does.
     """
     if job.state == "Succeeded":
@@ -55,8 +60,10 @@ def job_status(job: Job) -> int:
             output.notice(f"{error.message} ({error.code})")
         return ExitStatus.OK
     failures = [RigError(Code.of(error.code), error.message) for error in job.errors]
-    for failure in failures:
+    for failure, error in zip(failures, job.errors, strict=True):
         output.error(failure)
+        if advice:
+            output.advice(error.possibleCauses, error.recommendedAction)
     not_up = any(failure.code.exit_status == ExitStatus.NOT_UP for failure in failures)
     return ExitStatus.NOT_UP if not_up else ExitStatus.FAILED
 
@@ -119,3 +126,13 @@ def reprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:
 def resync(folder: Dir, vm: VmName, as_json: Json = False) -> None:
     """Compare both sides and send the chunks that differ."""
     _operate(folder, lambda api: api.resync(vm=vm), as_json=as_json)
+
+
+def pause(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Pause replication of a VM, for maintenance: no cycle runs, and none is missed, until siterig resume."""
+    _operate(folder, lambda api: api.pause_replication(vm=vm), as_json=as_json)
+
+
+def resume(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Resume replication of a paused VM, with a cycle at once."""
+    _operate(folder, lambda api: api.resume_replication(vm=vm), as_json=as_json)

@@ -28,6 +28,15 @@ Dir = Annotated[
         help="State folder of the rig.",
     ),
 ]
+AccountAuthority = Annotated[
+    Path | None,
+    typer.Option(
+        "--account-authority",
+        metavar="FILE",
+        dir_okay=False,
+        help="PEM file with the authority of the account's certificate; default: those of the system.",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", is_eager=True, callback=output.set_json, help="Print JSON."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +42,14 @@ Time = Annotated[
         "--time", metavar="RFC3339", help="Any time: the state after all writes up to it, for example 2026-11-21T22:13:17Z."
     ),
 ]
+Selected = Annotated[
+    str,
+    typer.Argument(
+        metavar="POINT",
+        help="The id or name of a recovery point, latest-processed or latest-app.",
+        autocompletion=completion.points,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -51,10 +59,13 @@ def register(app: typer.Typer) -> None:
     point.command("mount", epilog=example("siterig point mount web01 --time 2026-11-21T22:13:17Z"))(mount)
     point.command("unmount", epilog=example("siterig point unmount web01 @4711"))(unmount)
     point.command("export", epilog=example("siterig point export web01 --disk os --format qcow2 --to os.qcow2"))(export)
+    point.command("pin", epilog=example("siterig point pin web01 before-upgrade"))(pin)
+    point.command("unpin", epilog=example("siterig point unpin web01 before-upgrade"))(unpin)
+    point.command("delete", epilog=example("siterig point delete web01 before-upgrade"))(delete)
     app.add_typer(
         point,
         name="point",
-        help="Mount and export earlier states of the disks of a VM.",
+        help="Mount and export earlier states of the disks of a VM; pin and delete recovery points.",
         epilog=example("siterig point mount web01"),
     )
 
@@ -106,6 +117,37 @@ def _rows(points: list[RecoveryPoint], mounted: list[MountedPoint]) -> list[tupl
     return [tuple(row) for _, row in sorted(rows, key=lambda row: -row[0])]
 
 
+# --- pin and delete -----------------------------------------------------------------------------------------------
+
+
+def pin(folder: Dir, vm: VmName, point: Selected, as_json: Json = False) -> None:
+    """Pin a recovery point: retention keeps it, and every later state, until it is unpinned."""
+    _change(folder, lambda api: api.pin_point(vm=vm, point=parse_point(point), pinned=True), "is pinned", as_json=as_json)
+
+
+def unpin(folder: Dir, vm: VmName, point: Selected, as_json: Json = False) -> None:
+    """Unpin a recovery point: retention decides again how long it is kept."""
+    _change(
+        folder, lambda api: api.pin_point(vm=vm, point=parse_point(point), pinned=False), "is not pinned", as_json=as_json
+    )
+
+
+def delete(folder: Dir, vm: VmName, point: Selected, as_json: Json = False) -> None:
+    """Delete a recovery point that is not the newest one, not pinned and not in use."""
+    _change(folder, lambda api: api.delete_point(vm=vm, point=parse_point(point)), "was deleted", as_json=as_json)
+
+
+def _change(folder: Path, call: Callable[[VaultApi], Awaitable[RecoveryPoint]], done: str, *, as_json: bool) -> None:
+    async def work() -> None:
+        point = await call(vault(folder))
+        if as_json:
+            output.print_json(point)
+        else:
+            output.line(f"{point.type} point {point.id} ({point.name}) at position {point.position} {done}")
+
+    exit_status.run(work)
+
+
 # --- mount and unmount --------------------------------------------------------------------------------------------
 
 
@@ -129,14 +171,17 @@ def mount(
         else:
             rows = [(made.name, made.position, d.name, format_size(d.size_bytes), d.path) for d in made.disks]
             output.print_table(("mounted", "position", "disk", "size", "file"), rows, empty=f"{vm} has no disks")
-        _tell_damage(made)
+        _tell_defects(made)
 
     exit_status.run(work)
 
 
-def _tell_damage(mounted_point: MountedPoint) -> None:
+def _tell_defects(mounted_point: MountedPoint) -> None:
     if mounted_point.damage is not None:
         output.notice(mounted_point.damage)
+    if mounted_point.lacking_disks:
+        lacking = ", ".join(mounted_point.lacking_disks)
+        output.notice(f"VM {mounted_point.vm!r} has disks that were not replicated, so this state lacks them: {lacking}")
 
 
 def unmount(
@@ -195,6 +240,9 @@ def _disk(mounted_point: MountedPoint, name: str | None) -> MountedDisk:
     for disk in mounted_point.disks:
         if disk.name == name:
             return disk
+    if name in mounted_point.lacking_disks:
+        message = f"disk {name!r} of VM {mounted_point.vm!r} was not replicated, so this state lacks it; it has: {there}"
+        raise RigError(Code.DiskNotFound, message)
     raise RigError(Code.DiskNotFound, f"VM {mounted_point.vm!r} has no disk {name!r}; it has: {there}")
 
 
@@ -228,7 +276,7 @@ def export(
     async def work() -> None:
         image_export.check(to, format_, force=force)
         async with _mounted(vault(folder), vm, point=point, position=position, time=time) as mounted_point:
-            _tell_damage(mounted_point)
+            _tell_defects(mounted_point)
             source = _disk(mounted_point, disk)
             path = source.vhd if format_ == "vhd" else source.path
             if path is None:

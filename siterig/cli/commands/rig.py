@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from siterig.azure_emu.vault.model.resync_window import OFFICIAL_WINDOW, OPTION, ResyncWindow
 from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, STORE_SHARE_MAX, WhenFull
-from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.blockfs.contracts.upload_limits import PER_HOST, PER_VM
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.cli import exit_status, fault_director, light_commands, output, rig_status
+from siterig.cli import completion, exit_status, fault_director, light_commands, output
 from siterig.cli.commands.options import (
     QUEUE,
     THREADS,
+    AccountAuthority,
     Dir,
     FuseQueue,
     FuseThreads,
@@ -25,10 +27,11 @@ from siterig.cli.commands.options import (
     seed_option,
 )
 from siterig.cli.light_commands import running
-from siterig.core import limits
+from siterig.core import limits, upload_options
 from siterig.core.paths import Layout
 
-WATCH_S = 1.0
+if TYPE_CHECKING:
+    from siterig.accounts.account_choice import AccountChoice
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +39,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example("siterig doctor"))(doctor)
     app.command(epilog=example("siterig up --dir ~/rig"))(up)
     app.command(epilog=example("siterig down"))(down)
-    app.command(epilog=example("siterig status --watch"))(status)
+    app.command(epilog=example("siterig status web01 --watch"))(status)
 
 
 def doctor(
@@ -98,6 +101,35 @@ def up(
             help="Maximum size of the old data of a snapshot, as a share of the disk.",
         ),
     ] = str(STORE_SHARE_MAX),
+    resync_window: Annotated[
+        str,
+        typer.Option(
+            OPTION,
+            metavar="HH:MM-HH:MM|never",
+            help="Hours of the day in which a resync that is due begins by itself.",
+        ),
+    ] = OFFICIAL_WINDOW,
+    uploads_per_host: Annotated[
+        str,
+        typer.Option(
+            upload_options.PER_HOST_OPTION, metavar="N", help="Uploads in flight of all VMs, to the storage account."
+        ),
+    ] = str(PER_HOST),
+    uploads_per_vm: Annotated[
+        str, typer.Option(upload_options.PER_VM_OPTION, metavar="N", help="Uploads in flight of each VM.")
+    ] = str(PER_VM),
+    account: Annotated[
+        str | None,
+        typer.Option(
+            "--account",
+            metavar="FILE|env:NAME",
+            help="Use a storage account of yours: a file of mode 0600, or an environment variable, has its secret.",
+        ),
+    ] = None,
+    account_container: Annotated[
+        str, typer.Option("--account-container", metavar="NAME", help="Container of that account; default: siterig.")
+    ] = "",
+    account_authority: AccountAuthority = None,
     faults: Annotated[
         Path | None,
         typer.Option("--faults", metavar="FILE", help="Arm the rules of this TOML file when every role is ready."),
@@ -118,9 +150,13 @@ def up(
         layout = Layout.of(folder)
         limit_words = zip(limits.OPTIONS, (log_share_max, when_log_full, snapshot_share_max), strict=True)
         allowed = limits.Limits.parse(dict(limit_words))
+        window = ResyncWindow.parse(resync_window)
+        upload_values = zip(upload_options.OPTIONS, (uploads_per_host, uploads_per_vm), strict=True)
+        uploads = upload_options.parse_upload_limits(dict(upload_values))
         fuse_options = fuse_options_of(fuse_threads, fuse_queue, portable=portable_fuse)
         if faults is None and seed is not None:
             raise RigError(Code.BadRequest, f"--seed {seed}: is the seed of fault rules; name their file with --faults")
+        choice = _account_choice(account, account_container, account_authority)
         rules = None if faults is None else fault_director.rules_of_file(faults, seed)
 
         def announce(role: str, state: str) -> None:
@@ -132,6 +168,9 @@ def up(
             quick_retries=quick_retries,
             fuse_options=fuse_options,
             limits=allowed,
+            resync_window=window,
+            uploads=uploads,
+            account=choice,
             announce=announce,
         )
         armed = None
@@ -159,7 +198,29 @@ def up(
     exit_status.run(work)
 
 
-def down(folder: Dir, as_json: Json = False) -> None:
+def _account_choice(source: str | None, container: str, authority: Path | None) -> AccountChoice | None:
+    """Return the storage account that the options name; ``BadRequest`` if they do not fit together."""
+    if source is None:
+        name = "--account-container" if container else "--account-authority"
+        if container or authority is not None:
+            raise RigError(Code.BadRequest, f"{name}: belongs to --account FILE|env:NAME, which is missing")
+        return None
+    from siterig.accounts.account_choice import AccountChoice
+    from siterig.azure_emu.user_account.secret import parse_secret
+    from siterig.azure_emu.user_account.source import read_authority, read_source
+
+    secret = parse_secret(read_source(source), container)
+    return AccountChoice(secret, None if authority is None else read_authority(authority))
+
+
+def down(
+    folder: Dir,
+    remove_blobs: Annotated[
+        bool,
+        typer.Option("--remove-blobs", help="Delete the rig's blobs, and no others, from your storage account."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """End the rig and release its mounts and loop devices, also those that remain after a kill.
 
     The state stays: siterig up continues with it.
@@ -169,34 +230,73 @@ def down(folder: Dir, as_json: Json = False) -> None:
 
     async def work() -> None:
         layout = Layout.of(folder)
+        has_account = layout.user_account.exists()
+        if remove_blobs and not has_account:
+            text = f"--remove-blobs: the rig in {layout.root} uses Azurite, or does not exist; it has no blobs elsewhere"
+            raise RigError(Code.BadRequest, text)
         done = await launch.down(layout)
+        removed = None
+        if remove_blobs:
+            from siterig.accounts import rig_account
+
+            removed = await rig_account.remove_blobs(layout)
         if as_json:
-            output.print_json({"folder": str(layout.root), "done": done})
+            document = {"folder": str(layout.root), "done": done}
+            output.print_json(document if removed is None else document | {"removed_blobs": removed})
             return
         for text in done:
             output.progress(text)
         output.line(f"the rig in {layout.root} is down")
+        if removed is not None:
+            output.line(f"{removed} blob{'s' if removed != 1 else ''} of the rig deleted from the storage account")
+        elif has_account:
+            output.line("its blobs stay in the storage account: siterig down --remove-blobs deletes them")
 
     exit_status.run(work)
 
 
 def status(
     folder: Dir,
-    watch: Annotated[bool, typer.Option("--watch", help="Print the status every second, until Ctrl-C.")] = False,
+    vm: Annotated[
+        str | None,
+        typer.Argument(metavar="[VM]", help="Show everything about this protected VM.", autocompletion=completion.vms),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the status until Ctrl-C, again when something has changed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show roles, VMs and protected items of the rig; exit status 1 if a role is not ready or does not answer."""
+    """Show roles, VMs and protected items of the rig, or everything about one VM; the exit status is the health."""
 
-    if watch and not as_json:
-        exit_status.run(lambda: _watch(folder))
-    light_commands.status(folder, as_json=as_json)
+    if watch:
+        exit_status.run(lambda: _watch(folder, vm, as_json=as_json))
+    if vm is None:
+        light_commands.status(folder, as_json=as_json)
+    else:
+        _status_of_vm(folder, vm, as_json=as_json)
 
 
-async def _watch(folder: Path) -> None:
-    """Print the state every second; never returns."""
+async def _watch(folder: Path, vm: str | None, *, as_json: bool) -> None:
+    """Show the state until cancelled."""
+    from siterig.cli.views import watching
 
-    layout = running(folder)
-    with output.Drawing(sys.stdout) as drawing:
-        while True:
-            drawing.draw(rig_status.lines_of(await rig_status.rig_state(layout)))
-            await SYSTEM_CLOCK.sleep(WATCH_S)
+    await watching.watch(folder, vm, as_json=as_json)
+
+
+def _status_of_vm(folder: Path, vm: str, *, as_json: bool) -> None:
+    """Show one VM, and exit with the status of its health."""
+
+    async def work() -> ExitStatus:
+        from siterig.cli.views import vm_view
+        from siterig.rpc import directory
+
+        found = await directory.observation(running(folder)).vm_status(vm=vm)
+        if as_json:
+            output.print_json(found)
+        else:
+            output.print_lines(vm_view.lines_of(found))
+        return exit_status.of_health([found.item.replicationHealth])
+
+    ended = exit_status.run(work)
+    if ended is not ExitStatus.OK:
+        raise typer.Exit(ended)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from siterig.azure_emu.contracts.reports import RoleStatus
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.fence_api import Fence
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import completion, exit_status, fault_director, output, power, sites
-from siterig.cli.commands.options import Dir, Json, example, seed_option
+from siterig.cli.commands.options import Dir, Json, VmName, example, seed_option, vault
 from siterig.cli.light_commands import running
 from siterig.cli.power import PowerTarget
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc import directory
+
+CREDENTIALS_CHARACTERS_MAX = 1 << 18
+"""A vault credentials file that is longer is no such file."""
 
 RoleName = Annotated[
     str,
@@ -52,7 +58,15 @@ def register(app: typer.Typer) -> None:
     site = typer.Typer(no_args_is_help=True)
     site.command("lose", epilog=example("siterig site lose"))(lose)
     site.command("restore", epilog=example("siterig site restore"))(restore)
-    app.add_typer(site, name="site", help="Lose a site, and restore it.", epilog=example("siterig site lose"))
+    site.command("register", epilog=example("siterig site register site.VaultCredentials"))(register_host)
+    site.command("fence", epilog=example("siterig site fence web01"))(fence)
+    site.command("unfence", epilog=example("siterig site unfence web01"))(unfence)
+    app.add_typer(
+        site,
+        name="site",
+        help="Lose a site, and restore it; fence a VM of it; register its host with the vault.",
+        epilog=example("siterig site lose"),
+    )
 
 
 async def _supervisor(folder: Path) -> SupervisorControl:
@@ -162,5 +176,54 @@ def restore(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) 
         if director is not None and any(rule.name == name for rule in (await director.list_faults()).rules):
             await director.remove_fault(name=name)
         _print(await sites.restore(supervisor, site), as_json=as_json)
+
+    exit_status.run(work)
+
+
+def register_host(
+    folder: Dir,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A vault credentials file.")],
+    as_json: Json = False,
+) -> None:
+    """Register the host of the site with the vault, by a vault credentials file."""
+
+    async def work() -> None:
+        from siterig.blockfs.files.os_errors import reason
+
+        setup = directory.host_setup(running(folder))
+        try:
+            with file.open(encoding="utf-8") as opened:
+                text = opened.read(CREDENTIALS_CHARACTERS_MAX)
+        except OSError as error:
+            raise RigError(Code.BadCredentialsFile, f"a vault credentials file cannot be read: {reason(error)}") from error
+        except UnicodeDecodeError as error:
+            raise RigError(Code.BadCredentialsFile, f"{file} is no vault credentials file: it is no text") from error
+        host = await setup.register(credentials=text)
+        if as_json:
+            output.print_json({"host": host})
+        else:
+            output.line(f"the host {host} is registered with the vault")
+
+    exit_status.run(work)
+
+
+def fence(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Fence a VM at the site: its disks refuse all writes, also after restarts, until siterig site unfence or a failback."""
+    _set_fence(folder, lambda api: api.fence_source(vm=vm), as_json=as_json)
+
+
+def unfence(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Allow writes to the disks of a fenced VM again."""
+    _set_fence(folder, lambda api: api.unfence_source(vm=vm), as_json=as_json)
+
+
+def _set_fence(folder: Path, call: Callable[[VaultApi], Awaitable[Fence]], *, as_json: bool) -> None:
+    async def work() -> None:
+        done = await call(vault(folder))
+        if as_json:
+            output.print_json(done)
+        else:
+            text = "refuse all writes" if done.fenced else "accept writes"
+            output.line(f"the disks of VM {done.vm!r} at the site {text}: {', '.join(done.disks)}")
 
     exit_status.run(work)

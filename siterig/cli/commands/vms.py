@@ -38,8 +38,9 @@ def register(app: typer.Typer) -> None:
     vm.command("create", epilog=example("siterig vm create web01 --disk os:1GiB:ext4 --disk data:1GiB:xfs"))(create)
     vm.command("list", epilog=example("siterig vm list --json"))(list_vms)
     vm.command("rename", epilog=example("siterig vm rename web01 web02"))(rename)
+    vm.command("update", epilog=example("siterig vm update web01 --recovery-name web01-dr"))(update)
     vm.command("delete", epilog=example("siterig vm delete web01"))(delete)
-    app.add_typer(vm, name="vm", help="Create, list, rename and delete VMs.", epilog=example("siterig vm list"))
+    app.add_typer(vm, name="vm", help="Create, list, rename, update and delete VMs.", epilog=example("siterig vm list"))
     app.command(epilog=example("siterig protect web01 --interval 300"))(protect)
     app.command(epilog=example("siterig unprotect web01"))(unprotect)
     app.command(epilog=example("siterig points web01"))(points)
@@ -201,25 +202,62 @@ def protect(
             help="Time for which recovery points are kept: 1 to 24 h; up to 360 h in this rig only.",
         ),
     ] = HOURS_DEFAULT,
+    start_at: Annotated[
+        str | None,
+        typer.Option(
+            "--start-at", metavar="HH:MM|TIME", help="Begin the initial replication then: HH:MM (UTC), or RFC 3339."
+        ),
+    ] = None,
+    seed_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--seed-from",
+            metavar="[NAME=]IMAGE",
+            help="An image of disk NAME, or of the only disk, that its managed disk begins with; only differences are sent.",
+        ),
+    ] = None,
+    seed_format: Annotated[
+        list[str] | None,
+        typer.Option("--seed-format", metavar="[NAME=]FORMAT", help="Format of the images, if it cannot be detected."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude",
+            metavar="DISK",
+            help="A disk that is not replicated: no recovery point has it, and failover VMs lack it.",
+            autocompletion=completion.disks_of_vm,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Enable replication of a VM, and wait until it is protected: initial replication, then the first recovery point."""
     from siterig.azure_emu.vault.inventory import disk_limits
     from siterig.azure_emu.vault.points import retention
     from siterig.cli.commands.operations import job_status
+    from siterig.cli.commands.seeds import parse_seeds
     from siterig.cli.follow import follow
 
     async def work() -> int:
         check_schedule(app_every_s)
+        seeds = parse_seeds(seed_from or [], seed_format or [])
         for text in filter(None, (interval_notice(interval_s), retention.remark(history_hours))):
             output.notice(text)
         api = vault(folder)
         for disks in (v.disks for v in await api.list_vms() if (v.name, v.side) == (vm, "site")):
-            for remark in disk_limits.remarks(vm, disks):
+            for remark in disk_limits.remarks(vm, [disk for disk in disks if disk.name not in (exclude or ())]):
                 output.notice(remark)
         job = await api.enable_protection(
-            vm=vm, interval_s=interval_s, app_consistent_every_s=app_every_s, history_hours=history_hours
+            vm=vm,
+            interval_s=interval_s,
+            app_consistent_every_s=app_every_s,
+            history_hours=history_hours,
+            start_at=start_at,
+            seeds=seeds,
+            exclude=exclude,
         )
+        if start_at is not None:
+            output.notice(f"the initial replication waits for {start_at}; after Ctrl-C the job {job.name} continues")
         job = await follow(api, job)
         finalize = None
         if job.state == "Succeeded":  # the vault begins the second job with the end of the first
@@ -227,7 +265,7 @@ def protect(
             finalize = await follow(api, jobs[0])
         if as_json:
             output.print_json({"job": job, "finalize_job": finalize})
-        return job_status(finalize or job)
+        return job_status(finalize or job, advice=True)
 
     raise typer.Exit(exit_status.run(work))
 
@@ -245,6 +283,38 @@ def rename(
     async def work() -> int:
         api = vault(folder)
         return await run_job(api, await api.rename_vm(vm=vm, name=name), as_json=as_json)
+
+    raise typer.Exit(exit_status.run(work))
+
+
+def update(
+    folder: Dir,
+    vm: VmName,
+    *,
+    recovery_name: Annotated[
+        str | None,
+        typer.Option(
+            "--recovery-name", metavar="NAME", help='Name of the VM that a failover makes; "" for that of the source VM.'
+        ),
+    ] = None,
+    test_name: Annotated[
+        str | None,
+        typer.Option(
+            "--test-name", metavar="NAME", help='Name of the VM of a test failover; "" for the recovery name and -test.'
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose the names of the VMs that failovers of a protected VM make; what is not given stays as it is."""
+
+    from siterig.cli.commands.operations import run_job
+
+    async def work() -> int:
+        if recovery_name is None and test_name is None:
+            raise RigError(Code.BadRequest, "no option; allowed: --recovery-name, --test-name")
+        api = vault(folder)
+        job = await api.update_vm_properties(vm=vm, recovery_vm_name=recovery_name, test_vm_name=test_name)
+        return await run_job(api, job, as_json=as_json)
 
     raise typer.Exit(exit_status.run(work))
 
@@ -295,6 +365,12 @@ def points(
         else:
             columns = ["id", "type", "time", "position", "name"]
             rows: list[list[object]] = [[p.id, p.type, p.time, p.position, p.name] for p in found]
+            if any(p.pinned for p in found):
+                columns.append("pinned")
+                rows = [[*row, "yes" if p.pinned else ""] for row, p in zip(rows, found, strict=True)]
+            if any(p.lacking_disks for p in found):
+                columns.append("lacks disks")
+                rows = [[*row, ", ".join(p.lacking_disks)] for row, p in zip(rows, found, strict=True)]
             if any(p.downgraded_because for p in found):
                 columns.append("not application-consistent because")
                 rows = [[*row, p.downgraded_because or ""] for row, p in zip(rows, found, strict=True)]

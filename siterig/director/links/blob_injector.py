@@ -154,13 +154,27 @@ def _denial(rule: FaultRule, label: str) -> BlobAction:
 class BlobRules(BlobFaults):
     """The rules for the requests of one client."""
 
-    def __init__(self, injector: BlobInjector, role: str) -> None:
-        """Begin; ``role`` is the client."""
+    def __init__(
+        self,
+        injector: BlobInjector,
+        role: str,
+        shown_name: Callable[[str, str], tuple[str, str]] = lambda container, blob: (container, blob),
+    ) -> None:
+        """Begin without a request.
+
+        Args:
+            injector: has the rules.
+            role: the client.
+            shown_name: gets container and blob of a request, and returns them as rules name them.
+        """
         self._injector = injector
         self._role = role
+        self._shown_name = shown_name
 
     def decide(self, request: BlobRequest) -> BlobAction | None:
         injector = self._injector
+        container, blob = self._shown_name(request.container, request.blob)
+        request = replace(request, container=container, blob=blob)
         place = {"blob": request.path, "role": self._role}
         found = injector.schedule.decide(FaultOperation("blob", request.operation, place, length=request.body_bytes or 0))
         met = [(decision, life) for decision in found if (life := injector.lives.of(decision.label)) is not None]

@@ -10,19 +10,24 @@ direct way, and :meth:`LinkEntries.run` of the next process removes them.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import httpx
 import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.errors import RigError
 from siterig.core.paths import Layout
 from siterig.net.link_faults import LinkControl
 from siterig.net.proxy import LinkServer, serve_link_proxy
 from siterig.rpc.contract import check_socket_path
 from siterig.rpc.directory import AZURITE
+from siterig.rpc.trust import TLS_LINKS
+from siterig.rpc.ways import HOST, read_port
 
 ServeBlobs = Callable[[trio.SocketStream], Awaitable[None]]
 """Serves one connection of a client to the storage account."""
@@ -57,8 +62,8 @@ class LinkEntries:
 
     async def run(self) -> None:
         """Carry the connections until cancelled; sockets that a killed process left are removed first."""
-        for socket in self._layout.link("", "").parent.glob("*.sock"):
-            socket.unlink()
+        for left in self._layout.link("", "").parent.glob("*.sock"):
+            left.unlink()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._runs.set()
@@ -122,8 +127,12 @@ class LinkEntries:
         return self._layout.link(client, server)
 
     def _server(self, link: str) -> LinkServer:
-        server = link.partition("-")[2]
-        return partial(self._connect_blobs, link) if server == AZURITE else self._layout.socket(server)
+        client, _, server = link.partition("-")
+        if server == AZURITE:
+            return partial(self._connect_blobs, link)
+        if (client, server) in TLS_LINKS:
+            return partial(_connect_side, self._layout.port(server))
+        return self._layout.socket(server)
 
     async def _connect_blobs(self, link: str) -> trio.SocketStream:
         """Return a connection to the proxy of the storage account in this process."""
@@ -131,3 +140,14 @@ class LinkEntries:
         assert self._nursery is not None  # noqa: S101 (it runs)
         self._nursery.start_soon(self._blobs[link], trio.SocketStream(theirs))
         return trio.SocketStream(ours)
+
+
+async def _connect_side(port_file: Path) -> trio.SocketStream:
+    """Return a connection to a role of the other side, at the port that it has now."""
+    try:
+        port = read_port(port_file)
+    except (httpx.ConnectError, RigError) as error:
+        raise OSError(str(error)) from error
+    stream: trio.SocketStream = await trio.open_tcp_stream(HOST, port)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return stream

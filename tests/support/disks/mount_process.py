@@ -18,6 +18,10 @@ from tests.support.warm_command import run_warm, start_siterig
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 60
+IMAGE_BYTES = 64 << 20
+"""Size of the images that the tests of one mounted image use."""
+DEAD = "Transport endpoint is not connected|Software caused connection abort|Operation canceled"  # the last over io_uring
+"""Texts of the errors of a disk whose server is gone."""
 SITERIG = (sys.executable, "-m", "siterig")
 
 
@@ -154,3 +158,26 @@ def replayed(start: Path, segments: list[Path]) -> bytes:
     done = siterig("log", "replay", *segments, "--onto", start)
     assert done.returncode == 0, done.stderr
     return start.read_bytes()
+
+
+def read(path: Path, offset: int, length: int) -> bytes:
+    """Return a range of a file."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def copied(path: Path) -> Path:
+    """Copy an image to the folder above its own."""
+    return Path(shutil.copy(path, path.parent.parent / f"{path.name}.copy"))
+
+
+@contextmanager
+def loop_over(path: Path, *options: str) -> Iterator[str]:
+    """Attach a loop device to a file, and return its path."""
+    command = ["losetup", "--find", "--show", *options, str(path)]
+    loop = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        yield loop
+    finally:
+        subprocess.run(["losetup", "--detach", loop], check=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +25,16 @@ from siterig.blockfs.core.progress import Advance
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.images.image_formats import ImageFormat
-from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.layers.chunk_tags import DataRanges
+from siterig.blockfs.sides.vault_link import ReplicationSettings, VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.codec import unpack
 from siterig.blockfs.transfer.part_name import SYNC_END, Listing, PartName, Watermark
 from siterig.cext.checksums import chunk_tag
-from siterig.replication.engine.guests import Guests
+from siterig.cext.packed_tags import PackedTags, Span
 from siterig.replication.engine.snapshots import SnapshotFile
+from siterig.replication.guests.host_guests import Guests
 from siterig.replication.hyperv.agent import HyperVAgent
 
 VM = "web01"
@@ -46,18 +49,22 @@ class CallInterceptor:
         self.after = False
         self.scope: trio.CancelScope | None = None
         self.before: Callable[[str], None] = lambda _name: None
+        self.dead = False
+        """True: the agent was killed, and no further call of it has an effect."""
 
     async def through(self, name: str, find: Callable[[], Any], args: Any, kwargs: Any) -> Any:
         """Count one call and pass it on, unless the agent is killed at it."""
         self.calls += 1
-        fatal = self.calls == self.kill_at and self.scope is not None
-        if fatal and not self.after:
-            cast(trio.CancelScope, self.scope).cancel()
+        scope = self.scope if self.calls == self.kill_at else None
+        if scope is not None and not self.after:
+            scope.cancel()
         await trio.lowlevel.checkpoint()
         self.before(name)
+        if self.dead:
+            raise RigError(Code.RoleUnavailable, f"{name}: the agent was killed")
         result = await getattr(find(), name)(*args, **kwargs)
-        if fatal:
-            cast(trio.CancelScope, self.scope).cancel()
+        if scope is not None:
+            scope.cancel()
         await trio.lowlevel.checkpoint()
         return result
 
@@ -82,6 +89,7 @@ class MemoryCache(CacheAccount):
     def __init__(self) -> None:
         self.blobs: dict[PartName, bytes] = {}
         self.puts: list[PartName] = []
+        self.put_bytes: list[int] = []
         self.foreign: list[str] = []
         self.refused: dict[PartName, RigError] = {}
         self.trouble: RigError | None = None
@@ -95,6 +103,7 @@ class MemoryCache(CacheAccount):
         if part in self.refused:
             raise self.refused[part]
         self.puts.append(part)
+        self.put_bytes.append(len(data))
         if replace:
             self.blobs[part] = data
         return self.blobs.setdefault(part, data) is data
@@ -126,6 +135,17 @@ class ManagedDisk:
     log_seq: int = 0
     position: int = 0
     points: dict[int, bytes] = field(default_factory=dict)
+    undo: list[tuple[int, int, bytes]] = field(default_factory=list)
+    """(position, offset, old bytes) of each applied record of the log that wrote."""
+
+    def state_at(self, position: int) -> bytes:
+        """Return the contents at a position that the log has reached."""
+        assert position <= self.position, f"position {position} is not applied; the disk is at {self.position}"
+        data = bytearray(self.data)
+        for at, offset, old in reversed(self.undo):
+            if at > position:
+                data[offset : offset + len(old)] = old
+        return bytes(data)
 
 
 class Recovery:
@@ -166,6 +186,8 @@ class Recovery:
                 _grow(disk, reader.header.disk_size_bytes)
             for record in reader.records():
                 end = record.offset + record.length
+                if part.stream == "log" and record.type in (RecordType.WRITE, RecordType.ZERO):
+                    disk.undo.append((record.position, record.offset, bytes(disk.data[record.offset : end])))
                 if record.type is RecordType.WRITE:
                     disk.data[record.offset : end] = reader.payload(record)
                 elif record.type is RecordType.ZERO:
@@ -191,27 +213,53 @@ def _grow(disk: ManagedDisk, size_bytes: int) -> None:
     disk.data.extend(bytes(size_bytes - len(disk.data)))
 
 
+LOOK_S = 0.25
+"""The time between two looks of a call that waits for other watermarks."""
+
+
 class MemoryVault(VaultLink):
     """The vault's reports in memory; every call raises ``trouble`` while that is set."""
 
     def __init__(self, recovery: Recovery) -> None:
         self._recovery = recovery
         self.allowed = True
+        self.user_settings: ReplicationSettings | None = None
         self.trouble: RigError | None = None
         self.errors: list[tuple[float, str, int, float | None]] = []
+        self.script_failures: list[tuple[str, str]] = []
         self.recovered: list[float] = []
         self.points: list[int] = []
+        self.put_news: list[list[str]] = []
         self.names: list[str] = []
+        self.kinds: list[str] = []
         self.ages_s: list[float] = []
         self.downgraded: dict[int, str] = {}
         self.resyncs: list[str] = []
         self.waiting: dict[str, int] = {}
+        self.compared: list[tuple[str, int, list[tuple[int, int]]]] = []
+        """The calls of :meth:`checksums`: disk, bytes of a chunk, spans."""
+        self.keys: list[str] = []
+        self.refusals: list[RigError] = []
+        """Errors of the next calls of :meth:`checksums`."""
+        self.ended_comparisons: list[str] = []
 
     def _check(self) -> None:
         if self.trouble is not None:
             raise self.trouble
 
-    async def watermarks(self, *, vm: str) -> list[Watermark]:
+    async def watermarks(self, *, vm: str, known: list[Watermark] | None = None, patience_s: float = 0.0) -> list[Watermark]:
+        marks = self._marks()
+        with trio.move_on_after(patience_s):
+            while marks == known:
+                await trio.sleep(LOOK_S)
+                marks = self._marks()
+        return marks
+
+    async def parts_put(self, *, disk_ids: list[str]) -> None:
+        self._check()
+        self.put_news.append(disk_ids)
+
+    def _marks(self) -> list[Watermark]:
         self._check()
         self._recovery.apply()
         return [
@@ -231,6 +279,10 @@ class MemoryVault(VaultLink):
         self._check()
         return self.allowed
 
+    async def settings(self, *, vm: str) -> ReplicationSettings | None:
+        self._check()
+        return self.user_settings
+
     async def point_sent(
         self,
         *,
@@ -243,12 +295,14 @@ class MemoryVault(VaultLink):
         downgraded_because: str | None = None,
         age_s: float = 0.0,
         waiting_bytes: dict[str, int] | None = None,
+        disk_bytes: dict[str, int] | None = None,
     ) -> None:
         self._check()
         self.waiting = waiting_bytes or {}
         self.points.append(position)
         self.ages_s.append(age_s)
         self.names.append(name)
+        self.kinds.append(kind)
         if downgraded_because is not None:
             self.downgraded[position] = downgraded_because
 
@@ -258,6 +312,10 @@ class MemoryVault(VaultLink):
         self._check()
         self.errors.append((trio.current_time(), code, attempt, next_try_s))
 
+    async def app_script_failed(self, *, vm: str, code: str, message: str) -> None:
+        self._check()
+        self.script_failures.append((code, message))
+
     async def replication_recovered(self, *, vm: str) -> None:
         self._check()
         self.recovered.append(trio.current_time())
@@ -266,14 +324,43 @@ class MemoryVault(VaultLink):
         self._check()
         self.resyncs.append(reason)
 
-    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+    async def checksums(
+        self,
+        *,
+        disk_id: str,
+        comparison_id: str,
+        key_hex: str,
+        chunk_bytes: int,
+        spans: list[tuple[int, int]],
+        position: int | None = None,
+        generation: int | None = None,
+    ) -> ChunkTags:
         self._check()
-        data = self._recovery.disks[disk_id].data
-        key = bytes.fromhex(key_hex)
-        return [
-            chunk_tag(key, i, data[i * chunk_bytes : (i + 1) * chunk_bytes].ljust(chunk_bytes, b"\0")).hex()
-            for i in range(first, first + count)
-        ]
+        if self.refusals:
+            raise self.refusals.pop()
+        self.keys.append(key_hex)
+        self.compared.append((disk_id, chunk_bytes, spans))
+        managed = self._recovery.disks[disk_id]
+        data = bytes(managed.data) if position is None else managed.state_at(position)
+
+        def pread(offset: int, length: int) -> bytes:
+            return data[offset : offset + length]
+
+        return ChunkTags.of(PackedTags(packed_tags(pread, bytes.fromhex(key_hex), chunk_bytes, spans), None))
+
+    async def end_comparison(self, *, comparison_id: str) -> None:
+        self._check()
+        self.ended_comparisons.append(comparison_id)
+
+
+def packed_tags(pread: Callable[[int, int], bytes], key: bytes, chunk_bytes: int, spans: Iterable[tuple[int, int]]) -> bytes:
+    """Return the packed tags of a disk, chunk by chunk in Python; ``pread`` returns fewer bytes at the end of the disk."""
+    packed = b""
+    for first, count in spans:
+        for chunk in range(first, first + count):
+            tag = chunk_tag(key, chunk, pread(chunk * chunk_bytes, chunk_bytes).ljust(chunk_bytes, b"\0"))
+            packed += chunk.to_bytes(8, "little") + tag if any(tag) else b""
+    return packed
 
 
 class FakeGuests(Guests):
@@ -338,14 +425,13 @@ class HostSnapshot(SnapshotFile):
             raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(self._path))
         return self._snapshot.pread(offset, length)
 
-    def tags(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
+    def tags(self, key: bytes, chunk_bytes: int, spans: Sequence[Span], data: DataRanges) -> PackedTags:
         size = self._snapshot.size_bytes
-        return [
-            chunk_tag(
-                key, i, self.pread(i * chunk_bytes, min(chunk_bytes, size - i * chunk_bytes)).ljust(chunk_bytes, b"\0")
-            )
-            for i in range(first, first + count)
-        ]
+
+        def pread(offset: int, length: int) -> bytes:
+            return self.pread(offset, min(length, size - offset)) if offset < size else b""
+
+        return PackedTags(packed_tags(pread, key, chunk_bytes, spans), None)
 
     def close(self) -> None:
         pass

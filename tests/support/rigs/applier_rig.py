@@ -98,9 +98,13 @@ class FakeVault(ApplierReports):
     async def store_older(self, *, watermark: Watermark) -> None:
         self.older.append(watermark)
 
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
+    async def applied(
+        self, *, watermark: Watermark, tags: list[TagSeen], waiting_bytes: int | None = None
+    ) -> Watermark | None:
         if self.failure:
             raise self.failure
+        if waiting_bytes is not None:
+            self.seen.append((waiting_bytes, []))
         self.marks.append(watermark)
         self.tags += tags
         self.blobs_at_report.append(len(self.cache.blobs))
@@ -169,7 +173,8 @@ class Rig:
         self._start(None)
 
     def _start(self, waits: Waits | None) -> None:
-        self.service = RecoveryService(Applier(self.disks, self.cache, self.vault, waits), self.cache)
+        self.applier = Applier(self.disks, self.cache, self.vault, waits)
+        self.service = RecoveryService(self.applier, self.cache)
 
     def log(self, name: str) -> Packed:
         """Write to the disk, tag it, and return the part that its log makes."""

@@ -120,8 +120,8 @@ async def same(copy: Images, mounted: MountedPoint) -> None:
 
 async def retain(testbed: Testbed, upto: int) -> None:
     """Report to the recovery side which positions to keep, as the vault's retention does."""
-    for disk in await testbed.site.list_disks(vm="web01"):
-        await directory.recovery_side(testbed.layout).retain(disk_id=disk.disk_id, position=upto)
+    disks = await testbed.site.list_disks(vm="web01")
+    await directory.recovery_side(testbed.layout).retain(positions={disk.disk_id: upto for disk in disks})
 
 
 async def floors(testbed: Testbed) -> list[int]:

@@ -13,10 +13,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
+from siterig.azure_emu.contracts.seeds import SeedImage
 from siterig.azure_emu.vault.db.schema import JobRow
 from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resync_window import ResyncWindow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.contracts.app_script import AppScript
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.contracts.control import (
     CutInfo,
     DiskInfo,
@@ -29,10 +33,14 @@ from siterig.blockfs.contracts.control import (
     TagKind,
 )
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.prerequisites import SiteReadiness, UnmetPrerequisite
+from siterig.blockfs.contracts.verification import Verification
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sizes import SectorBytes
+from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.sides.provider import Provider
+from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 from tests.support import clocks
 
@@ -57,13 +65,24 @@ class World:
         self.downgrading: str | None = None  # the reason why no point is application-consistent
         self.apply = True  # the applier works without a command
         self.vault: Vault | None = None
+        self.verification: Verification | None = None
+        self.app_scripts: dict[str, AppScript | None] = {}
+        self.tracked: bool | None = None  # of the last relationship
+        self.replicated: dict[str, list[str]] = {}  # VM -> the disks of its relationship
+        self.removed: dict[str, int] = {}  # disk -> the position of the last cut with it
+        self.unmet: list[UnmetPrerequisite] = []
+        self.bad_seeds: dict[str, RigError] = {}  # image -> the error of its check
+        self.seeded: list[tuple[str, str]] = []  # disk and image of each call
+        self.limited: list[bool] = []  # the orders of resyncs
         self.retained: dict[str, int] = {}
+        self.news: list[list[str]] = []  # the disks of each call parts_put
         self.asked_again: list[tuple[str, list[str]]] = []
         self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if missing
         self.times: dict[str, dict[int, int]] = {}  # disk -> position -> time of the record there
         self.written_bytes: dict[str, int | None] = {}  # disk -> bytes written at the site after a failover
         self.asked_after: list[int] = []
         self.coming: list[DownloadedDisk] = []  # the disks of the last check of a failback
+        self.bandwidth: BandwidthLimit | None = None
         self.mounted_points: dict[tuple[str, str], MountedPointInfo] = {}
 
     @property
@@ -143,9 +162,13 @@ class World:
             tags = [TagSeen(tag_id=cut.tag_id, kind=cut.kind, name=cut.name, position=cut.position, time_ns=cut.time_ns)]
         await self.vault.reports.applied(watermark=self.managed[disk_id], tags=tags)
 
+    def replicated_disks(self, vm: str) -> list[DiskInfo]:
+        """Return the disks of a VM of the site that are replicated."""
+        return [disk for disk in self.site[vm].values() if disk.name in self.replicated.get(vm, self.site[vm])]
+
     async def synced(self, vm: str) -> None:
         """Report that the sync of the VM's current generation is applied."""
-        for disk in self.site[vm].values():
+        for disk in self.replicated_disks(vm):
             self.managed[disk.disk_id] = self.mark(disk.disk_id, disk.generation, self.position, 0)
             await self.report(disk.disk_id)
 
@@ -165,7 +188,7 @@ class World:
         """Apply all cuts that are in the cache account, and report them."""
         cached, self.cached = self.cached, []
         for vm, cut in cached:
-            for disk in self.site[vm].values():
+            for disk in self.replicated_disks(vm):
                 self.managed[disk.disk_id] = self.mark(disk.disk_id, disk.generation, cut.position, cut.position)
                 await self.report(disk.disk_id, cut)
 
@@ -202,28 +225,52 @@ class FakeProvider(Provider):
         await self.world.called("site.rename_vm")
         self.world.rename(self.world.site, vm, name)
 
-    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
+    async def check_vm(self, *, vm: str, excluded: list[str] | None = None) -> list[DiskInfo]:
         await self.world.called("site.check_vm")
-        return list(self.world.site[vm].values())
+        return [disk for disk in self.world.site[vm].values() if disk.name not in (excluded or ())]
+
+    async def check_prerequisites(self, *, vm: str, excluded: list[str] | None = None) -> SiteReadiness:
+        await self.world.called("site.check_prerequisites")
+        return SiteReadiness(disks=list(self.world.site[vm].values()), unmet=self.world.unmet)
 
     async def create_relationship(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+        self,
+        *,
+        vm: str,
+        interval_s: float,
+        app_consistent_every_s: float | None,
+        tracked: bool = True,
+        disks: list[str] | None = None,
     ) -> list[DiskInfo]:
         await self.world.called("site.create_relationship")
-        return list(self.world.site[vm].values())
+        self.world.tracked = tracked
+        self.world.replicated[vm] = list(self.world.site[vm]) if disks is None else disks
+        return self.world.replicated_disks(vm)
 
     async def initial_replication(self, *, vm: str) -> None:
         await self.world.called("site.initial_replication")
         if self.world.apply:
             await self.world.synced(vm)
 
-    async def resync(self, *, vm: str) -> None:
+    async def resync(self, *, vm: str, limited: bool = False) -> None:
         await self.world.called("site.resync")
+        self.world.limited.append(limited)
         disks = self.world.site[vm]
         for name, disk in disks.items():
             disks[name] = disk.model_copy(update={"generation": disk.generation + 1})
         if self.world.apply:
             await self.world.synced(vm)
+
+    async def verify(self, *, vm: str) -> Verification:
+        await self.world.called("site.verify")
+        assert self.world.verification is not None
+        return self.world.verification
+
+    async def stop_verification(self, *, vm: str) -> None:
+        await self.world.called("site.stop_verification")
+
+    async def stop_copy(self, *, vm: str) -> None:
+        await self.world.called("site.stop_copy")
 
     async def send_again(self, *, vm: str, parts: list[str]) -> None:
         await self.world.called("site.send_again")
@@ -263,6 +310,41 @@ class FakeProvider(Provider):
     async def suspend(self, *, vm: str) -> None:
         await self.world.called("site.suspend")
 
+    async def change_schedule(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> None:
+        await self.world.called(f"site.change_schedule {interval_s:g} {app_consistent_every_s}")
+        await self.world.called("site.change_schedule")
+
+    async def bandwidth(self) -> BandwidthLimit | None:
+        await self.world.called("site.bandwidth")
+        return self.world.bandwidth
+
+    async def set_bandwidth(self, *, limit: BandwidthLimit | None) -> None:
+        await self.world.called("site.set_bandwidth")
+        self.world.bandwidth = limit
+
+    async def app_script(self, *, vm: str) -> AppScript | None:
+        await self.world.called("site.app_script")
+        return self.world.app_scripts.get(vm)
+
+    async def set_app_script(self, *, vm: str, script: AppScript | None) -> None:
+        await self.world.called("site.set_app_script")
+        self.world.app_scripts[vm] = script
+
+    async def pause(self, *, vm: str) -> None:
+        await self.world.called("site.pause")
+
+    async def resume(self, *, vm: str) -> None:
+        await self.world.called("site.resume")
+
+    async def remove_disks(self, *, vm: str, disks: list[str]) -> int:
+        world = self.world
+        if not world.removed.keys() >= set(disks):
+            cut = await self.replicate_now(vm=vm, kind="CrashConsistent", name="disks-removed")
+            world.removed |= dict.fromkeys(disks, cut.position)
+            world.replicated[vm] = [name for name in world.replicated[vm] if name not in disks]
+        await world.called("site.remove_disks")
+        return max(world.removed[name] for name in disks)
+
     async def remove_relationship(self, *, vm: str) -> None:
         await self.world.called("site.remove_relationship")
 
@@ -272,6 +354,9 @@ class FakeProvider(Provider):
     async def check_shutdown(self, *, vm: str) -> None:
         await self.world.called("site.check_shutdown")
 
+    async def forget_keys(self) -> None:
+        await self.world.called("site.forget_keys")
+
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
         await self.world.called("site.source_use")
         self.world.asked_after.append(after)
@@ -279,6 +364,14 @@ class FakeProvider(Provider):
             SourceUse(name=name, written_bytes=self.world.written_bytes.get(name, 0), open_handles=disk.open_handles)
             for name, disk in self.world.site[vm].items()
         ]
+
+    async def fence(self, *, vm: str, fenced: bool) -> list[DiskInfo]:
+        await self.world.called("site.fence")
+        if vm not in self.world.site:
+            raise RigError(Code.VmNotFound, f"there is no VM {vm!r}")
+        for name, disk in self.world.site[vm].items():
+            self.world.site[vm][name] = disk.model_copy(update={"fenced": fenced})
+        return list(self.world.site[vm].values())
 
     async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
         await self.world.called("site.check_failback")
@@ -310,18 +403,38 @@ class FakeRecovery(RecoverySide):
         await self.world.called("recovery.delete_managed_disk")
         self.world.managed.pop(disk_id, None)
 
+    async def parts_put(self, *, disk_ids: list[str]) -> None:
+        await self.world.called("recovery.parts_put")
+        self.world.news.append(disk_ids)
+
     async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:
         await self.world.called("recovery.process_latest")
         await self.world.apply_cached()
         return [self.world.managed[disk_id] for disk_id in disk_ids]
 
-    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+    async def checksums(
+        self,
+        *,
+        disk_id: str,
+        comparison_id: str,
+        key_hex: str,
+        chunk_bytes: int,
+        spans: list[tuple[int, int]],
+        position: int | None = None,
+        generation: int | None = None,
+    ) -> ChunkTags:
         await self.world.called("recovery.checksums")
-        return ["00" * 16] * count
+        return ChunkTags(tags="")
 
-    async def retain(self, *, disk_id: str, position: int) -> None:
+    async def end_comparison(self, *, comparison_id: str) -> None:
+        await self.world.called("recovery.end_comparison")
+
+    async def forget_keys(self) -> None:
+        await self.world.called("recovery.forget_keys")
+
+    async def retain(self, *, positions: dict[str, int]) -> None:
         await self.world.called("recovery.retain")
-        self.world.retained[disk_id] = position
+        self.world.retained |= positions
 
     async def disk_state(self, *, disk_id: str) -> ManagedDiskState:
         await self.world.called("recovery.disk_state")
@@ -337,6 +450,10 @@ class FakeRecovery(RecoverySide):
             base_bytes=0,
             journal_bytes=0,
         )
+
+    async def account_bytes(self, *, disk_id: str) -> int:
+        await self.world.called("recovery.account_bytes")
+        return 4096
 
     async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
         await self.world.called("recovery.changes")
@@ -369,6 +486,24 @@ class FakeRecovery(RecoverySide):
     async def data_bytes(self, *, source: str) -> int:
         await self.world.called("recovery.data_bytes")
         return 4096
+
+    async def check_seed(self, *, image: str, image_format: ImageFormat | None, size_bytes: int) -> SeedImage:
+        await self.world.called("recovery.check_seed")
+        if image in self.world.bad_seeds:
+            raise self.world.bad_seeds[image]
+        return SeedImage(format=image_format or "raw", size_bytes=size_bytes, data_bytes=size_bytes)
+
+    async def seed_disk(self, *, disk_id: str, image: str, image_format: ImageFormat | None) -> Watermark:
+        await self.world.called("recovery.seed_disk")
+        self.world.seeded.append((disk_id, image))
+        self.world.managed[disk_id] = self.world.mark(disk_id, 1, 0, 0).model_copy(
+            update={"sync_complete": True, "sync_parts": 3}
+        )
+        return self.world.managed[disk_id]
+
+    async def seed_progress(self, *, disk_id: str) -> int:
+        await self.world.called("recovery.seed_progress")
+        return 512
 
     async def export_progress(self, *, source_id: str) -> int:
         await self.world.called("recovery.export_progress")
@@ -450,17 +585,19 @@ class FakeHost:
 
 
 @asynccontextmanager
-async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
+async def running(world: World, folder: Path, *, resync_window: ResyncWindow | None = None) -> AsyncIterator[Vault]:
     """Run a vault on the database in ``folder`` during the block, and kill it at the end."""
     host: Any = FakeHost(world)
     vault = Vault(
         f"sqlite:///{folder}/vault.db",
+        keys=folder / "vault.keys",
         provider=FakeProvider(world),
         recovery=FakeRecovery(world),
         azure_host=host,
         shut_down=world.shut_down,
         check_shut_down=world.check_shut_down,
         clock=world.clock,
+        resync_window=resync_window,
     )
     world.vault = vault
     try:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from siterig.blockfs.changelog.disk_log import LogPolicy
-from siterig.blockfs.disk.views import Views
+from siterig.blockfs.disk.views import PlainViews
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer, RawLayer
 
@@ -35,13 +35,13 @@ def make_store(store: Path) -> Path:
     return store
 
 
-class Bases(Views):
+class Bases(PlainViews):
     """Managed disks in ``folder``, with their holder as text in a file, so that a kill does not release them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def open(self, managed_disk: str, _position: int, holder: str) -> Layer:
+    def open(self, managed_disk: str, _position: int, holder: str, *, stored: bool = False) -> Layer:
         """Open the base, and keep the holder in a file."""
         store = self._folder / managed_disk
         (store / "holder").write_text(holder)

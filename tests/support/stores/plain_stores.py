@@ -8,11 +8,11 @@ from pathlib import Path
 
 from siterig.blockfs.contracts.control import MountedPointSource
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.disk.views import Views
+from siterig.blockfs.disk.views import PlainViews
 from siterig.blockfs.layers.layer import Layer, RawLayer
 
 
-class Stores(Views):
+class Stores(PlainViews):
     """Plain files in place of managed disks: the state at a position is the file with that number as its name."""
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +34,7 @@ class Stores(Views):
         self.folders[disk_id] = store
         return MountedPointSource(name=disk, disk_id=disk_id)
 
-    def open(self, managed_disk: str, position: int, holder: str) -> Layer:
+    def open(self, managed_disk: str, position: int, holder: str, *, stored: bool = False) -> Layer:
         """Open the file of a state, and keep its holder."""
         store = self.folders[managed_disk]
         if not (store / str(position)).exists():

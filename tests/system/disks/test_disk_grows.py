@@ -180,6 +180,8 @@ async def test_a_protected_disk_grows_and_keeps_its_size_through_failover(
         write_durably(image, 16 * MIB - 4, b"grew")
         large_bytes = image.read_bytes()
         large = await vault.create_point(vm=VM, kind="CrashConsistent", name="large")
+        (resize,) = [event for event in await vault.events(vm=VM) if event.eventCode == "DiskResized"]
+        assert f"to {16 * MIB} bytes" in resize.description
         for point, expected in ((small, small_bytes), (large, large_bytes)):
             job = await ended(testbed, await vault.test_failover(vm=VM, point=point.id))
             assert disk_of(job).read_bytes() == expected

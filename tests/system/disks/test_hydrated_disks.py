@@ -17,6 +17,7 @@ from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.jobs import ended
+from tests.support.stores.stored_bytes import cipher
 
 pytestmark = pytest.mark.system
 
@@ -112,7 +113,8 @@ async def test_a_committed_disk_is_hydrated_under_load_and_despite_a_kill(
         assert (guest.wrong, guest.writes > 0) == ([], True)
         assert (info.tracked, info.needs_resync) == (True, None)
         assert disk.read_bytes() == model
-        assert (folder / "os.img").read_bytes() == model, "the raw file alone is not the disk"
+        whole = (await cipher(testbed, "os")).decrypt((folder / "os.img").read_bytes(), 0)
+        assert whole == model, "the raw file alone is not the disk, encrypted"
         assert not list(folder.glob("os.top*"))
         assert (folder / "os.img").stat().st_blocks * 512 < DISK_BYTES, "a hole of the managed disk is not a hole here"
         (replica,) = [item for item in (testbed.layout.managed_disks).iterdir() if (item / "disk.json").exists()]

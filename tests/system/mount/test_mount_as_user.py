@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.disks.fuse_device import fuse_for_all
-from tests.support.disks.mount_process import ROOT, Start, copied_as, logs, mounts, names, replayed, siterig
+from tests.support.disks.mount_process import ROOT, Start, copied_as, logs, names, replayed, siterig
 
 pytestmark = pytest.mark.system
 
@@ -20,12 +20,6 @@ NOBODY = 65534
 RIG = ROOT / "rig"
 """The rig script: the checkout's Python may lie where only root can reach it, and the script finds another Python."""
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    with mounts() as start:
-        yield start
 
 
 @pytest.fixture

@@ -10,71 +10,31 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from siterig.blockfs.core.printable import printable
 from tests.support.disks.guest import write_durably
-from tests.support.disks.mount_namespace import copied_mount
-from tests.support.disks.mount_process import ROOT, Start, copied_as, logs, mounts, names, replayed, siterig
+from tests.support.disks.mount_process import (
+    DEAD,
+    IMAGE_BYTES,
+    ROOT,
+    Start,
+    copied,
+    copied_as,
+    logs,
+    loop_over,
+    names,
+    read,
+    replayed,
+    siterig,
+)
 
 pytestmark = pytest.mark.system
 
 MIB = 1 << 20
-SIZE = 64 * MIB
-DEAD = "Transport endpoint is not connected|Software caused connection abort|Operation canceled"  # the last over io_uring
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Return a function that starts mounts with default options."""
-    with mounts() as start:
-        yield start
-
-
-@pytest.fixture(params=["server", "one-thread", "pyfuse3"])
-def start_each(request: pytest.FixtureRequest) -> Iterator[Start]:
-    """Return a function that starts mounts, for each front end."""
-    options = {"server": (), "one-thread": ("--fuse-threads=1", "--fuse-queue=1"), "pyfuse3": ("--portable-fuse",)}
-    with mounts(*options[request.param]) as start:
-        yield start
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "images" / "disk.img"
-    path.parent.mkdir()
-    with path.open("wb") as file:
-        file.truncate(SIZE)
-    return path
-
-
-@pytest.fixture
-def where(tmp_path: Path) -> Path:
-    return tmp_path / "mnt"
-
-
-def read(path: Path, offset: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
-
-
-def copied(path: Path) -> Path:
-    return Path(shutil.copy(path, path.parent.parent / f"{path.name}.copy"))
-
-
-@contextmanager
-def loop_over(path: Path, *options: str) -> Iterator[str]:
-    command = ["losetup", "--find", "--show", *options, str(path)]
-    loop = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    try:
-        yield loop
-    finally:
-        subprocess.run(["losetup", "--detach", loop], check=True)
 
 
 # ---- a session
@@ -88,7 +48,7 @@ def test_a_file_system_on_a_tracked_image_is_sound_and_its_log_replays(
     assert mount.mounted == {
         "image": str(image),
         "format": "raw",
-        "size_bytes": SIZE,
+        "size_bytes": IMAGE_BYTES,
         "read_only": False,
         "disk": str(where / "disk.img"),
         "vhd": str(where / "disk.vhd"),
@@ -169,35 +129,6 @@ def test_the_text_for_people_shows_the_disk_and_how_to_end_the_mount(image: Path
         subprocess.run(["umount", "-l", where], check=False, capture_output=True)
 
 
-# ---- ways to end
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_unmount_cleanly(image: Path, where: Path, start: Start, number: signal.Signals) -> None:
-    where.mkdir()
-    mount = start(image, where, "--log")
-    write_durably(mount.disk, 0, b"last")
-    mount.signal(number)
-    status, printed, stderr = mount.ended()
-    assert (status, list(printed[0])) == (0, ["unmounted"]), stderr
-    assert names(where) == []
-    again = start(image, where, "--log")
-    assert again.mounted["log"]["generation"] == 1
-    assert read(again.disk, 0, 4) == b"last"
-
-
-def test_repeated_signals_do_not_interrupt_the_end_of_a_mount(image: Path, where: Path, start: Start) -> None:
-    mount = start(image, where, "--log")
-    write_durably(mount.disk, 0, b"last")
-    while True:
-        mount.signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            mount.process.wait(timeout=0.005)  # without a pause between signals Python could do nothing else
-            break
-    status, printed, stderr = mount.ended()
-    assert (status, stderr, list(printed[0])) == (0, "", ["unmounted"])
-
-
 def test_no_name_can_be_created_removed_or_moved(image: Path, where: Path, start_each: Start) -> None:
     mount = start_each(image, where)
     new = where / "new"
@@ -225,89 +156,7 @@ def test_a_copy_onto_a_disk_overwrites_its_beginning(image: Path, where: Path, s
     (tmp_path / "small").write_bytes(b"b" * 1000)
     subprocess.run(["cp", tmp_path / "small", mount.disk], check=True)
     assert read(mount.disk, 0, 2000) == b"b" * 1000 + b"a" * 1000
-    assert mount.disk.stat().st_size == SIZE
-
-
-@pytest.mark.parametrize("command", [["umount"], ["fusermount3", "-u"]], ids=lambda command: command[0])
-def test_an_unmount_ends_the_mount_cleanly_and_another_can_follow(
-    image: Path, where: Path, start_each: Start, command: list[str]
-) -> None:
-    before = copied(image)
-    where.mkdir()
-    for number in range(3):
-        mount = start_each(image, where, "--log")
-        assert mount.mounted["log"]["generation"] == 1
-        write_durably(mount.disk, number * MIB, os.urandom(3 * MIB))
-        subprocess.run([*command, where], check=True)
-    status, printed, stderr = mount.ended()
-    assert (status, list(printed[0])) == (0, ["unmounted"]), stderr
-    assert replayed(before, logs(image)) == image.read_bytes()
-
-
-def test_a_disk_in_use_is_unmounted_only_on_the_second_signal(image: Path, where: Path, start_each: Start) -> None:
-    mount = start_each(image, where, "--log")
-    with loop_over(mount.disk) as loop:
-        mount.signal(signal.SIGINT)
-        note = mount.note()
-        assert note.startswith(f"siterig: note: {where} is in use by {loop}; end that first"), note
-        write_durably(Path(loop), 0, b"goes on".ljust(512))
-        assert read(mount.disk, 0, 7) == b"goes on"
-    mount.end()
-    assert read(image, 0, 7) == b"goes on"
-    second = start_each(image, where, "--log")
-    fd = os.open(second.disk, os.O_RDONLY)
-    second.signal(signal.SIGTERM)
-    assert f"({os.getpid()})" in second.note()
-    second.signal(signal.SIGTERM)
-    status, printed, stderr = second.ended()
-    with pytest.raises(OSError, match=DEAD):
-        os.close(fd)
-    assert (status, printed) == (1, [])
-    assert stderr.splitlines()[-1].endswith(
-        "was unmounted while programs used it; the image and its log are closed (MountBusy)"
-    )
-    assert not where.exists()
-    assert start_each(image, where, "--log").mounted["log"]["generation"] == 1
-
-
-def test_a_loop_device_that_is_being_detached_is_no_user(image: Path, where: Path, start_each: Start) -> None:
-    mount = start_each(image, where, "--log")
-    with loop_over(mount.disk) as loop:
-        fd = os.open(loop, os.O_RDONLY)
-    mount.signal(signal.SIGINT)
-    assert mount.is_silent(1), "a first signal must wait"
-    os.close(fd)
-    status, printed, stderr = mount.ended()
-    assert (status, list(printed[0]), stderr) == (0, ["unmounted"], "")
-
-
-def test_a_loop_device_that_stays_open_while_it_is_being_detached_is_named(image: Path, where: Path, start: Start) -> None:
-    mount = start(image, where)
-    with loop_over(mount.disk) as loop:
-        fd = os.open(loop, os.O_RDONLY)
-    mount.signal(signal.SIGINT)
-    assert mount.note().startswith(f"siterig: note: {where} is in use by {loop}; end that first")
-    os.close(fd)
-    mount.end()
-
-
-@pytest.mark.parametrize("patient", [True, False])
-def test_a_copy_of_the_mount_in_another_mount_namespace_is_named(
-    image: Path, where: Path, start: Start, patient: bool
-) -> None:
-    mount = start(image, where)
-    with copied_mount(where) as holder:
-        mount.signal(signal.SIGINT)
-        assert mount.note() == (
-            f"siterig: note: {where} is unmounted, but still mounted in the mount namespace of sleep ({holder}); "
-            "end that first (a second signal ends this mount while it is in use)\n"
-        )
-        if not patient:
-            mount.signal(signal.SIGINT)
-            status, _, stderr = mount.ended()
-            assert (status, stderr.splitlines()[-1][-11:]) == (1, "(MountBusy)")
-    if patient:
-        assert (mount.ended()[0], read(image, 0, 7)) == (0, bytes(7))
+    assert mount.disk.stat().st_size == IMAGE_BYTES
 
 
 # ---- kills
@@ -323,7 +172,7 @@ def test_after_kills_the_generation_continues_and_the_log_replays(image: Path, w
         assert mount.mounted["log"]["generation"] == 1
         fd = os.open(mount.disk, os.O_RDWR)
         for _ in range(dice.randrange(200)):
-            offset = dice.randrange(SIZE - 65536)
+            offset = dice.randrange(IMAGE_BYTES - 65536)
             assert os.pwrite(fd, dice.randbytes(dice.randrange(1, 65536)), offset)
         mount.kill()
         with pytest.raises(OSError, match=DEAD):
@@ -612,9 +461,9 @@ def test_a_fixed_vhd_of_qemu_keeps_its_footer(image: Path, where: Path, tmp_path
 def test_a_raw_image_grows_with_its_disk(image: Path, where: Path, start_each: Start) -> None:
     before = copied(image)
     mount = start_each(image, where, "--log")
-    os.truncate(mount.disk, 2 * SIZE)
-    write_durably(mount.disk, 2 * SIZE - 3, b"end")
+    os.truncate(mount.disk, 2 * IMAGE_BYTES)
+    write_durably(mount.disk, 2 * IMAGE_BYTES - 3, b"end")
     mount.end()
-    assert image.stat().st_size == 2 * SIZE
+    assert image.stat().st_size == 2 * IMAGE_BYTES
     assert replayed(before, logs(image)) == image.read_bytes()
     assert start_each(image, where, "--log").mounted["log"]["generation"] == 1

@@ -28,14 +28,15 @@ from siterig.blockfs.core.clock import Clock, SystemClock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import loop_devices
 from siterig.blockfs.sides.vault_link import VaultLink
+from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.part_name import Listing, PartName
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
 
-class FolderCache:
-    """A :class:`siterig.blockfs.transfer.cache_account.CacheAccount` that keeps parts as files."""
+class FolderCache(CacheAccount):
+    """An account that keeps parts as files."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -135,7 +136,7 @@ async def run_applier(layout: Layout, *, clock: Clock, health: Health, task_stat
     faces = {"RecoverySide": (RecoverySide, work), "Fuse": (Fuse, _FUSE)}
     with failpoint.all_armed(_FUSE.reached, "store."):
         async with trio.open_nursery() as nursery:
-            await nursery.start(lambda task_status: work.run(poll_s=0.02, task_status=task_status))
+            await nursery.start(lambda task_status: work.run(poll_s=0.02, net_s=0.1, task_status=task_status))
             await nursery.start(server.serve, faces, layout.socket("applier"))
             task_status.started()
 
@@ -144,6 +145,7 @@ async def run_vault(layout: Layout, *, clock: Clock, health: Health, task_status
     """Run the vault like :func:`siterig.roles.vault.run`, with the differences that the module names."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
+        keys=layout.vault_keys,
         provider=directory.provider(layout),
         recovery=directory.recovery_side(layout),
         azure_host=directory.azure(layout),

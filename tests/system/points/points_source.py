@@ -15,10 +15,12 @@ from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.vault.points.retention import HOUR_NS
 from siterig.blockfs.contracts.control import CutInfo, DiskInfo, TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.prerequisites import SiteReadiness
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.sides.vault_link import VaultLink
-from siterig.cext.checksums import KEY_BYTES, chunk_tag
+from siterig.cext.checksums import KEY_BYTES, TAG_BYTES, chunk_tag
+from siterig.cext.packed_tags import unpack
 from tests.support.disks.disk_history import CHUNK_BYTES, Packed, SiteDisk
 from tests.system.points.points_roles import FolderCache
 
@@ -233,14 +235,24 @@ class Source:
     async def list_vms(self) -> list[DiskInfo]:
         return self._infos()
 
-    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
-        del vm
+    async def check_vm(self, *, vm: str, excluded: list[str] | None = None) -> list[DiskInfo]:
+        del vm, excluded
         return self._infos()
 
+    async def check_prerequisites(self, *, vm: str, excluded: list[str] | None = None) -> SiteReadiness:
+        del vm, excluded
+        return SiteReadiness(disks=self._infos(), unmet=[])
+
     async def create_relationship(
-        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+        self,
+        *,
+        vm: str,
+        interval_s: float,
+        app_consistent_every_s: float | None,
+        tracked: bool = True,
+        disks: list[str] | None = None,
     ) -> list[DiskInfo]:
-        del vm, interval_s, app_consistent_every_s
+        del vm, interval_s, app_consistent_every_s, tracked, disks
         return self._infos()
 
     async def initial_replication(self, *, vm: str) -> None:
@@ -259,7 +271,7 @@ class Source:
             disk.add(parts)
             disk.sync_count = len(parts)
 
-    async def resync(self, *, vm: str) -> None:
+    async def resync(self, *, vm: str, limited: bool = False) -> None:
         """Begin a new generation and sync the differences; sometimes a first attempt is interrupted."""
         del vm
         self.resyncs += 1
@@ -280,15 +292,19 @@ class Source:
     async def _other_side(self, disk: SourceDisk) -> bytes:
         """Return bytes that equal the disk where the recovery side has the same chunks, and that differ elsewhere."""
         data, key = bytes(disk.site.data), secrets.token_bytes(KEY_BYTES)
-        count = -(-len(data) // CHUNK_BYTES)
-        theirs = await self._recovery.checksums(
-            disk_id=disk.site.disk_id, key_hex=key.hex(), chunk_bytes=CHUNK_BYTES, first=0, count=count
+        disk_id, count = disk.site.disk_id, -(-len(data) // CHUNK_BYTES)
+        await self._recovery.process_latest(disk_ids=[disk_id])
+        spans = [(0, count)]
+        answer = await self._recovery.checksums(
+            disk_id=disk_id, comparison_id=key.hex()[:8], key_hex=key.hex(), chunk_bytes=CHUNK_BYTES, spans=spans
         )
+        await self._recovery.end_comparison(comparison_id=key.hex()[:8])
+        theirs = unpack(answer.checked(spans).packed)
         found = bytearray()
-        for i, tag in enumerate(theirs):
+        for i in range(count):
             chunk = data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES]
             ours = chunk_tag(key, i, chunk.ljust(CHUNK_BYTES, b"\0"))
-            found += chunk if ours.hex() == tag else bytes(byte ^ 1 for byte in chunk)
+            found += chunk if ours == theirs.get(i, bytes(TAG_BYTES)) else bytes(byte ^ 1 for byte in chunk)
         return bytes(found)
 
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:

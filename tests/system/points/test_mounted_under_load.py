@@ -36,6 +36,10 @@ GROWN_BYTES = DISK_BYTES + 64 * MIB
 AREA_BYTES = 6 * MIB
 BLOCK = 4096
 COUNT_BYTES = 8
+LINE_BYTES = 16
+"""A managed disk stores whole lines: a discard that covers a part of one writes its rest."""
+DIVIDED_BYTES = 65536
+"""A longer discard that does not begin and end between lines writes only its first and last line, and is a hole between."""
 PACE_S = 0.005
 
 Change = tuple[int, bytes, bool]
@@ -114,8 +118,9 @@ class Area:
             offset, data, discard = self._following
             stop = offset + len(data)
             self.data[offset:stop] = data
-            if discard:
+            if discard and (len(data) > DIVIDED_BYTES or offset % LINE_BYTES == stop % LINE_BYTES == 0):
                 self.blocks -= set(range(-(-offset // BLOCK), stop // BLOCK))
+                self.blocks |= {at // BLOCK for at in (offset, stop) if at % LINE_BYTES}
             else:
                 self.blocks |= _touched(offset, stop)
             self._following = next(self._changes)

@@ -22,6 +22,7 @@ from siterig.images import image_export
 from siterig.rpc import directory
 from tests.support.needs import needs_program
 from tests.support.rigs.protected_vm import MIB, SITERIG, SIZES, Images, floors, protected, retain, run, same, siterig
+from tests.support.stores.stored_bytes import stored
 from tests.support.warm_command import run_warm
 
 pytestmark = pytest.mark.system
@@ -155,7 +156,7 @@ async def test_a_killed_export_leaves_nothing_mounted_and_no_file(folder: Path) 
 
 
 def spoil(folder: Path, piece: bytes) -> None:
-    """Change one byte of a piece of data in the file that contains it."""
+    """Change one byte of a piece of stored data in the file that contains it."""
     for path in (path for path in folder.rglob("*") if path.is_file()):
         with path.open("r+b") as file:
             found = file.read().find(piece)
@@ -195,7 +196,7 @@ async def test_an_export_fails_in_the_same_way_in_every_format(folder: Path, ful
             said = await refused(format_, full / "x")
             assert said.startswith(f"siterig: error: {full / 'x'}: "), format_
             assert said.endswith(" (DiskFull)\n"), format_
-        await trio.to_thread.run_sync(spoil, testbed.layout.managed_disks, piece)
+        await trio.to_thread.run_sync(spoil, testbed.layout.managed_disks, await stored(testbed, "os", piece, at))
         (folder / "out").mkdir()
         found: dict[str, int] = {}
         for format_ in ("raw", "vhd", "qcow2", "vhdx", "vmdk"):

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from siterig.azure_emu.authority.authority import Authority
 from siterig.azure_emu.storage import azurite
 from siterig.azure_emu.storage.azurite import (
+    IDENTITY,
     AzuriteProcess,
     StorageAccount,
     connection_string,
@@ -24,8 +26,10 @@ from siterig.azure_emu.storage.azurite import (
     start_azurite,
 )
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.trust.identity import TlsContext, only
 
 pytestmark = pytest.mark.system
 
@@ -43,8 +47,8 @@ async def running(state: Path, port: int = 0) -> AsyncIterator[AzuriteProcess]:
 
 
 @asynccontextmanager
-async def cache_of(account: AzuriteProcess | str) -> AsyncIterator[BlobCacheAccount]:
-    cache = BlobCacheAccount(account if isinstance(account, str) else account.connection_string)
+async def cache_of(account: AzuriteProcess | str, tls: TlsContext | None = None) -> AsyncIterator[BlobCacheAccount]:
+    cache = BlobCacheAccount(account if isinstance(account, str) else account.connection_string, tls=tls)
     try:
         yield cache
     finally:
@@ -92,6 +96,63 @@ async def test_blobs_port_and_account_survive_a_restart(tmp_path: Path) -> None:
         assert stored == second.connection_string
         async with cache_of(stored) as cache:
             assert await cache.get(PART) == b"kept"
+
+
+async def test_https_follows_a_new_certificate_without_a_failed_request(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "authority", SYSTEM_CLOCK)
+    identity = tmp_path / "keys" / IDENTITY
+    authority.replace_identity(identity, "storage", "cache")
+    tls = TlsContext(False, authority=authority.certificate, clock=SYSTEM_CLOCK, check=only("storage"))
+
+    def shown(port: int) -> tuple[str | None, object]:
+        with socket.create_connection(("127.0.0.1", port)) as plain, tls.wrap_socket(plain) as secure:
+            return secure.version(), (secure.getpeercert() or {})["serialNumber"]
+
+    async with running(tmp_path) as started, cache_of(started, tls) as cache:
+        await started.check()
+        version, first = await trio.to_thread.run_sync(shown, started.port)
+        assert version == "TLSv1.3"
+        await cache.put(PART, b"under load")
+        authority.replace_identity(identity, "storage", "cache")
+        with trio.fail_after(60):
+            while (await trio.to_thread.run_sync(shown, started.port))[1] == first:
+                await cache.put(PART, b"under load", replace=True)
+        assert await cache.get(PART) == b"under load"
+        async with cache_of(started.account.connection_string(started.port), tls) as plain:
+            with pytest.raises(RigError) as caught:
+                await plain.get(PART)
+            assert caught.value.code == "CacheUnreachable"
+        async with cache_of(started) as stranger:
+            with pytest.raises(RigError) as caught:
+                await stranger.get(PART)
+            assert caught.value.code == "PeerRefused"
+
+
+async def test_health_checks_use_one_connection_and_find_an_azurite_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[trio.SocketStream] = []
+    connect = trio.open_tcp_stream
+
+    async def counted(host: str, port: int) -> trio.SocketStream:
+        made.append(await connect(host, port))
+        return made[-1]
+
+    async with running(tmp_path) as started:
+        monkeypatch.setattr(trio, "open_tcp_stream", counted)
+        for _ in range(3):
+            await started.check(timeout_s=10)
+        assert len(made) == 1
+        with socket.socket(fileno=os.dup(made[0].socket.fileno())) as same:
+            same.shutdown(socket.SHUT_RDWR)  # as a server does that ends an idle connection
+        await started.check(timeout_s=10)
+        assert len(made) == 2, "a connection that had ended was taken for an answer"
+        os.kill(started.pid, signal.SIGSTOP)
+        for _ in range(2):
+            with pytest.raises(RigError, match=r"does not answer: no answer within 0\.1 s"):
+                await started.check(timeout_s=0.1)
+        os.kill(started.pid, signal.SIGCONT)
+        await started.check(timeout_s=10)
 
 
 async def test_a_wrong_key_is_an_authentication_error_without_the_key(tmp_path: Path) -> None:

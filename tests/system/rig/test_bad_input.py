@@ -50,9 +50,10 @@ class Rig:
         return run_warm(*arguments, "--dir", self.layout.root, environment=environment)
 
     def good(self, *arguments: str) -> str:
-        """Run a command that must succeed, and return its output."""
+        """Run a command that must succeed, and return its output; the status of an unhealthy rig counts as success."""
         result = self.run(*arguments)
-        assert result.returncode == 0, result.stderr
+        healthy = {0, 5, 6} if arguments[0] == "status" else {0}
+        assert result.returncode in healthy, result.stderr
         return result.stdout
 
     def refused(self, *arguments: str) -> tuple[int, str]:

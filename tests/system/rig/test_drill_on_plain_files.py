@@ -151,6 +151,12 @@ class PlainRig:
             ProtectedItem(
                 name="web01",
                 policy_interval_s=5,
+                app_consistent_every_s=None,
+                pinned_points=0,
+                recovery_vm_name="web01",
+                test_vm_name="web01-test",
+                acknowledged_errors=[],
+                replication_state="Replicating",
                 recoveryPointHistoryDuration=24,
                 protectionState=self.state,
                 testFailoverState="None",

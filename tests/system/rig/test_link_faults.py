@@ -104,7 +104,16 @@ async def test_faults_of_links_and_blobs_are_reported_and_healed(tmp_path: Path)
         await rig.supervisor.start_role(name=DIRECTOR)
         director = directory.faults(rig.layout)
         faulted = FaultedRig(rig, director)
-        for check in (black_hole, server_busy, lost_blob, key_rotated, deleted_container, killed_director):
+        for check in (
+            black_hole,
+            server_busy,
+            lost_blob,
+            key_rotated,
+            deleted_container,
+            killed_director,
+            killed_in_handshakes,
+            revoked_host,
+        ):
             await check(faulted)
             await faulted.healthy()
         await faulted.new_point_comes()
@@ -182,3 +191,38 @@ async def killed_director(faulted: FaultedRig) -> None:
         seen = len(await faulted.done())
         await faulted.new_point_comes()
         assert len(await faulted.done()) > seen
+
+
+async def killed_in_handshakes(faulted: FaultedRig) -> None:
+    """Both sides are killed while their handshakes hang, and work again when the link does."""
+    supervisor = faulted.rig.supervisor
+    async with faulted.fault("link agent-vault send connection=black-hole"):
+        await faulted.write()
+
+        async def hangs() -> bool:
+            return any("over the link agent-vault" in wait for wait in await faulted.waits_of("agent"))
+
+        await until("a handshake that hangs", hangs)
+        for role in ("agent", "vault"):
+            await supervisor.kill_role(name=role)
+            await supervisor.wait_for_steady_state(name=role)
+    await faulted.new_point_comes()
+
+
+async def revoked_host(faulted: FaultedRig) -> None:
+    """A revoked host waits with the reason, its refusal is an event, and a new registration lets it continue."""
+    layout = faulted.rig.layout
+    certificates = directory.certificates(layout)
+    await certificates.revoke_certificates(role="host", name="site", reason="of a test")
+    await faulted.write()
+
+    async def waits() -> bool:
+        return any(wait.startswith("PeerRefused: ") and ": of a test" in wait for wait in await faulted.waits_of("agent"))
+
+    await until("a wait with the reason", waits)
+    events = [event for event in await faulted.rig.vault.events() if event.eventCode == "PeerRefused"]
+    assert [event.affectedObject for event in events] == ["the host site"]
+    credentials = await certificates.issue_credentials(site="site")
+    assert await directory.host_setup(layout).register(credentials=credentials) == "site"
+    await faulted.new_point_comes()
+    assert not any(wait.startswith("PeerRefused") for wait in await faulted.waits_of("agent"))

@@ -14,8 +14,7 @@ import pytest
 import trio
 from azure.storage.blob import BlobServiceClient
 
-from siterig.azure_emu.storage.azurite import connection_string
-from siterig.azure_emu.storage.blob_cache import CONTAINER
+from siterig.azure_emu.storage.azurite import CONTAINER, connection_string
 from siterig.azure_emu.vault.model.api import ProtectedItem
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
@@ -110,7 +109,8 @@ async def stray_blobs(rig: Testbed) -> None:
     """Add two blobs under the disk's prefix: one is not a part, the other has the name of a later generation's part."""
     (managed,) = await rig.vault.managed_disks()
     names = [f"{managed.disk_id}/notes.txt", f"{managed.disk_id}/00000009/sync/{1:020d}-{1:020d}.hrl.zst"]
-    with BlobServiceClient.from_connection_string(connection_string(rig.layout.azurite, rig.layout.keys)) as service:
+    text, trusted = connection_string(rig.layout.azurite, rig.layout.keys), str(rig.layout.authority_certificate)
+    with BlobServiceClient.from_connection_string(text, connection_verify=trusted) as service:
         container = service.get_container_client(CONTAINER)
         for name in names:
             container.upload_blob(name, b"what somebody left here")

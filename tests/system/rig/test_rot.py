@@ -17,6 +17,7 @@ from siterig.azure_emu.vault.model.api import MountedPoint
 from siterig.blockfs.core.errors import ExitStatus
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.protected_vm import SITERIG, Images, protected, same, siterig
+from tests.support.stores.stored_bytes import stored
 
 pytestmark = pytest.mark.system
 
@@ -29,20 +30,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("r")
 
 
-def rot(journal: Path, written: bytes, at: int) -> tuple[Path, int]:
-    """Change byte ``at`` of the written data in the journal.
+def rot(journal: Path, kept: bytes, at: int) -> tuple[Path, int]:
+    """Change byte ``at`` of data in the journal, given as the journal keeps them.
 
     Returns:
         The journal file, and the offset of the byte in it.
     """
     for path in journal.iterdir():
-        byte = path.read_bytes().find(written[at : at + 100])
+        byte = path.read_bytes().find(kept[at : at + 100])
         if byte >= 0:
             with path.open("r+b") as journal_file:
                 journal_file.seek(byte)
-                journal_file.write(bytes([written[at] ^ 0x10]))
+                journal_file.write(bytes([kept[at] ^ 0x10]))
             return path, byte
-    raise AssertionError("the written data is in no journal file")
+    raise AssertionError("the data is in no journal file")
 
 
 async def scrubbed(testbed: Testbed) -> tuple[int, dict[str, list[dict[str, Any]]]]:
@@ -83,7 +84,8 @@ async def test_a_corrupt_byte_is_named_never_served_and_repaired_by_a_resync(fol
 
         (disk_id,) = [disk.disk_id for disk in await testbed.site.list_disks(vm="web01") if disk.name == "os"]
         at = 3 * BLOCK + 1000
-        path, byte = rot(testbed.layout.managed_disks / disk_id / "journal", written, at)
+        kept = await stored(testbed, "os", written, offset)
+        path, byte = rot(testbed.layout.managed_disks / disk_id / "journal", kept, at)
         block = (offset + at) // BLOCK * BLOCK
         status, damages = await scrubbed(testbed)
         assert status == ExitStatus.FAILED

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import trio
 import trio.testing
 from trio.testing import MockClock
 
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.replication.engine import uploader
 from tests.support.rigs.agent_rig import VM, Rig
 from tests.support.threads import without_threads
 
@@ -79,7 +79,7 @@ async def test_part_that_is_nowhere_marks_the_vm_for_resync_once(rig: Rig, autoj
         rig.write(20)
         await rig.protect(agent)
         rig.cache.blobs.clear()
-        for path in (rig.folder / "agent" / "spool").rglob("*.hrl"):
+        for path in (rig.folder / "agent" / "spool").rglob("*.sync.hrl*"):
             path.unlink()
         await trio.sleep(3600)
         assert rig.vault.resyncs == ["SyncPartLost"]
@@ -155,6 +155,15 @@ async def test_a_disk_that_grows_while_its_copy_is_interrupted_is_copied_again(
         rig.check_point((await rig.cycle(agent)).position)
 
 
+async def test_the_log_of_the_agent_has_the_id_of_a_point_as_its_trace(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        with structlog.testing.capture_logs() as lines:
+            cut = await rig.cycle(agent)
+        traces = {line["event"]: line["trace"] for line in lines if line.get("trace") == cut.tag_id}
+        assert traces == {"cut_made": cut.tag_id, "point_sent": cut.tag_id}
+
+
 async def test_resync_sends_only_the_chunks_that_differ(tmp_path: Path, autojump_clock: MockClock) -> None:
     rig = Rig(tmp_path, sizes={"os": 4 << 20})
     await rig.make_vm()
@@ -202,6 +211,7 @@ async def test_spool_stays_bounded_while_the_recovery_side_is_slow(
 ) -> None:
     monkeypatch.setattr("siterig.replication.engine.disk_copy.PART_BYTES_MAX", 8 << 10)
     monkeypatch.setattr("siterig.replication.engine.snapshots.CHUNK_BYTES", 8 << 10)
+    monkeypatch.setattr("siterig.replication.engine.uploader.SPOOLED_PARTS_MAX", 16)
     rig = Rig(tmp_path, sizes={"os": 1 << 20})
     await rig.make_vm()
     rig.write(400)
@@ -210,7 +220,7 @@ async def test_spool_stays_bounded_while_the_recovery_side_is_slow(
         await agent.create_relationship(vm=VM, interval_s=30, app_consistent_every_s=None)
         nursery.start_soon(lambda: agent.initial_replication(vm=VM))
         await trio.sleep(600)
-        assert len(list((tmp_path / "agent" / "spool").rglob("*.hrl"))) == uploader.SPOOLED_PARTS_MAX
+        assert len(list((tmp_path / "agent" / "spool").rglob("*.sync.hrl*"))) == 16
         assert (await agent.progress(vm=VM)).phase == "InitialReplication"
         rig.recovery.running = True
     rig.recovery.apply()
@@ -479,11 +489,18 @@ async def test_check_refuses_a_vm_whose_snapshot_may_not_fit(
         class Full:
             f_bavail, f_frsize = 1, 4096
 
-        monkeypatch.setattr("siterig.replication.engine.prerequisites.os.statvfs", lambda _folder: Full)
+        monkeypatch.setattr("siterig.replication.hyperv.prerequisites.os.statvfs", lambda _folder: Full)
         with pytest.raises(RigError, match=r"VM 'web01': 4096 bytes are free at .*; a snapshot of its disks may need \d+"):
             await agent.check_vm(vm=VM)
         with pytest.raises(RigError, match="there is no VM 'nobody'"):
             await agent.check_vm(vm="nobody")
+        with pytest.raises(RigError, match="there is no VM 'nobody'"):
+            await agent.check_prerequisites(vm="nobody")
+        broken = f"disk {VM}/os cannot be opened: it is damaged"
+        rig.host.registry.broken[f"{VM}/os"] = "it is damaged"
+        found = await agent.check_prerequisites(vm=VM)
+        assert [(each.code, each.recoverable) for each in found.unmet] == [("DiskCorrupt", False), ("NotEnoughSpace", True)]
+        assert found.unmet[0].message == broken
 
 
 @pytest.mark.parametrize(

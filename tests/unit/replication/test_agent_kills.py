@@ -5,13 +5,18 @@ A run kills the agent at some of its calls; ``SITERIG_ALL_STEPS=1`` takes all.
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from trio.testing import MockClock
 
-from siterig.replication.engine import disk_copy, resync, snapshots
+from siterig.blockfs.contracts.upload_limits import PER_VM
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.sync_part import DiskChunk, SyncOrigin, pack_sync_part
+from siterig.replication.comparison import comparison
+from siterig.replication.engine import disk_copy, part_pipeline, snapshots
 from tests.support.faults.some_steps import some_steps
 from tests.support.rigs.agent_rig import VM, Rig
 from tests.support.threads import without_threads
@@ -22,8 +27,11 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks and several parts a disk, though disks are small."""
     without_threads(monkeypatch)
     monkeypatch.setattr(snapshots, "CHUNK_BYTES", 32 << 10)
-    monkeypatch.setattr(resync, "CHUNK_BYTES", 32 << 10)
-    monkeypatch.setattr(resync, "FINE_BYTES", 8 << 10)
+    monkeypatch.setattr(comparison, "COARSE_BYTES", 32 << 10)
+    monkeypatch.setattr(comparison, "FINE_BYTES", 8 << 10)
+    monkeypatch.setattr(comparison, "WINDOW_BYTES", 64 << 10)
+    monkeypatch.setattr(comparison, "CHUNK_COST_BYTES", 8 << 10)
+    monkeypatch.setattr(disk_copy, "RECORDED_BYTES_MIN", 64 << 10)
     monkeypatch.setattr(disk_copy, "PART_BYTES_MAX", 40 << 10)
 
 
@@ -64,8 +72,16 @@ async def check_kills(killed: Callable[[int | None], Awaitable[tuple[list[str], 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
-    tmp_path: Path, autojump_clock: MockClock, after: bool
+    tmp_path: Path, autojump_clock: MockClock, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: Counter[PartName] = Counter()
+
+    def pack(origin: SyncOrigin, number: int, chunks: deque[DiskChunk], *, is_last: bool) -> bytes:
+        made[origin.part(number)] += 1
+        return pack_sync_part(origin, number, chunks, is_last=is_last)
+
+    monkeypatch.setattr(part_pipeline, "pack_sync_part", pack)
+
     async def killed(kill_at: int | None) -> tuple[list[str], bool]:
         rig = Rig(tmp_path / str(kill_at))
         await rig.make_vm()
@@ -77,6 +93,9 @@ async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
             cut = await rig.cycle(agent)
         rig.check_point(cut.position)
         assert rig.vault.resyncs == []
+        for work, counted in (("put", Counter(rig.cache.puts)), ("made", made)):
+            again = [part for part, times in counted.items() if times > 1]
+            assert len(again) <= PER_VM, f"only parts in work at the kill are {work} a second time"
         assert all(managed.generation == 1 for managed in rig.recovery.disks.values())
         rig.host.close()
         return found

@@ -10,6 +10,7 @@ import trio.testing
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, ResyncNeeded, RetryTable, as_rig_error, unwrap_group
+from siterig.replication.replicas.replica import KEY_AGAIN_S
 from tests.support.rigs.agent_rig import VM, Rig
 from tests.support.threads import without_threads
 
@@ -116,6 +117,54 @@ async def test_a_permanent_failure_is_critical_and_waits_for_an_administrator(
         points = len(rig.vault.points)
         await trio.sleep(10 * rig.interval_s)
         assert len(rig.vault.points) >= points + 9
+    rig.host.close()
+
+
+async def test_an_order_ends_the_long_wait_for_a_retry(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    rig = Rig(tmp_path)
+    rig.retry_delays_s = OFFICIAL_DELAYS_S
+    await rig.make_vm()
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        with rig.cache_down("SasExpired"):
+            await trio.sleep(2 * HOUR_S)
+            tries = len(rig.vault.errors)
+            agent.retry_now("test")
+            await trio.sleep(1)
+            assert len(rig.vault.errors) == tries + 1, "the work is tried once, and waits again"
+        agent.retry_now("test")
+        await trio.sleep(0.1)
+        assert len(rig.vault.recovered) == 1
+
+        def order_once(name: str) -> None:
+            if name == "replication_error":
+                rig.interceptor.before = lambda _name: None
+                agent.retry_now("test")
+
+        with rig.cache_down("SasExpired"):
+            rig.interceptor.before = order_once
+            tries = len(rig.vault.errors)
+            await trio.sleep(rig.interval_s + 1)
+            assert len(rig.vault.errors) == tries + 2, "an order while the failure is being reported is not lost"
+    rig.host.close()
+
+
+async def test_a_revoked_key_stops_the_cycles_until_it_is_restored(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(tmp_path)
+    await rig.make_vm()
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        with rig.cache_down("KeyRevoked", recoverable=False):
+            await trio.sleep(HOUR_S)
+        assert [(code, next_s) for _, code, _, next_s in rig.vault.errors] == [("KeyRevoked", None)], "one report"
+        points = len(rig.vault.points)
+        await trio.sleep(KEY_AGAIN_S + 10 * rig.interval_s)
+        assert len(rig.vault.points) >= points + 9
+        assert len(rig.vault.recovered) == 1
     rig.host.close()
 
 

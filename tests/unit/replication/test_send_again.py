@@ -107,7 +107,7 @@ async def test_a_part_that_nobody_has_marks_the_vm_for_resync(waiting: Rig, auto
         good = spoil(rig)
         part = next(part for part in good if part.stream == stream)
         if stream == "sync":
-            for path in (rig.folder / "agent" / "spool" / part.disk_id).glob("*.sync.hrl"):
+            for path in (rig.folder / "agent" / "spool" / part.disk_id).glob("*.sync.hrl*"):
                 path.unlink()
         else:
             await rig.host.trim_log(disk_id=part.disk_id, generation=part.generation, last_seq=part.last)

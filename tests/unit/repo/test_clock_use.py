@@ -51,6 +51,7 @@ REAL_TIME = {
     "siterig.supervisor": "processes start and end in real time",
     "siterig.scenario_runs": "a scenario uses a rig from outside, as a user does",
     "blockfs.clocks": "a controlled clock begins at real time",
+    "siterig.thrash": "a thrash uses a rig from outside, as a user does",
     "siterig.testing": "a test waits for programs of its user",
     "siterig.core": "a command waits for the lock of a rig",
     "scenarios": "a drill uses a rig from outside, as a user does",

@@ -14,7 +14,12 @@ from tests.support.repo import rooms
 
 ROOT = Path(__file__).resolve().parents[3]
 INSTALLED_MB_MAX = 150
-IMPORT_NAMES = {"azure-storage-blob": "azure", "tomli-w": "tomli_w", "typing-extensions": "typing_extensions"}
+IMPORT_NAMES = {
+    "prometheus-client": "prometheus_client",
+    "azure-storage-blob": "azure",
+    "tomli-w": "tomli_w",
+    "typing-extensions": "typing_extensions",
+}
 NOT_IMPORTED = {"cffi"}
 """The compiled part of siterig needs it."""
 

@@ -14,6 +14,7 @@ from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
 from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.disk.views import PlainViews
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer, RawLayer
 from tests.support.rigs.vault_fakes import World, idle, protected, running
@@ -42,13 +43,13 @@ class Reports:
         raise AssertionError(damages)
 
 
-class Files:
+class Files(PlainViews):
     """Plain files in ``folder`` in place of managed disks."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def open(self, managed_disk: str, _position: int, _holder: str) -> Layer:
+    def open(self, managed_disk: str, _position: int, _holder: str, *, stored: bool = False) -> Layer:
         return RawLayer(self._folder / managed_disk)
 
     def release(self, managed_disk: str, holder: str) -> None:

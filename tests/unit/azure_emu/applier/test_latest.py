@@ -70,9 +70,11 @@ class Reports:
     def __init__(self, world: Waiting) -> None:
         self._world = world
 
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
+    async def applied(
+        self, *, watermark: Watermark, tags: list[TagSeen], waiting_bytes: int | None = None
+    ) -> Watermark | None:
         assert self._world.vault is not None
-        return await self._world.vault.reports.applied(watermark=watermark, tags=tags)
+        return await self._world.vault.reports.applied(watermark=watermark, tags=tags, waiting_bytes=waiting_bytes)
 
     async def store_older(self, *, watermark: Watermark) -> None:
         raise AssertionError(watermark)

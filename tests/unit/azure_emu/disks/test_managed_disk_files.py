@@ -80,11 +80,11 @@ def test_a_base_of_another_length_is_named(tmp_path: Path) -> None:
 
 def test_another_format_version_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = new_store(tmp_path)
-    monkeypatch.setattr("siterig.azure_emu.disks.metadata._DOCUMENT", CheckedDocument(3))
+    monkeypatch.setattr("siterig.azure_emu.disks.metadata._DISK_DOCUMENT", CheckedDocument(4))
     with pytest.raises(RigError) as caught:
         ManagedDiskStore.open(store.folder)
     assert caught.value.code == "StoreVersion"
-    assert caught.value.message == f"{store.folder / 'disk.json'}: managed disk format 2; this siterig reads 3"
+    assert caught.value.message == f"{store.folder / 'disk.json'}: managed disk format 2; this siterig reads 4"
 
 
 def test_impossible_disks_are_refused(tmp_path: Path) -> None:

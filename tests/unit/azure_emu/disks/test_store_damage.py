@@ -18,7 +18,9 @@ from siterig.azure_emu.disks.store import ManagedDiskStore, reset_disk
 from siterig.azure_emu.disks.view import open_view
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
-from siterig.cext.checksums import chunk_tag
+from siterig.blockfs.layers.chunk_tags import tag_chunks
+from siterig.cext.checksums import TAG_BYTES, chunk_tag
+from siterig.cext.packed_tags import unpack
 from tests.support.disks.disk_history import CHUNK_BYTES
 from tests.support.stores.killed_store import Life
 from tests.support.stores.managed_disk import KEY, apply, assert_same, new_store, whole
@@ -229,7 +231,12 @@ def test_a_resync_repairs_a_damaged_disk(tmp_path: Path, seed: int, harm: Callab
     disk.scribble(2)
     disk.close_log()
     chunks = -(-size // CHUNK_BYTES)
-    tags = store.checksums(KEY, CHUNK_BYTES, 0, chunks)
+    packed = b""  # zeros, before the initial replication is complete
+    if store.initial_sync_complete:
+        view = store.latest_view()
+        packed = tag_chunks(view, KEY, CHUNK_BYTES, [(0, chunks)], tags_max=chunks, unreadable_differs=True).packed
+        view.close()
+    tags = [unpack(packed).get(chunk, bytes(TAG_BYTES)) for chunk in range(chunks)]
     ours = [bytes(disk.data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES]).ljust(CHUNK_BYTES, b"\0") for i in range(chunks)]
     against = bytearray(disk.data)
     for i, (tag, chunk) in enumerate(zip(tags, ours, strict=True)):

@@ -121,7 +121,9 @@ class Cache:
 class Reports:
     """A vault that takes everything."""
 
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
+    async def applied(
+        self, *, watermark: Watermark, tags: list[TagSeen], waiting_bytes: int | None = None
+    ) -> Watermark | None:
         return None
 
     async def store_older(self, *, watermark: Watermark) -> None:

@@ -26,7 +26,7 @@ from azure.core.exceptions import (
 from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 
 from siterig.azure_emu.storage.blob_cache import UNLISTED, BlobCacheAccount, classified
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import PartName
 
 KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA=="
@@ -296,6 +296,37 @@ async def test_no_more_than_two_requests_are_in_flight(cache: BlobCacheAccount, 
     assert most == 2
 
 
+NEW_KEY = "bmV3LW5ldy1uZXctbmV3LW5ldy1uZXctbmV3LW5ldy1uZXc="
+
+
+@pytest.mark.parametrize("newest", [NEW_KEY, KEY, None])
+async def test_a_refused_request_is_repeated_with_the_current_key(container: Any, newest: str | None) -> None:
+    used: list[str] = []
+
+    def current() -> str:
+        if newest is None:
+            raise RigError(Code.BadAccountKey, "damaged")
+        return newest
+
+    cache = BlobCacheAccount(ACCOUNT, current_key=current)
+    cache.close()
+
+    def upload(_blob: str, _data: bytes, *, overwrite: bool) -> None:
+        used.append(cache._service.credential.account_key)  # noqa: SLF001 (the SDK signs with it)
+        if used[-1] != NEW_KEY:
+            raise answer(403, "AuthenticationFailed", ClientAuthenticationError)
+
+    container.upload_blob.side_effect = upload
+    if newest == NEW_KEY:
+        assert await cache.put(PART, b"x")
+        assert await cache.put(PART, b"y")
+        assert used == [KEY, NEW_KEY, NEW_KEY]
+    else:
+        with pytest.raises(RigError) as caught:
+            await cache.put(PART, b"x")
+        assert (caught.value.code, used) == ("CacheAuthentication", [KEY])
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -356,3 +387,30 @@ async def test_an_account_elsewhere_is_not_asked_for_room(
     with pytest.raises(RigError) as failed:
         await cache.put(PART, b"x")
     assert failed.value.code == "CacheUnreachable"
+
+
+async def test_several_disks_are_listed_at_once(cache: BlobCacheAccount, container: Any) -> None:
+    other = PartName("0f0e0d0c-0000-4000-8000-000000000002", 1, "log", 1, 9)
+    names = [PART.blob(), f"{PART.disk_id}/stray", other.blob(), "foreign"]
+    let_listing_fail_for(container, names)
+    asked: list[str] = []
+    lists = container.list_blobs
+
+    def list_blobs(name_starts_with: str) -> list[Any]:
+        asked.append(name_starts_with)
+        return lists(name_starts_with)  # type: ignore[no-any-return]
+
+    container.list_blobs = list_blobs
+    found = await cache.list_all([PART.disk_id, other.disk_id, "absent"])
+    assert asked == [""]
+    assert (found[PART.disk_id].parts, found[PART.disk_id].foreign) == ([PART], (f"{PART.disk_id}/stray",))
+    assert (found[other.disk_id].sizes, found["absent"].parts) == ({other: 3}, [])
+
+
+async def test_a_name_that_cannot_be_listed_makes_each_disk_be_listed_by_itself(
+    cache: BlobCacheAccount, container: Any
+) -> None:
+    other = PartName("0f0e0d0c-0000-4000-8000-000000000002", 1, "log", 1, 9)
+    let_listing_fail_for(container, [PART.blob(), other.blob(), "x\x1b[2J"])
+    found = await cache.list_all([PART.disk_id, other.disk_id])
+    assert (found[PART.disk_id].parts, found[other.disk_id].parts) == ([PART], [other])

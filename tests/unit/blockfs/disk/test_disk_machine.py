@@ -21,11 +21,13 @@ from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPaths, make_over_managed_disk, make_raw
 from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.snapshot import Snapshot
+from siterig.blockfs.layers.disk_cipher import DiskCipher
 from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Layer, ViewLayer
 from siterig.cext._core import lib
 from tests.support.disks.disk_model import replay
 from tests.support.repo.examples import examples
+from tests.support.stores.one_key import CIPHER, KEY_ID, make_encrypted
 from tests.support.stores.volume import Volume, base_source
 
 pytestmark = pytest.mark.slow
@@ -40,8 +42,8 @@ LENGTHS = st.integers(0, 9000) | st.sampled_from([512, 4096, 65536, 100_000])
 class DiskMachine(RuleBasedStateMachine):
     """``model`` has the bytes that the disk must have, ``start`` those at the beginning of the log's present generation."""
 
-    @initialize(over_a_view=st.booleans())
-    def make(self, over_a_view: bool) -> None:
+    @initialize(over_a_view=st.booleans(), encrypted=st.booleans())
+    def make(self, over_a_view: bool, encrypted: bool) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="siterig-machine-"))
         self.positions = PositionCounter(self.folder / "position")
         # The log is never abandoned: this test is not about abandoned logs.
@@ -52,19 +54,32 @@ class DiskMachine(RuleBasedStateMachine):
         if over_a_view:
             self.base = os.urandom(100_000)
             self.volume = Volume(states=[self.base.ljust(SIZE, b"\0")])
-            self.volume.change(90_000, 50_000)
-            self.volume.change(8192, 808, is_write=False)
-            make_over_managed_disk(self.paths, managed_disk="below", position=1, size_bytes=SIZE)
+            if encrypted:  # all of it is the base: the ranges of encrypted changes are those of lines
+                self.model[8192:108_192] = self.base
+                self.base = CIPHER.encrypt(self.model, 0)
+            else:
+                self.volume.change(90_000, 50_000)
+                self.volume.change(8192, 808, is_write=False)
+                self.model[:] = self.volume.states[-1]
+            key_id = KEY_ID if encrypted else None
+            make_over_managed_disk(self.paths, managed_disk="below", position=1, size_bytes=SIZE, key_id=key_id)
         else:
-            make_raw(self.paths, SIZE)
+            (make_encrypted if encrypted else make_raw)(self.paths, SIZE)
         self.disk = self.opened()
-        if over_a_view:
-            self.model[:] = self.volume.states[-1]
         self.start = bytes(self.model)
         self.disk.tracking.start(new_generation=False)
         self.snapshot: tuple[Snapshot, bytes, int] | None = None
 
-    def open(self, _managed_disk: str, _position: int, _holder: str) -> Layer:
+    def key_id(self, _managed_disk: str) -> str | None:
+        return KEY_ID
+
+    def cipher(self, _managed_disk: str, _key_id: str) -> DiskCipher:
+        return CIPHER
+
+    async def prepare(self, managed_disk: str, *, is_needed: bool = False) -> None:
+        pass
+
+    def open(self, _managed_disk: str, _position: int, _holder: str, *, stored: bool = False) -> Layer:
         """Open the view; this class stands for :class:`siterig.blockfs.disk.views.Views`."""
         extents = ExtentMap()
         extents.add_base([(0, len(self.base))])

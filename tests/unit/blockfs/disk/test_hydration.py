@@ -245,7 +245,7 @@ async def test_a_new_disk_of_a_released_disks_name_keeps_its_backing(host: DiskH
     releasing, opened = threading.Event(), threading.Event()
 
     class Slow(Bases):
-        def open(self, managed_disk: str, position: int, holder: str) -> Layer:
+        def open(self, managed_disk: str, position: int, holder: str, *, stored: bool = False) -> Layer:
             view = super().open(managed_disk, position, holder)
             opened.set()
             return view

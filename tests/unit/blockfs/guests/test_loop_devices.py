@@ -83,6 +83,15 @@ async def test_a_device_that_another_process_attaches_at_once_is_detached(
         await trio.run_process([losetup, "--detach", loop])
 
 
+@pytest.mark.slow
+async def test_a_mount_that_another_process_released_meanwhile_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = loop_devices.DiskUse(str(tmp_path / "disk.img"), None, (str(tmp_path / "mnt"),))
+    monkeypatch.setattr(loop_devices, "loop_uses", lambda: [gone])
+    assert await loop_devices.release_below(tmp_path) == []
+
+
 def test_mountinfo_with_any_name_can_be_read() -> None:
     text = os.fsdecode(b"29 1 0:5 / /mnt/\xff\xc2\x85\x0c rw - fuse.siterig siterig:/a,b\\134c rw\n")
     assert loop_devices.parse_mountinfo(text) == [("0:5", "siterig:/a,b\\c", os.fsdecode(b"/mnt/\xff\xc2\x85\x0c"))]

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pyfuse3
 import pytest
+import trio
+import trio.testing
 
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
 from siterig.blockfs.disk.disk_options import DiskOptions
+from siterig.blockfs.disk.disk_tracking import DiskTracking
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.host.disk_tree import ROOT, SingleDisk, maintain_once
@@ -80,6 +83,47 @@ async def test_a_host_has_one_folder_for_each_vm_and_no_disk_outside(
         await files.getattr(pyfuse3.InodeT(found["web01"]), NOBODY)
     assert failed.value.errno == errno.ENOENT
     host.close()
+
+
+async def test_only_a_disk_that_raised_the_event_is_maintained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    host, came, failing = DiskHost(tmp_path / "disks", tmp_path / "mnt"), list[str](), True
+    maintain = DiskTracking.maintain
+    send, receive = trio.open_memory_channel[None](100)
+    token = trio.lowlevel.current_trio_token()
+
+    def recorded(tracking: DiskTracking) -> None:
+        vm = next(disk.paths.vm for disk in host.registry.all_disks() if disk.tracking is tracking)
+        came.append(vm)
+        trio.from_thread.run_sync(send.send_nowait, None, trio_token=token)
+        if vm == "one" and failing:
+            raise OSError(errno.ENOSPC, "no room")
+        maintain(tracking)
+
+    async def check_cut(vm: str, *maintained: str) -> None:
+        came.clear()
+        await host.cut(vm=vm, kind="CrashConsistent", name="cut")
+        while not set(came) >= set(maintained):
+            await receive.receive()
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert set(came) == set(maintained)
+
+    try:
+        for vm in ("one", "two", "three"):
+            await host.create_disk(vm=vm, name="disk", size_bytes=SIZE)
+            await host.start_tracking(vm=vm)
+        nursery.start_soon(host.run_maintenance)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        monkeypatch.setattr(DiskTracking, "maintain", recorded)
+        await check_cut("two", "two")
+        await check_cut("one", "one")
+        failing = False
+        await check_cut("three", "one", "three")
+        await check_cut("three", "three")
+        nursery.cancel_scope.cancel()
+    finally:
+        host.close()
 
 
 async def test_maintenance_passes_over_a_disk_that_was_removed_meanwhile(tmp_path: Path) -> None:

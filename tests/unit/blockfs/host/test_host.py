@@ -11,12 +11,19 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from siterig.blockfs.changelog.position_counter import read_position
+from siterig.blockfs.contracts.control import AppliedLog
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk import disk_files as disk_module
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPaths
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.disk.disk_tracking import DiskTracking
+from siterig.blockfs.disk.views import PlainViews, Views
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer, RawLayer
 from siterig.cext.checksums import crc32c
@@ -128,6 +135,22 @@ async def test_a_lack_of_descriptors_is_a_temporary_error_of_the_host(
     assert "Too many open files" in failed.value.message
 
 
+async def test_only_the_log_of_the_present_opening_is_deleted_as_applied(host: DiskHost) -> None:
+    await two_disks(host)
+    (first, second) = await host.start_tracking(vm="web01")
+    await host.cut(vm="web01", kind="CrashConsistent", name="one")
+    state = await host.log_state(vm="web01", applied=[])
+    assert [segment.disk_id for segment in state.segments] == [first.disk_id, second.disk_id]
+    newest = {segment.disk_id: segment.last_seq for segment in state.segments}
+    applied = [
+        AppliedLog(disk_id=disk.disk_id, opening=opening, generation=disk.generation, last_seq=newest[disk.disk_id])
+        for disk, opening in ((first, first.opening), (second, "another"))
+    ]
+    left = await host.log_state(vm="web01", applied=applied)
+    assert left.segments == state.segments[1:]
+    assert left.disks == await host.list_disks(vm="web01")
+
+
 async def test_a_failed_creation_leaves_nothing(host: DiskHost) -> None:
     with pytest.raises(RigError, match="size is 1000 bytes"):
         await host.create_disk(vm="web01", name="os", size_bytes=1000)
@@ -144,6 +167,37 @@ async def test_partly_made_or_deleted_folders_are_removed_at_the_start(host: Dis
     (host.root / ".gone-1" / "os.img").write_bytes(b"x")
     restart(host)
     assert sorted(p.name for p in host.root.iterdir()) == ["position", "web01"]
+
+
+async def test_a_disk_that_met_a_full_host_is_opened_when_there_is_space(
+    host: DiskHost, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    await two_disks(host)
+    host.vms["web01"]["a"].write(0, b"kept")
+    opened, tries = Disk.open, list[str]()
+
+    def open_disk(paths: DiskPaths, options: DiskOptions, views: Views | None = None) -> Disk:
+        tries.append(paths.name)
+        if paths.name == "a" and tries.count("a") < 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(paths, options, views)
+
+    monkeypatch.setattr(Disk, "open", open_disk)
+    again = restart(host)
+    with pytest.raises(RigError, match=r"disk web01/a cannot be opened: .*No space left") as caught:
+        await again.list_disks(vm="web01")
+    assert (caught.value.code, caught.value.recoverable) == ("DiskFull", True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(again.run_maintenance)
+        with trio.fail_after(3600):
+            while again.broken:  # noqa: ASYNC110 (the clock jumps)
+                await trio.sleep(0.5)
+        nursery.cancel_scope.cancel()
+    assert tries == ["a", "b", "a", "a", "a"]
+    assert sorted(again.vms["web01"]) == ["a", "b"]
+    assert again.vms["web01"]["a"].read(0, 4) == b"kept"
+    assert [disk.needs_resync for disk in await again.list_disks(vm="web01")] == [None, None]
+    again.abandon()
 
 
 async def test_one_broken_disk_does_not_hide_the_others(host: DiskHost) -> None:
@@ -282,14 +336,14 @@ class TestReplace:
         again.abandon()
 
 
-class HeldViews:
+class HeldViews(PlainViews):
     """Plain files in ``folder`` in place of managed disks; ``held`` has the pairs of managed disk and holder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.held: set[tuple[str, str]] = set()
 
-    def open(self, managed_disk: str, position: int, holder: str) -> Layer:
+    def open(self, managed_disk: str, position: int, holder: str, *, stored: bool = False) -> Layer:
         assert position == 42
         self.held.add((managed_disk, holder))
         return RawLayer(self._folder / managed_disk)

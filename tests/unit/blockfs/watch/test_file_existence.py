@@ -1,19 +1,22 @@
-"""A file that appears, disappears, or goes with its folder is noticed at once."""
+"""A file that appears, disappears, goes with its folder, or is replaced is noticed at once."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
 
 from siterig.blockfs.watch import file_existence
-from siterig.blockfs.watch.file_existence import existence
+from siterig.blockfs.watch.file_existence import existence, versions
+
+T = TypeVar("T")
 
 
-async def following(changes: AsyncIterator[bool]) -> bool:
+async def following(changes: AsyncIterator[T]) -> T:
     with trio.fail_after(10):
         return await anext(changes)
 
@@ -39,3 +42,15 @@ async def test_every_change_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
         assert await following(changes) is True
         folder.parent.rename(tmp_path / "elsewhere")
         assert await following(changes) is False
+
+
+async def test_a_file_that_replaces_another_one_is_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_existence, "LOOK_S", 3600.0)
+    file, newer = tmp_path / "file", tmp_path / "newer"
+    async with aclosing(versions(file)) as changes:
+        seen = [await following(changes)]
+        for content in ("one", "two", "two"):
+            newer.write_text(content)
+            newer.rename(file)
+            seen.append(await following(changes))
+        assert seen[0] is None and len(set(seen)) == 4

@@ -19,7 +19,8 @@ import trio
 import typer
 from typer.testing import CliRunner
 
-from siterig.azure_emu.vault.model.api import Job, JobError, RecoveryPoint, Task, Vm, VmDisk
+from siterig.azure_emu.vault.model.api import Job, RecoveryPoint, Task, Vm, VmDisk
+from siterig.azure_emu.vault.model.job_parts import JobError
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.blockfs.core.progress import DiskProgress, VmProgress
 from siterig.cli import follow, output, provenance
@@ -36,6 +37,8 @@ POINT_JSON = {
     "time_ns": 1,
     "position": 9,
     "downgraded_because": None,
+    "pinned": False,
+    "lacking_disks": [],
 }
 
 
@@ -75,7 +78,7 @@ class FakeVault:
         self.ends_as = job("Succeeded", result=VM)
         self.finalize = job("Succeeded").model_copy(update={"name": "j2", "scenarioName": "FinalizeProtection"})
 
-    async def jobs(self) -> list[Job]:
+    async def jobs(self, **_arguments: Any) -> list[Job]:
         return [self.finalize, self.ends_as]
 
     async def list_vms(self) -> list[Vm]:
@@ -89,7 +92,7 @@ class FakeVault:
     async def progress(self, *, vm: str) -> VmProgress:
         return VmProgress(vm=vm, phase=None, disks=[])
 
-    async def job(self, *, name: str) -> Job:
+    async def job(self, *, name: str, with_progress: bool = False) -> Job:
         assert name == "j1"
         return self.ends_as
 
@@ -206,17 +209,81 @@ def test_a_job_that_failed_gives_its_errors_and_status_1(vault: FakeVault) -> No
         (["failback", "web01"], "failback", {}),
         (["reprotect", "web01"], "reprotect", {}),
         (["resync", "web01"], "resync", {}),
+        (["pause", "web01"], "pause_replication", {}),
+        (["resume", "web01"], "resume_replication", {}),
+        (
+            ["policy", "set", "web01", "--app-consistent-every", "0", "--retention", "3"],
+            "change_policy",
+            {"interval_s": None, "app_consistent_every_s": 0, "history_hours": 3},
+        ),
+        (
+            ["vm", "update", "web01", "--recovery-name", ""],
+            "update_vm_properties",
+            {"recovery_vm_name": "", "test_vm_name": None},
+        ),
         (["unprotect", "web01"], "disable_protection", {}),
         (
             ["protect", "web01", "--interval", "30", "--retention", "3"],
             "enable_protection",
-            {"interval_s": 30, "app_consistent_every_s": None, "history_hours": 3},
+            {
+                "interval_s": 30,
+                "app_consistent_every_s": None,
+                "history_hours": 3,
+                "start_at": None,
+                "seeds": [],
+                "exclude": None,
+            },
         ),
     ],
 )
 def test_an_operation_asks_the_vault(vault: FakeVault, arguments: list[str], call: str, keywords: dict[str, Any]) -> None:
     assert siterig(*arguments).exit_code == 0
     assert vault.asked == [(call, {"vm": "web01", **keywords})]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["policy", "set", "web01"], "no option; allowed: --interval, --retention, --app-consistent-every (BadRequest)"),
+        (["vm", "update", "web01"], "no option; allowed: --recovery-name, --test-name (BadRequest)"),
+        (
+            ["bandwidth", "set", "fast"],
+            "RATE: 'fast' is not understood; allowed: none, or bytes a second, for example 20MiB (InvalidLimit)",
+        ),
+        (
+            ["bandwidth", "set", "none", "--work-limit", "1KiB"],
+            "--work-limit: '1KiB' is not allowed; allowed: none, or 64 KiB to 1 TiB a second (siterig pause stops "
+            "the uploads of a VM) (InvalidLimit)",
+        ),
+        (
+            ["bandwidth", "set", "1MiB", "--work-hours", "9-18"],
+            "--work-hours: '9-18' is not understood; allowed: two times of a day, for example 09:00-18:00 (InvalidLimit)",
+        ),
+        (
+            ["bandwidth", "set", "1MiB", "--work-days", "mon-fry"],
+            "--work-days: 'mon-fry' is not understood; allowed: mon, tue, wed, thu, fri, sat, sun, and two of them with a "
+            "dash (InvalidLimit)",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused_before_the_vault_is_asked(vault: FakeVault, arguments: list[str], message: str) -> None:
+    result = siterig(*arguments)
+    assert (result.exit_code, vault.asked) == (2, [])
+    assert result.stderr == f"siterig: error: {message}\n"
+
+
+def test_a_bandwidth_limit_is_sent_in_seconds_and_bytes(vault: FakeVault) -> None:
+    siterig(
+        "bandwidth", "set", "20MiB/s", "--work-limit", "none", "--work-hours", "22:30-06:00", "--work-days", "sat-mon,wed"
+    )
+    assert [call for call, _ in vault.asked] == ["set_bandwidth", "bandwidth"]
+    assert vault.asked[0][1]["limit"].model_dump() == {
+        "work_days": ["mon", "wed", "sat", "sun"],
+        "work_begin_s": 81000,
+        "work_end_s": 21600,
+        "work_bytes_s": None,
+        "other_bytes_s": 20 << 20,
+    }
 
 
 def test_an_interval_of_the_rig_only_is_noticed(vault: FakeVault) -> None:
@@ -255,6 +322,7 @@ def test_vms_are_given_by_the_contract(vault: FakeVault) -> None:
             "side": "azure",
             "state": "TestFailover",
             "disks": [{"name": "os", "size_bytes": 2**30, "path": "/r/os.img", "sector_bytes": 512}],
+            "lacking_disks": [],
         }
     ]
 

@@ -15,6 +15,7 @@ from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.contracts.control import DiskInfo, HydrationInfo
 from siterig.blockfs.contracts.counters import LATENCY_BUCKETS, DiskCounters
+from siterig.blockfs.contracts.upload_limits import UploadLimits
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext.fuse_server import FuseServerOptions
@@ -24,6 +25,7 @@ from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
 from siterig.core.parsing import format_time, parse_disk_name
 from siterig.core.paths import Layout, create
+from siterig.core.upload_options import upload_limits_of
 from siterig.supervisor import launch
 from siterig.supervisor.main import role_specs
 from tests.support.command import siterig
@@ -99,8 +101,8 @@ def test_list_shows_the_disks_of_both_sides_with_the_used_part_of_their_limits(h
     head, *rows = siterig("disk", "list").stdout.splitlines()
     assert head.split("\t")[0] == "disk"
     assert [row.split("\t") for row in rows] == [
-        ["web01/os", "site", "64 MiB", "yes", "1", "1 MiB of 32 MiB", "-", "-", "-", "-"],
-        ["web01/data", "azure", "64 MiB", "no", "0", "-", "-", "-", "-", "-"],
+        ["web01/os", "site", "64 MiB", "yes", "1", "1 MiB of 32 MiB", "-", "-", "-", "-", "no"],
+        ["web01/data", "azure", "64 MiB", "no", "0", "-", "-", "-", "-", "-", "no"],
     ]
 
 
@@ -109,7 +111,7 @@ def test_list_names_disks_that_need_a_resync_and_the_changed_bytes(hosts: Hosts)
     for at in range(33):
         disk.write(at * MIB, bytes(MIB))
     row = siterig("disk", "list").stdout.splitlines()[-1]
-    assert row.split("\t")[-2:] == ["LogOverflow", "-"]
+    assert row.split("\t")[-3:] == ["LogOverflow", "-", "no"]
     assert "33 MiB" in row
 
 
@@ -284,6 +286,14 @@ def test_shares_that_make_no_sense_are_refused_before_anything_starts(tmp_path: 
     assert not (tmp_path / "rig").exists()
 
 
+@pytest.mark.parametrize("option", ["--uploads-per-host", "--uploads-per-vm"])
+@pytest.mark.parametrize("value", ["0", "65", "-1", "1.5", "two", ""])
+def test_numbers_of_uploads_that_make_no_sense_are_refused(tmp_path: Path, option: str, value: str) -> None:
+    found = error(siterig("up", "--dir", str(tmp_path / "rig"), option, value))
+    assert found == (2, f"{option} is {value!r}: it must be a whole number from 1 to 64 (InvalidLimit)")
+    assert not (tmp_path / "rig").exists()
+
+
 def test_another_policy_for_a_full_disk_is_refused_with_those_there_are(tmp_path: Path) -> None:
     result = siterig("up", "--dir", str(tmp_path / "rig"), "--when-log-full", "panic")
     assert result.exit_code == 2
@@ -304,7 +314,7 @@ def test_limits_reach_both_hosts_and_nobody_else(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(launch, "_spawn", spawn)
     limited = ("--log-share-max", "0.25", "--when-log-full", "bitmap", "--fuse-threads", "3", "--fuse-queue", "7")
-    result = siterig("up", "--dir", str(tmp_path), *limited, "--portable-fuse")
+    result = siterig("up", "--dir", str(tmp_path), *limited, "--portable-fuse", "--uploads-per-host", "6")
     assert result.stderr == "siterig: error: far enough (Stopped)\n"
     told = {spec.name: spec.command for spec in role_specs(Layout.of(tmp_path), ["--quick-retries", *spawned[0]])}
     for role in ("site", "azure"):
@@ -316,6 +326,7 @@ def test_limits_reach_both_hosts_and_nobody_else(tmp_path: Path, monkeypatch: py
     for role in ("azurite", "vault", "applier", "agent"):
         assert not [word for word in told[role] if word.partition("=")[0] in (*limits.OPTIONS, *fuse_options.OPTIONS)]
     assert "--quick-retries" in told["agent"]
+    assert upload_limits_of(told["agent"]) == UploadLimits(per_host=6, per_vm=2)
 
 
 def test_without_options_limits_and_front_end_are_the_engines() -> None:

@@ -16,15 +16,22 @@ import typer
 from typer.testing import CliRunner
 
 import siterig.scenarios.drill.drill
+from siterig.azure_emu.contracts.account_keys import AccountKeyApi
+from siterig.azure_emu.contracts.certificates import CertificateApi
 from siterig.azure_emu.contracts.recovery_side import Change, RecoverySide
 from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.azure_emu.storage.azurite_setup import InstalledAzurite
+from siterig.azure_emu.user_account.secret import parse_secret
+from siterig.azure_emu.user_account.stored_account import new_place
+from siterig.azure_emu.user_account.stored_account import store as store_account
 from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
+from siterig.azure_emu.vault.model.vm_status import ObservationApi
 from siterig.bisect.runner import Bisection, ChangeSeen, Report
 from siterig.bisect.states import BisectState
 from siterig.blockfs.clocks.clock_page import ClockPage, ensure_page
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
 from siterig.blockfs.core.waits import Wait
+from siterig.blockfs.sides.host_certificates import HostSetup
 from siterig.cli import output, rig_status
 from siterig.cli.app import program
 from siterig.cli.commands import mount
@@ -42,6 +49,7 @@ from tests.support.screens import text_of
 
 OFFICIAL = {
     "scenarioName",
+    "allowedActions",
     "friendlyName",
     "stateDescription",
     "targetObjectName",
@@ -56,7 +64,10 @@ OFFICIAL = {
     "activeLocation",
     "resynchronizationRequired",
     "errorCode",
+    "errorId",
     "summaryMessage",
+    "possibleCauses",
+    "recommendedAction",
     "eventCode",
     "eventType",
     "timeOfOccurrence",
@@ -68,12 +79,13 @@ COMMANDS = {
     "doctor": "",
     "setup azurite": "",
     "up": "--faults {folder}/faults.toml",
-    "down": "",
+    "down": "--remove-blobs",
     "status": "",
     "vm create": "web01 --disk os:1GiB",
     "vm list": "",
     "vm delete": "web01",
     "vm rename": "web01 web02",
+    "vm update": "web01 --recovery-name web01-dr",
     "protect": "web01",
     "unprotect": "web01",
     "points": "web01",
@@ -82,11 +94,15 @@ COMMANDS = {
     "point mount": "web01",
     "point unmount": "web01 @1",
     "point export": "web01 --to {folder}/out.img",
+    "point pin": "web01 p1",
+    "point unpin": "web01 p1",
+    "point delete": "web01 p1",
     "bisect": "web01 --good @1 --json -- true {{os}}",
     "disk list": "",
     "disk stats": "web01/os --side site",
     "disk scrub": "",
     "disk resize": "web01/os 2GiB --side site",
+    "disk unprotect": "web01/os",
     "disk kept list": "",
     "disk kept delete": "web01 os-20261129T141500Z.img",
     "failover test": "web01",
@@ -97,8 +113,32 @@ COMMANDS = {
     "failback": "web01",
     "reprotect": "web01",
     "resync": "web01",
+    "account rotate-keys": "",
+    "account set": "{folder}/account.txt",
+    "account show": "",
+    "site fence": "web01",
+    "site unfence": "web01",
+    "bandwidth show": "",
+    "bandwidth set": "20MiB",
+    "app-script set": "web01 {folder}/quiesce.sh",
+    "app-script show": "web01",
+    "app-script clear": "web01",
+    "policy show": "web01",
+    "policy set": "web01 --interval 30",
+    "verify": "web01",
+    "pause": "web01",
+    "resume": "web01",
     "jobs": "",
+    "job list": "",
+    "metrics": "",
+    "job cancel": "j1",
+    "error list": "",
+    "error acknowledge": "web01 LogUnsent",
     "events": "",
+    "key list": "",
+    "key rotate": "",
+    "key revoke": "1",
+    "key restore": "1",
     "mount": "{folder}/os.img --mnt {folder}/m",
     "log show": "{log}",
     "log verify": "{log}",
@@ -131,6 +171,11 @@ COMMANDS = {
     "role list": "",
     "role restart": "agent",
     "role kill": "agent",
+    "certificate list": "",
+    "certificate rotate": "site",
+    "certificate revoke": "site --reason lost",
+    "vault credentials": "{folder}/new.VaultCredentials",
+    "site register": "{folder}/faults.toml",
     "site lose": "",
     "site restore": "",
     "completion": "bash",
@@ -158,6 +203,15 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]
 ALL = dict(leaves(typer.main.get_command(program())))
 
 
+def make_user_account(layout: Layout, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the rig a storage account of a user, whose secret is in a file, too."""
+    monkeypatch.setattr("siterig.accounts.admission.check_account", nothing)
+    monkeypatch.setattr("siterig.cli.commands.rig._removed_blobs", removed_blobs)
+    path.touch(mode=0o600)
+    path.write_text(f"AccountName=acme1;AccountKey={'A' * 86}==")
+    store_account(layout.keys, new_place(parse_secret(path.read_text())))
+
+
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Gives a command's words; the rig's services, and whatever takes long, are replaced by samples."""
@@ -173,20 +227,28 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     status = status.model_copy(
         update={"roles": [status.roles[0].model_copy(update={"name": name}) for name in ("azure", "faults")]}
     )
+    item = sample(ProtectedItem).model_copy(update={"name": "web01"})
     answers = {"list_disks": [disk], "resize_disk": disk, "managed_disks": [], "jobs": [finalize], "status": status}
+    answers["issue_credentials"] = json.dumps({"site": "site", "expires": "2026-12-05T00:00:00.000000Z"})
+    answers["items"] = [item]
     for name, protocol in {
         "vault": VaultApi,
+        "observation": ObservationApi,
         "site": DiskHostControl,
         "azure": DiskHostControl,
         "supervisor": SupervisorControl,
         "recovery_side": RecoverySide,
         "damage_reports": DamageReports,
         "faults": FaultControl,
+        "account_keys": AccountKeyApi,
+        "certificates": CertificateApi,
+        "host_setup": HostSetup,
     }.items():
         monkeypatch.setattr(f"siterig.rpc.directory.{name}", lambda _layout, protocol=protocol: Canned(protocol, answers))
     monkeypatch.setattr("siterig.cli.commands.disks._until_seen", nothing)
     monkeypatch.setattr("siterig.supervisor.launch.up", up)
     monkeypatch.setattr("siterig.supervisor.launch.down", down)
+    make_user_account(layout, tmp_path / "account.txt", monkeypatch)
     monkeypatch.setattr("siterig.images.image_export.export", export)
     monkeypatch.setattr("siterig.azure_emu.storage.azurite_setup.install_azurite", installed)
     monkeypatch.setattr(mount, "expose", expose)
@@ -231,6 +293,10 @@ async def up(layout: Layout, **_: Any) -> Any:
 
 async def down(*_: Any) -> list[str]:
     return ["unmounted /m"]
+
+
+async def removed_blobs(_layout: Layout) -> int:
+    return 2
 
 
 async def export(_source: Path, to: Path, *_: Any, **__: Any) -> None:
@@ -325,7 +391,7 @@ def test_an_option_that_does_not_exist_is_an_error_in_json(path: str) -> None:
 
 
 def test_a_vm_a_point_and_a_side_have_one_name_in_every_document(words: Any) -> None:
-    point, vm = set(RecoveryPoint.model_fields), {"vm", "side", "state", "disks"}
+    point, vm = set(RecoveryPoint.model_fields), {"vm", "side", "state", "disks", "lacking_disks"}
     for path in (
         "points",
         "take-point",
@@ -409,4 +475,4 @@ def test_status_names_vm_and_disk_of_a_wait_that_knows_the_managed_disk_only() -
 
 
 def test_the_sample_of_a_vm_has_the_keys_of_a_vm() -> None:
-    assert set(sample(Vm).model_dump()) == {"vm", "side", "state", "disks"}
+    assert set(sample(Vm).model_dump()) == {"vm", "side", "state", "disks", "lacking_disks"}

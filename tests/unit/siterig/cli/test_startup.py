@@ -51,11 +51,17 @@ ITEMS = [
         {
             "vm": "web01",
             "policy_interval_s": 30.0,
+            "app_consistent_every_s": None,
+            "pinned_points": 0,
+            "recovery_vm_name": "web01",
+            "test_vm_name": "web01-test",
+            "replication_state": "Replicating",
             "recoveryPointHistoryDuration": 24,
             "protectionState": "Protected",
             "testFailoverState": "None",
             "replicationHealth": "Normal",
             "healthErrors": [],
+            "acknowledged_errors": [],
             "lastRpoInSeconds": 3.0,
             "applied_lag_s": 1e-7,
             "newest_point_age_s": None,
@@ -166,7 +172,7 @@ def test_the_light_way_prints_the_same_as_the_complete_program(
     assert complete.stdout == printed
     assert "web01" in printed
     if as_json and arguments == ("vm", "list"):
-        assert json.loads(printed) == [vm.model_dump() for vm in VMS]
+        assert json.loads(printed) == [vm.model_dump(mode="json") for vm in VMS]
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from typing import Any, Literal, Protocol
 import httpx
 import pytest
 import trio
+from hypercorn.trio.tcp_server import TCPServer
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import WireModel
-from siterig.rpc import client, server
+from siterig.rpc import client, server, ways
 from siterig.rpc.contract import check_socket_path
 
 
@@ -111,6 +112,41 @@ async def test_a_rig_error_is_raised_again_at_the_caller(depot: Served, method: 
     assert (caught.value.code, caught.value.message, caught.value.recoverable) == ("VmNotFound", "no VM 'web01'", True)
 
 
+async def test_a_role_keeps_its_connection_until_the_server_ends(tmp_path: Path) -> None:
+    socket, accepted, real = tmp_path / "run" / "depot.sock", list[object](), RealDepot()
+    way = ways.SocketWay(socket, keeps=True)
+    remote = client.proxy(Depot, way)
+
+    class Counted(TCPServer):
+        async def run(self) -> None:
+            accepted.append(self)
+            await super().run()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hypercorn.trio.run.TCPServer", Counted)
+        for servers in (1, 2):  # the second one begins after the end of the first, which had the connection
+            async with trio.open_nursery() as nursery:
+                await nursery.start(server.serve, {"Depot": (Depot, real)}, socket)
+                for _ in range(3):
+                    assert await remote.count() == 7
+                assert len(accepted) == servers
+                nursery.cancel_scope.cancel()
+        with pytest.raises(RigError) as caught:
+            await remote.count()
+        assert (caught.value.code, caught.value.uncertain) == ("RoleUnavailable", False), "it certainly was not done"
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, {"Depot": (Depot, real)}, socket)
+            await remote.count()
+            async with trio.open_nursery() as caller:
+                caller.start_soon(remote.wait_for_ever)
+                await real.entered.wait()
+                caller.cancel_scope.cancel()
+            await real.cancelled.wait()
+            assert await remote.count() == 7
+            nursery.cancel_scope.cancel()
+    await way.aclose()
+
+
 async def test_a_request_that_is_too_long_is_refused(depot: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "REQUEST_BYTES_MAX", 1000)
     transport = httpx.AsyncHTTPTransport(uds=str(depot.socket))
@@ -124,7 +160,7 @@ async def test_a_request_that_is_too_long_is_refused(depot: Served, monkeypatch:
 
 
 async def test_an_answer_that_is_too_long_is_not_read(depot: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "ANSWER_BYTES_MAX", 100)
+    monkeypatch.setattr(ways, "ANSWER_BYTES_MAX", 100)
     assert await depot.remote.count() == 7
     with pytest.raises(RigError, match=r"the depot answers with \d+ bytes; at most 100 are read") as caught:
         await depot.remote.store(box=Box(name="x" * 200, weights=[]))

@@ -53,6 +53,7 @@ class Recording:
         async def call(**arguments: Any) -> Any:
             if name in self._recorded:
                 self._rig.note(name)
+                self._rig.arguments.setdefault(name, []).append(arguments)
                 if name in self._rig.failures:
                     raise self._rig.failures[name]
             return await getattr(self._service, name)(**arguments)
@@ -66,6 +67,7 @@ class RecordingRig(ScenarioRig):
     def __init__(self, folder: Path) -> None:
         self.root = folder
         self.calls: list[tuple[float, str]] = []
+        self.arguments: dict[str, list[dict[str, Any]]] = {}
         self.failures: dict[str, RigError] = {}
         self.events: list[Event] = []
         item = sample(ProtectedItem).model_copy(update={"name": "web01", "protectionState": "Protected", "healthErrors": []})
@@ -78,6 +80,7 @@ class RecordingRig(ScenarioRig):
             ("add_faults", "clear_faults", "note_mark"),
         )
         self.supervisor: SupervisorControl = Canned(SupervisorControl)
+        self.blobs_removed_after: str | None = None
         self._began_s: float | None = None
 
     def note(self, text: str) -> None:
@@ -114,6 +117,15 @@ class RecordingRig(ScenarioRig):
     def wall_ns(self) -> int:
         return SYSTEM_CLOCK.wall_ns()
 
+    async def rotate_account_keys(self) -> None:
+        self.note("rotate_account_keys")
+
+    async def set_account(self, source: str) -> None:
+        self.note(f"set_account {Path(source).relative_to(self.root)}")
+
+    async def remove_blobs(self) -> None:
+        self.blobs_removed_after = self.calls[-1][1]
+
     async def start_director(self) -> None:
         self.note("start_director")
 
@@ -127,8 +139,8 @@ class RecordingRig(ScenarioRig):
         self.note("restart_site")
 
 
-async def run(rig: RecordingRig, text: str, *, without_mechanism: bool = False) -> ScenarioResult:
-    file = ScenarioFile("t", Path("t.toml"), parse_scenario("t.toml", TOPOLOGY + text))
+async def run(rig: RecordingRig, text: str, *, without_mechanism: bool = False, topology: str = TOPOLOGY) -> ScenarioResult:
+    file = ScenarioFile("t", Path("t.toml"), parse_scenario("t.toml", topology + text))
     records = RunRecords(lambda *_: None)
     return await ScenarioRun(file, rig, records, RunOptions(1, without_mechanism=without_mechanism)).run()
 
@@ -163,7 +175,11 @@ at = "9s"
         result = await run(rig, text)
     assert (result.ok, result.error) == (True, None)
     wanted = [(0.0, "start"), (0.0, "create_vm"), (3.0, "kill_site"), (7.0, "unplanned_failover"), (7.0, "commit_failover")]
-    assert [(round(at_s), call) for at_s, call in rig.calls] == [*wanted, (9, "restart_site"), (9, "stop")]
+    assert [(round(at_s), call) for at_s, call in rig.calls] == [
+        *wanted,
+        (9, "restart_site"),
+        (9, "stop"),
+    ]
 
 
 async def test_a_background_entry_lets_the_next_one_begin(tmp_path: Path, autojump_clock: Any) -> None:
@@ -205,6 +221,35 @@ async def test_an_operation_that_must_fail_is_a_check(tmp_path: Path, autojump_c
     assert [(check.ok, check.evidence) for check in result.checks] == [(True, "DiskUnhealthy: no"), (False, "it succeeded")]
     other = await run(rig, text.replace("Disk*", "VmBusy"))
     assert [check.ok for check in other.checks] == [False, False]
+
+
+async def test_seeds_and_the_new_secret_of_the_account_are_in_the_folder_of_the_run(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    rig = RecordingRig(tmp_path)
+    text = """
+[topology]
+account = "env:SECRET"
+[[topology.vm]]
+name = "web01"
+[[topology.vm.disk]]
+name = "data"
+size = "1MiB"
+[[timeline]]
+do = "protect"
+vm = "web01"
+seed_from = ["seed.img", "data=/media/data.img"]
+[[timeline]]
+do = "set-account"
+account = "new.txt"
+"""
+    result = await run(rig, text, topology='title = "t"\ndescription = "d"\n')
+    assert result.error is None
+    assert [call for _, call in rig.calls[-4:]] == ["create_vm", "enable_protection", "set_account new.txt", "stop"]
+    assert rig.blobs_removed_after == "stop", "nothing is left in the account of a user"
+    (arguments,) = rig.arguments["enable_protection"]
+    seeds = [(seed.disk, seed.image) for seed in arguments["seeds"]]
+    assert seeds == [(None, str(tmp_path / "seed.img")), ("data", "/media/data.img")]
 
 
 async def test_each_change_of_the_clock_is_a_moment(tmp_path: Path, autojump_clock: Any) -> None:

@@ -29,7 +29,7 @@ async def reach(world: World, call: str) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        "site.check_vm",
+        "site.check_prerequisites",
         "recovery.create_managed_disk",
         "site.create_relationship",
         "site.initial_replication",

@@ -11,7 +11,7 @@ from siterig.azure_emu.vault.db.schema import AzureVmRow
 from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
+from tests.support.rigs.vault_fakes import World, ended, protected, running
 
 pytestmark = pytest.mark.slow
 
@@ -40,15 +40,6 @@ def stranger(name: str) -> Callable[[World, Vault], Awaitable[None]]:
 
     async def arrange(world: World, _vault: Vault) -> None:
         world.azure[name] = {"os": world.disk(name, "os", 1 << 20)}
-
-    return arrange
-
-
-def owned_by_another(name: str) -> Callable[[World, Vault], Awaitable[None]]:
-    async def arrange(_world: World, vault: Vault) -> None:
-        await vault.context.database.transact(
-            lambda session: session.add(AzureVmRow(name=name, owner="db02", kind="Recovered"))
-        )
 
     return arrange
 
@@ -128,16 +119,10 @@ NO_ROOM = RigError(Code.NotEnoughSpace, "no room", recoverable=True)
 IN_USE = RigError(Code.DiskInUse, "disk web01/os is in use")
 
 ROWS = [
-    ("test failover: name taken", nothing, stranger("web01-test"), begin_test, "VmExists"),
-    ("test failover: name of another's VM", nothing, owned_by_another("web01-test"), begin_test, "VmExists"),
     ("test failover: point not readable", nothing, points_unreadable, begin_test, "InvalidPosition"),
-    ("failover: name taken", nothing, stranger("web01"), unplanned, "VmExists"),
-    ("failover: name of another's VM", nothing, owned_by_another("web01"), unplanned, "VmExists"),
     ("failover: point not readable", nothing, points_unreadable, unplanned, "InvalidPosition"),
     ("change of point: VM in use", failed_over, open_at_azure("web01"), unplanned, "DiskInUse"),
     ("change of point: point not readable", failed_over, points_unreadable, unplanned, "InvalidPosition"),
-    ("planned failover: name taken", nothing, stranger("web01"), planned, "VmExists"),
-    ("planned failover: name of another's VM", nothing, owned_by_another("web01"), planned, "VmExists"),
     ("planned failover: source held", nothing, failing("site.check_shutdown", BUSY), planned, "VmBusy"),
     ("planned failover: managed disks not readable", nothing, points_unreadable, planned, "InvalidPosition"),
     ("commit: VM incomplete", failed_over, stranger("web01"), commit, "VmIncomplete"),
@@ -197,21 +182,6 @@ async def test_the_job_fails_before_any_change_and_succeeds_without_the_cause(
         assert (job.state, [error.code for error in job.errors]) == ("Failed", [code])
         assert CHANGES & set(world.calls) == set()
         assert await vault.reports.may_replicate(vm="web01") == may_replicate
-
-
-async def test_a_name_that_is_taken_over_there_is_noticed_when_protection_is_enabled(tmp_path: Path) -> None:
-    world = World()
-    async with running(world, tmp_path) as vault:
-        await stranger("web01")(world, vault)
-        with pytest.raises(AssertionError):
-            await protected(vault)
-        (job,) = await vault.status.jobs()
-        assert [error.code for error in job.errors] == ["VmExists"]
-        assert CHANGES & set(world.calls) == set()
-        world.azure.clear()
-        await vault.protection.enable_protection(vm="web01", interval_s=30)
-        await idle(vault)
-        assert (await vault.status.items())[0].protectionState == "Protected"
 
 
 @pytest.mark.parametrize("used", ["mounted point", "copy", "test VM"])

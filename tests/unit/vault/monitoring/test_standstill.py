@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from sqlalchemy import event
 from trio.testing import MockClock
 
 from siterig.azure_emu.contracts.reports import RoleState, RoleStatus, SkippedBlob
 from siterig.azure_emu.vault.model import bounds
-from siterig.azure_emu.vault.monitoring.repairs import SENT_S
+from siterig.azure_emu.vault.monitoring.repairs import ASK_AGAIN_S, SENT_S
 from siterig.azure_emu.vault.monitoring.standstill import ASK_AFTER_S
 from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
-from tests.support.rigs.vault_fakes import START_NS, World, ended, protected, running
+from tests.support.rigs.vault_fakes import START_NS, World, ended, idle, protected, running
 
 pytestmark = pytest.mark.slow
 
@@ -326,6 +329,21 @@ async def test_the_site_checks_sent_parts_that_are_neither_listed_nor_applied(tm
         assert it.world.asked_again == [("web01", [])]
 
 
+async def test_a_request_to_the_site_that_failed_is_repeated_until_it_was_answered(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with watched(tmp_path) as it:
+        it.world.failing["site.send_again"] = RigError(Code.CacheUnreachable, "the account is away", recoverable=True)
+        await it.cycle(apply=False)
+        await it.passes(ASK_AFTER_S + 1)
+        await trio.sleep(2.5 * ASK_AGAIN_S)
+        assert [wait.code for wait in it.vault.context.waits.list()] == ["CacheUnreachable"]
+        assert it.world.asked_again == []
+        it.world.stop_failing()
+        await trio.sleep(ASK_AGAIN_S)
+        assert (it.world.asked_again, it.vault.context.waits.list()) == ([("web01", [])], [])
+
+
 async def test_a_restarted_vault_continues_with_the_errors_that_it_had_recorded(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -352,3 +370,41 @@ async def test_a_wait_of_a_role_with_another_wall_time_is_not_older_for_that(tmp
             assert await it.codes() == ["DiskFull"]
             await it.passes(1)
             assert await it.codes() == []
+
+
+async def test_a_round_asks_the_database_as_often_for_many_vms_as_for_one(tmp_path: Path) -> None:
+    statements: list[str] = []
+    async with watched(tmp_path) as it:
+        event.listen(it.vault.context.database.engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
+
+        async def count() -> int:
+            await it.passes(1)
+            statements.clear()
+            await it.passes(1)
+            return len(statements)
+
+        for_one = await count()
+        for vm in ("web02", "web03", "web04"):
+            await it.vault.vms.create_vm(vm=vm, disks=[DiskSpec(name="data", size_bytes=1 << 30)])
+            await it.vault.protection.enable_protection(vm=vm, interval_s=INTERVAL_S)
+        await idle(it.vault)
+        assert await count() == for_one, statements
+
+
+async def test_a_point_that_is_young_enough_is_not_looked_for(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        for _ in range(10):  # more time than the bound
+            await it.cycle(apply=True)
+            tag = TagSeen(
+                tag_id=str(it.position), kind="CrashConsistent", name="c", position=it.position, time_ns=it.world.now_ns
+            )
+            for disk in it.world.site["web01"].values():
+                await it.vault.reports.applied(watermark=it.world.managed[disk.disk_id], tags=[tag])
+            await it.passes(INTERVAL_S)
+        statements: list[str] = []
+        event.listen(it.vault.context.database.engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
+        await it.passes(1)
+        assert not [each for each in statements if "FROM point" in each]
+        await it.passes(bounds.point_s(INTERVAL_S))
+        assert [each for each in statements if "FROM point" in each]
+        assert "NoRecentRecoveryPoint" in await it.codes()

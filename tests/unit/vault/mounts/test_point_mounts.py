@@ -347,13 +347,13 @@ async def test_disabling_protection_unmounts_unless_something_uses_it(tmp_path: 
 async def test_a_disk_that_is_too_large_for_the_service_is_refused(
     tmp_path: Path, name: str, gib: int, message: str
 ) -> None:
-    async with running(World(), tmp_path) as vault:
+    world = World()
+    async with running(world, tmp_path) as vault:
         sizes = {"os": GIB, "data": GIB} | {name: gib * GIB}
         await vault.vms.create_vm(vm="web01", disks=[DiskSpec(name=n, size_bytes=size) for n, size in sizes.items()])
-        with pytest.raises(RigError) as caught:
-            await vault.protection.enable_protection(vm="web01", interval_s=30)
-        assert (caught.value.code, caught.value.message) == ("DiskSizeUnsupported", message)
-        assert await vault.status.items() == []
+        job = await ended(vault, await vault.protection.enable_protection(vm="web01", interval_s=30))
+        assert [(error.code, error.message) for error in job.errors] == [("DiskSizeUnsupported", message)]
+        assert world.managed == {}
 
 
 async def test_a_disk_that_is_not_whole_mib_is_replicated_and_reported(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fault rules of the blob service, between the real client of the SDK and a stand-in for the service."""
+"""Fault rules of the blob service, between the real client of the SDK and a stand-in for the service, over HTTPS."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import h11
 import pytest
 import trio
 
-from siterig.azure_emu.storage.azurite import connection_string, load_or_create_account
-from siterig.azure_emu.storage.blob_cache import CONTAINER, BlobCacheAccount
+from siterig.azure_emu.storage.azurite import CONTAINER, connection_string, load_or_create_account
+from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.core.paths import Layout
@@ -21,9 +22,12 @@ from siterig.director.director import FaultDirector
 from siterig.director.links import wiring
 from siterig.director.links.wiring import link_injectors
 from siterig.net.http_peer import CONNECTION_ERRORS, HttpPeer
+from siterig.rpc.trust import storage_server_tls, storage_tls
 from siterig.scenarios.faults.operations import FaultOperation
 from siterig.scenarios.faults.rules import read_rule
 from siterig.scenarios.faults.schedule import FaultSchedule
+from siterig.supervisor.identities import ensure_identities
+from tests.support.clocks import SettableClock
 
 PATIENCE_S = 60
 PART = PartName("0f0e0d0c-0000-4000-8000-000000000001", 1, "sync", 2, 2)
@@ -40,7 +44,7 @@ class Service:
     container_deletions: int = 0
     deletion_status: int = 202
 
-    async def serve(self, stream: trio.SocketStream) -> None:
+    async def serve(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         self.connections += 1
         peer = HttpPeer(stream, h11.SERVER)
         try:
@@ -84,6 +88,7 @@ class Rig:
         self.layout.azurite.mkdir()
         (self.layout.azurite / "port").write_text(f"{port}\n")
         load_or_create_account(self.layout.keys)
+        ensure_identities(self.layout, SYSTEM_CLOCK)
         self.layout.link("", "").parent.mkdir()
         self.service = Service()
         self.schedule = FaultSchedule(7)
@@ -92,7 +97,7 @@ class Rig:
 
     def account(self, role: str) -> BlobCacheAccount:
         text = connection_string(self.layout.azurite, self.layout.keys)
-        return BlobCacheAccount(text, link=self.layout.link(role, "azurite"))
+        return BlobCacheAccount(text, link=self.layout.link(role, "azurite"), tls=storage_tls(self.layout))
 
     async def add(self, *words: str) -> None:
         await self.director.add_faults(rules=[read_rule(line).document() for line in words])
@@ -113,13 +118,39 @@ async def rig(folder: Path) -> AsyncIterator[tuple[Rig, BlobCacheAccount]]:
         made = Rig(folder, listener.socket.getsockname()[1])
         agent = made.account("agent")
         async with trio.open_nursery() as nursery:
-            await nursery.start(trio.serve_listeners, made.service.serve, [listener])
+            tls = storage_server_tls(made.layout)
+            assert tls is not None
+            secure = trio.SSLListener(listener, tls, https_compatible=True)
+            await nursery.start(trio.serve_listeners, made.service.serve, [secure])
             await nursery.start(made.director.run)
             try:
                 yield made, agent
             finally:
                 agent.close()
             nursery.cancel_scope.cancel()
+
+
+async def test_a_certificate_that_has_expired_is_refused_until_it_is_replaced(tmp_path: Path) -> None:
+    """Both without a proxy and with one in the link, whose certificate is that of the account."""
+    async with rig(tmp_path) as (made, _):
+        clock = SettableClock(SYSTEM_CLOCK.wall_ns())
+        text, link = connection_string(made.layout.azurite, made.layout.keys), made.layout.link("agent", "azurite")
+        account = BlobCacheAccount(text, link=link, tls=storage_tls(made.layout, clock))
+        await account.put(PART, DATA)
+        clock.step_wall_ns(400 * 86_400 * 10**9)
+        account.close()
+        account = BlobCacheAccount(text, link=link, tls=storage_tls(made.layout, clock))
+        for words in ("", "blob DeleteBlob error=503"):
+            if words:
+                await made.add(words)
+            error = await failure(lambda: account.get(PART))
+            assert error.code == "PeerRefused"
+            assert "the certificate of the storage account (serial " in error.message
+            assert error.recoverable
+        await made.director.clear_faults()
+        ensure_identities(made.layout, clock)
+        assert await account.get(PART) == DATA
+        account.close()
 
 
 async def failure(call: Callable[[], Awaitable[object]]) -> RigError:
@@ -157,7 +188,10 @@ async def test_a_socket_that_refuses_is_passed_by_until_it_listens(tmp_path: Pat
         assert made.stored == DATA
         link.listen()  # the file stays the same, as when a file system gives the next director's socket the same inode
         behind = Service()
-        await nursery.start(trio.serve_listeners, behind.serve, [trio.SocketListener(link)])
+        tls = storage_server_tls(made.layout)
+        assert tls is not None
+        secure = trio.SSLListener(trio.SocketListener(link), tls, https_compatible=True)
+        await nursery.start(trio.serve_listeners, behind.serve, [secure])
         await put(agent)()
         assert list(behind.blobs.values()) == [DATA]
         nursery.cancel_scope.cancel()

@@ -1,0 +1,59 @@
+"""The part of the vault's API that concerns its key, whose versions encrypt the keys of all data."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_BOTH_S, ASKING_S, deadline
+from siterig.blockfs.core.wire_model import WireModel
+
+
+class VaultKey(WireModel):
+    """A version of the vault's key.
+
+    ``current``: it encrypts new data keys.  ``changed``: the time of the last change of the state.  ``data_keys``: the
+    number of data keys that it encrypts.
+    """
+
+    version: int
+    state: Literal["Enabled", "Revoked"]
+    current: bool
+    created: str
+    changed: str
+    data_keys: int
+
+
+class KeyApi(Protocol):
+    """The operations on the vault's key, whose versions encrypt the keys of all data.  Each returns all versions."""
+
+    @deadline(ANSWER_S)
+    async def vault_keys(self) -> list[VaultKey]:
+        """Return the versions of the vault's key, oldest first."""
+        ...
+
+    @deadline(ASKING_S)
+    async def rotate_key(self) -> list[VaultKey]:
+        """Make a new version and encrypt all data keys with it; no data are written again.
+
+        Raises:
+            RigError: ``KeyVersionsFull``.
+        """
+        ...
+
+    @deadline(ASKING_BOTH_S)
+    async def revoke_key(self, *, version: int) -> list[VaultKey]:
+        """Refuse all use of a version: what its data keys encrypt can be neither read nor written.
+
+        Raises:
+            RigError: ``KeyNotFound``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def restore_key(self, *, version: int) -> list[VaultKey]:
+        """Enable a revoked version again.
+
+        Raises:
+            RigError: ``KeyNotFound``.
+        """
+        ...

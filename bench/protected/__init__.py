@@ -1,0 +1,1 @@
+"""A protected VM at work."""

@@ -1,0 +1,149 @@
+"""The plan of a thrash, drawn from its seed: the VMs with their disks and writers, and an endless sequence of faults.
+
+The plan is the same for the same seed and options.  The moments at which faults meet the operations of real processes are
+not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+DiskKind = Literal["raw", "ext4", "xfs", "btrfs"]
+WriterKind = Literal["raw", "files", "ledger"]
+MIB = 1 << 20
+SIZES: dict[DiskKind, int] = {"raw": 64 * MIB, "ext4": 128 * MIB, "xfs": 320 * MIB, "btrfs": 256 * MIB}
+"""The sizes of the disks: the least that each file system takes, or more, so that logs do not reach half of the disk."""
+ROLES = ("site", "agent", "azurite", "applier", "vault", "azure")
+LINKS = ("agent-site", "agent-vault", "agent-azurite", "applier-vault", "applier-azurite", "vault-agent", "vault-applier")
+_STORED = "PutBlob,GetBlob,ListBlobs,DeleteBlob"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    """A disk; ``kind`` is its file system, or ``raw``."""
+
+    name: str
+    kind: DiskKind
+
+    @property
+    def size_bytes(self) -> int:
+        """The size at its creation."""
+        return SIZES[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class WriterPlan:
+    """A writer, and the disks that it writes to."""
+
+    kind: WriterKind
+    disks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VmPlan:
+    """A VM."""
+
+    name: str
+    disks: tuple[DiskPlan, ...]
+    writers: tuple[WriterPlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRule:
+    """A fault: a rule in words, and for how long it is armed.
+
+    Attributes:
+        kind: the kind, for the counts.
+        words: the rule.
+        lasts_s: the time until the rule is removed.
+        after_s: the time from the fault before it.
+    """
+
+    kind: str
+    words: str
+    lasts_s: float
+    after_s: float
+
+
+def draw_vms(seed: int, vms: int, disks: int, filesystems: tuple[DiskKind, ...]) -> list[VmPlan]:
+    """Return the VMs: by turns raw disks, files, a ledger over all disks, and a mix of raw disk and files.
+
+    Args:
+        seed: the seed.
+        vms: the number of VMs.
+        disks: the number of disks of each.
+        filesystems: the file systems that this machine can make and check.
+    """
+    at = random.Random(f"{seed} vms").randrange(len(filesystems))  # noqa: S311 (no secrets)
+    made = []
+    for number in range(vms):
+        names = [f"disk{disk + 1}" for disk in range(disks)]
+        style = ("raw", "files", "ledger", "mixed")[number % 4]
+        kinds: list[DiskKind] = []
+        for disk in range(disks):
+            if style == "raw" or (style == "mixed" and disk == 0):
+                kinds.append("raw")
+            else:
+                kinds.append(filesystems[at % len(filesystems)])
+                at += 1
+        if style == "ledger":
+            writers = [WriterPlan("ledger", (names[0], names[-1]))]
+        else:
+            writers = [
+                WriterPlan("raw" if kind == "raw" else "files", (name,)) for name, kind in zip(names, kinds, strict=True)
+            ]
+        planned = tuple(DiskPlan(name, kind) for name, kind in zip(names, kinds, strict=True))
+        made.append(VmPlan(f"vm{number + 1}", planned, tuple(writers)))
+    return made
+
+
+def draw_faults(seed: int) -> Iterator[PlannedRule]:
+    """Yield faults without an end; each kind comes once before any comes again."""
+    rng = random.Random(f"{seed} faults")  # noqa: S311 (no secrets)
+    while True:
+        kinds = [*FAULTS, *("kill",) * (len(ROLES) - 1)]
+        rng.shuffle(kinds)
+        for kind in kinds:
+            words, lasts_s = FAULTS[kind](rng)
+            yield PlannedRule(kind, words, round(lasts_s, 1), round(rng.uniform(0.2, 3.0), 1))
+
+
+def _at_once(words: str) -> tuple[str, float]:
+    return words, 1.0
+
+
+def _for(rng: random.Random, words: str, longest_s: float = 8.0) -> tuple[str, float]:
+    return words, rng.uniform(1.0, longest_s)
+
+
+FAULTS: dict[str, Callable[[random.Random], tuple[str, float]]] = {
+    "kill": lambda rng: _at_once(f"process {rng.choice(ROLES)} kill=SIGKILL"),
+    "kill-in-log": lambda rng: _for(rng, f"log * append occurrence={rng.randint(1, 40)} kill=SIGKILL tear=true times=1"),
+    "kill-in-store": lambda rng: _for(rng, f"store * write occurrence={rng.randint(1, 20)} kill=SIGKILL times=1"),
+    "stop": lambda rng: _for(rng, f"process {rng.choice(ROLES)} pause=true"),
+    "cut": lambda rng: _for(rng, f"link {rng.choice(LINKS)} connection={rng.choice(('reset', 'refuse'))}"),
+    "black-hole": lambda rng: _for(
+        rng, f"link {rng.choice(LINKS)} stream={rng.choice(('upstream', 'downstream', 'both'))} connection=black-hole"
+    ),
+    "latency": lambda rng: _for(rng, f"link {rng.choice(LINKS)} delay={rng.randint(20, 400)}ms jitter=20ms", 12.0),
+    "slow-link": lambda rng: _for(rng, f"link {rng.choice(('agent-azurite', 'applier-azurite'))} send rate=200KiB/s"),
+    "blob-errors": lambda rng: _for(
+        rng,
+        f"blob * {_STORED} error={rng.choice((500, 503))} probability={rng.choice((0.3, 0.8))} "
+        f"timing={rng.choice(('before', 'after'))}",
+    ),
+    "blob-timeouts": lambda rng: _for(rng, f"blob * PutBlob,GetBlob delay={rng.randint(2, 40)}s probability=0.5"),
+    "blob-lost": lambda rng: _for(rng, f"blob * PutBlob lost=true times={rng.randint(1, 3)}"),
+    "blob-damaged": lambda rng: _for(
+        rng, f"blob * {rng.choice(('PutBlob', 'GetBlob'))} flip.bits=1 times={rng.randint(1, 3)}"
+    ),
+    "log-no-space": lambda rng: _for(rng, "log * rotate error=ENOSPC"),
+    "store-no-space": lambda rng: _for(rng, "store * write error=ENOSPC probability=0.5"),
+    "store-error": lambda rng: _for(rng, f"store * {rng.choice(('checkpoint', 'sync'))} error=EIO times=2"),
+}
+"""The kinds of faults, each a function that draws a rule in words and its duration."""
+HOST_DISK_FAULTS = frozenset({"log-no-space", "store-no-space", "store-error"})
+"""The kinds after which a resync may be due, because a file of the host or of the recovery side could not be written."""

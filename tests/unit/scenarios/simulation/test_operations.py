@@ -1,0 +1,54 @@
+"""The operations of a simulated administrator: each reaches its state, and the VM comes back to the site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from siterig.scenarios.simulation.rig.plan import OperationKind, PlannedFault, PlannedOperation, RunPlan
+from siterig.scenarios.simulation.simulation import Simulator
+from tests.support.memory import folder_in_memory
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulator]:
+    with folder_in_memory("siterig-simulation") as folder:
+        yield Simulator(folder)
+
+
+def plan(kinds: tuple[OperationKind, ...], faults: tuple[PlannedFault, ...] = ()) -> RunPlan:
+    operations = tuple(PlannedOperation(5.0 + 10 * number, kind, 0.7) for number, kind in enumerate(kinds))
+    return RunPlan(3, faults, 60.0, 30.0, None, 1.0, begins_protected=True, operations=operations)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "shown"),
+    [
+        (("planned-failover", "next-step"), ("PlannedFailoverCompleted", "vault-agent commit_failback done")),
+        (("unplanned-failover", "unplanned-failover"), ("ChangeRecoveryPointCompleted", "vault-agent commit_failback done")),
+        (("test-failover", "verify", "pause"), ("cli-vault cleanup_test_failover done", "cli-vault verify done")),
+        (("revoke-key", "rotate-key"), ("part_key KeyRevoked", "cli-vault rotate_key done")),
+        (("change-policy", "pin-point", "create-point", "resync"), ("cli-vault pin_point done", "cli-vault resync done")),
+    ],
+    ids=lambda each: each[0],
+)
+def test_an_operation_is_carried_out_and_the_vm_is_protected_again(
+    simulator: Simulator, kinds: tuple[OperationKind, ...], shown: tuple[str, ...]
+) -> None:
+    result = simulator.run(plan(kinds))
+    assert result.findings == []
+    trace = "\n".join(result.trace)
+    assert [text for text in shown if text not in trace] == []
+
+
+def test_failovers_survive_the_kill_of_each_role(simulator: Simulator) -> None:
+    kills = tuple(
+        PlannedFault(5.1 + number, "kill", target=role) for number, role in enumerate(("vault", "azure", "applier", "agent"))
+    )
+    assert simulator.run(plan(("planned-failover", "next-step"), kills)).findings == []
+
+
+def test_a_plan_with_operations_is_read_back_from_json() -> None:
+    one = plan(("pause", "verify"))
+    assert RunPlan.from_json(one.to_json()) == one

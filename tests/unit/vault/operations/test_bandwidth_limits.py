@@ -1,0 +1,37 @@
+"""The vault passes the bandwidth limit to the site's host, which keeps it, and records each change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from siterig.blockfs.contracts.bandwidth import BandwidthLimit
+from siterig.blockfs.core.errors import Code, RigError
+from tests.support.rigs.vault_fakes import World, running
+
+LIMIT = BandwidthLimit(work_days=["mon"], work_begin_s=0, work_end_s=3600, work_bytes_s=1 << 20, other_bytes_s=None)
+
+
+async def test_a_limit_is_set_shown_and_removed(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        assert await vault.bandwidth.bandwidth() is None
+        await vault.bandwidth.set_bandwidth(limit=LIMIT)
+        assert await vault.bandwidth.bandwidth() == LIMIT
+        await vault.bandwidth.set_bandwidth(limit=None)
+        assert await vault.bandwidth.bandwidth() is None
+        codes = [event.eventCode for event in await vault.status.events()]
+        assert codes == ["BandwidthLimitChanged"] * 2
+
+
+async def test_a_bad_limit_and_a_site_that_refuses_change_nothing(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        with pytest.raises(RigError, match="work_bytes_s is 1; allowed: 65536 to"):
+            await vault.bandwidth.set_bandwidth(limit=LIMIT.model_copy(update={"work_bytes_s": 1}))
+        assert "site.set_bandwidth" not in world.calls
+        world.failing["site.set_bandwidth"] = RigError(Code.DiskFull, "no room")
+        with pytest.raises(RigError, match="no room"):
+            await vault.bandwidth.set_bandwidth(limit=LIMIT)
+        assert await vault.status.events() == []
