@@ -264,6 +264,8 @@ class Code(StrEnum):
         "Give a size that the message allows.")
     InvalidFault = ("InvalidFault", _BAD_INPUT, "A fault rule, or a file of fault rules, is not allowed.",
         "Correct the key that the message names; docs/reference/fault-rules.md lists all keys.")
+    InvalidAlertSettings = ("InvalidAlertSettings", _BAD_INPUT, "A value of the alert settings is not allowed.",
+        "Give a value that the message allows.")
     InvalidLimit = ("InvalidLimit", _BAD_INPUT, "The value of a limit is not allowed.",
         "Give a value that the message allows.")
     InvalidName = "InvalidName", _BAD_INPUT, "The name is not allowed.", "Give a name that the message allows."
@@ -331,6 +333,8 @@ class Code(StrEnum):
     LowMemory = "LowMemory", _FAILED, "The host has too little free memory.", "Free some memory; the operation is repeated."
     MachineUnfit = ("MachineUnfit", _ENVIRONMENT, "This machine lacks something that a rig needs.",
         "Run siterig doctor and follow its remedies.")
+    MailUnsent = ("MailUnsent", _FAILED, "Mail about alerts cannot be delivered; it waits.",
+        "Read the reason in the message; siterig alert set changes the way of the mail.")
     ManagedDiskOlder = ("ManagedDiskOlder", _FAILED,
         "The managed disk is older than the last state that was reported of it.",
         "Run siterig resync VM.")

@@ -42,6 +42,7 @@ SUMMARIES = {
     "bandwidth": "Show and limit the rate of the site's uploads.",
     "policy": "Show and change the replication policy of a VM.",
     "app-script": "Script of a VM for application-consistent points.",
+    "alert": "Mail about alerts, and the RPO threshold.",
     "job": "List and cancel jobs.",
     "key": "The vault's key, which encrypts the keys of all data: list, rotate, revoke, restore.",
     "account": "Show the storage account of the rig, and replace its secret or its keys.",

@@ -24,6 +24,7 @@ from siterig.azure_emu.storage.azurite_setup import InstalledAzurite
 from siterig.azure_emu.user_account.secret import parse_secret
 from siterig.azure_emu.user_account.stored_account import new_place
 from siterig.azure_emu.user_account.stored_account import store as store_account
+from siterig.azure_emu.vault.model.alert_api import AlertApi
 from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
 from siterig.azure_emu.vault.model.vm_status import ObservationApi
 from siterig.bisect.runner import Bisection, ChangeSeen, Report
@@ -48,6 +49,8 @@ from tests.support.samples import Canned, sample
 from tests.support.screens import text_of
 
 OFFICIAL = {
+    "sendToOwners",
+    "customEmailAddresses",
     "scenarioName",
     "allowedActions",
     "friendlyName",
@@ -118,6 +121,8 @@ COMMANDS = {
     "account show": "",
     "site fence": "web01",
     "site unfence": "web01",
+    "alert show": "",
+    "alert set": "--rpo-threshold 20",
     "bandwidth show": "",
     "bandwidth set": "20MiB",
     "app-script set": "web01 {folder}/quiesce.sh",
@@ -241,6 +246,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "damage_reports": DamageReports,
         "faults": FaultControl,
         "account_keys": AccountKeyApi,
+        "alerts": AlertApi,
         "certificates": CertificateApi,
         "host_setup": HostSetup,
     }.items():
