@@ -68,9 +68,8 @@ def check(settings: AlertSettings) -> None:
     if not _LOCALE.fullmatch(settings.locale):
         raise invalid("locale", repr(settings.locale), "a language tag, for example en-US")
     if not RPO_THRESHOLD_S_MIN <= settings.rpo_threshold_s <= RPO_THRESHOLD_S_MAX:
-        raise invalid(
-            "rpo_threshold_s", f"{settings.rpo_threshold_s:g}", f"{RPO_THRESHOLD_S_MIN:g} to {RPO_THRESHOLD_S_MAX:g}"
-        )
+        limits = f"{RPO_THRESHOLD_S_MIN:g} s to {RPO_THRESHOLD_S_MAX:g} s, which are 1 minute to 24 hours"
+        raise invalid("rpo_threshold_s", f"{settings.rpo_threshold_s:g} s", limits)
     if settings.folder is not None and settings.server is not None:
         raise invalid("folder", repr(settings.folder), "a folder or a server, not both")
     if settings.sendToOwners and not settings.owners:

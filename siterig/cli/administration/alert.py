@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
 _PORTS = {"starttls": 587, "tls": 465, "none": 25}
 """The usual port of each kind of security."""
 _NONE = "none"
+_OPTIONS = {
+    "customEmailAddresses": "--to",
+    "owners": "--owner",
+    "sendToOwners": "--send-to-owners",
+    "locale": "--locale",
+    "sender": "--from",
+    "folder": "--folder",
+    "server.host": "--server",
+    "server.port": "--server",
+    "server.security": "--security",
+    "server.user": "--user",
+    "server.ca_file": "--ca-file",
+    "password_file": "--password-file",
+    "rpo_threshold_s": "--rpo-threshold",
+}
+"""The options by the keys of the settings that they set."""
 
 
 def register(app: typer.Typer) -> None:
@@ -137,9 +154,13 @@ def set_alerts(
                 Code.BadRequest, "--security, --user, --password-file and --ca-file need a server; give --server, too"
             )
         if rpo_threshold_min is not None:
-            changed["rpo_threshold_s"] = rpo_threshold_min * 60
+            changed["rpo_threshold_s"] = _seconds(rpo_threshold_min)
         path = None if password_file is None else str(password_file.expanduser().absolute())
-        _print(await api.configure_alerts(settings=former.model_copy(update=changed), password_file=path), as_json=as_json)
+        try:
+            state = await api.configure_alerts(settings=former.model_copy(update=changed), password_file=path)
+        except RigError as error:
+            raise _with_option(error) from error
+        _print(state, as_json=as_json)
 
     exit_status.run(work)
 
@@ -148,6 +169,19 @@ def _alerts(folder: Path) -> AlertApi:
     from siterig.rpc import directory
 
     return directory.alerts(running(folder))
+
+
+def _with_option(error: RigError) -> RigError:
+    """Return an error about the settings with the option that sets the value instead of its key."""
+    key, space, rest = error.message.partition(" ")
+    option = _OPTIONS.get(key) if error.code == Code.InvalidAlertSettings else None
+    return error if option is None else RigError(error.code, f"{option}{space}{rest}", recoverable=error.recoverable)
+
+
+def _seconds(minutes: float) -> float:
+    if not math.isfinite(minutes):
+        raise RigError(Code.BadRequest, f"--rpo-threshold: {minutes} is not a number of minutes")
+    return minutes * 60
 
 
 def _addresses(words: list[str]) -> list[str]:
