@@ -10,7 +10,7 @@ down_revision = "13"
 
 
 def upgrade() -> None:
-    """Change the database from version 12 to version 14: no mail was sent before."""
+    """Change the database from version 13 to version 14: no mail was sent before."""
     op.create_table(
         "alert_settings",
         sa.Column("id", sa.Integer, primary_key=True),
