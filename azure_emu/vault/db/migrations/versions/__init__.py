@@ -1,4 +1,4 @@
 """One module for each schema version, named after it.
 
-Imports no other room.
+Imports blockfs.core.
 """
