@@ -13,8 +13,8 @@ from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.replication.engine.disk_groups import JoiningDisks, ReplicatedDisks
 from siterig.replication.engine.relationship import RelationshipBook
-from siterig.replication.engine.replicated_disks import ReplicatedDisks
 from siterig.replication.engine.retry import RetryTable
 from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.guests.app_scripts import AppScripts
@@ -30,7 +30,6 @@ class AgentContext:
 
     Attributes:
         host: the disk host, with all disks of each VM.
-        replicated: the disk host, limited to the disks that are replicated.
         spool: folder with one folder for each disk, for sync parts that are not applied yet.
         uploads: limits the uploads of this host that are in flight.
         uploads_per_vm: limits those of one VM.
@@ -44,7 +43,6 @@ class AgentContext:
     """
 
     host: DiskHostControl
-    replicated: ReplicatedDisks
     cache: CacheAccount
     vault: VaultLink
     book: RelationshipBook
@@ -61,3 +59,11 @@ class AgentContext:
     retry: RetryTable
     clock: Clock
     waits: Waits
+
+    def replicated(self, vm: str) -> ReplicatedDisks:
+        """Return the disks of a VM that are replicated."""
+        return ReplicatedDisks(self.host, self.book, vm)
+
+    def joining(self, vm: str) -> JoiningDisks:
+        """Return the disks of a VM that join its replication."""
+        return JoiningDisks(self.host, self.book, vm)

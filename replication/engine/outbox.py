@@ -1,4 +1,4 @@
-"""The parts of a VM that must reach the recovery side: closed log segments and spooled sync parts.
+"""The parts of a group of disks of a VM that must reach the recovery side: closed log segments and spooled sync parts.
 
 Fault contract
 --------------
@@ -28,6 +28,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.replication.engine import openings
 from siterig.replication.engine.context import AgentContext
+from siterig.replication.engine.disk_groups import DiskGroup
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import ResyncNeeded, unwrap_group
@@ -38,11 +39,12 @@ _log = structlog.get_logger(__name__)
 
 
 class Outbox:
-    """Sends the parts of a VM, in one pass at a time; it keeps the watermarks of the last pass for those that wait."""
+    """Sends the parts of a group of disks, in one pass at a time; it keeps the watermarks of the last pass."""
 
-    def __init__(self, context: AgentContext, vm: str, tracker: ProgressTracker) -> None:
+    def __init__(self, context: AgentContext, group: DiskGroup, tracker: ProgressTracker) -> None:
         self._context = context
-        self._vm = vm
+        self._group = group
+        self._vm = group.vm
         self._tracker = tracker
         self._passing = trio.Lock()
         self._marks: dict[str, Watermark] = {}
@@ -129,7 +131,7 @@ class Outbox:
             for listing in (await self._context.cache.list_all([disk.disk_id for disk in disks])).values():
                 listed.update(listing.sizes)
             fresh = await self._refresh()
-            state = await self._context.replicated.log_state(vm=self._vm, applied=self._applied_logs(disks))
+            state = await self._group.log_state(applied=self._applied_logs(disks))
             await self._check_openings(disks, state.disks, listed, fresh=fresh)
             when_checked()
             segments = await self._delete_applied(disks, state.segments)
@@ -204,10 +206,10 @@ class Outbox:
         async with self._passing:
             if not await self._refresh():
                 return  # the recovery side asks again, and the vault may answer then
-            infos = await self._context.replicated.sending(vm=self._vm)
+            infos = await self._group.sending()
             if openings.find_unknown(disks, infos):
                 return  # the recovery side asks again, and the next pass has checked these openings then
-            segments = await self._context.replicated.segments(vm=self._vm)
+            segments = await self._group.segments()
             last_seqs = {info.disk_id: info.last_seq for info in infos}
             by_id = {disk.disk_id: disk for disk in disks}
             sources: list[tuple[PartName, Path, str]] = []

@@ -39,7 +39,6 @@ from siterig.replication.engine import failback
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Relationship, RelationshipBook
-from siterig.replication.engine.replicated_disks import ReplicatedDisks
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
 from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
 from siterig.replication.guests.app_scripts import AppScripts, check_script
@@ -103,7 +102,6 @@ class HyperVAgent(Provider):
         book, waits = RelationshipBook(folder), waits or Waits(clock)
         self._context = AgentContext(
             host=host,
-            replicated=ReplicatedDisks(host, book),
             cache=cache,
             vault=vault,
             book=book,

@@ -61,7 +61,7 @@ class DeltaCycle:
         """
         self._tracker.begin("DeltaReplication", [])
         try:
-            await check_vouched_for(self._context, self._vm)
+            await check_vouched_for(self._context.replicated(self._vm))
             if self._unsent:
                 # After a failure: send the earlier cuts first, before a new one is made.
                 await self._send()
@@ -94,7 +94,7 @@ class DeltaCycle:
 
     async def _cut(self, kind: TagKind, name: str) -> CutInfo:
         if kind == "CrashConsistent":
-            return await self._context.replicated.cut(vm=self._vm, kind=kind, name=name)
+            return await self._context.replicated(self._vm).cut(kind=kind, name=name)
         script = self._context.book.app_script(self._vm)
         if script is None:
             return await self._cut_frozen(kind, name, None)
@@ -107,14 +107,14 @@ class DeltaCycle:
 
     async def _cut_frozen(self, kind: TagKind, name: str, until_ns: int | None) -> CutInfo:
         """Make a cut while the file systems are frozen; ``until_ns``: the time up to which the script holds applications."""
-        disks = [Path(info.path) for info in await self._context.replicated.infos(vm=self._vm)]
+        disks = [Path(info.path) for info in await self._context.replicated(self._vm).infos()]
         mountpoints = await self._context.guests.mountpoints(disks)
         if until_ns is not None and not mountpoints:
-            return await self._context.replicated.cut(vm=self._vm, kind=kind, name=name, not_after_ns=until_ns)
+            return await self._context.replicated(self._vm).cut(kind=kind, name=name, not_after_ns=until_ns)
         if not mountpoints:
             # No file system can be frozen: the disks are as a crash would leave them, so the point is crash-consistent.
             _log.warning("no_file_system_to_freeze", vm=self._vm, name=name)
-            cut = await self._context.replicated.cut(vm=self._vm, kind="CrashConsistent", name=name)
+            cut = await self._context.replicated(self._vm).cut(kind="CrashConsistent", name=name)
             return cut.model_copy(update={"downgraded_because": "no mounted file system"})
         # Read before the freezer starts its own clock: a cut until then was made while the file systems were frozen,
         # whatever happens after the cut.  A tag cannot be withdrawn, so it must not claim more than that.
@@ -122,7 +122,7 @@ class DeltaCycle:
         if until_ns is not None:
             thaws_ns = min(thaws_ns, until_ns)
         async with self._context.guests.frozen(mountpoints, timeout_s=FREEZE_S_MAX):
-            return await self._context.replicated.cut(vm=self._vm, kind=kind, name=name, not_after_ns=thaws_ns)
+            return await self._context.replicated(self._vm).cut(kind=kind, name=name, not_after_ns=thaws_ns)
 
     async def run_scheduled(self, kind: TagKind) -> CutInfo:
         """Run a scheduled cycle; if freeze or script fails, make a crash-consistent point, because the RPO counts."""

@@ -79,7 +79,7 @@ class Replica:
         self._ask_first = resumed
         self._tracker = ProgressTracker(vm, context.clock)
         self._reports = VaultReporter(context, vm)
-        self._outbox = Outbox(context, vm, self._tracker)
+        self._outbox = Outbox(context, context.replicated(vm), self._tracker)
         self._cycle = DeltaCycle(context, vm, self._outbox, self._reports, self._tracker)
         self._working = trio.Lock()
         self._activity = trio.CancelScope()
@@ -162,7 +162,7 @@ class Replica:
     async def _end_snapshot(self) -> None:
         async with self._snapshotting:
             with suppress(RigError):  # a host that is away has lost the snapshot
-                await self._context.replicated.end_snapshot(vm=self.vm)
+                await self._context.replicated(self.vm).end_snapshot()
 
     async def pause(self) -> None:
         """Stop the cycles until :meth:`unpause`; return when none is running."""
@@ -386,7 +386,7 @@ class Replica:
                         await self._context.host.position()
                         if self._record.phase == "delta" and not self._snapshotting.locked():
                             async with self._snapshotting:  # a killed verification can have left it
-                                await self._context.replicated.end_snapshot(vm=self.vm)
+                                await self._context.replicated(self.vm).end_snapshot()
                         await self._follow_vault()
                     break
                 except RigError as exc:
@@ -415,7 +415,7 @@ class Replica:
         """Send nothing until the VM is resumed; a log that was abandoned meanwhile is reported."""
         while self._record.paused:
             try:
-                await check_vouched_for(self._context, self.vm)
+                await check_vouched_for(self._context.replicated(self.vm))
                 await self._follow_vault()
             except ResyncNeeded as exc:
                 self._require_resync(exc.reason)
@@ -440,13 +440,13 @@ class Replica:
 
     async def _copy_initially(self) -> None:
         async with self._snapshotting:
-            await replicate_initially(self._context, self.vm, self._outbox, self._tracker)
+            await replicate_initially(self._context, self._context.replicated(self.vm), self._outbox, self._tracker)
 
     async def _resync(self) -> None:
         async def once() -> None:
             try:
                 async with self._snapshotting:
-                    await resynchronize(self._context, self.vm, self._outbox, self._tracker)
+                    await resynchronize(self._context, self._context.replicated(self.vm), self._outbox, self._tracker)
             except ResyncNeeded as exc:
                 # Not at once: the cause of the broken log may still be present.
                 self._context.book.update(self.vm, resync_begun=False)

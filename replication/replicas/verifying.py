@@ -26,7 +26,7 @@ async def verify_disks(
 
     ``run_cycle``: runs a cycle, so that the position of the snapshot is applied soon.
     """
-    snapshot = await context.replicated.begin_snapshot(vm=vm)
+    snapshot = await context.replicated(vm).begin_snapshot()
     try:
         tracker.begin("Verification", [(disk.name, 0, disk.size_bytes) for disk in snapshot.disks])
         tracker.detail = "waiting until the position is applied"
@@ -40,6 +40,6 @@ async def verify_disks(
             )
     finally:
         with trio.CancelScope(shield=True), suppress(RigError):  # a host that is away has lost the snapshot
-            await context.replicated.end_snapshot(vm=vm)
+            await context.replicated(vm).end_snapshot()
     _log.info("verification_ended", vm=vm, position=snapshot.position, differing_bytes=found.differing_bytes)
     return found
