@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,13 @@ class MailServerState:
         mails: the receivers and the bytes of each mail.
         refused: the answer for some receivers.
         data_answers: the answers to the next mails; then each is taken.
+        on_mail: called with each mail that is taken, before the answer.
     """
 
     mails: list[tuple[list[str], bytes]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     data_answers: list[str] = field(default_factory=list)
+    on_mail: Callable[[bytes], None] | None = None
     port: int = 0
     ca_file: Path | None = None
 
@@ -49,11 +51,13 @@ class MailServerState:
             return self.data_answers.pop(0)
         assert isinstance(envelope.content, bytes)
         self.mails.append((list(envelope.rcpt_tos), envelope.content))
+        if self.on_mail is not None:
+            self.on_mail(envelope.content)
         return "250 OK"
 
 
 class _AnyPort(Controller):
-    """A controller of a server on a port that the kernel chooses."""
+    """A controller of a server on a port that the kernel chooses, or on a given one."""
 
     def _trigger_server(self) -> None:
         server: Any = self.server
@@ -63,9 +67,9 @@ class _AnyPort(Controller):
 
 @contextmanager
 def mail_server(
-    folder: Path, *, starttls: bool = False, tls: bool = False, user: tuple[str, str] | None = None
+    folder: Path, *, port: int = 0, starttls: bool = False, tls: bool = False, user: tuple[str, str] | None = None
 ) -> Iterator[MailServerState]:
-    """Run a server on loopback; with TLS its authority is in ``ca_file``."""
+    """Run a server on loopback, by default on a free port; with TLS its authority is in ``ca_file``."""
     state = MailServerState()
     context = None
     if starttls or tls:
@@ -86,7 +90,7 @@ def mail_server(
         options |= {"tls_context": context, "require_starttls": True}
     if user is not None:
         options |= {"authenticator": authenticate, "auth_required": True, "auth_require_tls": starttls}
-    controller = _AnyPort(state, hostname="127.0.0.1", port=0, **options)
+    controller = _AnyPort(state, hostname="127.0.0.1", port=port, **options)
     controller.start()
     try:
         state.port = controller.port
