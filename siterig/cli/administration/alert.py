@@ -37,6 +37,10 @@ _OPTIONS = {
 """The options by the keys of the settings that they set."""
 
 
+def _securities() -> list[str]:
+    return list(_PORTS)
+
+
 def register(app: typer.Typer) -> None:
     """Add ``alert``."""
     alert = typer.Typer(no_args_is_help=True)
@@ -84,8 +88,13 @@ def set_alerts(
     ] = None,
     sender: Annotated[str | None, typer.Option("--from", metavar="ADDRESS", help="Sender of the mails.")] = None,
     mail_folder: Annotated[
-        str | None,
-        typer.Option("--folder", metavar="FOLDER", help="Write each mail to a file in this folder; no server is used."),
+        Path | None,
+        typer.Option(
+            "--folder",
+            metavar="FOLDER",
+            help="Write each mail to a file in this folder; no server is used.",
+            file_okay=False,
+        ),
     ] = None,
     server: Annotated[
         str | None,
@@ -93,7 +102,12 @@ def set_alerts(
     ] = None,
     security: Annotated[
         str | None,
-        typer.Option("--security", metavar="starttls|tls|none", help="Encryption of the connection: starttls unless given."),
+        typer.Option(
+            "--security",
+            metavar="starttls|tls|none",
+            help="Encryption of the connection: starttls unless given.",
+            autocompletion=_securities,
+        ),
     ] = None,
     user: Annotated[str | None, typer.Option("--user", metavar="NAME", help="User of the server.")] = None,
     password_file: Annotated[
@@ -144,7 +158,7 @@ def set_alerts(
         if sender is not None:
             changed["sender"] = None if sender == _NONE else sender
         if off or mail_folder is not None or server is not None:
-            changed["folder"] = None if mail_folder is None else str(Path(mail_folder).expanduser().absolute())
+            changed["folder"] = None if mail_folder is None else str(mail_folder.expanduser().absolute())
             changed["server"] = None
         found = former.server if server is None and not off and mail_folder is None else None
         if server is not None or (found is not None and any(each is not None for each in (security, user, ca_file))):
