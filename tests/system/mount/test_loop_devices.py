@@ -19,6 +19,7 @@ from siterig.blockfs.core.clock import SystemClock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.guests import freezer, loop_devices
 from siterig.blockfs.host.disk_host import DiskHost
+from siterig.scenarios.workloads.guest import Guest, GuestDisk, check_filesystem
 from tests.support.disks.mount_namespace import copied_mount
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
@@ -111,6 +112,32 @@ async def test_detach_names_a_process_whose_mount_namespace_has_the_device(host:
     assert holders is not None, caught.value.message
     # A process that another test starts in a namespace of its own may be named, too.
     assert re.search(rf"\b(sleep|sh) \({holder}\), in its mount namespace", holders[1])
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_a_guest_that_is_unmounted_can_be_checked(host: Path, is_kept: bool) -> None:
+    """The checkers of XFS and btrfs find errors, or nothing, while another mount namespace has a copy of the mount."""
+    disk = sparse(host / "os.img", 320 * MIB)
+    (host / "mnt").mkdir()
+    attached = GuestDisk("os", disk, "xfs", await loop_devices.attach(disk), host / "mnt" / "os")
+    await loop_devices.mkfs(attached.loop, "xfs", "os")
+    guest = Guest("web01", [attached])
+    await guest.mount()
+    (guest["os"] / "file").write_bytes(b"x" * MIB)
+    with copied_mount(guest["os"]) as holder:
+        if is_kept:
+            with pytest.raises(RigError, match=r"^disk 'os' of VM 'web01' is unmounted here, and still") as caught:
+                await guest.unmount(clock=ImpatientClock())
+            assert caught.value.code == "VmBusy"
+            assert re.search(rf"\b(sleep|sh) \({holder}\)", caught.value.message)
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(guest.unmount)
+                while guest["os"].is_mount():  # noqa: ASYNC110 (the kernel changes it)
+                    await trio.sleep(0.01)
+                os.kill(holder, signal.SIGKILL)
+            finding = await check_filesystem(attached)
+            assert finding.ok, finding.evidence
 
 
 async def test_release_below_reports_its_actions_and_keeps_other_folders(host: Path) -> None:
