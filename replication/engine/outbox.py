@@ -11,7 +11,8 @@ account, watermarks).  So a part that the cache account lost is sent again, and 
 The pipeline of a copy puts its new parts itself (:meth:`Outbox.put_copied`), while passes run.  A pass leaves out the parts
 that the pipeline has, or has put since the pass listed the account; if the account loses one, the next pass finds that.
 
-Memory: several parts are in work at the same time, within the memory budget of the host; a longer backlog needs no more.
+Memory: several parts are in work at the same time, within the memory budget of the host, or within a small one of the VM for
+small parts; a longer backlog needs no more.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ from siterig.replication.engine.disk_groups import DiskGroup
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import ResyncNeeded, unwrap_group
-from siterig.replication.parts.byte_budget import COPIES
+from siterig.replication.parts.byte_budget import COPIES, ByteBudget
 from siterig.replication.parts.spool import is_sound, memory_bytes, read_packed, spooled
+
+OWN_BYTES = 2 << 20
+"""Memory of each VM for parts that need no more: they do not wait until the large parts of other VMs are put."""
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +61,7 @@ class Outbox:
         self._lost: dict[PartName, str] = {}
         """Parts that are needed and exist nowhere, with the reason for a resync."""
         self._uploads = trio.CapacityLimiter(context.uploads_per_vm)
+        self._own_memory = ByteBudget(OWN_BYTES)
         self._copied: set[PartName] = set()
         """Parts that are left to the pipeline of a copy."""
         self._put_since_list: set[PartName] = set()
@@ -367,7 +372,9 @@ class Outbox:
         refused: list[RigError] = []
 
         async def put(part: PartName, source: Path, disk: str) -> None:
-            reservation = await self._context.memory.reserve(memory_bytes(source))
+            needed = memory_bytes(source)
+            memory = self._own_memory if needed <= OWN_BYTES else self._context.memory
+            reservation = await memory.reserve(needed)
             try:
                 packed = await trio.to_thread.run_sync(self._load, part, source, limiter=self._context.packing)
                 if packed is None:
@@ -403,9 +410,12 @@ class Outbox:
 
     async def _put_packed(self, part: PartName, packed: bytes, disk: str, *, replace: bool = False) -> None:
         """Put one part, within the limits of the VM and of the host."""
-        async with self._uploads, self._context.uploads:
+        async with self._uploads:
+            # Before the place among the uploads of the host, which other VMs need meanwhile.
             await self._context.bandwidth.take(len(packed), self._vm)
-            if await self._context.cache.put(part, packed, replace=replace):
+            async with self._context.uploads:
+                is_new = await self._context.cache.put(part, packed, replace=replace)
+            if is_new:
                 self._tracker.sent(disk, len(packed))
         self._put[part] = len(packed)
         self._context.put_news.note(part.disk_id)
