@@ -472,7 +472,7 @@ class Code(StrEnum):
     TooFewFiles = "TooFewFiles", _ENVIRONMENT, "The process may open too few files.", "Raise the hard limit: ulimit -Hn."
     ToolMissing = ("ToolMissing", _ENVIRONMENT, "A program that is needed is not installed.",
         "Install the package that the message names.")
-    UnknownFilesystem = "UnknownFilesystem", _BAD_INPUT, "The file system is not supported.", "Use ext4 or xfs."
+    UnknownFilesystem = "UnknownFilesystem", _BAD_INPUT, "The file system is not supported.", "Use ext4, xfs or btrfs."
     UnmountFailed = ("UnmountFailed", _FAILED, "A mount could not be removed.",
         "End the programs that use it, then unmount again.")
     Usage = "Usage", _BAD_INPUT, "The command line cannot be parsed.", "Read the usage above the message, or --help."

@@ -55,8 +55,8 @@ def create(
         typer.Option(
             "--disk",
             metavar="NAME:SIZE[:FS]|NAME=IMAGE[:SIZE]",
-            help="A disk. FS is ext4 or xfs; without it the disk is blank. Or a disk with the contents of an image file or "
-            "block device; larger than that with SIZE.",
+            help="A disk. FS is ext4, xfs or btrfs; without it the disk is blank. Or a disk with the contents of an image "
+            "file or block device; larger than that with SIZE.",
         ),
     ],
     *,

@@ -192,6 +192,39 @@ async def test_if_the_second_cannot_be_frozen_the_first_is_thawed(host: Path) ->
     (one / "file").touch()
 
 
+async def test_a_freeze_that_hangs_keeps_no_other_file_system_frozen(host: Path) -> None:
+    _, one = await mounted(host, "one")
+    _, outer = await mounted(host, "outer")
+    inner = host / "mnt" / "inner"
+    loop = await loop_devices.attach(sparse(outer / "disk", 16 * MIB))
+    await loop_devices.mkfs(loop, "ext4", "inner")
+    await loop_devices.mount(loop, inner, "ext4")
+    (inner / "dirty").write_bytes(b"x" * MIB)
+    await trio.run_process(["fsfreeze", "--freeze", str(outer)])  # the disk of the inner file system does not answer now
+    try:
+        with pytest.raises(RigError) as caught:
+            async with loop_devices.frozen([str(one), str(inner)], timeout_s=0.2):
+                pytest.fail("was frozen")
+        assert caught.value.code == "FreezeTimedOut"
+        writer = subprocess.Popen(["touch", str(one / "file")])
+        assert writer.wait(10) == 0
+    finally:
+        await trio.run_process(["fsfreeze", "--unfreeze", str(outer)])
+    assert subprocess.Popen(["touch", str(inner / "file")]).wait(10) == 0, "it is thawed, too"
+    with trio.fail_after(10):
+        while not await unmounted(inner):  # noqa: ASYNC110 (another process ends)
+            await trio.sleep(0.05)
+    await loop_devices.detach(loop)
+
+
+async def unmounted(where: Path) -> bool:
+    try:
+        await loop_devices.unmount(where)
+    except RigError:
+        return False
+    return True
+
+
 async def test_an_error_in_the_block_thaws_and_is_raised_unchanged(host: Path) -> None:
     _, one = await mounted(host, "one")
     with pytest.raises(ZeroDivisionError):
