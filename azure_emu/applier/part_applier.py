@@ -21,7 +21,8 @@ from siterig.azure_emu.applier.transient_errors import TransientErrors
 from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.disks.history import PartStatus
 from siterig.azure_emu.disks.store import ManagedDiskStore, known_generation, reset_disk
-from siterig.azure_emu.disks.view import needed_key
+from siterig.azure_emu.disks.view import is_encrypted
+from siterig.azure_emu.upgrade.disk_encryption import encrypt_disk
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
@@ -75,7 +76,10 @@ class PartApplier:
         self._ahead = trio.Semaphore(AHEAD_MAX)
 
     async def open(self, disk: AppliedDisk) -> ManagedDiskStore:
-        """Open the managed disk, or return it if it is open; one whose key was dropped is opened again."""
+        """Open the managed disk, or return it if it is open; one whose key was dropped is opened again.
+
+        One that an older siterig made without encryption is encrypted first.
+        """
         if disk.key_dropped and disk.store is not None and disk.store.is_encrypted:
             await trio.to_thread.run_sync(disk.store.close)  # waits for a compaction step
             disk.store = None
@@ -83,10 +87,22 @@ class PartApplier:
         disk.key_dropped = False
         if disk.store is None:
             folder = self._folder / disk.disk_id
-            needs_key = await trio.to_thread.run_sync(needed_key, folder) is not None
-            key = await self.key_of(disk.disk_id) if needs_key else None
+            key = await self.key_of(disk.disk_id) if await trio.to_thread.run_sync(folder.is_dir) else None
+            if key is not None and await trio.to_thread.run_sync(is_encrypted, folder) is False:
+                await self._encrypt(disk.disk_id, folder, key)
             disk.store = await trio.to_thread.run_sync(partial(ManagedDiskStore.open, folder, clock=self._clock, key=key))
         return disk.store
+
+    async def _encrypt(self, disk_id: str, folder: Path, key: DataKey) -> None:
+        """Encrypt a managed disk, step by step: a cancellation ends it between two steps, and it begins again later."""
+        log.info("managed_disk_encryption_begun", disk=disk_id)
+        with self._waits.waiting("encrypt", disk=disk_id) as because:
+            steps, done = encrypt_disk(folder, key, self._clock), 0
+            while (step := await trio.to_thread.run_sync(next, steps, None)) is not None:
+                done = step
+                text = f"managed disk {disk_id} of an older siterig is being encrypted ({done} bytes so far)"
+                because(RigError(Code.DiskNotEncrypted, text, recoverable=True))
+        log.info("managed_disk_encrypted", disk=disk_id, bytes=done)
 
     async def key_of(self, disk_id: str) -> DataKey | None:
         """Return the key of a managed disk, which the vault makes at the first call; None if disks are not encrypted."""

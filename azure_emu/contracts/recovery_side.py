@@ -70,6 +70,7 @@ class ManagedDiskState(WireModel):
     the ranges (first, last) of positions that can be read, oldest first.  ``retain`` is the position up to which the journal
     is compacted as soon as no pin holds an older one; 0 if no compaction was requested.  ``base_bytes`` and
     ``journal_bytes`` are the space that they take on the host's disk, and ``free_bytes`` the space that is free there.
+    ``encrypted``: the data are encrypted; those of an older siterig are not before the applier has opened the disk.
     """
 
     disk_id: str
@@ -82,6 +83,7 @@ class ManagedDiskState(WireModel):
     base_bytes: int
     journal_bytes: int
     free_bytes: int | None = None
+    encrypted: bool = True
 
 
 class RecoverySide(Seeds, Protocol):

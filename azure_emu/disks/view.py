@@ -43,6 +43,14 @@ def needed_key(folder: Path) -> str | None:
         return None  # whatever opens the disk raises the error
 
 
+def is_encrypted(folder: Path) -> bool | None:
+    """Return whether the data of a managed disk are encrypted; None if it has no readable identity."""
+    try:
+        return read_meta(folder / DISK_META, DiskMeta).key_id is not None
+    except RigError:
+        return None
+
+
 def cipher_of(loaded: StoreState, key: DataKey | None) -> DiskCipher | None:
     """Return the cipher of a managed disk; None if it is not encrypted, and then the key is ignored.
 

@@ -190,6 +190,8 @@ class Code(StrEnum):
         "Wait: it is restarted. siterig status shows its role.")
     DiskInUse = "DiskInUse", _FAILED, "The disk is open or mounted.", "Unmount it and end the processes that use it."
     DiskNotFound = "DiskNotFound", _BAD_INPUT, "No such disk exists.", "Choose one of the disks that the message lists."
+    DiskNotEncrypted = ("DiskNotEncrypted", _FAILED, "A managed disk of an older siterig is being encrypted.",
+        "Wait: replication of its VM continues then, and all recovery points stay.")
     DiskPinned = ("DiskPinned", _FAILED, "A damaged managed disk cannot be replaced while a state of it is in use.",
         "Unmount or remove the holder that the message names.")
     DiskReplaced = ("DiskReplaced", _FAILED, "A failback replaced the contents of the disk.",

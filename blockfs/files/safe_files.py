@@ -35,7 +35,7 @@ _DESCRIPTORS = re.compile(r"/proc/\d+(/task/\d+)?/fd")
 _NAMELESS = re.compile(r"\w+:.*")
 """The kernel's text for a descriptor without a name: ``pipe:[4711]``, as in a shell's ``<(command)``."""
 _TOKEN_BYTES = 8
-_RENAME_NOREPLACE = 1
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -273,6 +273,16 @@ class Folder:
         if _libc.renameat2(self.fd, os.fsencode(old), self.fd, os.fsencode(new), _RENAME_NOREPLACE) != 0:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error), str(self.path / old), None, str(self.path / new))
+
+    def exchange(self, one: str, other: str) -> None:
+        """Exchange the names of two files or folders in one step; call :meth:`sync` to make it durable.
+
+        Raises:
+            OSError: one of them is missing, or the file system cannot exchange names (EINVAL).
+        """
+        if _libc.renameat2(self.fd, os.fsencode(one), self.fd, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), str(self.path / one), None, str(self.path / other))
 
     def unlink(self, name: str, *, missing_ok: bool = False) -> None:
         """Remove the name; the target of a link stays."""

@@ -78,6 +78,7 @@ class World:
         self.news: list[list[str]] = []  # the disks of each call parts_put
         self.asked_again: list[tuple[str, list[str]]] = []
         self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if missing
+        self.unencrypted: set[str] = set()
         self.times: dict[str, dict[int, int]] = {}  # disk -> position -> time of the record there
         self.written_bytes: dict[str, int | None] = {}  # disk -> bytes written at the site after a failover
         self.asked_after: list[int] = []
@@ -449,6 +450,7 @@ class FakeRecovery(RecoverySide):
             pins=[],
             base_bytes=0,
             journal_bytes=0,
+            encrypted=disk_id not in self.world.unencrypted,
         )
 
     async def account_bytes(self, *, disk_id: str) -> int:

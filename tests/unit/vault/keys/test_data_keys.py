@@ -159,6 +159,22 @@ async def test_keys_of_a_disk_go_with_its_protection(world: World, tmp_path: Pat
         assert len(wrapped(tmp_path)) == 1
 
 
+async def test_disks_of_an_older_siterig_that_are_not_encrypted_are_listed(world: World, tmp_path: Path) -> None:
+    async with vault_of(world, tmp_path) as vault:
+        await vault_fakes.protected(vault)
+        assert await vault.keys.unencrypted_disks() == []
+        world.unencrypted |= {disk.disk_id for disk in world.site["web01"].values()}
+        world.azure["web01-test"] = {
+            "os": world.disk("web01-test", "os", 1 << 20),
+            "data": world.disk("web01-test", "data", 1 << 20).model_copy(update={"encrypted": True}),
+        }
+        names = sorted(world.site["web01"])
+        assert [(each.kind, each.vm, each.disk) for each in await vault.keys.unencrypted_disks()] == [
+            *(("managed disk", "web01", name) for name in names),
+            ("disk of a recovered VM", "web01-test", "os"),
+        ]
+
+
 async def test_a_vault_with_data_keys_does_not_start_without_their_file(world: World, tmp_path: Path) -> None:
     path = tmp_path / "vault.keys"
     async with vault_of(world, tmp_path) as vault:
