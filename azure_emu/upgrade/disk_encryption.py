@@ -1,7 +1,7 @@
 """Encrypts a managed disk that an older siterig made without encryption; all its positions stay.
 
 An encrypted copy is made beside the managed disk: the base block by block, then each frame of the journal as if its part
-were applied.  Checkpoints are not copied; they are made again when they are due.
+were applied.  Checkpoints are not copied; the next ones come when they are due.
 
 Fault contract: the copy takes the place of the managed disk in one step (an exchange of two names), after everything in it
 is durable; then the old files are deleted.  A kill or an error before that step leaves the managed disk as it was, and the

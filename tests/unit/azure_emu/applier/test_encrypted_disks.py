@@ -108,7 +108,7 @@ async def test_a_revoked_key_stops_applying_until_it_is_restored(rig: EncryptedR
     assert rig.cache.blobs == {}
 
 
-async def test_a_managed_disk_of_an_older_siterig_is_encrypted_before_a_part_is_applied(rig: EncryptedRig) -> None:
+async def test_an_older_managed_disk_is_encrypted_before_a_part_is_applied(rig: EncryptedRig) -> None:
     rig.service = rig.new_service(None)
     await rig.service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
     rig.cache.hold(rig.disk.sync())
