@@ -2,8 +2,8 @@
 
 ``python -m bench.protected [writes] [rpo] [backlog] [--rounds 3] [--folder DIR]``; needs FUSE, Azurite and fio.
 
-- *writes*: fio writes to a disk of a VM that is protected, at an interval of ``--interval`` seconds, beside the same job on
-  a disk that is tracked and not protected; both disks are full, and each job is longer than the interval;
+- *writes*: fio writes to a full range of a disk of a VM that is protected, at an interval of ``--interval`` seconds, beside
+  the same job on a disk that is tracked and not protected; a job that fills a log up to its limit counts as a failure;
 - *rpo*: four VMs write 5 MB/s each, at random places, for ``--minutes``, at an interval of 30 s; the largest RPO of a VM
   that the vault names, read each second, once the first recovery point is there;
 - *backlog*: the largest memory (PSS of all processes but Azurite's program) while a backlog is worked off, beside one that
@@ -35,6 +35,8 @@ from siterig.testing.testbed import Testbed
 
 WRITES_MIN, RPO_S_MAX, MEMORY_MAX = 0.7, 40.0, 1.1
 """The targets: throughput against an unprotected disk, the largest RPO, and memory against that of the shorter backlog."""
+WRITTEN_DISK_BYTES, SEQUENTIAL_S = 16 << 30, 3.0
+"""The limit of a log is half of its disk: one of the sequential job needs a large disk, and a short time."""
 RPO_VMS, RPO_RATE = 4, 5_000_000
 RPO_INTERVAL_S = 30.0
 BLOCK_BYTES = 4096
@@ -86,20 +88,23 @@ def _fill(disk: Path, size_bytes: int) -> None:
 
 async def writes(rigs: Rigs, options: argparse.Namespace) -> list[str]:
     """Return the ratios of the throughput of a protected disk to that of one that is only tracked."""
-    size_bytes = fio.AREA_BYTES
     found: dict[str, dict[str, list[float]]] = {name: {"tracked": [], "protected": []} for name in ("randwrite", "seqwrite")}
     async with rigs("writes") as rig:
-        disks = {vm: await _make(rig, vm, size_bytes) for vm in ("tracked", "protected")}
+        disks = {vm: await _make(rig, vm, WRITTEN_DISK_BYTES) for vm in ("tracked", "protected")}
         for disk in disks.values():
-            await trio.to_thread.run_sync(_fill, disk, size_bytes)
+            await trio.to_thread.run_sync(_fill, disk, fio.AREA_BYTES)
         await _protect(rig, "protected", options.interval)
         for number in range(options.rounds):
             for column in found:
                 for vm in ("tracked", "protected") if number % 2 else ("protected", "tracked"):
                     if vm == "tracked":
                         await rig.site.start_tracking(vm=vm)
-                    figure = await trio.to_thread.run_sync(_job, column, disks[vm], options.seconds)
+                    seconds = min(options.seconds, SEQUENTIAL_S) if column == "seqwrite" else options.seconds
+                    figure = await trio.to_thread.run_sync(_job, column, disks[vm], seconds)
                     found[column][vm].append(figure.value)
+                    (state,) = await rig.site.list_disks(vm=vm)
+                    if state.needs_resync is not None:
+                        raise SystemExit(f"{column}: the log of the disk is full: {state.needs_resync}")
                     if vm == "tracked":
                         await rig.site.stop_tracking(vm=vm)
                     else:
@@ -218,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subjects", nargs="*", choices=[*SUBJECTS, []], default=list(SUBJECTS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--interval", type=float, default=5.0, help="replication interval of 'writes' in seconds")
+    parser.add_argument("--interval", type=float, default=2.0, help="replication interval of 'writes' in seconds")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a job of 'writes'")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of 'rpo'")
     parser.add_argument("--writes", type=int, default=16384, help="writes of the shorter backlog")
