@@ -282,7 +282,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         name, disk_ids, applied_position = known
         self._part_news.note(disk_ids)
         if applied_position < position:  # otherwise the applier was faster than this report
-            self._context.lag.sent(vm, position)
+            self._context.lag.sent(name, position)
             self._context.lag.put(waiting_bytes or {})
         self._wake(name)
 
