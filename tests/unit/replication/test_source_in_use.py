@@ -46,9 +46,9 @@ async def test_writes_at_the_site_after_a_failover_are_a_warning_and_one_event(t
             await vault.sources.round()
         (text,) = await source_errors(vault)
         assert text == (
-            "VM 'web01' was failed over, but at the site after the recovery point: disk data: 0 bytes written, open handles: "
-            "2; disk os: 4096 bytes written; a failback replaces this, and keeps the old disks as files; it is refused while "
-            "a disk is open"
+            "VM 'web01' was failed over, but at the site after the recovery point: disk data: 0 bytes written, open "
+            "handles: 2; disk os: 4096 bytes written; a failback replaces this, and keeps the old disks as files; it is "
+            "refused while a disk is open"
         )
         assert (await vault.status.items())[0].replicationHealth == "Warning"
         assert [event.severity for event in await vault.status.events() if event.eventCode == "SourceInUse"] == ["Warning"]
