@@ -251,6 +251,7 @@ class PartApplier:
                     left.append(part)
                     continue
                 applied += 1
+                disk.applied_parts += 1
                 disk.watch.bad.forget(part)
                 disk.refused.clear()
                 behind.note(part, is_last=index + 1 == len(parts))

@@ -86,6 +86,18 @@ class ManagedDiskState(WireModel):
     encrypted: bool = True
 
 
+class AppliedFigures(WireModel):
+    """Figures of one managed disk.
+
+    Attributes:
+        account_bytes: bytes of its parts in the cache account; None: the account did not answer soon.
+        applied_parts: the number of parts that were applied since the start of the applier.
+    """
+
+    account_bytes: int | None
+    applied_parts: int
+
+
 class RecoverySide(Seeds, Protocol):
     """The applier role: managed disks, and the way into and out of the cache account."""
 
@@ -170,6 +182,11 @@ class RecoverySide(Seeds, Protocol):
     @deadline(ANSWER_S)
     async def account_bytes(self, *, disk_id: str) -> int:
         """Return the bytes of all parts of the disk in the cache account, also of those that are applied already."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def applied_figures(self, *, disk_ids: list[str]) -> dict[str, AppliedFigures]:
+        """Return the figures of these disks, by disk id; the account is asked once for all of them."""
         ...
 
     @deadline(ANSWER_S)

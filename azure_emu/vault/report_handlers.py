@@ -281,8 +281,8 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             return
         name, disk_ids, applied_position = known
         self._part_news.note(disk_ids)
-        if applied_position < position:  # otherwise the applier was faster than this report
-            self._context.lag.sent(name, position)
+        # The applier may have been faster than this report, also since the transaction.
+        if applied_position < position and self._context.lag.sent(name, position):
             self._context.lag.put(waiting_bytes or {})
         self._wake(name)
 

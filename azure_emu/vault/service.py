@@ -180,7 +180,7 @@ class Vault:
         self.mounts = MountOperations(context, self._leases)
         self.failovers = FailoverOperations(context, starter)
         self.status = VaultStatus(context, self._engine, self.sources)
-        self.observation = ObservationOperations(context, self.status, changes)
+        self.observation = ObservationOperations(context, self.status, changes, keys.parent)
         self.bandwidth = BandwidthOperations(context)
         self.fences = FenceOperations(context)
         self.app_scripts = AppScriptOperations(context)

@@ -152,6 +152,11 @@ class Provider(Protocol):
         """Return the progress of the current copy; its phase is None if there is none."""
         ...
 
+    @deadline(ANSWER_S)
+    async def progress_of_all(self) -> list[VmProgress]:
+        """Return the progress of every VM that is replicated, comes back in a failback, or is being created."""
+        ...
+
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
         """Run one delta cycle at once; return when data and tag are in the cache account.
 

@@ -325,6 +325,10 @@ class HyperVAgent(Provider):
         await self._replica(vm).send_again(PartName.parse(name) for name in parts)
 
     async def progress(self, *, vm: str) -> VmProgress:
+        found, replica = self._progress(vm), self._replicas.get(vm)
+        return found if replica is None else found.model_copy(update={"uploaded_bytes": replica.uploaded_bytes})
+
+    def _progress(self, vm: str) -> VmProgress:
         coming_back = [tracker.snapshot() for (of_vm, _), tracker in self._failbacks.items() if of_vm == vm]
         if coming_back:
             disks = [disk for item in coming_back for disk in item.disks]
@@ -336,6 +340,10 @@ class HyperVAgent(Provider):
         if vm in self._making:
             return self._making[vm].snapshot()
         return VmProgress(vm=vm, phase=None, disks=[])
+
+    async def progress_of_all(self) -> list[VmProgress]:
+        coming_back = {vm for vm, _ in self._failbacks}
+        return [await self.progress(vm=vm) for vm in sorted({*self._replicas, *self._making, *coming_back})]
 
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
         return await self._replica(vm).replicate_now(kind, name, request_id)

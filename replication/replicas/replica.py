@@ -319,6 +319,11 @@ class Replica:
         if self._record.paused:
             raise RigError(Code.InvalidState, f"VM {self.vm!r} is paused; a cycle runs after siterig resume {self.vm}")
 
+    @property
+    def uploaded_bytes(self) -> int:
+        """The bytes that were sent since the agent's start."""
+        return self._tracker.uploaded_bytes
+
     def progress(self) -> VmProgress:
         """Return the progress of the work, and the times of the cycles."""
         found = (self._verified or self._tracker).snapshot()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 import trio
@@ -75,13 +76,13 @@ class _Answers:
 
 
 class ObservationOperations(ObservationApi):
-    """The observation of the protected VMs of one vault."""
+    """The observation of the protected VMs of one vault; ``folder`` is on the file system of the rig."""
 
-    def __init__(self, context: VaultContext, status: VaultStatus, changes: ChangeFeed) -> None:
+    def __init__(self, context: VaultContext, status: VaultStatus, changes: ChangeFeed, folder: Path) -> None:
         self._context = context
         self._status = status
         self._changes = changes
-        self._metrics = VaultMetrics(context, status)
+        self._metrics = VaultMetrics(context, status, folder)
 
     async def metrics(self) -> str:
         return await self._metrics.text()

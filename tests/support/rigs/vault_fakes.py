@@ -12,7 +12,14 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
+from siterig.azure_emu.contracts.recovery_side import (
+    AppliedFigures,
+    Change,
+    ChangeStep,
+    Damage,
+    ManagedDiskState,
+    RecoverySide,
+)
 from siterig.azure_emu.contracts.seeds import SeedImage
 from siterig.azure_emu.vault.db.schema import JobRow
 from siterig.azure_emu.vault.model.api import Job
@@ -84,6 +91,7 @@ class World:
         self.asked_after: list[int] = []
         self.coming: list[DownloadedDisk] = []  # the disks of the last check of a failback
         self.bandwidth: BandwidthLimit | None = None
+        self.progress: list[VmProgress] = []  # of all VMs with a copy
         self.mounted_points: dict[tuple[str, str], MountedPointInfo] = {}
 
     @property
@@ -281,6 +289,10 @@ class FakeProvider(Provider):
         await self.world.called("site.progress")
         return VmProgress(vm=vm, phase=None, disks=[])
 
+    async def progress_of_all(self) -> list[VmProgress]:
+        await self.world.called("site.progress_of_all")
+        return list(self.world.progress)
+
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
         await self.world.called("site.replicate_now")
         world = self.world
@@ -452,6 +464,10 @@ class FakeRecovery(RecoverySide):
             journal_bytes=0,
             encrypted=disk_id not in self.world.unencrypted,
         )
+
+    async def applied_figures(self, *, disk_ids: list[str]) -> dict[str, AppliedFigures]:
+        await self.world.called("recovery.applied_figures")
+        return {disk_id: AppliedFigures(account_bytes=4096, applied_parts=3) for disk_id in disk_ids}
 
     async def account_bytes(self, *, disk_id: str) -> int:
         await self.world.called("recovery.account_bytes")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from prometheus_client.parser import text_string_to_metric_families
 
 from siterig.azure_emu.vault.alerts import mail_queue
 from siterig.blockfs.clocks.rig_clock_control import RigClockControl
@@ -69,12 +70,25 @@ async def test_alerts_of_a_rig_reach_their_receivers(tmp_path: Path) -> None:
             await rig.vault.create_vm(vm=VM, disks=[DiskSpec(name="os", size_bytes=1 << 20)])
             await ended(rig, await rig.vault.enable_protection(vm=VM, interval_s=1))
             with RigClockControl(rig.layout.clock) as clock:
+                await the_figures_of_the_roles_are_metrics(rig)
                 await wrong_settings_are_refused(rig)
                 await a_server_that_is_away_blocks_nothing(rig, clock, port)
                 with mail_server(tmp_path, port=port) as server:
                     await each_mail_arrives_once_after_a_kill(rig, server)
                     await a_kill_before_the_note_of_a_delivery_repeats_the_same_mail(rig, clock, server)
                 await mail_into_a_folder(rig, clock, folder)
+
+
+async def the_figures_of_the_roles_are_metrics(rig: Testbed) -> None:
+    await rig.vault.create_point(vm=VM, kind="CrashConsistent", name="applied")
+    families = text_string_to_metric_families(await siterig(rig, "metrics"))
+    found = {sample.name: sample for family in families for sample in family.samples}
+    for name in ("vm_uploaded_bytes_total", "vm_applied_parts_total"):
+        assert found[f"siterig_{name}"].value > 0
+        assert found[f"siterig_{name}"].labels == {"vm": VM}
+    assert found["siterig_vm_account_bytes"].value >= 0
+    assert found["siterig_rig_free_bytes"].value > 0
+    assert "siterig_vm_copy_done_bytes" not in found
 
 
 async def wrong_settings_are_refused(rig: Testbed) -> None:
