@@ -195,6 +195,7 @@ def _with_answers(disk: DiskReplication, answers: _Answers) -> DiskReplication:
             "log_bytes_max": at_site.log_bytes_max,
             "dirty_bytes": at_site.dirty_bytes,
             "snapshot_bytes": at_site.snapshot_bytes,
+            "snapshot_bytes_max": at_site.snapshot_bytes_max,
             "open_handles": at_site.open_handles,
         }
     if (managed := answers.managed.get(disk.disk_id)) is not None:
