@@ -7,6 +7,7 @@ atomically under a name that follows from the mail, so a repetition replaces the
 from __future__ import annotations
 
 import base64
+import re
 import smtplib
 import ssl
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.os_errors import reason
 
 OPERATION_S = 20.0
+_IN_SSL = re.compile(r"_ssl\.c:\d+: | \(_ssl\.c:\d+\)")
+"""The places in the source of Python that its errors of TLS name."""
 _REPLY_CHARS_MAX = 300
 _PERMANENT = 500
 """The lowest reply code of a server for a refusal that a repetition does not change (RFC 5321, 4.2.1)."""
@@ -77,7 +80,7 @@ def send(server: MailServer, password: str | None, sender: str, receivers: Seque
     except smtplib.SMTPResponseException as error:
         raise unsent(f"{where}: {_reply(error.smtp_code, error.smtp_error)}") from None
     except (smtplib.SMTPException, OSError, ValueError) as error:
-        why = reason(error) if isinstance(error, OSError) else str(error)
+        why = _IN_SSL.sub("", reason(error) if isinstance(error, OSError) else str(error))
         raise unsent(f"{where}: {_without(printable(why), password) or type(error).__name__}") from None
 
 

@@ -40,8 +40,8 @@ class AlertOperations(AlertApi):
             if not AlertSettings.model_validate(row.settings).is_on:
                 mail_queue.skip_events(session)  # mail begins with the events from now on
             row.settings = settings.model_dump()
-            row.problem, row.problem_since_ns = None, None
             if not settings.is_on:
+                row.problem, row.problem_since_ns = None, None
                 mail_queue.delete_waiting(session)
             return _state(session)
 
