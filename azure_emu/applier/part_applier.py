@@ -169,7 +169,7 @@ class PartApplier:
             current = await self._apply_parts(disk, store, current, "conflict", listing)
         current = await self._delete_applied(disk, store, ended + current)
         is_reported = await disk.watch.report(store, listing, current, moved=disk.reported != before)
-        missing = None if disk.more else await disk.watch.check_missing(store, current)
+        missing = None if disk.more else await disk.watch.check_missing(store, listing, current)
         if missing is None:
             self._waits.clear("apply", disk=disk.disk_id)
         else:

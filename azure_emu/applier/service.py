@@ -112,8 +112,7 @@ class RecoveryService(RecoverySide):
             self._applier.deleted.add(disk_id)
             disk.lists_void += 1
             await trio.to_thread.run_sync(delete_disk, self._folder / disk_id)
-            for part in (await self._cache.list(disk_id)).parts:
-                await self._cache.delete(part)
+            await self._cache.remove_disk(disk_id)
             self._drop_keys(disk_id)  # the vault deletes them with the managed disk
 
     async def check_seed(self, *, image: str, image_format: ImageFormat | None, size_bytes: int) -> SeedImage:

@@ -145,6 +145,8 @@ class Code(StrEnum):
         "Remove the file that the message names.")
     BadRequest = ("BadRequest", _BAD_INPUT, "The arguments do not fit together, or a value is not allowed.",
         "Correct the argument that the message names.")
+    BundleCorrupt = ("BundleCorrupt", _FAILED, "A blob with the tags of several disks is damaged.",
+        "None: the site is asked to send the parts in it again.")
     BrokenVhdChain = ("BrokenVhdChain", _FAILED, "The parent image of a differencing disk was changed or replaced.",
         "Restore the parent image as it was, then start the rig again; or delete the disk.")
     CacheAuthentication = ("CacheAuthentication", _FAILED, "The cache storage account does not accept the account key.",

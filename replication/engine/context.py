@@ -21,6 +21,7 @@ from siterig.replication.guests.app_scripts import AppScripts
 from siterig.replication.guests.host_guests import Guests
 from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
+from siterig.replication.parts.joint_puts import JointPuts
 from siterig.replication.parts.put_news import PutNews
 
 
@@ -34,6 +35,7 @@ class AgentContext:
         uploads: limits the uploads of this host that are in flight.
         uploads_per_vm: limits those of one VM.
         put_news: tells the recovery side of new parts.
+        joint_puts: puts small parts of several disks as one blob.
         bandwidth: limits the bytes that this host uploads in a second.
         packing: limits the threads that compress parts.
         memory: the memory for the parts that are in work.
@@ -52,6 +54,7 @@ class AgentContext:
     uploads: trio.CapacityLimiter
     uploads_per_vm: int
     put_news: PutNews
+    joint_puts: JointPuts
     bandwidth: Bandwidth
     packing: trio.CapacityLimiter
     memory: ByteBudget

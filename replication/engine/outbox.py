@@ -34,10 +34,14 @@ from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import ResyncNeeded, unwrap_group
 from siterig.replication.parts.byte_budget import COPIES, ByteBudget
+from siterig.replication.parts.joint_puts import SEGMENT_BYTES_MAX
 from siterig.replication.parts.spool import is_sound, memory_bytes, read_packed, spooled
 
 OWN_BYTES = 2 << 20
 """Memory of each VM for parts that need no more: they do not wait until the large parts of other VMs are put."""
+
+JOINT_PARTS_MAX = 256
+"""Limit of the small parts that a VM puts together at a time, which bounds their memory to 1 MiB."""
 
 _log = structlog.get_logger(__name__)
 
@@ -60,6 +64,8 @@ class Outbox:
         """Bytes in the account that were not applied at the last pass, by disk id."""
         self._lost: dict[PartName, str] = {}
         """Parts that are needed and exist nowhere, with the reason for a resync."""
+        self.is_idle = False
+        """True if all parts that the last pass put were small."""
         self._uploads = trio.CapacityLimiter(context.uploads_per_vm)
         self._own_memory = ByteBudget(OWN_BYTES)
         self._copied: set[PartName] = set()
@@ -368,7 +374,7 @@ class Outbox:
 
     async def _put_all(self, parts: list[tuple[PartName, Path, str]], *, replace: bool = False) -> None:
         """Upload all parts; if the account refuses one, upload the others first and then raise that error."""
-        queue = deque(parts)
+        queue = deque(parts if replace else await self._put_small(parts))
         refused: list[RigError] = []
 
         async def put(part: PartName, source: Path, disk: str) -> None:
@@ -401,6 +407,37 @@ class Outbox:
                     nursery.start_soon(worker)
         if refused:
             raise refused[0]
+
+    async def _put_small(self, parts: list[tuple[PartName, Path, str]]) -> list[tuple[PartName, Path, str]]:
+        """Put the small parts of the log together; return the parts that are left."""
+        small: list[tuple[PartName, Path, str]] = []
+        left: list[tuple[PartName, Path, str]] = []
+        for item in parts:
+            part, source, _ = item
+            is_small = part.stream == "log" and source.stat().st_size <= SEGMENT_BYTES_MAX
+            (small if is_small else left).append(item)
+        self.is_idle = not left
+        for at in range(0, len(small), JOINT_PARTS_MAX):
+            some = small[at : at + JOINT_PARTS_MAX]
+            if not await self._put_together(some):
+                left = some + left
+        return left
+
+    async def _put_together(self, parts: list[tuple[PartName, Path, str]]) -> bool:
+        """Put small parts together, and with those of other VMs; return False if each must be put by itself."""
+        if not self._context.joint_puts.can_join(self._vm, len(parts)):
+            return False
+        packed = {}
+        for part, source, _ in parts:
+            packed[part] = await trio.to_thread.run_sync(read_packed, source, limiter=self._context.packing)
+        await self._context.bandwidth.take(sum(map(len, packed.values())), self._vm)
+        if not await self._context.joint_puts.put(self._vm, packed):
+            return False
+        for part, _, disk in parts:
+            self._tracker.sent(disk, len(packed[part]))
+            self._put[part] = len(packed[part])
+            self._context.put_news.note(part.disk_id)
+        return True
 
     def _load(self, part: PartName, source: Path) -> bytes | None:
         """Return a compressed part; None if its file in the spool is not sound, as a power loss can leave it."""

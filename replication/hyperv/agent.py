@@ -46,6 +46,7 @@ from siterig.replication.guests.host_guests import Guests, HostGuests
 from siterig.replication.hyperv.prerequisites import check_room_for_images, check_space, space_obstacles
 from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
+from siterig.replication.parts.joint_puts import JointPuts
 from siterig.replication.parts.put_news import PutNews
 from siterig.replication.parts.spool import clear_spool
 from siterig.replication.replicas.replica import Replica
@@ -100,6 +101,7 @@ class HyperVAgent(Provider):
         spool = folder / "spool"
         safe_files.make_folder(spool)
         book, waits = RelationshipBook(folder), waits or Waits(clock)
+        uploads_of_host = trio.CapacityLimiter(limits.per_host)
         self._context = AgentContext(
             host=host,
             cache=cache,
@@ -108,9 +110,10 @@ class HyperVAgent(Provider):
             guests=guests if guests is not None else HostGuests(),
             open_snapshot=open_snapshot,
             spool=spool,
-            uploads=trio.CapacityLimiter(limits.per_host),
+            uploads=uploads_of_host,
             uploads_per_vm=limits.per_vm,
             put_news=PutNews(vault, clock.real),
+            joint_puts=JointPuts(cache, uploads_of_host, clock.real),
             bandwidth=Bandwidth(lambda: book.bandwidth, clock, waits),
             packing=trio.CapacityLimiter(os.cpu_count() or 1),
             memory=ByteBudget(MEMORY_BYTES),
@@ -130,6 +133,7 @@ class HyperVAgent(Provider):
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._context.put_news.run)
+            nursery.start_soon(self._context.joint_puts.run)
             nursery.start_soon(self._context.scripts.finish_all)
             for record in self._context.book.all():
                 self._start(record.vm, resumed=True)

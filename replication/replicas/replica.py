@@ -32,6 +32,7 @@ from siterig.replication.engine.relationship import Relationship, ReplicationPha
 from siterig.replication.engine.resync import resynchronize
 from siterig.replication.engine.retry import ResyncNeeded, as_rig_error
 from siterig.replication.engine.vault_reporter import VaultReporter
+from siterig.replication.replicas.cycle_times import CycleTimes
 from siterig.replication.replicas.delta import DeltaCycle
 from siterig.replication.replicas.disk_removal import remove_disks
 from siterig.replication.replicas.verifying import verify_disks
@@ -80,6 +81,7 @@ class Replica:
         self._tracker = ProgressTracker(vm, context.clock)
         self._reports = VaultReporter(context, vm)
         self._outbox = Outbox(context, context.replicated(vm), self._tracker)
+        self._times = CycleTimes(vm)
         self._cycle = DeltaCycle(context, vm, self._outbox, self._reports, self._tracker)
         self._working = trio.Lock()
         self._activity = trio.CancelScope()
@@ -477,13 +479,14 @@ class Replica:
             record = self._record
             kind: TagKind = "ApplicationConsistent" if begun >= app_due else "CrashConsistent"
             try:
-                await self._until_success(lambda kind=kind: self._cycle.run_scheduled(kind))  # type: ignore[misc]
+                await self._until_success(lambda kind=kind: self._cycle.run_scheduled(kind, joins=self._times.joins))  # type: ignore[misc]
             except ResyncNeeded as exc:
                 self._require_resync(exc.reason)
                 return
             if kind == "ApplicationConsistent" and record.app_consistent_every_s is not None:
                 app_due = begun + record.app_consistent_every_s
-            next_at = begun + record.interval_s
+            is_idle = self._outbox.is_idle and len(self._context.book.all()) > 1
+            next_at = self._times.following(begun, record.interval_s, is_idle=is_idle)
 
     def _first_app_point(self) -> float:
         """Return the time of the first application-consistent point; a restart continues the interrupted period."""

@@ -19,7 +19,8 @@ from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.sides.vault_link import VaultLink
-from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.bundle import BundleName, decode, is_readable
+from siterig.blockfs.transfer.cache_account import AccountBlob, BlobAccount
 from siterig.blockfs.transfer.data_keys import DataKeys
 from siterig.blockfs.transfer.envelope import DataKey
 from siterig.blockfs.transfer.part_name import PartName, Watermark
@@ -60,6 +61,7 @@ class KnownState:
         reported: the newest watermark of each disk that the vault has taken.
         durable: the newest known state of each managed disk.
         first_seqs: the first record after the first snapshot of each generation, by disk id and generation.
+        bundles: the parts that were put in each bundle.
         keys: the keys of the managed disks that the vault gave out.
     """
 
@@ -68,6 +70,7 @@ class KnownState:
     reported: dict[str, Watermark] = field(default_factory=dict)
     durable: dict[str, Watermark] = field(default_factory=dict)
     first_seqs: dict[tuple[str, int], int] = field(default_factory=dict)
+    bundles: dict[BundleName, list[PartName]] = field(default_factory=dict)
     keys: dict[str, DataKey] = field(default_factory=dict)
 
 
@@ -100,10 +103,12 @@ class Invariants(CallObserver):
         elif link.protocol is DiskHostControl and method == "log_state":
             for each in arguments["applied"]:
                 self._check_trim(each.disk_id, each.generation, each.last_seq)
-        elif link.protocol is CacheAccount and method == "delete":
-            self._check_delete(link.client.name, arguments["arg0"])
-        elif link.protocol is CacheAccount and method == "put" and MARKER in arguments["arg1"]:
+        elif link.protocol is BlobAccount and method == "delete":
+            self._check_blob_deleted(link, arguments["arg0"])
+        elif link.protocol is BlobAccount and method == "put" and MARKER in arguments["arg1"]:
             self.broken("no plaintext in the account", f"part {arguments['arg0'].blob()}")
+        elif link.protocol is BlobAccount and method == "put" and isinstance(arguments["arg0"], BundleName):
+            self.memory.bundles[arguments["arg0"]] = list(decode(arguments["arg0"], arguments["arg1"]))
         elif link.protocol is ApplierReports and method == "applied":
             self._check_durable("reported by the applier", arguments["watermark"])
 
@@ -160,6 +165,18 @@ class Invariants(CallObserver):
         if last_seq < self.memory.first_seqs.get((disk_id, generation), 0):
             return  # the records are in the snapshot that a copy begins with
         self.broken("no segment deleted early", f"disk {disk_id} generation {generation} up to {last_seq}: has {has!r}")
+
+    def _check_blob_deleted(self, link: SimulatedLink, name: AccountBlob) -> None:
+        """Check a part; or each part of a bundle, unless the agent deletes a bundle that cannot be read."""
+        blobs: dict[AccountBlob, bytes] = link.server.services[BlobAccount].blobs
+        if isinstance(name, PartName):
+            self._check_delete(link.client.name, name)
+        elif link.client.name == "applier":
+            for part in self.memory.bundles[name]:
+                if part not in blobs:
+                    self._check_delete("applier", part)
+        elif name in blobs and is_readable(name, blobs[name]):
+            self.broken("no blob deleted early", f"{link.client.name} deletes {name.blob()}")
 
     def _check_delete(self, client: str, part: PartName) -> None:
         if part.disk_id not in self.memory.names:

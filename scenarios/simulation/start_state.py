@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.cache_account import AccountBlob
 from siterig.scenarios.simulation.invariants import Invariants, KnownState
 from siterig.scenarios.simulation.rig.world import World
 
@@ -30,8 +30,8 @@ class StartState:
 
     folder: Path
     begun_s: float
-    blobs: dict[PartName, bytes]
-    acknowledged: set[PartName]
+    blobs: dict[AccountBlob, bytes]
+    acknowledged: set[AccountBlob]
     memory: KnownState
 
     @classmethod
