@@ -6,8 +6,8 @@
   the same job on a disk that is tracked and not protected; a job that fills a log up to its limit counts as a failure;
 - *rpo*: four VMs write 5 MB/s each, at random places, for ``--minutes``, at an interval of 30 s; the largest RPO of a VM
   that the vault names, read each second, once the first recovery point is there;
-- *backlog*: the largest memory (PSS of all processes but Azurite's program) while a backlog is worked off, beside one that
-  is ten times shorter; once of a log that waits for the account, and once of parts that wait for the applier.
+- *backlog*: the largest memory of all processes but Azurite's program while a backlog grows and is worked off, beside one
+  that is ten times shorter; once of a log that waits for the account, and once of parts that wait for the applier.
 
 Only figures of one run are comparable.
 """
@@ -28,7 +28,7 @@ from pathlib import Path
 import trio
 
 from bench import fio
-from bench.idle.processes import processes, usage
+from bench.idle.processes import peaks, processes, reset_peaks
 from siterig.azure_emu.vault.model.api import ProtectedItem
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
@@ -37,6 +37,8 @@ WRITES_MIN, RPO_S_MAX, MEMORY_MAX = 0.7, 40.0, 1.1
 """The targets: throughput against an unprotected disk, the largest RPO, and memory against that of the shorter backlog."""
 WRITTEN_DISK_BYTES, SEQUENTIAL_S = 16 << 30, 3.0
 """The limit of a log is half of its disk: one of the sequential job needs a large disk, and a short time."""
+BACKLOG_DISK_BYTES = 4 << 30
+HELD = ("azurite", "applier")
 RPO_VMS, RPO_RATE = 4, 5_000_000
 RPO_INTERVAL_S = 30.0
 BLOCK_BYTES = 4096
@@ -158,18 +160,18 @@ async def rpo(rigs: Rigs, options: argparse.Namespace) -> list[str]:
 async def backlog(rigs: Rigs, options: argparse.Namespace) -> list[str]:
     """Return the ratios of the memory over a backlog to that over a shorter one."""
     lines = []
-    for role in ("azurite", "applier"):
-        ratios, peaks = [], []
+    for role in options.held:
+        ratios, found = [], []
         for number in range(options.rounds):
             short, long = [
                 await _peak_bytes(rigs, f"{role}{number}-{writes}", role, writes)
                 for writes in (options.writes, 10 * options.writes)
             ]
             ratios.append(long / short)
-            peaks.append((short, long))
+            found.append((short, long))
             print(f"round {number + 1}/{options.rounds}  {role} held: {short >> 20} MiB, {long >> 20} MiB", flush=True)
         ratio = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f}), at most {MEMORY_MAX:g}x"
-        short, long = (statistics.median(each) / 2**20 for each in zip(*peaks, strict=True))
+        short, long = (statistics.median(each) / 2**20 for each in zip(*found, strict=True))
         waiting = f"{options.writes} and {10 * options.writes} writes of {BLOCK_BYTES} bytes wait for the {role}"
         lines.append(f"memory while {waiting}: {short:.0f} and {long:.0f} MiB: {ratio}")
     return lines
@@ -178,34 +180,26 @@ async def backlog(rigs: Rigs, options: argparse.Namespace) -> list[str]:
 async def _peak_bytes(rigs: Rigs, name: str, role: str, writes: int) -> int:
     """Return the largest PSS of a rig while ``writes`` writes that waited for a role are replicated."""
     async with rigs(name) as rig:
-        disk = await _make(rig, "vm", 1 << 30)
+        disk = await _make(rig, "vm", BACKLOG_DISK_BYTES)
         await _protect(rig, "vm", RPO_INTERVAL_S)
         await rig.supervisor.kill_role(name=role, hold=True)
+        pids = await processes(rig)
+        reset_peaks(pids)
         await trio.to_thread.run_sync(_write, disk, writes)
         written = trio.current_time()
-        peak = 0
-        done = trio.Event()
-
-        async def watch() -> None:
-            nonlocal peak
-            while not done.is_set():
-                peak = max(peak, sum(usage(await processes(rig)).pss_bytes.values()))
-                await trio.sleep(0.1)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            if role == "applier":
-                await _until_sent(rig, "vm", written)
-            await rig.supervisor.start_role(name=role)
+        if role == "applier":
             await _until_sent(rig, "vm", written)
-            await _until_applied(rig, "vm")
-            done.set()
-        return peak
+        await rig.supervisor.start_role(name=role)
+        await _until_sent(rig, "vm", written)
+        await _until_applied(rig, "vm")
+        peak = peaks(pids | await processes(rig))
+        print(f"  {name}", *(f"{role} {pss >> 20} MiB" for role, pss in sorted(peak.items())), sep="  ", flush=True)
+        return sum(peak.values())
 
 
 def _write(disk: Path, writes: int) -> None:
     dice = random.Random(writes)  # noqa: S311
-    blocks = disk.stat().st_size // BLOCK_BYTES
+    blocks = fio.AREA_BYTES // BLOCK_BYTES
     descriptor = os.open(disk, os.O_WRONLY)
     try:
         for _ in range(writes):
@@ -226,6 +220,7 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=2.0, help="replication interval of 'writes' in seconds")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a job of 'writes'")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of 'rpo'")
+    parser.add_argument("--held", nargs="+", choices=HELD, default=HELD, help="the role that a backlog waits for")
     parser.add_argument("--writes", type=int, default=16384, help="writes of the shorter backlog")
     parser.add_argument("--folder", type=Path, help="where the rigs are; default: the temporary folder")
     options = parser.parse_args()
