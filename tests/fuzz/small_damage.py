@@ -85,6 +85,14 @@ def seal_state(body: object, *, version: object = 1) -> bytes:
     return json.dumps({"format": version, "crc32c": crc, "disk": body}).encode()
 
 
+def _key_note(pick: Choices) -> dict[str, Any]:
+    """Return the key ``key`` of an encrypted disk, or nothing."""
+    note: dict[str, Any] = {"managed_disk": OTHER, "key_id": pick.of([OTHER, OTHER, OTHER.upper(), None])}
+    if pick.once_in(4):
+        note[pick.of(sorted(note))] = pick.of(VALUES)
+    return {"key": note} if pick.once_in(2) else {}
+
+
 def disk_state(pick: Choices) -> bytes:
     """Return a ``NAME.disk``, mostly damaged."""
     top = pick.once_in(2)
@@ -97,7 +105,7 @@ def disk_state(pick: Choices) -> bytes:
         "needs_resync": pick.of([None, "PowerLoss"]),
         "position": 77 if top else None,
     }
-    version = pick.of([1, 2, 3, 3])
+    version = pick.of([1, 2, 3, 4, 4])
     key, values = ("store", ["/stores/a", "/", "/stores/.a", "a"]) if version < 3 else ("managed_disk", [OTHER, ".a", "a/b"])
     body[key] = pick.of(values) if top else None
     if pick.once_in(3):
@@ -116,6 +124,7 @@ def disk_state(pick: Choices) -> bytes:
         touched = {"atime_ns": 1, "mtime_ns": -2, "file_mtime_ns": pick.of([3, *VALUES])}
         shown = {"mode": 0o640, "uid": 0, "gid": 5, "touched": pick.of([None, touched])}
         body["shown"] = pick.of([shown, {}, {"mode": 0o1777}, {**shown, pick.of(sorted(shown)): pick.of(VALUES)}])
+    body |= _key_note(pick) if version == 4 else {}
     changes: list[Callable[[], object]] = [
         lambda: None,
         lambda: body.update({pick.of(sorted(body)): pick.of(VALUES)}),
