@@ -53,7 +53,7 @@ WHAT = {
     "guest writes": "write 128 KiB at a time to an encrypted tracked disk, with flushes; beside: to one without encryption",
     "guest reads": "read 128 KiB at a time from an encrypted disk, from the page cache; beside: from one without encryption",
 }
-"""What each row compares; the key of a row is also its name in the JSON."""
+"""Both sides of each row; the key of a row is also its name in the JSON."""
 
 
 def _packed(rng: random.Random) -> list[tuple[PartName, bytes]]:
