@@ -7,6 +7,7 @@ be given another id than the kernel's, as if its host had been rebooted.
 from __future__ import annotations
 
 import uuid
+from functools import cache
 from pathlib import Path
 
 NIL = "00000000-0000-0000-0000-000000000000"
@@ -18,6 +19,7 @@ _restart: uuid.UUID | None = None
 """The last emulated reboot of this process's host."""
 
 
+@cache  # a process does not outlive a boot
 def kernel_boot_id() -> str:
     """Return the kernel's random id of this boot as a UUID in text form."""
     return str(uuid.UUID(SOURCE.read_text().strip()))

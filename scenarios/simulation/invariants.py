@@ -9,15 +9,17 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.disks.loader import load_history
-from siterig.azure_emu.disks.view import open_disk
+from siterig.azure_emu.disks.view import cipher_of, decrypted, open_disk, view_in
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.layers.layer import ViewLayer
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.bundle import BundleName, decode, is_readable
 from siterig.blockfs.transfer.cache_account import AccountBlob, BlobAccount
@@ -73,6 +75,12 @@ class KnownState:
     bundles: dict[BundleName, list[PartName]] = field(default_factory=dict)
     keys: dict[str, DataKey] = field(default_factory=dict)
 
+    def copied(self) -> KnownState:
+        """Return a copy that a run may change."""
+        models = {name: model.copied() for name, model in self.models.items()}
+        rest = (dict(each) for each in (self.names, self.reported, self.durable, self.first_seqs, self.keys))
+        return KnownState(models, *rest)
+
 
 class Invariants(CallObserver):
     """Checks calls, disks and recovery points, and collects the findings."""
@@ -94,6 +102,10 @@ class Invariants(CallObserver):
         self.note(f"BROKEN {invariant}: {text}")
         if len(self.findings) < FINDINGS_MAX:
             self.findings.append(Finding(invariant, text, self._now_s()))
+
+    def applied_position(self) -> int:
+        """Return the position up to which all disks are applied, by the reports that the vault has taken."""
+        return min((mark.complete_position for mark in self.memory.reported.values()), default=0)
 
     # --- calls --------------------------------------------------------------------------------------------------
 
@@ -218,26 +230,40 @@ class Invariants(CallObserver):
 
     # --- recovery points ----------------------------------------------------------------------------------------
 
-    def check_point(self, position: int, *, again: bool = False) -> None:
-        """Compare all disks at a recovery point with the model, once, or ``again``."""
+    def check_point(self, position: int) -> None:
+        """Compare all disks at a recovery point with the model, once."""
         for disk_id, name in self.memory.names.items():
-            if (position, disk_id) in self._checked and not again:
+            if (position, disk_id) in self._checked:
                 continue
             self._checked.add((position, disk_id))
-            expected = self.memory.models[name].at(position)
+            folder, key = self._managed() / disk_id, self.memory.keys.get(disk_id)
+            self._check_view(name, position, partial(open_disk, folder, position, key))
+
+    def check_points(self, positions: list[int]) -> None:
+        """Compare all disks at all recovery points with the model, at the end: no role changes a file any more."""
+        for disk_id, name in self.memory.names.items():
             try:
-                view = open_disk(self._managed() / disk_id, position, self.memory.keys.get(disk_id))
+                state = load_history(self._managed() / disk_id)
+                cipher = cipher_of(state, self.memory.keys.get(disk_id))
             except RigError as error:
-                self.broken("every point can be opened", f"position {position} of disk {name}: {error.code} {error.message}")
+                self.broken("every point can be opened", f"disk {name}: {error.code} {error.message}")
                 continue
-            try:
-                found = view.pread(0, view.size_bytes)
-            finally:
-                view.close()
-            if found != expected:
-                self.broken(
-                    "every point equals the model", f"position {position} of disk {name}: {_difference(found, expected)}"
-                )
+            for position in sorted(positions):
+                self._check_view(name, position, lambda at=position: decrypted(view_in(state, at), cipher))
+
+    def _check_view(self, name: str, position: int, opened: Callable[[], ViewLayer]) -> None:
+        try:
+            view = opened()
+        except RigError as error:
+            self.broken("every point can be opened", f"position {position} of disk {name}: {error.code} {error.message}")
+            return
+        try:
+            found = view.pread(0, view.size_bytes)
+        finally:
+            view.close()
+        expected = self.memory.models[name].at(position)
+        if found != expected:
+            self.broken("every point equals the model", f"position {position} of disk {name}: {_difference(found, expected)}")
 
 
 def _key(mark: Watermark) -> tuple[int, int, bool, int]:

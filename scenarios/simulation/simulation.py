@@ -23,6 +23,8 @@ from siterig.scenarios.simulation.rig.world import SIZES, VM, World, WorldParts
 from siterig.scenarios.simulation.start_state import StartState
 
 LOOK_EVERY_S = 20.0
+NEWS_S = 1.0
+"""The time between two looks for news that cost no call."""
 NORMAL_S_MAX = 60.0
 """The time for which health may stay Normal after the bound for a VM without a new point: rounds, reports, clocks."""
 SILENT_JOB_S = 300.0
@@ -65,25 +67,26 @@ class Simulator:
         if self._runs.exists():
             shutil.rmtree(self._runs)
         self._runs.mkdir()
-        return _run(plan, self._runs, parts or WorldParts(), start)[0]
+        return _run(plan, self._runs, parts or WorldParts(), start).result
 
     def _protected(self) -> StartState:
         if self._start is None:
             self._start_folder.mkdir()
-            result, self._start = _run(_QUIET, self._start_folder, WorldParts(), None)
-            if result.findings:
-                raise AssertionError(f"the run without faults fails: {result.findings[0]}")
+            quiet = _run(_QUIET, self._start_folder, WorldParts(), None)
+            if quiet.result.findings:
+                raise AssertionError(f"the run without faults fails: {quiet.result.findings[0]}")
+            self._start = StartState.of(quiet.world, quiet.invariants, quiet.result.simulated_s)
         return self._start
 
 
 _QUIET = RunPlan(0, (), 30.0, interval_s=30.0, app_consistent_every_s=60.0, writes_per_s=0.5)
 
 
-def _run(plan: RunPlan, folder: Path, parts: WorldParts, start: StartState | None) -> tuple[RunResult, StartState]:
-    async def main() -> tuple[RunResult, StartState]:
+def _run(plan: RunPlan, folder: Path, parts: WorldParts, start: StartState | None) -> Simulation:
+    async def main() -> Simulation:
         simulation = Simulation(plan, folder, parts, start)
-        result = await simulation.run()
-        return result, StartState.of(simulation.world, simulation.invariants)
+        await simulation.run()
+        return simulation
 
     return runtime.run(main, plan.seed)
 
@@ -122,8 +125,8 @@ class Simulation:
             nursery.start_soon(self._write)
             nursery.start_soon(self.faults.run)
             nursery.start_soon(self.administrator.run)
-            while self._now_s() < self.plan.active_s:
-                await self._clock.sleep(LOOK_EVERY_S)
+            while (left_s := self.plan.active_s - self._now_s()) > 0:
+                await self._clock.sleep(min(LOOK_EVERY_S, left_s))
                 await self._look()
             await self.faults.heal()
             self.administrator.heal()
@@ -286,7 +289,7 @@ class Simulation:
         item: ProtectedItem | None = None
         while self._now_s() < healed_s + self.plan.heals_within_s:
             is_at_rest = item is not None and self.administrator.is_at_rest(item)
-            await self._clock.sleep(LOOK_EVERY_S if is_at_rest else LOOK_EVERY_S / 4)
+            await self._wait_for_point(latest, LOOK_EVERY_S if is_at_rest else LOOK_EVERY_S / 4)
             if self._now_s() > healed_s + SILENT_JOB_S:
                 await self._check_silence(healed_s)
             jobs = await self._jobs()  # before the item: its state is that after all of them
@@ -309,6 +312,15 @@ class Simulation:
             else:
                 await self._repair(item)
         self.invariants.broken("a healed network leads back to Normal", self._stuck(item))
+
+    async def _wait_for_point(self, position: int, within_s: float) -> None:
+        """Wait until there may be a first point after a position, or this time is over."""
+        until_s = self._now_s() + within_s
+        is_there = max(self._points, default=0) > position
+        while (left_s := until_s - self._now_s()) > 0:
+            await self._clock.sleep(left_s if is_there else min(left_s, NEWS_S))
+            if not is_there and self.invariants.applied_position() > position:
+                return
 
     async def _has_job(self) -> bool:
         return any(job.endTime is None for job in await self._jobs())
@@ -360,5 +372,4 @@ class Simulation:
         except RigError as error:
             self.invariants.broken("the vault answers at the end", str(error))
         else:
-            for point in points:
-                self.invariants.check_point(point.position, again=True)
+            self.invariants.check_points([point.position for point in points])

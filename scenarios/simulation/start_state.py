@@ -6,7 +6,6 @@ at once, so each run begins with their recovery.
 
 from __future__ import annotations
 
-import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +34,14 @@ class StartState:
     memory: KnownState
 
     @classmethod
-    def of(cls, world: World, invariants: Invariants) -> StartState:
-        """Take the state of a world in which no role lives any more."""
+    def of(cls, world: World, invariants: Invariants, lasted_s: float) -> StartState:
+        """Take the state of a world that has existed for ``lasted_s``, and in which no role lives any more."""
         return cls(
             world.folder,
-            world.clocks["recovery"].elapsed_s(),
+            lasted_s,
             dict(world.account.blobs),
             set(world.account.acknowledged),
-            copy.deepcopy(invariants.memory),
+            invariants.memory.copied(),
         )
 
     def copy_files(self, folder: Path) -> None:
@@ -53,4 +52,4 @@ class StartState:
         """Give the rest of the state to a new world."""
         world.account.blobs = dict(self.blobs)
         world.account.acknowledged = set(self.acknowledged)
-        invariants.memory = copy.deepcopy(self.memory)
+        invariants.memory = self.memory.copied()

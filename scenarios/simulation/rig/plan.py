@@ -151,7 +151,7 @@ class RunPlan:
 def draw(seed: int) -> RunPlan:
     """Draw the plan of a seed."""
     draws = random.Random(f"{seed} plan")  # noqa: S311 (a simulation has no secrets)
-    active_s = draws.choice((30.0, 60.0, 90.0))
+    active_s = draws.choice((30.0, 45.0, 60.0))
     count = draws.choice((0, 1, 2, 3, 3, 4, 5, 6))
     faults = sorted((_fault(draws, active_s) for _ in range(count)), key=lambda fault: fault.at_s)
     return RunPlan(

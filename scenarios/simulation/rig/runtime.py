@@ -13,6 +13,7 @@ run, and nothing of siterig is (tests/unit/scenarios/simulation/test_nothing_rep
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -68,11 +69,9 @@ class WorkInPlace:
         await trio.lowlevel.checkpoint_if_cancelled()
         owner, holder = OWNER.get(), object()
         if limiter is not None:
-            with trio.CancelScope(shield=True):
-                await limiter.acquire_on_behalf_of(holder)
+            await _acquire(limiter, holder)
         try:
-            with trio.CancelScope(shield=True):
-                await self._pause(owner)
+            await self._pause(owner)
             if owner is not None:
                 await owner.reach_point()
             result = function(*args)
@@ -84,15 +83,27 @@ class WorkInPlace:
         return result
 
     async def _pause(self, owner: Mortal | None) -> None:
+        """Let other tasks run; a cancelled task pauses, too, because its thread would run."""
         if owner is not None and owner.work_s > 0:
-            await SYSTEM_CLOCK.sleep(owner.work_s)
+            with trio.CancelScope(shield=True):
+                await SYSTEM_CLOCK.sleep(owner.work_s)
         for _ in range(self._draws.choice((0, 0, 1, 2))):
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+async def _acquire(limiter: trio.CapacityLimiter, holder: object) -> None:
+    try:
+        limiter.acquire_on_behalf_of_nowait(holder)
+    except trio.WouldBlock:
+        with trio.CancelScope(shield=True):
+            await limiter.acquire_on_behalf_of(holder)
+    else:
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
 
 def run(main: Callable[[], Awaitable[T]], seed: int) -> T:
     """Run a simulation from a seed, in a runtime that is the same each time."""
-    with _repeatable(seed):
+    with _repeatable(seed), _collected_afterwards():
         return trio.run(main, clock=MockClock(autojump_threshold=0), strict_exception_groups=True)
 
 
@@ -125,6 +136,19 @@ class _TrioOrder:
         state, is_sorted = self._before
         self._choices.setstate(state)
         setattr(_run, self._SORTED, is_sorted)
+
+
+@contextmanager
+def _collected_afterwards() -> Iterator[None]:
+    """Collect cyclic garbage after the run only: during it, the collector would look at the same live objects many times."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect(1)  # the objects of this run, and not those of the whole process
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -50,7 +50,7 @@ from siterig.scenarios.simulation.rig.snapshot_file import HostSnapshot
 from siterig.scenarios.simulation.rig.supervisor import SimulatedSupervisor
 
 VM = "web01"
-SIZES = {"data": 512 << 10, "os": 1 << 20}
+SIZES = {"data": 256 << 10, "os": 512 << 10}
 RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
 APPLIER_POLL_S = 15.0
 HEALTH_ROUND_S = 30.0
