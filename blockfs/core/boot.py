@@ -19,10 +19,14 @@ _restart: uuid.UUID | None = None
 """The last emulated reboot of this process's host."""
 
 
-@cache  # a process does not outlive a boot
 def kernel_boot_id() -> str:
     """Return the kernel's random id of this boot as a UUID in text form."""
-    return str(uuid.UUID(SOURCE.read_text().strip()))
+    return _read(SOURCE)
+
+
+@cache  # no process outlives a boot
+def _read(source: Path) -> str:
+    return str(uuid.UUID(source.read_text().strip()))
 
 
 def current_boot_id() -> str:

@@ -64,6 +64,7 @@ class Administrator:
 
     async def _carry_out(self, operation: PlannedOperation) -> None:
         self._invariants.note(f"operation {operation}")
+        self._invariants.coverage.operations[operation.kind] += 1
         vault = self._vault
         calls: dict[OperationKind, Callable[[], Awaitable[object]]] = {
             "test-failover": lambda: vault.test_failover(vm=VM, point="LatestProcessed"),
@@ -168,12 +169,15 @@ class Administrator:
             items = await self._vault.items()
         except RigError:
             return None
+        if items:
+            self._invariants.coverage.states[items[0].protectionState] += 1
         return items[0] if items else None
 
     def adopt(self, item: ProtectedItem, jobs: list[Job]) -> None:
         """Take over the results of the jobs that have ended, while none runs."""
         done = [job for job in jobs if job.state == "Succeeded" and job.name not in self.vm.adopted]
         self.vm.adopted |= {job.name for job in done}
+        self._invariants.coverage.jobs.update(job.scenarioName for job in done)
         for job in done:
             if job.scenarioName == "TestFailover" and item.testFailoverState == "Completed" and job.recovery_point:
                 self._check_recovered(item.test_vm_name, self._at(job.recovery_point.position), "a test failover")

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from siterig.azure_emu.contracts.reports import ApplierReports
-from siterig.azure_emu.disks.loader import load_history
+from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.azure_emu.disks.view import cipher_of, decrypted, open_disk, view_in
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.layers.disk_cipher import DiskCipher
 from siterig.blockfs.layers.layer import ViewLayer
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.bundle import BundleName, decode, is_readable
@@ -26,6 +27,7 @@ from siterig.blockfs.transfer.cache_account import AccountBlob, BlobAccount
 from siterig.blockfs.transfer.data_keys import DataKeys
 from siterig.blockfs.transfer.envelope import DataKey
 from siterig.blockfs.transfer.part_name import PartName, Watermark
+from siterig.scenarios.simulation.coverage import Coverage
 from siterig.scenarios.simulation.disk_model import DiskModel
 from siterig.scenarios.simulation.rig.network import CallObserver, SimulatedLink
 from siterig.scenarios.simulation.trace import RunTrace
@@ -78,8 +80,9 @@ class KnownState:
     def copied(self) -> KnownState:
         """Return a copy that a run may change."""
         models = {name: model.copied() for name, model in self.models.items()}
-        rest = (dict(each) for each in (self.names, self.reported, self.durable, self.first_seqs, self.keys))
-        return KnownState(models, *rest)
+        return KnownState(
+            models, self.names.copy(), self.reported.copy(), self.durable.copy(), self.first_seqs.copy(), self.keys.copy()
+        )
 
 
 class Invariants(CallObserver):
@@ -89,6 +92,7 @@ class Invariants(CallObserver):
         self.trace = RunTrace()
         self.findings: list[Finding] = []
         self.memory = KnownState()
+        self.coverage = Coverage()
         self._checked: set[tuple[int, str]] = set()
         self._now_s = now_s
         self._managed = managed
@@ -249,7 +253,7 @@ class Invariants(CallObserver):
                 self.broken("every point can be opened", f"disk {name}: {error.code} {error.message}")
                 continue
             for position in sorted(positions):
-                self._check_view(name, position, lambda at=position: decrypted(view_in(state, at), cipher))
+                self._check_view(name, position, partial(_view_at, state, cipher, position))
 
     def _check_view(self, name: str, position: int, opened: Callable[[], ViewLayer]) -> None:
         try:
@@ -263,7 +267,13 @@ class Invariants(CallObserver):
             view.close()
         expected = self.memory.models[name].at(position)
         if found != expected:
-            self.broken("every point equals the model", f"position {position} of disk {name}: {_difference(found, expected)}")
+            self.broken(
+                "every point equals the model", f"position {position} of disk {name}: {_difference(found, expected)}"
+            )
+
+
+def _view_at(state: StoreState, cipher: DiskCipher | None, position: int) -> ViewLayer:
+    return decrypted(view_in(state, position), cipher)
 
 
 def _key(mark: Watermark) -> tuple[int, int, bool, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.scenarios.simulation.administrator import Administrator
+from siterig.scenarios.simulation.coverage import Coverage
 from siterig.scenarios.simulation.disk_model import DiskModel
 from siterig.scenarios.simulation.fault_driver import FaultDriver
 from siterig.scenarios.simulation.invariants import MARKER, Finding, Invariants
@@ -38,16 +40,18 @@ class RunResult:
     Attributes:
         digest: the hash of the trace.
         points: the number of recovery points that were compared.
-        resyncs: the reasons of the resynchronizations.
+        coverage: the counts of what occurred.
         simulated_s: the simulated time.
+        processor_s: the processor time of the run.
     """
 
     plan: RunPlan
     digest: str = ""
     calls: int = 0
     points: int = 0
-    resyncs: list[str] = field(default_factory=list)
+    coverage: Coverage = field(default_factory=Coverage)
     simulated_s: float = 0.0
+    processor_s: float = 0.0
     findings: list[Finding] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
 
@@ -63,11 +67,14 @@ class Simulator:
 
     def run(self, plan: RunPlan, parts: WorldParts | None = None) -> RunResult:
         """Run a plan."""
+        begun_s = time.process_time()
         start = self._protected() if plan.begins_protected else None
         if self._runs.exists():
             shutil.rmtree(self._runs)
         self._runs.mkdir()
-        return _run(plan, self._runs, parts or WorldParts(), start).result
+        result = _run(plan, self._runs, parts or WorldParts(), start).result
+        result.processor_s = time.process_time() - begun_s
+        return result
 
     def _protected(self) -> StartState:
         if self._start is None:
@@ -141,6 +148,7 @@ class Simulation:
         result.findings = self.invariants.findings
         result.digest, result.calls = self.invariants.trace.digest, self.invariants.trace.count
         result.points = len(self._points)
+        result.coverage = self.invariants.coverage
         result.trace = list(self.invariants.trace.lines)
         return result
 
@@ -251,6 +259,7 @@ class Simulation:
         if not items:
             return None
         (item,) = items
+        self.invariants.coverage.states[item.protectionState] += 1
         self._note_resync(item)
         self._check_health(item)
         self.invariants.note(f"item {item.protectionState} {item.replicationHealth} {len(points)} points")
@@ -268,7 +277,7 @@ class Simulation:
     def _note_resync(self, item: ProtectedItem) -> None:
         reason = item.resynchronizationRequired
         if reason is not None and reason != self._seen_resync:
-            self.result.resyncs.append(reason)
+            self.invariants.coverage.resyncs[reason] += 1
             self._check_resync(reason)
         self._seen_resync = reason
 
