@@ -111,9 +111,10 @@ class JumpingClock(trio.abc.Clock):
         self._now_s = 0.0
 
     def start_clock(self) -> None:
-        pass
+        """Prepare nothing."""
 
     def current_time(self) -> float:
+        """Return the seconds since the beginning of the run."""
         return self._now_s
 
     def deadline_to_sleep_time(self, deadline: float) -> float:

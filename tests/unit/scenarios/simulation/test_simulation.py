@@ -106,7 +106,7 @@ def test_the_command_counts_its_seeds(capsys: pytest.CaptureFixture[str]) -> Non
     assert "faults: " in printed
 
 
-def test_an_interrupted_range_ends_its_groups_and_all_seeds_before_the_next_one_are_done() -> None:
+def test_all_seeds_before_the_next_one_are_done_after_an_interrupt() -> None:
     begun: list[int] = []
     shown: list[int] = []
 
