@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,9 @@ class KnownState:
 
     def copied(self) -> KnownState:
         """Return a copy that a run may change."""
-        models = {name: model.copied() for name, model in self.models.items()}
-        return KnownState(
-            models, self.names.copy(), self.reported.copy(), self.durable.copy(), self.first_seqs.copy(), self.keys.copy()
-        )
+        copies: dict[str, Any] = {each.name: dict(getattr(self, each.name)) for each in fields(self)}
+        copies["models"] = {name: model.copied() for name, model in self.models.items()}
+        return KnownState(**copies)
 
 
 class Invariants(CallObserver):
