@@ -22,6 +22,7 @@ from siterig.azure_emu.vault.context.vault_context import ShutDown, VaultContext
 from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.notifications import Notifications
 from siterig.azure_emu.vault.jobs import (
+    disk_tasks,
     engine,
     failback_tasks,
     failover_tasks,
@@ -29,7 +30,6 @@ from siterig.azure_emu.vault.jobs import (
     policy_tasks,
     property_tasks,
     protection_tasks,
-    removal_tasks,
     vm_tasks,
 )
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
@@ -72,7 +72,8 @@ SCENARIOS = (
     protection_tasks.DISABLE,
     policy_tasks.MODIFY,
     property_tasks.UPDATE,
-    removal_tasks.REMOVE,
+    disk_tasks.REMOVE,
+    disk_tasks.ADD,
     pause_tasks.PAUSE,
     pause_tasks.RESUME,
     failover_tasks.TEST,

@@ -347,6 +347,14 @@ class DiskHostControl(Protocol):
         """
         ...
 
+    async def remove_disk(self, *, vm: str, disk: str) -> None:
+        """Delete a disk that was created and could not be completed; the VM keeps its other disks.
+
+        Raises:
+            RigError: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``; ``InvalidState`` if it is tracked.
+        """
+        ...
+
     async def remove_vm(self, *, vm: str) -> None:
         """Delete the disks, logs and folder of a VM.
 

@@ -28,6 +28,11 @@ class ProgressTracker:
         self._last_copy: CopyTotals | None = None
         self.detail = ""
 
+    @property
+    def is_working(self) -> bool:
+        """True between the begin and the end of a phase."""
+        return self._phase is not None
+
     def begin(self, phase: Phase, disks: Iterable[tuple[str, int, int]]) -> None:
         """Begin a phase, or a part of it; ``disks`` has (name, bytes done, bytes in total) for each disk."""
         if phase != self._phase:

@@ -152,7 +152,23 @@ class HyperVAgent(Provider):
         finally:
             del self._making[vm]
 
+    async def attach_disk(self, *, vm: str, disk: DiskSpec) -> list[DiskInfo]:
+        self._require_made(vm)
+        tracker = self._making[vm] = ProgressTracker(vm, self._context.clock)
+        try:
+            present = [known.name for known in await self._context.host.list_disks(vm=vm)]
+            if disk.name in present:
+                raise RigError(Code.DiskExists, f"VM {vm!r} has a disk {disk.name!r} already")
+            record = self._context.book.find(vm)
+            if record is not None and record.replicated is None:  # all disks, which are the present ones
+                self._context.book.update(vm, replicated=sorted(present))
+            tracker.begin("Import", [(disk.name, 0, disk.size_bytes)] if disk.image is not None else [])
+            return await self._make(vm, [disk], tracker)
+        finally:
+            del self._making[vm]
+
     async def _make(self, vm: str, disks: Sequence[DiskSpec], tracker: ProgressTracker) -> list[DiskInfo]:
+        """Create disks of a VM, and fill them; after a failure none of them remains.  Return all disks of the VM."""
         try:
             infos = [
                 await self._context.host.create_disk(
@@ -174,20 +190,20 @@ class HyperVAgent(Provider):
             return await self._context.host.list_disks(vm=vm)
         except BaseException:
             with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_UP_S):
-                await self._remove_created(vm)
+                await self._remove_created(vm, disks)
             raise
 
-    async def _remove_created(self, vm: str) -> None:
+    async def _remove_created(self, vm: str, disks: Sequence[DiskSpec]) -> None:
         """Remove the created disks of a VM, as soon as the disk host answers."""
-        while True:
+        left = [disk.name for disk in disks]
+        while left:
             try:
-                await self._context.host.remove_vm(vm=vm)
+                await self._context.host.remove_disk(vm=vm, disk=left[-1])
             except RigError as error:
-                if error.code != Code.RoleUnavailable:
-                    return
-            else:
-                return
-            await self._context.clock.real.sleep(_REMOVE_AGAIN_S)
+                if error.code == Code.RoleUnavailable:
+                    await self._context.clock.real.sleep(_REMOVE_AGAIN_S)
+                    continue
+            left.pop()
 
     async def list_vms(self) -> list[DiskInfo]:
         return await self._context.host.list_disks()
@@ -411,6 +427,13 @@ class HyperVAgent(Provider):
     async def remove_disks(self, *, vm: str, disks: list[str]) -> int:
         return await self._replica(vm).remove_disks(disks)
 
+    async def add_disks(self, *, vm: str, disks: list[str]) -> None:
+        await self._replica(vm).add_disks(disks)
+
+    async def withdraw_disks(self, *, vm: str, disks: list[str]) -> None:
+        if vm in self._replicas:
+            await self._replicas[vm].withdraw_disks(disks)
+
     async def remove_relationship(self, *, vm: str) -> None:
         replica = self._replicas.pop(vm, None)
         if replica is not None:
@@ -430,7 +453,8 @@ class HyperVAgent(Provider):
         record = self._context.book.find(vm)
         self._context.book.remove(vm)
         self._context.book.clear_received(vm)
-        for disk in record.disks if record is not None else []:
+        joining = record.joining.disks if record is not None and record.joining is not None else []
+        for disk in [*(record.disks if record is not None else []), *joining]:
             clear_spool(self._context.spool / disk.disk_id)
 
     async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
@@ -448,7 +472,7 @@ class HyperVAgent(Provider):
     def _start(self, vm: str, *, resumed: bool) -> None:
         if self._nursery is None:
             raise RigError(Code.AgentNotRunning, "the agent is not running yet", recoverable=True)
-        replica = Replica(self._context, vm, resumed=resumed)
+        replica = Replica(self._context, vm, resumed=resumed, drop_keys=self._drop_keys)
         self._replicas[vm] = replica
         self._nursery.start_soon(replica.run, name=f"replica {vm}")
 

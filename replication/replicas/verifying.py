@@ -32,7 +32,7 @@ async def verify_disks(
         tracker.detail = "waiting until the position is applied"
         _log.info("verification_begun", vm=vm, position=snapshot.position)
         await run_cycle()
-        await wait_applied(context, vm, snapshot.position)
+        await wait_applied(context, vm, snapshot.position, {disk.disk_id for disk in snapshot.disks})
         tracker.detail = "comparing checksums"
         with unwrap_group():
             found = await verify_snapshot(

@@ -14,6 +14,7 @@ from siterig.blockfs.documents.nearest import hint
 
 ROLE_CHANGES = ("RoleReady", "RoleEnded")
 JOBS = (
+    "AddDisks",
     "CommitFailover",
     "DeleteVm",
     "DisableDr",
@@ -34,6 +35,7 @@ JOBS = (
 )
 JOB_ENDS = ("Started", "Succeeded", "Failed", "Cancelled")
 TASKS = (
+    "AddDisksTask",
     "BeginTestFailoverTask",
     "BootTestProtectedEntitiesTask",
     "CleanupProtectionTargetTask",
@@ -112,8 +114,10 @@ EVENT_CODES = (
     "BlobsSkipped",
     "ClockJumped",
     "DescriptorsExhausted",
+    "DiskAttached",
     "DiskResized",
     "DiskSize",
+    "DisksAdded",
     "DisksRemoved",
     "EncryptionKeyRestored",
     "EncryptionKeyRevoked",

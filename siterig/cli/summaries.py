@@ -36,7 +36,7 @@ SUMMARIES = {
     "setup": "Install Azurite for this user.",
     "vm": "Create, list, rename, update and delete VMs.",
     "point": "Mount and export earlier states of the disks of a VM; pin and delete recovery points.",
-    "disk": "List, check and grow virtual disks; end their replication.",
+    "disk": "List, check, grow and attach virtual disks; begin and end their replication.",
     "failover": "Create a VM from a recovery point.",
     "error": "List and acknowledge the reasons for which VMs are not healthy.",
     "bandwidth": "Show and limit the rate of the site's uploads.",

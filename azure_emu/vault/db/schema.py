@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-FORMAT_VERSION = 14
+FORMAT_VERSION = 15
 """Raised whenever a table changes in a release.  A database of an older version is migrated (migrations/)."""
 
 
@@ -91,18 +91,23 @@ class ItemRow(Base):
     # from here.
 
     excluded_disks: Mapped[list[str]] = mapped_column(JSON, default=list)  # names of the disks that are not replicated
+    new_disks: Mapped[list[str]] = mapped_column(JSON, default=list)
+    # new_disks: those of them that were attached to the protected VM, and that no user has protected or excluded
 
     disks: Mapped[list[DiskRow]] = relationship(
         cascade="all, delete-orphan",
         order_by="DiskRow.name",
-        primaryjoin="and_(ItemRow.vm == DiskRow.vm, DiskRow.last_position.is_(None))",
+        primaryjoin=("and_(ItemRow.vm == DiskRow.vm, DiskRow.first_position.is_not(None), DiskRow.last_position.is_(None))"),
     )
+    # disks: those that the site replicates
     removed_disks: Mapped[list[DiskRow]] = relationship(
         viewonly=True,
         order_by="DiskRow.name",
         primaryjoin="and_(ItemRow.vm == DiskRow.vm, DiskRow.last_position.is_not(None))",
     )
     # removed_disks: those that are not replicated any more; older points still have them
+    known_disks: Mapped[list[DiskRow]] = relationship(viewonly=True, order_by="DiskRow.name")
+    # known_disks: all disks with a managed disk, also removed ones, and those that are copied to join the replication
     points: Mapped[list[PointRow]] = relationship(cascade="all, delete-orphan", order_by="PointRow.position.desc()")
     cycles: Mapped[list[CycleRow]] = relationship(cascade="all, delete-orphan")
     health_errors: Mapped[list[HealthErrorRow]] = relationship(cascade="all, delete-orphan", order_by="HealthErrorRow.id")
@@ -124,6 +129,12 @@ class DiskRow(Base):
     complete_position: Mapped[int] = mapped_column(BigInteger)  # all records up to it are applied; 0: none
     complete_time_ns: Mapped[int] = mapped_column(BigInteger)  # time of that record by the site's clock; 0: none
     sector_bytes: Mapped[int] = mapped_column(Integer, default=512)  # 512 or 4096: the sector size that the disk declares
+    first_position: Mapped[int | None] = mapped_column(BigInteger, default=0)
+    # first_position: states from it on have the disk, earlier ones lack it.  None: it is copied to join the replication;
+    # disk_sets.NOT_YET: it is replicated, and no point has it yet
+    joins_after: Mapped[int] = mapped_column(BigInteger, default=0)  # tags up to this position are from before its join
+    former_ranges: Mapped[list[list[int]]] = mapped_column(JSON, default=list)
+    # former_ranges: first and last position of the states that have it from before it was removed and joined again
     last_position: Mapped[int | None] = mapped_column(BigInteger)
     # last_position: the disk was removed from replication: states up to this position have it, later ones lack it.  None: it
     # is replicated

@@ -35,6 +35,8 @@ CYCLES_MIN = 5
 _CYCLING = {ProtectionState.PROTECTED, ProtectionState.PLANNED_FAILED, ProtectionState.UNPLANNED_FAILED}
 
 PAUSED = "ReplicationPaused"
+NEW_DISKS = "DisksAvailableForProtection"
+"""The code of the warning about disks that were attached to a protected VM and are not protected."""
 FENCED, UNFENCED = "SourceFenced", "SourceUnfenced"
 """The code of the reason for which a paused item is not healthy (the service's 67502)."""
 _REPLICATION = "replication"
@@ -115,6 +117,13 @@ def blocking_error(session: Session, vm: str) -> HealthErrorRow | None:
     return session.scalars(query.order_by(HealthErrorRow.id)).first()
 
 
+def require_not_blocked(session: Session, vm: str) -> None:
+    """Raise the error for which replication of this VM waits for an administrator, if there is one."""
+    blocking = blocking_error(session, vm)
+    if blocking is not None:
+        raise RigError(Code.of(blocking.code), blocking.message)
+
+
 def apply_error(session: Session, vm: str) -> HealthErrorRow | None:
     """Return an error with applying parts of one of the VM's disks; None if there is none."""
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.source.like(f"{apply_source('')}%"))
@@ -154,6 +163,10 @@ def _derived(facts: ItemFacts) -> list[HealthError]:
         found.append(
             (FENCED, f"its disks at the site refuse all writes since {since}; siterig site unfence {item.vm} allows them")
         )
+    if item.new_disks:
+        names = ", ".join(item.new_disks)
+        ids[NEW_DISKS] = f"new-disks:{names}"
+        found.append((NEW_DISKS, f"disks {names} can be protected: siterig disk protect {item.vm}/DISK"))
     if facts.resync_failure is not None:
         text = f"the automatic resync of VM {item.vm!r} failed: {facts.resync_failure}"
         lasting.append((Code.AutomaticResyncFailed, text))

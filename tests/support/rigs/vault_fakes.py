@@ -216,6 +216,11 @@ class FakeProvider(Provider):
         }
         return list(self.world.site[vm].values())
 
+    async def attach_disk(self, *, vm: str, disk: DiskSpec) -> list[DiskInfo]:
+        await self.world.called("site.attach_disk")
+        self.world.site[vm][disk.name] = self.world.disk(vm, disk.name, disk.size_bytes)
+        return list(self.world.site[vm].values())
+
     async def list_vms(self) -> list[DiskInfo]:
         await self.world.called("site.list_vms")
         return [disk for disks in self.world.site.values() for disk in disks.values()]
@@ -357,6 +362,20 @@ class FakeProvider(Provider):
             world.replicated[vm] = [name for name in world.replicated[vm] if name not in disks]
         await world.called("site.remove_disks")
         return max(world.removed[name] for name in disks)
+
+    async def add_disks(self, *, vm: str, disks: list[str]) -> None:
+        world = self.world
+        await world.called("site.add_disks")
+        world.removed = {name: at for name, at in world.removed.items() if name not in disks}
+        world.replicated[vm] = sorted({*world.replicated[vm], *disks})
+        for name in disks:
+            disk = world.site[vm][name]
+            world.managed[disk.disk_id] = world.mark(disk.disk_id, disk.generation, world.position, 0)
+            await world.report(disk.disk_id)
+
+    async def withdraw_disks(self, *, vm: str, disks: list[str]) -> None:
+        await self.world.called("site.withdraw_disks")
+        self.world.replicated[vm] = [name for name in self.world.replicated[vm] if name not in disks]
 
     async def remove_relationship(self, *, vm: str) -> None:
         await self.world.called("site.remove_relationship")

@@ -105,6 +105,8 @@ COMMANDS = {
     "disk stats": "web01/os --side site",
     "disk scrub": "",
     "disk resize": "web01/os 2GiB --side site",
+    "disk attach": "web01 data:1GiB",
+    "disk protect": "web01/os",
     "disk unprotect": "web01/os",
     "disk kept list": "",
     "disk kept delete": "web01 os-20261129T141500Z.img",
