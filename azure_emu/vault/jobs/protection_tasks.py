@@ -70,6 +70,7 @@ async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
                         complete_position=0,
                         complete_time_ns=0,
                         sector_bytes=disk.sector_bytes,
+                        first_position=0,
                     )
                 )
         session.flush()
