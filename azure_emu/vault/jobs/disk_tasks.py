@@ -33,16 +33,16 @@ _WITHDRAWN = 0
 """The last position of a disk whose join has ended before any state had it."""
 
 
-def check_joining(item: ItemRow, names: list[str], there: list[str]) -> None:
-    """Check that these are disks of the VM that are not replicated; ``there`` has the disks of the VM.
+def check_joining(item: ItemRow, names: list[str], vm_disks: list[str]) -> None:
+    """Check that these are disks of the VM that are not replicated; ``vm_disks`` are all disks of the VM.
 
     Raises:
         RigError: ``DiskNotFound``, ``BadRequest``.
     """
     replicated = {disk.name for disk in item.disks}
-    free = [name for name in there if name not in replicated]
+    free = [name for name in vm_disks if name not in replicated]
     for name in names:
-        if name not in there:
+        if name not in vm_disks:
             raise RigError(
                 Code.DiskNotFound, f"VM {item.vm!r} has no disk {name!r}; not protected are: {', '.join(free) or 'none'}"
             )
@@ -245,7 +245,7 @@ def find_unneeded(session: Session, item: ItemRow, oldest_position: int) -> list
 async def delete_removed(context: VaultContext, disk_id: str) -> None:
     """Delete the managed disk of a removed disk; it can be repeated after a kill.
 
-    The site is told first of a disk that no point had: the end of its join may not have reached the site.
+    The site removes a disk that no point had first: the end of its join may not have reached the site.
     """
 
     def look(session: Session) -> tuple[str, str, bool] | None:

@@ -31,10 +31,7 @@ Health = Literal["None", "Normal", "Warning", "Critical"]
 
 
 class VmDisk(WireModel):
-    """A disk of a VM; ``path`` is its file, usable with losetup, mkfs, qemu, ...
-
-    ``sector_bytes``: the logical sector size that it declares.
-    """
+    """A disk of a VM; ``path`` is its file, ``sector_bytes`` the logical sector size that it declares."""
 
     name: str
     size_bytes: int

@@ -32,7 +32,7 @@ SEEN_S_MAX = 5.0
 DiskName = Annotated[
     str, typer.Argument(metavar="VM/NAME", help="The disk, for example web01/os.", autocompletion=completion.disks)
 ]
-OfVm = Annotated[str, typer.Argument(metavar="VM", help="The VM at the site.", autocompletion=completion.vms)]
+SiteVm = Annotated[str, typer.Argument(metavar="VM", help="The VM at the site.", autocompletion=completion.vms)]
 OfSide = Annotated[Side | None, typer.Option("--side", help="Side of the disk, if both sides have a disk of this name.")]
 
 
@@ -69,7 +69,7 @@ def _json(side: Side, disk: DiskInfo) -> dict[str, object]:
 
 def attach(
     folder: Dir,
-    vm: OfVm,
+    vm: SiteVm,
     disk: Annotated[str, typer.Argument(metavar="DISK", help="NAME:SIZE, NAME:SIZE:FILESYSTEM or NAME=IMAGE.")],
     as_json: Json = False,
 ) -> None:
