@@ -37,7 +37,7 @@ from siterig.testing.testbed import Testbed
 
 BLOB_BYTES = 8 << 20
 PUTS_IN_FLIGHT = 2
-POLL_S = 0.02
+POLL_S = 0.1
 SENDING_STATE = "InitialReplicationInProgress"
 APPLIED_STATES = ("InitialReplicationCompletedOnRecovery", "Protected")
 SENT_STATES = ("InitialReplicationCompletedOnPrimary", *APPLIED_STATES)

@@ -45,6 +45,18 @@ def set_parent_death_signal(number: int) -> None:
     _check(lib.sr_set_parent_death_signal(number))
 
 
+def return_freed_memory(*, bytes_min: int, arenas_max: int) -> None:
+    """Let the allocator of the C library return freed blocks to the kernel, and keep few arenas; see mallopt(3).
+
+    Args:
+        bytes_min: the size of a block that is returned as soon as it is freed.
+        arenas_max: the most arenas that threads use, once there are no more than that.
+    Raises:
+        OSError: EINVAL: the library does not accept a value.
+    """
+    _check(lib.sr_return_freed_memory(bytes_min, arenas_max))
+
+
 def forbid_memory_access() -> None:
     """Forbid core dumps of this process, and access to its memory through ``/proc``; see PR_SET_DUMPABLE(2const)."""
     _check(lib.sr_forbid_memory_access())

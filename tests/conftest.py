@@ -32,6 +32,10 @@ for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
 
 LONGEST_FIRST = (
     "sanitizers/test_sanitizers.py",
+    "unit/scenarios/simulation/test_seeds_1.py",
+    "unit/scenarios/simulation/test_seeds_2.py",
+    "unit/scenarios/simulation/test_seeds_3.py",
+    "unit/scenarios/simulation/test_seeds_4.py",
     "system/rig/test_link_faults.py",
     "crash/test_kill_roles.py",
     "system/testing/test_examples.py",

@@ -98,9 +98,17 @@ class AccountWatch:
             return None
         return BadPartError(part, error)
 
-    async def check_missing(self, store: ManagedDiskStore, unapplied: list[PartName]) -> RigError | None:
-        """Return ``PartMissing`` if the next part is not in the account while later ones are; ask the site after a while."""
+    async def check_missing(self, store: ManagedDiskStore, listing: Listing, unapplied: list[PartName]) -> RigError | None:
+        """Return ``PartMissing`` if the next part is not in the account while later ones are; ask the site after a while.
+
+        A bundle that cannot be read may have had it, so the error is ``BundleCorrupt`` then.
+        """
         mark = store.watermark()
+        if listing.unreadable:
+            error = RigError(Code.BundleCorrupt, f"{listing.unreadable[0]} cannot be read, and may have parts of the disk")
+            if self.bad.note_missing(error, self._clock.trio_time_s()):
+                await self._send_again([])
+            return error
         later = [
             part
             for part in unapplied
@@ -125,7 +133,7 @@ class AccountWatch:
 
     def waiting_bytes(self, store: ManagedDiskStore, listing: Listing) -> int | None:
         """Return the bytes of the parts that wait; None if a blob is skipped, which only :meth:`report` reports."""
-        if listing.foreign or any(self.is_skipped(store, part) for part in listing.sizes):
+        if listing.foreign or listing.unreadable or any(self.is_skipped(store, part) for part in listing.sizes):
             return None
         return sum(size for part, size in listing.sizes.items() if store.classify(part) != "applied")
 
@@ -142,6 +150,7 @@ class AccountWatch:
         """
         waiting = sum(listing.sizes.get(part, 0) for part in unapplied)
         skipped = [SkippedBlob(name=name, reason="not the name of a replication part") for name in listing.foreign]
+        skipped += [SkippedBlob(name=name, reason="it is damaged") for name in listing.unreadable]
         skipped += [
             SkippedBlob(name=part.blob(), reason=self.bad.reason(part) or "")
             for part in listing.sizes

@@ -30,6 +30,8 @@ class AppliedDisk:
     """True if the key of the open managed disk must not be used any more."""
     retain: int = 0
     """The position up to which the journal is to be compacted."""
+    applied_parts: int = 0
+    """The number of parts that were applied."""
     compacting: bool = False
     """True while a compaction or a checkpoint runs."""
     compact_at_s: float = 0.0

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import zip_longest
+from itertools import pairwise
 from pathlib import Path
 
 import structlog
@@ -15,12 +15,14 @@ import trio
 from siterig.azure_emu.applier.account_watch import BadPartError
 from siterig.azure_emu.applier.bad_parts import REPAIRABLE
 from siterig.azure_emu.applier.disk_record import AppliedDisk
-from siterig.azure_emu.applier.read_ahead import AHEAD_MAX, follows, reading_ahead
+from siterig.azure_emu.applier.read_ahead import AHEAD_MAX, DISK_AHEAD_MAX, follows, reading_ahead
+from siterig.azure_emu.applier.reporting import reporting_behind
 from siterig.azure_emu.applier.transient_errors import TransientErrors
 from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.disks.history import PartStatus
 from siterig.azure_emu.disks.store import ManagedDiskStore, known_generation, reset_disk
-from siterig.azure_emu.disks.view import needed_key
+from siterig.azure_emu.disks.view import is_encrypted
+from siterig.azure_emu.upgrade.disk_encryption import encrypt_disk
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
@@ -74,7 +76,10 @@ class PartApplier:
         self._ahead = trio.Semaphore(AHEAD_MAX)
 
     async def open(self, disk: AppliedDisk) -> ManagedDiskStore:
-        """Open the managed disk, or return it if it is open; one whose key was dropped is opened again."""
+        """Open the managed disk, or return it if it is open; one whose key was dropped is opened again.
+
+        One that an older siterig made without encryption is encrypted first.
+        """
         if disk.key_dropped and disk.store is not None and disk.store.is_encrypted:
             await trio.to_thread.run_sync(disk.store.close)  # waits for a compaction step
             disk.store = None
@@ -82,10 +87,22 @@ class PartApplier:
         disk.key_dropped = False
         if disk.store is None:
             folder = self._folder / disk.disk_id
-            needs_key = await trio.to_thread.run_sync(needed_key, folder) is not None
-            key = await self.key_of(disk.disk_id) if needs_key else None
+            key = await self.key_of(disk.disk_id) if await trio.to_thread.run_sync(folder.is_dir) else None
+            if key is not None and await trio.to_thread.run_sync(is_encrypted, folder) is False:
+                await self._encrypt(disk.disk_id, folder, key)
             disk.store = await trio.to_thread.run_sync(partial(ManagedDiskStore.open, folder, clock=self._clock, key=key))
         return disk.store
+
+    async def _encrypt(self, disk_id: str, folder: Path, key: DataKey) -> None:
+        """Encrypt a managed disk, step by step: a cancellation ends it between two steps, and it begins again later."""
+        log.info("managed_disk_encryption_begun", disk=disk_id)
+        with self._waits.waiting("encrypt", disk=disk_id) as because:
+            steps, done = encrypt_disk(folder, key, self._clock), 0
+            while (step := await trio.to_thread.run_sync(next, steps, None)) is not None:
+                done = step
+                text = f"managed disk {disk_id} of an older siterig is being encrypted ({done} bytes so far)"
+                because(RigError(Code.DiskNotEncrypted, text, recoverable=True))
+        log.info("managed_disk_encrypted", disk=disk_id, bytes=done)
 
     async def key_of(self, disk_id: str) -> DataKey | None:
         """Return the key of a managed disk, which the vault makes at the first call; None if disks are not encrypted."""
@@ -152,7 +169,7 @@ class PartApplier:
             current = await self._apply_parts(disk, store, current, "conflict", listing)
         current = await self._delete_applied(disk, store, ended + current)
         is_reported = await disk.watch.report(store, listing, current, moved=disk.reported != before)
-        missing = None if disk.more else await disk.watch.check_missing(store, current)
+        missing = None if disk.more else await disk.watch.check_missing(store, listing, current)
         if missing is None:
             self._waits.clear("apply", disk=disk.disk_id)
         else:
@@ -205,8 +222,12 @@ class PartApplier:
         left: list[PartName] = []
         failed: list[BadPartError] = []
         applied = 0
-        async with reading_ahead(self._cache, self._ahead) as downloads:
-            for part, following in zip_longest(parts, parts[1:]):
+        report = partial(self._report_and_delete, disk, store, listing)
+        async with (
+            reading_ahead(self._cache, self._ahead) as downloads,
+            reporting_behind(report, downloads.nursery) as behind,
+        ):
+            for index, part in enumerate(parts):
                 if store.classify(part) != status or disk.more:
                     left.append(part)
                     continue
@@ -216,13 +237,10 @@ class PartApplier:
                     continue
                 try:
                     data = await downloads.get(part)
-                    if (
-                        following is not None
-                        and applied + 1 != parts_max
-                        and follows(following, part)
-                        and disk.watch.bad.reason(following) is None
-                    ):
-                        downloads.begin(following, listing.sizes[following])
+                    left_max = len(parts) if parts_max is None else parts_max - applied - 1
+                    following = _following(parts, index, min(left_max, DISK_AHEAD_MAX))
+                    sizes = {each: listing.sizes[each] for each in following if disk.watch.bad.reason(each) is None}
+                    downloads.begin(sizes)
                     await trio.to_thread.run_sync(store.apply_part, part, data)
                 except RigError as exc:
                     if exc.code not in REPAIRABLE:
@@ -233,24 +251,37 @@ class PartApplier:
                     left.append(part)
                     continue
                 applied += 1
+                disk.applied_parts += 1
                 disk.watch.bad.forget(part)
                 disk.refused.clear()
-                # The report of the last part brings the state of the account, too: an idle disk needs no second one.
-                await self._report(disk, store, None if following is not None else disk.watch.waiting_bytes(store, listing))
-                await self._delete_applied(disk, store, [part])
-                await disk.watch.report_progress(store, listing)
+                behind.note(part, is_last=index + 1 == len(parts))
         still = [bad for bad in failed if store.classify(bad.part) == status]
         if still:
             await disk.watch.report(store, listing, left)
             raise still[0]
         return left
 
-    async def _report(self, disk: AppliedDisk, store: ManagedDiskStore, waiting_bytes: int | None = None) -> None:
+    async def _report_and_delete(
+        self, disk: AppliedDisk, store: ManagedDiskStore, listing: Listing, parts: list[PartName], is_last: bool
+    ) -> None:
+        # The report of the last part brings the state of the account, too: an idle disk needs no second one.
+        if await self._report(disk, store, disk.watch.waiting_bytes(store, listing) if is_last else None):
+            for part in parts:
+                await self._cache.delete(part)
+        await disk.watch.report_progress(store, listing)
+
+    async def _report(self, disk: AppliedDisk, store: ManagedDiskStore, waiting_bytes: int | None = None) -> bool:
         """Report new progress and tags to the vault; if that fails, parts are applied all the same and blobs stay.
 
-        ``waiting_bytes``: the bytes that wait in the account, if that is to be reported, too.
+        Args:
+            disk: the disk.
+            store: its managed disk, to which parts may be applied meanwhile.
+            waiting_bytes: the bytes that wait in the account, if that is to be reported, too.
+        Returns:
+            True if the vault has it, and the blobs of the parts that were applied before the call can be deleted.
         """
-        watermark, tags = store.watermark(), store.tags(disk.reported_tags)
+        tags = store.tags(disk.reported_tags)
+        watermark = store.watermark()  # read last: it contains the parts of all these tags
         while disk.reported != watermark or tags:
             some, tags = tags[:TAGS_IN_REPORT_MAX], tags[TAGS_IN_REPORT_MAX:]
             try:
@@ -258,16 +289,17 @@ class PartApplier:
             except RigError as exc:
                 self._waits.set("report", exc.code, exc.message, disk=disk.disk_id)
                 self._errors.note(exc)
-                return
+                return False
             self._waits.clear("report", disk=disk.disk_id)
             if disk.later is not None:
-                return  # no blob is deleted, because it may be needed
+                return False  # no blob is deleted, because it may be needed
             if waiting_bytes is not None:
                 disk.watch.note_reported(waiting_bytes)
             disk.reported = watermark
             disk.reported_tags += len(some)
             for tag in some:
                 log.info("tag_applied", disk=disk.disk_id, trace=tag.tag_id, position=tag.position)
+        return True
 
     async def _delete_applied(self, disk: AppliedDisk, store: ManagedDiskStore, parts: list[PartName]) -> list[PartName]:
         """Delete the blobs of parts that are applied and reported; return the other parts."""
@@ -281,6 +313,16 @@ class PartApplier:
             else:
                 left.append(part)
         return left
+
+
+def _following(parts: list[PartName], index: int, most: int) -> list[PartName]:
+    """Return the parts after one in a list that follow it without a gap, so many at most."""
+    found: list[PartName] = []
+    for before, part in pairwise(parts[index : index + 1 + most]):
+        if not follows(part, before):
+            break
+        found.append(part)
+    return found
 
 
 def _older(disk_id: str, has: Watermark, had: Watermark) -> RigError:

@@ -1,4 +1,4 @@
-"""Downloads the part that comes next while the one before it is applied.
+"""Downloads the parts that come next while the one before them is applied.
 
 The memory is bounded for all disks together: so many parts may be downloaded ahead, and a disk that finds none of these
 places free downloads its next part when its turn comes.
@@ -6,7 +6,7 @@ places free downloads its next part when its turn comes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import trio
@@ -17,6 +17,8 @@ from siterig.blockfs.transfer.part_name import PartName
 
 AHEAD_MAX = 4
 """Limit of the parts of all disks that are downloaded ahead."""
+DISK_AHEAD_MAX = 2
+"""Limit of those of one disk: an account that is busy with uploads takes longer for a download than a part is applied."""
 AHEAD_BYTES_MAX = 32 << 20
 """A longer blob is not downloaded ahead."""
 
@@ -33,20 +35,24 @@ class ReadAhead:
     def __init__(self, cache: CacheAccount, places: trio.Semaphore, nursery: trio.Nursery) -> None:
         self._cache = cache
         self._places = places
-        self._nursery = nursery
-        self._begun: _Download | None = None
+        self.nursery = nursery
+        self._begun: dict[PartName, _Download] = {}
 
-    def begin(self, part: PartName, size_bytes: int) -> None:
-        """Begin to download a part, if there is a place; a former one that was not needed is dropped."""
-        self.drop()
-        if size_bytes > AHEAD_BYTES_MAX:
-            return
-        try:
-            self._places.acquire_nowait()
-        except trio.WouldBlock:
-            return
-        self._begun = _Download(part)
-        self._nursery.start_soon(self._begun.run, self._cache)
+    def begin(self, parts: Mapping[PartName, int]) -> None:
+        """Begin to download parts, given with their size in bytes, as far as there are places; drop all others."""
+        for part in [part for part in self._begun if part not in parts]:
+            self._drop(part)
+        for part, size_bytes in parts.items():
+            if part in self._begun:
+                continue
+            if size_bytes > AHEAD_BYTES_MAX:
+                return
+            try:
+                self._places.acquire_nowait()
+            except trio.WouldBlock:
+                return
+            self._begun[part] = _Download(part)
+            self.nursery.start_soon(self._begun[part].run, self._cache)
 
     async def get(self, part: PartName) -> bytes:
         """Return the bytes of a part.
@@ -54,19 +60,20 @@ class ReadAhead:
         Raises:
             RigError: the errors of :meth:`CacheAccount.get`.
         """
-        if self._begun is None or self._begun.part != part:
+        if part not in self._begun:
             return await self._cache.get(part)
         try:
-            return await self._begun.wait()
+            return await self._begun[part].wait()
         finally:
-            self.drop()
+            self._drop(part)
 
     def drop(self) -> None:
-        """Forget the download that was begun, and free its place."""
-        if self._begun is not None:
-            self._begun.scope.cancel()
-            self._begun = None
-            self._places.release()
+        """Forget the downloads that were begun, and free their places."""
+        self.begin({})
+
+    def _drop(self, part: PartName) -> None:
+        self._begun.pop(part).scope.cancel()
+        self._places.release()
 
 
 class _Download:

@@ -8,13 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
 import trio
 
 from siterig.azure_emu.applier.applier import NET_S, UNSETTLED_S, Applier
 from siterig.azure_emu.applier.comparisons import Comparisons
 from siterig.azure_emu.applier.export import Exporter, data_bytes
 from siterig.azure_emu.applier.seeding import Seeding
-from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
+from siterig.azure_emu.contracts.recovery_side import (
+    AppliedFigures,
+    Change,
+    ChangeStep,
+    Damage,
+    ManagedDiskState,
+    RecoverySide,
+)
 from siterig.azure_emu.contracts.seeds import SeedImage
 from siterig.azure_emu.disks.change_steps import change_steps
 from siterig.azure_emu.disks.loader import StoreState, load_history, query_consistently
@@ -27,9 +35,12 @@ from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_cipher import keep_keys
-from siterig.blockfs.transfer.part_name import Watermark
+from siterig.blockfs.transfer.part_name import Listing, Watermark
 
 T = TypeVar("T")
+COUNTING_S = 1.0
+"""The limit for the list of the account that is counted for figures."""
+_log = structlog.get_logger(__name__)
 
 
 class RecoveryService(RecoverySide):
@@ -101,8 +112,7 @@ class RecoveryService(RecoverySide):
             self._applier.deleted.add(disk_id)
             disk.lists_void += 1
             await trio.to_thread.run_sync(delete_disk, self._folder / disk_id)
-            for part in (await self._cache.list(disk_id)).parts:
-                await self._cache.delete(part)
+            await self._cache.remove_disk(disk_id)
             self._drop_keys(disk_id)  # the vault deletes them with the managed disk
 
     async def check_seed(self, *, image: str, image_format: ImageFormat | None, size_bytes: int) -> SeedImage:
@@ -157,6 +167,21 @@ class RecoveryService(RecoverySide):
 
     async def account_bytes(self, *, disk_id: str) -> int:
         return sum((await self._cache.list(disk_id)).sizes.values())
+
+    async def applied_figures(self, *, disk_ids: list[str]) -> dict[str, AppliedFigures]:
+        listings: dict[str, Listing] = {}
+        try:
+            with self._applier.clock.real.move_on_after(COUNTING_S):
+                listings = await self._cache.list_all(disk_ids)
+        except RigError as error:
+            _log.info("account_not_counted", code=error.code, reason=error.message)
+        return {
+            disk_id: AppliedFigures(
+                account_bytes=sum(listings[disk_id].sizes.values()) if disk_id in listings else None,
+                applied_parts=self._applier.disk(disk_id).applied_parts,
+            )
+            for disk_id in disk_ids
+        }
 
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
         return await self._query(disk_id, lambda state: position_at(state, time_ns))

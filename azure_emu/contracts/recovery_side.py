@@ -70,6 +70,7 @@ class ManagedDiskState(WireModel):
     the ranges (first, last) of positions that can be read, oldest first.  ``retain`` is the position up to which the journal
     is compacted as soon as no pin holds an older one; 0 if no compaction was requested.  ``base_bytes`` and
     ``journal_bytes`` are the space that they take on the host's disk, and ``free_bytes`` the space that is free there.
+    ``encrypted``: the data are encrypted; those of an older siterig are not before the applier has opened the disk.
     """
 
     disk_id: str
@@ -82,6 +83,19 @@ class ManagedDiskState(WireModel):
     base_bytes: int
     journal_bytes: int
     free_bytes: int | None = None
+    encrypted: bool = True
+
+
+class AppliedFigures(WireModel):
+    """Figures of one managed disk.
+
+    Attributes:
+        account_bytes: bytes of its parts in the cache account; None: the account did not answer soon.
+        applied_parts: the number of parts that were applied since the start of the applier.
+    """
+
+    account_bytes: int | None
+    applied_parts: int
 
 
 class RecoverySide(Seeds, Protocol):
@@ -168,6 +182,11 @@ class RecoverySide(Seeds, Protocol):
     @deadline(ANSWER_S)
     async def account_bytes(self, *, disk_id: str) -> int:
         """Return the bytes of all parts of the disk in the cache account, also of those that are applied already."""
+        ...
+
+    @deadline(ANSWER_S)
+    async def applied_figures(self, *, disk_ids: list[str]) -> dict[str, AppliedFigures]:
+        """Return the figures of these disks, by disk id; the account is asked once for all of them."""
         ...
 
     @deadline(ANSWER_S)

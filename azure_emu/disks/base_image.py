@@ -219,7 +219,7 @@ def rebuild_map(folder: Path) -> None:
     block is unreadable.  Any other block is left out and reads as zeros.
     """
     ranges: RangeList = []
-    with _opened(folder) as (base_fd, sums_fd):
+    with opened_base(folder) as (base_fd, sums_fd):
         blocks = sums_bytes(os.fstat(base_fd).st_size) // PAIR.size
         for first in range(0, blocks, _PROBE_BLOCKS):
             count = min(_PROBE_BLOCKS, blocks - first)
@@ -255,7 +255,7 @@ def merge_blocks(folder: Path, view: Layer, blocks: MergeBlocks, owner: IntentOw
         owner: the operation that the intent is written for.
         clock: delays the next attempt to read a block that cannot be read.
     """
-    with _opened(folder) as (base_fd, sums_fd):
+    with opened_base(folder) as (base_fd, sums_fd):
         readable, bad = _without_unreadable(lambda ranges: prepare_checksums(view, sums_fd, ranges), view, blocks, clock)
         host_calls.fdatasync(sums_fd)
         _ANNOUNCED.reach()
@@ -267,7 +267,7 @@ def merge_blocks(folder: Path, view: Layer, blocks: MergeBlocks, owner: IntentOw
         _SYNCED.reach()
         commit_checksums(sums_fd, readable.touched)
         for offset in bad | also_bad:
-            _poison_block(base_fd, sums_fd, offset)
+            poison_block(base_fd, sums_fd, offset)
         host_calls.fdatasync(sums_fd)
         _CONCLUDED.reach()
 
@@ -285,7 +285,7 @@ def _without_unreadable(
     except OSError as exc:
         if exc.errno != errno.EIO:
             raise
-        bad = _unreadable(view, blocks.touched, clock)
+        bad = unreadable_blocks(view, blocks.touched, clock)
         blocks = MergeBlocks(_subtract(blocks.touched, bad), [offset for offset in blocks.edges if offset not in bad])
         act(blocks.touched)
         return blocks, bad
@@ -304,7 +304,7 @@ def redo_intent(folder: Path, owner: IntentOwner) -> None:
     blocks = _decode_intent(folder / INTENT, raw, owner)
     if not blocks:
         return
-    with _opened(folder) as (base_fd, sums_fd):
+    with opened_base(folder) as (base_fd, sums_fd):
         end = os.fstat(base_fd).st_size
         if max(blocks) >= end:
             raise store_corrupt(folder / INTENT, f"has the block at byte {max(blocks)}; the base has {end} bytes")
@@ -336,7 +336,8 @@ def forget_intent(folder: Path) -> None:
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[tuple[int, int]]:
+def opened_base(folder: Path) -> Iterator[tuple[int, int]]:
+    """Open the base and its checksums during the block."""
     base_fd = host_calls.open_path(folder / BASE, os.O_RDWR)
     try:
         sums_fd = host_calls.open_path(folder / SUMS, os.O_RDWR)
@@ -352,7 +353,7 @@ def _block(view: Layer, offset: int) -> bytes:
     return view.pread(offset, min(BLOCK_BYTES, view.size_bytes - offset)).ljust(BLOCK_BYTES, b"\0")
 
 
-def _unreadable(view: Layer, touched: RangeList, clock: Clock) -> set[int]:
+def unreadable_blocks(view: Layer, touched: RangeList, clock: Clock) -> set[int]:
     """Return the blocks that cannot be read repeatedly; their source is deleted after the compaction."""
     bad = _unreadable_now(view, touched)
     for _ in range(REREADS):
@@ -394,7 +395,7 @@ def _subtract(touched: RangeList, bad: set[int]) -> RangeList:
     return left
 
 
-def _poison_block(base_fd: int, sums_fd: int, offset: int) -> None:
+def poison_block(base_fd: int, sums_fd: int, offset: int) -> None:
     """Give a block checksums that do not match its content."""
     wrong = crc32c(host_calls.pread(base_fd, BLOCK_BYTES, offset).ljust(BLOCK_BYTES, b"\0")) ^ 0xFFFFFFFF
     host_calls.pwrite(sums_fd, PAIR.pack(wrong, wrong), offset // BLOCK_BYTES * PAIR.size)

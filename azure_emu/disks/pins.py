@@ -38,14 +38,29 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RigError: ``DiskNotFound``.
     """
+    fd = _lock(folder)
     try:
-        fd = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise RigError(Code.DiskNotFound, f"{folder}: there is no managed disk") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
+        os.close(fd)
+
+
+def _lock(folder: Path) -> int:
+    """Return the descriptor that holds the lock; the managed disk may be replaced by another while this waits."""
+    path = folder / LOCK
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise RigError(Code.DiskNotFound, f"{folder}: there is no managed disk") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), path.stat()):
+                    return fd
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
 
 

@@ -112,6 +112,7 @@ def disk_state(folder: Path, retain: int) -> ManagedDiskState:
             base_bytes=_used_bytes(folder / BASE) + _used_bytes(folder / SUMS),
             journal_bytes=sum(_used_bytes(path) for path in journal),
             free_bytes=free_bytes(folder),
+            encrypted=state.meta.key_id is not None,
         )
 
 

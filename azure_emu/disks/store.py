@@ -160,8 +160,8 @@ def reset_disk(
                     f"it is held by {pin.holder}: remove that first",
                 )
             shutil.rmtree(aside, ignore_errors=True)
-            new = folder.with_name(_NEW + folder.name)
-            _make(new, folder.name, size_bytes, created_ns, key)
+            new = new_folder(folder)
+            make_disk(new, folder.name, size_bytes, created_ns, key)
             folder.rename(aside)
             _SET_ASIDE.reach()
             new.rename(folder)
@@ -177,7 +177,12 @@ def _size_of_damaged(folder: Path) -> int:
     return SECTOR_BYTES
 
 
-def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int, key: DataKey | None) -> None:
+def new_folder(folder: Path) -> Path:
+    """Return the temporary name of a folder that is to become a managed disk; :func:`discard_leftovers` removes it."""
+    return folder.with_name(_NEW + folder.name)
+
+
+def make_disk(new: Path, disk_id: str, size_bytes: int, created_ns: int, key: DataKey | None) -> None:
     """Create the folder of an empty disk under a temporary name."""
     shutil.rmtree(new, ignore_errors=True)
     safe_files.make_folder(new, parents=True)
@@ -234,9 +239,9 @@ class ManagedDiskStore:
             )
         if folder.exists():
             raise RigError(Code.DiskExists, f"{folder}: there is a managed disk already")
-        new = folder.with_name(_NEW + folder.name)
+        new = new_folder(folder)
         with host_disk_errors(folder):
-            _make(new, disk_id, size_bytes, created_ns, key)
+            make_disk(new, disk_id, size_bytes, created_ns, key)
             new.rename(folder)
             _CREATED.reach()
             sync_folder(folder.parent)
@@ -342,7 +347,13 @@ class ManagedDiskStore:
             return self.watermark()
         if status != "next":
             raise RigError(Code.PartGap, f"part {part.blob()}: {history.expected()} comes next")
-        segment = decompress(part, data)
+        return self.apply_segment(part, decompress(part, data))
+
+    def apply_segment(self, part: PartName, segment: bytes) -> Watermark:
+        """Apply the segment of the part that comes next, as :meth:`apply_part` does with the packed one."""
+        history = self._state.history
+        if history.classify(part) != "next":
+            raise RigError(Code.PartGap, f"part {part.blob()}: {history.expected()} comes next")
 
         def verify() -> PartIndex:
             history = self._state.history

@@ -11,8 +11,10 @@ writes; any process may open one while the applier works.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -32,6 +34,7 @@ from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Source, ViewLayer
 from siterig.blockfs.transfer.envelope import DataKey
 
+T = TypeVar("T")
 _log = structlog.get_logger("siterig.azure_emu.disks.view")
 
 
@@ -41,6 +44,14 @@ def needed_key(folder: Path) -> str | None:
         return read_meta(folder / DISK_META, DiskMeta).key_id
     except RigError:
         return None  # whatever opens the disk raises the error
+
+
+def is_encrypted(folder: Path) -> bool | None:
+    """Return whether the data of a managed disk are encrypted; None if it has no readable identity."""
+    try:
+        return read_meta(folder / DISK_META, DiskMeta).key_id is not None
+    except RigError:
+        return None
 
 
 def cipher_of(loaded: StoreState, key: DataKey | None) -> DiskCipher | None:
@@ -75,8 +86,8 @@ def open_disk(folder: Path, position: int, key: DataKey | None) -> ViewLayer:
     Raises:
         RigError: also ``KeyMissing``.
     """
-    cipher = query_consistently(folder, lambda state: cipher_of(state, key))
-    return decrypted(open_view(folder, position), cipher)
+    view, cipher = _opened(folder, position, lambda state: cipher_of(state, key))
+    return decrypted(view, cipher)
 
 
 def open_view(folder: Path, position: int) -> ViewLayer:
@@ -88,13 +99,30 @@ def open_view(folder: Path, position: int) -> ViewLayer:
         RigError: ``DiskNotFound``; ``InvalidPosition``, which names the valid ranges; ``StoreCorrupt``, ``StoreVersion``;
             ``StoreIo`` (recoverable).
     """
+    return _opened(folder, position, lambda _state: None)[0]
+
+
+def view_in(state: StoreState, position: int) -> ViewLayer:
+    """Open a position of a managed disk whose state is loaded, as :func:`open_view` does; no compaction may run.
+
+    Raises:
+        RigError: as :func:`open_view`.
+    """
+    return build_view(state.folder, state.history, ReplayBound(state.epoch_of(position), position))
+
+
+def _opened(folder: Path, position: int, query: Callable[[StoreState], T]) -> tuple[ViewLayer, T]:
+    """Open a view, and return the result of a query about the same state of the disk with it; the query comes first."""
+
+    def both(state: StoreState) -> tuple[ViewLayer, T]:
+        found = query(state)
+        return view_in(state, position), found
+
     while True:
-        view = query_consistently(
-            folder, lambda state: build_view(folder, state.history, ReplayBound(state.epoch_of(position), position))
-        )
+        view, found = query_consistently(folder, both)
         oldest = oldest_position_of(folder)
         if oldest is not None and oldest <= position:
-            return view
+            return view, found
         # A compaction passed the position meanwhile, or the disk began again: the view mixes two states.
         view.close()
 

@@ -38,14 +38,17 @@ from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 from siterig.azure_emu.storage.azurite import CONTAINER
 from siterig.azure_emu.storage.link_transport import LinkTransport
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.bundle import FOLDER, BundleName
+from siterig.blockfs.transfer.cache_account import AccountBlob, AccountListing, BlobAccount
 from siterig.blockfs.transfer.codec import BLOB_BYTES_MAX
-from siterig.blockfs.transfer.part_name import Listing, PartName
+from siterig.blockfs.transfer.part_name import Listing
 from siterig.blockfs.trust.peer import refusal_of
 
 IN_FLIGHT_MAX = 2
 """Limit of concurrent calls; more make Azurite slower."""
 CONNECT_TIMEOUT_S = 5.0
+RECEIVED_BYTES = 256 << 10
+"""The bytes of an answer that are taken at once; with the SDK's 4 KiB a download takes nearly twice the time."""
 READ_TIMEOUT_S = 60.0
 """The limit between two packets of an answer, not for the whole answer."""
 GET_TIMEOUT_S = 20.0
@@ -99,7 +102,7 @@ class AccountPlace:
     credential: Any = None
 
 
-class BlobCacheAccount(CacheAccount):
+class BlobCacheAccount(BlobAccount):
     """Parts as block blobs named ``PartName.blob()`` in the container ``asr-cache``, or in another place.
 
     At most ``in_flight_max`` threads share the SDK's client.  A cancelled call returns at once; its request may still
@@ -138,11 +141,12 @@ class BlobCacheAccount(CacheAccount):
         self._current_key = current_key
         self._limiter = trio.CapacityLimiter(in_flight_max)
         self._suspects = trio.CapacityLimiter(1)
-        self._unreadable: set[PartName] = set()
+        self._unreadable: set[AccountBlob] = set()
         fields = _fields(connection_string)
         options: dict[str, Any] = {
             "connection_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
+            "connection_data_block_size": RECEIVED_BYTES,
             "use_env_settings": not _is_loopback(fields.get("BlobEndpoint", "")),
         }
         if link is not None or tls is not None:
@@ -263,7 +267,7 @@ class BlobCacheAccount(CacheAccount):
         text = f"there is no container {self._place.container!r} in {self._where}"
         return RigError(Code.ContainerMissing, f"{text}, and {self._place.proof} does not permit to create it")
 
-    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
+    async def put(self, part: AccountBlob, data: bytes, *, replace: bool = False) -> bool:
         """Upload a part once, or in any case with ``replace``; return False if the blob exists, which is success, too."""
 
         def upload() -> bool:
@@ -315,8 +319,29 @@ class BlobCacheAccount(CacheAccount):
 
         If a name in the container makes that list fail, each disk is listed by itself.
         """
+        found = await self._list_container() if len(disk_ids) > 1 else None
+        if found is None:
+            return await super().list_all(disk_ids)
+        return _by_disk(disk_ids, found)
 
-        def blobs() -> list[tuple[str, int]] | None:
+    async def list_with_bundles(self, disk_ids: Sequence[str]) -> AccountListing:
+        """Return the blobs of several disks and the bundles, with one list of the container.
+
+        If a name in the container makes that list fail, each disk is listed by itself.
+        """
+        found = await self._list_container()
+        if found is None:
+            disks = await super().list_all(disk_ids)
+            found = await self._call(f"list {FOLDER}/", lambda: self._in_container(lambda: self._blobs(f"{FOLDER}/")))
+        else:
+            disks = _by_disk(disk_ids, found)
+        bundles = ((BundleName.parse(name), size) for name, size in found)
+        return AccountListing(disks, {name: size for name, size in bundles if name is not None})
+
+    async def _list_container(self) -> _Sizes | None:
+        """Return all blobs; None if a name among them cannot be listed."""
+
+        def blobs() -> _Sizes | None:
             try:
                 return self._blobs("")
             except HttpResponseError as e:
@@ -324,18 +349,9 @@ class BlobCacheAccount(CacheAccount):
                     raise
                 return None
 
-        found = None
-        if len(disk_ids) > 1:
-            found = await self._call(f"list container {self._place.container}", lambda: self._in_container(blobs))
-        if found is None:
-            return await super().list_all(disk_ids)
-        own: dict[str, list[tuple[str, int]]] = {disk_id: [] for disk_id in disk_ids}
-        for name, size_bytes in found:
-            if (disk := own.get(name.partition("/")[0])) is not None:
-                disk.append((name, size_bytes))
-        return {disk_id: Listing.of(disk_id, disk) for disk_id, disk in own.items()}
+        return await self._call(f"list container {self._place.container}", lambda: self._in_container(blobs))
 
-    async def get(self, part: PartName) -> bytes:
+    async def get(self, part: AccountBlob) -> bytes:
         """Return the bytes of a part.
 
         Parts that are known to be unreadable are read one at a time, so that they do not delay the others.
@@ -389,7 +405,7 @@ class BlobCacheAccount(CacheAccount):
             return False
         return True
 
-    async def delete(self, part: PartName) -> None:
+    async def delete(self, part: AccountBlob) -> None:
         """Delete the blob of a part; no-op if there is none."""
 
         def work() -> None:
@@ -405,7 +421,7 @@ class BlobCacheAccount(CacheAccount):
         """Close the connections."""
         self._service.close()
 
-    def _name(self, part: PartName) -> str:
+    def _name(self, part: AccountBlob) -> str:
         """Return the name of a part's blob in the container."""
         return f"{self._place.prefix}{part.blob()}"
 
@@ -478,6 +494,14 @@ class BlobCacheAccount(CacheAccount):
 def _blobs(container: ContainerClient, prefix: str) -> list[tuple[str, int]]:
     """Return names and sizes, in bytes, of the blobs with this prefix."""
     return [(blob.name, int(blob.size or 0)) for blob in container.list_blobs(name_starts_with=prefix)]
+
+
+def _by_disk(disk_ids: Sequence[str], blobs: _Sizes) -> dict[str, Listing]:
+    own: dict[str, _Sizes] = {disk_id: [] for disk_id in disk_ids}
+    for name, size_bytes in blobs:
+        if (disk := own.get(name.partition("/")[0])) is not None:
+            disk.append((name, size_bytes))
+    return {disk_id: Listing.of(disk_id, disk) for disk_id, disk in own.items()}
 
 
 def classified(

@@ -17,8 +17,8 @@ from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.azure_emu.user_account.stored_account import UserAccount, load, stamp_of
 from siterig.blockfs.core.clock import Clock, rfc3339
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.transfer.cache_account import CacheAccount
-from siterig.blockfs.transfer.part_name import Listing, PartName
+from siterig.blockfs.transfer.cache_account import AccountBlob, AccountListing, BlobAccount
+from siterig.blockfs.transfer.part_name import Listing
 
 REFUSALS = (Code.CacheAuthentication, Code.CacheForbidden)
 """The errors of a secret that the account does not accept, or that permits too little."""
@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
 
-class FollowingAccount(CacheAccount):
+class FollowingAccount(BlobAccount):
     """An account of a user, by the newest secret of a rig.
 
     Refusals are recoverable, other than those of Azurite: the user can give another secret at any time, and the retry table
@@ -45,7 +45,7 @@ class FollowingAccount(CacheAccount):
         self._stamp: tuple[int, int, int] | None = None
         self._known: tuple[UserAccount, BlobCacheAccount] | None = None
 
-    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
+    async def put(self, part: AccountBlob, data: bytes, *, replace: bool = False) -> bool:
         return await self._call(lambda account: account.put(part, data, replace=replace))
 
     async def list(self, disk_id: str) -> Listing:
@@ -54,10 +54,13 @@ class FollowingAccount(CacheAccount):
     async def list_all(self, disk_ids: Sequence[str]) -> dict[str, Listing]:
         return await self._call(lambda account: account.list_all(disk_ids))
 
-    async def get(self, part: PartName) -> bytes:
+    async def list_with_bundles(self, disk_ids: Sequence[str]) -> AccountListing:
+        return await self._call(lambda account: account.list_with_bundles(disk_ids))
+
+    async def get(self, part: AccountBlob) -> bytes:
         return await self._call(lambda account: account.get(part))
 
-    async def delete(self, part: PartName) -> None:
+    async def delete(self, part: AccountBlob) -> None:
         await self._call(lambda account: account.delete(part))
 
     async def check(self) -> None:

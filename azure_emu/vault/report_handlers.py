@@ -13,6 +13,7 @@ from typing import Literal
 
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports, RoleStatus, SkippedBlob
@@ -33,11 +34,30 @@ from siterig.blockfs.sides.vault_link import PATIENCE_S_MAX, ReplicationSettings
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 
+_DISK = DiskRow.__table__.c
+_OF_DISK = (
+    select(ItemRow, DiskRow)
+    .join(DiskRow)
+    .where(ItemRow.vm == select(_DISK.vm).where(_DISK.disk_id == bindparam("disk_id")).scalar_subquery())
+    .order_by(DiskRow.name)
+)
 _DISKS = select(DiskRow).where(DiskRow.vm == bindparam("vm"), DiskRow.last_position.is_(None)).order_by(DiskRow.name)
 
 STORE_OLDER = Code.ManagedDiskOlder
 PART_UNUSABLE = "PartUnusable"
 VM_DISK_CHANGED = Code.ImageChanged
+
+
+def _with_item(session: Session, disk_id: str) -> tuple[DiskRow, ItemRow] | None:
+    """Return a disk, and its item with all of its disks, by one statement; None if there is no such disk."""
+    rows = session.execute(_OF_DISK, {"disk_id": disk_id}).all()
+    disks = [disk for _, disk in rows]
+    if not disks:
+        return None
+    item = rows[0][0]
+    set_committed_value(item, "disks", [disk for disk in disks if disk.last_position is None])
+    set_committed_value(item, "removed_disks", [disk for disk in disks if disk.last_position is not None])
+    return next(disk for disk in disks if disk.disk_id == disk_id), item
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +86,10 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         self, *, watermark: Watermark, tags: list[TagSeen], waiting_bytes: int | None = None
     ) -> Watermark | None:
         def note(session: Session) -> _Applied | None:
-            disk = session.get(DiskRow, watermark.disk_id)
-            if disk is None:
+            found = _with_item(session, watermark.disk_id)
+            if found is None:
                 return None
-            item = session.get_one(ItemRow, disk.vm)
+            disk, item = found
             moved = points.take_watermark(disk, watermark)
             later = None if moved else points.stored_watermark(disk)
             if later is None and health.clear_errors(session, item.vm, health.apply_source(disk.disk_id)):
@@ -281,8 +301,8 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             return
         name, disk_ids, applied_position = known
         self._part_news.note(disk_ids)
-        if applied_position < position:  # otherwise the applier was faster than this report
-            self._context.lag.sent(vm, position)
+        # The applier may have been faster than this report, also since the transaction.
+        if applied_position < position and self._context.lag.sent(name, position):
             self._context.lag.put(waiting_bytes or {})
         self._wake(name)
 

@@ -14,12 +14,15 @@ import trio
 from sqlalchemy import Engine
 
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
+from siterig.azure_emu.vault.alerts.mail_password import MailPassword
+from siterig.azure_emu.vault.alerts.mail_worker import MailWorker
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.change_feed import ChangeFeed
 from siterig.azure_emu.vault.context.vault_context import ShutDown, VaultContext, no_check
 from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.notifications import Notifications
 from siterig.azure_emu.vault.jobs import (
+    disk_tasks,
     engine,
     failback_tasks,
     failover_tasks,
@@ -27,7 +30,6 @@ from siterig.azure_emu.vault.jobs import (
     policy_tasks,
     property_tasks,
     protection_tasks,
-    removal_tasks,
     vm_tasks,
 )
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
@@ -37,6 +39,7 @@ from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
 from siterig.azure_emu.vault.monitoring.standstill import StandstillWatch
 from siterig.azure_emu.vault.mounts.leases import Leases
+from siterig.azure_emu.vault.operations.alerts import AlertOperations
 from siterig.azure_emu.vault.operations.app_scripts import AppScriptOperations
 from siterig.azure_emu.vault.operations.bandwidth import BandwidthOperations
 from siterig.azure_emu.vault.operations.failovers import FailoverOperations
@@ -69,7 +72,8 @@ SCENARIOS = (
     protection_tasks.DISABLE,
     policy_tasks.MODIFY,
     property_tasks.UPDATE,
-    removal_tasks.REMOVE,
+    disk_tasks.REMOVE,
+    disk_tasks.ADD,
     pause_tasks.PAUSE,
     pause_tasks.RESUME,
     failover_tasks.TEST,
@@ -103,6 +107,7 @@ class Vault:
         health: the operations on the health of protected items.
         jobs: the operations on jobs.
         keys: the operations on the vault's key.
+        alerts: the operations on the alert settings.
         data_keys: the keys of the data, for the roles that encrypt and decrypt them.
         reports: the handlers of the reports of the other roles.
     """
@@ -112,6 +117,7 @@ class Vault:
         url: str | Engine,
         *,
         keys: Path,
+        mail_password: Path | None = None,
         provider: Provider,
         recovery: RecoverySide,
         azure_host: DiskHostControl,
@@ -126,6 +132,7 @@ class Vault:
         Args:
             url: the database, as SQLAlchemy writes it; or its engine.
             keys: the file of the vault's key-encryption keys; a new vault makes it.
+            mail_password: the file of the password for the mail server; None: in the folder of the keys.
             provider: the provider on the Hyper-V host.
             recovery: the applier with its managed disks.
             azure_host: the disk host of the recovery side.
@@ -174,11 +181,15 @@ class Vault:
         self.mounts = MountOperations(context, self._leases)
         self.failovers = FailoverOperations(context, starter)
         self.status = VaultStatus(context, self._engine, self.sources)
-        self.observation = ObservationOperations(context, self.status, changes)
+        self.observation = ObservationOperations(context, self.status, changes, keys.parent)
         self.bandwidth = BandwidthOperations(context)
         self.fences = FenceOperations(context)
         self.app_scripts = AppScriptOperations(context)
         self.health = HealthOperations(context, self.sources)
+        password = MailPassword(mail_password or keys.with_name("mail.password"))
+        self.mail = MailWorker(context, password)
+        database.observers.append(self.mail.note)
+        self.alerts = AlertOperations(context, password, self.mail)
         self.jobs = JobOperations(context, self._engine)
         self.keys = KeyOperations(context, self.data_keys)
 
@@ -223,6 +234,10 @@ class Vault:
     async def watch_standstill(self) -> None:
         """Watch for waits, roles and data that stand still, until cancelled."""
         await self.watch.run()
+
+    async def send_mail(self) -> None:
+        """Send mail about alerts, until cancelled."""
+        await self.mail.run()
 
     async def run_policies(self) -> None:
         """Prune points, begin resyncs that are due, and watch the disks of VMs that failed over, until cancelled."""

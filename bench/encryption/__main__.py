@@ -46,6 +46,14 @@ DISK_BYTES = PARTS * PART_BYTES
 GUEST_BYTES = 128 << 10
 FLUSHED_BYTES = 16 << 20
 AT_LEAST = 0.9
+WHAT = {
+    "seal": "compress and encrypt a part of 8 MiB; beside: only compress it",
+    "apply": "apply parts to an encrypted managed disk, durably; beside: to one without encryption",
+    "read": "read a view of an encrypted managed disk from the page cache; beside: of one without encryption",
+    "guest writes": "write 128 KiB at a time to an encrypted tracked disk, with flushes; beside: to one without encryption",
+    "guest reads": "read 128 KiB at a time from an encrypted disk, from the page cache; beside: from one without encryption",
+}
+"""Both sides of each row; the key of a row is also its name in the JSON."""
 
 
 def _packed(rng: random.Random) -> list[tuple[PartName, bytes]]:
@@ -121,9 +129,7 @@ def _measure(options: argparse.Namespace) -> dict[str, list[tuple[float, float]]
     rng = random.Random(options.seed)  # noqa: S311
     part_key, disk_key = DataKey.generate(), DataKey.generate(64)
     parts = _packed(rng)
-    found: dict[str, list[tuple[float, float]]] = {
-        name: [] for name in ("seal", "apply", "read", "guest writes", "guest reads")
-    }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in WHAT}
     cipher, guest_bytes = DiskCipher(disk_key.secret), rng.randbytes(GUEST_BYTES)
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory(prefix="siterig-bench-", dir=options.folder) as name:
@@ -155,14 +161,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures there")
     options = parser.parse_args()
     found = _measure(options)
-    table = Table("", "with encryption", "without", "ratio", "target", "")
+    title = f"throughput of the same work with a key and without, medians of {options.rounds} rounds"
+    table = Table("", "with encryption", "without", "ratio", "target", "", title=title)
     for what, pairs in found.items():
         size = PART_BYTES if what == "seal" else DISK_BYTES
         with_s, without_s = (statistics.median(values) for values in zip(*pairs, strict=True))
         ratios = [without / keyed for keyed, without in pairs]
         holds = "holds" if without_s / with_s >= AT_LEAST else "does not hold"
         shown = f"{without_s / with_s:.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
-        table.add_row(what, f"{size / with_s / 1e6:,.0f} MB/s", f"{size / without_s / 1e6:,.0f} MB/s", shown, "0.9x", holds)
+        table.add_row(
+            f"{what}: {WHAT[what]}",
+            f"{size / with_s / 1e6:,.0f} MB/s",
+            f"{size / without_s / 1e6:,.0f} MB/s",
+            shown,
+            "0.9x",
+            holds,
+        )
     Console(width=120).print(table)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")

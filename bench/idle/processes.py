@@ -6,7 +6,8 @@ import os
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,3 +76,20 @@ def usage(pids: dict[int, str]) -> Usage:
             if line.startswith("Pss:"):
                 pss_bytes[name] += int(line.split()[1]) << 10
     return Usage(dict(cpu_s), dict(pss_bytes))
+
+
+def reset_peaks(pids: Iterable[int]) -> None:
+    """Begin to measure the peaks of :func:`peaks` (proc_pid_clear_refs(5))."""
+    for pid in pids:
+        with suppress(OSError):
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peaks(pids: dict[int, str]) -> dict[str, int]:
+    """Return the largest memory of processes in bytes by their role: PSS now, and the peak of RSS above RSS now."""
+    found = usage(pids).pss_bytes
+    for pid, name in pids.items():
+        with suppress(OSError):
+            lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            found[name] += (int(lines["VmHWM"].split()[0]) - int(lines["VmRSS"].split()[0])) << 10
+    return found

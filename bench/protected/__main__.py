@@ -2,12 +2,12 @@
 
 ``python -m bench.protected [writes] [rpo] [backlog] [--rounds 3] [--folder DIR]``; needs FUSE, Azurite and fio.
 
-- *writes*: fio writes to a disk of a VM that is protected, at an interval of ``--interval`` seconds, beside the same job on
-  a disk that is tracked and not protected; both disks are full, and each job is longer than the interval;
+- *writes*: fio writes to a full range of a disk of a VM that is protected, at an interval of ``--interval`` seconds, beside
+  the same job on a disk that is tracked and not protected; a job that fills a log up to its limit counts as a failure;
 - *rpo*: four VMs write 5 MB/s each, at random places, for ``--minutes``, at an interval of 30 s; the largest RPO of a VM
   that the vault names, read each second, once the first recovery point is there;
-- *backlog*: the largest memory (PSS of all processes but Azurite's program) while a backlog is worked off, beside one that
-  is ten times shorter; once of a log that waits for the account, and once of parts that wait for the applier.
+- *backlog*: the largest memory of all processes but Azurite's program while a backlog grows and is worked off, beside one
+  that is ten times shorter; once of a log that waits for the account, and once of parts that wait for the applier.
 
 Only figures of one run are comparable.
 """
@@ -28,13 +28,17 @@ from pathlib import Path
 import trio
 
 from bench import fio
-from bench.idle.processes import processes, usage
+from bench.idle.processes import peaks, processes, reset_peaks
 from siterig.azure_emu.vault.model.api import ProtectedItem
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
 
 WRITES_MIN, RPO_S_MAX, MEMORY_MAX = 0.7, 40.0, 1.1
 """The targets: throughput against an unprotected disk, the largest RPO, and memory against that of the shorter backlog."""
+WRITTEN_DISK_BYTES, SEQUENTIAL_S = 16 << 30, 3.0
+"""The limit of a log is half of its disk: one of the sequential job needs a large disk, and a short time."""
+BACKLOG_DISK_BYTES = 4 << 30
+HELD = ("azurite", "applier")
 RPO_VMS, RPO_RATE = 4, 5_000_000
 RPO_INTERVAL_S = 30.0
 BLOCK_BYTES = 4096
@@ -86,20 +90,23 @@ def _fill(disk: Path, size_bytes: int) -> None:
 
 async def writes(rigs: Rigs, options: argparse.Namespace) -> list[str]:
     """Return the ratios of the throughput of a protected disk to that of one that is only tracked."""
-    size_bytes = fio.AREA_BYTES
     found: dict[str, dict[str, list[float]]] = {name: {"tracked": [], "protected": []} for name in ("randwrite", "seqwrite")}
     async with rigs("writes") as rig:
-        disks = {vm: await _make(rig, vm, size_bytes) for vm in ("tracked", "protected")}
+        disks = {vm: await _make(rig, vm, WRITTEN_DISK_BYTES) for vm in ("tracked", "protected")}
         for disk in disks.values():
-            await trio.to_thread.run_sync(_fill, disk, size_bytes)
+            await trio.to_thread.run_sync(_fill, disk, fio.AREA_BYTES)
         await _protect(rig, "protected", options.interval)
         for number in range(options.rounds):
             for column in found:
                 for vm in ("tracked", "protected") if number % 2 else ("protected", "tracked"):
                     if vm == "tracked":
                         await rig.site.start_tracking(vm=vm)
-                    figure = await trio.to_thread.run_sync(_job, column, disks[vm], options.seconds)
+                    seconds = min(options.seconds, SEQUENTIAL_S) if column == "seqwrite" else options.seconds
+                    figure = await trio.to_thread.run_sync(_job, column, disks[vm], seconds)
                     found[column][vm].append(figure.value)
+                    (state,) = await rig.site.list_disks(vm=vm)
+                    if state.needs_resync is not None:
+                        raise SystemExit(f"{column}: the log of the disk is full: {state.needs_resync}")
                     if vm == "tracked":
                         await rig.site.stop_tracking(vm=vm)
                     else:
@@ -153,18 +160,18 @@ async def rpo(rigs: Rigs, options: argparse.Namespace) -> list[str]:
 async def backlog(rigs: Rigs, options: argparse.Namespace) -> list[str]:
     """Return the ratios of the memory over a backlog to that over a shorter one."""
     lines = []
-    for role in ("azurite", "applier"):
-        ratios, peaks = [], []
+    for role in options.held:
+        ratios, found = [], []
         for number in range(options.rounds):
             short, long = [
                 await _peak_bytes(rigs, f"{role}{number}-{writes}", role, writes)
                 for writes in (options.writes, 10 * options.writes)
             ]
             ratios.append(long / short)
-            peaks.append((short, long))
+            found.append((short, long))
             print(f"round {number + 1}/{options.rounds}  {role} held: {short >> 20} MiB, {long >> 20} MiB", flush=True)
         ratio = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f}), at most {MEMORY_MAX:g}x"
-        short, long = (statistics.median(each) / 2**20 for each in zip(*peaks, strict=True))
+        short, long = (statistics.median(each) / 2**20 for each in zip(*found, strict=True))
         waiting = f"{options.writes} and {10 * options.writes} writes of {BLOCK_BYTES} bytes wait for the {role}"
         lines.append(f"memory while {waiting}: {short:.0f} and {long:.0f} MiB: {ratio}")
     return lines
@@ -173,34 +180,26 @@ async def backlog(rigs: Rigs, options: argparse.Namespace) -> list[str]:
 async def _peak_bytes(rigs: Rigs, name: str, role: str, writes: int) -> int:
     """Return the largest PSS of a rig while ``writes`` writes that waited for a role are replicated."""
     async with rigs(name) as rig:
-        disk = await _make(rig, "vm", 1 << 30)
+        disk = await _make(rig, "vm", BACKLOG_DISK_BYTES)
         await _protect(rig, "vm", RPO_INTERVAL_S)
         await rig.supervisor.kill_role(name=role, hold=True)
+        pids = await processes(rig)
+        reset_peaks(pids)
         await trio.to_thread.run_sync(_write, disk, writes)
         written = trio.current_time()
-        peak = 0
-        done = trio.Event()
-
-        async def watch() -> None:
-            nonlocal peak
-            while not done.is_set():
-                peak = max(peak, sum(usage(await processes(rig)).pss_bytes.values()))
-                await trio.sleep(0.1)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            if role == "applier":
-                await _until_sent(rig, "vm", written)
-            await rig.supervisor.start_role(name=role)
+        if role == "applier":
             await _until_sent(rig, "vm", written)
-            await _until_applied(rig, "vm")
-            done.set()
-        return peak
+        await rig.supervisor.start_role(name=role)
+        await _until_sent(rig, "vm", written)
+        await _until_applied(rig, "vm")
+        peak = peaks(pids | await processes(rig))
+        print(f"  {name}", *(f"{role} {pss >> 20} MiB" for role, pss in sorted(peak.items())), sep="  ", flush=True)
+        return sum(peak.values())
 
 
 def _write(disk: Path, writes: int) -> None:
     dice = random.Random(writes)  # noqa: S311
-    blocks = disk.stat().st_size // BLOCK_BYTES
+    blocks = fio.AREA_BYTES // BLOCK_BYTES
     descriptor = os.open(disk, os.O_WRONLY)
     try:
         for _ in range(writes):
@@ -218,9 +217,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subjects", nargs="*", choices=[*SUBJECTS, []], default=list(SUBJECTS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--interval", type=float, default=5.0, help="replication interval of 'writes' in seconds")
+    parser.add_argument("--interval", type=float, default=2.0, help="replication interval of 'writes' in seconds")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a job of 'writes'")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of 'rpo'")
+    parser.add_argument("--held", nargs="+", choices=HELD, default=HELD, help="the role that a backlog waits for")
     parser.add_argument("--writes", type=int, default=16384, help="writes of the shorter backlog")
     parser.add_argument("--folder", type=Path, help="where the rigs are; default: the temporary folder")
     options = parser.parse_args()

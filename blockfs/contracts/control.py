@@ -78,6 +78,7 @@ class DiskInfo(WireModel):
         kept: old disks that a failback replaced by this one, oldest first; ``delete_kept`` frees their space.
         fenced: True if every write is refused.
         free_bytes: bytes that are free on the file system of ``folder``.
+        encrypted: True if the files of the disk are encrypted.
     """
 
     vm: str
@@ -107,6 +108,7 @@ class DiskInfo(WireModel):
     kept: list[KeptImage] = Field(default_factory=list)
     fenced: bool = False
     free_bytes: int | None = None
+    encrypted: bool = False
 
 
 class DownloadedDisk(WireModel):
@@ -342,6 +344,14 @@ class DiskHostControl(Protocol):
 
         Raises:
             RigError: ``VmNotFound`` or ``DiskNotFound``.
+        """
+        ...
+
+    async def remove_disk(self, *, vm: str, disk: str) -> None:
+        """Delete a disk that was created and could not be completed; the VM keeps its other disks.
+
+        Raises:
+            RigError: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``; ``InvalidState`` if it is tracked.
         """
         ...
 

@@ -7,12 +7,15 @@ from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.wire_model import WireModel
 from siterig.blockfs.images.image_formats import ImageFormat
 
+FILESYSTEMS = ("ext4", "xfs", "btrfs")
+"""The file systems that a new disk can begin with."""
+
 
 class DiskSpec(WireModel):
     """A disk to create: empty, with a file system, with the contents of an image, or thin over an image.
 
     Attributes:
-        filesystem: ``ext4``, ``xfs`` or None.
+        filesystem: one of ``FILESYSTEMS``, or None.
         image: absolute path of an image whose contents are copied to the disk.
         image_format: the format of the image; None: it is detected.
         sector_bytes: the logical sector size that the disk declares.

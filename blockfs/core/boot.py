@@ -7,6 +7,7 @@ be given another id than the kernel's, as if its host had been rebooted.
 from __future__ import annotations
 
 import uuid
+from functools import cache
 from pathlib import Path
 
 NIL = "00000000-0000-0000-0000-000000000000"
@@ -20,7 +21,12 @@ _restart: uuid.UUID | None = None
 
 def kernel_boot_id() -> str:
     """Return the kernel's random id of this boot as a UUID in text form."""
-    return str(uuid.UUID(SOURCE.read_text().strip()))
+    return _read(SOURCE)
+
+
+@cache  # no process outlives a boot
+def _read(source: Path) -> str:
+    return str(uuid.UUID(source.read_text().strip()))
 
 
 def current_boot_id() -> str:

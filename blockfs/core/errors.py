@@ -145,6 +145,8 @@ class Code(StrEnum):
         "Remove the file that the message names.")
     BadRequest = ("BadRequest", _BAD_INPUT, "The arguments do not fit together, or a value is not allowed.",
         "Correct the argument that the message names.")
+    BundleCorrupt = ("BundleCorrupt", _FAILED, "A blob with the tags of several disks is damaged.",
+        "None: the site is asked to send the parts in it again.")
     BrokenVhdChain = ("BrokenVhdChain", _FAILED, "The parent image of a differencing disk was changed or replaced.",
         "Restore the parent image as it was, then start the rig again; or delete the disk.")
     CacheAuthentication = ("CacheAuthentication", _FAILED, "The cache storage account does not accept the account key.",
@@ -190,6 +192,8 @@ class Code(StrEnum):
         "Wait: it is restarted. siterig status shows its role.")
     DiskInUse = "DiskInUse", _FAILED, "The disk is open or mounted.", "Unmount it and end the processes that use it."
     DiskNotFound = "DiskNotFound", _BAD_INPUT, "No such disk exists.", "Choose one of the disks that the message lists."
+    DiskNotEncrypted = ("DiskNotEncrypted", _FAILED, "A managed disk of an older siterig is being encrypted.",
+        "Wait: replication of its VM continues then, and all recovery points stay.")
     DiskPinned = ("DiskPinned", _FAILED, "A damaged managed disk cannot be replaced while a state of it is in use.",
         "Unmount or remove the holder that the message names.")
     DiskReplaced = ("DiskReplaced", _FAILED, "A failback replaced the contents of the disk.",
@@ -264,6 +268,8 @@ class Code(StrEnum):
         "Give a size that the message allows.")
     InvalidFault = ("InvalidFault", _BAD_INPUT, "A fault rule, or a file of fault rules, is not allowed.",
         "Correct the key that the message names; docs/reference/fault-rules.md lists all keys.")
+    InvalidAlertSettings = ("InvalidAlertSettings", _BAD_INPUT, "A value of the alert settings is not allowed.",
+        "Give a value that the message allows.")
     InvalidLimit = ("InvalidLimit", _BAD_INPUT, "The value of a limit is not allowed.",
         "Give a value that the message allows.")
     InvalidName = "InvalidName", _BAD_INPUT, "The name is not allowed.", "Give a name that the message allows."
@@ -331,6 +337,8 @@ class Code(StrEnum):
     LowMemory = "LowMemory", _FAILED, "The host has too little free memory.", "Free some memory; the operation is repeated."
     MachineUnfit = ("MachineUnfit", _ENVIRONMENT, "This machine lacks something that a rig needs.",
         "Run siterig doctor and follow its remedies.")
+    MailUnsent = ("MailUnsent", _FAILED, "Mail about alerts cannot be delivered; it waits.",
+        "Read the reason in the message; siterig alert set changes the way of the mail.")
     ManagedDiskOlder = ("ManagedDiskOlder", _FAILED,
         "The managed disk is older than the last state that was reported of it.",
         "Run siterig resync VM.")
@@ -468,7 +476,7 @@ class Code(StrEnum):
     TooFewFiles = "TooFewFiles", _ENVIRONMENT, "The process may open too few files.", "Raise the hard limit: ulimit -Hn."
     ToolMissing = ("ToolMissing", _ENVIRONMENT, "A program that is needed is not installed.",
         "Install the package that the message names.")
-    UnknownFilesystem = "UnknownFilesystem", _BAD_INPUT, "The file system is not supported.", "Use ext4 or xfs."
+    UnknownFilesystem = "UnknownFilesystem", _BAD_INPUT, "The file system is not supported.", "Use ext4, xfs or btrfs."
     UnmountFailed = ("UnmountFailed", _FAILED, "A mount could not be removed.",
         "End the programs that use it, then unmount again.")
     Usage = "Usage", _BAD_INPUT, "The command line cannot be parsed.", "Read the usage above the message, or --help."

@@ -39,6 +39,7 @@ class VmProgress(WireModel):
 
     Attributes:
         upload_bytes_s: bytes that were sent in the last minute, per second; None: the site does not know.
+        uploaded_bytes: bytes that were sent since the agent's start, after compression.
         left_s: the estimated time until the copy ends, by its rate of the last minute; None: unknown, or no copy runs.
         last_cycle_s: seconds since the last cycle began; None: there was none since the agent's start.
         next_cycle_s: seconds until the next cycle begins, 0 if it is due or runs; None: no cycle is planned.
@@ -50,6 +51,7 @@ class VmProgress(WireModel):
     disks: list[DiskProgress]
     detail: str = ""
     upload_bytes_s: float | None = None
+    uploaded_bytes: int = 0
     left_s: float | None = None
     last_cycle_s: float | None = None
     next_cycle_s: float | None = None

@@ -49,6 +49,7 @@ def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
         kept=kept_images(disk.paths.folder, disk.paths.name),
         fenced=disk.state.fenced,
         free_bytes=free_bytes(disk.paths.folder),
+        encrypted=disk.state.key is not None,
     )
 
 
@@ -96,4 +97,5 @@ def describe_broken(paths: DiskPaths, state: DiskState, why: str, mountpoint: Pa
         parent=state.parent.path if state.parent is not None else None,
         broken_chain=why,
         fenced=state.fenced,
+        encrypted=state.key is not None,
     )

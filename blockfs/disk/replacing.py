@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from siterig.blockfs.changelog.disk_log import find_segments
-from siterig.blockfs.changelog.segment import CHANGES, SegmentReader
+from siterig.blockfs.changelog.segment import CHANGES, Record, SegmentReader, scan_tail
 from siterig.blockfs.contracts.control import CLOSE_IT, DownloadedDisk, KeptImage, SourceUse
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
@@ -135,6 +136,21 @@ def source_use(disk: Disk, after: int) -> SourceUse:
     return SourceUse(name=disk.paths.name, written_bytes=_written_bytes(disk, after), open_handles=disk.handles)
 
 
+def _records(segment: SegmentReader, *, is_newest: bool) -> Iterator[Record]:
+    """Yield the records up to the bytes of an earlier use of the file, or, in the newest segment, up to an unfinished one.
+
+    Only headers are read, but where the records of an older segment end: there the checksums decide.
+
+    Raises:
+        RigError: ``LogCorrupt``.
+    """
+    try:
+        yield from segment.records(verify=False)
+    except RigError:
+        if not is_newest:
+            scan_tail(segment)
+
+
 def _written_bytes(disk: Disk, after: int) -> int | None:
     """Return the bytes written after a position; None if the log was abandoned or cannot be read completely."""
     if not disk.tracking.active or disk.state.needs_resync is not None:
@@ -143,15 +159,21 @@ def _written_bytes(disk: Disk, after: int) -> int | None:
     if last_position <= after:
         return 0
     written = read_position = 0
+    due = (0, 0)
     paths = [path for _, path in find_segments(disk.paths.folder, disk.paths.name)]
     for path in paths:
         try:
             with SegmentReader(path) as segment:
-                for record in segment.records(verify=False):
-                    read_position = record.position
+                header = segment.header
+                if header.generation == due[0] and header.first_record_seq != due[1]:
+                    return None  # records before it are missing
+                due = (header.generation, header.first_record_seq)
+                for record in _records(segment, is_newest=path == paths[-1]):
+                    if record.position < read_position:
+                        break  # the file is used again, and has records of its former use
+                    read_position, due = record.position, (header.generation, record.seq + 1)
                     if record.position > after and record.type in CHANGES:
                         written += record.length
         except RigError:
-            if path != paths[-1]:  # only the newest may end with preallocated space, or in an unfinished record
-                return None
+            return None
     return min(written, disk.size_bytes) if read_position >= last_position else None

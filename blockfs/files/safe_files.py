@@ -20,7 +20,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from siterig.blockfs.core.errors import Code, RigError
@@ -35,7 +35,7 @@ _DESCRIPTORS = re.compile(r"/proc/\d+(/task/\d+)?/fd")
 _NAMELESS = re.compile(r"\w+:.*")
 """The kernel's text for a descriptor without a name: ``pipe:[4711]``, as in a shell's ``<(command)``."""
 _TOKEN_BYTES = 8
-_RENAME_NOREPLACE = 1
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -48,11 +48,17 @@ def _foreign(path: Path, what: str, remedy: str) -> RigError:
 
 @dataclass(slots=True)
 class _Walk:
-    """A walk from the root folder; ``fd`` is the place that it has reached, ``path`` the same place without links."""
+    """A walk from the root folder; ``fd`` is the place that it has reached."""
 
     fd: int
-    path: Path
+    names: list[str] = field(default_factory=list)
+    """The names on the way to the place, without links."""
     links: int = 0
+
+    @property
+    def path(self) -> Path:
+        """The place without links."""
+        return Path("/", *self.names)
 
     def enter(self, part: str, todo: list[str]) -> None:
         """Walk one name further; the parts of a link are inserted before the remaining parts."""
@@ -65,7 +71,10 @@ class _Walk:
         if link_target is None:
             os.close(self.fd)
             self.fd = following
-            self.path = self.path.parent if part == ".." else self.path / part
+            if part != "..":
+                self.names.append(part)
+            elif self.names:
+                self.names.pop()
             return
         try:
             self.links += 1
@@ -82,11 +91,13 @@ class _Walk:
         if _NAMELESS.fullmatch(target) and _DESCRIPTORS.fullmatch(str(self.path)):
             reached = os.open(part, os.O_PATH | os.O_CLOEXEC, dir_fd=self.fd)
             os.close(self.fd)
-            self.fd, self.path = reached, self.path / part
+            self.fd = reached
+            self.names.append(part)
             return
         if target.startswith("/"):
             os.close(self.fd)
-            self.fd, self.path = _root(), Path("/")
+            self.fd = _root()
+            self.names.clear()
         todo.extend(reversed([piece for piece in target.split("/") if piece not in ("", ".")]))
 
 
@@ -111,7 +122,7 @@ def _root() -> int:
 @contextmanager
 def _walked(path: Path) -> Iterator[_Walk]:
     """Yield the walk that has reached the end of ``path``; search permission on the way is enough."""
-    walk = _Walk(_root(), Path("/"))
+    walk = _Walk(_root())
     try:
         todo = list(reversed(path.absolute().parts[1:]))
         with naming(path):
@@ -273,6 +284,16 @@ class Folder:
         if _libc.renameat2(self.fd, os.fsencode(old), self.fd, os.fsencode(new), _RENAME_NOREPLACE) != 0:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error), str(self.path / old), None, str(self.path / new))
+
+    def exchange(self, one: str, other: str) -> None:
+        """Exchange the names of two files or folders in one step; call :meth:`sync` to make it durable.
+
+        Raises:
+            OSError: one of them is missing, or the file system cannot exchange names (EINVAL).
+        """
+        if _libc.renameat2(self.fd, os.fsencode(one), self.fd, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), str(self.path / one), None, str(self.path / other))
 
     def unlink(self, name: str, *, missing_ok: bool = False) -> None:
         """Remove the name; the target of a link stays."""

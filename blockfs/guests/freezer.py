@@ -5,6 +5,9 @@ given, writes the line ``frozen``, and waits for a line or the end of its standa
 then it thaws all of them in reverse order.  It is a process of its own because nothing else guarantees a thaw: if the parent
 is killed, this process sees the end of the pipe.
 
+The freeze of a file system whose disk does not answer cannot be interrupted.  So a thread freezes, and at the time limit the
+others are thawed, the line ``expired`` is written, and this process stays until that freeze has ended, to thaw it, too.
+
 Between freeze and thaw it allocates nothing on a file system and writes only to its pipe.  It reads CLOCK_MONOTONIC itself,
 because it must import as little as possible.
 
@@ -19,6 +22,7 @@ import os
 import select
 import signal
 import sys
+import threading
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 
@@ -46,6 +50,53 @@ def _wait(wakeup: int, deadline: float) -> int:
     return EXIT_THAWED if readable and _now_s() < deadline else EXIT_EXPIRED
 
 
+class _Freeze:
+    """Freezes file systems one after the other in a thread of its own, until all are frozen, one refuses, or it is ended."""
+
+    def __init__(self, mountpoints: list[str]) -> None:
+        self._mountpoints = mountpoints
+        self._lock = threading.Lock()
+        self._held: list[int] = []
+        self._is_over = False
+        self.refusal: str | None = None
+        self.done, self._write_done = os.pipe()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for mountpoint in self._mountpoints:
+            try:
+                fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                if self._is_over:
+                    break
+                fcntl.ioctl(fd, FIFREEZE, 0)
+            except OSError as error:
+                self.refusal = f"{mountpoint}: {error.strerror}"
+                break
+            with self._lock:
+                self._held.append(fd)
+                if self._is_over:
+                    self._thaw()
+                    break
+        os.write(self._write_done, b"d")
+
+    def end(self) -> None:
+        """Thaw what is frozen now, in reverse order; what is being frozen is thawed by the thread."""
+        with self._lock:
+            self._is_over = True
+            self._thaw()
+
+    def wait(self) -> None:
+        """Wait until the thread has ended: then nothing is frozen."""
+        self._thread.join()
+
+    def _thaw(self) -> None:
+        while self._held:
+            # If another program thawed it, nothing is left to do.
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._held.pop(), FITHAW, 0)
+
+
 def main(timeout_s: float, mountpoints: list[str]) -> int:
     """Freeze, wait and thaw, as the module's docstring describes; return the exit status."""
     # SIGINT reaches the whole process group of the terminal; the parent decides on it.  SIGTERM only ends the wait.
@@ -54,25 +105,22 @@ def main(timeout_s: float, mountpoints: list[str]) -> int:
     os.set_blocking(waker, False)
     signal.signal(signal.SIGTERM, lambda _number, _frame: os.write(waker, b"t") and None)
     deadline = _now_s() + timeout_s
-    held: list[int] = []
+    freeze = _Freeze(mountpoints)
     try:
-        for mountpoint in mountpoints:
-            try:
-                fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                fcntl.ioctl(fd, FIFREEZE, 0)
-            except OSError as error:
-                _say(f"failed {mountpoint}: {error.strerror}")
-                return EXIT_FAILED
-            held.append(fd)
-        if _now_s() >= deadline:
+        select.select([freeze.done, 0, wakeup], [], [], max(0.0, deadline - _now_s()))
+        is_done = bool(select.select([freeze.done], [], [], 0)[0])
+        if is_done and freeze.refusal is not None:
+            _say(f"failed {freeze.refusal}")
+            return EXIT_FAILED
+        if not is_done or _now_s() >= deadline:
+            freeze.end()
+            _say("expired")
             return EXIT_EXPIRED
         _say("frozen")
         return _wait(wakeup, deadline)
     finally:
-        for fd in reversed(held):
-            # If another program thawed it, nothing is left to do.
-            with contextlib.suppress(OSError):
-                fcntl.ioctl(fd, FITHAW, 0)
+        freeze.end()
+        freeze.wait()
 
 
 if __name__ == "__main__":

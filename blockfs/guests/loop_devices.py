@@ -26,8 +26,10 @@ from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import freezer
 
-XFS_BYTES_MIN = 300 * 1024 * 1024
-_PACKAGES = {"mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs"}
+MIB = 1024 * 1024
+BYTES_MIN = {"ext4": 0, "xfs": 300 * MIB, "btrfs": 128 * MIB}
+"""The least size of a disk for each file system; that of mkfs.btrfs is 109 MiB."""
+_PACKAGES = {"mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs"}
 _DEAD = {errno.ENOTCONN, errno.EIO, errno.ENOENT, errno.ESTALE, errno.ECONNABORTED, errno.ECANCELED}
 _DETACH_TIMEOUT_S = 10.0
 _STAT_TIMEOUT_S = 3.0
@@ -131,21 +133,25 @@ async def detach(loop: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
 
 
 async def mkfs(device: str, filesystem: str, label: str) -> None:
-    """Make a file system, ``ext4`` or ``xfs``, on a device.
+    """Make a file system, ``ext4``, ``xfs`` or ``btrfs``, on a device.
 
     Raises:
         RigError: ``UnknownFilesystem``, ``DiskTooSmall``, ``MkfsFailed``.
     """
+    least = BYTES_MIN.get(filesystem)
+    if least is None:
+        allowed = ", ".join(BYTES_MIN)
+        raise RigError(Code.UnknownFilesystem, f"file system {filesystem!r} is not supported; allowed: {allowed}")
+    if least and (size := await trio.to_thread.run_sync(_size_bytes, device)) < least:
+        text = f"{device} has {size} bytes: {filesystem} needs at least {least} ({least // MIB} MiB)"
+        raise RigError(Code.DiskTooSmall, text)
     if filesystem == "ext4":
         # No lazy initialization: a kernel thread would write zeros for minutes, which would be replicated as guest load.
         command = ["mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=1", "-L", label[:16]]
     elif filesystem == "xfs":
-        size = await trio.to_thread.run_sync(_size_bytes, device)
-        if size < XFS_BYTES_MIN:
-            raise RigError(Code.DiskTooSmall, f"{device} has {size} bytes: an xfs needs at least {XFS_BYTES_MIN} (300 MiB)")
         command = ["mkfs.xfs", "-q", "-f", "-K", "-L", label[:12]]
     else:
-        raise RigError(Code.UnknownFilesystem, f"file system {filesystem!r} is not supported: ext4 or xfs")
+        command = ["mkfs.btrfs", "-q", "-f", "-K", "-L", label]
     result = await _run(*command, device)
     if result.returncode != 0:
         raise RigError(Code.MkfsFailed, f"cannot create the file system {filesystem} on {device}: {_reason(result)}")
@@ -407,9 +413,11 @@ async def frozen(mountpoints: list[str], *, timeout_s: float) -> AsyncIterator[N
         with trio.CancelScope(shield=True):
             await child.stdin.aclose()
             await child.stdout.aclose()
-            # A freeze may hang in the kernel on a disk that hangs; the child thaws when that call returns.
-            with trio.move_on_after(timeout_s + _FREEZE_GRACE_S):
+            # A freeze may hang in the kernel on a disk that hangs; the child thaws that file system when the call returns.
+            with trio.move_on_after(_FREEZE_GRACE_S):
                 await child.wait()
+            if child.returncode is None:
+                trio.lowlevel.spawn_system_task(child.wait)
         if finished and child.returncode != freezer.EXIT_THAWED:
             raise RigError(Code.FreezeTimedOut, _late(mountpoints, timeout_s), recoverable=True)
 

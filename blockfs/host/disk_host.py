@@ -236,6 +236,9 @@ class DiskHost(DiskHostControl, DiskTree):
     async def counters(self, *, vm: str, disk: str) -> DiskCounters:
         return count(self.disk(vm, disk))
 
+    async def remove_disk(self, *, vm: str, disk: str) -> None:
+        self.registry.remove_disk(self.disk(vm, disk))
+
     async def remove_vm(self, *, vm: str) -> None:
         self.registry.remove_vm(vm)
 

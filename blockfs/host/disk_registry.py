@@ -311,6 +311,17 @@ class DiskRegistry:
         del self.vms[disk.paths.vm][disk.paths.name]
         self._delete_files(disk.paths)
 
+    def remove_disk(self, disk: Disk) -> None:
+        """Delete a disk that nothing uses.
+
+        Raises:
+            RigError: ``DiskInUse``; ``InvalidState`` if it is tracked.
+        """
+        check_idle(disk)
+        if disk.state.tracked:
+            raise RigError(Code.InvalidState, f"disk {disk.paths} is tracked, and cannot be deleted")
+        self.discard(disk)
+
     def _delete_files(self, paths: DiskPaths) -> None:
         """Delete the files of a disk, and the folder of its VM if it was the first disk."""
         for path in paths.folder.glob(f"{paths.name}.*"):

@@ -25,6 +25,17 @@ class Provider(Protocol):
         """
         ...
 
+    async def attach_disk(self, *, vm: str, disk: DiskSpec) -> list[DiskInfo]:
+        """Add a disk to a source VM; it is not replicated.  After a failure nothing of it remains.
+
+        Returns:
+            All disks of the VM.
+
+        Raises:
+            RigError: ``VmNotFound``, ``DiskExists``, ``NotEnoughSpace``.
+        """
+        ...
+
     @deadline(ASKING_S)
     async def list_vms(self) -> list[DiskInfo]:
         """Return every disk of every source VM."""
@@ -152,6 +163,11 @@ class Provider(Protocol):
         """Return the progress of the current copy; its phase is None if there is none."""
         ...
 
+    @deadline(ANSWER_S)
+    async def progress_of_all(self) -> list[VmProgress]:
+        """Return the progress of every VM that is replicated, comes back in a failback, or is being created."""
+        ...
+
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
         """Run one delta cycle at once; return when data and tag are in the cache account.
 
@@ -246,6 +262,25 @@ class Provider(Protocol):
 
         Raises:
             RigError: ``VmNotProtected``; ``InvalidState`` if the VM is paused or copied.
+        """
+        ...
+
+    async def add_disks(self, *, vm: str, disks: list[str]) -> None:
+        """Copy disks, and replicate them from then on; return when every later cut has them.
+
+        The other disks are replicated meanwhile.  A call while a copy runs joins it, and a call after a kill resumes it.
+        Disks that are replicated already need nothing.
+
+        Raises:
+            RigError: ``VmNotProtected``, ``DiskNotFound``; ``InvalidState`` before the initial replication has ended;
+                ``Interrupted`` if the disks were withdrawn meanwhile.
+        """
+        ...
+
+    async def withdraw_disks(self, *, vm: str, disks: list[str]) -> None:
+        """End the join of disks, whether their copy has ended or not, and delete their logs; no point is to have them.
+
+        Idempotent; does nothing for disks that are not replicated.
         """
         ...
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from siterig.blockfs.transfer.bundle import BundleName
 from siterig.blockfs.transfer.part_name import Listing, PartName
 
 
@@ -28,6 +30,11 @@ class CacheAccount(Protocol):
             False if the blob existed already; that is success, too.
         """
         ...
+
+    async def put_together(self, parts: Mapping[PartName, bytes]) -> None:
+        """Upload several small parts, as one blob if the account can do so; a part that exists may be put again."""
+        for part, data in parts.items():
+            await self.put(part, data)
 
     async def list(self, disk_id: str) -> Listing:
         """Return the blobs of one disk; names that are no parts are listed separately and do not fail the call."""
@@ -57,3 +64,33 @@ class CacheAccount(Protocol):
     async def delete(self, part: PartName) -> None:
         """Delete a part's blob; does nothing if there is none."""
         ...
+
+    async def remove_disk(self, disk_id: str) -> None:
+        """Delete all parts of a disk."""
+        for part in (await self.list(disk_id)).parts:
+            await self.delete(part)
+
+
+AccountBlob = PartName | BundleName
+
+
+@dataclass(frozen=True, slots=True)
+class AccountListing:
+    """The blobs of some disks by disk id, and the bundles of the account with their bytes."""
+
+    disks: dict[str, Listing]
+    bundles: dict[BundleName, int]
+
+
+class BlobAccount(CacheAccount, Protocol):
+    """An account that holds bundles, too; :class:`siterig.blockfs.transfer.bundled_account.BundledAccount` makes them."""
+
+    async def put(self, part: AccountBlob, data: bytes, *, replace: bool = False) -> bool: ...
+
+    async def list_with_bundles(self, disk_ids: Sequence[str]) -> AccountListing:
+        """Return the blobs of several disks, and the bundles, whose content is not read."""
+        ...
+
+    async def get(self, part: AccountBlob) -> bytes: ...
+
+    async def delete(self, part: AccountBlob) -> None: ...

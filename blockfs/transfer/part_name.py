@@ -17,6 +17,8 @@ from siterig.blockfs.core.sizes import NUMBER_MAX
 from siterig.blockfs.core.wire_model import WireModel
 
 SYNC_END = "sync-end"
+GENERATION_MAX = 99_999_999
+"""The largest generation that a name can hold."""
 
 _NAME = re.compile(r"([0-9a-f-]{36})/(\d{8})/(sync|log)/(\d{20})-(\d{20})\.hrl\.zst")
 
@@ -55,10 +57,12 @@ class Listing:
     Attributes:
         sizes: bytes of each part, in the order of the parts.
         foreign: names of blobs that are no parts of this disk; they are ignored.
+        unreadable: names of bundles that cannot be read, and may have parts of this disk.
     """
 
     sizes: dict[PartName, int]
     foreign: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, disk_id: str, blobs: Iterable[tuple[str, int]]) -> Listing:

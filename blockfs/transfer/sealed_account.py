@@ -5,7 +5,7 @@ Every role reaches the account through this object only, so no blob of a part is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -32,6 +32,14 @@ class SealedAccount(CacheAccount):
         await self._cipher.load_key(part.disk_id, part.generation)
         blob = await trio.to_thread.run_sync(self._cipher.seal, part, data)
         return await self._account.put(part, blob, replace=replace)
+
+    async def put_together(self, parts: Mapping[PartName, bytes]) -> None:
+        for part in parts:
+            await self._cipher.load_key(part.disk_id, part.generation)
+        await self._account.put_together(await trio.to_thread.run_sync(self._seal_all, parts))
+
+    def _seal_all(self, parts: Mapping[PartName, bytes]) -> dict[PartName, bytes]:
+        return {part: self._cipher.seal(part, data) for part, data in parts.items()}
 
     async def list(self, disk_id: str) -> Listing:
         return await self._account.list(disk_id)
@@ -62,6 +70,9 @@ class SealedAccount(CacheAccount):
 
     async def delete(self, part: PartName) -> None:
         await self._account.delete(part)
+
+    async def remove_disk(self, disk_id: str) -> None:
+        await self._account.remove_disk(disk_id)
 
     async def _open(self, part: PartName, blob: bytes) -> bytes:
         await self._cipher.load_key(part.disk_id, part.generation)

@@ -13,14 +13,15 @@ from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.replication.engine.disk_groups import JoiningDisks, ReplicatedDisks
 from siterig.replication.engine.relationship import RelationshipBook
-from siterig.replication.engine.replicated_disks import ReplicatedDisks
 from siterig.replication.engine.retry import RetryTable
 from siterig.replication.engine.snapshots import SnapshotFile
 from siterig.replication.guests.app_scripts import AppScripts
 from siterig.replication.guests.host_guests import Guests
 from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
+from siterig.replication.parts.joint_puts import JointPuts
 from siterig.replication.parts.put_news import PutNews
 
 
@@ -30,11 +31,11 @@ class AgentContext:
 
     Attributes:
         host: the disk host, with all disks of each VM.
-        replicated: the disk host, limited to the disks that are replicated.
         spool: folder with one folder for each disk, for sync parts that are not applied yet.
         uploads: limits the uploads of this host that are in flight.
         uploads_per_vm: limits those of one VM.
         put_news: tells the recovery side of new parts.
+        joint_puts: puts small parts of several disks as one blob.
         bandwidth: limits the bytes that this host uploads in a second.
         packing: limits the threads that compress parts.
         memory: the memory for the parts that are in work.
@@ -44,7 +45,6 @@ class AgentContext:
     """
 
     host: DiskHostControl
-    replicated: ReplicatedDisks
     cache: CacheAccount
     vault: VaultLink
     book: RelationshipBook
@@ -54,6 +54,7 @@ class AgentContext:
     uploads: trio.CapacityLimiter
     uploads_per_vm: int
     put_news: PutNews
+    joint_puts: JointPuts
     bandwidth: Bandwidth
     packing: trio.CapacityLimiter
     memory: ByteBudget
@@ -61,3 +62,11 @@ class AgentContext:
     retry: RetryTable
     clock: Clock
     waits: Waits
+
+    def replicated(self, vm: str) -> ReplicatedDisks:
+        """Return the disks of a VM that are replicated."""
+        return ReplicatedDisks(self.host, self.book, vm)
+
+    def joining(self, vm: str) -> JoiningDisks:
+        """Return the disks of a VM that join its replication."""
+        return JoiningDisks(self.host, self.book, vm)

@@ -21,7 +21,7 @@ cut before the copy is complete.  If the generation changed, the log is not cont
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from siterig.blockfs.core.errors import Code
 from siterig.blockfs.transfer.sync_part import DiskChunk, SyncOrigin
 from siterig.cext.checksums import is_zero
 from siterig.replication.engine.context import AgentContext
+from siterig.replication.engine.disk_groups import DiskGroup
 from siterig.replication.engine.part_pipeline import CopiedPart
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
@@ -68,7 +69,8 @@ class DiskCopy:
         self.disk = disk
         self.file = file
         self._context = context
-        self._vm = snapshot.vm
+        self._group = uploader.group
+        self._vm = uploader.group.vm
         self._uploader = uploader
         self._tracker = tracker
         state = self.state
@@ -91,7 +93,7 @@ class DiskCopy:
     @property
     def state(self) -> DiskSync:
         """The progress of this disk, as the relationship records it."""
-        return next(item for item in self._context.book.get(self._vm).disks if item.disk_id == self.disk.disk_id)
+        return next(item for item in self._group.states if item.disk_id == self.disk.disk_id)
 
     @property
     def _part_bytes(self) -> int:
@@ -218,15 +220,10 @@ async def open_copy(
             await trio.to_thread.run_sync(copy.close)
 
 
-def sync_states(context: AgentContext, vm: str) -> Callable[[], list[DiskSync]]:
-    """Return a function that returns the present disks of the relationship."""
-    return lambda: context.book.get(vm).disks
-
-
-async def check_vouched_for(context: AgentContext, vm: str) -> None:
+async def check_vouched_for(group: DiskGroup) -> None:
     """Raise ``ResyncNeeded`` if a disk's log is not contiguous since the sync stream of its generation began."""
-    generations = {disk.disk_id: disk.generation for disk in context.book.get(vm).disks}
-    for info in await context.replicated.infos(vm=vm):
+    generations = {disk.disk_id: disk.generation for disk in group.states}
+    for info in await group.infos():
         if info.needs_resync is not None:
             raise ResyncNeeded(info.needs_resync)
         if generations.get(info.disk_id) != info.generation:

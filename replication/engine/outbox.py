@@ -1,4 +1,4 @@
-"""The parts of a VM that must reach the recovery side: closed log segments and spooled sync parts.
+"""The parts of a group of disks of a VM that must reach the recovery side: closed log segments and spooled sync parts.
 
 Fault contract
 --------------
@@ -11,7 +11,8 @@ account, watermarks).  So a part that the cache account lost is sent again, and 
 The pipeline of a copy puts its new parts itself (:meth:`Outbox.put_copied`), while passes run.  A pass leaves out the parts
 that the pipeline has, or has put since the pass listed the account; if the account loses one, the next pass finds that.
 
-Memory: several parts are in work at the same time, within the memory budget of the host; a longer backlog needs no more.
+Memory: several parts are in work at the same time, within the memory budget of the host, or within a small one of the VM for
+small parts; a longer backlog needs no more.
 """
 
 from __future__ import annotations
@@ -28,21 +29,30 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.replication.engine import openings
 from siterig.replication.engine.context import AgentContext
+from siterig.replication.engine.disk_groups import DiskGroup
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import ResyncNeeded, unwrap_group
-from siterig.replication.parts.byte_budget import COPIES
+from siterig.replication.parts.byte_budget import COPIES, ByteBudget
+from siterig.replication.parts.joint_puts import SEGMENT_BYTES_MAX
 from siterig.replication.parts.spool import is_sound, memory_bytes, read_packed, spooled
+
+OWN_BYTES = 2 << 20
+"""Memory of each VM for parts that need no more: they do not wait until the large parts of other VMs are put."""
+
+JOINT_PARTS_MAX = 256
+"""Limit of the small parts that a VM puts together at a time, which bounds their memory to 1 MiB."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Outbox:
-    """Sends the parts of a VM, in one pass at a time; it keeps the watermarks of the last pass for those that wait."""
+    """Sends the parts of a group of disks, in one pass at a time; it keeps the watermarks of the last pass."""
 
-    def __init__(self, context: AgentContext, vm: str, tracker: ProgressTracker) -> None:
+    def __init__(self, context: AgentContext, group: DiskGroup, tracker: ProgressTracker) -> None:
         self._context = context
-        self._vm = vm
+        self._group = group
+        self._vm = group.vm
         self._tracker = tracker
         self._passing = trio.Lock()
         self._marks: dict[str, Watermark] = {}
@@ -54,7 +64,10 @@ class Outbox:
         """Bytes in the account that were not applied at the last pass, by disk id."""
         self._lost: dict[PartName, str] = {}
         """Parts that are needed and exist nowhere, with the reason for a resync."""
+        self.is_idle = False
+        """True if all parts that the last pass put were small."""
         self._uploads = trio.CapacityLimiter(context.uploads_per_vm)
+        self._own_memory = ByteBudget(OWN_BYTES)
         self._copied: set[PartName] = set()
         """Parts that are left to the pipeline of a copy."""
         self._put_since_list: set[PartName] = set()
@@ -129,7 +142,7 @@ class Outbox:
             for listing in (await self._context.cache.list_all([disk.disk_id for disk in disks])).values():
                 listed.update(listing.sizes)
             fresh = await self._refresh()
-            state = await self._context.replicated.log_state(vm=self._vm, applied=self._applied_logs(disks))
+            state = await self._group.log_state(applied=self._applied_logs(disks))
             await self._check_openings(disks, state.disks, listed, fresh=fresh)
             when_checked()
             segments = await self._delete_applied(disks, state.segments)
@@ -204,10 +217,10 @@ class Outbox:
         async with self._passing:
             if not await self._refresh():
                 return  # the recovery side asks again, and the vault may answer then
-            infos = await self._context.replicated.sending(vm=self._vm)
+            infos = await self._group.sending()
             if openings.find_unknown(disks, infos):
                 return  # the recovery side asks again, and the next pass has checked these openings then
-            segments = await self._context.replicated.segments(vm=self._vm)
+            segments = await self._group.segments()
             last_seqs = {info.disk_id: info.last_seq for info in infos}
             by_id = {disk.disk_id: disk for disk in disks}
             sources: list[tuple[PartName, Path, str]] = []
@@ -361,11 +374,13 @@ class Outbox:
 
     async def _put_all(self, parts: list[tuple[PartName, Path, str]], *, replace: bool = False) -> None:
         """Upload all parts; if the account refuses one, upload the others first and then raise that error."""
-        queue = deque(parts)
+        queue = deque(parts if replace else await self._put_small(parts))
         refused: list[RigError] = []
 
         async def put(part: PartName, source: Path, disk: str) -> None:
-            reservation = await self._context.memory.reserve(memory_bytes(source))
+            needed = memory_bytes(source)
+            memory = self._own_memory if needed <= OWN_BYTES else self._context.memory
+            reservation = await memory.reserve(needed)
             try:
                 packed = await trio.to_thread.run_sync(self._load, part, source, limiter=self._context.packing)
                 if packed is None:
@@ -393,6 +408,37 @@ class Outbox:
         if refused:
             raise refused[0]
 
+    async def _put_small(self, parts: list[tuple[PartName, Path, str]]) -> list[tuple[PartName, Path, str]]:
+        """Put the small parts of the log together; return the parts that are left."""
+        small: list[tuple[PartName, Path, str]] = []
+        left: list[tuple[PartName, Path, str]] = []
+        for item in parts:
+            part, source, _ = item
+            is_small = part.stream == "log" and source.stat().st_size <= SEGMENT_BYTES_MAX
+            (small if is_small else left).append(item)
+        self.is_idle = not left
+        for at in range(0, len(small), JOINT_PARTS_MAX):
+            some = small[at : at + JOINT_PARTS_MAX]
+            if not await self._put_together(some):
+                left = some + left
+        return left
+
+    async def _put_together(self, parts: list[tuple[PartName, Path, str]]) -> bool:
+        """Put small parts together, and with those of other VMs; return False if each must be put by itself."""
+        if not self._context.joint_puts.can_join(self._vm, len(parts)):
+            return False
+        packed = {}
+        for part, source, _ in parts:
+            packed[part] = await trio.to_thread.run_sync(read_packed, source, limiter=self._context.packing)
+        await self._context.bandwidth.take(sum(map(len, packed.values())), self._vm)
+        if not await self._context.joint_puts.put(self._vm, packed):
+            return False
+        for part, _, disk in parts:
+            self._tracker.sent(disk, len(packed[part]))
+            self._put[part] = len(packed[part])
+            self._context.put_news.note(part.disk_id)
+        return True
+
     def _load(self, part: PartName, source: Path) -> bytes | None:
         """Return a compressed part; None if its file in the spool is not sound, as a power loss can leave it."""
         if part.stream == "sync" and not is_sound(part, source):
@@ -401,9 +447,12 @@ class Outbox:
 
     async def _put_packed(self, part: PartName, packed: bytes, disk: str, *, replace: bool = False) -> None:
         """Put one part, within the limits of the VM and of the host."""
-        async with self._uploads, self._context.uploads:
+        async with self._uploads:
+            # Before the place among the uploads of the host, which other VMs need meanwhile.
             await self._context.bandwidth.take(len(packed), self._vm)
-            if await self._context.cache.put(part, packed, replace=replace):
+            async with self._context.uploads:
+                is_new = await self._context.cache.put(part, packed, replace=replace)
+            if is_new:
                 self._tracker.sent(disk, len(packed))
         self._put[part] = len(packed)
         self._context.put_news.note(part.disk_id)

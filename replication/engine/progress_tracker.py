@@ -24,8 +24,14 @@ class ProgressTracker:
         self._moved = RateMeter(clock.trio_time_s)
         self._uploads = RateMeter(clock.trio_time_s)
         self._sent_bytes = 0
+        self._uploaded_bytes = 0
         self._last_copy: CopyTotals | None = None
         self.detail = ""
+
+    @property
+    def is_working(self) -> bool:
+        """True between the begin and the end of a phase."""
+        return self._phase is not None
 
     def begin(self, phase: Phase, disks: Iterable[tuple[str, int, int]]) -> None:
         """Begin a phase, or a part of it; ``disks`` has (name, bytes done, bytes in total) for each disk."""
@@ -50,6 +56,7 @@ class ProgressTracker:
         """Add bytes of the disk that were sent."""
         self._uploads.add(more_bytes)
         self._sent_bytes += more_bytes
+        self._uploaded_bytes += more_bytes
         if disk in self._disks:
             self._disks[disk][2] += more_bytes
 
@@ -81,6 +88,11 @@ class ProgressTracker:
             left_s=self._left_s(),
             last_copy=self._last_copy,
         )
+
+    @property
+    def uploaded_bytes(self) -> int:
+        """The bytes that were sent since the start."""
+        return self._uploaded_bytes
 
     def _left_s(self) -> float | None:
         left_bytes = sum(total - done for done, total, _ in self._disks.values())

@@ -65,6 +65,22 @@ class DiskSync(WireModel):
         )
 
 
+class DiskJoin(WireModel):
+    """The copy of disks that join the replication of a VM.
+
+    Attributes:
+        names: the names of the disks, sorted.
+        disks: the progress of the copy; empty before the first snapshot.
+        by_comparison: True if the managed disks may have data, so that the copy is a resync.
+        resync_begun: True if ``disks`` is the progress of a resync that is not complete, and that can continue.
+    """
+
+    names: list[str]
+    disks: list[DiskSync] = Field(default_factory=list)
+    by_comparison: bool = False
+    resync_begun: bool = False
+
+
 class Relationship(WireModel):
     """The replication relationship of a VM.
 
@@ -77,6 +93,7 @@ class Relationship(WireModel):
         resync_begun: True if ``disks`` is the progress of a resync that is not complete, and that can continue.
         paused: True if a user paused the cycles; they do not run in phase ``delta`` then.
         removed: the names of disks that were removed, with the position of the last cut that can have the disk.
+        joining: the disks that are copied to join the replication; None: there are none.
         replicated: the names of the disks that are replicated, sorted; None: all disks of the VM (an older siterig).
         app_point: the host's clocks at the last application-consistent point; None: none since the schedule began.
     """
@@ -93,6 +110,7 @@ class Relationship(WireModel):
     paused: bool = False
     replicated: list[str] | None = None
     removed: dict[str, int] = Field(default_factory=dict)
+    joining: DiskJoin | None = None
     app_point: ClockReading | None = None
 
 
@@ -192,9 +210,16 @@ class RelationshipBook:
         return self.get(vm)
 
     def update_disk(self, vm: str, disk_id: str, **changes: Any) -> None:
-        """Change fields of one disk of a relationship."""
-        disks = [disk.model_copy(update=changes) if disk.disk_id == disk_id else disk for disk in self.get(vm).disks]
-        self.update(vm, disks=disks)
+        """Change fields of one disk of a relationship, which is replicated or joins."""
+
+        def changed(disks: list[DiskSync]) -> list[DiskSync]:
+            return [disk.model_copy(update=changes) if disk.disk_id == disk_id else disk for disk in disks]
+
+        record = self.get(vm)
+        joining = (
+            None if record.joining is None else record.joining.model_copy(update={"disks": changed(record.joining.disks)})
+        )
+        self.update(vm, disks=changed(record.disks), joining=joining)
 
     def remove(self, vm: str) -> None:
         """Remove a relationship; do nothing if there is none."""

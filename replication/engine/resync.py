@@ -32,7 +32,8 @@ from siterig.blockfs.contracts.control import SnapshotInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.comparison.comparison import ComparedDisk, Comparison, DiskRanges, bounded_ranges, compare
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.disk_copy import DiskCopy, check_vouched_for, open_copy, sync_states
+from siterig.replication.engine.disk_copy import DiskCopy, check_vouched_for, open_copy
+from siterig.replication.engine.disk_groups import DiskGroup
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
@@ -45,24 +46,25 @@ SCOPE_RANGES_MAX = 10_000
 _log = structlog.get_logger(__name__)
 
 
-async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker: ProgressTracker) -> None:
-    """Resynchronize all disks; return when every part is in the cache account and the snapshot is removed.
+async def resynchronize(context: AgentContext, group: DiskGroup, outbox: Outbox, tracker: ProgressTracker) -> None:
+    """Resynchronize the disks of a group; return when every part is in the cache account and the snapshot is removed.
 
     After any failure the call can be repeated.
 
     Raises:
         ResyncNeeded: the log broke meanwhile.
     """
-    await context.replicated.end_snapshot(vm=vm)
-    continued = await _can_continue(context, vm)
-    ended = {} if continued else await _begin_generation(context, vm)
-    snapshot = await context.replicated.begin_snapshot(vm=vm)
+    vm = group.vm
+    await group.end_snapshot()
+    continued = await _can_continue(group)
+    ended = {} if continued else await _begin_generation(context, group)
+    snapshot = await group.begin_snapshot()
     await _check_newest(context, vm, snapshot, continued=continued)
-    disks = context.book.get(vm).disks
+    disks = group.states
     if not continued:
-        scopes = await _scopes(context, vm, ended)
+        scopes = await _scopes(context, group, ended)
         disks = [DiskSync.begun(disk).model_copy(update={"scope": scopes.get(disk.disk_id)}) for disk in snapshot.disks]
-    context.book.update(vm, disks=disks, resync_begun=True)
+    group.record(disks, resync_begun=True)
     tracker.begin("Resynchronization", [(disk.name, disk.next_offset, disk.size_bytes) for disk in disks])
     _log.info(
         "resync_begun",
@@ -72,7 +74,7 @@ async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker:
         offsets=[disk.next_offset for disk in disks],
         scopes=[None if disk.scope is None else sum(length for _, length in disk.scope) for disk in disks],
     )
-    async with uploading(context, outbox, sync_states(context, vm), vm) as uploader, AsyncExitStack() as open_disks:
+    async with uploading(context, outbox, group) as uploader, AsyncExitStack() as open_disks:
         copies = [
             await open_disks.enter_async_context(open_copy(context, snapshot, disk, uploader, tracker))
             for disk in snapshot.disks
@@ -89,47 +91,47 @@ async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker:
                     await _send_differences(comparison, copy, tracker)
                     await copy.finish()
         tracker.detail = "waiting for the last parts to reach the cache account"
-    await check_vouched_for(context, vm)
-    await context.replicated.end_snapshot(vm=vm)
+    await check_vouched_for(group)
+    await group.end_snapshot()
 
 
-async def _can_continue(context: AgentContext, vm: str) -> bool:
+async def _can_continue(group: DiskGroup) -> bool:
     """Return whether the generation of an interrupted resync is still that of all disks, with an unbroken log."""
-    record = context.book.get(vm)
-    if not record.resync_begun:
+    if not group.resync_begun:
         return False
-    known = {disk.disk_id: (disk.generation, disk.size_bytes) for disk in record.disks}
-    infos = await context.replicated.infos(vm=vm)
+    known = {disk.disk_id: (disk.generation, disk.size_bytes) for disk in group.states}
+    infos = await group.infos()
     return {info.disk_id: (info.generation, info.size_bytes) for info in infos} == known and all(
         info.tracked and info.needs_resync is None for info in infos
     )
 
 
-async def _begin_generation(context: AgentContext, vm: str) -> dict[str, int]:
+async def _begin_generation(context: AgentContext, group: DiskGroup) -> dict[str, int]:
     """Begin a generation later than all applied or sent parts: the disks may have been restored from an older copy.
 
     Returns:
         By disk id, the generation of which the recovery side had a complete copy.
     """
-    marks = await context.vault.watermarks(vm=vm)
+    ids = {info.disk_id for info in await group.infos()}
+    marks = [mark for mark in await context.vault.watermarks(vm=group.vm) if mark.disk_id in ids]
     taken = {mark.disk_id: mark.generation for mark in marks}
     for mark in marks:
         sent = [part.generation for part in (await context.cache.list(mark.disk_id)).parts]
         taken[mark.disk_id] = max([mark.generation, *sent])
     position = max((mark.complete_position for mark in marks), default=0)
-    await context.replicated.start_tracking(vm=vm, new_generation=True, after=taken, after_position=position)
+    await group.start_tracking(new_generation=True, after=taken, after_position=position)
     return {mark.disk_id: mark.generation for mark in marks if mark.sync_complete}
 
 
-async def _scopes(context: AgentContext, vm: str, ended: dict[str, int]) -> dict[str, DiskRanges]:
+async def _scopes(context: AgentContext, group: DiskGroup, ended: dict[str, int]) -> dict[str, DiskRanges]:
     """Return what can differ, by disk id; a disk that is left out is compared as a whole.
 
     The recovery side must have had a complete copy of the generation whose log was abandoned.  Segments of that log were
     deleted only after it had applied them, and the bitmap has the chunks of all others.
     """
-    if not context.book.get(vm).resync_limited:
+    if not group.resync_limited:
         return {}
-    lacking = await context.host.lacking_changes(vm=vm)
+    lacking = await context.host.lacking_changes(vm=group.vm)
     return {
         each.disk_id: bounded_ranges(each.ranges, SCOPE_RANGES_MAX)
         for each in lacking

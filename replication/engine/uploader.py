@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
 
 from siterig.blockfs.sides.vault_link import PATIENCE_S_MAX
 from siterig.replication.engine.context import AgentContext
+from siterig.replication.engine.disk_groups import DiskGroup
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.part_pipeline import PartPipeline
-from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import unwrap_group
 
 PASS_PAUSE_S = 2.0
@@ -31,18 +31,17 @@ class Uploader:
     """Runs pass after pass of the outbox.  A slow recovery side is waited for; it is never an error.
 
     Attributes:
+        group: the disks.
         pipeline: the way of new parts to the account.
     """
 
-    def __init__(
-        self, context: AgentContext, outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], vm: str, nursery: trio.Nursery
-    ) -> None:
-        self.pipeline = PartPipeline(context, vm, outbox, nursery, self.wake)
+    def __init__(self, context: AgentContext, outbox: Outbox, group: DiskGroup, nursery: trio.Nursery) -> None:
+        self.pipeline = PartPipeline(context, group.vm, outbox, nursery, self.wake)
         self._outbox = outbox
         self._waits = context.waits
         self._clock = context.clock.real
-        self._vm = vm
-        self._disks = disks
+        self._vm = group.vm
+        self.group = group
         self._woken = trio.Event()
         self._looked = trio.Event()
         self._begun = 0
@@ -53,7 +52,7 @@ class Uploader:
         while True:
             self._begun += 1
             self._woken = trio.Event()
-            await self._outbox.send(self._disks(), when_checked=self.pipeline.allow_puts)
+            await self._outbox.send(self.group.states, when_checked=self.pipeline.allow_puts)
             self._finished = self._begun
             self._notify()
             with self._clock.move_on_after(NET_S):
@@ -65,7 +64,7 @@ class Uploader:
     async def _follow(self, passed_s: float, woken: trio.Event) -> None:
         """Follow the watermarks until the next pass; begin it when one has moved and the last pass was long enough ago."""
         while True:
-            moved = await self._outbox.look(self._disks(), patience_s=PATIENCE_S_MAX)
+            moved = await self._outbox.look(self.group.states, patience_s=PATIENCE_S_MAX)
             if moved is None:
                 await self._clock.sleep(ASK_AGAIN_S)
                 continue
@@ -89,7 +88,7 @@ class Uploader:
     def _unapplied(self) -> int:
         """Return the number of sync parts that were begun and are not applied."""
         return sum(
-            self.pipeline.newest(disk.disk_id, disk.parts) - self._outbox.applied_parts(disk) for disk in self._disks()
+            self.pipeline.newest(disk.disk_id, disk.parts) - self._outbox.applied_parts(disk) for disk in self.group.states
         )
 
     async def wait_until(self, condition: Callable[[], bool], why: str | None = None) -> None:
@@ -112,13 +111,11 @@ class Uploader:
 
 
 @asynccontextmanager
-async def uploading(
-    context: AgentContext, outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], vm: str
-) -> AsyncIterator[Uploader]:
+async def uploading(context: AgentContext, outbox: Outbox, group: DiskGroup) -> AsyncIterator[Uploader]:
     """Run an uploader for the time of the block; when the block ends normally, all parts are in the cache account."""
     with unwrap_group():
         async with trio.open_nursery() as nursery:
-            uploader = Uploader(context, outbox, disks, vm, nursery)
+            uploader = Uploader(context, outbox, group, nursery)
             nursery.start_soon(uploader.run)
             nursery.start_soon(uploader.pipeline.run)
             yield uploader

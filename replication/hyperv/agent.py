@@ -39,7 +39,6 @@ from siterig.replication.engine import failback
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Relationship, RelationshipBook
-from siterig.replication.engine.replicated_disks import ReplicatedDisks
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
 from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
 from siterig.replication.guests.app_scripts import AppScripts, check_script
@@ -47,6 +46,7 @@ from siterig.replication.guests.host_guests import Guests, HostGuests
 from siterig.replication.hyperv.prerequisites import check_room_for_images, check_space, space_obstacles
 from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
+from siterig.replication.parts.joint_puts import JointPuts
 from siterig.replication.parts.put_news import PutNews
 from siterig.replication.parts.spool import clear_spool
 from siterig.replication.replicas.replica import Replica
@@ -101,18 +101,19 @@ class HyperVAgent(Provider):
         spool = folder / "spool"
         safe_files.make_folder(spool)
         book, waits = RelationshipBook(folder), waits or Waits(clock)
+        uploads_of_host = trio.CapacityLimiter(limits.per_host)
         self._context = AgentContext(
             host=host,
-            replicated=ReplicatedDisks(host, book),
             cache=cache,
             vault=vault,
             book=book,
             guests=guests if guests is not None else HostGuests(),
             open_snapshot=open_snapshot,
             spool=spool,
-            uploads=trio.CapacityLimiter(limits.per_host),
+            uploads=uploads_of_host,
             uploads_per_vm=limits.per_vm,
             put_news=PutNews(vault, clock.real),
+            joint_puts=JointPuts(cache, uploads_of_host, clock.real),
             bandwidth=Bandwidth(lambda: book.bandwidth, clock, waits),
             packing=trio.CapacityLimiter(os.cpu_count() or 1),
             memory=ByteBudget(MEMORY_BYTES),
@@ -132,6 +133,7 @@ class HyperVAgent(Provider):
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._context.put_news.run)
+            nursery.start_soon(self._context.joint_puts.run)
             nursery.start_soon(self._context.scripts.finish_all)
             for record in self._context.book.all():
                 self._start(record.vm, resumed=True)
@@ -150,7 +152,23 @@ class HyperVAgent(Provider):
         finally:
             del self._making[vm]
 
+    async def attach_disk(self, *, vm: str, disk: DiskSpec) -> list[DiskInfo]:
+        self._require_made(vm)
+        tracker = self._making[vm] = ProgressTracker(vm, self._context.clock)
+        try:
+            present = [known.name for known in await self._context.host.list_disks(vm=vm)]
+            if disk.name in present:
+                raise RigError(Code.DiskExists, f"VM {vm!r} has a disk {disk.name!r} already")
+            record = self._context.book.find(vm)
+            if record is not None and record.replicated is None:  # all disks, which are the present ones
+                self._context.book.update(vm, replicated=sorted(present))
+            tracker.begin("Import", [(disk.name, 0, disk.size_bytes)] if disk.image is not None else [])
+            return await self._make(vm, [disk], tracker)
+        finally:
+            del self._making[vm]
+
     async def _make(self, vm: str, disks: Sequence[DiskSpec], tracker: ProgressTracker) -> list[DiskInfo]:
+        """Create disks of a VM, and fill them; after a failure none of them remains.  Return all disks of the VM."""
         try:
             infos = [
                 await self._context.host.create_disk(
@@ -172,20 +190,20 @@ class HyperVAgent(Provider):
             return await self._context.host.list_disks(vm=vm)
         except BaseException:
             with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_UP_S):
-                await self._remove_created(vm)
+                await self._remove_created(vm, disks)
             raise
 
-    async def _remove_created(self, vm: str) -> None:
+    async def _remove_created(self, vm: str, disks: Sequence[DiskSpec]) -> None:
         """Remove the created disks of a VM, as soon as the disk host answers."""
-        while True:
+        left = [disk.name for disk in disks]
+        while left:
             try:
-                await self._context.host.remove_vm(vm=vm)
+                await self._context.host.remove_disk(vm=vm, disk=left[-1])
             except RigError as error:
-                if error.code != Code.RoleUnavailable:
-                    return
-            else:
-                return
-            await self._context.clock.real.sleep(_REMOVE_AGAIN_S)
+                if error.code == Code.RoleUnavailable:
+                    await self._context.clock.real.sleep(_REMOVE_AGAIN_S)
+                    continue
+            left.pop()
 
     async def list_vms(self) -> list[DiskInfo]:
         return await self._context.host.list_disks()
@@ -327,6 +345,10 @@ class HyperVAgent(Provider):
         await self._replica(vm).send_again(PartName.parse(name) for name in parts)
 
     async def progress(self, *, vm: str) -> VmProgress:
+        found, replica = self._progress(vm), self._replicas.get(vm)
+        return found if replica is None else found.model_copy(update={"uploaded_bytes": replica.uploaded_bytes})
+
+    def _progress(self, vm: str) -> VmProgress:
         coming_back = [tracker.snapshot() for (of_vm, _), tracker in self._failbacks.items() if of_vm == vm]
         if coming_back:
             disks = [disk for item in coming_back for disk in item.disks]
@@ -338,6 +360,10 @@ class HyperVAgent(Provider):
         if vm in self._making:
             return self._making[vm].snapshot()
         return VmProgress(vm=vm, phase=None, disks=[])
+
+    async def progress_of_all(self) -> list[VmProgress]:
+        coming_back = {vm for vm, _ in self._failbacks}
+        return [await self.progress(vm=vm) for vm in sorted({*self._replicas, *self._making, *coming_back})]
 
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
         return await self._replica(vm).replicate_now(kind, name, request_id)
@@ -401,6 +427,13 @@ class HyperVAgent(Provider):
     async def remove_disks(self, *, vm: str, disks: list[str]) -> int:
         return await self._replica(vm).remove_disks(disks)
 
+    async def add_disks(self, *, vm: str, disks: list[str]) -> None:
+        await self._replica(vm).add_disks(disks)
+
+    async def withdraw_disks(self, *, vm: str, disks: list[str]) -> None:
+        if vm in self._replicas:
+            await self._replicas[vm].withdraw_disks(disks)
+
     async def remove_relationship(self, *, vm: str) -> None:
         replica = self._replicas.pop(vm, None)
         if replica is not None:
@@ -420,7 +453,8 @@ class HyperVAgent(Provider):
         record = self._context.book.find(vm)
         self._context.book.remove(vm)
         self._context.book.clear_received(vm)
-        for disk in record.disks if record is not None else []:
+        joining = record.joining.disks if record is not None and record.joining is not None else []
+        for disk in [*(record.disks if record is not None else []), *joining]:
             clear_spool(self._context.spool / disk.disk_id)
 
     async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
@@ -438,7 +472,7 @@ class HyperVAgent(Provider):
     def _start(self, vm: str, *, resumed: bool) -> None:
         if self._nursery is None:
             raise RigError(Code.AgentNotRunning, "the agent is not running yet", recoverable=True)
-        replica = Replica(self._context, vm, resumed=resumed)
+        replica = Replica(self._context, vm, resumed=resumed, drop_keys=self._drop_keys)
         self._replicas[vm] = replica
         self._nursery.start_soon(replica.run, name=f"replica {vm}")
 

@@ -5,6 +5,7 @@ While closed segments are in transit, guests write to the next ones: a cut only 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import structlog
@@ -46,7 +47,13 @@ class DeltaCycle:
         self._requested: dict[str, CutInfo] = {}
 
     async def run(
-        self, kind: TagKind, name: str, *, downgraded_because: str | None = None, request_id: str | None = None
+        self,
+        kind: TagKind,
+        name: str,
+        *,
+        downgraded_because: str | None = None,
+        request_id: str | None = None,
+        joins: bool = False,
     ) -> CutInfo:
         """Make a cut and send it; return when data and tag are in the cache account.
 
@@ -54,6 +61,7 @@ class DeltaCycle:
             kind: the kind of the recovery point.
             name: its name.
             downgraded_because: why it is not application-consistent although that was ordered first.
+            joins: True if other VMs of the host may have a cycle now: small parts travel together.
             request_id: if a cut was made for this request before, that one is sent and no new one is made.
 
         Raises:
@@ -61,25 +69,30 @@ class DeltaCycle:
         """
         self._tracker.begin("DeltaReplication", [])
         try:
-            await check_vouched_for(self._context, self._vm)
-            if self._unsent:
-                # After a failure: send the earlier cuts first, before a new one is made.
-                await self._send()
-            if request_id is not None and request_id in self._requested:
-                return self._requested[request_id]  # it was one of the unsent cuts
-            cut_at = self._context.clock.trio_time_s()
-            cut = await self._cut(kind, name)
-            if downgraded_because is not None:
-                cut = cut.model_copy(update={"downgraded_because": downgraded_because})
-            _log.info("cut_made", vm=self._vm, trace=cut.tag_id, position=cut.position)
-            self._unsent.append((cut, cut_at))
-            if request_id is not None:
-                self._requested[request_id] = cut
-                while len(self._requested) > REQUESTS_REMEMBERED_MAX:
-                    del self._requested[next(iter(self._requested))]
-            await self._send()
+            with self._context.joint_puts.expecting(self._vm) if joins else nullcontext():
+                cut = await self._run(kind, name, downgraded_because, request_id)
         finally:
             self._tracker.end()
+        return cut
+
+    async def _run(self, kind: TagKind, name: str, downgraded_because: str | None, request_id: str | None) -> CutInfo:
+        await check_vouched_for(self._context.replicated(self._vm))
+        if self._unsent:
+            # After a failure: send the earlier cuts first, before a new one is made.
+            await self._send()
+        if request_id is not None and request_id in self._requested:
+            return self._requested[request_id]  # it was one of the unsent cuts
+        cut_at = self._context.clock.trio_time_s()
+        cut = await self._cut(kind, name)
+        if downgraded_because is not None:
+            cut = cut.model_copy(update={"downgraded_because": downgraded_because})
+        _log.info("cut_made", vm=self._vm, trace=cut.tag_id, position=cut.position)
+        self._unsent.append((cut, cut_at))
+        if request_id is not None:
+            self._requested[request_id] = cut
+            while len(self._requested) > REQUESTS_REMEMBERED_MAX:
+                del self._requested[next(iter(self._requested))]
+        await self._send()
         if cut.kind == "ApplicationConsistent":
             self._context.book.update(self._vm, app_point=self._context.clock.read())
         return cut
@@ -94,7 +107,7 @@ class DeltaCycle:
 
     async def _cut(self, kind: TagKind, name: str) -> CutInfo:
         if kind == "CrashConsistent":
-            return await self._context.replicated.cut(vm=self._vm, kind=kind, name=name)
+            return await self._context.replicated(self._vm).cut(kind=kind, name=name)
         script = self._context.book.app_script(self._vm)
         if script is None:
             return await self._cut_frozen(kind, name, None)
@@ -107,14 +120,14 @@ class DeltaCycle:
 
     async def _cut_frozen(self, kind: TagKind, name: str, until_ns: int | None) -> CutInfo:
         """Make a cut while the file systems are frozen; ``until_ns``: the time up to which the script holds applications."""
-        disks = [Path(info.path) for info in await self._context.replicated.infos(vm=self._vm)]
+        disks = [Path(info.path) for info in await self._context.replicated(self._vm).infos()]
         mountpoints = await self._context.guests.mountpoints(disks)
         if until_ns is not None and not mountpoints:
-            return await self._context.replicated.cut(vm=self._vm, kind=kind, name=name, not_after_ns=until_ns)
+            return await self._context.replicated(self._vm).cut(kind=kind, name=name, not_after_ns=until_ns)
         if not mountpoints:
             # No file system can be frozen: the disks are as a crash would leave them, so the point is crash-consistent.
             _log.warning("no_file_system_to_freeze", vm=self._vm, name=name)
-            cut = await self._context.replicated.cut(vm=self._vm, kind="CrashConsistent", name=name)
+            cut = await self._context.replicated(self._vm).cut(kind="CrashConsistent", name=name)
             return cut.model_copy(update={"downgraded_because": "no mounted file system"})
         # Read before the freezer starts its own clock: a cut until then was made while the file systems were frozen,
         # whatever happens after the cut.  A tag cannot be withdrawn, so it must not claim more than that.
@@ -122,14 +135,15 @@ class DeltaCycle:
         if until_ns is not None:
             thaws_ns = min(thaws_ns, until_ns)
         async with self._context.guests.frozen(mountpoints, timeout_s=FREEZE_S_MAX):
-            return await self._context.replicated.cut(vm=self._vm, kind=kind, name=name, not_after_ns=thaws_ns)
+            return await self._context.replicated(self._vm).cut(kind=kind, name=name, not_after_ns=thaws_ns)
 
-    async def run_scheduled(self, kind: TagKind) -> CutInfo:
+    async def run_scheduled(self, kind: TagKind, *, joins: bool) -> CutInfo:
         """Run a scheduled cycle; if freeze or script fails, make a crash-consistent point, because the RPO counts."""
         try:
-            return await self.run(kind, "scheduled")
+            return await self.run(kind, "scheduled", joins=joins)
         except RigError as exc:
             if exc.code not in _NOT_CONSISTENT:
                 raise
             _log.warning("app_point_failed", vm=self._vm, code=exc.code, message=exc.message)
-            return await self.run("CrashConsistent", "scheduled", downgraded_because=f"{exc.message} ({exc.code})")
+            because = f"{exc.message} ({exc.code})"
+            return await self.run("CrashConsistent", "scheduled", downgraded_because=because, joins=joins)

@@ -27,7 +27,7 @@ async def remove_disks(context: AgentContext, vm: str, names: list[str], make_la
     """Remove disks from a VM's replication (:meth:`siterig.blockfs.sides.provider.Provider.remove_disks`)."""
     book = context.book
     left = [name for name in names if name not in book.get(vm).removed]
-    replicated = [disk.name for disk in await context.replicated.infos(vm=vm)] if left else []
+    replicated = [disk.name for disk in await context.replicated(vm).infos()] if left else []
     if left and book.get(vm).phase == "resync-required":
         _leave_out(context, vm, left, await context.host.position(), replicated)
     elif left:

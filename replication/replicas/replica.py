@@ -32,7 +32,10 @@ from siterig.replication.engine.relationship import Relationship, ReplicationPha
 from siterig.replication.engine.resync import resynchronize
 from siterig.replication.engine.retry import ResyncNeeded, as_rig_error
 from siterig.replication.engine.vault_reporter import VaultReporter
+from siterig.replication.replicas.copy_result import CopyResult
+from siterig.replication.replicas.cycle_times import CycleTimes
 from siterig.replication.replicas.delta import DeltaCycle
+from siterig.replication.replicas.disk_joining import DiskJoiner
 from siterig.replication.replicas.disk_removal import remove_disks
 from siterig.replication.replicas.verifying import verify_disks
 
@@ -51,37 +54,30 @@ _PLACES = ("retry", "vault", "verify", "watermarks")
 _log = structlog.get_logger(__name__)
 
 
-class _CopyResult:
-    """The result of an ordered copy, for the callers that wait for it."""
-
-    def __init__(self) -> None:
-        self._resolved = trio.Event()
-        self._error: RigError | None = None
-
-    def resolve(self, error: RigError | None = None) -> None:
-        if not self._resolved.is_set():
-            self._error = error
-            self._resolved.set()
-
-    async def wait(self) -> None:
-        await self._resolved.wait()
-        if self._error is not None:
-            raise RigError(self._error.code, self._error.message, recoverable=self._error.recoverable)
-
-
 class Replica:
     """Replication of one VM that has a relationship in the book."""
 
-    def __init__(self, context: AgentContext, vm: str, *, resumed: bool) -> None:
-        """Make the replica; after a restart (``resumed``) it first asks the vault whether to replicate the VM."""
+    def __init__(self, context: AgentContext, vm: str, *, resumed: bool, drop_keys: Callable[[str], None]) -> None:
+        """Make the replica; after a restart (``resumed``) it first asks the vault whether to replicate the VM.
+
+        ``drop_keys`` drops the data keys of a disk that the cache account uses.
+        """
         self.vm = vm
         self._context = context
         self._ask_first = resumed
         self._tracker = ProgressTracker(vm, context.clock)
         self._reports = VaultReporter(context, vm)
-        self._outbox = Outbox(context, vm, self._tracker)
+        self._outbox = Outbox(context, context.replicated(vm), self._tracker)
+        self._times = CycleTimes(vm)
         self._cycle = DeltaCycle(context, vm, self._outbox, self._reports, self._tracker)
         self._working = trio.Lock()
+        self._joiner = DiskJoiner(
+            context,
+            vm,
+            working=self._working,
+            may_work=lambda: not (self._ask_first or self._record.paused),
+            drop_keys=drop_keys,
+        )
         self._activity = trio.CancelScope()
         self._manual = trio.CancelScope()
         self._life = trio.CancelScope()
@@ -89,7 +85,7 @@ class Replica:
         self._snapshotting = trio.Lock()
         self._verifying = trio.CancelScope()
         self._verified: ProgressTracker | None = None
-        self._copy_result = _CopyResult()
+        self._copy_result = CopyResult()
         self._failures = 0
         self._critical = False
         self._retries_ordered = 0
@@ -106,15 +102,20 @@ class Replica:
         """Work through the phases until stopped."""
         try:
             with self._life:
-                while True:
-                    phase = self._record.phase
-                    with trio.CancelScope() as self._activity:
-                        await self._act(phase)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._joiner.run)
+                    await self._go_through_phases()
         finally:
             self._copy_result.resolve(RigError(Code.Interrupted, f"the replication of VM {self.vm!r} was removed"))
             for place in _PLACES:
                 self._context.waits.clear(place, vm=self.vm)
             self._ended.set()
+
+    async def _go_through_phases(self) -> None:
+        while True:
+            phase = self._record.phase
+            with trio.CancelScope() as self._activity:
+                await self._act(phase)
 
     async def stop(self) -> None:
         """End the task and any cycle; return when nothing runs any more."""
@@ -160,9 +161,10 @@ class Replica:
             await self._end_snapshot()
 
     async def _end_snapshot(self) -> None:
+        await self._joiner.stop_work()
         async with self._snapshotting:
             with suppress(RigError):  # a host that is away has lost the snapshot
-                await self._context.replicated.end_snapshot(vm=self.vm)
+                await self._context.replicated(self.vm).end_snapshot()
 
     async def pause(self) -> None:
         """Stop the cycles until :meth:`unpause`; return when none is running."""
@@ -179,6 +181,7 @@ class Replica:
             _log.info("paused", vm=self.vm)
             self._activity.cancel()
             self._manual.cancel()
+        await self._joiner.stop_work()
         async with self._working:
             pass
 
@@ -188,6 +191,7 @@ class Replica:
             self._context.book.update(self.vm, paused=False)
             _log.info("resumed", vm=self.vm)
             self._activity.cancel()
+            self._joiner.reconsider()
 
     def set_disks(self, names: list[str] | None) -> None:
         """Change the disks that are replicated, before a copy; None: all disks.  A cycle that runs is interrupted."""
@@ -203,7 +207,7 @@ class Replica:
         self.change_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
         if self._record.phase == "suspended":
             # The old stream does not describe disks that were used elsewhere meanwhile.
-            self._context.book.update(self.vm, disks=[], paused=False)
+            self._context.book.update(self.vm, disks=[], joining=None, paused=False)
             await self._order("created")
 
     def change_schedule(self, *, interval_s: float, app_consistent_every_s: float | None) -> None:
@@ -270,6 +274,15 @@ class Replica:
             make_last_cut=lambda then: self.replicate_now("CrashConsistent", "disks-removed", then=then),
         )
 
+    async def add_disks(self, names: list[str]) -> None:
+        """Copy disks and let them join the replication (:mod:`siterig.replication.replicas.disk_joining`)."""
+        await self._joiner.add(names)
+
+    async def withdraw_disks(self, names: list[str]) -> None:
+        """End the join of disks, also if they have just joined."""
+        await self.stop_verification()
+        await self._joiner.withdraw(names)
+
     async def verify(self) -> Verification:
         """Compare both sides at the position of a snapshot, while replication runs."""
         self._check_in_delta()
@@ -319,9 +332,15 @@ class Replica:
         if self._record.paused:
             raise RigError(Code.InvalidState, f"VM {self.vm!r} is paused; a cycle runs after siterig resume {self.vm}")
 
+    @property
+    def uploaded_bytes(self) -> int:
+        """The bytes that were sent since the agent's start."""
+        return self._tracker.uploaded_bytes
+
     def progress(self) -> VmProgress:
         """Return the progress of the work, and the times of the cycles."""
-        found = (self._verified or self._tracker).snapshot()
+        tracker = self._joiner.tracker if self._joiner.tracker.is_working else self._tracker
+        found = (self._verified or tracker).snapshot()
         now_s, last_s, next_s = self._context.clock.trio_time_s(), self._cycle_at_s, self._next_cycle_at_s
         cycling = self._record.phase == "delta" and not self._record.paused
         return found.model_copy(
@@ -333,7 +352,7 @@ class Replica:
 
     async def _order(self, phase: ReplicationPhase, *, limited: bool = False, reason: str | None = None) -> None:
         self._copy_result.resolve(RigError(Code.Interrupted, f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
-        self._copy_result = _CopyResult()
+        self._copy_result = CopyResult()
         continues = phase == "resync" == self._record.phase and self._record.resync_begun
         self._context.book.update(
             self.vm,
@@ -351,6 +370,7 @@ class Replica:
         self._activity.cancel()
         self._manual.cancel()
         self._verifying.cancel()
+        self._joiner.reconsider()
         _log.info("phase_ordered", vm=self.vm, phase=phase)
         if phase not in ("initial", "resync"):
             async with self._working:
@@ -362,7 +382,7 @@ class Replica:
             self._copy_result.resolve()
 
     async def _act(self, phase: ReplicationPhase) -> None:
-        if self._ask_first and phase in ("initial", "resync", "delta"):
+        if self._ask_first and phase in ("initial", "resync", "delta", "resync-required"):
             await self._resume()
         elif phase == "initial":
             await self._initial()
@@ -386,7 +406,7 @@ class Replica:
                         await self._context.host.position()
                         if self._record.phase == "delta" and not self._snapshotting.locked():
                             async with self._snapshotting:  # a killed verification can have left it
-                                await self._context.replicated.end_snapshot(vm=self.vm)
+                                await self._context.replicated(self.vm).end_snapshot()
                         await self._follow_vault()
                     break
                 except RigError as exc:
@@ -395,6 +415,7 @@ class Replica:
                     _log.warning("resume_delayed", vm=self.vm, code=exc.code, message=exc.message)
                 await self._context.clock.real.sleep(_ASK_AGAIN_S)
         self._ask_first = False
+        self._joiner.reconsider()
         if not allowed:
             self._finish(self._record.phase, "suspended")
             _log.info("not_resumed", vm=self.vm)
@@ -415,7 +436,7 @@ class Replica:
         """Send nothing until the VM is resumed; a log that was abandoned meanwhile is reported."""
         while self._record.paused:
             try:
-                await check_vouched_for(self._context, self.vm)
+                await check_vouched_for(self._context.replicated(self.vm))
                 await self._follow_vault()
             except ResyncNeeded as exc:
                 self._require_resync(exc.reason)
@@ -440,13 +461,13 @@ class Replica:
 
     async def _copy_initially(self) -> None:
         async with self._snapshotting:
-            await replicate_initially(self._context, self.vm, self._outbox, self._tracker)
+            await replicate_initially(self._context, self._context.replicated(self.vm), self._outbox, self._tracker)
 
     async def _resync(self) -> None:
         async def once() -> None:
             try:
                 async with self._snapshotting:
-                    await resynchronize(self._context, self.vm, self._outbox, self._tracker)
+                    await resynchronize(self._context, self._context.replicated(self.vm), self._outbox, self._tracker)
             except ResyncNeeded as exc:
                 # Not at once: the cause of the broken log may still be present.
                 self._context.book.update(self.vm, resync_begun=False)
@@ -472,13 +493,14 @@ class Replica:
             record = self._record
             kind: TagKind = "ApplicationConsistent" if begun >= app_due else "CrashConsistent"
             try:
-                await self._until_success(lambda kind=kind: self._cycle.run_scheduled(kind))  # type: ignore[misc]
+                await self._until_success(lambda kind=kind: self._cycle.run_scheduled(kind, joins=self._times.joins))  # type: ignore[misc]
             except ResyncNeeded as exc:
                 self._require_resync(exc.reason)
                 return
             if kind == "ApplicationConsistent" and record.app_consistent_every_s is not None:
                 app_due = begun + record.app_consistent_every_s
-            next_at = begun + record.interval_s
+            is_idle = self._outbox.is_idle and len(self._context.book.all()) > 1
+            next_at = self._times.following(begun, record.interval_s, is_idle=is_idle)
 
     def _first_app_point(self) -> float:
         """Return the time of the first application-consistent point; a restart continues the interrupted period."""

@@ -26,13 +26,13 @@ async def verify_disks(
 
     ``run_cycle``: runs a cycle, so that the position of the snapshot is applied soon.
     """
-    snapshot = await context.replicated.begin_snapshot(vm=vm)
+    snapshot = await context.replicated(vm).begin_snapshot()
     try:
         tracker.begin("Verification", [(disk.name, 0, disk.size_bytes) for disk in snapshot.disks])
         tracker.detail = "waiting until the position is applied"
         _log.info("verification_begun", vm=vm, position=snapshot.position)
         await run_cycle()
-        await wait_applied(context, vm, snapshot.position)
+        await wait_applied(context, vm, snapshot.position, {disk.disk_id for disk in snapshot.disks})
         tracker.detail = "comparing checksums"
         with unwrap_group():
             found = await verify_snapshot(
@@ -40,6 +40,6 @@ async def verify_disks(
             )
     finally:
         with trio.CancelScope(shield=True), suppress(RigError):  # a host that is away has lost the snapshot
-            await context.replicated.end_snapshot(vm=vm)
+            await context.replicated(vm).end_snapshot()
     _log.info("verification_ended", vm=vm, position=snapshot.position, differing_bytes=found.differing_bytes)
     return found

@@ -20,7 +20,7 @@ OperationName = Literal[
     "wait", "protect", "unprotect", "take-point", "test-failover", "cleanup", "unplanned-failover", "planned-failover",
     "commit", "failback", "reprotect", "resync", "pause", "resume", "set-policy", "set-bandwidth",
     "pin-point", "unpin-point", "delete-point", "cancel-job", "acknowledge-error", "fence", "unfence",
-    "set-names", "rotate-account-keys", "set-account", "set-app-script", "remove-disk",
+    "set-names", "rotate-account-keys", "set-account", "set-app-script", "remove-disk", "add-disk",
     "create-vm", "delete-vm", "resize-disk", "shut-down",
     "start-workload", "stop-workload", "check", "lose-site", "restore-site", "kill-role", "restart-role", "stop-rig",
     "start-rig", "run", "mark", "add-fault", "remove-fault", "advance-clock", "jump-clock", "skew-clock",
@@ -61,6 +61,7 @@ OPERATIONS: Mapping[str, KeyedTable] = {
         ("vm",),
         ("recovery_name", "test_name"),
     ),
+    "add-disk": KeyedTable("Replicates a disk that is not replicated; older recovery points lack it.", ("vm", "disk")),
     "remove-disk": KeyedTable("Ends the replication of a disk; older recovery points keep it.", ("vm", "disk")),
     "rotate-account-keys": KeyedTable("Replaces both keys of the storage account while replication continues."),
     "set-account": KeyedTable(

@@ -12,7 +12,6 @@ from siterig.blockfs.documents.model_problems import misfit
 from siterig.scenarios.faults.schema import FaultModel
 from siterig.scenarios.faults.values import CountFrom1, Duration, Size, Text
 
-FILESYSTEM_NAMES = ("ext4", "xfs")
 SECOND_NS = 10**9
 INTERVAL_MIN_NS = SECOND_NS // 10
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -27,8 +26,8 @@ class TopologyDisk(ScenarioTable):
 
     name: Text = Field(description="name of the disk")
     size: Size = Field(description="size of the disk")
-    filesystem: Literal["ext4", "xfs"] | None = Field(
-        default=None, description="file system that it is formatted with: `ext4` or `xfs`; none if left out"
+    filesystem: Literal["ext4", "xfs", "btrfs"] | None = Field(
+        default=None, description="file system that it is formatted with: `ext4`, `xfs` or `btrfs`; none if left out"
     )
     backing: Text | None = Field(
         default=None,

@@ -64,6 +64,7 @@ class Administrator:
 
     async def _carry_out(self, operation: PlannedOperation) -> None:
         self._invariants.note(f"operation {operation}")
+        self._invariants.coverage.operations[operation.kind] += 1
         vault = self._vault
         calls: dict[OperationKind, Callable[[], Awaitable[object]]] = {
             "test-failover": lambda: vault.test_failover(vm=VM, point="LatestProcessed"),
@@ -150,11 +151,11 @@ class Administrator:
     async def settle(self) -> ProtectedItem | None:
         """Wait until no job runs; return the item, and None if there is none."""
         while True:
-            jobs, item = await self._jobs(), await self._item()
-            if jobs is not None and not any(job.endTime is None for job in jobs):
-                if item is not None:
+            jobs, items = await self._jobs(), await self._items()
+            if jobs is not None and items is not None and not any(job.endTime is None for job in jobs):
+                for item in items:
                     self.adopt(item, jobs)
-                return item
+                return items[0] if items else None
             await self._clock.sleep(LOOK_S)
 
     async def _jobs(self) -> list[Job] | None:
@@ -164,16 +165,23 @@ class Administrator:
             return None
 
     async def _item(self) -> ProtectedItem | None:
+        """Return the item; None if there is none, or the vault does not answer."""
+        items = await self._items()
+        return items[0] if items else None
+
+    async def _items(self) -> list[ProtectedItem] | None:
         try:
             items = await self._vault.items()
         except RigError:
             return None
-        return items[0] if items else None
+        self._invariants.coverage.states.update(item.protectionState for item in items)
+        return items
 
     def adopt(self, item: ProtectedItem, jobs: list[Job]) -> None:
         """Take over the results of the jobs that have ended, while none runs."""
         done = [job for job in jobs if job.state == "Succeeded" and job.name not in self.vm.adopted]
         self.vm.adopted |= {job.name for job in done}
+        self._invariants.coverage.jobs.update(job.scenarioName for job in done)
         for job in done:
             if job.scenarioName == "TestFailover" and item.testFailoverState == "Completed" and job.recovery_point:
                 self._check_recovered(item.test_vm_name, self._at(job.recovery_point.position), "a test failover")

@@ -24,6 +24,12 @@ class DiskModel:
         self._last = (-1, 0, bytearray(size_bytes))
         """Number of the base, number of the next write, and the bytes, where the last question ended."""
 
+    def copied(self) -> DiskModel:
+        """Return a model with the same history, which is continued apart from this one."""
+        other = DiskModel(self.size_bytes)
+        other._bases, other._writes, other._durable = list(self._bases), list(self._writes), self._durable
+        return other
+
     @property
     def size_bytes(self) -> int:
         """The size of the disk."""

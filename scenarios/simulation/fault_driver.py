@@ -66,6 +66,9 @@ class FaultDriver:
 
     async def _carry_out(self, fault: PlannedFault) -> None:
         self._invariants.note(f"fault {fault}")
+        self._invariants.coverage.faults[fault.kind] += 1
+        if fault.target:
+            self._invariants.coverage.targets[f"{fault.kind} {fault.target}"] += 1
         if fault.kind == "power-loss":
             await self._lose_power(fault)
         elif fault.lasts_s:

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from siterig.azure_emu.contracts.reports import ApplierReports
-from siterig.azure_emu.disks.loader import load_history
-from siterig.azure_emu.disks.view import open_disk
+from siterig.azure_emu.disks.loader import StoreState, load_history
+from siterig.azure_emu.disks.view import cipher_of, decrypted, open_disk, view_in
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.layers.disk_cipher import DiskCipher
+from siterig.blockfs.layers.layer import ViewLayer
 from siterig.blockfs.sides.vault_link import VaultLink
-from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.bundle import BundleName, decode, is_readable
+from siterig.blockfs.transfer.cache_account import AccountBlob, BlobAccount
 from siterig.blockfs.transfer.data_keys import DataKeys
 from siterig.blockfs.transfer.envelope import DataKey
 from siterig.blockfs.transfer.part_name import PartName, Watermark
+from siterig.scenarios.simulation.coverage import Coverage
 from siterig.scenarios.simulation.disk_model import DiskModel
 from siterig.scenarios.simulation.rig.network import CallObserver, SimulatedLink
 from siterig.scenarios.simulation.trace import RunTrace
@@ -60,6 +65,7 @@ class KnownState:
         reported: the newest watermark of each disk that the vault has taken.
         durable: the newest known state of each managed disk.
         first_seqs: the first record after the first snapshot of each generation, by disk id and generation.
+        bundles: the parts that were put in each bundle.
         keys: the keys of the managed disks that the vault gave out.
     """
 
@@ -68,7 +74,14 @@ class KnownState:
     reported: dict[str, Watermark] = field(default_factory=dict)
     durable: dict[str, Watermark] = field(default_factory=dict)
     first_seqs: dict[tuple[str, int], int] = field(default_factory=dict)
+    bundles: dict[BundleName, list[PartName]] = field(default_factory=dict)
     keys: dict[str, DataKey] = field(default_factory=dict)
+
+    def copied(self) -> KnownState:
+        """Return a copy that a run may change."""
+        copies: dict[str, Any] = {each.name: dict(getattr(self, each.name)) for each in fields(self)}
+        copies["models"] = {name: model.copied() for name, model in self.models.items()}
+        return KnownState(**copies)
 
 
 class Invariants(CallObserver):
@@ -78,6 +91,7 @@ class Invariants(CallObserver):
         self.trace = RunTrace()
         self.findings: list[Finding] = []
         self.memory = KnownState()
+        self.coverage = Coverage()
         self._checked: set[tuple[int, str]] = set()
         self._now_s = now_s
         self._managed = managed
@@ -92,6 +106,10 @@ class Invariants(CallObserver):
         if len(self.findings) < FINDINGS_MAX:
             self.findings.append(Finding(invariant, text, self._now_s()))
 
+    def applied_position(self) -> int:
+        """Return the position up to which all disks are applied, by the reports that the vault has taken."""
+        return min((mark.complete_position for mark in self.memory.reported.values()), default=0)
+
     # --- calls --------------------------------------------------------------------------------------------------
 
     def before(self, link: SimulatedLink, method: str, arguments: dict[str, Any]) -> None:
@@ -100,10 +118,12 @@ class Invariants(CallObserver):
         elif link.protocol is DiskHostControl and method == "log_state":
             for each in arguments["applied"]:
                 self._check_trim(each.disk_id, each.generation, each.last_seq)
-        elif link.protocol is CacheAccount and method == "delete":
-            self._check_delete(link.client.name, arguments["arg0"])
-        elif link.protocol is CacheAccount and method == "put" and MARKER in arguments["arg1"]:
+        elif link.protocol is BlobAccount and method == "delete":
+            self._check_blob_deleted(link, arguments["arg0"])
+        elif link.protocol is BlobAccount and method == "put" and MARKER in arguments["arg1"]:
             self.broken("no plaintext in the account", f"part {arguments['arg0'].blob()}")
+        elif link.protocol is BlobAccount and method == "put" and isinstance(arguments["arg0"], BundleName):
+            self.memory.bundles[arguments["arg0"]] = list(decode(arguments["arg0"], arguments["arg1"]))
         elif link.protocol is ApplierReports and method == "applied":
             self._check_durable("reported by the applier", arguments["watermark"])
 
@@ -161,6 +181,18 @@ class Invariants(CallObserver):
             return  # the records are in the snapshot that a copy begins with
         self.broken("no segment deleted early", f"disk {disk_id} generation {generation} up to {last_seq}: has {has!r}")
 
+    def _check_blob_deleted(self, link: SimulatedLink, name: AccountBlob) -> None:
+        """Check a part; or each part of a bundle, unless the agent deletes a bundle that cannot be read."""
+        blobs: dict[AccountBlob, bytes] = link.server.services[BlobAccount].blobs
+        if isinstance(name, PartName):
+            self._check_delete(link.client.name, name)
+        elif link.client.name == "applier":
+            for part in self.memory.bundles[name]:
+                if part not in blobs:
+                    self._check_delete("applier", part)
+        elif name in blobs and is_readable(name, blobs[name]):
+            self.broken("no blob deleted early", f"{link.client.name} deletes {name.blob()}")
+
     def _check_delete(self, client: str, part: PartName) -> None:
         if part.disk_id not in self.memory.names:
             return  # a part of a failback: the disk itself is the truth
@@ -201,26 +233,46 @@ class Invariants(CallObserver):
 
     # --- recovery points ----------------------------------------------------------------------------------------
 
-    def check_point(self, position: int, *, again: bool = False) -> None:
-        """Compare all disks at a recovery point with the model, once, or ``again``."""
+    def check_point(self, position: int) -> None:
+        """Compare all disks at a recovery point with the model, once."""
         for disk_id, name in self.memory.names.items():
-            if (position, disk_id) in self._checked and not again:
+            if (position, disk_id) in self._checked:
                 continue
             self._checked.add((position, disk_id))
-            expected = self.memory.models[name].at(position)
+            folder, key = self._managed() / disk_id, self.memory.keys.get(disk_id)
+            self._check_view(name, position, partial(open_disk, folder, position, key))
+
+    def check_points(self, positions: list[int]) -> None:
+        """Compare all disks at all recovery points with the model, at the end: no role changes a file any more."""
+        for disk_id, name in self.memory.names.items():
             try:
-                view = open_disk(self._managed() / disk_id, position, self.memory.keys.get(disk_id))
+                state = load_history(self._managed() / disk_id)
+                cipher = cipher_of(state, self.memory.keys.get(disk_id))
             except RigError as error:
-                self.broken("every point can be opened", f"position {position} of disk {name}: {error.code} {error.message}")
+                self.broken("every point can be opened", f"disk {name}: {error.code} {error.message}")
                 continue
-            try:
-                found = view.pread(0, view.size_bytes)
-            finally:
-                view.close()
-            if found != expected:
-                self.broken(
-                    "every point equals the model", f"position {position} of disk {name}: {_difference(found, expected)}"
-                )
+            for position in sorted(positions):
+                self._check_view(name, position, partial(_view_at, state, cipher, position))
+
+    def _check_view(self, name: str, position: int, opened: Callable[[], ViewLayer]) -> None:
+        try:
+            view = opened()
+        except RigError as error:
+            self.broken("every point can be opened", f"position {position} of disk {name}: {error.code} {error.message}")
+            return
+        try:
+            found = view.pread(0, view.size_bytes)
+        finally:
+            view.close()
+        expected = self.memory.models[name].at(position)
+        if found != expected:
+            self.broken(
+                "every point equals the model", f"position {position} of disk {name}: {_difference(found, expected)}"
+            )
+
+
+def _view_at(state: StoreState, cipher: DiskCipher | None, position: int) -> ViewLayer:
+    return decrypted(view_in(state, position), cipher)
 
 
 def _key(mark: Watermark) -> tuple[int, int, bool, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.scenarios.simulation.administrator import Administrator
+from siterig.scenarios.simulation.coverage import Coverage
 from siterig.scenarios.simulation.disk_model import DiskModel
 from siterig.scenarios.simulation.fault_driver import FaultDriver
 from siterig.scenarios.simulation.invariants import MARKER, Finding, Invariants
@@ -23,6 +25,8 @@ from siterig.scenarios.simulation.rig.world import SIZES, VM, World, WorldParts
 from siterig.scenarios.simulation.start_state import StartState
 
 LOOK_EVERY_S = 20.0
+NEWS_S = 1.0
+"""The time between two looks for news that cost no call."""
 NORMAL_S_MAX = 60.0
 """The time for which health may stay Normal after the bound for a VM without a new point: rounds, reports, clocks."""
 SILENT_JOB_S = 300.0
@@ -36,16 +40,18 @@ class RunResult:
     Attributes:
         digest: the hash of the trace.
         points: the number of recovery points that were compared.
-        resyncs: the reasons of the resynchronizations.
+        coverage: the counts of what occurred.
         simulated_s: the simulated time.
+        processor_s: the processor time of the run.
     """
 
     plan: RunPlan
     digest: str = ""
     calls: int = 0
     points: int = 0
-    resyncs: list[str] = field(default_factory=list)
+    coverage: Coverage = field(default_factory=Coverage)
     simulated_s: float = 0.0
+    processor_s: float = 0.0
     findings: list[Finding] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
 
@@ -61,29 +67,33 @@ class Simulator:
 
     def run(self, plan: RunPlan, parts: WorldParts | None = None) -> RunResult:
         """Run a plan."""
+        begun_s = time.process_time()
         start = self._protected() if plan.begins_protected else None
         if self._runs.exists():
             shutil.rmtree(self._runs)
         self._runs.mkdir()
-        return _run(plan, self._runs, parts or WorldParts(), start)[0]
+        result = _run(plan, self._runs, parts or WorldParts(), start).result
+        result.processor_s = time.process_time() - begun_s
+        return result
 
     def _protected(self) -> StartState:
         if self._start is None:
             self._start_folder.mkdir()
-            result, self._start = _run(_QUIET, self._start_folder, WorldParts(), None)
-            if result.findings:
-                raise AssertionError(f"the run without faults fails: {result.findings[0]}")
+            quiet = _run(_QUIET, self._start_folder, WorldParts(), None)
+            if quiet.result.findings:
+                raise AssertionError(f"the run without faults fails: {quiet.result.findings[0]}")
+            self._start = StartState.of(quiet.world, quiet.invariants, quiet.result.simulated_s)
         return self._start
 
 
 _QUIET = RunPlan(0, (), 30.0, interval_s=30.0, app_consistent_every_s=60.0, writes_per_s=0.5)
 
 
-def _run(plan: RunPlan, folder: Path, parts: WorldParts, start: StartState | None) -> tuple[RunResult, StartState]:
-    async def main() -> tuple[RunResult, StartState]:
+def _run(plan: RunPlan, folder: Path, parts: WorldParts, start: StartState | None) -> Simulation:
+    async def main() -> Simulation:
         simulation = Simulation(plan, folder, parts, start)
-        result = await simulation.run()
-        return result, StartState.of(simulation.world, simulation.invariants)
+        await simulation.run()
+        return simulation
 
     return runtime.run(main, plan.seed)
 
@@ -122,8 +132,8 @@ class Simulation:
             nursery.start_soon(self._write)
             nursery.start_soon(self.faults.run)
             nursery.start_soon(self.administrator.run)
-            while self._now_s() < self.plan.active_s:
-                await self._clock.sleep(LOOK_EVERY_S)
+            while (left_s := self.plan.active_s - self._now_s()) > 0:
+                await self._clock.sleep(min(LOOK_EVERY_S, left_s))
                 await self._look()
             await self.faults.heal()
             self.administrator.heal()
@@ -138,6 +148,7 @@ class Simulation:
         result.findings = self.invariants.findings
         result.digest, result.calls = self.invariants.trace.digest, self.invariants.trace.count
         result.points = len(self._points)
+        result.coverage = self.invariants.coverage
         result.trace = list(self.invariants.trace.lines)
         return result
 
@@ -248,6 +259,7 @@ class Simulation:
         if not items:
             return None
         (item,) = items
+        self.invariants.coverage.states[item.protectionState] += 1
         self._note_resync(item)
         self._check_health(item)
         self.invariants.note(f"item {item.protectionState} {item.replicationHealth} {len(points)} points")
@@ -265,7 +277,7 @@ class Simulation:
     def _note_resync(self, item: ProtectedItem) -> None:
         reason = item.resynchronizationRequired
         if reason is not None and reason != self._seen_resync:
-            self.result.resyncs.append(reason)
+            self.invariants.coverage.resyncs[reason] += 1
             self._check_resync(reason)
         self._seen_resync = reason
 
@@ -286,7 +298,7 @@ class Simulation:
         item: ProtectedItem | None = None
         while self._now_s() < healed_s + self.plan.heals_within_s:
             is_at_rest = item is not None and self.administrator.is_at_rest(item)
-            await self._clock.sleep(LOOK_EVERY_S if is_at_rest else LOOK_EVERY_S / 4)
+            await self._wait_for_point(latest, LOOK_EVERY_S if is_at_rest else LOOK_EVERY_S / 4)
             if self._now_s() > healed_s + SILENT_JOB_S:
                 await self._check_silence(healed_s)
             jobs = await self._jobs()  # before the item: its state is that after all of them
@@ -309,6 +321,15 @@ class Simulation:
             else:
                 await self._repair(item)
         self.invariants.broken("a healed network leads back to Normal", self._stuck(item))
+
+    async def _wait_for_point(self, position: int, within_s: float) -> None:
+        """Wait until there may be a first point after a position, or this time is over."""
+        until_s = self._now_s() + within_s
+        is_there = max(self._points, default=0) > position
+        while (left_s := until_s - self._now_s()) > 0:
+            await self._clock.sleep(left_s if is_there else min(left_s, NEWS_S))
+            if not is_there and self.invariants.applied_position() > position:
+                return
 
     async def _has_job(self) -> bool:
         return any(job.endTime is None for job in await self._jobs())
@@ -360,5 +381,4 @@ class Simulation:
         except RigError as error:
             self.invariants.broken("the vault answers at the end", str(error))
         else:
-            for point in points:
-                self.invariants.check_point(point.position, again=True)
+            self.invariants.check_points([point.position for point in points])

@@ -6,12 +6,11 @@ at once, so each run begins with their recovery.
 
 from __future__ import annotations
 
-import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.cache_account import AccountBlob
 from siterig.scenarios.simulation.invariants import Invariants, KnownState
 from siterig.scenarios.simulation.rig.world import World
 
@@ -30,19 +29,19 @@ class StartState:
 
     folder: Path
     begun_s: float
-    blobs: dict[PartName, bytes]
-    acknowledged: set[PartName]
+    blobs: dict[AccountBlob, bytes]
+    acknowledged: set[AccountBlob]
     memory: KnownState
 
     @classmethod
-    def of(cls, world: World, invariants: Invariants) -> StartState:
-        """Take the state of a world in which no role lives any more."""
+    def of(cls, world: World, invariants: Invariants, lasted_s: float) -> StartState:
+        """Take the state of a world that has existed for ``lasted_s``, and in which no role lives any more."""
         return cls(
             world.folder,
-            world.clocks["recovery"].elapsed_s(),
+            lasted_s,
             dict(world.account.blobs),
             set(world.account.acknowledged),
-            copy.deepcopy(invariants.memory),
+            invariants.memory.copied(),
         )
 
     def copy_files(self, folder: Path) -> None:
@@ -53,4 +52,4 @@ class StartState:
         """Give the rest of the state to a new world."""
         world.account.blobs = dict(self.blobs)
         world.account.acknowledged = set(self.acknowledged)
-        invariants.memory = copy.deepcopy(self.memory)
+        invariants.memory = self.memory.copied()

@@ -9,9 +9,13 @@ from pathlib import Path
 import trio
 
 from siterig.azure_emu.vault.model.api import Vm
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import loop_devices
 from siterig.scenarios.contracts.finding import CheckFinding
+
+COPIES_S = 30.0
+"""The wait for copies of a mount in other mount namespaces; the programs that make them mostly end soon."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,25 @@ class Guest:
         for disk in self.disks:
             await loop_devices.mount(disk.loop, disk.where, disk.filesystem)
 
-    async def unmount(self) -> None:
-        """Unmount every disk; raise ``VmBusy`` if one is in use."""
+    async def unmount(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        """Unmount every disk, and wait for the copies of the mounts in other mount namespaces.
+
+        A copy keeps the file system in use: its journal is not empty, and no checker can open the device.
+
+        Raises:
+            RigError: ``VmBusy`` if a disk is in use, or a mount namespace keeps a copy for longer than ``COPIES_S``.
+        """
         for disk in self.disks:
             await loop_devices.unmount(disk.where)
+            copies: list[str] = []
+            with clock.move_on_after(COPIES_S):
+                while copies := await loop_devices.copies_of_loop(disk.loop):
+                    await clock.sleep(0.1)
+            if copies:
+                text = (
+                    f"disk {disk.name!r} of VM {self.vm!r} is unmounted here, and still mounted in the mount namespace of "
+                )
+                raise RigError(Code.VmBusy, text + ", ".join(copies))
 
     async def recover(self) -> list[CheckFinding]:
         """Recover like a machine after a crash, and check the result: mount, unmount, fsck, mount again."""

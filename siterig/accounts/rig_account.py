@@ -10,7 +10,7 @@ from siterig.azure_emu.user_account.following_account import FollowingAccount
 from siterig.azure_emu.user_account.stored_account import UserAccount, is_stored, load
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.cache_account import BlobAccount
 from siterig.core.paths import Layout
 from siterig.rpc.trust import storage_tls
 
@@ -19,7 +19,7 @@ ADVICE = "check the secret, and this host's clock"
 EXTRA = "siterig[azure]"
 
 
-class OpenAccount(CacheAccount, Protocol):
+class OpenAccount(BlobAccount, Protocol):
     """A cache account with connections."""
 
     def close(self) -> None:

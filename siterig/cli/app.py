@@ -29,6 +29,7 @@ SUBJECTS = {
     "administration.policy": ("policy",),
     "administration.app_script": ("app-script",),
     "administration.metrics": ("metrics",),
+    "administration.alert": ("alert",),
     "commands.records": ("jobs", "job", "events"),
     "security.keys": ("key",),
     "security.accounts": ("account",),

@@ -16,8 +16,6 @@ from siterig.blockfs.documents.quantities import is_bytes, parse_bytes
 if TYPE_CHECKING:
     from siterig.blockfs.contracts.disk_spec import DiskSpec
 
-FILESYSTEMS = ("ext4", "xfs")
-
 
 def parse_size(text: str) -> int:
     """Return the bytes of ``1GiB``, ``512MiB``, ``1.5G`` or ``1048576``.
@@ -71,12 +69,13 @@ def parse_disk(text: str) -> DiskSpec:
         raise RigError(
             Code.InvalidDisk, f"disk {text!r} is not understood: write NAME:SIZE or NAME:SIZE:FILESYSTEM, e.g. os:1GiB:ext4"
         )
+    from siterig.blockfs.contracts.disk_spec import FILESYSTEMS, DiskSpec  # noqa: PLC0415 (format_size is used without it)
+
     filesystem = parts[2] if len(parts) == 3 else None
     if filesystem is not None and filesystem not in FILESYSTEMS:
         raise RigError(
             Code.UnknownFilesystem, f"disk {text!r}: file system {filesystem!r} is not one of {', '.join(FILESYSTEMS)}"
         )
-    from siterig.blockfs.contracts.disk_spec import DiskSpec  # noqa: PLC0415 (format_size is used without it)
 
     return DiskSpec(name=parts[0], size_bytes=parse_size(parts[1]), filesystem=filesystem)
 

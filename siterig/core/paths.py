@@ -135,6 +135,11 @@ class Layout:
         return self.keys / "vault.keys"
 
     @property
+    def mail_password(self) -> Path:
+        """The password of the user of the mail server (:mod:`siterig.azure_emu.vault.alerts.mail_password`)."""
+        return self.keys / "mail.password"
+
+    @property
     def metrics_token(self) -> Path:
         """The token that a reader of the metrics needs."""
         return self.keys / "metrics.token"

@@ -13,6 +13,7 @@ from siterig.blockfs.contracts.upload_limits import UploadLimits
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.sides.host_certificates import HostIdentityControl, HostSetup
 from siterig.blockfs.sides.provider import Provider
+from siterig.blockfs.transfer.bundled_account import BundledAccount
 from siterig.blockfs.transfer.part_cipher import KeyedPartCipher
 from siterig.blockfs.transfer.sealed_account import SealedAccount
 from siterig.blockfs.watch.file_existence import versions
@@ -66,7 +67,7 @@ async def run(
             await injector.begin(layout, "agent", clock)
             agent = HyperVAgent(
                 host=directory.site(layout, "agent"),
-                cache=SealedAccount(account, cipher),
+                cache=SealedAccount(BundledAccount(account, clock, is_writer=True), cipher),
                 vault=directory.vault_link(layout, "agent", clock),
                 folder=layout.agent,
                 retry_delays_s=retry_delays_s,

@@ -11,6 +11,7 @@ from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.transfer.bundled_account import BundledAccount
 from siterig.blockfs.transfer.part_cipher import KeyedPartCipher
 from siterig.blockfs.transfer.sealed_account import SealedAccount
 from siterig.core.fault_contract import FaultInjector
@@ -25,7 +26,7 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
     account = open_account(layout, "applier", clock)
     keys = directory.data_keys(layout, "applier")
     cipher = KeyedPartCipher(keys, clock)
-    cache = SealedAccount(account, cipher)
+    cache = SealedAccount(BundledAccount(account, clock), cipher)
     applier = Applier(
         layout.managed_disks, cache, directory.applier_reports(layout, "applier"), health.waits, clock, keys=keys
     )

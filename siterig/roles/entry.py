@@ -23,7 +23,7 @@ from siterig.blockfs.files.json_text import json_text
 from siterig.core.failures import unwrap_rig_error
 from siterig.core.hosts import join_boot
 from siterig.core.paths import PRIVATE_UMASK, Layout
-from siterig.core.process_setup import allow_many_files, die_with_parent, forbid_core_dumps
+from siterig.core.process_setup import allow_many_files, die_with_parent, forbid_core_dumps, return_freed_memory
 from siterig.rpc.client import WATCH
 from siterig.supervisor.process import HealthAnswer, Readiness
 from siterig.supervisor.process_log import log_to_stderr
@@ -112,6 +112,7 @@ def run_role(role: str, work: RoleWork, *, holds_keys: bool = False) -> None:
     folder, channel_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[-2]), int(sys.argv[-1])
     die_with_parent(parent_pid)
     forbid_core_dumps(holds_keys=holds_keys)
+    return_freed_memory()
     os.set_inheritable(channel_fd, False)
     os.umask(PRIVATE_UMASK)
     layout = Layout(folder)

@@ -15,6 +15,7 @@ from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
 from siterig.azure_emu.storage.account_keys import AccountKeyService, KeyProbe
 from siterig.azure_emu.storage.azurite import StorageAccount, account_string
+from siterig.azure_emu.vault.model.alert_api import AlertApi
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.model.resync_window import OPTION, ResyncWindow
 from siterig.azure_emu.vault.model.vm_status import ObservationApi
@@ -44,6 +45,7 @@ async def run(
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
         keys=layout.vault_keys,
+        mail_password=layout.mail_password,
         provider=directory.provider(layout, "vault", clock),
         recovery=directory.recovery_side(layout, "vault"),
         azure_host=directory.azure(layout, "vault"),
@@ -85,6 +87,7 @@ async def run(
     context = trust.vault_server_tls(layout, clock, certificates.note_failed_handshake)
     faces = {
         "AccountKeyApi": (AccountKeyApi, account_keys),
+        "AlertApi": (AlertApi, vault.alerts),
         "CertificateApi": (CertificateApi, certificates),
         "VaultApi": (VaultApi, server.joined(VaultApi, vault.operations)),
         "ObservationApi": (ObservationApi, vault.observation),
@@ -100,6 +103,7 @@ async def run(
             await nursery.start(vault.run)
             nursery.start_soon(vault.run_policies)
             nursery.start_soon(vault.watch_standstill)
+            nursery.start_soon(vault.send_mail)
             nursery.start_soon(certificates.run)
             await nursery.start(serve_tls, site_faces, layout.port("vault"), context, certificates.guard)
             await nursery.start(

@@ -12,6 +12,7 @@ from siterig.azure_emu.contracts.certificates import CertificateApi
 from siterig.azure_emu.contracts.moments import MomentFeed
 from siterig.azure_emu.contracts.recovery_side import RecoverySide
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports
+from siterig.azure_emu.vault.model.alert_api import AlertApi
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.model.vm_status import ObservationApi
 from siterig.blockfs.contracts.control import DiskHostControl
@@ -89,6 +90,8 @@ azure = Service(DiskHostControl, "azure")
 """The disk host that serves the recovered VMs."""
 provider = Service(Provider, "agent")
 """The provider and agent on the Hyper-V host."""
+alerts = Service(AlertApi, "vault")
+"""The operations on the alert settings."""
 account_keys = Service(AccountKeyApi, "vault")
 """The operations on the keys of the storage account."""
 certificates = Service(CertificateApi, "vault")
@@ -133,6 +136,7 @@ SERVICES: tuple[Service[Any], ...] = (
     site,
     azure,
     provider,
+    alerts,
     account_keys,
     certificates,
     host_certificates,

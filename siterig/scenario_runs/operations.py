@@ -96,6 +96,7 @@ class Operations:
             "set-app-script": self._settings.set_app_script,
             "rotate-account-keys": self._settings.rotate_account_keys,
             "set-account": self._settings.set_account,
+            "add-disk": self._job(lambda vm, entry: rig.vault.add_disks(vm=vm, disks=[_needed(entry.disk)])),
             "remove-disk": self._job(lambda vm, entry: rig.vault.remove_disks(vm=vm, disks=[_needed(entry.disk)])),
             "create-vm": self._create_vm,
             "delete-vm": self._job(lambda vm, entry: rig.vault.delete_vm(vm=vm, side=entry.side)),

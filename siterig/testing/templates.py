@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.guests.loop_devices import XFS_BYTES_MIN
+from siterig.blockfs.guests.loop_devices import BYTES_MIN
 from siterig.cli.doctor import ThisMachine
 from siterig.testing.crash_states import copy_sparse
 from siterig.testing.disk_handles import DiskHandle, FileSystemHandle
@@ -67,8 +67,8 @@ class Templates:
         return image
 
     def _make(self, image: Path, name: str, size_bytes: int, fs: str, setup: Setup) -> None:
-        if fs == "xfs" and size_bytes < XFS_BYTES_MIN:
-            raise RigError(Code.DiskTooSmall, f"size={size_bytes}: an xfs needs at least {XFS_BYTES_MIN} bytes (300MiB)")
+        if fs == "xfs" and size_bytes < BYTES_MIN["xfs"]:
+            raise RigError(Code.DiskTooSmall, f"size={size_bytes}: an xfs needs at least {BYTES_MIN['xfs']} bytes (300MiB)")
         mkfs = ThisMachine().program(f"mkfs.{fs}")
         if mkfs is None:
             raise RigError(

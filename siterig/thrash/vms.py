@@ -33,7 +33,6 @@ _RATES = {"raw": 15, "files": 5, "ledger": 3}
 _SECOND_AREA = 40 * MIB
 _ERA = "site"
 _POLL_S = 0.3
-_MKFS_BTRFS = ("mkfs.btrfs", "-q", "-f")
 
 
 class ThrashVm:
@@ -64,7 +63,6 @@ class ThrashVm:
         """Each growth of a disk: its name, the positions before and after, and the size after it."""
         self._guest: Guest | None = None
         self._runs = False
-        self._is_new = True
 
     @property
     def name(self) -> str:
@@ -100,7 +98,7 @@ class ThrashVm:
             DiskSpec(
                 name=disk.name,
                 size_bytes=disk.size_bytes,
-                filesystem=disk.kind if disk.kind in ("ext4", "xfs") else None,
+                filesystem=None if disk.kind == "raw" else disk.kind,
             )
             for disk in self.plan.disks
         ]
@@ -127,11 +125,6 @@ class ThrashVm:
         """
         try:
             self._guest = await self._attach(await self._vm())
-            if self._is_new:
-                for disk in self._guest.disks:
-                    if disk.filesystem == "btrfs":
-                        await trio.run_process([*_MKFS_BTRFS, disk.loop], capture_stdout=True, capture_stderr=True)
-                self._is_new = False
             await self._guest.mount()
             place = LoadPlace(
                 mounts=self._places(self._guest, await self._vm()),

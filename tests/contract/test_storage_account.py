@@ -21,6 +21,7 @@ from siterig.azure_emu.user_account.secret import parse_secret
 from siterig.azure_emu.user_account.source import looks_like_secret, read_authority, read_source
 from siterig.azure_emu.user_account.stored_account import UserAccount, new_place
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.bundle import BundleName
 from siterig.blockfs.transfer.part_name import PartName
 from tests.support.rigs.other_account import UnsignedCredential, other_account
 
@@ -86,6 +87,13 @@ async def test_the_account_keeps_the_promises_that_replication_needs(account: Bl
     both = await account.list_all([DISK, OTHER])
     assert [found.parts for found in both.values()] == [[PART, LATER], [ELSEWHERE]]
     assert await account.get(LATER) == data
+    bundle = BundleName.of([PART], 0)
+    assert await account.put(bundle, b"several parts") is True
+    assert await account.put(bundle, b"others") is False
+    everything = await account.list_with_bundles([OTHER])
+    assert everything.disks[OTHER].parts == [ELSEWHERE] and everything.bundles == {bundle: 13}
+    assert await account.get(bundle) == b"several parts"
+    await account.delete(bundle)
     await account.delete(PART)
     await account.delete(PART)
     with pytest.raises(RigError) as caught:

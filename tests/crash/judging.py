@@ -46,7 +46,7 @@ def judge(world: World, state: State, known: Known, crash: Crash) -> str:
     except RigError as exc:
         raise InvariantViolation(f"cannot be opened: {exc}") from exc
     try:
-        return _Case(known, crash, stored, noted, disk, positions).judge()
+        return _Case(world, known, crash, stored, noted, disk, positions).judge()
     finally:
         disk.abandon()
         positions.close()
@@ -68,6 +68,7 @@ class _Case:
     ``stored`` is the state file as the crash left it; ``noted`` is the reason in the dirty file why the log was abandoned.
     """
 
+    world: World
     known: Known
     crash: Crash
     stored: DiskState
@@ -166,7 +167,7 @@ class _Case:
                     paths.append(path)
                     first = first or reader.header.first_seq
         require((first or 0) <= known.remote_seq + 1, f"records {known.remote_seq + 1} to {first} are missing")
-        replayed = replay_files(known.remote, paths, after_seq=known.remote_seq)
+        replayed = replay_files(known.remote, paths, after_seq=known.remote_seq, cipher=self.world.cipher)
         if replayed != self.content:
             raise InvariantViolation(f"the log does not give the disk: {_difference(replayed, self.content)}")
 
@@ -225,7 +226,7 @@ def judge_damaged(world: World, state: State, known: Known, damaged: str) -> str
         segments = [path.name for _, path in find_segments(world.folder, NAME)]
         if disk.tracking.active and damaged in segments[:-2] and not known.turning:  # the last but one was the current one
             stored = DiskState.load(world.paths.file("disk"))
-            case = _Case(known, "kill", stored, None, disk, positions)
+            case = _Case(world, known, "kill", stored, None, disk, positions)
             case.content = disk.read(0, disk.size_bytes)
             case.check_replay()
         return disk.state.needs_resync or ("continues" if disk.tracking.active else "not tracked")

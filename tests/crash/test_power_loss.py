@@ -28,6 +28,7 @@ from tests.crash.judging import Crash, judge, judge_damaged
 from tests.crash.recording import Event, NamesSynced, Noted, Recorder, Synced
 from tests.crash.states import DISK, LOG, MAPS, Crashing, State
 from tests.support.memory import folder_in_memory
+from tests.support.stores.one_key import CIPHER
 
 STATES = int(os.environ.get("SITERIG_STATES", "1000"))
 SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
@@ -58,7 +59,9 @@ class History:
         below = folder / "below" if number % 2 else None
         if below is not None:
             below.write_bytes(self.rng.randbytes(DISK_BYTES))
-        self.world, self.trial = (World(folder / name, below) for name in ("disk", "trial"))
+        is_encrypted = (SEED + number + number // 2) % 2  # each other disk, as those of a recovered VM; of both kinds
+        cipher = CIPHER if is_encrypted else None
+        self.world, self.trial = (World(folder / name, below, cipher) for name in ("disk", "trial"))
         for world in (self.world, self.trial):
             world.folder.mkdir()
         self.outcomes = Counter[str]()

@@ -15,9 +15,10 @@ import pytest
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.pins import pin, pins, unpin
 from siterig.azure_emu.disks.store import ManagedDiskStore
-from siterig.azure_emu.disks.view import open_view
+from siterig.azure_emu.disks.view import open_disk
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core import failpoint
+from siterig.blockfs.transfer.envelope import DataKey
 from tests.crash.recording import Event, Noted, Recorder
 from tests.crash.states import Crashing, State
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
@@ -25,6 +26,7 @@ from tests.support.stores.killed_store import Killed
 from tests.support.stores.managed_disk import assert_same, whole
 
 FOLDERS = ("journal", "checkpoints", "pins", "")
+KEY = DataKey(uuid.UUID(int=9), bytes(range(64)))
 STATES = int(os.environ.get("SITERIG_STORE_STATES", "150"))
 
 
@@ -78,8 +80,9 @@ class _Top(Recorder):
 class Story:
     """A source's parts and the managed disk that applies them, with compaction, pins, checkpoints and kills between."""
 
-    def __init__(self, tmp_path: Path, seed: int) -> None:
+    def __init__(self, tmp_path: Path, seed: int, key: DataKey | None) -> None:
         self.rng = random.Random(seed)
+        self.key = key
         (tmp_path / "site").mkdir()
         self.disk = SiteDisk(tmp_path / "site", self.rng)
         self.parts: list[Packed] = []
@@ -98,7 +101,7 @@ class Story:
         self.folder = tmp_path / DISK_ID
 
     def play(self) -> StoreRecorder:
-        store = ManagedDiskStore.create(self.folder, disk_id=DISK_ID, size_bytes=SIZE_BYTES, created_ns=1)
+        store = ManagedDiskStore.create(self.folder, disk_id=DISK_ID, size_bytes=SIZE_BYTES, created_ns=1, key=self.key)
         recorder = StoreRecorder(self.folder)
         with recorder.recording():
             held: list[tuple[str, int]] = []
@@ -136,10 +139,10 @@ class Story:
         with contextlib.suppress(Killed), failpoint.all_armed(reached, "store."):
             store.apply_part(*part)
         store.close()
-        return ManagedDiskStore.open(self.folder)
+        return ManagedDiskStore.open(self.folder, key=self.key)
 
     def check(self, folder: Path, facts: dict[str, int], what: str) -> None:
-        store = ManagedDiskStore.open(folder)
+        store = ManagedDiskStore.open(folder, key=self.key)
         mark = store.watermark()
         assert mark.complete_position >= facts.get("applied", 0), what
         assert store.oldest_position >= facts.get("floor", 0), what
@@ -150,7 +153,9 @@ class Story:
         for position in {
             p for p in (store.oldest_position, mark.complete_position, *self.rng.sample(valid, min(3, len(valid)))) if p
         }:
-            assert_same(whole(open_view(folder, position)), self.disk.states[position], f"{what}, position {position}")
+            assert_same(
+                whole(open_disk(folder, position, self.key)), self.disk.states[position], f"{what}, position {position}"
+            )
         assert list(scrub(store.folder)) == [], what
         for part in self.parts:
             store.apply_part(*part)
@@ -180,7 +185,7 @@ def test_a_store_continues_from_every_state_after_a_power_loss(
     monkeypatch.setattr(
         "siterig.azure_emu.disks.compaction.DELETING_THREADS", 1
     )  # so the seed alone determines the order of calls
-    story = Story(tmp_path, seed)
+    story = Story(tmp_path, seed, KEY if seed else None)
     recorder = story.play()
     rng = random.Random(seed)
     monkeypatch.setattr("siterig.blockfs.core.boot.current_boot_id", lambda: str(uuid.UUID(int=7)))

@@ -44,6 +44,8 @@ TARGETS: dict[str, Target] = {
     "part": lambda raw, folder: log_targets.part(*damage.part(Choices(raw), BOOT_ID), folder),
     "envelope": lambda raw, folder: small_targets.envelope(small_damage.envelope(Choices(raw)), folder),
     "envelope-raw": small_targets.envelope,
+    "bundle": lambda raw, folder: log_targets.bundle(small_damage.bundle(Choices(raw)), folder),
+    "bundle-raw": log_targets.bundle,
     "dm_log": lambda raw, folder: small_targets.dm_log(small_damage.dm_log(Choices(raw)), folder),
     "disk_state": lambda raw, folder: small_targets.disk_state(small_damage.disk_state(Choices(raw)), folder),
     "dirty": lambda raw, folder: small_targets.dirty_file(small_damage.dirty_file(Choices(raw)), folder),

@@ -7,6 +7,7 @@ the two readers differ.  Exceptions of a reader other than ``RigError`` are not 
 from __future__ import annotations
 
 import json
+import struct
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from siterig.blockfs.changelog.replay import CheckedLog, FileSummary, Replay, ch
 from siterig.blockfs.changelog.segment import Record, SegmentReader, scan_tail
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import RawLayer
+from siterig.blockfs.transfer.bundle import BundleName, decode
 from siterig.blockfs.transfer.codec import unpack
 from siterig.blockfs.transfer.part_index import SegmentEntry, decode_entries, index_segment
 from siterig.blockfs.transfer.part_name import PartName
@@ -359,4 +361,51 @@ def part(name: PartName, data: bytes, folder: Path) -> str:
         return error.code
     assert want is not None, "the reader accepted a bad part"
     assert into.read_bytes() == want
+    return "good"
+
+
+# --- bundles: docs/reference/formats/bundle.md ------------------------------------------------------------------------
+
+
+ENTRY = struct.Struct("<16sIB3sQQII")
+
+
+def _strict_bundle(raw: bytes) -> dict[str, bytes] | None:
+    """Return the sections of a bundle by the names of their parts, or None if it is invalid."""
+    if len(raw) < 16 or raw[:12] != b"SRIGBNDL\1\0\x30\0" or len(raw) > 4 << 20:
+        return None
+    count = int.from_bytes(raw[12:16], "little")
+    end = 16 + 48 * count
+    if not 1 <= count <= 512 or len(raw) < end + 4 or raw[end : end + 4] != struct.pack("<I", log.crc32c(raw[:end])):
+        return None
+    found: dict[str, bytes] = {}
+    at = end + 4
+    for number in range(count):
+        disk, generation, stream, zeros, first, last, offset, length = struct.unpack_from(
+            "<16sIB3sQQII", raw, 16 + 48 * number
+        )
+        if generation > 99999999 or stream > 1 or any(zeros) or not 1 <= first <= last < 1 << 63 or offset != at:
+            return None
+        if length == 0 or (stream == 0 and first != last):
+            return None
+        name = f"{uuid.UUID(bytes=disk)}/{generation:08d}/{('sync', 'log')[stream]}/{first:020d}-{last:020d}.hrl.zst"
+        if name in found:
+            return None
+        found[name] = raw[at : at + length]
+        at += length
+    return found if at == len(raw) else None
+
+
+def bundle(raw: bytes, _folder: Path) -> str:
+    """Read the index of a bundle with both readers."""
+    name, want = BundleName("0" * 32), _strict_bundle(raw)
+    try:
+        got = decode(name, raw)
+    except RigError as error:
+        assert want is None, error.message
+        assert_clear(error, {"BundleCorrupt"})
+        assert name.blob() in error.message
+        return "BundleCorrupt"
+    assert {part.blob(): raw[place.offset : place.offset + place.length] for part, place in got.items()} == want
+    assert all(PartName.parse(part.blob()) == part for part in got)
     return "good"

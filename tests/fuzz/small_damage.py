@@ -1,4 +1,4 @@
-"""Damaged small formats: dm-log-writes logs, a disk's state and dirty files, fixed VHDs, and envelopes of parts."""
+"""Damaged small formats: dm-log-writes logs, a disk's state and dirty files, fixed VHDs, envelopes of parts, and bundles."""
 
 from __future__ import annotations
 
@@ -85,6 +85,14 @@ def seal_state(body: object, *, version: object = 1) -> bytes:
     return json.dumps({"format": version, "crc32c": crc, "disk": body}).encode()
 
 
+def _key_note(pick: Choices) -> dict[str, Any]:
+    """Return the key ``key`` of an encrypted disk, or nothing."""
+    note: dict[str, Any] = {"managed_disk": OTHER, "key_id": pick.of([OTHER, OTHER, OTHER.upper(), None])}
+    if pick.once_in(4):
+        note[pick.of(sorted(note))] = pick.of(VALUES)
+    return {"key": note} if pick.once_in(2) else {}
+
+
 def disk_state(pick: Choices) -> bytes:
     """Return a ``NAME.disk``, mostly damaged."""
     top = pick.once_in(2)
@@ -97,7 +105,7 @@ def disk_state(pick: Choices) -> bytes:
         "needs_resync": pick.of([None, "PowerLoss"]),
         "position": 77 if top else None,
     }
-    version = pick.of([1, 2, 3, 3])
+    version = pick.of([1, 2, 3, 4, 4])
     key, values = ("store", ["/stores/a", "/", "/stores/.a", "a"]) if version < 3 else ("managed_disk", [OTHER, ".a", "a/b"])
     body[key] = pick.of(values) if top else None
     if pick.once_in(3):
@@ -116,6 +124,7 @@ def disk_state(pick: Choices) -> bytes:
         touched = {"atime_ns": 1, "mtime_ns": -2, "file_mtime_ns": pick.of([3, *VALUES])}
         shown = {"mode": 0o640, "uid": 0, "gid": 5, "touched": pick.of([None, touched])}
         body["shown"] = pick.of([shown, {}, {"mode": 0o1777}, {**shown, pick.of(sorted(shown)): pick.of(VALUES)}])
+    body |= _key_note(pick) if version == 4 else {}
     changes: list[Callable[[], object]] = [
         lambda: None,
         lambda: body.update({pick.of(sorted(body)): pick.of(VALUES)}),
@@ -315,4 +324,35 @@ def envelope(pick: Choices) -> bytes:
     name = pick.of([SEALED_PART, SEALED_PART, SEALED_PART, PartName(OTHER_ID, 2, "log", 5, 9)]).blob()
     secret = bytes(32) if pick.once_in(8) else PART_KEY.secret
     raw = head + AESGCM(secret).encrypt(head[28:40], pick.bytes(pick.below(40)), head + name.encode())
+    return damage_bytes(raw, pick) if pick.once_in(3) else raw
+
+
+BUNDLE_FIELDS = {"magic": (0, "Q"), "version": (8, "H"), "entry_bytes": (10, "H"), "count": (12, "I")}
+BUNDLE_ENTRY_FIELDS = {
+    "disk": (0, "Q"),
+    "generation": (16, "I"),
+    "stream": (20, "B"),
+    "zeros": (21, "B"),
+    "first": (24, "Q"),
+    "last": (32, "Q"),
+    "offset": (40, "I"),
+    "length": (44, "I"),
+}
+
+
+def bundle(pick: Choices) -> bytes:
+    """Return a bundle of up to four parts, mostly damaged, often with a right checksum of its index."""
+    count = pick.below(5)
+    sections = [pick.bytes(1 + pick.below(9)) for _ in range(count)]
+    head = struct.pack("<8sHHI", b"SRIGBNDL", 1, 48, count)
+    at = len(head) + 48 * count + 4
+    for number, section in enumerate(sections):
+        disk = uuid.UUID(pick.of([DISK_ID, OTHER_ID])).bytes
+        stream, first = pick.of([1, 1, 1, 0]), number + 1
+        entry = struct.pack("<16sIB3xQQII", disk, 2, stream, first, first + stream * pick.below(3), at, len(section))
+        head += poke(entry, BUNDLE_ENTRY_FIELDS, pick) if pick.once_in(12) else entry
+        at += len(section)
+    if pick.once_in(8):
+        head = poke(head, BUNDLE_FIELDS, pick)
+    raw = head + struct.pack("<I", crc32c(head)) + b"".join(sections)
     return damage_bytes(raw, pick) if pick.once_in(3) else raw

@@ -6,6 +6,7 @@ import json
 import random
 import struct
 import tempfile
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +18,7 @@ from unittest import mock
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.boot import current_boot_id
+from siterig.blockfs.transfer.envelope import DataKey
 from tests.fuzz.damage import DISK_ID, OTHER_ID, Choices, damage_bytes, poke
 from tests.fuzz.small_damage import VALUES
 from tests.fuzz.strict_store import BACK, ENTRY, FRONT, HEADER_BYTES, Frame, crc32c, journal
@@ -182,9 +184,12 @@ class Good:
 
     files: dict[str, bytes] = field(repr=False)
     disk_id: str
+    key: DataKey | None = None
 
 
 STORES = 3
+KEY = DataKey(uuid.UUID(int=9), bytes(range(64)))
+"""The key of the last of the managed disks; the others are not encrypted."""
 
 
 @cache
@@ -194,8 +199,8 @@ def good_store(seed: int) -> Good:
         disk = SiteDisk(Path(name), random.Random(seed), data=bytearray(SIZE_BYTES))
         for at in range(0, SIZE_BYTES, 9000):
             disk.write(at, disk.rng.randbytes(5000))
-        folder = Path(name) / "store"
-        store = ManagedDiskStore.create(folder, disk_id=disk.disk_id, size_bytes=SIZE_BYTES, created_ns=1)
+        folder, key = Path(name) / "store", KEY if seed == STORES - 1 else None
+        store = ManagedDiskStore.create(folder, disk_id=disk.disk_id, size_bytes=SIZE_BYTES, created_ns=1, key=key)
         for part in disk.sync():
             store.apply_part(*part)
         for number in range(4):
@@ -214,7 +219,7 @@ def good_store(seed: int) -> Good:
                     store.compactor.checkpoint()
         store.close()
         files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        return Good(files, disk.disk_id)
+        return Good(files, disk.disk_id, key)
 
 
 def journal_files_of(files: dict[str, bytes]) -> dict[int, bytes]:

@@ -18,7 +18,7 @@ from siterig.azure_emu.disks.checkpoints import BadCheckpointError
 from siterig.azure_emu.disks.loader import load_history
 from siterig.azure_emu.disks.metadata import PROGRESS, DiskMeta, Progress, read_meta
 from siterig.azure_emu.disks.store import ManagedDiskStore
-from siterig.azure_emu.disks.view import open_view
+from siterig.azure_emu.disks.view import open_disk
 from siterig.azure_emu.disks.view_provider import ManagedDiskViews
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.core.boot import current_boot_id
@@ -344,7 +344,7 @@ def _views(store: Path, want: _Expected) -> bool:
     for position in sorted(asked):
         picture, may = _picture(want, position)
         try:
-            view = open_view(store, position)
+            view = open_disk(store, position, want.good.key)
         except RigError as error:
             assert picture is None or may or not want.valid[0] <= position <= want.valid[1], error.message
             assert_clear(error, REFUSED, store, Path(want.good.disk_id))
@@ -353,6 +353,8 @@ def _views(store: Path, want: _Expected) -> bool:
         try:
             assert picture is not None, f"position {position} was opened"
             assert want.valid[0] <= position <= want.valid[1]
+            if want.good.key is not None:
+                picture.data = bytearray(strict.decrypted(bytes(picture.data), want.good.key.secret))
             if picture.data:
                 _compare(view, picture, may_fail=may or want.says_otherwise)
         finally:
@@ -375,7 +377,7 @@ def store(good: Good, files: dict[str, bytes], folder: Path) -> str:
         assert state == want.journal.stop, (state, want.journal.stop, loaded.journal.broken)
         refused = _views(path, want)
         try:
-            opened = ManagedDiskStore.open(path)
+            opened = ManagedDiskStore.open(path, key=good.key)
         except RigError as error:
             indexes = [want.index(frame) or want.rebuilt(frame) for frame in want.frames]
             tags = [_tags_sound(want, frame) for frame in want.frames]
@@ -474,7 +476,9 @@ def checkpoint(good: Good, files: dict[str, bytes], folder: Path) -> str:
             for each in want.frames[newest : frame.number]:
                 for row in ENTRY.iter_unpack(want.index(each) or b""):
                     picture.entry(want.journal_files[each.journal_file], each, row)
-            view = open_view(path, position)
+            if good.key is not None:
+                picture.data = bytearray(strict.decrypted(bytes(picture.data), good.key.secret))
+            view = open_disk(path, position, good.key)
             try:
                 _compare(view, picture)
             finally:

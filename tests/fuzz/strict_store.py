@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
 from tests.fuzz import strict_log
 from tests.fuzz.strict_log import DISCARD, RESIZE, WRITE, ZERO
 
@@ -361,6 +363,21 @@ class Picture:
                 fits = len(data) == stop - at and crc == struct.pack("<I", crc32c(data))
                 self.put(at, data.ljust(stop - at, b"\0"), bad=not fits)
                 at, piece = stop, piece + 1
+
+
+def decrypted(data: bytes, secret: bytes) -> bytes:
+    """Return the bytes of an encrypted disk from its begin on: AES-256-XTS by blocks, and lines of zeros stay zeros."""
+    plain, zeros = bytearray(), bytes(16)
+    for number, at in enumerate(range(0, len(data), BLOCK)):
+        block = data[at : at + BLOCK]
+        if block.count(0) == len(block):
+            plain += block
+            continue
+        decryptor = Cipher(algorithms.AES(secret), modes.XTS(number.to_bytes(16, "little"))).decryptor()
+        found = decryptor.update(block) + decryptor.finalize()
+        for line in range(0, len(block), 16):
+            plain += found[line : line + 16] if block[line : line + 16] != zeros else zeros
+    return bytes(plain)
 
 
 def odd(row: tuple[int, ...], frame: Frame) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from siterig.blockfs.core.boot import current_boot_id
-from tests.fuzz import small_damage, small_targets
+from tests.fuzz import log_targets, small_damage, small_targets
 from tests.fuzz.run import fuzz
 
 
@@ -36,6 +36,11 @@ def test_damaged_overlay_maps_match_the_strict_reader() -> None:
 def test_damaged_envelopes_match_the_strict_reader() -> None:
     seen = fuzz(small_damage.envelope, small_targets.envelope, share=0.03)
     assert {"good", "PartCorrupt"} <= seen.keys()
+
+
+def test_damaged_bundles_match_the_strict_reader() -> None:
+    seen = fuzz(small_damage.bundle, log_targets.bundle, share=0.03)
+    assert {"good", "BundleCorrupt"} <= seen.keys()
 
 
 def test_damaged_files_of_the_vaults_keys_match_the_strict_reader() -> None:

@@ -22,6 +22,8 @@ class _Vm:
     sent: deque[tuple[int, float]] = field(default_factory=deque)
     """(position, time of its report) of all states that are not applied yet, oldest first."""
     progress_s: float = 0.0
+    applied_position: int = 0
+    """As of the last report of the applier."""
 
 
 @dataclass(slots=True)
@@ -45,18 +47,25 @@ class AppliedLag:
     def _vm(self, vm: str) -> _Vm:
         return self._vms.setdefault(vm, _Vm())
 
-    def sent(self, vm: str, position: int) -> None:
-        """Record that all data up to ``position`` is in the cache account."""
+    def sent(self, vm: str, position: int) -> bool:
+        """Record that all data up to ``position`` is in the cache account; return False if it is known to be applied.
+
+        The report of the applier about a state can come before that of the site.
+        """
+        if position <= self._vm(vm).applied_position:
+            return False
         waiting = self._vm(vm).sent
         if waiting and position <= waiting[-1][0]:
-            return
+            return True
         waiting.append((position, self._now_s()))
         if len(waiting) > KEPT_MAX:
             self._vms[vm].sent = deque([item for n, item in enumerate(waiting) if n % 2 == 0 or n == len(waiting) - 1])
+        return True
 
     def applied(self, vm: str, position: int, *, moved: bool) -> None:
         """Record that every disk is applied up to ``position``; ``moved`` if data was applied since the last report."""
         entry = self._vm(vm)
+        entry.applied_position = position
         while entry.sent and entry.sent[0][0] <= position:
             entry.sent.popleft()
         if moved:

@@ -60,6 +60,7 @@ class Operation(StrEnum):
     CHANGE_POLICY = "change_policy"
     UPDATE = "update_vm_properties"
     REMOVE_DISKS = "remove_disks"
+    ADD_DISKS = "add_disks"
     PAUSE = "pause_replication"
     RESUME = "resume_replication"
 
@@ -81,6 +82,7 @@ _COMMANDS = {
     Operation.CHANGE_POLICY: "policy set",
     Operation.UPDATE: "vm update",
     Operation.REMOVE_DISKS: "disk unprotect",
+    Operation.ADD_DISKS: "disk protect",
     Operation.PAUSE: "pause",
     Operation.RESUME: "resume",
 }
@@ -98,7 +100,7 @@ TEST_CLEANUP_COMPLETING = "CleanupCompleting"  # passing
 
 _O = Operation
 _BEFORE_FAILOVER = {_O.TEST, _O.UNPLANNED, _O.PLANNED, _O.RESYNC, _O.CHANGE_POLICY, _O.UPDATE, _O.DISABLE}
-_NEED_CYCLES = {_O.CREATE_POINT, _O.REMOVE_DISKS, _O.PAUSE}
+_NEED_CYCLES = {_O.CREATE_POINT, _O.REMOVE_DISKS, _O.ADD_DISKS, _O.PAUSE}
 _NOT_WHILE_PAUSED = {*_NEED_CYCLES, _O.PLANNED, _O.RESYNC}
 _ALLOWED: dict[tuple[ProtectionState, str], set[Operation]] = {
     (ProtectionState.ENABLING_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},

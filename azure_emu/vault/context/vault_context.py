@@ -38,7 +38,8 @@ class VaultContext:
 
     ``site`` is the Provider on the Hyper-V host, ``azure`` the disk host of the recovery side.  ``shut_down`` unmounts and
     detaches everything that uses these disk files (``VmBusy``); ``check_shut_down`` raises the error that it would raise.
-    ``mounting`` locks ``VM/NAME`` of a mounted point, whose row and files change together.  ``roles`` has the states of the
+    ``mounting`` locks ``VM/NAME`` of a mounted point, whose row and files change together, and ``managed_disks`` the id of a
+    disk whose row and managed disk are made or deleted together.  ``roles`` has the states of the
     rig's roles, ``lag`` the data that was sent and is not applied, and ``waits`` the waits of the vault itself.
     """
 
@@ -51,6 +52,7 @@ class VaultContext:
     shut_down: ShutDown
     check_shut_down: ShutDown = no_check
     mounting: KeyedLock = field(default_factory=KeyedLock)
+    managed_disks: KeyedLock = field(default_factory=KeyedLock)
     waits: Waits = field(default_factory=Waits)
     roles: Roles = field(init=False)
     lag: AppliedLag = field(init=False)

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-FORMAT_VERSION = 13
+FORMAT_VERSION = 15
 """Raised whenever a table changes in a release.  A database of an older version is migrated (migrations/)."""
 
 
@@ -91,18 +91,23 @@ class ItemRow(Base):
     # from here.
 
     excluded_disks: Mapped[list[str]] = mapped_column(JSON, default=list)  # names of the disks that are not replicated
+    new_disks: Mapped[list[str]] = mapped_column(JSON, default=list)
+    # new_disks: those of them that were attached to the protected VM, and that no user has protected or excluded
 
     disks: Mapped[list[DiskRow]] = relationship(
         cascade="all, delete-orphan",
         order_by="DiskRow.name",
-        primaryjoin="and_(ItemRow.vm == DiskRow.vm, DiskRow.last_position.is_(None))",
+        primaryjoin=("and_(ItemRow.vm == DiskRow.vm, DiskRow.first_position.is_not(None), DiskRow.last_position.is_(None))"),
     )
+    # disks: those that the site replicates
     removed_disks: Mapped[list[DiskRow]] = relationship(
         viewonly=True,
         order_by="DiskRow.name",
         primaryjoin="and_(ItemRow.vm == DiskRow.vm, DiskRow.last_position.is_not(None))",
     )
     # removed_disks: those that are not replicated any more; older points still have them
+    known_disks: Mapped[list[DiskRow]] = relationship(viewonly=True, order_by="DiskRow.name")
+    # known_disks: all disks with a managed disk, also removed ones, and those that are copied to join the replication
     points: Mapped[list[PointRow]] = relationship(cascade="all, delete-orphan", order_by="PointRow.position.desc()")
     cycles: Mapped[list[CycleRow]] = relationship(cascade="all, delete-orphan")
     health_errors: Mapped[list[HealthErrorRow]] = relationship(cascade="all, delete-orphan", order_by="HealthErrorRow.id")
@@ -124,6 +129,12 @@ class DiskRow(Base):
     complete_position: Mapped[int] = mapped_column(BigInteger)  # all records up to it are applied; 0: none
     complete_time_ns: Mapped[int] = mapped_column(BigInteger)  # time of that record by the site's clock; 0: none
     sector_bytes: Mapped[int] = mapped_column(Integer, default=512)  # 512 or 4096: the sector size that the disk declares
+    first_position: Mapped[int | None] = mapped_column(BigInteger)
+    # first_position: states from it on have the disk, earlier ones lack it.  None: it is copied to join the replication;
+    # disk_sets.NOT_YET: it is replicated, and no point has it yet
+    joins_after: Mapped[int] = mapped_column(BigInteger, default=0)  # tags up to this position are from before its join
+    former_ranges: Mapped[list[list[int]]] = mapped_column(JSON, default=list)
+    # former_ranges: first and last position of the states that have it from before it was removed and joined again
     last_position: Mapped[int | None] = mapped_column(BigInteger)
     # last_position: the disk was removed from replication: states up to this position have it, later ones lack it.  None: it
     # is replicated
@@ -285,6 +296,40 @@ class EventRow(Base):
     at_ns: Mapped[int] = mapped_column(BigInteger)  # when it happened
     affected_object: Mapped[str] = mapped_column(String)  # the VM; rig_clock.RIG if the event concerns no single VM
     description: Mapped[str] = mapped_column(Text)  # what a user reads
+
+
+class AlertSettingsRow(Base):
+    """The alert settings, and the state of the mails; at most one row, and the defaults without it."""
+
+    __tablename__ = "alert_settings"
+    ONLY: ClassVar[int] = 1
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)  # ONLY
+    settings: Mapped[dict[str, Any]] = mapped_column(JSON)  # alert_api.AlertSettings; the password is not in it
+    last_event_id: Mapped[int] = mapped_column(Integer)  # events up to it are in a mail, or have none
+    dropped: Mapped[int] = mapped_column(Integer)  # number of alerts without a mail, because the queue was full
+    problem: Mapped[str | None] = mapped_column(Text)  # why the newest attempt failed; None: it did not
+    problem_since_ns: Mapped[int | None] = mapped_column(BigInteger)  # the first failure in a row; None: no problem
+    delivered_ns: Mapped[int | None] = mapped_column(BigInteger)  # the newest delivery; None: none yet
+
+
+class MailRow(Base):
+    """A mail about alerts: it waits, or it was delivered less than mail_queue.QUIET_S ago."""
+
+    __tablename__ = "mail"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)  # order of creation
+    message_id: Mapped[str] = mapped_column(String)  # UUID in the Message-ID, and in the name of a file
+    topic: Mapped[str] = mapped_column(String)  # alert_rules.INFRASTRUCTURE, or "vm:" and the VM
+    alerts: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # mail_text.Alert, the first mail_queue.LISTED_MAX
+    alert_count: Mapped[int] = mapped_column(Integer)  # number of all alerts
+    created_ns: Mapped[int] = mapped_column(BigInteger)  # when the first alert was added
+    due_elapsed_ns: Mapped[int] = mapped_column(BigInteger)  # the rig's clock, before which it is not sent
+    expires_elapsed_ns: Mapped[int] = mapped_column(BigInteger)  # the rig's clock, after which it is not tried again
+    attempts: Mapped[int] = mapped_column(Integer)  # how often the server put it off
+    receivers: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    # receivers: the addresses that do not have it yet; None: it is open, and gets further alerts of the topic
+    sent_elapsed_ns: Mapped[int | None] = mapped_column(BigInteger)  # the rig's clock at the delivery; None: it waits
 
 
 class KnownDiskRow(Base):

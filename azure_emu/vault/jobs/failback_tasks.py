@@ -142,13 +142,16 @@ async def replace_site_disks(job: JobContext) -> TaskOutcome | None:
 
 
 def _record_overwritten(session: Session, job: JobContext, changed: list[SourceUse]) -> None:
-    """Record the bytes that were written at the site after the failover, which the failback has overwritten."""
+    """Record the bytes that were written at the site after the failover's point, which the failback has overwritten."""
     written = {use.name: use.written_bytes for use in changed}
     by_disk = ", ".join(f"{name} {'unknown' if size is None else size}" for name, size in sorted(written.items()))
-    known_bytes = sum(size or 0 for size in written.values())
-    more = " and an unknown number of" if None in written.values() else ""
+    known = [size for size in written.values() if size is not None]
+    number = str(sum(known)) if known or not written else ""
+    if len(known) < len(written):
+        number += " and an unknown number of" if known else "an unknown number of"
     text = (
-        f"the failback of VM {job.vm!r} overwrote {known_bytes}{more} bytes that were written at the site after the failover"
+        f"the failback of VM {job.vm!r} overwrote {number} bytes that were written at the site after the recovery point of "
+        "the failover"
     )
     events.record(
         session,

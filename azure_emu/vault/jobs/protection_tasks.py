@@ -11,6 +11,7 @@ from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, ItemRow, JobRow
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory, target_names
 from siterig.azure_emu.vault.jobs import enable_checks, preflight, seeds, start_time
+from siterig.azure_emu.vault.jobs.disk_tasks import forget_disk
 from siterig.azure_emu.vault.jobs.engine import (
     INFORMATION,
     SKIPPED,
@@ -24,7 +25,6 @@ from siterig.azure_emu.vault.jobs.engine import (
     with_warning,
 )
 from siterig.azure_emu.vault.jobs.provider_calls import CREATE_RELATIONSHIP, START_REPLICATION, provider_call
-from siterig.azure_emu.vault.jobs.removal_tasks import forget_disk
 from siterig.azure_emu.vault.keys.data_key_store import delete_data_keys
 from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
 from siterig.azure_emu.vault.monitoring import damage, health
@@ -70,6 +70,7 @@ async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
                         complete_position=0,
                         complete_time_ns=0,
                         sector_bytes=disk.sector_bytes,
+                        first_position=0,
                     )
                 )
         session.flush()
@@ -160,20 +161,13 @@ async def _wait_synced(job: JobContext, generations: dict[str, int]) -> None:
 
     def synced(session: Session) -> bool | None:
         job.context.roles.require("agent", "azurite", "applier")
-        raise_blocking_error(session, job.vm)
+        health.require_not_blocked(session, job.vm)
         item = find_item(session, job.vm)
         done = all(disk.sync_complete and disk.generation >= generations.get(disk.disk_id, 0) for disk in item.disks)
         return done or None
 
     with job.context.awaiting_apply(job.vm, f"the copy of VM {job.vm!r} is sent and not applied yet"):
         await job.context.notifications.wait_until(job.vm, synced)
-
-
-def raise_blocking_error(session: Session, vm: str) -> None:
-    """Raise the error for which replication of this VM waits for an administrator, if there is one."""
-    blocking = health.blocking_error(session, vm)
-    if blocking is not None:
-        raise RigError(Code.of(blocking.code), blocking.message)
 
 
 async def first_point(job: JobContext) -> None:
@@ -193,7 +187,7 @@ async def first_point(job: JobContext) -> None:
 
     def there(session: Session) -> bool | None:
         job.context.roles.require("agent", "azurite", "applier")
-        raise_blocking_error(session, job.vm)
+        health.require_not_blocked(session, job.vm)
         return True if points.newest(session, job.vm) is not None else None
 
     with job.context.awaiting_apply(job.vm, f"the first recovery point of VM {job.vm!r} is not applied yet"):

@@ -31,10 +31,7 @@ Health = Literal["None", "Normal", "Warning", "Critical"]
 
 
 class VmDisk(WireModel):
-    """A disk of a VM; ``path`` is its file, usable with losetup, mkfs, qemu, ...
-
-    ``sector_bytes``: the logical sector size that it declares.
-    """
+    """A disk of a VM; ``path`` is its file, ``sector_bytes`` the logical sector size that it declares."""
 
     name: str
     size_bytes: int
@@ -235,6 +232,14 @@ class VmApi(Protocol):
         """Create a source VM at the site."""
         ...
 
+    async def attach_disk(self, *, vm: str, disk: DiskSpec) -> Vm:
+        """Add a disk to a source VM at the site; a protected VM has a warning until the disk is protected.
+
+        Raises:
+            RigError: ``VmNotFound``, ``DiskExists``, ``NotEnoughSpace``.
+        """
+        ...
+
     @deadline(ASKING_BOTH_S)
     async def list_vms(self) -> list[Vm]:
         """Return the VMs of both sides; for a side that does not answer, the VMs as last seen."""
@@ -280,6 +285,14 @@ class ProtectionApi(Protocol):
 
         Raises:
             RigError: ``DiskNotFound``; ``BadRequest`` unless a disk stays.
+        """
+        ...
+
+    async def add_disks(self, *, vm: str, disks: list[str]) -> Job:
+        """Replicate disks of a VM that are not replicated; later points have them, and the older points lack them.
+
+        Raises:
+            RigError: ``DiskNotFound``; ``BadRequest`` for a disk that is replicated.
         """
         ...
 

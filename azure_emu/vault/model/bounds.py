@@ -17,6 +17,9 @@ ROLE_AWAY_S = 60.0
 SUPERVISOR_SILENT_S = 30.0
 """The limit for a supervisor that does not report the states of the roles."""
 
+SUPERVISOR_SILENT = "SupervisorSilent"
+"""The code of the error about such a supervisor."""
+
 WAIT_S = 60.0
 """The limit for a wait of a role whose code is not in the following table."""
 WAIT_S_BY_CODE = {
@@ -25,6 +28,7 @@ WAIT_S_BY_CODE = {
     "DescriptorsExhausted": 10.0,
     "BandwidthLimited": 3600.0,
     "ScheduledStart": math.inf,
+    Code.MailUnsent: math.inf,
     Code.PartMissing: 30.0,
 }
 

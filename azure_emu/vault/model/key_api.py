@@ -23,12 +23,28 @@ class VaultKey(WireModel):
     data_keys: int
 
 
+class UnencryptedDisk(WireModel):
+    """A disk of the recovery side that an older siterig made, and whose data are not encrypted.
+
+    ``vm``: the protected VM of a managed disk, or the recovered VM.
+    """
+
+    kind: Literal["managed disk", "disk of a recovered VM"]
+    vm: str
+    disk: str
+
+
 class KeyApi(Protocol):
     """The operations on the vault's key, whose versions encrypt the keys of all data.  Each returns all versions."""
 
     @deadline(ANSWER_S)
     async def vault_keys(self) -> list[VaultKey]:
         """Return the versions of the vault's key, oldest first."""
+        ...
+
+    @deadline(ASKING_BOTH_S)
+    async def unencrypted_disks(self) -> list[UnencryptedDisk]:
+        """Return the disks of the recovery side whose data are not encrypted."""
         ...
 
     @deadline(ASKING_S)

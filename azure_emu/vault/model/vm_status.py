@@ -16,7 +16,10 @@ class DiskReplication(WireModel):
     Attributes:
         applied_lag_s: seconds by which the applied state is older than the newest one that was sent; None: none was.
         unsent_log_bytes: bytes of the log at the site that are kept because they are not applied yet.
+        log_bytes_max: limit of these; past it the log is abandoned.  None also without a limit.
         dirty_bytes: bytes that changed since the log was abandoned.
+        snapshot_bytes: bytes of old data that a snapshot of the disk keeps.
+        snapshot_bytes_max: limit of these; past it the copy that uses the snapshot fails.  None also without a snapshot.
         unapplied_bytes: bytes in the cache account that are not applied.
         account_bytes: bytes of all parts in the cache account.
         base_bytes: space of the newest state of the managed disk.
@@ -34,6 +37,7 @@ class DiskReplication(WireModel):
     log_bytes_max: int | None = None
     dirty_bytes: int | None = None
     snapshot_bytes: int | None = None
+    snapshot_bytes_max: int | None = None
     unapplied_bytes: int | None = None
     account_bytes: int | None = None
     base_bytes: int | None = None

@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.recovery_side import Damage
+from siterig.azure_emu.vault.context import disk_sets
 from siterig.azure_emu.vault.context.events import Severity
 from siterig.azure_emu.vault.db.schema import DamageRow, DiskRow
 from siterig.blockfs.core.errors import Code, RigError
@@ -74,8 +75,8 @@ def note_read(session: Session, disk_id: str, path: str, offset: int, position: 
 
 def of_vm(session: Session, vm: str) -> list[DiskDamage]:
     """Return the damaged disks of a VM, by name."""
-    query = select(DiskRow).where(DiskRow.vm == vm, DiskRow.last_position.is_(None))  # a removed disk is in no newest state
-    disks = session.scalars(query.order_by(DiskRow.name)).all()
+    query = select(DiskRow).where(DiskRow.vm == vm, DiskRow.last_position.is_(None), DiskRow.first_position.is_not(None))
+    disks = session.scalars(query.order_by(DiskRow.name)).all()  # the others are in no newest state
     known = ((disk, _rows(session, disk.disk_id)) for disk in disks)
     return [_describe(disk, rows) for disk, rows in known if rows]
 
@@ -97,10 +98,9 @@ def of_disk(session: Session, disk: DiskRow) -> DiskDamage:
 
 def warning_at(session: Session, vm: str, position: int) -> RigError | None:
     """Return a warning about a state that is known to be damaged; None if no damage is known."""
-    query = select(DiskRow.name, DamageRow.example).join(DamageRow, DamageRow.disk_id == DiskRow.disk_id)
-    found = session.execute(
-        query.where(DiskRow.vm == vm, _is_at(position), _has(position)).order_by(DiskRow.name, DamageRow.id)
-    ).all()
+    query = select(DiskRow, DamageRow.example).join(DamageRow, DamageRow.disk_id == DiskRow.disk_id)
+    rows = session.execute(query.where(DiskRow.vm == vm, _is_at(position)).order_by(DiskRow.name, DamageRow.id))
+    found = [(disk.name, example) for disk, example in rows if disk_sets.has_state(disk, position)]
     if not found:
         return None
     names = ", ".join(sorted({name for name, _ in found}))
@@ -110,10 +110,6 @@ def warning_at(session: Session, vm: str, position: int) -> RigError | None:
         "reads of the damaged ranges return I/O errors "
         f"({found[0][1]})",
     )
-
-
-def _has(position: int) -> ColumnElement[bool]:
-    return or_(DiskRow.last_position.is_(None), DiskRow.last_position >= position)
 
 
 def _is_at(position: int) -> ColumnElement[bool]:

@@ -1,8 +1,8 @@
 """replicationHealth, its reasons, and the RPO and the applied lag of an item.
 
-Warning: 20 % of the last hour's cycles were missed, a log has been unsent for over an hour, a resynchronization is due, a
-recoverable error is being retried, something stands still (:mod:`siterig.azure_emu.vault.monitoring.standstill`), or states
-of the past are damaged.  Critical: an error that is not retried, or damage of the newest state.
+Warning: a resynchronization is due, a recoverable error is being retried, something stands still or is late
+(:mod:`siterig.azure_emu.vault.monitoring.standstill`), or states of the past are damaged.  Critical: an error that is not
+retried, or damage of the newest state.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ CYCLES_MIN = 5
 _CYCLING = {ProtectionState.PROTECTED, ProtectionState.PLANNED_FAILED, ProtectionState.UNPLANNED_FAILED}
 
 PAUSED = "ReplicationPaused"
+NEW_DISKS = "DisksAvailableForProtection"
+"""The code of the warning about disks that were attached to a protected VM and are not protected."""
 FENCED, UNFENCED = "SourceFenced", "SourceUnfenced"
 """The code of the reason for which a paused item is not healthy (the service's 67502)."""
 _REPLICATION = "replication"
@@ -115,6 +117,13 @@ def blocking_error(session: Session, vm: str) -> HealthErrorRow | None:
     return session.scalars(query.order_by(HealthErrorRow.id)).first()
 
 
+def require_not_blocked(session: Session, vm: str) -> None:
+    """Raise the error for which replication of this VM waits for an administrator, if there is one."""
+    blocking = blocking_error(session, vm)
+    if blocking is not None:
+        raise RigError(Code.of(blocking.code), blocking.message)
+
+
 def apply_error(session: Session, vm: str) -> HealthErrorRow | None:
     """Return an error with applying parts of one of the VM's disks; None if there is none."""
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.source.like(f"{apply_source('')}%"))
@@ -127,7 +136,8 @@ def cycle_done(session: Session, vm: str, elapsed_ns: int) -> None:
     session.execute(_PRUNE_CYCLES, {"of_vm": vm, "before_ns": elapsed_ns - int(WINDOW_S * SECOND_NS)})
 
 
-def _missed_ratio(facts: ItemFacts, elapsed_ns: int) -> float:
+def missed_ratio(facts: ItemFacts, elapsed_ns: int) -> float:
+    """Return the share of the cycles of the last hour that were missed; 0 while too few were expected."""
     item = facts.item
     if item.protected_since_elapsed_ns is None:
         return 0.0
@@ -138,7 +148,7 @@ def _missed_ratio(facts: ItemFacts, elapsed_ns: int) -> float:
     return max(0, expected - facts.cycles_since(start_ns)) / expected
 
 
-def _derived(facts: ItemFacts, elapsed_ns: int) -> list[HealthError]:
+def _derived(facts: ItemFacts) -> list[HealthError]:
     """Return the errors that follow from the item's figures and from the damage of its disks."""
     item = facts.item
     found: list[tuple[str, str]] = []
@@ -153,20 +163,16 @@ def _derived(facts: ItemFacts, elapsed_ns: int) -> list[HealthError]:
         found.append(
             (FENCED, f"its disks at the site refuse all writes since {since}; siterig site unfence {item.vm} allows them")
         )
+    if item.new_disks:
+        names = ", ".join(item.new_disks)
+        ids[NEW_DISKS] = f"new-disks:{names}"
+        found.append((NEW_DISKS, f"disks {names} can be protected: siterig disk protect {item.vm}/DISK"))
     if facts.resync_failure is not None:
         text = f"the automatic resync of VM {item.vm!r} failed: {facts.resync_failure}"
         lasting.append((Code.AutomaticResyncFailed, text))
     if item.paused_ns is not None:
         since = rfc3339(item.paused_ns)
         found.append((PAUSED, f"replication is paused since {since}; siterig resume {item.vm} continues it"))
-    elif is_cycling(item):
-        missed = _missed_ratio(facts, elapsed_ns)
-        if missed >= MISSED_RATIO_WARNING:
-            text = f"{missed:.0%} of the replication cycles of the last hour were missed (limit {MISSED_RATIO_WARNING:.0%})"
-            found.append(("ReplicationCyclesMissed", text))
-        rpo_s = rpo(item, elapsed_ns)
-        if rpo_s is not None and rpo_s > UNSENT_S_MAX:
-            found.append(("LogUnsent", f"the log has been unsent for {rpo_s:.0f} s (limit {UNSENT_S_MAX:.0f} s)"))
     return [
         HealthError(
             errorCode=code,
@@ -226,7 +232,7 @@ def rpo(item: ItemRow, elapsed_ns: int) -> float | None:
     return max(0.0, (elapsed_ns - item.sent_elapsed_ns) / SECOND_NS)
 
 
-def reasons(facts: ItemFacts, elapsed_ns: int) -> list[HealthError]:
+def reasons(facts: ItemFacts) -> list[HealthError]:
     """Return the reported and the derived reasons for which an item is not healthy, also the acknowledged ones."""
     reported = [
         HealthError(
@@ -239,7 +245,7 @@ def reasons(facts: ItemFacts, elapsed_ns: int) -> list[HealthError]:
         )
         for row in facts.item.health_errors
     ]
-    return [*reported, *_derived(facts, elapsed_ns)]
+    return [*reported, *_derived(facts)]
 
 
 def describe(
@@ -260,7 +266,7 @@ def describe(
         observed: other errors of the item that are not recorded.
     """
     item = facts.item
-    errors = [*reasons(facts, elapsed_ns), *observed]
+    errors = [*reasons(facts), *observed]
     if unwritable is not None:
         errors.insert(
             0,

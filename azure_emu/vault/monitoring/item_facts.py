@@ -16,6 +16,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, selectinload
 
 from siterig.azure_emu.vault.context.vm_names import chosen
+from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.schema import AzureVmRow, CycleRow, ItemRow, JobRow, PointRow, RigClockRow
 from siterig.azure_emu.vault.monitoring import acknowledged, automatic_resync, damage
 from siterig.azure_emu.vault.monitoring.acknowledged import ReasonKey
@@ -87,6 +88,11 @@ def read_all(session: Session) -> AllFacts:
     """Read the facts of all items."""
     items = session.scalars(select(ItemRow).order_by(ItemRow.vm).options(*WHOLE_ITEM)).all()
     return AllFacts(session.get(RigClockRow, RigClockRow.ONLY), _read(session, items, _FIGURES, _CYCLES))
+
+
+async def of_all(database: VaultDatabase) -> AllFacts:
+    """Return the facts of all items as of the last change of a row; they must not be changed."""
+    return await database.known("items", read_all)
 
 
 def read(session: Session, item: ItemRow) -> ItemFacts:

@@ -26,12 +26,12 @@ WATCH_S = 15.0
 
 
 def describe(uses: list[SourceUse]) -> str:
-    """Return a text about the uses of the disks at the site after the failover."""
+    """Return a text about the uses of the disks at the site after the recovery point of the failover."""
     parts = []
     for use in uses:
         written = "unknown changes" if use.written_bytes is None else f"{use.written_bytes} bytes written"
         parts.append(f"disk {use.name}: {written}" + (f", open handles: {use.open_handles}" if use.open_handles else ""))
-    return f"at the site after the failover: {'; '.join(parts)}"
+    return f"at the site after the recovery point: {'; '.join(parts)}"
 
 
 async def changed_disks(context: VaultContext, vm: str) -> list[SourceUse]:

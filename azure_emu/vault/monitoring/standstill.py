@@ -1,9 +1,10 @@
 """Reports standstills as health errors and events.
 
-A standstill is a wait that lasts too long, a role that is hung, failed or away, data that is sent and not applied, or
-skipped blobs.  Each round compares the standstills with the health errors in the database whose source begins with
-``watch:``, so a restarted vault continues with them.  A round that finds no difference, as nearly all do, makes no
-transaction; a difference is recorded in one.  The begin of a standstill is an event, and so is its end (severity OK).
+A standstill is a wait that lasts too long, a role that is hung, failed or away, data that is sent and not applied, skipped
+blobs, missed cycles, a log that was not sent for too long, or an RPO beyond the threshold.  Each round compares the
+standstills with the health errors in the database whose source begins with ``watch:``, so a restarted vault continues with
+them.  A round that finds no difference, as nearly all do, makes no transaction; a difference is recorded in one.  The begin
+of a standstill is an event, and so is its end (severity OK).
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.reports import RoleStatus
+from siterig.azure_emu.vault.alerts import alert_settings
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.roles import role_error
 from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow, RigClockRow
 from siterig.azure_emu.vault.model import bounds
+from siterig.azure_emu.vault.model.alert_api import RPO_ABOVE
 from siterig.azure_emu.vault.monitoring import acknowledged, health, item_facts
 from siterig.azure_emu.vault.monitoring.repairs import Repairs
 from siterig.azure_emu.vault.points import points
@@ -33,6 +36,8 @@ from siterig.blockfs.core.waits import Wait
 ROUND_S = 2.0
 ASK_AFTER_S, ASK_EVERY_S = 20.0, 30.0
 """After the first time without progress, and then at the second interval, the site is asked to check the account."""
+COUNT_EVERY_S = 30.0
+"""The interval at which the missed cycles are counted."""
 
 _SITE_ROLES = frozenset({"agent", "site"})
 """A VM that is failed over does not need these roles."""
@@ -73,17 +78,19 @@ class _Ages:
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    """All items, with their disks and errors, and the row of the rig's clock."""
+    """All items, with their disks and errors, the row of the rig's clock, and the threshold of the RPO."""
 
     clock: RigClockRow | None
     items: list[ItemRow]
     has_acknowledged: bool
+    rpo_threshold_s: float
 
 
 def _read(session: Session) -> _Watched:
     items = session.scalars(select(ItemRow).order_by(ItemRow.vm).options(*item_facts.WHOLE_ITEM)).all()
     clock = session.get(RigClockRow, RigClockRow.ONLY)
-    return _Watched(clock, list(items), has_acknowledged=bool(acknowledged.vms(session)))
+    threshold_s = alert_settings.load(session).rpo_threshold_s
+    return _Watched(clock, list(items), bool(acknowledged.vms(session)), threshold_s)
 
 
 def _to_record(item: ItemRow, standstills: list[Standstill]) -> dict[str, Standstill]:
@@ -98,6 +105,10 @@ def _differences(item: ItemRow, standstills: list[Standstill]) -> bool:
     found = {source: (each.code, each.message, each.recoverable) for source, each in _to_record(item, standstills).items()}
     rows = [row for row in item.health_errors if row.source.startswith(health.WATCH)]
     return found != {row.source: (row.code, row.message, row.recoverable) for row in rows}
+
+
+def _replicates_in_cycles(item: ItemRow) -> bool:
+    return item.active_location == PRIMARY and item.paused_ns is None and health.is_cycling(item)
 
 
 def _age_s(at_ns: int, elapsed_ns: int) -> float:
@@ -115,6 +126,9 @@ class StandstillWatch:
         self._asked_s: dict[str, float] = {}
         self._points_ns: dict[str, int] = {}
         """The rig's clock at the newest point of each VM, as of the last look."""
+        self._missed: dict[str, float] = {}
+        """The share of missed cycles of each VM, as of the last count."""
+        self._counted_s = -COUNT_EVERY_S
         self._begun = False
         self._unapplied: list[str] = []
         """The VMs whose data has been waiting for too long in this round."""
@@ -140,7 +154,11 @@ class StandstillWatch:
         elapsed_ns = rig_clock.elapsed_at(watched.clock, self._context.clock)
         for item in watched.items:
             await self._find_point(item, elapsed_ns)
-        found = {item.vm: list(self._standstills(item, elapsed_ns)) for item in watched.items}
+        await self._count_cycles(watched.items, elapsed_ns)
+        found = {
+            item.vm: [*self._standstills(item, elapsed_ns), *self._lateness(item, elapsed_ns, watched.rpo_threshold_s)]
+            for item in watched.items
+        }
         self._ages.forget_unseen()
         if watched.has_acknowledged or any(_differences(item, found[item.vm]) for item in watched.items):
             for vm in await self._context.database.transact(lambda session: self._record(session, found)):
@@ -158,7 +176,6 @@ class StandstillWatch:
 
     def _record(self, session: Session, standstills: dict[str, list[Standstill]]) -> list[str]:
         changed: list[str] = []
-        elapsed_ns = rig_clock.elapsed_ns(session, self._context.clock)
         items = session.scalars(select(ItemRow).order_by(ItemRow.vm).options(*item_facts.WHOLE_ITEM)).all()
         for item in items:
             if item.vm not in standstills:
@@ -180,7 +197,7 @@ class StandstillWatch:
         for vm in acknowledged.vms(session):
             item = session.get_one(ItemRow, vm)
             session.expire(item, ["health_errors"])
-            acknowledged.forget_ended(session, vm, health.reasons(item_facts.read(session, item), elapsed_ns))
+            acknowledged.forget_ended(session, vm, health.reasons(item_facts.read(session, item)))
         return changed
 
     def _now_s(self) -> float:
@@ -204,6 +221,35 @@ class StandstillWatch:
         if replicates:
             yield from self._of_lag(item, elapsed_ns)
         yield from self._of_account(list(disks))
+
+    async def _count_cycles(self, items: list[ItemRow], elapsed_ns: int) -> None:
+        """Count the missed cycles from time to time, and those of a VM that has not been counted yet."""
+        cycling = {item.vm for item in items if _replicates_in_cycles(item)}
+        now_s = self._now_s()
+        self._missed = {vm: share for vm, share in self._missed.items() if vm in cycling}
+        if len(self._missed) == len(cycling) and now_s - self._counted_s < COUNT_EVERY_S:
+            return
+        self._counted_s = now_s
+        facts = (await item_facts.of_all(self._context.database)).items
+        self._missed = {each.item.vm: health.missed_ratio(each, elapsed_ns) for each in facts if each.item.vm in cycling}
+
+    def _lateness(self, item: ItemRow, elapsed_ns: int, threshold_s: float) -> Iterator[Standstill]:
+        """Yield the lateness of an item; in the first two intervals after a start only lateness that is recorded."""
+        if not _replicates_in_cycles(item):
+            return
+        missed = self._missed.get(item.vm, 0.0)
+        if missed >= health.MISSED_RATIO_WARNING:
+            limit = f"limit {health.MISSED_RATIO_WARNING:.0%}"
+            text = f"{missed:.0%} of the replication cycles of the last hour were missed ({limit})"
+            yield Standstill("cycles", "ReplicationCyclesMissed", text)
+        recorded = {row.source for row in item.health_errors}
+        rpo_s = health.rpo(item, elapsed_ns) or 0.0
+        is_settled = self._now_s() - self._began_s >= 2 * item.interval_s
+        if rpo_s > health.UNSENT_S_MAX and (is_settled or f"{health.WATCH}unsent" in recorded):
+            yield Standstill("unsent", "LogUnsent", f"the log has been unsent for over {health.UNSENT_S_MAX:.0f} s")
+        bound_s = max(threshold_s, 2 * item.interval_s)
+        if rpo_s > bound_s and (is_settled or f"{health.WATCH}rpo" in recorded):
+            yield Standstill("rpo", RPO_ABOVE, f"the RPO of VM {item.vm!r} is over {bound_s:g} s")
 
     def _of_role(self, role: RoleStatus) -> Iterator[Standstill]:
         error = role_error(role)
@@ -235,7 +281,7 @@ class StandstillWatch:
             self._heard = (reported_ns, now_s)
         if now_s - self._heard[1] >= bounds.SUPERVISOR_SILENT_S:
             text = f"the supervisor has not reported the roles' states for over {bounds.SUPERVISOR_SILENT_S:g} s"
-            yield Standstill("supervisor", "SupervisorSilent", text)
+            yield Standstill("supervisor", bounds.SUPERVISOR_SILENT, text)
 
     def _of_lag(self, item: ItemRow, elapsed_ns: int) -> Iterator[Standstill]:
         lag = self._context.lag

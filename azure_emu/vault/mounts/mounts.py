@@ -8,7 +8,7 @@ or unmount one name run one after the other.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -32,7 +32,6 @@ from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sizes import known_size
 
 CLEAN_UP_S = 10.0
-_NO_END = 2**63 - 1
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -187,20 +186,34 @@ async def _latest(context: VaultContext, vm: str) -> RecoveryPoint:
 async def _readable(context: VaultContext, vm: str) -> tuple[list[tuple[int, int]], int]:
     """Return the ranges of positions at which every disk can be read, oldest first, and the time of the oldest state.
 
-    A disk that was removed is not needed at later positions.
+    A disk is not needed at positions whose states do not have it.
     """
     disks = await context.database.transact(lambda session: disk_sets.of_any_state(find_item(session, vm)))
-    disks.sort(key=lambda disk: disk.last_position is not None)  # the replicated ones bound the positions
+    disks = [disk for disk in disks if disk_sets.ranges_of(disk)]
     states = [await context.recovery.disk_state(disk_id=disk.disk_id) for disk in disks]
-    ranges = states[0].valid_ranges if states else []
-    for disk, state in zip(disks[1:], states[1:], strict=True):
-        readable = list(state.valid_ranges)
-        if disk.last_position is not None:
-            readable = [(first, min(last, disk.last_position)) for first, last in readable if first <= disk.last_position]
-            readable.append((disk.last_position + 1, _NO_END))
-        both = [(max(a, c), min(b, d)) for a, b in ranges for c, d in readable]
-        ranges = _joined(sorted((first, last) for first, last in both if first <= last))
-    return ranges, max((state.floor_time_ns for state in states), default=0)
+    ranges = [(1, disk_sets.NO_END)]
+    for disk, state in zip(disks, states, strict=True):
+        has = disk_sets.ranges_of(disk)
+        readable = _common(state.valid_ranges, has)
+        ranges = _joined(_common(ranges, sorted([*readable, *_between(has)])))
+    if not disks or not ranges:
+        return [], 0
+    oldest = ranges[0][0]
+    return ranges, max(
+        state.floor_time_ns for disk, state in zip(disks, states, strict=True) if disk_sets.has_state(disk, oldest)
+    )
+
+
+def _common(some: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the ranges of the positions that are in both, sorted."""
+    both = [(max(a, c), min(b, d)) for a, b in some for c, d in others]
+    return sorted((first, last) for first, last in both if first <= last)
+
+
+def _between(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the ranges of all other positions."""
+    edges = [0, *(edge for each in ranges for edge in each), disk_sets.NO_END + 1]
+    return [(last + 1, first - 1) for last, first in zip(edges[::2], edges[1::2], strict=True) if last + 1 <= first - 1]
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -217,8 +230,8 @@ def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 async def _at_time(context: VaultContext, vm: str, text: str) -> tuple[int, str, RecoveryPoint | None]:
     """Return the cut over all disks after the last record of any of them that is not newer than the time."""
     time_ns = parse_time(text)
-    disks, removed = await context.database.transact(
-        lambda session: (_disks(session, vm), list(find_item(session, vm).removed_disks))
+    disks, every = await context.database.transact(
+        lambda session: (_disks(session, vm), disk_sets.of_any_state(find_item(session, vm)))
     )
     ranges, oldest_ns = await _readable(context, vm)
     newest_ns = min((disk.complete_time_ns for disk in disks), default=0)
@@ -227,15 +240,12 @@ async def _at_time(context: VaultContext, vm: str, text: str) -> tuple[int, str,
     )
     if not oldest_ns <= time_ns or time_ns // 1000 > newest_ns // 1000:
         raise refused
-    try:
-        found = [await context.recovery.position_at(disk_id=disk.disk_id, time_ns=time_ns) for disk in disks]
-        found += [at for disk in removed if (at := await _position_of_removed(context, disk, time_ns)) is not None]
-    except RigError as error:
-        if error.code != Code.InvalidPosition:
-            raise
-        raise refused from error
+    found = {disk.disk_id: at for disk in every if (at := await _position_in(context, disk, time_ns)) is not None}
+    newest = max(found.values(), default=None)
+    if newest is None or any(disk_sets.has_state(disk, newest) and disk.disk_id not in found for disk in every):
+        raise refused
     # If the states between two generations are not known, the last state before them is used.
-    known = [min(max(found), last) for first, last in ranges if first <= max(found)]
+    known = [min(newest, last) for first, last in ranges if first <= newest]
     if not known:
         raise refused
     point = await context.database.transact(lambda session: points.newest_at(session, vm, time_ns))
@@ -244,8 +254,10 @@ async def _at_time(context: VaultContext, vm: str, text: str) -> tuple[int, str,
     return max(known), time_name(time_ns), None
 
 
-async def _position_of_removed(context: VaultContext, disk: DiskRow, time_ns: int) -> int | None:
-    """Return the position of a removed disk at a time at which the VM still had the disk; otherwise None."""
+async def _position_in(context: VaultContext, disk: DiskRow, time_ns: int) -> int | None:
+    """Return the position of a disk at a time, if the state of the VM at that position has the disk; otherwise None."""
+    if not disk_sets.ranges_of(disk):
+        return None
     try:
         found = await context.recovery.position_at(disk_id=disk.disk_id, time_ns=time_ns)
     except RigError as error:

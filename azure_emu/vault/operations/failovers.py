@@ -17,7 +17,7 @@ from siterig.azure_emu.vault.points.points import FailoverPoint
 
 # Jobs that wait for replication, perhaps without end.  An unplanned failover stops a resync: if the site is lost during it,
 # the points from before the resync are still usable.
-_STOPPED_BY_UNPLANNED = {"repair"}
+_STOPPED_BY_UNPLANNED = {"repair", "add-disks"}
 _COMMIT_PENDING = {
     ProtectionState.UNPLANNED_DONE,
     ProtectionState.PLANNED_DONE,

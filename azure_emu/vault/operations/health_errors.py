@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context import events, rig_clock
+from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.model.api import HealthApi, HealthError
@@ -23,9 +23,9 @@ class HealthOperations(HealthApi):
     async def resolve_health_errors(self, *, vm: str, code: str) -> list[HealthError]:
         def resolve(session: Session) -> list[HealthError]:
             item = find_item(session, vm)
-            elapsed_ns, now_ns = rig_clock.elapsed_ns(session, self._context.clock), self._context.clock.wall_ns()
+            now_ns = self._context.clock.wall_ns()
             facts = item_facts.read(session, item)
-            known = [*health.reasons(facts, elapsed_ns), *self._sources.health_errors(vm)]
+            known = [*health.reasons(facts), *self._sources.health_errors(vm)]
             meant = [error for error in known if code in (error.errorCode, error.errorId)]
             if not meant:
                 codes = ", ".join(dict.fromkeys(error.errorCode for error in known)) or "none"

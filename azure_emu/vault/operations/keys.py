@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import structlog
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.rig_clock import RIG
 from siterig.azure_emu.vault.context.vault_context import VaultContext
+from siterig.azure_emu.vault.db.schema import DiskRow
 from siterig.azure_emu.vault.keys.data_key_store import DataKeyStore, Rotation
-from siterig.azure_emu.vault.model.key_api import KeyApi, VaultKey
+from siterig.azure_emu.vault.model.key_api import KeyApi, UnencryptedDisk, VaultKey
 from siterig.blockfs.core.clock import rfc3339
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 _log = structlog.get_logger(__name__)
 
@@ -27,6 +29,22 @@ class KeyOperations(KeyApi):
 
     async def vault_keys(self) -> list[VaultKey]:
         return await self._context.database.transact(self._list)
+
+    async def unencrypted_disks(self) -> list[UnencryptedDisk]:
+        rows = await self._context.database.transact(
+            lambda session: [(row.vm, row.name, row.disk_id) for row in session.scalars(select(DiskRow))]
+        )
+        found = []
+        for vm, name, disk_id in sorted(rows):
+            try:
+                if not (await self._context.recovery.disk_state(disk_id=disk_id)).encrypted:
+                    found.append(UnencryptedDisk(kind="managed disk", vm=vm, disk=name))
+            except RigError as exc:
+                if exc.code != Code.DiskNotFound:
+                    raise
+        disks = await self._context.azure.list_disks()
+        plain = sorted((disk.vm, disk.name) for disk in disks if not disk.encrypted)
+        return found + [UnencryptedDisk(kind="disk of a recovered VM", vm=vm, disk=name) for vm, name in plain]
 
     async def rotate_key(self) -> list[VaultKey]:
         def rotate(session: Session) -> tuple[Rotation, list[VaultKey]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 import trio
@@ -75,13 +76,13 @@ class _Answers:
 
 
 class ObservationOperations(ObservationApi):
-    """The observation of the protected VMs of one vault."""
+    """The observation of the protected VMs of one vault; ``folder`` is on the file system of the rig."""
 
-    def __init__(self, context: VaultContext, status: VaultStatus, changes: ChangeFeed) -> None:
+    def __init__(self, context: VaultContext, status: VaultStatus, changes: ChangeFeed, folder: Path) -> None:
         self._context = context
         self._status = status
         self._changes = changes
-        self._metrics = VaultMetrics(context, status)
+        self._metrics = VaultMetrics(context, status, folder)
 
     async def metrics(self) -> str:
         return await self._metrics.text()
@@ -194,6 +195,7 @@ def _with_answers(disk: DiskReplication, answers: _Answers) -> DiskReplication:
             "log_bytes_max": at_site.log_bytes_max,
             "dirty_bytes": at_site.dirty_bytes,
             "snapshot_bytes": at_site.snapshot_bytes,
+            "snapshot_bytes_max": at_site.snapshot_bytes_max,
             "open_handles": at_site.open_handles,
         }
     if (managed := answers.managed.get(disk.disk_id)) is not None:

@@ -12,7 +12,7 @@ from siterig.azure_emu.vault.context.states import Operation, require
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import PointRow
-from siterig.azure_emu.vault.jobs import engine, protection_tasks
+from siterig.azure_emu.vault.jobs import engine
 from siterig.azure_emu.vault.model.api import PointApi, RecoveryPoint
 from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.points import points, selectors
@@ -50,7 +50,7 @@ class PointOperations(PointApi):
             point = points.find_available(session, cut.tag_id)
             if point is None:
                 self._context.roles.require("agent", "azurite", "applier")
-                protection_tasks.raise_blocking_error(session, vm)
+                health.require_not_blocked(session, vm)
             if point is None:
                 return None
             point.downgraded_because = cut.downgraded_because  # the report of the agent may not have arrived

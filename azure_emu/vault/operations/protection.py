@@ -12,6 +12,7 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory
 from siterig.azure_emu.vault.jobs import (
+    disk_tasks,
     engine,
     job_wire,
     pause_tasks,
@@ -19,7 +20,6 @@ from siterig.azure_emu.vault.jobs import (
     preflight,
     property_tasks,
     protection_tasks,
-    removal_tasks,
     start_time,
 )
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
@@ -31,7 +31,7 @@ from siterig.azure_emu.vault.points.retention import check_hours
 from siterig.blockfs.core.errors import Code, RigError
 
 # Jobs that wait for replication, perhaps without end.  Disabling protection stops each of them.
-_STOPPED_BY_DISABLE = {"enable", "finalize", "reprotect", "repair"}
+_STOPPED_BY_DISABLE = {"enable", "finalize", "reprotect", "repair", "add-disks"}
 
 
 class ProtectionOperations(ProtectionApi):
@@ -113,10 +113,19 @@ class ProtectionOperations(ProtectionApi):
 
     async def remove_disks(self, *, vm: str, disks: list[str]) -> Job:
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
-            removal_tasks.check_removal(item, disks)
-            return removal_tasks.REMOVE, {removal_tasks.DISKS: sorted(set(disks))}
+            disk_tasks.check_removal(item, disks)
+            return disk_tasks.REMOVE, {disk_tasks.DISKS: sorted(set(disks))}
 
         return await self._starter.begin(vm, Operation.REMOVE_DISKS, prepare)
+
+    async def add_disks(self, *, vm: str, disks: list[str]) -> Job:
+        there = await self._context.retry_while_away("disk protect", vm, lambda: inventory.site_disks(self._context, vm))
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
+            disk_tasks.check_joining(item, disks, [disk.name for disk in there])
+            return disk_tasks.ADD, {disk_tasks.DISKS: sorted(set(disks))}
+
+        return await self._starter.begin(vm, Operation.ADD_DISKS, prepare)
 
     async def reprotect(self, *, vm: str) -> Job:
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:

@@ -35,7 +35,7 @@ class VaultStatus(StatusApi):
         self._sources = sources
 
     async def items(self) -> list[ProtectedItem]:
-        known = await self._context.database.known("items", item_facts.read_all)
+        known = await item_facts.of_all(self._context.database)
         elapsed_ns = rig_clock.elapsed_at(known.clock, self._context.clock)
         return [self.describe(facts, elapsed_ns) for facts in known.items]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
+from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.inventory import azure_vms, inventory
@@ -35,6 +36,29 @@ class VmOperations(VmApi):
             if error.code != Code.DiskFull:
                 raise
         return made_vm
+
+    async def attach_disk(self, *, vm: str, disk: DiskSpec) -> Vm:
+        made = await self._context.retry_while_away(
+            "disk attach", vm, lambda: self._context.site.attach_disk(vm=vm, disk=disk), repeatable=False
+        )
+
+        def note(session: Session) -> None:
+            item = session.get(ItemRow, vm)
+            if item is None:
+                return
+            item.excluded_disks = sorted({*item.excluded_disks, disk.name})
+            item.new_disks = sorted({*item.new_disks, disk.name})
+            text = (
+                f"disk {disk.name!r} was attached to VM {vm!r} and is not protected: siterig disk protect {vm}/{disk.name}"
+            )
+            now_ns = self._context.clock.wall_ns()
+            events.record(
+                session, vm=vm, code="DiskAttached", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
+            )
+
+        await self._context.database.transact(note)
+        self._context.notifications.notify(vm)
+        return Vm(name=vm, side="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(known) for known in made])
 
     async def list_vms(self) -> list[Vm]:
         return await inventory.list_fabric(self._context, "site") + await inventory.list_fabric(self._context, "azure")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import structlog
-from sqlalchemy import Select, bindparam, delete, func, select, update
+from sqlalchemy import Select, bindparam, delete, func, select, union_all, update
 from sqlalchemy.orm import Session, selectinload
 
 from siterig.azure_emu.vault.context import disk_sets, events, rig_clock
@@ -23,7 +23,7 @@ from siterig.blockfs.transfer.part_name import SYNC_END, Watermark
 OF_A_STATE = ", @POSITION, or a time"
 """The end of the list of selectors: these two select a state, which need not be a recovery point."""
 _IDS_IN_QUERY = 500
-_WITH_SEEN = selectinload(PointRow.seen)
+_BY_IDS = select(PointRow).where(PointRow.tag_id.in_(bindparam("ids", expanding=True))).options(selectinload(PointRow.seen))
 _log = structlog.get_logger(__name__)
 
 _COLUMNS = (
@@ -137,9 +137,10 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
 
     ``elapsed_ns``: the rig's clock.
     """
+    _let_join(session, item, disk_id, tags)
     fresh = []
     present = _rows_of(session, [tag.tag_id for tag in tags])
-    known = newest(session, item.vm) if len(present) < len(tags) else None
+    known = _newest_position(session, item.vm) if len(present) < len(tags) else None
     for tag in tags:
         if tag.name == SYNC_END:
             continue
@@ -151,8 +152,28 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
             point.seen.append(TagSeenRow(tag_id=tag.tag_id, disk_id=disk_id))
         if _complete(item, point):
             fresh.append(point)
-    session.flush()
     return fresh
+
+
+def _let_join(session: Session, item: ItemRow, disk_id: str, tags: list[TagSeen]) -> None:
+    """Let a disk be part of all later states if this is the first tag that was applied in it since it is copied.
+
+    A cut that has a disk is made after its copy, and all later cuts have it, too.  Points and states that exist without it
+    stay as they are, so it is part of the states after them.
+    """
+    disk = session.get_one(DiskRow, disk_id)
+    position = min((tag.position for tag in tags if tag.name != SYNC_END and tag.position > disk.joins_after), default=None)
+    if position is None or disk.last_position is not None or disk.first_position not in (None, disk_sets.NOT_YET):
+        return
+    known = newest(session, item.vm)
+    used = [0 if known is None else known.position]
+    used += session.scalars(select(MountRow.position).where(MountRow.vm == item.vm))
+    used += [at or 0 for at in session.scalars(select(AzureVmRow.position).where(AzureVmRow.owner == item.vm))]
+    disk.first_position = max(position, max(used) + 1)
+    item.excluded_disks = [name for name in item.excluded_disks if name != disk.name]
+    item.new_disks = [name for name in item.new_disks if name != disk.name]
+    disk_sets.changed(session, item)
+    _log.info("disk_joined", vm=item.vm, disk=disk.name, position=disk.first_position)
 
 
 def _complete(item: ItemRow, point: PointRow) -> bool:
@@ -187,8 +208,7 @@ def _rows_of(session: Session, ids: list[str]) -> dict[str, PointRow]:
     """Return the rows of these tags that exist, with the disks that have seen them; a restarted applier reports many."""
     found: dict[str, PointRow] = {}
     for first in range(0, len(ids), _IDS_IN_QUERY):
-        query = select(PointRow).where(PointRow.tag_id.in_(ids[first : first + _IDS_IN_QUERY]))
-        rows = session.scalars(query.options(_WITH_SEEN))
+        rows = session.scalars(_BY_IDS, {"ids": ids[first : first + _IDS_IN_QUERY]})
         found |= {row.tag_id: row for row in rows}
     return found
 
@@ -197,18 +217,21 @@ def _row_of(
     session: Session,
     item: ItemRow,
     tag: TagSeen,
-    known: RecoveryPoint | None,
+    known: int | None,
     elapsed_ns: int,
     *,
     present: dict[str, PointRow],
 ) -> PointRow | None:
-    """Return the tag's row, and make it if necessary; None if the tag does not belong to this protection, or was pruned."""
+    """Return the tag's row, and make it if necessary; None if the tag does not belong to this protection, or was pruned.
+
+    ``known`` is the position of the newest point, ``present`` has the rows that exist.
+    """
     if tag.position <= item.points_after_position:
         return None  # a late repeat from before a commit
     point = present.get(tag.tag_id)
     # The tags of each disk are reported in their order, so all disks have reported this tag before the newest point was
     # made. A tag without a row is therefore the repeat, after a restart, of a point that was pruned since.
-    if point is None and (known is None or tag.position > known.position):
+    if point is None and (known is None or tag.position > known):
         point = PointRow(
             tag_id=tag.tag_id,
             vm=item.vm,
@@ -217,10 +240,10 @@ def _row_of(
             position=tag.position,
             time_ns=tag.time_ns,
             available=False,
+            pinned=False,
             elapsed_ns=_elapsed_at(session, item, tag, elapsed_ns),
         )
         session.add(point)
-        session.flush()  # the time of the next tag is computed from this row
     return point
 
 
@@ -231,31 +254,35 @@ def _elapsed_at(session: Session, item: ItemRow, tag: TagSeen, elapsed_ns: int) 
         upto_ns = item.sent_elapsed_ns
         if tag.position == item.sent_position:
             return upto_ns
-    before = max(
-        filter(None, (_last_before(session, item.vm, tag.position, available=it) for it in (True, False))), default=None
-    )
+    session.flush()  # the row of the tag before
+    rows = session.execute(_LAST_BEFORE, {"vm": item.vm, "position": tag.position}).all()
+    before = max(((row[0], row[1], row[2]) for row in rows), default=None)
     return rig_clock.place(None if before is None else before[1:], tag.time_ns, upto_ns)
 
 
-def _last_before(session: Session, vm: str, position: int, *, available: bool) -> tuple[int, int, int] | None:
-    """Return position, ``elapsed_ns`` and ``time_ns`` of the last point before a position; the index needs ``available``."""
-    row = session.execute(_LAST_BEFORE, {"vm": vm, "available": available, "position": position}).first()
-    return None if row is None else (row[0], row[1], row[2])
-
-
 _POINT = PointRow.__table__.c
-_LAST_BEFORE = (
-    select(_POINT.position, _POINT.elapsed_ns, _POINT.time_ns)
-    .where(_POINT.vm == bindparam("vm"), _POINT.available == bindparam("available"), _POINT.position < bindparam("position"))
-    .order_by(_POINT.position.desc())
-    .limit(1)
-)
+
+
+def _last_before(available: bool) -> Select[int, int, int]:
+    """Select position, ``elapsed_ns`` and ``time_ns`` of the last point before a position; the index needs ``available``."""
+    of_vm = (_POINT.vm == bindparam("vm"), _POINT.available == available, _POINT.position < bindparam("position"))
+    last = select(_POINT.position, _POINT.elapsed_ns, _POINT.time_ns).where(*of_vm)
+    return select(last.order_by(_POINT.position.desc()).limit(1).subquery())
+
+
+_LAST_BEFORE = union_all(_last_before(available=True), _last_before(available=False))
+_NEWEST_POSITION = select(func.max(_POINT.position)).where(_POINT.vm == bindparam("vm"), _POINT.available)
+
+
+def _newest_position(session: Session, vm: str) -> int | None:
+    """Return the position of the newest available point; None if there is none."""
+    return session.execute(_NEWEST_POSITION, {"vm": vm}).scalar()
 
 
 def note_downgrade(session: Session, item: ItemRow, tag: TagSeen, because: str, elapsed_ns: int) -> None:
     """Record the reason for which a point is only crash-consistent, before or after its tag was applied."""
     present = _rows_of(session, [tag.tag_id])
-    point = _row_of(session, item, tag, newest(session, item.vm), elapsed_ns, present=present)
+    point = _row_of(session, item, tag, _newest_position(session, item.vm), elapsed_ns, present=present)
     if point is not None:
         point.downgraded_because = because
 

@@ -17,7 +17,7 @@ from siterig.azure_emu.vault.context import disk_sets, events, rig_clock
 from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow
-from siterig.azure_emu.vault.jobs import engine, removal_tasks
+from siterig.azure_emu.vault.jobs import disk_tasks, engine
 from siterig.azure_emu.vault.points import points
 from siterig.azure_emu.vault.points.retention import Policy, expired
 from siterig.blockfs.core.errors import RigError
@@ -64,7 +64,7 @@ class RetentionWorker:
             if kept:
                 await self._context.recovery.retain(positions=kept)
             for disk_id in unneeded:
-                await removal_tasks.delete_removed(self._context, disk_id)
+                await disk_tasks.delete_removed(self._context, disk_id)
         except RigError as error:  # the host's disk is full (points stay until there is room), or the applier is away
             self._context.waits.set("retention", error.code, error.message)
             self._log_once(error)
@@ -92,8 +92,12 @@ class RetentionWorker:
         if oldest is None:
             return _Pruned()
         return _Pruned(
-            kept={disk.disk_id: oldest.position for disk in disk_sets.of_state(item, oldest.position)},
-            unneeded=removal_tasks.find_unneeded(session, item, oldest.position),
+            kept={
+                disk.disk_id: position
+                for disk in disk_sets.of_any_state(item)
+                if (position := disk_sets.oldest_needed(disk, oldest.position)) is not None
+            },
+            unneeded=disk_tasks.find_unneeded(session, item, oldest.position),
         )
 
     def _record_pruning(self, session: Session, item: ItemRow, count: int) -> None:

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -34,6 +35,18 @@ int sr_set_parent_death_signal(int number)
 int sr_forbid_memory_access(void)
 {
 	return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) ? -errno : 0;
+}
+
+int sr_return_freed_memory(size_t bytes_min, int arenas_max)
+{
+#ifdef __GLIBC__
+	if (!mallopt(M_MMAP_THRESHOLD, (int)bytes_min) || !mallopt(M_ARENA_MAX, arenas_max))
+		return -EINVAL;
+#else /* other allocators return large blocks anyway */
+	(void)bytes_min;
+	(void)arenas_max;
+#endif
+	return 0;
 }
 
 int sr_set_command_line(const char *words, size_t bytes)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.bundle import BundleName
+from siterig.blockfs.transfer.cache_account import AccountBlob, AccountListing, BlobAccount
 from siterig.blockfs.transfer.part_name import Listing, PartName
 
 
-class SimulatedAccount(CacheAccount):
+class SimulatedAccount(BlobAccount):
     """The blobs, and the faults of the account.
 
     Attributes:
@@ -20,20 +22,20 @@ class SimulatedAccount(CacheAccount):
 
     def __init__(self, draws: random.Random) -> None:
         self._draws = draws
-        self.blobs: dict[PartName, bytes] = {}
-        self.acknowledged: set[PartName] = set()
+        self.blobs: dict[AccountBlob, bytes] = {}
+        self.acknowledged: set[AccountBlob] = set()
         self.failing = 0.0
 
-    def lose(self, share: float) -> list[PartName]:
+    def lose(self, share: float) -> list[AccountBlob]:
         """Lose blobs that were acknowledged, as a killed Azurite does; return their parts."""
-        lost = [part for part in sorted(self.blobs) if self._draws.random() < share]
+        lost = [part for part in list(self.blobs) if self._draws.random() < share]
         for part in lost:
             del self.blobs[part]
         return lost
 
-    def damage(self, share: float) -> list[PartName]:
+    def damage(self, share: float) -> list[AccountBlob]:
         """Change a byte of blobs; return their parts."""
-        damaged = [part for part in sorted(self.blobs) if self.blobs[part] and self._draws.random() < share]
+        damaged = [part for part in list(self.blobs) if self.blobs[part] and self._draws.random() < share]
         for part in damaged:
             data = bytearray(self.blobs[part])
             data[self._draws.randrange(len(data))] ^= 1 << self._draws.randrange(8)
@@ -47,7 +49,7 @@ class SimulatedAccount(CacheAccount):
     async def check(self) -> None:
         self._fails(self.failing)
 
-    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
+    async def put(self, part: AccountBlob, data: bytes, *, replace: bool = False) -> bool:
         self._fails(self.failing)
         fresh = part not in self.blobs
         if fresh or replace:
@@ -58,16 +60,30 @@ class SimulatedAccount(CacheAccount):
 
     async def list(self, disk_id: str) -> Listing:
         self._fails(self.failing)
-        blobs = [(part.blob(), len(data)) for part, data in self.blobs.items() if part.disk_id == disk_id]
+        blobs = [(part.blob(), len(data)) for part, data in self.blobs.items() if _is_of(part, disk_id)]
         return Listing.of(disk_id, blobs)
 
-    async def get(self, part: PartName) -> bytes:
+    async def list_with_bundles(self, disk_ids: Sequence[str]) -> AccountListing:
+        self._fails(self.failing)
+        disks = {
+            disk_id: Listing.of(
+                disk_id, [(part.blob(), len(data)) for part, data in self.blobs.items() if _is_of(part, disk_id)]
+            )
+            for disk_id in disk_ids
+        }
+        return AccountListing(disks, {name: len(data) for name, data in self.blobs.items() if isinstance(name, BundleName)})
+
+    async def get(self, part: AccountBlob) -> bytes:
         self._fails(self.failing)
         if part not in self.blobs:
             raise RigError(Code.PartNotFound, f"{part.blob()} is not there")
         return self.blobs[part]
 
-    async def delete(self, part: PartName) -> None:
+    async def delete(self, part: AccountBlob) -> None:
         self._fails(self.failing)
         self.blobs.pop(part, None)
         self._fails(self.failing)
+
+
+def _is_of(part: AccountBlob, disk_id: str) -> bool:
+    return isinstance(part, PartName) and part.disk_id == disk_id

@@ -227,7 +227,7 @@ class SimulatedLink:
     async def _delay(self) -> None:
         """Wait as long as a message is on its way in one direction: mostly for a moment in which other tasks run."""
         draws = self._network.draws
-        usual = draws.choice((0.0, 0.0, 0.0, 0.001, 0.01)) if draws.random() < 0.98 else draws.uniform(0.1, 1.5)
+        usual = draws.choice((0.0, 0.0, 0.0, 0.0, 0.001, 0.01)) if draws.random() < 0.98 else draws.uniform(0.1, 1.5)
         delay_s = usual + self._network.of(self.name).delay_s
         if delay_s:
             await self._clock.sleep(delay_s)

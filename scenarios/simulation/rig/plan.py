@@ -151,7 +151,7 @@ class RunPlan:
 def draw(seed: int) -> RunPlan:
     """Draw the plan of a seed."""
     draws = random.Random(f"{seed} plan")  # noqa: S311 (a simulation has no secrets)
-    active_s = draws.choice((30.0, 60.0, 90.0))
+    active_s = draws.choice((20.0, 35.0, 50.0))
     count = draws.choice((0, 1, 2, 3, 3, 4, 5, 6))
     faults = sorted((_fault(draws, active_s) for _ in range(count)), key=lambda fault: fault.at_s)
     return RunPlan(
@@ -161,7 +161,7 @@ def draw(seed: int) -> RunPlan:
         interval_s=30.0,
         app_consistent_every_s=draws.choice((None, 60.0)),
         writes_per_s=draws.choice((0.2, 0.5, 1.0)),
-        begins_protected=draws.random() < 0.8,
+        begins_protected=draws.random() < 0.85,
         operations=_operations(draws, active_s, faults),
     )
 

@@ -13,7 +13,9 @@ run, and nothing of siterig is (tests/unit/scenarios/simulation/test_nothing_rep
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
 import os
 import random
 from collections.abc import Awaitable, Callable, Iterator
@@ -24,7 +26,6 @@ from typing import Any, Protocol, TypeVar
 import structlog
 import trio
 from trio._core import _run
-from trio.testing import MockClock
 
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
@@ -68,11 +69,9 @@ class WorkInPlace:
         await trio.lowlevel.checkpoint_if_cancelled()
         owner, holder = OWNER.get(), object()
         if limiter is not None:
-            with trio.CancelScope(shield=True):
-                await limiter.acquire_on_behalf_of(holder)
+            await _acquire(limiter, holder)
         try:
-            with trio.CancelScope(shield=True):
-                await self._pause(owner)
+            await self._pause(owner)
             if owner is not None:
                 await owner.reach_point()
             result = function(*args)
@@ -84,16 +83,51 @@ class WorkInPlace:
         return result
 
     async def _pause(self, owner: Mortal | None) -> None:
+        """Let other tasks run; a cancelled task pauses, too, because its thread would run."""
         if owner is not None and owner.work_s > 0:
-            await SYSTEM_CLOCK.sleep(owner.work_s)
+            with trio.CancelScope(shield=True):
+                await SYSTEM_CLOCK.sleep(owner.work_s)
         for _ in range(self._draws.choice((0, 0, 1, 2))):
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+async def _acquire(limiter: trio.CapacityLimiter, holder: object) -> None:
+    try:
+        limiter.acquire_on_behalf_of_nowait(holder)
+    except trio.WouldBlock:
+        with trio.CancelScope(shield=True):
+            await limiter.acquire_on_behalf_of(holder)
+    else:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+class JumpingClock(trio.abc.Clock):
+    """The time of a run: it stands still while a task can run, and then jumps to the next deadline.
+
+    It is trio's mock clock with a threshold of 0, for runs without threads: that one reads the real time in each step.
+    """
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+
+    def start_clock(self) -> None:
+        """Prepare nothing."""
+
+    def current_time(self) -> float:
+        """Return the seconds since the beginning of the run."""
+        return self._now_s
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        """Jump to the deadline; trio asks when no task can run."""
+        if math.isfinite(deadline):
+            self._now_s = max(self._now_s, deadline)
+        return 0.0
 
 
 def run(main: Callable[[], Awaitable[T]], seed: int) -> T:
     """Run a simulation from a seed, in a runtime that is the same each time."""
-    with _repeatable(seed):
-        return trio.run(main, clock=MockClock(autojump_threshold=0), strict_exception_groups=True)
+    with _repeatable(seed), _collected_afterwards():
+        return trio.run(main, clock=JumpingClock(), strict_exception_groups=True)
 
 
 _REPLACED: tuple[tuple[Any, str], ...] = (
@@ -125,6 +159,19 @@ class _TrioOrder:
         state, is_sorted = self._before
         self._choices.setstate(state)
         setattr(_run, self._SORTED, is_sorted)
+
+
+@contextmanager
+def _collected_afterwards() -> Iterator[None]:
+    """Collect cyclic garbage after the run only: during it, the collector would look at the same live objects many times."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect(1)  # the objects of this run, and not those of the whole process
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

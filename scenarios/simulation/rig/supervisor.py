@@ -12,7 +12,7 @@ from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.scenarios.simulation.rig.role import SimulatedRole
 
-REPORT_S = 5.0
+REPORT_S = 10.0
 
 
 class SimulatedSupervisor:

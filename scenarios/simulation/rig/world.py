@@ -30,7 +30,8 @@ from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.sides.vault_link import VaultLink
-from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.bundled_account import BundledAccount
+from siterig.blockfs.transfer.cache_account import BlobAccount
 from siterig.blockfs.transfer.data_keys import DataKeys
 from siterig.blockfs.transfer.part_cipher import KeyedPartCipher
 from siterig.blockfs.transfer.sealed_account import SealedAccount
@@ -49,7 +50,7 @@ from siterig.scenarios.simulation.rig.snapshot_file import HostSnapshot
 from siterig.scenarios.simulation.rig.supervisor import SimulatedSupervisor
 
 VM = "web01"
-SIZES = {"data": 512 << 10, "os": 1 << 20}
+SIZES = {"data": 256 << 10, "os": 512 << 10}
 RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
 APPLIER_POLL_S = 15.0
 HEALTH_ROUND_S = 30.0
@@ -123,7 +124,7 @@ class World:
     # --- the roles, as siterig/roles starts them ----------------------------------------------------------------
 
     async def _azurite(self, role: SimulatedRole, ready: Callable[[], None]) -> None:
-        role.services[CacheAccount] = self.account
+        role.services[BlobAccount] = self.account
         ready()
         await trio.sleep_forever()
 
@@ -149,9 +150,10 @@ class World:
     async def _agent(self, role: SimulatedRole, ready: Callable[[], None]) -> None:
         keys = cast(DataKeys, self._link(role, "vault", DataKeys))
         cipher = KeyedPartCipher(keys, role.clock)
+        account = cast(BlobAccount, self._link(role, "azurite", BlobAccount))
         agent = HyperVAgent(
             host=cast(DiskHostControl, self._link(role, "site", DiskHostControl)),
-            cache=SealedAccount(cast(CacheAccount, self._link(role, "azurite", CacheAccount)), cipher),
+            cache=SealedAccount(BundledAccount(account, role.clock, is_writer=True), cipher),
             vault=cast(VaultLink, self._link(role, "vault", VaultLink)),
             folder=self.folder / "agent",
             clock=role.clock,
@@ -175,7 +177,8 @@ class World:
     async def _applier(self, role: SimulatedRole, ready: Callable[[], None]) -> None:
         keys = cast(DataKeys, self._link(role, "vault", DataKeys))
         cipher = KeyedPartCipher(keys, role.clock)
-        cache = SealedAccount(cast(CacheAccount, self._link(role, "azurite", CacheAccount)), cipher)
+        account = cast(BlobAccount, self._link(role, "azurite", BlobAccount))
+        cache = SealedAccount(BundledAccount(account, role.clock), cipher)
         reports = cast(ApplierReports, self._link(role, "vault", ApplierReports))
         applier = Applier(self.managed, cache, reports, role.waits, role.clock, keys=keys)
         service = RecoveryService(applier, cache, cipher.forget)

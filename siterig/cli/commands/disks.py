@@ -32,6 +32,7 @@ SEEN_S_MAX = 5.0
 DiskName = Annotated[
     str, typer.Argument(metavar="VM/NAME", help="The disk, for example web01/os.", autocompletion=completion.disks)
 ]
+SiteVm = Annotated[str, typer.Argument(metavar="VM", help="The VM at the site.", autocompletion=completion.vms)]
 OfSide = Annotated[Side | None, typer.Option("--side", help="Side of the disk, if both sides have a disk of this name.")]
 
 
@@ -42,12 +43,14 @@ def register(app: typer.Typer) -> None:
     disk.command("stats", epilog=example("siterig disk stats web01/os --watch"))(stats)
     disk.command("scrub", epilog=example("siterig disk scrub web01"))(scrub)
     disk.command("resize", epilog=example("siterig disk resize web01/os 2GiB"))(resize)
+    disk.command("attach", epilog=example("siterig disk attach web01 data:1GiB:ext4"))(attach)
+    disk.command("protect", epilog=example("siterig disk protect web01/data"))(protect)
     disk.command("unprotect", epilog=example("siterig disk unprotect web01/swap"))(unprotect)
     kept.register(disk)
     app.add_typer(
         disk,
         name="disk",
-        help="List, check and grow virtual disks; end their replication.",
+        help="List, check, grow and attach virtual disks; begin and end their replication.",
         epilog=example("siterig disk list"),
     )
 
@@ -61,7 +64,42 @@ def _json(side: Side, disk: DiskInfo) -> dict[str, object]:
     return {"side": side, **disk.model_dump(mode="json")}
 
 
-# --- unprotect ----------------------------------------------------------------------------------------------------
+# --- attach, protect, unprotect -----------------------------------------------------------------------------------
+
+
+def attach(
+    folder: Dir,
+    vm: SiteVm,
+    disk: Annotated[str, typer.Argument(metavar="DISK", help="NAME:SIZE, NAME:SIZE:FILESYSTEM or NAME=IMAGE.")],
+    as_json: Json = False,
+) -> None:
+    """Attach a new disk to a VM at the site, also while the VM is protected and writes."""
+    from siterig.cli.commands.vms import disk_specs
+    from siterig.cli.follow import with_import_progress
+
+    async def work() -> None:
+        specs = await disk_specs([disk], [], [], backing=False)
+        api = vault(folder)
+        made = await with_import_progress(api, vm, specs, lambda: api.attach_disk(vm=vm, disk=specs[0]))
+        if as_json:
+            output.print_json(made)
+        else:
+            rows = [(each.name, format_size(each.size_bytes), each.path) for each in made.disks]
+            output.print_table(("disk", "size", "file"), rows, empty=f"{vm} has no disks")
+
+    exit_status.run(work)
+
+
+def protect(folder: Dir, disk: DiskName, as_json: Json = False) -> None:
+    """Replicate a disk of a protected VM that is not replicated: later points have it, older points lack it."""
+    from siterig.cli.commands.operations import run_job
+
+    async def work() -> int:
+        vm, name = parse_disk_name(disk)
+        api = vault(folder)
+        return await run_job(api, await api.add_disks(vm=vm, disks=[name]), as_json=as_json)
+
+    raise typer.Exit(exit_status.run(work))
 
 
 def unprotect(folder: Dir, disk: DiskName, as_json: Json = False) -> None:

@@ -55,8 +55,8 @@ def create(
         typer.Option(
             "--disk",
             metavar="NAME:SIZE[:FS]|NAME=IMAGE[:SIZE]",
-            help="A disk. FS is ext4 or xfs; without it the disk is blank. Or a disk with the contents of an image file or "
-            "block device; larger than that with SIZE.",
+            help="A disk. FS is ext4, xfs or btrfs; without it the disk is blank. Or a disk with the contents of an image "
+            "file or block device; larger than that with SIZE.",
         ),
     ],
     *,
@@ -92,7 +92,7 @@ def create(
     from siterig.cli.follow import with_import_progress
 
     async def work() -> None:
-        specs = await _specs(disk, format_ or [], sector_size or [], backing=backing)
+        specs = await disk_specs(disk, format_ or [], sector_size or [], backing=backing)
         api = vault(folder)
         vm_made = await with_import_progress(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
         if as_json:
@@ -104,7 +104,7 @@ def create(
     exit_status.run(work)
 
 
-async def _specs(disks: list[str], formats: list[str], sector_sizes: list[str], *, backing: bool) -> list[DiskSpec]:
+async def disk_specs(disks: list[str], formats: list[str], sector_sizes: list[str], *, backing: bool) -> list[DiskSpec]:
     """Parse the disks to create, in their order, and inspect their images."""
     specs = await _disks(disks, formats, backing=backing)
     wanted = parse_of_disks(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from siterig.blockfs.core.errors import RigError
 from siterig.cli import completion, exit_status, output
 from siterig.cli.commands.options import Dir, Json, example, vault
 
@@ -36,8 +37,23 @@ def register(app: typer.Typer) -> None:
 
 
 def list_keys(folder: Dir, as_json: Json = False) -> None:
-    """List the versions of the vault's key, oldest first; the newest encrypts new data keys."""
+    """List the versions of the vault's key, oldest first; the newest encrypts new data keys.
+
+    Without --json, disks of the recovery side that an older siterig has left without encryption are named, too.
+    """
     _show(folder, lambda api: api.vault_keys(), as_json=as_json)
+    if not as_json:
+        exit_status.run(lambda: _show_unencrypted(vault(folder)))
+
+
+async def _show_unencrypted(api: VaultApi) -> None:
+    try:
+        disks = await api.unencrypted_disks()
+    except RigError as error:
+        output.notice(f"disks without encryption are not known now: {error.message}")
+    else:
+        for disk in disks:
+            output.notice(f"not encrypted: {disk.kind}, {disk.disk} of VM {disk.vm}, made by an older siterig")
 
 
 def rotate(folder: Dir, as_json: Json = False) -> None:

@@ -25,6 +25,8 @@ def lines_of(status: VmStatus) -> list[Line]:
         ("points", _points(status.points)),
         ("excluded", f"disks {', '.join(item.excluded_disks)}: not replicated" if item.excluded_disks else ""),
         ("backlog", _backlog(status.disks)),
+        ("log space", _space(status.disks, "unsent_log_bytes", "log_bytes_max")),
+        ("snapshots", _space(status.disks, "snapshot_bytes", "snapshot_bytes_max")),
         ("uploads", _uploads(status.progress)),
         ("source", _source(status.disks)),
         (
@@ -104,6 +106,14 @@ def _backlog(disks: list[DiskReplication]) -> str:
     log, unapplied = _total(disks, "unsent_log_bytes"), _total(disks, "unapplied_bytes")
     return (
         f"log {log} at the site; {unapplied} unapplied in the account, which has {_total(disks, 'account_bytes')} of the VM"
+    )
+
+
+def _space(disks: list[DiskReplication], used: str, limit: str) -> str:
+    """Return the space that each disk with a limit uses at the site, and the limit."""
+    bounded = [(disk.name, getattr(disk, used), getattr(disk, limit)) for disk in disks]
+    return ", ".join(
+        f"{name} {_size(now)} of at most {format_size(most)}" for name, now, most in bounded if most is not None
     )
 
 

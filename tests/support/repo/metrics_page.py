@@ -12,7 +12,8 @@ _HEAD = """# Metrics
 
 The vault serves metrics in the text format of Prometheus on loopback: [`siterig metrics`](commands/siterig-metrics.md)
 prints them, and `siterig metrics --address` the address and the file of the token that a reader needs. Port and token stay
-over restarts of the rig. A scrape asks no other role, and nothing is computed between scrapes. In `prometheus.yml`:
+over restarts of the rig. Nothing is computed between scrapes. A scrape asks the agent and the applier once, for all VMs;
+one that does not answer within 2 seconds leaves its metrics out. In `prometheus.yml`:
 
 ```yaml
 scrape_configs:

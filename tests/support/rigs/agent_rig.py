@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +90,8 @@ class MemoryCache(CacheAccount):
         self.blobs: dict[PartName, bytes] = {}
         self.puts: list[PartName] = []
         self.put_bytes: list[int] = []
+        self.together: list[set[PartName]] = []
+        """The parts of each joint put."""
         self.foreign: list[str] = []
         self.refused: dict[PartName, RigError] = {}
         self.trouble: RigError | None = None
@@ -107,6 +109,11 @@ class MemoryCache(CacheAccount):
         if replace:
             self.blobs[part] = data
         return self.blobs.setdefault(part, data) is data
+
+    async def put_together(self, parts: Mapping[PartName, bytes]) -> None:
+        self._check()
+        self.together.append(set(parts))
+        await super().put_together(parts)
 
     async def list(self, disk_id: str) -> Listing:
         self._check()

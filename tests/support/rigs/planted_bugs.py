@@ -25,7 +25,7 @@ from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.layers.chunk_tags import DataRanges
 from siterig.blockfs.sides.provider import Provider
 from siterig.blockfs.sides.vault_link import VaultLink
-from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.cache_account import BlobAccount
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.data_keys import DataKeyGrant, DataKeys
 from siterig.blockfs.transfer.part_name import PartName, Watermark
@@ -101,7 +101,7 @@ class ReportSwallowed(TamperedLink):
 class EarlyDelete(TamperedLink):
     """The applier deletes a blob when it has read it, before it is applied."""
 
-    client, protocol = "applier", CacheAccount
+    client, protocol = "applier", BlobAccount
 
     def methods(self, world: World, link: Any) -> dict[str, Callable[..., Awaitable[Any]]]:
         async def get(part: PartName) -> bytes:
@@ -115,7 +115,7 @@ class EarlyDelete(TamperedLink):
 class PlaintextSent(TamperedLink):
     """The agent puts the bytes of the guest without encryption."""
 
-    client, protocol = "agent", CacheAccount
+    client, protocol = "agent", BlobAccount
 
     def methods(self, world: World, link: Any) -> dict[str, Callable[..., Awaitable[Any]]]:
         async def put(part: PartName, data: bytes, *, replace: bool = False) -> bool:

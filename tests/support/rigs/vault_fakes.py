@@ -12,7 +12,14 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
+from siterig.azure_emu.contracts.recovery_side import (
+    AppliedFigures,
+    Change,
+    ChangeStep,
+    Damage,
+    ManagedDiskState,
+    RecoverySide,
+)
 from siterig.azure_emu.contracts.seeds import SeedImage
 from siterig.azure_emu.vault.db.schema import JobRow
 from siterig.azure_emu.vault.model.api import Job
@@ -78,11 +85,13 @@ class World:
         self.news: list[list[str]] = []  # the disks of each call parts_put
         self.asked_again: list[tuple[str, list[str]]] = []
         self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if missing
+        self.unencrypted: set[str] = set()
         self.times: dict[str, dict[int, int]] = {}  # disk -> position -> time of the record there
         self.written_bytes: dict[str, int | None] = {}  # disk -> bytes written at the site after a failover
         self.asked_after: list[int] = []
         self.coming: list[DownloadedDisk] = []  # the disks of the last check of a failback
         self.bandwidth: BandwidthLimit | None = None
+        self.progress: list[VmProgress] = []  # of all VMs with a copy
         self.mounted_points: dict[tuple[str, str], MountedPointInfo] = {}
 
     @property
@@ -207,6 +216,11 @@ class FakeProvider(Provider):
         }
         return list(self.world.site[vm].values())
 
+    async def attach_disk(self, *, vm: str, disk: DiskSpec) -> list[DiskInfo]:
+        await self.world.called("site.attach_disk")
+        self.world.site[vm][disk.name] = self.world.disk(vm, disk.name, disk.size_bytes)
+        return list(self.world.site[vm].values())
+
     async def list_vms(self) -> list[DiskInfo]:
         await self.world.called("site.list_vms")
         return [disk for disks in self.world.site.values() for disk in disks.values()]
@@ -280,6 +294,10 @@ class FakeProvider(Provider):
         await self.world.called("site.progress")
         return VmProgress(vm=vm, phase=None, disks=[])
 
+    async def progress_of_all(self) -> list[VmProgress]:
+        await self.world.called("site.progress_of_all")
+        return list(self.world.progress)
+
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
         await self.world.called("site.replicate_now")
         world = self.world
@@ -344,6 +362,20 @@ class FakeProvider(Provider):
             world.replicated[vm] = [name for name in world.replicated[vm] if name not in disks]
         await world.called("site.remove_disks")
         return max(world.removed[name] for name in disks)
+
+    async def add_disks(self, *, vm: str, disks: list[str]) -> None:
+        world = self.world
+        await world.called("site.add_disks")
+        world.removed = {name: at for name, at in world.removed.items() if name not in disks}
+        world.replicated[vm] = sorted({*world.replicated[vm], *disks})
+        for name in disks:
+            disk = world.site[vm][name]
+            world.managed[disk.disk_id] = world.mark(disk.disk_id, disk.generation, world.position, 0)
+            await world.report(disk.disk_id)
+
+    async def withdraw_disks(self, *, vm: str, disks: list[str]) -> None:
+        await self.world.called("site.withdraw_disks")
+        self.world.replicated[vm] = [name for name in self.world.replicated[vm] if name not in disks]
 
     async def remove_relationship(self, *, vm: str) -> None:
         await self.world.called("site.remove_relationship")
@@ -449,7 +481,12 @@ class FakeRecovery(RecoverySide):
             pins=[],
             base_bytes=0,
             journal_bytes=0,
+            encrypted=disk_id not in self.world.unencrypted,
         )
+
+    async def applied_figures(self, *, disk_ids: list[str]) -> dict[str, AppliedFigures]:
+        await self.world.called("recovery.applied_figures")
+        return {disk_id: AppliedFigures(account_bytes=4096, applied_parts=3) for disk_id in disk_ids}
 
     async def account_bytes(self, *, disk_id: str) -> int:
         await self.world.called("recovery.account_bytes")

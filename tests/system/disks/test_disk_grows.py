@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -192,12 +193,20 @@ async def test_a_protected_disk_grows_and_keeps_its_size_through_failover(
         # The site is lost.  The recovery point is older than the growth: the new VM is smaller than the VM of the site.
         job = await ended(testbed, await vault.unplanned_failover(vm=VM, point=small.id))
         assert disk_of(job).read_bytes() == small_bytes
+        (failover,) = [event for event in await vault.events(vm=VM) if event.eventCode == "UnplannedFailoverSucceeded"]
+        assert re.search(rf"point {small.id} .*, position {small.position}, RPO \d", failover.description)
         await ended(testbed, await vault.commit_failover(vm=VM))
+        write_durably(image, 12 * MIB, bytes(4096))  # at the site, which has not noticed its loss
         write_durably(disk_of(job), 0, b"recovered")
         expected = b"recovered" + small_bytes[9:] + bytes(8 * MIB)
         for step in (vault.failback, vault.commit_failover, vault.reprotect):
             await ended(testbed, await step(vm=VM))
         assert image.read_bytes() == expected, "the disk was made smaller"
+        known = await vault.events(vm=VM, with_points=True)
+        (overwritten,) = [event for event in known if event.eventCode == "SourceOverwritten"]
+        assert f"overwrote {4096 + len(b'grew')} bytes" in overwritten.description  # since the point
+        created = [event.description for event in known if event.eventCode == "RecoveryPointCreated"]
+        assert all(any(point.id in text for text in created) for point in (small, large))
 
         # Once more, but now the recovered VM grows beyond the size of the site's disk.
         job = await ended(testbed, await vault.planned_failover(vm=VM))

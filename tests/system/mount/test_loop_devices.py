@@ -19,6 +19,7 @@ from siterig.blockfs.core.clock import SystemClock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.guests import freezer, loop_devices
 from siterig.blockfs.host.disk_host import DiskHost
+from siterig.scenarios.workloads.guest import Guest, GuestDisk, check_filesystem
 from tests.support.disks.mount_namespace import copied_mount
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
@@ -113,6 +114,32 @@ async def test_detach_names_a_process_whose_mount_namespace_has_the_device(host:
     assert re.search(rf"\b(sleep|sh) \({holder}\), in its mount namespace", holders[1])
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_a_guest_that_is_unmounted_can_be_checked(host: Path, is_kept: bool) -> None:
+    """The checkers of XFS and btrfs find errors, or nothing, while another mount namespace has a copy of the mount."""
+    disk = sparse(host / "os.img", 320 * MIB)
+    (host / "mnt").mkdir()
+    attached = GuestDisk("os", disk, "xfs", await loop_devices.attach(disk), host / "mnt" / "os")
+    await loop_devices.mkfs(attached.loop, "xfs", "os")
+    guest = Guest("web01", [attached])
+    await guest.mount()
+    (guest["os"] / "file").write_bytes(b"x" * MIB)
+    with copied_mount(guest["os"]) as holder:
+        if is_kept:
+            with pytest.raises(RigError, match=r"^disk 'os' of VM 'web01' is unmounted here, and still") as caught:
+                await guest.unmount(clock=ImpatientClock())
+            assert caught.value.code == "VmBusy"
+            assert re.search(rf"\b(sleep|sh) \({holder}\)", caught.value.message)
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(guest.unmount)
+                while guest["os"].is_mount():  # noqa: ASYNC110 (the kernel changes it)
+                    await trio.sleep(0.01)
+                os.kill(holder, signal.SIGKILL)
+            finding = await check_filesystem(attached)
+            assert finding.ok, finding.evidence
+
+
 async def test_release_below_reports_its_actions_and_keeps_other_folders(host: Path) -> None:
     (host / "a").mkdir()
     (host / "ab").mkdir()
@@ -163,6 +190,39 @@ async def test_if_the_second_cannot_be_frozen_the_first_is_thawed(host: Path) ->
     assert caught.value.code == "FreezeFailed"
     assert caught.value.message == "cannot freeze /proc: Operation not supported"
     (one / "file").touch()
+
+
+async def test_a_freeze_that_hangs_keeps_no_other_file_system_frozen(host: Path) -> None:
+    _, one = await mounted(host, "one")
+    _, outer = await mounted(host, "outer")
+    inner = host / "mnt" / "inner"
+    loop = await loop_devices.attach(sparse(outer / "disk", 16 * MIB))
+    await loop_devices.mkfs(loop, "ext4", "inner")
+    await loop_devices.mount(loop, inner, "ext4")
+    (inner / "dirty").write_bytes(b"x" * MIB)
+    await trio.run_process(["fsfreeze", "--freeze", str(outer)])  # the disk of the inner file system does not answer now
+    try:
+        with pytest.raises(RigError) as caught:
+            async with loop_devices.frozen([str(one), str(inner)], timeout_s=0.2):
+                pytest.fail("was frozen")
+        assert caught.value.code == "FreezeTimedOut"
+        writer = subprocess.Popen(["touch", str(one / "file")])
+        assert writer.wait(10) == 0
+    finally:
+        await trio.run_process(["fsfreeze", "--unfreeze", str(outer)])
+    assert subprocess.Popen(["touch", str(inner / "file")]).wait(10) == 0, "it is thawed, too"
+    with trio.fail_after(10):
+        while not await unmounted(inner):  # noqa: ASYNC110 (another process ends)
+            await trio.sleep(0.05)
+    await loop_devices.detach(loop)
+
+
+async def unmounted(where: Path) -> bool:
+    try:
+        await loop_devices.unmount(where)
+    except RigError:
+        return False
+    return True
 
 
 async def test_an_error_in_the_block_thaws_and_is_raised_unchanged(host: Path) -> None:

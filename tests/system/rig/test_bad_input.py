@@ -196,7 +196,7 @@ def test_an_unknown_vm_cannot_be_protected(rig: Rig) -> None:
         ("a:1000", "size '1000' is 1000 bytes: it must be a positive multiple of 512 (InvalidDiskSize)"),
         ("a:0", "size '0' is 0 bytes: it must be a positive multiple of 512 (InvalidDiskSize)"),
         ("a:big", "size 'big' is not understood: write a number and KiB, MiB, GiB or TiB (InvalidDiskSize)"),
-        ("a:1MiB:ntfs", "disk 'a:1MiB:ntfs': file system 'ntfs' is not one of ext4, xfs (UnknownFilesystem)"),
+        ("a:1MiB:ntfs", "disk 'a:1MiB:ntfs': file system 'ntfs' is not one of ext4, xfs, btrfs (UnknownFilesystem)"),
         (
             "../a:1MiB",
             "disk is named '../a'; allowed: 1 to 63 letters, digits, '-' and '_', not '-' or '_' first (InvalidName)",
@@ -236,7 +236,7 @@ def test_the_error_for_a_disk_too_small_for_its_file_system_names_its_file(rig: 
     path = rig.layout.site_mount / "tiny" / "a.img"
     assert rig.refused("vm", "create", "tiny", "--disk", "a:1MiB:xfs") == (
         2,
-        f"siterig: error: {path} has 1048576 bytes: an xfs needs at least 314572800 (300 MiB) (DiskTooSmall)\n",
+        f"siterig: error: {path} has 1048576 bytes: xfs needs at least 314572800 (300 MiB) (DiskTooSmall)\n",
     )
     assert not (rig.layout.site_disks / "tiny").exists()
 

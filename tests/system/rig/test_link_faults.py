@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from siterig.scenarios.faults.records import Injection
 from siterig.scenarios.faults.rules import read_rule
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.jobs import ended
+from tests.support.rigs.protected_vm import is_healthy
 
 pytestmark = pytest.mark.system
 
@@ -70,11 +72,7 @@ class FaultedRig:
         await until(f"a point at or after {written}", has_come)
 
     async def healthy(self) -> None:
-        async def normal() -> bool:
-            item = await self.item()
-            return item.replicationHealth == "Normal" and item.resynchronizationRequired is None
-
-        await until("Normal health", normal)
+        await until("Normal health", partial(is_healthy, self.rig, VM))
 
     async def waits_of(self, role: str) -> list[str]:
         (found,) = [each for each in (await self.rig.supervisor.status()).roles if each.name == role]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from siterig.azure_emu.vault.model.api import ProtectedItem
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.jobs import ended
+from tests.support.rigs.protected_vm import is_healthy
 
 pytestmark = pytest.mark.system
 
@@ -56,10 +58,7 @@ async def new_points_come(rig: Testbed) -> None:
 
 
 async def healthy(rig: Testbed) -> None:
-    async def normal() -> bool:
-        return (await item_of(rig)).replicationHealth == "Normal"
-
-    await until("Normal health", normal)
+    await until("Normal health", partial(is_healthy, rig, VM))
 
 
 async def pid_of(rig: Testbed, name: str) -> int:

@@ -31,7 +31,8 @@ from tests.support.rigs.jobs import ended
 pytestmark = pytest.mark.system
 
 VM, SECOND_VM = "web01", "db01"
-DISKS, EXCLUDED, REMOVED = {VM: "os", SECOND_VM: "data"}, "swap", "scratch"
+DISKS = {VM: "os", SECOND_VM: "data"}
+EXCLUDED, REMOVED, NEW = "swap", "scratch", "new"
 DISK_BYTES = 8 << 20
 PART_BYTES = 1 << 20
 RATE = 384 << 10
@@ -198,6 +199,37 @@ async def a_removed_disk(rig: Testbed) -> None:
     assert (await contents(rig, "before"), await contents(rig, "after")) == (before, after)
     disk = await disk_of(rig, SECOND_VM, REMOVED)
     assert (disk.tracked, disk.unsent_log_bytes) == (False, 0)
+    await a_removed_disk_and_a_new_one_join(rig, before)
+
+
+async def a_removed_disk_and_a_new_one_join(rig: Testbed, before: dict[str, bytes]) -> None:
+    """They join while the VM writes; points before the join are as they were."""
+    await rig.vault.attach_disk(vm=SECOND_VM, disk=DiskSpec(name=NEW, size_bytes=PART_BYTES))
+    item = await item_of(rig, SECOND_VM)
+    assert [error.errorCode for error in item.healthErrors] == ["DisksAvailableForProtection"]
+    await write(rig, SECOND_VM, PART_BYTES // 4, disk=NEW)
+    without = await at_site(rig, "data")
+    await take(rig, "without", SECOND_VM)
+    job = await rig.vault.add_disks(vm=SECOND_VM, disks=[NEW, REMOVED])
+    written = 0
+    while (await rig.vault.job(name=job.name)).endTime is None:
+        for name in ("data", NEW, REMOVED):
+            await write(rig, SECOND_VM, 4096, at=written % 8 * 4096, disk=name)
+        written += 1
+        await trio.sleep(0.2)  # more would fill the logs of these small disks
+    assert (await ended(rig, job)).stateDescription == "Completed"
+    assert written
+    joined = await at_site(rig, "data", NEW, REMOVED)
+    await take(rig, "joined", SECOND_VM)
+    lacking = {point.name: point.lacking_disks for point in await rig.vault.points(vm=SECOND_VM)}
+    assert (lacking["before"], lacking["without"]) == ((EXCLUDED,), (NEW, REMOVED, EXCLUDED))
+    assert (lacking["disks-added"], lacking["joined"]) == ((EXCLUDED,), (EXCLUDED,))
+    for point, expected in (("before", before), ("without", without), ("joined", joined)):
+        assert await contents(rig, point) == expected
+    item = await item_of(rig, SECOND_VM)
+    assert (item.healthErrors, item.excluded_disks) == ([], [EXCLUDED])
+    verified = await rig.site.list_disks(vm=SECOND_VM)
+    assert [disk.name for disk in verified if disk.needs_resync] == []
 
 
 async def points_and_retention(rig: Testbed, clock: RigClockControl) -> None:

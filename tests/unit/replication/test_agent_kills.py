@@ -83,6 +83,7 @@ async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
     monkeypatch.setattr(part_pipeline, "pack_sync_part", pack)
 
     async def killed(kill_at: int | None) -> tuple[list[str], bool]:
+        made.clear()
         rig = Rig(tmp_path / str(kill_at))
         await rig.make_vm()
         rig.write(40)

@@ -46,9 +46,9 @@ async def test_writes_at_the_site_after_a_failover_are_a_warning_and_one_event(t
             await vault.sources.round()
         (text,) = await source_errors(vault)
         assert text == (
-            "VM 'web01' was failed over, but at the site after the failover: disk data: 0 bytes written, open handles: 2; "
-            "disk os: 4096 bytes written; a failback replaces this, and keeps the old disks as files; it is refused while "
-            "a disk is open"
+            "VM 'web01' was failed over, but at the site after the recovery point: disk data: 0 bytes written, open "
+            "handles: 2; disk os: 4096 bytes written; a failback replaces this, and keeps the old disks as files; it is "
+            "refused while a disk is open"
         )
         assert (await vault.status.items())[0].replicationHealth == "Warning"
         assert [event.severity for event in await vault.status.events() if event.eventCode == "SourceInUse"] == ["Warning"]
@@ -89,8 +89,8 @@ async def test_a_failback_names_the_lost_writes_and_keeps_these_disks_only(tmp_p
         assert [(error.code, error.message) for error in job.errors] == [
             (
                 "SourceChanged",
-                "VM 'web01': at the site after the failover: disk os: 4096 bytes written; a failback replaces these disks, "
-                "and keeps the old ones as files",
+                "VM 'web01': at the site after the recovery point: disk os: 4096 bytes written; a failback replaces these "
+                "disks, and keeps the old ones as files",
             ),
             (
                 "SourceKept",

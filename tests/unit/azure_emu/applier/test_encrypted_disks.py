@@ -9,7 +9,7 @@ import pytest
 
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.applier.service import RecoveryService
-from siterig.azure_emu.disks.view import open_disk, open_view
+from siterig.azure_emu.disks.view import is_encrypted, open_disk, open_view
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.data_keys import DataKeyGrant, DataKeys
 from siterig.blockfs.transfer.envelope import DataKey
@@ -108,16 +108,24 @@ async def test_a_revoked_key_stops_applying_until_it_is_restored(rig: EncryptedR
     assert rig.cache.blobs == {}
 
 
-async def test_a_managed_disk_without_encryption_is_opened_without_a_key(rig: EncryptedRig) -> None:
+async def test_an_older_managed_disk_is_encrypted_before_a_part_is_applied(rig: EncryptedRig) -> None:
     rig.service = rig.new_service(None)
     await rig.service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
     rig.cache.hold(rig.disk.sync())
     await rig.apply("one")
-    rig.keys.trouble = REVOKED
-    rig.service = rig.new_service(rig.keys)
-    await rig.apply("two")
     rig.check(None)
-    assert rig.keys.asked == 0
+    rig.service = rig.new_service(rig.keys)
+    rig.keys.trouble = REVOKED
+    with pytest.raises(RigError) as caught:
+        await rig.apply("two")
+    assert caught.value.code == "KeyRevoked"
+    assert not is_encrypted(rig.disks / DISK_ID)
+    rig.keys.trouble = None
+    await rig.apply("three")
+    assert is_encrypted(rig.disks / DISK_ID)
+    rig.check()
+    assert [path.name for path in rig.disks.iterdir()] == [DISK_ID]
+    assert rig.waits.list() == []
 
 
 async def test_a_state_of_an_encrypted_disk_is_compared(rig: EncryptedRig) -> None:

@@ -89,24 +89,37 @@ async def test_a_download_that_failed_raises_when_its_part_is_asked_for(cache: F
     cache.unreadable.add(PARTS[1])
     with pytest.raises(RigError) as caught:
         async with reading_ahead(cache, trio.Semaphore(1)) as downloads:
-            downloads.begin(PARTS[1], 10)
+            downloads.begin({PARTS[1]: 10})
             await trio.testing.wait_all_tasks_blocked()
             assert await downloads.get(PARTS[0]) == cache.blobs[PARTS[0]]
             await downloads.get(PARTS[1])
     assert caught.value.code == Code.PartUnreadable
 
 
+async def test_a_download_that_is_not_wanted_any_more_is_dropped(cache: FakeCache) -> None:
+    places = trio.Semaphore(2)
+    async with reading_ahead(cache, places) as downloads:
+        downloads.begin({PARTS[0]: 10, PARTS[1]: 10, PARTS[2]: 10})  # for the third there is no place
+        await trio.testing.wait_all_tasks_blocked()
+        downloads.begin({PARTS[1]: 10, PARTS[3]: 10})
+        await trio.testing.wait_all_tasks_blocked()
+        assert set(cache.gets) == {PARTS[0], PARTS[1], PARTS[3]}
+        assert await downloads.get(PARTS[1]) == cache.blobs[PARTS[1]]
+        assert len(cache.gets) == 3, "a part was downloaded twice"
+    assert places.value == 2
+
+
 async def test_places_are_limited_and_become_free_again(cache: FakeCache) -> None:
     places = trio.Semaphore(1)
     async with reading_ahead(cache, places) as one, reading_ahead(cache, places) as other:
-        one.begin(PARTS[0], 10)
-        other.begin(PARTS[1], 10)  # no place
+        one.begin({PARTS[0]: 10})
+        other.begin({PARTS[1]: 10})  # no place
         await trio.testing.wait_all_tasks_blocked()
         assert cache.gets == [PARTS[0]]
         assert await other.get(PARTS[1]) == cache.blobs[PARTS[1]]
         assert await one.get(PARTS[0]) == cache.blobs[PARTS[0]]
-        other.begin(PARTS[2], AHEAD_BYTES_MAX + 1)  # too long
-        other.begin(PARTS[3], 10)
+        other.begin({PARTS[2]: AHEAD_BYTES_MAX + 1})  # too long
+        other.begin({PARTS[3]: 10})
         await trio.testing.wait_all_tasks_blocked()
         assert cache.gets == [PARTS[0], PARTS[1], PARTS[3]]
     assert places.value == 1

@@ -27,6 +27,7 @@ from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 
 from siterig.azure_emu.storage.blob_cache import UNLISTED, BlobCacheAccount, classified
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.transfer.bundle import BundleName
 from siterig.blockfs.transfer.part_name import PartName
 
 KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA=="
@@ -405,6 +406,10 @@ async def test_several_disks_are_listed_at_once(cache: BlobCacheAccount, contain
     assert asked == [""]
     assert (found[PART.disk_id].parts, found[PART.disk_id].foreign) == ([PART], (f"{PART.disk_id}/stray",))
     assert (found[other.disk_id].sizes, found["absent"].parts) == ({other: 3}, [])
+    bundle = BundleName.of([PART], 0)
+    let_listing_fail_for(container, [*names, bundle.blob(), "bundles/log/notes.txt"])
+    listing = await cache.list_with_bundles([other.disk_id])
+    assert (listing.disks[other.disk_id].sizes, listing.bundles) == ({other: 3}, {bundle: 3})
 
 
 async def test_a_name_that_cannot_be_listed_makes_each_disk_be_listed_by_itself(
@@ -414,3 +419,7 @@ async def test_a_name_that_cannot_be_listed_makes_each_disk_be_listed_by_itself(
     let_listing_fail_for(container, [PART.blob(), other.blob(), "x\x1b[2J"])
     found = await cache.list_all([PART.disk_id, other.disk_id])
     assert (found[PART.disk_id].parts, found[other.disk_id].parts) == ([PART], [other])
+    bundle = BundleName.of([PART], 0)
+    let_listing_fail_for(container, [PART.blob(), bundle.blob(), "x\x1b[2J"])
+    listing = await cache.list_with_bundles([PART.disk_id])
+    assert (listing.disks[PART.disk_id].parts, list(listing.bundles)) == ([PART], [bundle])

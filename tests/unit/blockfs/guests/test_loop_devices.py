@@ -36,13 +36,13 @@ async def test_an_xfs_below_300_mib_is_refused_with_both_sizes(tmp_path: Path) -
     with pytest.raises(RigError) as caught:
         await loop_devices.mkfs(str(disk), "xfs", "data")
     assert caught.value.code == "DiskTooSmall"
-    assert caught.value.message == f"{disk} has {299 * MIB} bytes: an xfs needs at least {300 * MIB} (300 MiB)"
+    assert caught.value.message == f"{disk} has {299 * MIB} bytes: xfs needs at least {300 * MIB} (300 MiB)"
 
 
 async def test_an_unknown_file_system_is_named_with_the_allowed_ones() -> None:
     with pytest.raises(RigError) as caught:
         await loop_devices.mkfs("/dev/null", "ntfs", "data")
-    assert caught.value.message == "file system 'ntfs' is not supported: ext4 or xfs"
+    assert caught.value.message == "file system 'ntfs' is not supported; allowed: ext4, xfs, btrfs"
 
 
 async def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

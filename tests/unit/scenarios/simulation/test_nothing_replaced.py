@@ -50,7 +50,8 @@ class Looking(WorldParts):
 def plan() -> RunPlan:
     kills = tuple(PlannedFault(float(10 * at), "kill", target=role) for at, role in enumerate(plans.ROLES, 1))
     full = PlannedFault(30.0, "disk-full", 10.0)
-    return RunPlan(1, (*kills, full, PlannedFault(50.0, "power-loss")), 60.0, 30.0, 60.0, 1.0)
+    faults = sorted((*kills, full, PlannedFault(50.0, "power-loss")), key=lambda fault: fault.at_s)
+    return RunPlan(1, tuple(faults), 70.0, 30.0, 60.0, 1.0)
 
 
 def changed(before: dict[str, int], after: dict[str, int]) -> list[str]:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import trio
 
+from siterig.azure_emu.vault.model.api import Job, ProtectedItem
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.scenarios.simulation.administrator import Administrator
+from siterig.scenarios.simulation.invariants import Invariants
 from siterig.scenarios.simulation.rig.plan import OperationKind, PlannedFault, PlannedOperation, RunPlan
+from siterig.scenarios.simulation.rig.world import World
 from siterig.scenarios.simulation.simulation import Simulator
 from tests.support.memory import folder_in_memory
 
@@ -52,3 +61,26 @@ def test_failovers_survive_the_kill_of_each_role(simulator: Simulator) -> None:
 def test_a_plan_with_operations_is_read_back_from_json() -> None:
     one = plan(("pause", "verify"))
     assert RunPlan.from_json(one.to_json()) == one
+
+
+async def test_an_administrator_takes_over_no_result_while_the_vault_does_not_answer() -> None:
+    """A vault that was killed between the lists of jobs and of items hid the success of a failback."""
+    answers: list[list[ProtectedItem] | None] = [None, []]
+
+    async def jobs() -> list[Job]:
+        return []
+
+    async def items() -> list[ProtectedItem]:
+        answer = answers.pop(0)
+        if answer is None:
+            raise RigError(Code.RoleUnavailable, "the vault does not answer", recoverable=True)
+        return answer
+
+    async def sleep(_seconds: float) -> None:
+        await trio.lowlevel.checkpoint()
+
+    invariants = Invariants(trio.current_time, Path)
+    clock = SimpleNamespace(sleep=sleep)
+    world = cast(World, SimpleNamespace(vault=SimpleNamespace(jobs=jobs, items=items), clocks={"recovery": clock}))
+    assert await Administrator(world, invariants).settle() is None
+    assert answers == []

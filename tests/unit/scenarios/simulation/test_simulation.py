@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import Future
 
 import pytest
 
 from siterig.scenarios.simulation.__main__ import main
+from siterig.scenarios.simulation.many_seeds import SeedResults, collect
 from siterig.scenarios.simulation.rig import plan as plans
 from siterig.scenarios.simulation.rig.plan import OperationKind, PlannedFault, PlannedOperation, RunPlan
 from siterig.scenarios.simulation.shrink import shrink
@@ -18,25 +19,13 @@ from siterig.scenarios.simulation.simulation import Simulator
 from tests.support.memory import folder_in_memory
 from tests.support.rigs.checked_answers import check_answers
 from tests.support.rigs.planted_bugs import BUGS, LostNews, PlantedBug
-
-SEEDS = int(os.environ.get("SITERIG_SIMULATIONS", "90"))
-FIRST = int(os.environ.get("SITERIG_SEED", "1"))
+from tests.support.rigs.simulated_seeds import FIRST
 
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
     with folder_in_memory("siterig-simulation") as folder:
         yield Simulator(folder)
-
-
-def test_seeds_keep_all_promises(simulator: Simulator) -> None:
-    points = 0
-    for seed in range(FIRST, FIRST + SEEDS):
-        result = simulator.run(plans.draw(seed))
-        assert not result.findings, f"seed {seed}: {result.findings[0]}"
-        points += result.points
-    print(f"{SEEDS} seeds from {FIRST}, {points} recovery points compared")
-    assert points > SEEDS
 
 
 @pytest.mark.slow
@@ -110,6 +99,30 @@ def test_a_plan_is_read_back_from_json() -> None:
     assert RunPlan.from_json(plan.to_json()) == plan
 
 
-def test_the_command_counts_its_seeds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["--seed", "2", "--seeds", "2", "--shard", "0/2"]) == 0
-    assert "1 seeds, 0 failed" in capsys.readouterr().out
+def test_the_command_counts_its_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--from", "2", "--seeds", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 seeds, 0 failed" in printed
+    assert "faults: " in printed
+
+
+def test_all_seeds_before_the_next_one_are_done_after_an_interrupt() -> None:
+    begun: list[int] = []
+    shown: list[int] = []
+
+    def submit(group: range) -> Future[SeedResults]:
+        begun.extend(group)
+        future: Future[SeedResults] = Future()
+        future.set_running_or_notify_cancel()
+        future.set_result(SeedResults(len(group), group.stop))
+        return future
+
+    def progress(results: SeedResults, _newest: SeedResults) -> None:
+        shown.append(results.following)
+
+    results = collect(submit, range(5, 1000), 3, progress, lambda: len(shown) >= 7)
+    assert begun == list(range(5, results.following))
+    assert results.seeds == len(begun) < 60
+    assert shown == sorted(shown)
+    assert shown[-1] == results.following
+    assert collect(submit, range(7, 20), 3, progress, lambda: False).following == 20

@@ -113,6 +113,8 @@ def offered(capsys: pytest.CaptureFixture[str], *words: str, of: str = "fish") -
         (("failover", "p"), ["planned"]),
         (("points", "--lim"), ["--limit"]),
         (("disk", "stats", "web01/os", "--side", ""), ["site", "azure"]),
+        (("alert", "set", "--security", "s"), ["starttls"]),
+        (("alert", "set", "--folder", ""), [":files"]),
         (("mount", "disk"), [":files"]),
         (("mount", "disk.img", "--mnt", ""), [":files"]),
         (("log", "verify", "a.hrl", ""), [":files"]),

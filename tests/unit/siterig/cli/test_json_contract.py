@@ -24,6 +24,7 @@ from siterig.azure_emu.storage.azurite_setup import InstalledAzurite
 from siterig.azure_emu.user_account.secret import parse_secret
 from siterig.azure_emu.user_account.stored_account import new_place
 from siterig.azure_emu.user_account.stored_account import store as store_account
+from siterig.azure_emu.vault.model.alert_api import AlertApi
 from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
 from siterig.azure_emu.vault.model.vm_status import ObservationApi
 from siterig.bisect.runner import Bisection, ChangeSeen, Report
@@ -48,6 +49,8 @@ from tests.support.samples import Canned, sample
 from tests.support.screens import text_of
 
 OFFICIAL = {
+    "sendToOwners",
+    "customEmailAddresses",
     "scenarioName",
     "allowedActions",
     "friendlyName",
@@ -102,6 +105,8 @@ COMMANDS = {
     "disk stats": "web01/os --side site",
     "disk scrub": "",
     "disk resize": "web01/os 2GiB --side site",
+    "disk attach": "web01 data:1GiB",
+    "disk protect": "web01/os",
     "disk unprotect": "web01/os",
     "disk kept list": "",
     "disk kept delete": "web01 os-20261129T141500Z.img",
@@ -118,6 +123,8 @@ COMMANDS = {
     "account show": "",
     "site fence": "web01",
     "site unfence": "web01",
+    "alert show": "",
+    "alert set": "--rpo-threshold 20",
     "bandwidth show": "",
     "bandwidth set": "20MiB",
     "app-script set": "web01 {folder}/quiesce.sh",
@@ -206,7 +213,7 @@ ALL = dict(leaves(typer.main.get_command(program())))
 def make_user_account(layout: Layout, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the rig a storage account of a user, whose secret is in a file, too."""
     monkeypatch.setattr("siterig.accounts.admission.check_account", nothing)
-    monkeypatch.setattr("siterig.cli.commands.rig._removed_blobs", removed_blobs)
+    monkeypatch.setattr("siterig.accounts.rig_account.remove_blobs", removed_blobs)
     path.touch(mode=0o600)
     path.write_text(f"AccountName=acme1;AccountKey={'A' * 86}==")
     store_account(layout.keys, new_place(parse_secret(path.read_text())))
@@ -241,6 +248,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "damage_reports": DamageReports,
         "faults": FaultControl,
         "account_keys": AccountKeyApi,
+        "alerts": AlertApi,
         "certificates": CertificateApi,
         "host_setup": HostSetup,
     }.items():

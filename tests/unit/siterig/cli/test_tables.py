@@ -125,8 +125,10 @@ def test_all_values_of_a_table_are_in_its_lines_and_every_line_is_printable(rows
     lines = fitted(("one", "two", "three"), rows, width)
     assert all(line.isprintable() for line in lines)
     shown = re.sub(r"\s+", "", "".join(lines))
+    # Where there is little room, a column without values is left out.
+    empty = {n for n in (1, 2) if all(printable(row[n]) in ("", "-") for row in rows)}
     for row in rows:
-        for cell in row:
+        for cell in [cell for n, cell in enumerate(row) if n not in empty]:
             assert re.sub(r"\s+", "", printable(cell)) in shown
 
 

@@ -44,7 +44,7 @@ def test_a_disk_is_a_name_a_size_and_perhaps_a_file_system() -> None:
     ("text", "code", "message"),
     [
         ("os", "InvalidDisk", "disk 'os' is not understood: write NAME:SIZE or NAME:SIZE:FILESYSTEM, e.g. os:1GiB:ext4"),
-        ("os:1GiB:ntfs", "UnknownFilesystem", "disk 'os:1GiB:ntfs': file system 'ntfs' is not one of ext4, xfs"),
+        ("os:1GiB:ntfs", "UnknownFilesystem", "disk 'os:1GiB:ntfs': file system 'ntfs' is not one of ext4, xfs, btrfs"),
     ],
 )
 def test_a_bad_disk_is_named(text: str, code: str, message: str) -> None:

@@ -179,5 +179,21 @@ def test_other_processes_only_get_no_core_file() -> None:
     assert setup(program) == "(0, 0) 1"
 
 
+@pytest.mark.slow
+def test_memory_of_parts_that_are_done_is_returned() -> None:
+    program = (
+        "process_setup.return_freed_memory()\n"
+        "kept = []\n"
+        "def used(): return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()\n"
+        "def work():\n"
+        "    blocks = [b'x' * (8 << 20) for _ in range(8)]\n"
+        "    kept.append(b'y' * 100_000)\n"  # a small block that lies behind the large ones
+        "before = used()\n"
+        "for _ in range(3): work()\n"
+        "print((used() - before) >> 20)"
+    )
+    assert int(setup(program)) < 4
+
+
 def test_the_logging_of_the_tests_themselves_is_untouched() -> None:
     assert not any(type(handler).__module__ == process_log.__name__ for handler in logging.getLogger().handlers)

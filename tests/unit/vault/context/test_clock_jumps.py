@@ -174,8 +174,9 @@ async def test_cycles_that_are_missed_after_the_clock_was_set_back_are_reported(
             await take(world)
         world.clock.step_wall_ns(-DAYS_2_H * HOUR_NS)
         world.clock.advance_ns(2 * HOUR_NS)
+        await vault.watch.round()
         (item,) = await vault.status.items()
-        assert [error.errorCode for error in item.healthErrors] == ["ReplicationCyclesMissed", "LogUnsent"]
+        assert {"ReplicationCyclesMissed", "LogUnsent"} <= {error.errorCode for error in item.healthErrors}
         assert item.lastRpoInSeconds == pytest.approx(7200)
 
 

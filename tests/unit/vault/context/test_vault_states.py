@@ -71,7 +71,7 @@ def test_a_second_test_failover_is_refused_while_one_is_there() -> None:
     assert caught.value.message == (
         "failover test of VM 'web01' is not possible: protectionState is Protected, activeLocation Primary, "
         "testFailoverState Completed; allowed now: take-point, cleanup, failover unplanned, failover planned, resync, "
-        "policy set, vm update, disk unprotect, pause"
+        "policy set, vm update, disk unprotect, disk protect, pause"
     )
 
 
@@ -94,6 +94,7 @@ BEGIN: dict[Operation, Callable[[Vault], Awaitable[object]]] = {
     Operation.CHANGE_POLICY: lambda vault: vault.protection.change_policy(vm="web01", interval_s=300),
     Operation.UPDATE: lambda vault: vault.protection.update_vm_properties(vm="web01", recovery_vm_name="web01"),
     Operation.REMOVE_DISKS: lambda vault: vault.protection.remove_disks(vm="web01", disks=["data"]),
+    Operation.ADD_DISKS: lambda vault: vault.protection.add_disks(vm="web01", disks=["data"]),
     Operation.PAUSE: lambda vault: vault.protection.pause_replication(vm="web01"),
     Operation.RESUME: lambda vault: vault.protection.resume_replication(vm="web01"),
 }
@@ -104,6 +105,7 @@ FAULTS = [
     "site.resync",
     "site.change_schedule",
     "site.remove_disks",
+    "site.add_disks",
     "site.pause",
     "site.resume",
     "site.create_relationship",

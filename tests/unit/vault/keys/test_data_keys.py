@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import random
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -16,6 +18,10 @@ from siterig.azure_emu.vault.keys.key_file import KeyFile
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.files import checked_document
+from siterig.blockfs.transfer.envelope import DataKey
+from tests.crash.recording import Recorder
+from tests.crash.states import Crashing
 from tests.support.rigs import vault_fakes
 from tests.support.rigs.vault_fakes import World
 
@@ -159,6 +165,22 @@ async def test_keys_of_a_disk_go_with_its_protection(world: World, tmp_path: Pat
         assert len(wrapped(tmp_path)) == 1
 
 
+async def test_disks_of_an_older_siterig_that_are_not_encrypted_are_listed(world: World, tmp_path: Path) -> None:
+    async with vault_of(world, tmp_path) as vault:
+        await vault_fakes.protected(vault)
+        assert await vault.keys.unencrypted_disks() == []
+        world.unencrypted |= {disk.disk_id for disk in world.site["web01"].values()}
+        world.azure["web01-test"] = {
+            "os": world.disk("web01-test", "os", 1 << 20),
+            "data": world.disk("web01-test", "data", 1 << 20).model_copy(update={"encrypted": True}),
+        }
+        names = sorted(world.site["web01"])
+        assert [(each.kind, each.vm, each.disk) for each in await vault.keys.unencrypted_disks()] == [
+            *(("managed disk", "web01", name) for name in names),
+            ("disk of a recovered VM", "web01-test", "os"),
+        ]
+
+
 async def test_a_vault_with_data_keys_does_not_start_without_their_file(world: World, tmp_path: Path) -> None:
     path = tmp_path / "vault.keys"
     async with vault_of(world, tmp_path) as vault:
@@ -199,6 +221,51 @@ def test_the_file_is_private_and_has_the_only_copy_of_the_secret(tmp_path: Path)
     path.chmod(0o640)
     with pytest.raises(RigError, match="mode 0640"):
         KeyFile.load(path, SYSTEM_CLOCK)
+
+
+def test_a_version_is_durable_before_it_encrypts_a_data_key(tmp_path: Path) -> None:
+    """In every state after a power loss, the file opens all data keys that were encrypted before."""
+    folder, rng = tmp_path / "keys", random.Random(1)
+    folder.mkdir()
+    recorder = Recorder(folder)
+    crashing, secrets = Crashing(recorder.start), list[tuple[int, DataKey, tuple[int, bytes]]]()
+    with recorder.recording():
+        file = KeyFile.create(folder / "vault.keys", SYSTEM_CLOCK)
+        for number in range(4):
+            key = DataKey.generate()
+            secrets.append((len(recorder.events), key, file.wrap(key, "part")))
+            (file.add if number % 2 else lambda: file.set_state(1, "Enabled"))()
+            file.add()
+    checked = 0
+    for index, event in enumerate(recorder.events):
+        for _ in range(3):
+            state = crashing.sample(rng)
+            after = tmp_path / "after"
+            after.write_bytes(state.get("vault.keys", b""))
+            after.chmod(0o600)
+            for begun, key, (version, sealed) in secrets:
+                if begun <= index:
+                    assert KeyFile.load(after, SYSTEM_CLOCK).unwrap(DataKey(key.key_id, sealed), "part", version) == key
+                    checked += 1
+        crashing.take(event)
+    recorder.close()
+    assert checked > 50
+
+
+async def test_a_rotation_whose_version_cannot_be_stored_changes_no_data_key(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with vault_of(world, tmp_path) as vault:
+        key = await vault.data_keys.part_key(disk_id=DISK, generation=1)
+        before = wrapped(tmp_path), (tmp_path / "vault.keys").read_bytes()
+        with monkeypatch.context() as patched, pytest.raises(RigError, match="cannot be written"):
+            patched.setattr(checked_document, "write_atomically", full)
+            await vault.keys.rotate_key()
+        assert (wrapped(tmp_path), (tmp_path / "vault.keys").read_bytes()) == before
+        assert await vault.data_keys.part_key(disk_id=DISK, generation=1) == key
 
 
 def test_a_file_that_has_all_versions_it_can_have_stays_readable(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from trio.testing import MockClock
 
 from siterig.azure_emu.contracts.reports import RoleState, RoleStatus, SkippedBlob
 from siterig.azure_emu.vault.model import bounds
+from siterig.azure_emu.vault.model.alert_api import AlertSettings
 from siterig.azure_emu.vault.monitoring.repairs import ASK_AGAIN_S, SENT_S
 from siterig.azure_emu.vault.monitoring.standstill import ASK_AFTER_S
 from siterig.azure_emu.vault.service import Vault
@@ -408,3 +409,55 @@ async def test_a_point_that_is_young_enough_is_not_looked_for(tmp_path: Path) ->
         await it.passes(bounds.point_s(INTERVAL_S))
         assert [each for each in statements if "FROM point" in each]
         assert "NoRecentRecoveryPoint" in await it.codes()
+
+
+async def test_an_rpo_beyond_the_threshold_is_an_event_at_begin_and_end(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        await it.vault.alerts.configure_alerts(settings=AlertSettings(rpo_threshold_s=120))
+        await it.passes(110)
+        assert "RpoAboveThreshold" not in await it.codes()
+        for _ in range(3):
+            await it.passes(10)
+        assert "RpoAboveThreshold" in await it.codes()
+        await it.cycle(apply=True)
+        await it.passes(1)
+        changes = [event for event in await it.events() if event[0] == "RpoAboveThreshold"]
+        assert changes == [("RpoAboveThreshold", "Warning"), ("RpoAboveThreshold", "OK")]
+
+
+async def test_the_threshold_of_the_rpo_is_at_least_two_intervals(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault, interval_s=900)
+        it = Watched(world, vault)
+        await it.cycle(apply=True)
+        await it.passes(1790)
+        assert "RpoAboveThreshold" not in await it.codes()
+        await it.passes(20)
+        assert "RpoAboveThreshold" in await it.codes()
+
+
+async def test_late_replication_is_an_event_that_a_restart_does_not_repeat(tmp_path: Path) -> None:
+    codes = {"ReplicationCyclesMissed", "LogUnsent"}
+    async with watched(tmp_path) as it:
+        await it.passes(3700)
+        await it.passes(1)
+        assert codes <= set(await it.codes())
+        world = it.world
+    async with running(world, tmp_path) as vault:
+        it = Watched(world, vault)
+        it.position = 20_000
+        await it.passes(10)
+        assert codes <= set(await it.codes())
+        await it.cycle(apply=True)
+        await it.passes(10)
+        found = [event for event in await it.events() if event[0] in codes]
+        assert sorted(found[:2]) == [("LogUnsent", "Warning"), ("ReplicationCyclesMissed", "Warning")]
+        assert found[2:] == [("LogUnsent", "OK")]
+
+
+async def test_a_paused_vm_is_not_late(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        await ended(it.vault, await it.vault.protection.pause_replication(vm="web01"))
+        await it.passes(5000)
+        assert await it.codes() == ["ReplicationPaused"]

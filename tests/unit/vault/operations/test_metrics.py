@@ -11,10 +11,13 @@ import pytest
 import trio
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from trio.testing import MockClock
 
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.vault.operations.metrics import METRICS, exposition
 from siterig.blockfs.core.clock_reading import SECOND_NS
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.progress import DiskProgress, VmProgress
 from siterig.core.metrics_address import ROLE, address, read_token
 from siterig.core.paths import Layout
 from siterig.rpc.metrics_server import serve_metrics
@@ -62,6 +65,34 @@ async def test_a_parser_reads_back_the_figures_of_the_vault(tmp_path: Path) -> N
         assert values(found, "siterig_role_restarts_total", "role") == {("agent",): 2}
         assert values(found, "siterig_jobs_ended_total", "scenario", "state")["TestFailover", "Succeeded"] == 1
         assert values(found, "siterig_events_total", "type", "severity")["JobStatus", "OK"] == 3
+
+
+async def test_other_roles_are_asked_once_for_figures_and_left_out_if_silent(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault, disks=("os", "data"))
+        disks = [DiskProgress(disk=name, done_bytes=40, total_bytes=100, sent_bytes=9) for name in ("os", "data")]
+        world.progress = [VmProgress(vm="web01", phase="InitialReplication", disks=disks, uploaded_bytes=18)]
+        world.progress.append(VmProgress(vm="new", phase=None, disks=[], uploaded_bytes=7))
+        world.calls.clear()
+        found = parsed(await vault.observation.metrics())
+        assert sorted(world.calls) == ["recovery.applied_figures", "site.progress_of_all"]
+        assert values(found, "siterig_vm_uploaded_bytes_total", "vm") == {("web01",): 18, ("new",): 7}
+        assert values(found, "siterig_vm_copy_done_bytes", "vm", "phase") == {("web01", "InitialReplication"): 80}
+        assert values(found, "siterig_vm_copy_total_bytes", "vm", "phase") == {("web01", "InitialReplication"): 200}
+        assert values(found, "siterig_vm_account_bytes", "vm") == {("web01",): 2 * 4096}
+        assert values(found, "siterig_vm_applied_parts_total", "vm") == {("web01",): 2 * 3}
+        assert values(found, "siterig_rig_free_bytes")[()] > 0
+        world.failing["recovery.applied_figures"] = RigError(Code.RoleUnavailable, "role applier cannot be reached")
+        world.held["site.progress_of_all"] = trio.Event()
+        began_s = trio.current_time()
+        found = parsed(await vault.observation.metrics())
+        assert trio.current_time() - began_s < 3
+        for name in ("vm_uploaded_bytes_total", "vm_copy_done_bytes", "vm_account_bytes", "vm_applied_parts_total"):
+            assert found[f"siterig_{name}"].samples == []
+        assert len(values(found, "siterig_vm_rpo_seconds", "vm")) == 1
 
 
 async def test_a_value_that_is_not_known_is_left_out(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ async def test_a_failback_names_the_bytes_that_it_overwrites(tmp_path: Path) -> 
         assert (found.severity, found.description) == (
             "Warning",
             "the failback of VM 'web01' overwrote 700 and an unknown number of bytes that were written at the site after "
-            "the failover (disk bytes: data unknown, os 700)",
+            "the recovery point of the failover (disk bytes: data unknown, os 700)",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -288,7 +289,7 @@ async def test_ten_thousand_points_are_listed_and_limited(tmp_path: Path) -> Non
             )
 
         await vault.context.database.transact(fill)
-        began = trio.current_time()
+        began_s = time.process_time()  # the time of a clock depends on the other processes of the machine
         assert len(await vault.recovery_points.points(vm="web01")) == 10_001
-        assert trio.current_time() - began < 5  # about 0.2 s on an idle machine
+        assert time.process_time() - began_s < 3, "about 0.2 s"
         assert [point.id for point in await vault.recovery_points.points(vm="web01", limit=2)] == ["p9999", "p9998"]

@@ -1,1 +1,4 @@
-"""One module for each schema version, named after it."""
+"""One module for each schema version, named after it.
+
+Imports blockfs.core.
+"""

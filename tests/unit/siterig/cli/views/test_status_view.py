@@ -129,6 +129,23 @@ def test_values_that_are_missing_are_no_zeros() -> None:
     assert not [line for line in lines if line.startswith("source: ")]
 
 
+def test_the_space_of_logs_and_snapshots_is_shown_with_its_limits() -> None:
+    one, mib = sample(VmStatus).disks[0], 1 << 20
+    copied = {"name": "os", "unsent_log_bytes": mib, "log_bytes_max": 32 * mib}
+    copied |= {"snapshot_bytes": 3 * mib, "snapshot_bytes_max": 64 * mib}
+    quiet = {
+        "name": "data",
+        "unsent_log_bytes": 0,
+        "log_bytes_max": 8 * mib,
+        "snapshot_bytes": 0,
+        "snapshot_bytes_max": None,
+    }
+    found = sample(VmStatus).model_copy(update={"disks": [one.model_copy(update=values) for values in (copied, quiet)]})
+    lines = [text_of(line) for line in vm_view.lines_of(found)]
+    assert "log space: os 1 MiB of at most 32 MiB, data 0 B of at most 8 MiB" in lines
+    assert "snapshots: os 3 MiB of at most 64 MiB" in lines
+
+
 @pytest.mark.parametrize("words", [["status", "--watch"], ["status", "web01", "--watch"]])
 def test_a_watch_prints_each_change_once_until_ctrl_c(rig: Rig, words: list[str]) -> None:
     first, second = ChangeCount(epoch="e", count=3), ChangeCount(epoch="e", count=4)
