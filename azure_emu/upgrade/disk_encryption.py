@@ -3,11 +3,12 @@
 An encrypted copy is made beside the managed disk: the base block by block, then each frame of the journal as if its part
 were applied.  Checkpoints are not copied; the next ones come when they are due.
 
-Fault contract: the copy takes the place of the managed disk in one step (an exchange of two names), after everything in it
-is durable; then the old files are deleted.  A kill or an error before that step leaves the managed disk as it was, and the
-encryption begins again; after it, the next start deletes what is left (:func:`..store.discard_leftovers`).  Other processes
-may read and pin all the time: a view has its files open, and pins are copied under the lock of the managed disk.  A block of
-the base that cannot be read stays unreadable.  A frame that is damaged, or cannot be encrypted, is an error that names it.
+Fault contract: the copy takes the place of the managed disk in one step (an exchange of two names), after everything
+in it is durable; then the old files are deleted.  A kill or an error before that step leaves the managed disk as it
+was, and the encryption begins again; after it, the next start deletes the older files
+(:func:`..store.discard_leftovers`).  Other processes may read and pin all the time: a view has its files open, and
+pins are copied under the lock of the managed disk.  A block of the base that cannot be read stays unreadable.  A
+frame that is damaged, or cannot be encrypted, is an error that names it.
 """
 
 from __future__ import annotations

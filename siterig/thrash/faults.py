@@ -76,7 +76,7 @@ class FaultInjection:
             limiter.release_on_behalf_of(fault)
 
     async def heal(self) -> str | None:
-        """Remove all faults, and start roles that are down; return what is not healed yet."""
+        """Remove all faults, and start roles that are down; return a text about faults that last."""
         if await self.director.clear_faults():
             return "faults were armed"
         status = await self._rig.supervisor.status()

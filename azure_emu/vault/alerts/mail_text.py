@@ -1,7 +1,7 @@
 """The text of a mail about alerts, as RFC 5322 and MIME have it.
 
-Names of VMs and texts of events may have any character: what is not printable is escaped, and headers are encoded (RFC
-2047), so no name makes a header or ends one.
+Names of VMs and texts of events may have any character.  Other characters than printable ones are escaped, and headers are
+encoded (RFC 2047), so no name makes a header or ends one.
 """
 
 from __future__ import annotations

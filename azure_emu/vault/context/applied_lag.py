@@ -23,7 +23,7 @@ class _Vm:
     """(position, time of its report) of all states that are not applied yet, oldest first."""
     progress_s: float = 0.0
     applied_position: int = 0
-    """As of the last report of the applier."""
+    """The figure of the last report of the applier."""
 
 
 @dataclass(slots=True)

@@ -132,7 +132,7 @@ def set_alerts(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Change the receivers of mail about alerts, its delivery, and the RPO threshold; what is not given stays as it is.
+    """Change the receivers of mail about alerts, its delivery, and the RPO threshold; all other settings stay as they are.
 
     Mail is sent when the health of a VM becomes critical, the heartbeat of a server is lost, a failover fails, or an RPO is
     beyond the threshold.

@@ -86,7 +86,7 @@ def set_policy(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Change the replication policy of a VM while it replicates; what is not given stays as it is."""
+    """Change the replication policy of a VM while it replicates; all other settings stay as they are."""
     from siterig.azure_emu.vault.points import retention
     from siterig.cli.commands.operations import run_job
     from siterig.core.parsing import check_schedule, interval_notice

@@ -305,7 +305,7 @@ def update(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Choose the names of the VMs that failovers of a protected VM make; what is not given stays as it is."""
+    """Choose the names of the VMs that failovers of a protected VM make; names without an option stay as they are."""
 
     from siterig.cli.commands.operations import run_job
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from siterig.blockfs.contracts.control import CutInfo, TagKind
-from tests.support.rigs.vault_fakes import World
+from tests.support.rigs.fake_world import World
 
 
 async def cut(world: World, kind: TagKind = "CrashConsistent") -> CutInfo:

@@ -12,7 +12,8 @@ from siterig.blockfs.changelog.segment import HEADER_BYTES
 from siterig.blockfs.contracts.control import DownloadedDisk
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
-from tests.support.rigs.vault_fakes import World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, protected, running
 
 SIZE = 64 * 1024
 

@@ -17,7 +17,8 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk.views import PlainViews
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer, RawLayer
-from tests.support.rigs.vault_fakes import World, idle, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import idle, protected, running
 
 SIZE = 1 << 20
 

@@ -21,7 +21,8 @@ from siterig.blockfs.transfer.part_name import Watermark
 from tests.support.disks.disk_history import SIZE_BYTES, SiteDisk
 from tests.support.rigs import vault_fakes
 from tests.support.rigs.applier_rig import FakeCache
-from tests.support.rigs.vault_fakes import START_NS, FakeProvider, World, ended, idle, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import START_NS, FakeProvider, ended, idle, running
 
 pytestmark = pytest.mark.slow
 

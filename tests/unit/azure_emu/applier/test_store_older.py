@@ -11,7 +11,8 @@ import trio
 from siterig.blockfs.transfer.part_name import Watermark
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES
 from tests.support.rigs.applier_rig import Rig
-from tests.support.rigs.vault_fakes import World, idle, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import idle, protected, running
 
 OLDER = "ManagedDiskOlder"
 

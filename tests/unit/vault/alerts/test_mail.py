@@ -20,8 +20,9 @@ from siterig.azure_emu.vault.model.alert_api import AlertSettings, MailServer
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import RigError
+from tests.support.rigs.fake_world import World
 from tests.support.rigs.mail_server import mail_server
-from tests.support.rigs.vault_fakes import START_NS, World, running
+from tests.support.rigs.vault_fakes import START_NS, running
 
 GATHERED_S = mail_queue.GATHER_S + 1
 TO = "dr@example.com"

@@ -10,7 +10,8 @@ from siterig.azure_emu.vault.model.api import Event
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.control import CutInfo
 from siterig.blockfs.core.clock_reading import SECOND_NS
-from tests.support.rigs.vault_fakes import World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, protected, running
 
 pytestmark = pytest.mark.slow
 

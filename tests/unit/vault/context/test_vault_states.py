@@ -26,7 +26,8 @@ from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
 from tests.support.repo.examples import FACTOR, examples
-from tests.support.rigs.vault_fakes import World, idle, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import idle, protected, running
 
 
 def item(state: ProtectionState, location: str, test: str = TEST_NONE) -> ItemRow:

@@ -13,7 +13,8 @@ from siterig.azure_emu.vault.db import known_answers
 from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.schema import DataKeyRow, EventRow, MountRow, RigClockRow
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.vault_fakes import World, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import protected, running
 
 
 class Asked:

@@ -14,7 +14,8 @@ from siterig.blockfs.contracts.prerequisites import UnmetPrerequisite
 from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.vault_fakes import World, ended, idle, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, idle, running
 
 GIB = 1 << 30
 DISKS = [DiskSpec(name="os", size_bytes=5000 * GIB), DiskSpec(name="data", size_bytes=40_000 * GIB)]

@@ -11,7 +11,8 @@ from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
 from siterig.cli.views.vm_view import lines_of
-from tests.support.rigs.vault_fakes import World, ended, idle, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, idle, running
 
 DISKS = ("data", "os", "swap")
 

@@ -24,7 +24,8 @@ from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.monitoring.health import is_cycling
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.vault_fakes import World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, protected, running
 
 Step = Callable[[Vault], Awaitable[Job]]
 ERROR = RigError(Code.of("Injected"), "it failed")

@@ -8,7 +8,8 @@ import pytest
 
 from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.vault.service import Vault
-from tests.support.rigs.vault_fakes import World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, protected, running
 
 
 async def disk_id_of(vault: Vault) -> str:

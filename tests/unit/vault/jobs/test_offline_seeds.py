@@ -13,7 +13,8 @@ from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.contracts.prerequisites import UnmetPrerequisite
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.vault_fakes import World, ended, idle, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, idle, running
 
 GIB = 1 << 30
 SEEDS = [SeedSource(disk="os", image="/seeds/os.img"), SeedSource(disk="data", image="/seeds/data.vhdx", format="vhdx")]

@@ -10,7 +10,8 @@ import trio
 from siterig.azure_emu.vault.model.api import ProtectedItem
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, idle, protected, running
 
 
 async def item_of(vault: Vault) -> ProtectedItem:

@@ -11,7 +11,8 @@ from siterig.azure_emu.vault.db.schema import AzureVmRow
 from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.vault_fakes import World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, protected, running
 
 pytestmark = pytest.mark.slow
 

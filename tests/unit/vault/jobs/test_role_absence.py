@@ -17,7 +17,8 @@ from siterig.azure_emu.vault.context.roles import ABSENCE_EFFECT_S, PROGRESS_S, 
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, idle, protected, running
 
 NAMES = ("azurite", "site", "azure", "vault", "applier", "agent")
 

@@ -16,7 +16,8 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.sides.vault_link import VaultLink
 from siterig.rpc import server
 from siterig.rpc.contract import method_names
-from tests.support.rigs.vault_fakes import START_NS, World, ended, idle, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import START_NS, ended, idle, protected, running
 
 pytestmark = pytest.mark.slow
 

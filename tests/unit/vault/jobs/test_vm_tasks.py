@@ -13,7 +13,8 @@ from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from tests.support.rigs.agent_rig import VM, Rig
-from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, idle, protected, running
 from tests.support.threads import without_threads
 
 SIZE = 64 * 1024

@@ -23,7 +23,7 @@ from siterig.blockfs.transfer.envelope import DataKey
 from tests.crash.recording import Recorder
 from tests.crash.states import Crashing
 from tests.support.rigs import vault_fakes
-from tests.support.rigs.vault_fakes import World
+from tests.support.rigs.fake_world import World
 
 DISK, OTHER = "4f1f0f5e-8f4b-4b52-a5c1-0123456789ab", "4f1f0f5e-8f4b-4b52-a5c1-0123456789ac"
 

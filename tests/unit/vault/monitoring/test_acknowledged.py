@@ -9,7 +9,8 @@ import pytest
 from siterig.azure_emu.vault.model.api import ProtectedItem
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import RigError
-from tests.support.rigs.vault_fakes import World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, protected, running
 
 
 async def item_of(vault: Vault) -> ProtectedItem:

@@ -23,7 +23,8 @@ from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
-from tests.support.rigs.vault_fakes import START_NS, World, ended, idle, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import START_NS, ended, idle, protected, running
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,8 @@ from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.vault.model.api import Health, ProtectedItem
 from siterig.azure_emu.vault.monitoring.damage import BY_READ_MAX
 from siterig.azure_emu.vault.service import Vault
-from tests.support.rigs.vault_fakes import World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, protected, running
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,8 @@ import pytest
 
 from siterig.azure_emu.vault.model.api import ProtectedItem
 from siterig.azure_emu.vault.service import Vault
-from tests.support.rigs.vault_fakes import START_NS, World, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import START_NS, protected, running
 
 SECOND_NS = 1_000_000_000
 _positions = itertools.count(1000)

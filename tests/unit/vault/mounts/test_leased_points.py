@@ -18,7 +18,8 @@ from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from tests.support.rigs.borrower import Borrower
-from tests.support.rigs.vault_fakes import World, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import protected, running
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,8 @@ from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.vault_fakes import START_NS, FakeRecovery, World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import START_NS, FakeRecovery, ended, protected, running
 
 GIB = 1 << 30
 

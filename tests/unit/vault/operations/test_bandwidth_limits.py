@@ -8,7 +8,8 @@ import pytest
 
 from siterig.blockfs.contracts.bandwidth import BandwidthLimit
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.vault_fakes import World, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import running
 
 LIMIT = BandwidthLimit(work_days=["mon"], work_begin_s=0, work_end_s=3600, work_bytes_s=1 << 20, other_bytes_s=None)
 

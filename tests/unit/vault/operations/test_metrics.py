@@ -22,7 +22,8 @@ from siterig.core.metrics_address import ROLE, address, read_token
 from siterig.core.paths import Layout
 from siterig.rpc.metrics_server import serve_metrics
 from tests.support.repo.metrics_page import PAGE, page
-from tests.support.rigs.vault_fakes import START_NS, World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import START_NS, ended, protected, running
 
 UNITS = {"seconds", "bytes", "info", "total"}
 

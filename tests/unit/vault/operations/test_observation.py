@@ -13,7 +13,8 @@ from siterig.azure_emu.vault.model.vm_status import ChangeCount
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from tests.support.clocks import FakeClock
-from tests.support.rigs.vault_fakes import START_NS, World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import START_NS, ended, protected, running
 
 
 async def test_the_status_of_a_vm_has_the_figures_of_all_roles(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import CopyTotals, DiskProgress, VmProgress
-from tests.support.rigs.vault_fakes import START_NS, FakeProvider, World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import START_NS, FakeProvider, ended, protected, running
 
 COPIED = CopyTotals(phase="InitialReplication", total_bytes=1 << 30, sent_bytes=4096, duration_s=2.5)
 

@@ -9,7 +9,8 @@ import pytest
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.cli.commands import vms
 from tests.support.command import siterig
-from tests.support.rigs.vault_fakes import START_NS, World, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import START_NS, protected, running
 
 WHY = "no mounted file system"
 

@@ -9,7 +9,8 @@ import pytest
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import RigError
-from tests.support.rigs.vault_fakes import World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, protected, running
 
 HOUR_NS = 3600 * 10**9
 

@@ -25,8 +25,9 @@ from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.host.disk_host import DiskHost
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
 from tests.support.io_faults import io_verdict
+from tests.support.rigs.fake_world import World
 from tests.support.rigs.points import cut
-from tests.support.rigs.vault_fakes import START_NS, World, protected, running
+from tests.support.rigs.vault_fakes import START_NS, protected, running
 
 RECORDS = (0, 10_000, 100_000)
 SLACK = 1.05

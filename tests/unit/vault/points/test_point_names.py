@@ -13,7 +13,8 @@ from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
 from siterig.cli.output import print_table
 from siterig.core.parsing import parse_point
-from tests.support.rigs.vault_fakes import World, ended, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, protected, running
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,9 @@ from siterig.azure_emu.vault.points.retention import HOUR_NS, PointFacts, Policy
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
+from tests.support.rigs.fake_world import World
 from tests.support.rigs.points import cut
-from tests.support.rigs.vault_fakes import START_NS, World, ended, protected, running
+from tests.support.rigs.vault_fakes import START_NS, ended, protected, running
 
 MINUTE_NS = HOUR_NS // 60
 DAY = Policy(24)

@@ -8,7 +8,8 @@ import trio
 import trio.testing
 
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.vault_fakes import START_NS, World, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import START_NS, protected, running
 
 
 async def test_reports_of_the_site_are_news_for_the_applier(tmp_path: Path) -> None:

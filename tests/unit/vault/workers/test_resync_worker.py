@@ -11,7 +11,8 @@ import trio
 from siterig.azure_emu.vault.model.resync_window import OFFICIAL_WINDOW, ResyncWindow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import ended, idle, protected, running
 
 HOUR_NS = 3600 * 10**9
 WINDOW = ResyncWindow.parse(OFFICIAL_WINDOW)

@@ -22,7 +22,8 @@ from siterig.blockfs.contracts.control import CutInfo
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from tests.support.faults.some_steps import some_steps
 from tests.support.rigs import vault_fakes
-from tests.support.rigs.vault_fakes import FakeRecovery, World, idle, running
+from tests.support.rigs.fake_world import World
+from tests.support.rigs.vault_fakes import FakeRecovery, idle, running
 
 pytestmark = pytest.mark.slow
 
