@@ -265,11 +265,14 @@ class Provider(Protocol):
         """
         ...
 
-    async def add_disks(self, *, vm: str, disks: list[str]) -> None:
+    async def add_disks(self, *, vm: str, disks: list[str]) -> int:
         """Copy disks, and replicate them from then on; return when every later cut has them.
 
         The other disks are replicated meanwhile.  A call while a copy runs joins it, and a call after a kill resumes it.
         Disks that are replicated already need nothing.
+
+        Returns:
+            A position: every cut after it has the disks.  A repeated call may return a later one.
 
         Raises:
             RigError: ``VmNotProtected``, ``DiskNotFound``; ``InvalidState`` before the initial replication has ended;

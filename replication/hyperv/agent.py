@@ -427,8 +427,8 @@ class HyperVAgent(Provider):
     async def remove_disks(self, *, vm: str, disks: list[str]) -> int:
         return await self._replica(vm).remove_disks(disks)
 
-    async def add_disks(self, *, vm: str, disks: list[str]) -> None:
-        await self._replica(vm).add_disks(disks)
+    async def add_disks(self, *, vm: str, disks: list[str]) -> int:
+        return await self._replica(vm).add_disks(disks)
 
     async def withdraw_disks(self, *, vm: str, disks: list[str]) -> None:
         if vm in self._replicas:

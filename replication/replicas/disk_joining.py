@@ -4,10 +4,10 @@ Fault contract
 --------------
 The names of the disks and the progress of the copy are durable (``Relationship.joining``), so a copy that a kill interrupted
 continues.  When every part of the copy is in the cache account, the disks become replicated ones, in one record and while no
-cycle runs: every later cut has them, and no earlier one.  The first tag that the recovery side applies to such a disk is
-therefore the proof that all later points have it; the vault decides by this alone from which position on a state has the
-disk.  A call that is repeated after a kill finds the disks where they are.  docs/internals/decisions/0052-disks-that-join.md
-has the kill of each role.
+cycle runs: every later cut has them, and no earlier one.  The answer to the vault is a position that was read after that
+record, so every cut after it has the disks; the vault decides by this alone from which position on a state has them.  A call
+that is repeated after a kill finds the disks where they are.  docs/internals/decisions/0052-disks-that-join.md has the kill
+of each role.
 """
 
 from __future__ import annotations
@@ -102,8 +102,12 @@ class DiskJoiner:
             if self._record.joining is not None:
                 await self._context.joining(self._vm).end_snapshot()
 
-    async def add(self, names: list[str]) -> None:
-        """Make these disks join; return when all cuts from now on have them (``Provider.add_disks``)."""
+    async def add(self, names: list[str]) -> int:
+        """Make these disks join; return a position after which all cuts have them (``Provider.add_disks``)."""
+        await self._let_join(names)
+        return await self._context.host.position()
+
+    async def _let_join(self, names: list[str]) -> None:
         if self._record.replicated is None:
             everything = [disk.name for disk in await self._context.host.list_disks(vm=self._vm)]
             replicated = [name for name in everything if name in {disk.name for disk in self._record.disks}]

@@ -274,9 +274,9 @@ class Replica:
             make_last_cut=lambda then: self.replicate_now("CrashConsistent", "disks-removed", then=then),
         )
 
-    async def add_disks(self, names: list[str]) -> None:
-        """Copy disks and let them join the replication (:mod:`siterig.replication.replicas.disk_joining`)."""
-        await self._joiner.add(names)
+    async def add_disks(self, names: list[str]) -> int:
+        """Let disks join; return a position after which all cuts have them (:meth:`DiskJoiner.add`)."""
+        return await self._joiner.add(names)
 
     async def withdraw_disks(self, names: list[str]) -> None:
         """End the join of disks, also if they have just joined."""

@@ -12,14 +12,12 @@ from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow
 
 NO_END = 2**63 - 1
 """The end of the last range of a disk that is replicated."""
-NOT_YET = NO_END
-"""The first position of a disk that is replicated, while the vault knows no point that has it."""
 
 
 def ranges_of(disk: DiskRow) -> list[tuple[int, int]]:
     """Return the ranges (first, last) of the positions whose states have the disk, oldest first."""
     found = [(first, last) for first, last in disk.former_ranges]
-    if disk.first_position is not None and disk.first_position != NOT_YET:
+    if disk.first_position is not None:
         found.append((disk.first_position, NO_END if disk.last_position is None else disk.last_position))
     return found
 

@@ -130,9 +130,7 @@ class DiskRow(Base):
     complete_time_ns: Mapped[int] = mapped_column(BigInteger)  # time of that record by the site's clock; 0: none
     sector_bytes: Mapped[int] = mapped_column(Integer, default=512)  # 512 or 4096: the sector size that the disk declares
     first_position: Mapped[int | None] = mapped_column(BigInteger)
-    # first_position: states from it on have the disk, earlier ones lack it.  None: it is copied to join the replication;
-    # disk_sets.NOT_YET: it is replicated, and no point has it yet
-    joins_after: Mapped[int] = mapped_column(BigInteger, default=0)  # tags up to this position are from before its join
+    # first_position: states from it on have the disk, earlier ones lack it.  None: it is copied to join the replication
     former_ranges: Mapped[list[list[int]]] = mapped_column(JSON, default=list)
     # former_ranges: first and last position of the states that have it from before it was removed and joined again
     last_position: Mapped[int | None] = mapped_column(BigInteger)

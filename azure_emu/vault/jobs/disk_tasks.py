@@ -1,8 +1,9 @@
 """The jobs that add disks to the protection of a VM and remove them, and the end of the managed disks of removed disks.
 
-**Added.**  The site copies the disks, and then makes every cut with them.  The first tag that is applied in such a disk
-shows that this has begun (:func:`siterig.azure_emu.vault.points.points.register_tags`): from then on new points wait for the
-disk, and older ones lack it.  So the vault and the site need no common moment, and a kill of either is a delay.
+**Added.**  The site copies the disks, and then makes every cut with them.  Its answer is a position after which every cut
+has them; a repeated call may have a later one.  Once the vault has recorded it, later points wait for the disks.
+Points that became available before lack them, whether their cuts had them or not.  So the vault and the site need no common
+moment, and a kill of either is a delay.
 
 **Removed.**  The site removes a disk first.  Its answer is the position of the last cut that can have the disk; a repeated
 call has the same answer.  Points at later positions wait until the vault has recorded that position.  So no point ever lacks
@@ -13,13 +14,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context import disk_sets, events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
-from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow, JobRow, MountRow, PointRow
+from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow, JobRow, MountRow
 from siterig.azure_emu.vault.jobs.engine import INFORMATION, JobContext, Scenario, TaskKind, TaskOutcome, site_progress
 from siterig.azure_emu.vault.keys.data_key_store import delete_data_keys
 from siterig.azure_emu.vault.monitoring import health
@@ -88,8 +89,6 @@ def _begin_join(session: Session, item: ItemRow, disk: DiskInfo) -> None:
     elif row.first_position is not None:
         row.former_ranges = [*row.former_ranges, [row.first_position, row.last_position]]
     row.first_position, row.last_position = None, None
-    newest = session.scalar(select(func.max(PointRow.position)).where(PointRow.vm == item.vm))
-    row.joins_after = max(item.sent_position, newest or 0)
     item.excluded_disks = sorted({*item.excluded_disks, disk.name})
     disk_sets.changed(session, item)
 
@@ -97,12 +96,15 @@ def _begin_join(session: Session, item: ItemRow, disk: DiskInfo) -> None:
 async def add_disks(job: JobContext) -> None:
     """Let the site copy the disks, and replicate them from then on."""
     names: list[str] = job.variables[DISKS]
-    await job.context.site.add_disks(vm=job.vm, disks=names)
+    position = await job.context.site.add_disks(vm=job.vm, disks=names)
 
     def record(session: Session, item: ItemRow) -> None:
+        first_position = max(position, points.newest_used_position(session, item.vm)) + 1
         for disk in item.known_disks:
-            if disk.name in names and disk.first_position is None and disk.last_position is None:
-                disk.first_position = disk_sets.NOT_YET
+            if disk.name in names and _is_copied(disk):
+                disk.first_position = first_position
+        item.excluded_disks = [name for name in item.excluded_disks if name not in names]
+        item.new_disks = [name for name in item.new_disks if name not in names]
         disk_sets.changed(session, item)
 
     await job.change(record)

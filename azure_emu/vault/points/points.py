@@ -137,7 +137,6 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
 
     ``elapsed_ns``: the rig's clock.
     """
-    _let_join(session, item, disk_id, tags)
     fresh = []
     present = _rows_of(session, [tag.tag_id for tag in tags])
     known = _newest_position(session, item.vm) if len(present) < len(tags) else None
@@ -155,25 +154,13 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
     return fresh
 
 
-def _let_join(session: Session, item: ItemRow, disk_id: str, tags: list[TagSeen]) -> None:
-    """Let a disk be part of all later states if this is the first tag that was applied in it since it is copied.
-
-    A cut that has a disk is made after its copy, and all later cuts have it, too.  Points and states that exist without it
-    stay as they are, so it is part of the states after them.
-    """
-    disk = session.get_one(DiskRow, disk_id)
-    position = min((tag.position for tag in tags if tag.name != SYNC_END and tag.position > disk.joins_after), default=None)
-    if position is None or disk.last_position is not None or disk.first_position not in (None, disk_sets.NOT_YET):
-        return
-    known = newest(session, item.vm)
+def newest_used_position(session: Session, vm: str) -> int:
+    """Return the newest position of the VM that an available point, a mounted state or a VM has; 0 if there is none."""
+    known = newest(session, vm)
     used = [0 if known is None else known.position]
-    used += session.scalars(select(MountRow.position).where(MountRow.vm == item.vm))
-    used += [at or 0 for at in session.scalars(select(AzureVmRow.position).where(AzureVmRow.owner == item.vm))]
-    disk.first_position = max(position, max(used) + 1)
-    item.excluded_disks = [name for name in item.excluded_disks if name != disk.name]
-    item.new_disks = [name for name in item.new_disks if name != disk.name]
-    disk_sets.changed(session, item)
-    _log.info("disk_joined", vm=item.vm, disk=disk.name, position=disk.first_position)
+    used += session.scalars(select(MountRow.position).where(MountRow.vm == vm))
+    used += [at or 0 for at in session.scalars(select(AzureVmRow.position).where(AzureVmRow.owner == vm))]
+    return max(used)
 
 
 def _complete(item: ItemRow, point: PointRow) -> bool:

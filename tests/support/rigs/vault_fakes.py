@@ -215,7 +215,7 @@ class FakeProvider(Provider):
         await world.called("site.remove_disks")
         return max(world.removed[name] for name in disks)
 
-    async def add_disks(self, *, vm: str, disks: list[str]) -> None:
+    async def add_disks(self, *, vm: str, disks: list[str]) -> int:
         world = self.world
         await world.called("site.add_disks")
         world.removed = {name: at for name, at in world.removed.items() if name not in disks}
@@ -224,6 +224,7 @@ class FakeProvider(Provider):
             disk = world.site[vm][name]
             world.managed[disk.disk_id] = world.mark(disk.disk_id, disk.generation, world.position, 0)
             await world.report(disk.disk_id)
+        return world.position
 
     async def withdraw_disks(self, *, vm: str, disks: list[str]) -> None:
         await self.world.called("site.withdraw_disks")

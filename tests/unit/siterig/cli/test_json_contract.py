@@ -213,6 +213,7 @@ ALL = dict(leaves(typer.main.get_command(program())))
 def make_user_account(layout: Layout, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the rig a storage account of a user, whose secret is in a file, too."""
     monkeypatch.setattr("siterig.accounts.admission.check_account", nothing)
+    monkeypatch.setattr("siterig.accounts.replacement.check_account", nothing)
     monkeypatch.setattr("siterig.accounts.rig_account.remove_blobs", removed_blobs)
     path.touch(mode=0o600)
     path.write_text(f"AccountName=acme1;AccountKey={'A' * 86}==")

@@ -60,6 +60,28 @@ async def test_later_points_have_an_added_disk_and_older_ones_lack_it(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("first", ["data", "os"])
+async def test_the_point_of_the_job_waits_for_the_disk_in_whatever_order_its_tag_is_applied(
+    tmp_path: Path, first: str
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await without_data(vault)
+        world.apply = False
+        job = await vault.protection.add_disks(vm="web01", disks=["data"])
+        while not world.cached:
+            await trio.lowlevel.checkpoint()
+        ((_vm, cut),) = world.cached
+        for name in sorted(("data", "os"), key=lambda name: name != first):
+            assert "disks-added" not in await lacking_by_name(vault)
+            disk = world.site["web01"][name]
+            world.managed[disk.disk_id] = world.mark(disk.disk_id, disk.generation, cut.position, cut.position)
+            await world.report(disk.disk_id, cut)
+        assert (await ended(vault, job)).stateDescription == "Completed"
+        assert await lacking_by_name(vault) == {"first": ("data",), "disks-added": ()}
+
+
+@pytest.mark.slow
 async def test_a_disk_is_removed_and_added_again_and_its_older_points_keep_it(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:

@@ -14,10 +14,8 @@ def upgrade() -> None:
     op.add_column("disk", sa.Column("first_position", sa.BigInteger, nullable=True))
     op.execute("UPDATE disk SET first_position = 0")
     with op.batch_alter_table("disk") as disk:
-        disk.add_column(sa.Column("joins_after", sa.BigInteger, nullable=False, server_default="0"))
         disk.add_column(sa.Column("former_ranges", sa.JSON, nullable=False, server_default="[]"))
     with op.batch_alter_table("disk") as disk:
-        disk.alter_column("joins_after", server_default=None)
         disk.alter_column("former_ranges", server_default=None)
     with op.batch_alter_table("item") as item:
         item.add_column(sa.Column("new_disks", sa.JSON, nullable=False, server_default="[]"))
