@@ -61,9 +61,7 @@ async def test_later_points_have_an_added_disk_and_older_ones_lack_it(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["data", "os"])
-async def test_the_point_of_the_job_waits_for_the_disk_in_whatever_order_its_tag_is_applied(
-    tmp_path: Path, first: str
-) -> None:
+async def test_the_point_of_the_job_waits_for_the_tag_of_the_added_disk(tmp_path: Path, first: str) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await without_data(vault)
