@@ -169,9 +169,12 @@ class Applier:
     async def _wait(self, poll_s: float, all_at_s: float) -> None:
         """Wait until the next round is due, or a compaction."""
         now_s = self.clock.real.trio_time_s()
-        if any(disk.more and not disk.detached for disk in self._disks.values()):
+        if self._vault_answers and any(disk.more and not disk.detached for disk in self._disks.values()):
+            await trio.lowlevel.checkpoint()
             return
-        if not (self._vault_answers and all(disk.is_settled for disk in self._disks.values())):
+        if not self._vault_answers:  # a round with all disks may be due for long
+            all_at_s = now_s + poll_s
+        elif not all(disk.is_settled for disk in self._disks.values()):
             all_at_s = min(all_at_s, now_s + poll_s)
         due_s = [disk.compact_at_s for disk in self._disks.values() if self._needs_compaction(disk)]
         limit_s = min([all_at_s - now_s, *(due - self.clock.trio_time_s() for due in due_s)])
@@ -221,7 +224,7 @@ class Applier:
     def _forget(self, disk_ids: list[str]) -> None:
         """Let disks that do not replicate any more be settled, and clear their waits."""
         for disk_id in self._disks.keys() - set(disk_ids):
-            self._disks[disk_id].is_settled = True
+            self._disks[disk_id].is_settled, self._disks[disk_id].more = True, False
             for place in ("apply", "report", "compaction"):
                 self.waits.clear(place, disk=disk_id)
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.files import host_calls, safe_files
+from siterig.blockfs.files import direct_write, host_calls, safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import naming
 from siterig.blockfs.transfer.codec import decompress, pack, verify
@@ -65,7 +65,7 @@ def write_part(folder: Path, part: PartName, packed: bytes) -> Path:
     fd = safe_files.open_file(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         with naming(path):
-            host_calls.write_all(fd, packed)
+            direct_write.write_all(fd, packed)
     finally:
         os.close(fd)
     unfinished.rename(path)

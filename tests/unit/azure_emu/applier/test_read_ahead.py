@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from siterig.azure_emu.applier import applier
+from siterig.azure_emu.applier.disk_record import AppliedDisk
 from siterig.azure_emu.applier.read_ahead import AHEAD_BYTES_MAX, follows, reading_ahead
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.errors import Code, RigError
@@ -76,6 +78,40 @@ async def test_a_disk_with_many_parts_is_continued_after_the_others(
     await rig.vault.wait_position(rig.disk.position)
     assert rig.vault.rounds >= 4
     assert rig.vault.failed == []
+
+
+@pytest.mark.parametrize("then", ["the disk does not replicate", "the vault does not answer"])
+async def test_the_applier_waits_although_a_disk_has_more_parts(
+    rig: Rig, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    monkeypatch.setattr(applier, "PARTS_PER_ROUND", 1)
+    rounds, is_due = 0, rig.applier._is_compaction_due  # noqa: SLF001 (each round calls it)
+
+    def counted(disk: AppliedDisk) -> bool:
+        nonlocal rounds
+        rounds += 1
+        assert rounds < 1000, "the applier does not wait"
+        return is_due(disk)
+
+    monkeypatch.setattr(rig.applier, "_is_compaction_due", counted)
+    process = rig.applier._process_disk  # noqa: SLF001
+
+    async def processed(disk: AppliedDisk, *args: Any) -> None:
+        await process(disk, *args)
+        if then == "the disk does not replicate":
+            rig.vault.disks = []
+        else:
+            rig.vault.away = RigError(Code.of("PeerUnreachable"), "vault: connection refused", recoverable=True)
+
+    monkeypatch.setattr(rig.applier, "_process_disk", processed)
+    rig.cache.hold([*rig.disk.sync(), *(rig.log(f"point {number}") for number in range(3))])
+    net_s = 0 if then == "the vault does not answer" else 3600
+    await nursery.start(lambda task_status: rig.service.run(poll_s=3600, net_s=net_s, task_status=task_status))
+    while rig.vault.rounds < 2:
+        await rig.vault.changed.wait()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(rig.cache.blobs) > 1
+    assert rounds <= 3
 
 
 async def test_an_order_applies_all_parts_in_one_round(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
