@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -43,7 +42,8 @@ from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
 from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
 from siterig.replication.guests.app_scripts import AppScripts, check_script
 from siterig.replication.guests.host_guests import Guests, HostGuests
-from siterig.replication.hyperv.prerequisites import check_room_for_images, check_space, space_obstacles
+from siterig.replication.hyperv.disk_maker import DiskMaker
+from siterig.replication.hyperv.prerequisites import check_space, space_obstacles
 from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
 from siterig.replication.parts.joint_puts import JointPuts
@@ -53,8 +53,6 @@ from siterig.replication.replicas.replica import Replica
 
 MEMORY_BYTES = 96 << 20
 """Memory for the parts that are in work: six parts of a copy of 8 MiB each."""
-_CLEAN_UP_S = 30.0
-_REMOVE_AGAIN_S = 0.5
 
 _log = structlog.get_logger(__name__)
 
@@ -124,7 +122,7 @@ class HyperVAgent(Provider):
         )
         self._drop_keys = drop_keys
         self._replicas: dict[str, Replica] = {}
-        self._making: dict[str, ProgressTracker] = {}
+        self._maker = DiskMaker(self._context, folder / "unfinished")
         self._failbacks: dict[tuple[str, str], ProgressTracker] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -135,81 +133,35 @@ class HyperVAgent(Provider):
             nursery.start_soon(self._context.put_news.run)
             nursery.start_soon(self._context.joint_puts.run)
             nursery.start_soon(self._context.scripts.finish_all)
+            nursery.start_soon(self._maker.remove_unfinished)
             for record in self._context.book.all():
                 self._start(record.vm, resumed=True)
             task_status.started()
             await trio.sleep_forever()
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> list[DiskInfo]:
-        if vm in self._making:
+        if vm in self._maker.vms:
             raise RigError(Code.VmExists, f"VM {vm!r} is being created on this host")
-        tracker = self._making[vm] = ProgressTracker(vm, self._context.clock)
-        try:
+        with self._maker.making(vm):
             if await self._disks_or_none(vm):
                 raise RigError(Code.VmExists, f"VM {vm!r} exists already on this host")
-            tracker.begin("Import", [(disk.name, 0, disk.size_bytes) for disk in disks if disk.image is not None])
-            return await self._make(vm, disks, tracker)
-        finally:
-            del self._making[vm]
+            return await self._maker.make(vm, disks)
 
     async def attach_disk(self, *, vm: str, disk: DiskSpec) -> list[DiskInfo]:
-        self._require_made(vm)
-        tracker = self._making[vm] = ProgressTracker(vm, self._context.clock)
-        try:
+        with self._maker.making(vm):
             present = [known.name for known in await self._context.host.list_disks(vm=vm)]
             if disk.name in present:
                 raise RigError(Code.DiskExists, f"VM {vm!r} has a disk {disk.name!r} already")
             record = self._context.book.find(vm)
             if record is not None and record.replicated is None:  # all disks, which are the present ones
                 self._context.book.update(vm, replicated=sorted(present))
-            tracker.begin("Import", [(disk.name, 0, disk.size_bytes)] if disk.image is not None else [])
-            return await self._make(vm, [disk], tracker)
-        finally:
-            del self._making[vm]
-
-    async def _make(self, vm: str, disks: Sequence[DiskSpec], tracker: ProgressTracker) -> list[DiskInfo]:
-        """Create disks of a VM, and fill them; after a failure none of them remains.  Return all disks of the VM."""
-        try:
-            infos = [
-                await self._context.host.create_disk(
-                    vm=vm, name=disk.name, size_bytes=disk.size_bytes, sector_bytes=disk.sector_bytes, backing=disk.backing
-                )
-                for disk in disks
-            ]
-            images = [(info, Path(disk.image)) for info, disk in zip(infos, disks, strict=True) if disk.image is not None]
-            await trio.to_thread.run_sync(check_room_for_images, vm, images)
-            for info, disk in zip(infos, disks, strict=True):
-                if disk.image is not None:
-                    more = partial(tracker.more, disk.name)
-                    await self._context.guests.fill(Path(info.path), Path(disk.image), more, format_=disk.image_format)
-                    tracker.done(disk.name, disk.size_bytes)  # the disk may be larger than the image
-                if disk.filesystem is not None:
-                    await self._context.guests.format(
-                        Path(info.path), disk.filesystem, disk.name, sector_bytes=disk.sector_bytes
-                    )
-            return await self._context.host.list_disks(vm=vm)
-        except BaseException:
-            with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_UP_S):
-                await self._remove_created(vm, disks)
-            raise
-
-    async def _remove_created(self, vm: str, disks: Sequence[DiskSpec]) -> None:
-        """Remove the created disks of a VM, as soon as the disk host answers."""
-        left = [disk.name for disk in disks]
-        while left:
-            try:
-                await self._context.host.remove_disk(vm=vm, disk=left[-1])
-            except RigError as error:
-                if error.code == Code.RoleUnavailable:
-                    await self._context.clock.real.sleep(_REMOVE_AGAIN_S)
-                    continue
-            left.pop()
+            return await self._maker.make(vm, [disk])
 
     async def list_vms(self) -> list[DiskInfo]:
         return await self._context.host.list_disks()
 
     async def check_delete(self, *, vm: str) -> None:
-        self._require_made(vm)
+        self._maker.require_made(vm)
         try:
             disks = await self._context.host.list_disks(vm=vm)
         except RigError as exc:
@@ -230,7 +182,7 @@ class HyperVAgent(Provider):
                 )
 
     async def delete_vm(self, *, vm: str) -> None:
-        self._require_made(vm)
+        self._maker.require_made(vm)
         replica = self._replicas.pop(vm, None)
         if replica is not None:
             await replica.stop()
@@ -248,7 +200,7 @@ class HyperVAgent(Provider):
                 self._start(vm, resumed=True)
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
-        self._require_made(vm)
+        self._maker.require_made(vm)
         replica = self._replicas.pop(vm, None)
         if replica is not None:
             await replica.stop()
@@ -259,10 +211,6 @@ class HyperVAgent(Provider):
             for known in (vm, name):
                 if self._context.book.find(known) is not None and known not in self._replicas:
                     self._start(known, resumed=True)
-
-    def _require_made(self, vm: str) -> None:
-        if vm in self._making:
-            raise RigError(Code.VmBusy, f"VM {vm!r} is being created on this host", recoverable=True)
 
     async def check_vm(self, *, vm: str, excluded: list[str] | None = None) -> list[DiskInfo]:
         names = await self._names(vm, excluded or [])
@@ -357,13 +305,13 @@ class HyperVAgent(Provider):
             return VmProgress(vm=vm, phase="Failback", disks=disks, left_s=longest_s)
         if vm in self._replicas:
             return self._replicas[vm].progress()
-        if vm in self._making:
-            return self._making[vm].snapshot()
+        if vm in self._maker.vms:
+            return self._maker.progress(vm)
         return VmProgress(vm=vm, phase=None, disks=[])
 
     async def progress_of_all(self) -> list[VmProgress]:
         coming_back = {vm for vm, _ in self._failbacks}
-        return [await self.progress(vm=vm) for vm in sorted({*self._replicas, *self._making, *coming_back})]
+        return [await self.progress(vm=vm) for vm in sorted({*self._replicas, *self._maker.vms, *coming_back})]
 
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
         return await self._replica(vm).replicate_now(kind, name, request_id)
