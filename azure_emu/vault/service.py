@@ -21,6 +21,7 @@ from siterig.azure_emu.vault.context.change_feed import ChangeFeed
 from siterig.azure_emu.vault.context.vault_context import ShutDown, VaultContext, no_check
 from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.notifications import Notifications
+from siterig.azure_emu.vault.inventory import attached_disks
 from siterig.azure_emu.vault.jobs import (
     disk_tasks,
     engine,
@@ -240,9 +241,10 @@ class Vault:
         await self.mail.run()
 
     async def run_policies(self) -> None:
-        """Prune points, begin resyncs that are due, and watch the disks of VMs that failed over, until cancelled."""
+        """Prune points, begin resyncs that are due, and watch the disks of source VMs, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sources.run)
+            nursery.start_soon(attached_disks.record_at_start, self.context)
             if self.resyncs is not None:
                 nursery.start_soon(self.resyncs.run)
             await self.retention.run()

@@ -36,6 +36,7 @@ from siterig.blockfs.contracts.control import (
     TagKind,
 )
 from siterig.blockfs.contracts.counters import DiskCounters
+from siterig.blockfs.contracts.names import check_name
 from siterig.blockfs.contracts.shares import STORE_SHARE_MAX
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
@@ -53,7 +54,7 @@ from siterig.blockfs.files.host_errors import os_errors_as
 from siterig.blockfs.host.disk_maker import DiskMaker
 from siterig.blockfs.host.disk_registry import DiskRegistry
 from siterig.blockfs.host.disk_tree import ROOT, DiskTree, run_maintenance
-from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, check_name
+from siterig.blockfs.host.host_folder import RECOVERY_FOLDER
 from siterig.blockfs.host.mounted_points import MountedPoints
 
 OPEN_AGAIN_S = 5.0

@@ -23,6 +23,7 @@ import structlog
 from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.contracts.control import DiskInfo
+from siterig.blockfs.contracts.names import check_name
 from siterig.blockfs.contracts.shares import STORE_SHARE_MAX
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
@@ -38,7 +39,7 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder
 from siterig.blockfs.files.host_errors import host_error, os_errors_as
 from siterig.blockfs.files.os_errors import FULL, reason
-from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, check_name, lock_folder
+from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, lock_folder
 from siterig.blockfs.watch.file_watch import FileWatch
 
 _PASSING = frozenset({*FULL, errno.ENOMEM, errno.EMFILE, errno.ENFILE})

@@ -42,7 +42,7 @@ from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
 from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
 from siterig.replication.guests.app_scripts import AppScripts, check_script
 from siterig.replication.guests.host_guests import Guests, HostGuests
-from siterig.replication.hyperv.disk_maker import DiskMaker
+from siterig.replication.hyperv.disk_creation import DiskCreation
 from siterig.replication.hyperv.prerequisites import check_space, space_obstacles
 from siterig.replication.parts.bandwidth import Bandwidth
 from siterig.replication.parts.byte_budget import ByteBudget
@@ -122,7 +122,7 @@ class HyperVAgent(Provider):
         )
         self._drop_keys = drop_keys
         self._replicas: dict[str, Replica] = {}
-        self._maker = DiskMaker(self._context, folder / "unfinished")
+        self._creation = DiskCreation(self._context, folder / "unfinished")
         self._failbacks: dict[tuple[str, str], ProgressTracker] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -133,35 +133,35 @@ class HyperVAgent(Provider):
             nursery.start_soon(self._context.put_news.run)
             nursery.start_soon(self._context.joint_puts.run)
             nursery.start_soon(self._context.scripts.finish_all)
-            nursery.start_soon(self._maker.remove_unfinished)
+            nursery.start_soon(self._creation.remove_unfinished)
             for record in self._context.book.all():
                 self._start(record.vm, resumed=True)
             task_status.started()
             await trio.sleep_forever()
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> list[DiskInfo]:
-        if vm in self._maker.vms:
+        if vm in self._creation.vms:
             raise RigError(Code.VmExists, f"VM {vm!r} is being created on this host")
-        with self._maker.making(vm):
+        with self._creation.making(vm):
             if await self._disks_or_none(vm):
                 raise RigError(Code.VmExists, f"VM {vm!r} exists already on this host")
-            return await self._maker.make(vm, disks)
+            return await self._creation.make(vm, disks)
 
     async def attach_disk(self, *, vm: str, disk: DiskSpec) -> list[DiskInfo]:
-        with self._maker.making(vm):
+        with self._creation.making(vm):
             present = [known.name for known in await self._context.host.list_disks(vm=vm)]
             if disk.name in present:
                 raise RigError(Code.DiskExists, f"VM {vm!r} has a disk {disk.name!r} already")
             record = self._context.book.find(vm)
             if record is not None and record.replicated is None:  # all disks, which are the present ones
                 self._context.book.update(vm, replicated=sorted(present))
-            return await self._maker.make(vm, [disk])
+            return await self._creation.make(vm, [disk])
 
     async def list_vms(self) -> list[DiskInfo]:
         return await self._context.host.list_disks()
 
     async def check_delete(self, *, vm: str) -> None:
-        self._maker.require_made(vm)
+        self._creation.require_made(vm)
         try:
             disks = await self._context.host.list_disks(vm=vm)
         except RigError as exc:
@@ -182,7 +182,7 @@ class HyperVAgent(Provider):
                 )
 
     async def delete_vm(self, *, vm: str) -> None:
-        self._maker.require_made(vm)
+        self._creation.require_made(vm)
         replica = self._replicas.pop(vm, None)
         if replica is not None:
             await replica.stop()
@@ -200,7 +200,7 @@ class HyperVAgent(Provider):
                 self._start(vm, resumed=True)
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
-        self._maker.require_made(vm)
+        self._creation.require_made(vm)
         replica = self._replicas.pop(vm, None)
         if replica is not None:
             await replica.stop()
@@ -305,13 +305,13 @@ class HyperVAgent(Provider):
             return VmProgress(vm=vm, phase="Failback", disks=disks, left_s=longest_s)
         if vm in self._replicas:
             return self._replicas[vm].progress()
-        if vm in self._maker.vms:
-            return self._maker.progress(vm)
+        if vm in self._creation.vms:
+            return self._creation.progress(vm)
         return VmProgress(vm=vm, phase=None, disks=[])
 
     async def progress_of_all(self) -> list[VmProgress]:
         coming_back = {vm for vm, _ in self._failbacks}
-        return [await self.progress(vm=vm) for vm in sorted({*self._replicas, *self._maker.vms, *coming_back})]
+        return [await self.progress(vm=vm) for vm in sorted({*self._replicas, *self._creation.vms, *coming_back})]
 
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
         return await self._replica(vm).replicate_now(kind, name, request_id)

@@ -159,7 +159,7 @@ async def join_with_a_kill(run: Run, number: int, role: str, *, writes: bool, he
         await trio.sleep(run.rng.random() * KILL_AFTER_S_MAX)  # the random moment of the kill
         await run.rig.supervisor.kill_role(name=role, hold=held)
         if held:
-            while not await run.is_wait_shown() and not (
+            while not await run.is_wait_shown() and not (  # noqa: ASYNC110 (in other processes)
                 role != "vault" and (await run.rig.vault.job(name=job.name)).endTime
             ):
                 await trio.sleep(0.1)

@@ -18,10 +18,11 @@ from siterig.azure_emu.vault.inventory.inventory import cache_vm
 from siterig.azure_emu.vault.model.api import RecoveryPoint, Vm, VmDisk
 from siterig.azure_emu.vault.monitoring import health
 from siterig.blockfs.contracts.control import DiskInfo
+from siterig.blockfs.contracts.names import NAME_CHARS_MAX, check_name
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sizes import known_size
-from siterig.blockfs.host.host_folder import NAME_CHARS_MAX, RECOVERY_FOLDER, check_name
+from siterig.blockfs.host.host_folder import RECOVERY_FOLDER
 
 
 def check_vm_name(vm: str) -> None:

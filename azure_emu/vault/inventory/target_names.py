@@ -12,8 +12,8 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.context.vm_names import AzureVmKind
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.inventory import azure_vms
+from siterig.blockfs.contracts.names import NAME_CHARS_MAX
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.host.host_folder import NAME_CHARS_MAX
 
 SUFFIX_CHARS = 8
 """Characters of a random id behind a name that is changed because another VM has it."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow
-from siterig.azure_emu.vault.inventory import azure_vms, inventory
+from siterig.azure_emu.vault.inventory import attached_disks, azure_vms, inventory
 from siterig.azure_emu.vault.jobs import engine, job_wire, vm_tasks
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
 from siterig.azure_emu.vault.model.api import Job, Vm, VmApi
@@ -38,27 +37,22 @@ class VmOperations(VmApi):
         return made_vm
 
     async def attach_disk(self, *, vm: str, disk: DiskSpec) -> Vm:
-        made = await self._context.retry_while_away(
-            "disk attach", vm, lambda: self._context.site.attach_disk(vm=vm, disk=disk), repeatable=False
-        )
+        try:
+            made = await self._context.retry_while_away(
+                "disk attach", vm, lambda: self._context.site.attach_disk(vm=vm, disk=disk), repeatable=False
+            )
+        except RigError as error:
+            if error.code == Code.DiskExists:  # a killed vault may not have recorded it
+                await attached_disks.record(self._context, await self._context.site.list_vms())
+            raise
+        await attached_disks.record(self._context, made)
 
-        def note(session: Session) -> None:
+        def state(session: Session) -> str:
             item = session.get(ItemRow, vm)
-            if item is None:
-                return
-            item.excluded_disks = sorted({*item.excluded_disks, disk.name})
-            item.new_disks = sorted({*item.new_disks, disk.name})
-            text = (
-                f"disk {disk.name!r} was attached to VM {vm!r} and is not protected: siterig disk protect {vm}/{disk.name}"
-            )
-            now_ns = self._context.clock.wall_ns()
-            events.record(
-                session, vm=vm, code="DiskAttached", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
-            )
+            return inventory.UNPROTECTED if item is None else item.protection_state
 
-        await self._context.database.transact(note)
-        self._context.notifications.notify(vm)
-        return Vm(name=vm, side="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(known) for known in made])
+        disks = [azure_vms.to_vm_disk(known) for known in made]
+        return Vm(name=vm, side="site", state=await self._context.database.transact(state), disks=disks)
 
     async def list_vms(self) -> list[Vm]:
         return await inventory.list_fabric(self._context, "site") + await inventory.list_fabric(self._context, "azure")

@@ -70,6 +70,8 @@ class FakeProvider(Provider):
 
     async def attach_disk(self, *, vm: str, disk: DiskSpec) -> list[DiskInfo]:
         await self.world.called("site.attach_disk")
+        if disk.name in self.world.site[vm]:
+            raise RigError(Code.DiskExists, f"VM {vm!r} has a disk {disk.name!r} already")
         self.world.site[vm][disk.name] = self.world.disk(vm, disk.name, disk.size_bytes)
         return list(self.world.site[vm].values())
 

@@ -53,7 +53,7 @@ async def not_busy(call: Callable[[], Awaitable[list[DiskInfo]]]) -> list[DiskIn
 
 
 def kill_at_call(rig: Rig, number: int) -> None:
-    """Kill the agent before this call to its peers, counted from 1: nothing of it has an effect any more, as with SIGKILL."""
+    """Kill the agent before this call to its peers, counted from 1; no later call has an effect, as with SIGKILL."""
     calls = count(1)
 
     def before(_name: str) -> None:
@@ -70,7 +70,9 @@ def names(rig: Rig, vm: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("call", "vm", "whole"), [(create, NEW_VM, ["logs", "os"]), (attach, VM, ["data", "logs", "os"])], ids=["create", "attach"]
+    ("call", "vm", "whole"),
+    [(create, NEW_VM, ["logs", "os"]), (attach, VM, ["data", "logs", "os"])],
+    ids=["create", "attach"],
 )
 async def test_an_agent_killed_at_each_call_leaves_nothing_half_made(
     tmp_path: Path,
@@ -99,7 +101,7 @@ async def test_an_agent_killed_at_each_call_leaves_nothing_half_made(
             else:
                 await trio.sleep(1)
                 assert names(rig, vm) == before
-                assert [disk.name for disk in await not_busy(lambda: call(agent))] is not None  # noqa: B023
+                await not_busy(lambda: call(agent))
                 kills += 1
             assert names(rig, vm) == whole
         assert list((tmp_path / str(kill_at)).rglob("unfinished/*")) == []
@@ -161,7 +163,7 @@ async def test_a_disk_whose_name_is_taken_stays(tmp_path: Path, autojump_clock: 
         async def through(name: str, find: Callable[[], object], args: object, kwargs: object) -> object:
             return listed if name == "list_disks" else await agent_host_lists(name, find, args, kwargs)
 
-        rig.interceptor.through = through  # type: ignore[method-assign,assignment]
+        rig.interceptor.through = through  # type: ignore[method-assign]
         with pytest.raises(RigError) as caught:
             await agent.attach_disk(vm=VM, disk=taken)
         assert caught.value.code == Code.DiskExists
@@ -196,7 +198,7 @@ async def test_a_failed_attachment_leaves_the_vm_as_it_was(
             elif fails == "create":
                 rig.interceptor.before = before
             else:
-                patch.setattr("siterig.replication.hyperv.disk_maker.write_synced", no_room)
+                patch.setattr("siterig.replication.hyperv.disk_creation.write_synced", no_room)
             with pytest.raises(RigError) as caught:
                 await attach(agent)
             assert caught.value.code == Code.DiskFull

@@ -21,12 +21,12 @@ import trio
 
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.contracts.disk_spec import DiskSpec
+from siterig.blockfs.contracts.names import check_name
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder, write_synced
 from siterig.blockfs.files.host_errors import os_errors_as
-from siterig.blockfs.host.host_folder import check_name
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.hyperv.prerequisites import check_room_for_images
@@ -37,7 +37,7 @@ _GONE = (Code.VmNotFound, Code.DiskNotFound)
 _log = structlog.get_logger(__name__)
 
 
-class DiskMaker:
+class DiskCreation:
     """The disks of one host that are being made; a VM has one call at a time."""
 
     def __init__(self, context: AgentContext, folder: Path) -> None:
