@@ -120,7 +120,7 @@ class Comparisons:
         try:
             if state.layer is None:
                 return ChunkTags(tags="")
-            return ChunkTags.of(await trio.to_thread.run_sync(_tags_of, state.layer, key, chunk_bytes, spans))
+            return ChunkTags.of(await trio.to_thread.run_sync(tags_of, state.layer, key, chunk_bytes, spans))
         finally:
             state.users -= 1
             state.used_s = self._clock.trio_time_s()
@@ -179,7 +179,8 @@ class Comparisons:
                 _log.warning("comparison_not_released", disk=state.disk_id, code=exc.code, reason=exc.message)
 
 
-def _tags_of(layer: Layer, key: bytes, chunk_bytes: int, spans: list[Span]) -> PackedTags:
+def tags_of(layer: Layer, key: bytes, chunk_bytes: int, spans: list[Span]) -> PackedTags:
+    """Return the tags of chunks of a managed disk's state, computed on all cores; an unreadable chunk differs from all."""
     return tag_chunks(layer, key, chunk_bytes, spans, tags_max=TAGS_MAX, unreadable_differs=True)
 
 

@@ -348,10 +348,10 @@ class MemoryVault(VaultLink):
         self.keys.append(key_hex)
         self.compared.append((disk_id, chunk_bytes, spans))
         managed = self._recovery.disks[disk_id]
-        data = bytes(managed.data) if position is None else managed.state_at(position)
+        data = managed.data if position is None else managed.state_at(position)
 
         def pread(offset: int, length: int) -> bytes:
-            return data[offset : offset + length]
+            return bytes(data[offset : offset + length])
 
         return ChunkTags.of(PackedTags(packed_tags(pread, bytes.fromhex(key_hex), chunk_bytes, spans), None))
 
@@ -438,7 +438,14 @@ class HostSnapshot(SnapshotFile):
         def pread(offset: int, length: int) -> bytes:
             return self.pread(offset, min(length, size - offset)) if offset < size else b""
 
-        return PackedTags(packed_tags(pread, key, chunk_bytes, spans), None)
+        ranges = [(int(data.c[at].start), int(data.c[at].end)) for at in range(data.count)]
+        with_data = [
+            (chunk, 1)
+            for first, count in spans
+            for chunk in range(first, first + count)
+            if any(start < (chunk + 1) * chunk_bytes and end > chunk * chunk_bytes for start, end in ranges)
+        ]
+        return PackedTags(packed_tags(pread, key, chunk_bytes, with_data), None)
 
     def close(self) -> None:
         pass

@@ -14,6 +14,7 @@ from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.cext.checksums import chunk_tag
 from siterig.cext.packed_tags import PACKED_BYTES, PackedTags, below, differing, unpack
+from tests.support.io_faults import READ, io_verdict
 
 KEY = bytes(range(32))
 BLOCK = 4096
@@ -84,6 +85,28 @@ def test_only_the_given_ranges_are_read(tmp_path: Path) -> None:
     layer = RawLayer(path)
     found = tag_chunks(layer, KEY, BLOCK, [(0, 8)], tags_max=8, data=DataRanges([(BLOCK, 100), (5 * BLOCK, BLOCK)]))
     assert list(unpack(found.packed)) == [1, 5]
+    layer.close()
+
+
+def test_the_holes_of_a_large_disk_are_not_read(tmp_path: Path) -> None:
+    path, mib, chunks = tmp_path / "disk", 1 << 20, 1024
+    with path.open("wb") as file:
+        file.truncate(chunks * mib)
+        for chunk in (0, 77, 78, 1023):
+            file.seek(chunk * mib + 64 * BLOCK)
+            file.write(os.urandom(64 * BLOCK))
+    layer = RawLayer(path)
+    read_bytes = 0
+
+    def count(operation: int, _path: str, _offset: int, size: int) -> int:
+        nonlocal read_bytes
+        read_bytes += size if operation == READ else 0
+        return 0
+
+    with io_verdict(count):
+        found = tag_chunks(layer, KEY, mib, [(0, chunks)], tags_max=chunks)
+    assert list(unpack(found.packed)) == [0, 77, 78, 1023]
+    assert read_bytes == mib
     layer.close()
 
 
