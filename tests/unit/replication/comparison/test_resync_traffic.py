@@ -47,7 +47,7 @@ def write(rig: Rig, offset: int, data: bytes) -> None:
     rig.history.append((rig.host.positions.value, "os", offset, data))
 
 
-async def test_a_resync_of_a_sparse_disk_reads_no_holes_and_sends_only_the_fine_chunks_that_differ(
+async def test_a_resync_reads_no_holes_and_sends_only_differing_bytes(
     tmp_path: Path, autojump_clock: MockClock, reads: list[tuple[int, int]]
 ) -> None:
     size, at = 256 * MIB, 200 * MIB + 5 * FINE_BYTES
@@ -74,7 +74,7 @@ async def test_a_resync_of_a_sparse_disk_reads_no_holes_and_sends_only_the_fine_
     assert not any(data[: MIB + 5 * FINE_BYTES]), "nothing else was written"
 
 
-async def test_guests_write_during_a_resync_before_and_after_the_place_that_is_compared(
+async def test_guests_write_anywhere_during_a_resync(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, reads: list[tuple[int, int]]
 ) -> None:
     chunk, size = 16 << 10, 4 << 20
@@ -157,7 +157,7 @@ class SlowVault:
         return ChunkTags.of(PackedTags(b"", None))
 
 
-async def test_both_sides_compute_at_the_same_time_and_a_bounded_number_of_windows_is_in_flight() -> None:
+async def test_both_sides_compute_at_the_same_time_a_few_windows_ahead() -> None:
     vault = SlowVault()
     ours: list[Sequence[Span]] = []
 
