@@ -28,8 +28,8 @@ WORKLOADS: Mapping[str, KeyedTable] = {
     ),
     "fio": KeyedTable(
         "Rounds of fio with `verify=crc32c`, each a file of its own that is fsynced and then acknowledged. The check: fio "
-        "verifies the file of every acknowledged round.",
-        takes=("disks", "size", "rounds", "rate"),
+        "verifies the file of every acknowledged round, and no round from after the recovered state is there.",
+        takes=("disks", "size", "rounds", "kept", "rate"),
     ),
     "files": KeyedTable(
         "A tree of files with known contents: each is written, fsynced, renamed into place and acknowledged; older ones are "
@@ -59,6 +59,9 @@ class WorkloadTable(ScenarioTable):
     rate: Annotated[CountFrom1, Field(le=100_000)] = Field(default=50, description="acknowledged steps a second at most; 50")
     size: Size = Field(default=256 << 10, description="size of the file of a round; `256KiB`")
     rounds: CountFrom1 = Field(default=40, description="the number of rounds, after which it waits; 40")
+    kept: CountFrom1 | None = Field(
+        default=None, description="the newest rounds whose files stay; older ones are deleted; all stay if left out"
+    )
     run: Text | None = Field(default=None, description="the command")
     check: Text | None = Field(default=None, description="the command that checks the disks of a recovered VM")
 

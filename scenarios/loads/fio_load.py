@@ -23,17 +23,20 @@ class FioLoad(ProcessLoad[WorkloadTable]):
         return mounts[self.disks[0]] / self.table.name
 
     def arguments(self, place: LoadPlace) -> Sequence[object]:
-        return ["--root", self._root(place.mounts), "--size", self.table.size, "--rounds", self.table.rounds]
+        words = ["--root", self._root(place.mounts), "--size", self.table.size, "--rounds", self.table.rounds]
+        return words if self.table.kept is None else [*words, "--kept", self.table.kept]
 
     def findings(
         self, mounts: Mapping[str, Path], folder: Path, acks: list[Ack], cut: int | None
     ) -> tuple[list[CheckFinding], frozenset[int]]:
         root = self._root(mounts)
-        present = frozenset(ack.n for ack in acks if fio_rounds.round_path(root, ack.n).exists())
-        due = [ack.n for ack in due_at(acks, cut) if ack.n in present]
+        found = fio_rounds.present(root)
+        due = [ack.n for ack in due_at(acks, cut) if ack.n in found]
         findings = [] if not due else [_verified(root, due, self.table.size)]
-        # A round that was under way may have its name on the disk already, so only the due ones are claimed.
-        return [*findings, promises("round", acks, present, cut)[0]], present
+        # Older rounds are deleted: they count as present, because later ones could only be written after them.
+        oldest = 0 if self.table.kept is None else max(found, default=0) - self.table.kept
+        present = frozenset(ack.n for ack in acks if ack.n in found or ack.n <= oldest)
+        return [*findings, *promises("round", acks, present, cut)], present
 
 
 def _verified(root: Path, due: list[int], size_bytes: int) -> CheckFinding:

@@ -11,25 +11,31 @@ from siterig.scenarios.files.workload_tables import WorkloadTable
 from siterig.scenarios.loads.load import LoadPlace
 from siterig.scenarios.loads.process_load import ProcessLoad, promises
 from siterig.scenarios.workloads.ack_log import Ack
-from siterig.scenarios.workloads.postgres_ledger import PAYLOAD
+from siterig.scenarios.workloads.postgres_ledger import PAYLOAD, REVISED_BY
 from siterig.scenarios.workloads.postgres_server import PostgresError, PostgresServer
 
-_WRONG = f"SELECT count(*) FROM ledger WHERE payload <> {PAYLOAD} OR revised_by NOT IN (n, 2 * n, 2 * n + 1)"  # noqa: S608
+_COUNTS = "SELECT count(*), coalesce(max(n), 0) FROM ledger"
+_WRONG = f"SELECT count(*) FROM ledger WHERE payload <> {PAYLOAD} OR revised_by <> {REVISED_BY}"  # noqa: S608
 
 
 class PostgresLoad(ProcessLoad[WorkloadTable]):
-    """Numbered transactions in a PostgreSQL server whose cluster is on the disk."""
+    """Numbered transactions in a PostgreSQL server whose cluster is on the disk; with two, its log is on the last one."""
 
     module = "postgres_ledger"
 
     def _cluster(self, mounts: Mapping[str, Path]) -> Path:
         return mounts[self.disks[0]] / self.table.name
 
+    def _wal(self, mounts: Mapping[str, Path]) -> Path | None:
+        return None if len(self.disks) == 1 else mounts[self.disks[-1]] / f"{self.table.name}-wal"
+
     def arguments(self, place: LoadPlace) -> Sequence[object]:
         # The server runs as another user, which must reach the folders.
         for folder in (place.folder, *place.mounts.values()):
             _let_pass(folder)
-        return ["--cluster", self._cluster(place.mounts), "--sockets", place.folder / f"{self.table.name}-pg"]
+        words = ["--cluster", self._cluster(place.mounts), "--sockets", place.folder / f"{self.table.name}-pg"]
+        wal = self._wal(place.mounts)
+        return words if wal is None else [*words, "--wal", wal]
 
     def findings(
         self, mounts: Mapping[str, Path], folder: Path, acks: list[Ack], cut: int | None
@@ -38,11 +44,9 @@ class PostgresLoad(ProcessLoad[WorkloadTable]):
             _let_pass(each)
         sockets = folder / f"{self.table.name}-pg-check"
         try:
-            with PostgresServer(self._cluster(mounts), sockets) as server:
-                count, newest, wrong = (
-                    int(server.sql(query) or 0)
-                    for query in ("SELECT count(*) FROM ledger", "SELECT coalesce(max(n), 0) FROM ledger", _WRONG)
-                )
+            with PostgresServer(self._cluster(mounts), sockets, self._wal(mounts)) as server:
+                count, newest = map(int, server.sql(_COUNTS).split("|"))
+                wrong = int(server.sql(_WRONG.format(newest=newest)))
                 checked = "every table and index is sound"
                 server.run("pg_amcheck", "-d", "postgres", "--install-missing", "--heapallindexed")
         except PostgresError as error:

@@ -1,7 +1,8 @@
 """The workload of fio: ``python -m siterig.scenarios.workloads.fio_rounds --root DIR ...``.
 
 Step N is a run of fio with ``verify=crc32c`` that writes the file ``round-N`` at random and fsyncs it; then it is
-acknowledged.  After the last round the workload waits.  :func:`command` builds fio's command line, also for the check.
+acknowledged, and the file of the round N - ``kept`` is deleted.  After the last round the workload waits.
+:func:`command` builds fio's command line, also for the check.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.cext import linux
 from siterig.scenarios.workloads.ack_log import Ack, AckWriter
 from siterig.scenarios.workloads.worker import Steps, add_common_options, work
 
@@ -31,10 +34,16 @@ def round_path(root: Path, n: int) -> Path:
     return root / f"round-{n}"
 
 
+def present(root: Path) -> frozenset[int]:
+    """Return the numbers of the rounds that have a file."""
+    return frozenset(int(path.name.removeprefix("round-")) for path in root.glob("round-*"))
+
+
 def command(root: Path, rounds: Sequence[int], size_bytes: int, *, verifies: bool) -> list[str]:
     """Return the command line that writes rounds, or verifies them."""
     words = ["fio", "--thread", "--ioengine=psync", "--rw=randwrite", "--bs=4k", f"--size={size_bytes}", "--fallocate=none"]
     words += ["--verify=crc32c", "--verify_fatal=1", "--group_reporting", "--output-format=terse", "--minimal"]
+    words += ["--verify_state_save=0"]  # a file in the folder in which fio was started
     words += ["--verify_only", "--verify_state_load=0"] if verifies else ["--do_verify=0", "--end_fsync=1"]
     for n in rounds:
         words += [f"--name=round{n}", f"--filename={round_path(root, n)}", f"--randseed={n}"]
@@ -46,12 +55,25 @@ class FioRounds(Steps):
 
     failures = (OSError, FioError)
 
-    def __init__(self, root: Path, acks: Path, position: Path, *, size_bytes: int, rounds: int) -> None:
+    def __init__(
+        self, root: Path, acks: Path, position: Path, *, size_bytes: int, rounds: int, kept: int | None = None
+    ) -> None:
+        """Open or create the folder.
+
+        Args:
+            root: the folder of the files.
+            acks: the acknowledgement log.
+            position: the position file of the disk's host.
+            size_bytes: the size of the file of a round.
+            rounds: the number of rounds.
+            kept: the number of newest rounds whose files stay; None for all.
+        """
         self.acknowledged = 0
         self._root, self._position, self._size_bytes, self._rounds = root, position, size_bytes, rounds
+        self._kept = rounds if kept is None else kept
         root.mkdir(exist_ok=True)
         self._acks = AckWriter(acks)
-        self.newest = max((int(path.name.removeprefix("round-")) for path in root.glob("round-*")), default=0)
+        self.newest = max(present(root), default=0)
 
     def step(self) -> None:
         if self.newest >= self._rounds:
@@ -60,7 +82,13 @@ class FioRounds(Steps):
         n = self.newest + 1
         begin = read_position(self._position)
         done = subprocess.run(
-            command(self._root, [n], self._size_bytes, verifies=False), capture_output=True, text=True, check=False, cwd="/"
+            command(self._root, [n], self._size_bytes, verifies=False),
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            # A disk that hangs ends this process without waiting for fio, which would keep the file system in use.
+            preexec_fn=lambda: linux.set_parent_death_signal(signal.SIGKILL),  # noqa: PLW1509 (only this thread starts programs)
         )
         if done.returncode:
             raise FioError(" ".join((done.stderr + done.stdout).split())[-300:])
@@ -71,6 +99,8 @@ class FioRounds(Steps):
             os.close(fd)
         self._acks.append(Ack(n, begin, read_position(self._position), SYSTEM_CLOCK.wall_ns()))
         self.newest = self.acknowledged = n
+        if n > self._kept:
+            round_path(self._root, n - self._kept).unlink(missing_ok=True)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -83,10 +113,18 @@ def main() -> int:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--kept", type=int)
     options = add_common_options(parser).parse_args()
 
     def make() -> FioRounds:
-        return FioRounds(options.root, options.acks, options.position, size_bytes=options.size, rounds=options.rounds)
+        return FioRounds(
+            options.root,
+            options.acks,
+            options.position,
+            size_bytes=options.size,
+            rounds=options.rounds,
+            kept=options.kept,
+        )
 
     return work(make, FioRounds.failures, options.rate)
 

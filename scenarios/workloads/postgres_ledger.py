@@ -1,6 +1,7 @@
 """The ledger on PostgreSQL: ``python -m siterig.scenarios.workloads.postgres_ledger --cluster DIR --sockets DIR ...``.
 
-It starts a server on the cluster and commits numbered transactions, each acknowledged when its COMMIT has returned.
+It starts a server on the cluster and commits numbered transactions, each acknowledged when its COMMIT has returned.  Each
+inserts one row and changes another, so the rows after any number of transactions are known.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from siterig.scenarios.workloads.worker import Steps, add_common_options, work
 TABLE = "CREATE TABLE IF NOT EXISTS ledger (n bigint PRIMARY KEY, payload text NOT NULL, revised_by bigint NOT NULL)"
 PAYLOAD = "repeat(md5(n::text), 1 + (n % 40)::int)"
 """The payload of row n, as SQL."""
+REVISED_BY = "CASE WHEN 2 * n > {newest} THEN n ELSE least(2 * n + 1, {newest}) END"
+"""The transaction that has changed row n last, after ``newest`` transactions, as SQL."""
 _TRANSACTION = """\
 BEGIN;
 INSERT INTO ledger SELECT n, {payload}, n FROM (VALUES ({n}::bigint)) AS row(n);
@@ -34,10 +37,10 @@ class PostgresLedger(Steps):
 
     failures = (OSError, PostgresError)
 
-    def __init__(self, cluster: Path, sockets: Path, acks: Path, position: Path) -> None:
+    def __init__(self, cluster: Path, sockets: Path, acks: Path, position: Path, *, wal: Path | None = None) -> None:
         self.acknowledged = 0
         self._position = position
-        self._server = PostgresServer(cluster, sockets)
+        self._server = PostgresServer(cluster, sockets, wal)
         self._server.create()
         self._server.start()
         try:
@@ -75,10 +78,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m siterig.scenarios.workloads.postgres_ledger")
     parser.add_argument("--cluster", type=Path, required=True)
     parser.add_argument("--sockets", type=Path, required=True)
+    parser.add_argument("--wal", type=Path)
     options = add_common_options(parser).parse_args()
 
     def make() -> PostgresLedger:
-        return PostgresLedger(options.cluster, options.sockets, options.acks, options.position)
+        return PostgresLedger(options.cluster, options.sockets, options.acks, options.position, wal=options.wal)
 
     return work(make, PostgresLedger.failures, options.rate)
 

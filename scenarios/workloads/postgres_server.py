@@ -17,7 +17,19 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.cext import linux
 
 _USER = "postgres"
-_START_TRIES = 200
+_SETTINGS = {
+    "listen_addresses": "",
+    "jit": "off",
+    "max_connections": "10",
+    "shared_buffers": "16MB",
+    "autovacuum": "off",
+    "max_wal_size": "32MB",
+    "min_wal_size": "8MB",
+}
+_WAL_SEGMENT_MB = 4
+"""The size of a file of the write-ahead log: a small one, so that a cluster fits on a disk of 128 MiB."""
+_CREATED = ".created"
+_START_TRIES = 600
 _TRY_S = 0.05
 _STOP_S = 20
 
@@ -40,13 +52,14 @@ class PostgresServer:
     Args:
         folder: the folder of the cluster, on the disk; created if it is missing.
         sockets: a folder for its socket and its log, on no virtual disk.
+        wal: the folder of the write-ahead log, which may be on another disk; None for the usual one inside of the cluster.
     """
 
-    def __init__(self, folder: Path, sockets: Path) -> None:
+    def __init__(self, folder: Path, sockets: Path, wal: Path | None = None) -> None:
         self._bin = programs()
         if self._bin is None:
             raise PostgresError("the programs initdb and postgres are not installed; on Debian: apt-get install postgresql")
-        self.data, self._sockets = folder, sockets
+        self.data, self._sockets, self._wal = folder, sockets, wal
         self.log = sockets / "postgres.log"
         self._server: subprocess.Popen[bytes] | None = None
         sockets.mkdir(parents=True, exist_ok=True)
@@ -85,33 +98,40 @@ class PostgresServer:
         return output
 
     def create(self) -> None:
-        """Create the cluster, durably; a cluster that is there already stays."""
-        if (self.data / "PG_VERSION").exists():
+        """Create the cluster, durably; a cluster that is there already stays, and one that is half created does not."""
+        created = self.data / _CREATED
+        if created.exists():
             return
-        if self.data.exists():
-            shutil.rmtree(self.data)
-        self.data.mkdir(parents=True)
-        if self._is_root:
-            shutil.chown(self.data, _USER, _USER)
-        self.data.chmod(0o700)
-        self.run("initdb", "--pgdata", str(self.data), "--data-checksums", "--auth=trust", "--no-instructions", "-U", _USER)
+        for folder in (self.data, self._wal):
+            if folder is None:
+                continue
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            if self._is_root:
+                shutil.chown(folder, _USER, _USER)
+            folder.chmod(0o700)
+        words = ["--pgdata", str(self.data), "--data-checksums", "--auth=trust", "--no-instructions", "-U", _USER]
+        words += [f"--wal-segsize={_WAL_SEGMENT_MB}"]
+        words += [] if self._wal is None else [f"--waldir={self._wal}"]
+        self.run("initdb", *words)
+        created.touch()
+        for folder in (self.data, self.data.parent, *([] if self._wal is None else [self._wal.parent])):
+            _sync_folder(folder)
+
+    def _find_wal(self) -> None:
+        """Name the folder of the write-ahead log where its disk is mounted now."""
+        link = self.data / "pg_wal"
+        if self._wal is None or (link.is_symlink() and link.readlink() == self._wal):
+            return
+        link.unlink(missing_ok=True)
+        link.symlink_to(self._wal)
 
     def start(self) -> None:
         """Start the server, and return when it answers; it recovers the cluster first if that is necessary."""
         (self.data / "postmaster.pid").unlink(missing_ok=True)  # of the machine that the disk was copied from
-        settings = {
-            "listen_addresses": "",
-            "unix_socket_directories": str(self._sockets),
-            "jit": "off",
-            "max_connections": "10",
-        }
-        settings |= {
-            "shared_buffers": "16MB",
-            "jit": "off",
-            "autovacuum": "off",
-            "max_wal_size": "64MB",
-            "min_wal_size": "32MB",
-        }
+        self._find_wal()
+        settings = _SETTINGS | {"unix_socket_directories": str(self._sockets)}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with self.log.open("ab") as log:
             self._server = self._spawn("postgres", "-D", str(self.data), *options, output=log)
@@ -157,3 +177,11 @@ class PostgresServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop(at_once=error is not None)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -7,12 +7,15 @@ not.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, get_args
 
 DiskKind = Literal["raw", "ext4", "xfs", "btrfs"]
-WriterKind = Literal["raw", "files", "ledger"]
+WriterKind = Literal["raw", "files", "fio", "ledger", "ledger-postgresql"]
+WRITERS: tuple[WriterKind, ...] = get_args(WriterKind)
+_OF_ALL_DISKS: tuple[WriterKind, ...] = ("ledger", "ledger-postgresql")
+"""The writers that use the first and the last disk of a VM."""
 MIB = 1 << 20
 SIZES: dict[DiskKind, int] = {"raw": 64 * MIB, "ext4": 128 * MIB, "xfs": 320 * MIB, "btrfs": 256 * MIB}
 """The sizes of the disks: the least that each file system takes, or more, so that logs do not reach half of the disk."""
@@ -68,36 +71,44 @@ class PlannedRule:
     after_s: float
 
 
-def draw_vms(seed: int, vms: int, disks: int, filesystems: tuple[DiskKind, ...]) -> list[VmPlan]:
-    """Return the VMs: by turns raw disks, files, a ledger over all disks, and a mix of raw disk and files.
+def draw_vms(
+    seed: int, vms: int, disks: int, filesystems: Sequence[DiskKind], writers: Sequence[WriterKind] = WRITERS
+) -> list[VmPlan]:
+    """Return the VMs: each writer and each file system comes once before any comes again.
+
+    A database uses the first and the last disk of its VM.  Every other disk has a writer of its own, a raw one twice as often
+    as each other kind.
 
     Args:
         seed: the seed.
         vms: the number of VMs.
         disks: the number of disks of each.
         filesystems: the file systems that this machine can make and check.
+        writers: the writers whose programs this machine has.
     """
-    at = random.Random(f"{seed} vms").randrange(len(filesystems))  # noqa: S311 (no secrets)
+    rng = random.Random(f"{seed} vms")  # noqa: S311 (no secrets)
+    first, formats = _by_turns(rng, writers), _by_turns(rng, filesystems)
+    single = _by_turns(rng, ["raw", *(kind for kind in writers if kind not in _OF_ALL_DISKS)])
     made = []
     for number in range(vms):
         names = [f"disk{disk + 1}" for disk in range(disks)]
-        style = ("raw", "files", "ledger", "mixed")[number % 4]
-        kinds: list[DiskKind] = []
-        for disk in range(disks):
-            if style == "raw" or (style == "mixed" and disk == 0):
-                kinds.append("raw")
-            else:
-                kinds.append(filesystems[at % len(filesystems)])
-                at += 1
-        if style == "ledger":
-            writers = [WriterPlan("ledger", (names[0], names[-1]))]
-        else:
-            writers = [
-                WriterPlan("raw" if kind == "raw" else "files", (name,)) for name, kind in zip(names, kinds, strict=True)
-            ]
-        planned = tuple(DiskPlan(name, kind) for name, kind in zip(names, kinds, strict=True))
-        made.append(VmPlan(f"vm{number + 1}", planned, tuple(writers)))
+        kind = next(first)
+        used = tuple(dict.fromkeys((names[0], names[-1]))) if kind in _OF_ALL_DISKS else (names[0],)
+        drawn = [WriterPlan(kind, used)]
+        drawn += [WriterPlan(next(single), (name,)) for name in names if name not in used]
+        raw = {name for writer in drawn if writer.kind == "raw" for name in writer.disks}
+        planned = tuple(DiskPlan(name, "raw" if name in raw else next(formats)) for name in names)
+        made.append(VmPlan(f"vm{number + 1}", planned, tuple(drawn)))
     return made
+
+
+T = TypeVar("T")
+
+
+def _by_turns(rng: random.Random, kinds: Sequence[T]) -> Iterator[T]:
+    """Yield kinds without an end, in an order of chance; each comes once before any comes again."""
+    while True:
+        yield from rng.sample(kinds, len(kinds))
 
 
 def draw_faults(seed: int) -> Iterator[PlannedRule]:

@@ -27,11 +27,12 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.failures import unwrap_rig_error
 from siterig.core.paths import Layout
 from siterig.scenarios.contracts.finding import CheckFinding
+from siterig.scenarios.loads.make_load import missing_program
 from siterig.supervisor import launch
 from siterig.testing.testbed import Testbed
 from siterig.testing.timeline import Timeline
 from siterig.thrash.faults import FaultInjection
-from siterig.thrash.plan import HOST_DISK_FAULTS, DiskKind, draw_faults, draw_vms
+from siterig.thrash.plan import HOST_DISK_FAULTS, WRITERS, DiskKind, WriterKind, draw_faults, draw_vms
 from siterig.thrash.vms import ThrashVm
 from siterig.thrash.waits import NamedWaits
 
@@ -101,6 +102,12 @@ def available_filesystems() -> tuple[DiskKind, ...]:
     return tuple(kind for kind, programs in _PROGRAMS.items() if kind in known and all(map(shutil.which, programs)))
 
 
+def absent_writers() -> dict[WriterKind, str]:
+    """Return the writers for which this machine lacks a program, with the program and its package."""
+    found = {kind: missing_program(kind) for kind in WRITERS}
+    return {kind: program for kind, program in found.items() if program is not None}
+
+
 class Thrash:
     """One thrash in a folder.
 
@@ -115,7 +122,12 @@ class Thrash:
         self._rig = Testbed(self._layout)
         self.result = ThrashResult()
         self.timeline = Timeline()
-        planned = draw_vms(options.seed, options.vms, options.disks, options.filesystems or available_filesystems())
+        absent = absent_writers()
+        for kind, program in absent.items():
+            say(f"no writer {kind}: this machine lacks {program}")
+        filesystems = options.filesystems or available_filesystems()
+        writers = [kind for kind in WRITERS if kind not in absent]
+        planned = draw_vms(options.seed, options.vms, options.disks, filesystems, writers)
         self._vms = [ThrashVm(plan, self._rig, options.seed) for plan in planned]
         self._faults = FaultInjection(self._rig, draw_faults(options.seed), self.timeline)
         self.result.faults = self._faults.injected

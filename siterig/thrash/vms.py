@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,18 +19,28 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.contracts.finding import CheckFinding
 from siterig.scenarios.files.workload_tables import WorkloadTable
 from siterig.scenarios.loads.files_load import FilesLoad
+from siterig.scenarios.loads.fio_load import FioLoad
 from siterig.scenarios.loads.ledger_load import LedgerLoad
 from siterig.scenarios.loads.load import LoadPlace, acknowledged
+from siterig.scenarios.loads.postgres_load import PostgresLoad
 from siterig.scenarios.loads.process_load import ProcessLoad
 from siterig.scenarios.loads.raw_load import RawLoad, RawTable
 from siterig.scenarios.workloads.ack_log import Ack
 from siterig.scenarios.workloads.guest import Guest, check_filesystem
 from siterig.testing.crash_states import copy_sparse
 from siterig.testing.testbed import Testbed
-from siterig.thrash.plan import MIB, VmPlan, WriterPlan
+from siterig.thrash.plan import MIB, VmPlan, WriterKind, WriterPlan
 
 GROWTH_BYTES = 8 * MIB
-_RATES = {"raw": 15, "files": 5, "ledger": 3}
+_RATES: Mapping[WriterKind, int] = {"raw": 15, "files": 5, "fio": 2, "ledger": 3, "ledger-postgresql": 5}
+"""The steps a second of each writer."""
+_LOADS: Mapping[WriterKind, type[ProcessLoad[WorkloadTable]]] = {
+    "files": FilesLoad,
+    "fio": FioLoad,
+    "ledger": LedgerLoad,
+    "ledger-postgresql": PostgresLoad,
+}
+_FIO_ROUNDS_KEPT = 20
 _SECOND_AREA = 40 * MIB
 _ERA = "site"
 _POLL_S = 0.3
@@ -84,7 +95,9 @@ class ThrashVm:
         if writer.kind == "raw":
             return [self._raw(writer.disks[0], start) for start in (0, _SECOND_AREA)]
         table = WorkloadTable(name=name, kind=writer.kind, vm=self.name, rate=rate)
-        return [(FilesLoad if writer.kind == "files" else LedgerLoad)(table, writer.disks)]
+        if writer.kind == "fio":
+            table = table.model_copy(update={"rounds": sys.maxsize, "kept": _FIO_ROUNDS_KEPT})
+        return [_LOADS[writer.kind](table, writer.disks)]
 
     def _raw(self, disk: str, start: int) -> RawLoad:
         name = f"{self.name}-{disk}-{start}"

@@ -8,7 +8,7 @@ import pytest
 
 from siterig.rpc import directory
 from siterig.scenarios.faults.rules import read_rule
-from siterig.thrash.plan import FAULTS, LINKS, ROLES, draw_faults, draw_vms
+from siterig.thrash.plan import FAULTS, LINKS, ROLES, WRITERS, draw_faults, draw_vms
 
 
 def test_a_seed_gives_the_same_plan_each_time() -> None:
@@ -31,16 +31,27 @@ def test_the_links_are_links_of_a_rig() -> None:
 
 
 @pytest.mark.parametrize(("vms", "disks"), [(1, 1), (2, 1), (8, 2), (5, 3)])
-def test_every_disk_has_a_writer(vms: int, disks: int) -> None:
-    for vm in draw_vms(1, vms, disks, ("ext4", "xfs", "btrfs")):
+def test_every_disk_has_one_writer(vms: int, disks: int) -> None:
+    planned = draw_vms(1, vms, disks, ("ext4", "xfs", "btrfs"))
+    assert len(planned) == vms
+    for vm in planned:
+        written = [name for writer in vm.writers for name in writer.disks]
+        assert sorted(written) == [disk.name for disk in vm.disks]
         assert len(vm.disks) == disks
-        written = {name for writer in vm.writers for name in writer.disks}
-        if vm.writers[0].kind == "ledger":
-            assert written == {vm.disks[0].name, vm.disks[-1].name}
-        else:
-            assert written == {disk.name for disk in vm.disks}
+        raw = {name for writer in vm.writers if writer.kind == "raw" for name in writer.disks}
+        assert raw == {disk.name for disk in vm.disks if disk.kind == "raw"}
 
 
-def test_the_ways_to_write_take_turns() -> None:
-    kinds = [vm.writers[0].kind for vm in draw_vms(1, 8, 2, ("ext4",))]
-    assert kinds == ["raw", "files", "ledger", "raw", "raw", "files", "ledger", "raw"]
+def test_every_writer_and_file_system_comes_and_the_seed_chooses_their_order() -> None:
+    orders = set()
+    for seed in range(8):
+        planned = draw_vms(seed, 8, 2, ("ext4", "xfs", "btrfs"))
+        orders.add(tuple(vm.writers[0].kind for vm in planned))
+        assert {writer.kind for vm in planned for writer in vm.writers} == set(WRITERS)
+        assert {disk.kind for vm in planned for disk in vm.disks} == {"raw", "ext4", "xfs", "btrfs"}
+    assert len(orders) > 4
+
+
+def test_a_machine_without_a_program_takes_the_other_writers() -> None:
+    planned = draw_vms(3, 8, 2, ("ext4",), ("raw", "files", "ledger"))
+    assert {writer.kind for vm in planned for writer in vm.writers} == {"raw", "files", "ledger"}
