@@ -88,7 +88,7 @@ class FioRounds(Steps):
             check=False,
             cwd="/",
             # A disk that hangs ends this process without waiting for fio, which would keep the file system in use.
-            preexec_fn=lambda: linux.set_parent_death_signal(signal.SIGKILL),  # noqa: PLW1509 (only this thread starts programs)
+            preexec_fn=lambda: linux.set_parent_death_signal(signal.SIGKILL),
         )
         if done.returncode:
             raise FioError(" ".join((done.stderr + done.stdout).split())[-300:])

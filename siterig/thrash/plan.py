@@ -76,8 +76,8 @@ def draw_vms(
 ) -> list[VmPlan]:
     """Return the VMs: each writer and each file system comes once before any comes again.
 
-    A database uses the first and the last disk of its VM.  Every other disk has a writer of its own, a raw one twice as often
-    as each other kind.
+    A database uses the first and the last disk of its VM.  Every other disk has a writer of its own, and raw ones are twice
+    as frequent among them as each other kind.
 
     Args:
         seed: the seed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from siterig.scenarios.loads.fio_load import FioLoad
 from siterig.scenarios.loads.load import LoadPlace
 from siterig.scenarios.loads.make_load import make_load
 from siterig.scenarios.loads.postgres_load import PostgresLoad
-from siterig.scenarios.workloads import file_tree
+from siterig.scenarios.workloads import file_tree, fio_rounds
 from siterig.scenarios.workloads.ack_log import Ack, read_acks
 from siterig.scenarios.workloads.file_tree import FileTree
 from siterig.scenarios.workloads.fio_rounds import FioRounds
@@ -97,23 +98,43 @@ def test_a_new_process_continues_the_tree(mount: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("fio") is None, reason="program fio is not installed; on Debian: apt-get install fio")
 def test_fio_verifies_every_acknowledged_round(mount: Path) -> None:
+    states = set(Path("/").glob("*-verify.state"))
     acks_file, position = mount.parent / "load.acks", mount.parent / "position"
     position.write_bytes(struct.pack("<Q", 1))
     CountingSteps(FioRounds(mount / "load", acks_file, position, size_bytes=32768, rounds=2), position).run(2)
     load, acks = FioLoad(table("fio", size="32KiB"), ["data"]), read_acks(acks_file)
     mounts = {"data": mount}
     assert failed(load.findings(mounts, mount, acks, None)[0]) == []
+    assert set(Path("/").glob("*-verify.state")) == states, "fio left a file in the folder in which it was started"
     with (mount / "load" / "round-2").open("r+b") as file:
         file.seek(5000)
         file.write(b"damage")
     findings = load.findings(mounts, mount, acks, None)[0]
     assert failed(findings) == ["fio verifies every acknowledged round"]
     assert "verify" in findings[0].evidence, "the reason, not only numbers"
-    assert failed(load.findings(mounts, mount, acks, acks[0].end_position + 5)[0]) == []
+    before_2 = acks[0].end_position + 5
+    assert failed(load.findings(mounts, mount, acks, before_2)[0]) == ["no round from after the state"]
+    (mount / "load" / "round-2").unlink()
+    assert failed(load.findings(mounts, mount, acks, before_2)[0]) == []
     (mount / "load" / "round-1").unlink()
-    assert failed(load.findings(mounts, mount, acks, acks[0].end_position + 5)[0]) == [
-        "every round acknowledged before the state"
-    ]
+    assert failed(load.findings(mounts, mount, acks, before_2)[0]) == ["every round acknowledged before the state"]
+
+
+def test_files_of_older_rounds_of_fio_are_deleted(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        Path(next(word for word in words if word.startswith("--filename=")).partition("=")[2]).touch()
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", write)
+    acks_file, position = mount.parent / "load.acks", mount.parent / "position"
+    position.write_bytes(struct.pack("<Q", 1))
+    CountingSteps(FioRounds(mount / "load", acks_file, position, size_bytes=4096, rounds=9, kept=2), position).run(5)
+    assert fio_rounds.present(mount / "load") == {4, 5}
+    load, acks = FioLoad(table("fio", size="4KiB", kept=2), ["data"]), read_acks(acks_file)
+    findings, present = load.findings({"data": mount}, mount, acks, None)
+    assert (failed(findings), present) == ([], {1, 2, 3, 4, 5})
+    fio_rounds.round_path(mount / "load", 4).unlink()
+    assert failed(load.findings({"data": mount}, mount, acks, None)[0]) == ["every round acknowledged"]
 
 
 @pytest.mark.slow
