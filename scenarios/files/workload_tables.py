@@ -22,8 +22,9 @@ WORKLOADS: Mapping[str, KeyedTable] = {
         takes=("disks", "rate"),
     ),
     "ledger-postgresql": KeyedTable(
-        "Numbered transactions in a PostgreSQL server of its own, whose cluster is on the disk. The check: the server "
-        "recovers the cluster, its tables and indexes are sound, and every acknowledged transaction is there.",
+        "Numbered transactions in a PostgreSQL server of its own, whose cluster is on the disk; with two disks, its "
+        "write-ahead log is on the last one. The check: the server recovers the cluster, its tables and indexes are sound, "
+        "every transaction that was acknowledged before the recovered state is there, and none is there by half.",
         takes=("disks", "rate"),
     ),
     "fio": KeyedTable(

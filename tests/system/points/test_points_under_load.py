@@ -8,6 +8,7 @@ choices.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -36,6 +37,8 @@ DISK_BYTES = 4 << 30
 AREA_BYTES = 24 << 20
 """The size of the range at the start of each disk that is written to again and again, so that writes overlap."""
 GROWN_BYTES = DISK_BYTES + (16 << 20)
+WRITES_BEFORE_POINT, WRITES_AFTER_CUT = 40, 20
+"""The least number of writes of each writer before a point, and the most while the managed disks receive the log."""
 GROWN_AREA = (DISK_BYTES - (4 << 20), 12 << 20)
 """The range of ``os`` that is written to after it has grown (offset, length); other ranges are never written."""
 NAMES = ("os", "data")
@@ -52,27 +55,56 @@ def steps(size_bytes: int) -> list[int]:
 
 
 class Writer(threading.Thread):
-    """A thread that writes pieces of all sizes at any byte, with some discards, until ``stop`` is set."""
+    """A thread that writes pieces of all sizes at any byte, with some discards, until :meth:`end`."""
 
-    def __init__(self, disk: Path, area: tuple[int, int], rng: random.Random, stop: threading.Event) -> None:
+    def __init__(self, disk: Path, area: tuple[int, int], rng: random.Random) -> None:
         super().__init__()
-        self._disk, self._area, self._rng, self._stop_asked = disk, area, rng, stop
+        self._disk, self._area, self._rng = disk, area, rng
         self.error: BaseException | None = None
         self.done = 0
+        self._limit: float = math.inf
+        self._changed = threading.Condition()
 
     def run(self) -> None:
         try:
             with self._disk.open("r+b", buffering=0) as disk:
-                while not self._stop_asked.is_set():
+                while self._may_write():
                     length = self._rng.choice((512, 4096, 4096, 4096, 65536, self._rng.randrange(1, 200_000)))
                     offset = self._area[0] + self._rng.randrange(self._area[1] - length)
                     if self._rng.random() < 0.1:
                         punch(disk.fileno(), offset, length)
                     else:
                         assert os.pwrite(disk.fileno(), self._rng.randbytes(length), offset) == length
-                    self.done += 1
+                    with self._changed:
+                        self.done += 1
+                        self._changed.notify_all()
         except BaseException as exc:
-            self.error = exc
+            with self._changed:
+                self.error = exc
+                self._changed.notify_all()
+
+    def _may_write(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self.done < self._limit or self._limit == 0)
+            return self._limit > 0
+
+    def go_on(self, at_most: float = math.inf) -> int:
+        """Allow this many more writes, and return the number of writes so far."""
+        with self._changed:
+            self._limit = self.done + at_most
+            self._changed.notify_all()
+            return self.done
+
+    def wait_for(self, done: int) -> None:
+        """Wait until this many writes are done, or one has failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.done >= done or self.error is not None)
+
+    def end(self) -> None:
+        with self._changed:
+            self._limit = 0
+            self._changed.notify_all()
+        self.join()
 
 
 class Replica:
@@ -148,15 +180,13 @@ def copy_source(server: DiskServer, name: str, target: Path) -> None:
 
 def test_every_point_equals_the_source_at_that_time(server: DiskServer, tmp_path: Path) -> None:
     print(f"SITERIG_SEED={SEED}")
-    rng, stop = random.Random(SEED), threading.Event()
+    rng = random.Random(SEED)
     stores = tmp_path / "stores"
     stores.mkdir()
     empty = server.call("begin_snapshot", vm=VM)
     server.call("end_snapshot", vm=VM)
     replicas = [Replica(server, name, stores, empty) for name in NAMES]
-    writers = [
-        Writer(server.disk(name), (0, AREA_BYTES), random.Random(rng.random()), stop) for name in NAMES for _ in range(2)
-    ]
+    writers = [Writer(server.disk(name), (0, AREA_BYTES), random.Random(rng.random())) for name in NAMES for _ in range(2)]
     for writer in writers:
         writer.start()
     points: list[int] = []
@@ -164,20 +194,23 @@ def test_every_point_equals_the_source_at_that_time(server: DiskServer, tmp_path
         for number in range(POINTS):
             if number == POINTS // 3:
                 server.call("resize_disk", vm=VM, disk="os", size_bytes=GROWN_BYTES)
-                writers.append(Writer(server.disk("os"), GROWN_AREA, random.Random(rng.random()), stop))
+                writers.append(Writer(server.disk("os"), GROWN_AREA, random.Random(rng.random())))
                 writers[-1].start()
+            for writer, done in [(writer, writer.go_on()) for writer in writers]:
+                writer.wait_for(done + WRITES_BEFORE_POINT)
             position = server.call("begin_snapshot", vm=VM)["position"]
             for name in NAMES:
                 copy_source(server, name, tmp_path / f"{name}-{position}")
             server.call("end_snapshot", vm=VM)
             points.append(position)
             server.cut()
+            for writer in writers:  # otherwise each point would have more to apply than the one before, on a slow machine
+                writer.go_on(WRITES_AFTER_CUT)
             for replica in replicas:
                 replica.apply_sent()
     finally:
-        stop.set()
         for writer in writers:
-            writer.join()
+            writer.end()
     assert [writer.error for writer in writers] == [None] * len(writers)
     assert all(writer.done > POINTS for writer in writers)
     server.cut()
