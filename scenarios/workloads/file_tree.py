@@ -15,7 +15,9 @@ from pathlib import Path
 
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.blockfs.files.durable_io import sync_folder
 from siterig.scenarios.workloads.ack_log import Ack, AckWriter
+from siterig.scenarios.workloads.durable_file import sync_file
 from siterig.scenarios.workloads.worker import Steps, add_common_options, work
 
 KEPT = 64
@@ -42,14 +44,6 @@ def present(root: Path) -> dict[int, Path]:
     return found
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 class FileTree(Steps):
     """The tree below a folder, and the acknowledgement file."""
 
@@ -61,7 +55,7 @@ class FileTree(Steps):
         for number in range(_FOLDERS):
             (root / f"d{number}").mkdir(parents=True, exist_ok=True)
         for folder in (root, root.parent):
-            _sync_folder(folder)
+            sync_folder(folder)
         self._acks = AckWriter(acks)
         self.newest = max(present(root), default=0)
 
@@ -74,8 +68,8 @@ class FileTree(Steps):
             file.write(content(n))
             file.flush()
             os.fsync(file.fileno())
-        partial.rename(path)
-        _sync_folder(path.parent)
+            partial.rename(path)
+            sync_file(file.fileno(), path.parent)
         self._acks.append(Ack(n, begin, read_position(self._position), SYSTEM_CLOCK.wall_ns()))
         self.newest = self.acknowledged = n
         if n > KEPT:

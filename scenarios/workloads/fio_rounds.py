@@ -1,8 +1,8 @@
 """The workload of fio: ``python -m siterig.scenarios.workloads.fio_rounds --root DIR ...``.
 
-Step N is a run of fio with ``verify=crc32c`` that writes the file ``round-N`` at random and fsyncs it; then it is
-acknowledged, and the file of the round N - ``kept`` is deleted.  After the last round the workload waits.
-:func:`command` builds fio's command line, also for the check.
+Step N is a run of fio with ``verify=crc32c`` that writes the file ``round-N`` at random; the file is fsynced (not by fio,
+which ends with success when its last fsync failed) and acknowledged, and the file of the round N - ``kept`` is deleted.
+After the last round the workload waits.  :func:`command` builds fio's command line, also for the check.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.cext import linux
 from siterig.scenarios.workloads.ack_log import Ack, AckWriter
+from siterig.scenarios.workloads.durable_file import sync_file
 from siterig.scenarios.workloads.worker import Steps, add_common_options, work
 
 _IDLE_S = 0.05
@@ -44,7 +45,7 @@ def command(root: Path, rounds: Sequence[int], size_bytes: int, *, verifies: boo
     words = ["fio", "--thread", "--ioengine=psync", "--rw=randwrite", "--bs=4k", f"--size={size_bytes}", "--fallocate=none"]
     words += ["--verify=crc32c", "--verify_fatal=1", "--group_reporting", "--output-format=terse", "--minimal"]
     words += ["--verify_state_save=0"]  # a file in the folder in which fio was started
-    words += ["--verify_only", "--verify_state_load=0"] if verifies else ["--do_verify=0", "--end_fsync=1"]
+    words += ["--verify_only", "--verify_state_load=0"] if verifies else ["--do_verify=0"]
     for n in rounds:
         words += [f"--name=round{n}", f"--filename={round_path(root, n)}", f"--randseed={n}"]
     return words
@@ -56,7 +57,7 @@ class FioRounds(Steps):
     failures = (OSError, FioError)
 
     def __init__(
-        self, root: Path, acks: Path, position: Path, *, size_bytes: int, rounds: int, kept: int | None = None
+        self, root: Path, acks: Path, position: Path, *, size_bytes: int, rounds: int, rounds_kept: int | None = None
     ) -> None:
         """Open or create the folder.
 
@@ -66,11 +67,11 @@ class FioRounds(Steps):
             position: the position file of the disk's host.
             size_bytes: the size of the file of a round.
             rounds: the number of rounds.
-            kept: the number of newest rounds whose files stay; None for all.
+            rounds_kept: the number of newest rounds whose files stay; None for all.
         """
         self.acknowledged = 0
         self._root, self._position, self._size_bytes, self._rounds = root, position, size_bytes, rounds
-        self._kept = rounds if kept is None else kept
+        self._kept = rounds if rounds_kept is None else rounds_kept
         root.mkdir(exist_ok=True)
         self._acks = AckWriter(acks)
         self.newest = max(present(root), default=0)
@@ -92,9 +93,9 @@ class FioRounds(Steps):
         )
         if done.returncode:
             raise FioError(" ".join((done.stderr + done.stdout).split())[-300:])
-        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        fd = os.open(round_path(self._root, n), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
+            sync_file(fd, self._root)
         finally:
             os.close(fd)
         self._acks.append(Ack(n, begin, read_position(self._position), SYSTEM_CLOCK.wall_ns()))
@@ -123,7 +124,7 @@ def main() -> int:
             options.position,
             size_bytes=options.size,
             rounds=options.rounds,
-            kept=options.kept,
+            rounds_kept=options.kept,
         )
 
     return work(make, FioRounds.failures, options.rate)

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.blockfs.files.durable_io import sync_folder
 from siterig.cext import linux
 
 _USER = "postgres"
@@ -117,7 +118,7 @@ class PostgresServer:
         self.run("initdb", *words)
         created.touch()
         for folder in (self.data, self.data.parent, *([] if self._wal is None else [self._wal.parent])):
-            _sync_folder(folder)
+            sync_folder(folder)
 
     def _find_wal(self) -> None:
         """Name the folder of the write-ahead log where its disk is mounted now."""
@@ -177,11 +178,3 @@ class PostgresServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop(at_once=error is not None)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
