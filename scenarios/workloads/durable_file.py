@@ -11,12 +11,11 @@ from siterig.blockfs.files.durable_io import sync_folder
 def sync_file(fd: int, folder: Path) -> None:
     """Return when a file and its name in a folder are durable.
 
-    XFS that has shut down reports success for the fsync of a folder whose last changes it has dropped.  It reports the
-    error for a file, so the file is synced again after its folder.
+    The file comes last: XFS that has shut down reports success for the fsync of a folder whose last changes it has
+    dropped, and an error for that of a file.
 
     Raises:
         OSError: the disk failed, and file or name may be lost.
     """
-    os.fsync(fd)
     sync_folder(folder)
     os.fsync(fd)
