@@ -132,7 +132,7 @@ def test_files_of_older_rounds_of_fio_are_deleted(mount: Path, monkeypatch: pyte
     assert fio_rounds.present(mount / "load") == {4, 5}
     load, acks = FioLoad(table("fio", size="4KiB", kept=2), ["data"]), read_acks(acks_file)
     findings, present = load.findings({"data": mount}, mount, acks, None)
-    assert (failed(findings), present) == ([], {1, 2, 3, 4, 5})
+    assert (failed(findings), set(present)) == ([], {1, 2, 3, 4, 5})
     fio_rounds.round_path(mount / "load", 4).unlink()
     assert failed(load.findings({"data": mount}, mount, acks, None)[0]) == ["every round acknowledged"]
 

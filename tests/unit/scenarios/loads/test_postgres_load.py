@@ -59,7 +59,7 @@ def test_a_database_on_two_disks_is_recovered_and_half_a_transaction_is_found(re
     shutil.move(disks, moved)
     mounts = {name: moved / name for name in mounts}
     findings, present = load.findings(mounts, reachable, read_acks(acks), None)
-    assert (failed(findings), present) == ([], set(range(1, COUNT + 1)))
+    assert (failed(findings), set(present)) == ([], set(range(1, COUNT + 1)))
 
     with PostgresServer(moved / "data" / "load", sockets, moved / "log" / "load-wal") as server:
         server.sql("UPDATE ledger SET revised_by = n WHERE n = 3")  # as if transaction 7 had only its first change
