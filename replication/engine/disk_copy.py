@@ -29,7 +29,7 @@ import trio
 
 from siterig.blockfs.changelog.segment import RECORD_HEADER_BYTES
 from siterig.blockfs.contracts.control import SnapshotDisk, SnapshotInfo
-from siterig.blockfs.core.errors import Code
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.sync_part import DiskChunk, SyncOrigin
 from siterig.cext.checksums import is_zero
 from siterig.replication.engine.context import AgentContext
@@ -228,3 +228,19 @@ async def check_vouched_for(group: DiskGroup) -> None:
             raise ResyncNeeded(info.needs_resync)
         if generations.get(info.disk_id) != info.generation:
             raise ResyncNeeded(Code.GenerationChanged)
+
+
+@asynccontextmanager
+async def log_watched(group: DiskGroup) -> AsyncIterator[None]:
+    """Raise ``ResyncNeeded`` in place of ``NotTracked`` if the log of a disk was abandoned during the block.
+
+    The disk host may abandon a log at any time, also between a check of the disks and a call that needs their logs.
+    """
+    try:
+        yield
+    except RigError as exc:
+        if exc.code == Code.NotTracked:
+            for info in await group.infos():
+                if info.needs_resync is not None:
+                    raise ResyncNeeded(info.needs_resync) from exc
+        raise

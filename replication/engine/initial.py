@@ -7,7 +7,7 @@ import structlog
 from siterig.blockfs.contracts.control import DiskInfo, SnapshotInfo
 from siterig.blockfs.core.errors import Code
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.disk_copy import check_vouched_for, open_copy
+from siterig.replication.engine.disk_copy import check_vouched_for, log_watched, open_copy
 from siterig.replication.engine.disk_groups import DiskGroup
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
@@ -34,7 +34,8 @@ async def replicate_initially(context: AgentContext, group: DiskGroup, outbox: O
             raise ResyncNeeded(info.needs_resync)
     if not group.states:
         await _check_untouched(context, vm, infos)
-    snapshot = await group.begin_snapshot()
+    async with log_watched(group):
+        snapshot = await group.begin_snapshot()
     disks = _resumed(group.states, snapshot)
     group.record(disks)
     tracker.begin("InitialReplication", [(disk.name, disk.next_offset, disk.size_bytes) for disk in disks])

@@ -32,7 +32,7 @@ from siterig.blockfs.contracts.control import SnapshotInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.comparison.comparison import ComparedDisk, Comparison, DiskRanges, bounded_ranges, compare
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.disk_copy import DiskCopy, check_vouched_for, open_copy
+from siterig.replication.engine.disk_copy import DiskCopy, check_vouched_for, log_watched, open_copy
 from siterig.replication.engine.disk_groups import DiskGroup
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
@@ -58,7 +58,8 @@ async def resynchronize(context: AgentContext, group: DiskGroup, outbox: Outbox,
     await group.end_snapshot()
     continued = await _can_continue(group)
     ended = {} if continued else await _begin_generation(context, group)
-    snapshot = await group.begin_snapshot()
+    async with log_watched(group):
+        snapshot = await group.begin_snapshot()
     await _check_newest(context, vm, snapshot, continued=continued)
     disks = group.states
     if not continued:

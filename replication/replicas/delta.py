@@ -13,7 +13,7 @@ import structlog
 from siterig.blockfs.contracts.control import CutInfo, TagKind
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.engine.context import AgentContext
-from siterig.replication.engine.disk_copy import check_vouched_for
+from siterig.replication.engine.disk_copy import check_vouched_for, log_watched
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.vault_reporter import VaultReporter
@@ -83,7 +83,8 @@ class DeltaCycle:
         if request_id is not None and request_id in self._requested:
             return self._requested[request_id]  # it was one of the unsent cuts
         cut_at = self._context.clock.trio_time_s()
-        cut = await self._cut(kind, name)
+        async with log_watched(self._context.replicated(self._vm)):
+            cut = await self._cut(kind, name)
         if downgraded_because is not None:
             cut = cut.model_copy(update={"downgraded_because": downgraded_because})
         _log.info("cut_made", vm=self._vm, trace=cut.tag_id, position=cut.position)

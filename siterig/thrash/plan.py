@@ -18,7 +18,7 @@ _OF_ALL_DISKS: tuple[WriterKind, ...] = ("ledger", "ledger-postgresql")
 """The writers that use the first and the last disk of a VM."""
 MIB = 1 << 20
 SIZES: dict[DiskKind, int] = {"raw": 256 * MIB, "ext4": 256 * MIB, "xfs": 320 * MIB, "btrfs": 512 * MIB}
-"""The sizes of the disks: so large that a minute without replication on a busy machine does not fill half of one with log."""
+"""The sizes of the disks: a minute without replication on a busy machine does not fill half of one with log."""
 ROLES = ("site", "agent", "azurite", "applier", "vault", "azure")
 LINKS = ("agent-site", "agent-vault", "agent-azurite", "applier-vault", "applier-azurite", "vault-agent", "vault-applier")
 _STORED = "PutBlob,GetBlob,ListBlobs,DeleteBlob"

@@ -106,6 +106,35 @@ async def test_log_overflow_stops_cycles_until_a_resync_which_makes_it_whole(rig
     rig.check_point(cut.position)
 
 
+@pytest.mark.parametrize("call", ["cut", "begin_snapshot"])
+async def test_a_log_that_overflows_just_before_a_call_of_the_host_leads_to_a_resync(
+    call: str, rig: Rig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, original = 0, getattr(rig.host, call)
+
+    async def overflowing(**arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            rig.write(200)
+        return await original(**arguments)
+
+    async with rig.agent() as agent:
+        if call == "cut":
+            await rig.protect(agent)
+            await trio.sleep(1)
+            monkeypatch.setattr(rig.host, call, overflowing)
+            await trio.sleep(10 * rig.interval_s)
+            assert rig.vault.resyncs == ["LogOverflow"]
+            await agent.resync(vm=VM)
+        else:
+            monkeypatch.setattr(rig.host, call, overflowing)
+            await rig.protect(agent)  # the first copy becomes a comparison
+        cut = await rig.cycle(agent)
+    assert (calls > 1, rig.vault.errors) == (True, [])
+    rig.check_point(cut.position)
+
+
 async def test_an_early_resync_leaves_no_other_one_due(rig: Rig, autojump_clock: MockClock) -> None:
     async with rig.agent() as agent:
         await rig.protect(agent)
