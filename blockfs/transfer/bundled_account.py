@@ -11,7 +11,9 @@ last part.  After a restart it finds parts that are applied, and deletes them ag
 parts of other disks in its bundles get blobs of their own first.
 
 A bundle that cannot be read has no parts in a listing.  The site, which keeps the source of each part until it is applied,
-then puts them again.  It deletes the bad bundle when the account has all parts again that it had put into it.
+then puts them again.  It deletes the bad bundle when the account has all parts again that it had put into it.  After a
+restart of the site nobody knows which parts these were: the site then deletes a bundle that stays bad for ``BAD_FOR_S``.
+That loses nothing, because nobody can read it; a part without a source is missing, which leads to a resync.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ from siterig.blockfs.transfer.part_name import Listing, PartName
 
 READ_AGAIN_S = 30.0
 """The time after which a bundle that could not be read is read again."""
+BAD_FOR_S = 120.0
+"""The time after which the site deletes a bundle that it could not read in several attempts."""
+LOOK_EVERY_S = 300.0
+"""The time after which the site looks for bundles although it has put none."""
 KEPT_BYTES_MAX = 4 << 20
 """Limit of the bytes of bundles in memory; those of others are read when they are needed."""
 _BAD = frozenset({Code.BundleCorrupt, Code.PartCorrupt, Code.PartUnreadable})
@@ -49,6 +55,7 @@ class _Bundle:
     served: set[PartName] = field(default_factory=set)
     """The parts that were read from ``data``: one that is read again may be damaged there only."""
     error: RigError | None = None
+    bad_since_s: float = 0.0
     read_again_at_s: float = 0.0
 
     def remaining(self) -> list[PartName]:
@@ -83,6 +90,7 @@ class BundledAccount(CacheAccount):
         """The bundles that this process has put, with the parts that it has not put again."""
         self._puts = 0
         self._may_exist = True
+        self._look_at_s = 0.0
 
     # --- put ----------------------------------------------------------------------------------------------------
 
@@ -124,27 +132,32 @@ class BundledAccount(CacheAccount):
             if not left:
                 del self._own[name]
                 await self._account.delete(name)
-                _log.info("bad_bundle_deleted", bundle=name.blob())
+                _log.info("bad_bundle_replaced", bundle=name.blob())
 
     # --- list ---------------------------------------------------------------------------------------------------
 
     async def list(self, disk_id: str) -> Listing:
-        if self._is_writer and not self._may_exist:
+        if not self._must_look():
             return await self._account.list(disk_id)
         return (await self._list([disk_id]))[disk_id]
 
     async def list_all(self, disk_ids: Sequence[str]) -> dict[str, Listing]:
-        if self._is_writer and not self._may_exist:
+        if not self._must_look():
             return await self._account.list_all(disk_ids)
         return await self._list(disk_ids)
 
+    def _must_look(self) -> bool:
+        """Return True unless no bundle exists: the site knows of its own, and looks now and then for others."""
+        return not self._is_writer or self._may_exist or self._clock.trio_time_s() >= self._look_at_s
+
     async def _list(self, disk_ids: Sequence[str]) -> dict[str, Listing]:
         puts = self._puts
+        self._look_at_s = self._clock.trio_time_s() + LOOK_EVERY_S
         found = await self._account.list_with_bundles(disk_ids)
         async with self._reading:
             await self._follow(found.bundles)
-        if not found.bundles and puts == self._puts:
-            self._may_exist = False
+        if puts == self._puts:
+            self._may_exist = bool(found.bundles)
         unreadable = tuple(each.name.blob() for each in self._bundles.values() if each.error is not None)
         shown: dict[str, dict[PartName, int]] = {disk_id: {} for disk_id in disk_ids}
         for known in self._bundles.values():
@@ -167,6 +180,7 @@ class BundledAccount(CacheAccount):
             known = self._bundles.get(name)
             if known is None or (known.error is not None and self._clock.trio_time_s() >= known.read_again_at_s):
                 await self._read(name, size_bytes)
+                await self._delete_bad(name)
             elif known.deleted:
                 await self._delete_empty(known)
 
@@ -182,11 +196,23 @@ class BundledAccount(CacheAccount):
                 return  # it was deleted since the list
             if error.code not in _BAD:
                 raise
-            known.error, known.read_again_at_s = error, self._clock.trio_time_s() + READ_AGAIN_S
+            now_s, before = self._clock.trio_time_s(), self._bundles.get(name)
+            known.error, known.read_again_at_s = error, now_s + READ_AGAIN_S
+            known.bad_since_s = now_s if before is None else before.bad_since_s
             _log.warning("bundle_unreadable", bundle=name.blob(), code=error.code, reason=error.message)
         else:
             self._keep(known, data)
         self._bundles[name] = known
+
+    async def _delete_bad(self, name: BundleName) -> None:
+        """Delete a bundle that was bad for ``BAD_FOR_S``, at the site."""
+        known = self._bundles.get(name)
+        if not self._is_writer or known is None or known.error is None:
+            return
+        if self._clock.trio_time_s() >= known.bad_since_s + BAD_FOR_S:
+            await self._account.delete(name)
+            del self._bundles[name]
+            _log.warning("bad_bundle_deleted", bundle=name.blob(), code=known.error.code, reason=known.error.message)
 
     def _keep(self, known: _Bundle, data: bytes) -> None:
         if sum(len(each.data) for each in self._bundles.values() if each.data is not None) + len(data) <= KEPT_BYTES_MAX:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 
 import pytest
+import trio
 import trio.testing
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer import bundle
 from siterig.blockfs.transfer.bundle import BundleName
-from siterig.blockfs.transfer.bundled_account import READ_AGAIN_S, BundledAccount
+from siterig.blockfs.transfer.bundled_account import BAD_FOR_S, LOOK_EVERY_S, READ_AGAIN_S, BundledAccount
 from siterig.blockfs.transfer.cache_account import AccountBlob
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.scenarios.simulation.rig.account import SimulatedAccount
@@ -136,6 +137,55 @@ async def test_parts_of_a_bundle_that_cannot_be_read_are_missing_and_put_again(
     await writer.put_together({part: PARTS[part] for part in (ONE, TWO, THREE)})
     assert len(blobs.blobs) == 3
     assert await reader.get(TWO) == PARTS[TWO]
+
+
+async def test_a_site_that_was_restarted_deletes_a_bundle_that_stays_bad(
+    blobs: Blobs, autojump_clock: trio.testing.MockClock
+) -> None:
+    await site(blobs).put_together(PARTS)
+    (bad,) = blobs.blobs
+    blobs.spoil(20)
+    writer, reader = site(blobs), applier(blobs)  # a restart: nobody knows which parts the bundle had
+    begun = trio.current_time()
+    while bad in blobs.blobs:
+        assert (await reader.list(ONE.disk_id)).unreadable == (bad.blob(),), "a bad bundle is shown until it is deleted"
+        await writer.put(ONE, PARTS[ONE])
+        await writer.list_all(DISKS)
+        await trio.sleep(READ_AGAIN_S / 3)
+    assert BAD_FOR_S <= trio.current_time() - begun <= BAD_FOR_S + READ_AGAIN_S
+    assert await reader.list(ONE.disk_id) == await writer.list(ONE.disk_id)
+    assert (await reader.list(ONE.disk_id)).sizes == {ONE: len(PARTS[ONE])}
+
+
+async def test_only_the_site_deletes_a_bad_bundle_and_none_that_can_be_read_again(
+    blobs: Blobs, autojump_clock: trio.testing.MockClock
+) -> None:
+    await site(blobs).put_together(PARTS)
+    blobs.spoil(20)
+    reader, writer = applier(blobs), site(blobs)
+    for _ in range(20):
+        await reader.list(DISKS[0])
+        await trio.sleep(READ_AGAIN_S)
+    await writer.list(DISKS[0])
+    await trio.sleep(BAD_FOR_S - READ_AGAIN_S)
+    await writer.list(DISKS[0])
+    blobs.spoil(20)
+    await trio.sleep(BAD_FOR_S)
+    assert (await writer.list(DISKS[0])).parts == [ONE]
+    assert len(blobs.blobs) == 1
+
+
+async def test_the_site_finds_a_bundle_that_somebody_else_has_put(
+    blobs: Blobs, autojump_clock: trio.testing.MockClock
+) -> None:
+    writer = site(blobs)
+    await writer.list(DISKS[0])
+    blobs.blobs[BundleName.of([ONE], 7)] = b"no bundle"
+    assert (await writer.list(DISKS[0])).unreadable == ()
+    for _ in range(6):
+        await trio.sleep(max(LOOK_EVERY_S, BAD_FOR_S))
+        await writer.list(DISKS[0])
+    assert blobs.blobs == {}
 
 
 async def test_a_bundle_that_could_not_be_read_for_a_while_is_read_again(
