@@ -157,7 +157,7 @@ class Code(StrEnum):
         "Check the firewall and the rights of the account.")
     CacheUnreachable = ("CacheUnreachable", _FAILED, "The cache storage account does not answer, or is busy.",
         "Wait: the request is repeated. siterig status shows the role azurite.")
-    Cancelled = ("Cancelled", _FAILED, "The job was cancelled by another operation on the VM.",
+    Cancelled = ("Cancelled", _FAILED, "A user or another operation on the VM cancelled the job.",
         "Start the operation again if it is still needed.")
     CheckFails = ("CheckFails", _FAILED, "The command of bisect does not pass at the good point.",
         "Choose an older good point, or correct the check.")

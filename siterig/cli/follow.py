@@ -13,6 +13,7 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import DiskProgress, VmProgress
 from siterig.cli import output
+from siterig.cli.exit_status import interrupted
 from siterig.cli.tables import Line, style_of
 from siterig.core.parsing import format_size
 
@@ -26,9 +27,19 @@ def task_state(task: Task) -> str:
 
 
 async def follow(vault: VaultApi, job: Job) -> Job:
-    """Show a job until it has ended; returns its last state."""
-    if output.may_draw(sys.stderr):
-        return await _draw(vault, job)
+    """Show a job until it has ended; returns its last state.  After Ctrl-C the job continues, and a notice names it."""
+    try:
+        return await (_draw if output.may_draw(sys.stderr) else _print)(vault, job)
+    except BaseException as error:
+        if interrupted(error):
+            output.notice(
+                f"job {job.name} ({_title(job)}) continues; its state: siterig jobs {job.name}; to end it: "
+                f"siterig job cancel {job.name}"
+            )
+        raise
+
+
+async def _print(vault: VaultApi, job: Job) -> Job:
     told: dict[str, str] = {}
     told_wait: str | None = None
     while True:

@@ -206,6 +206,7 @@ def _excluded(vm: str, names: list[str], known: list[str]) -> list[str]:
             raise RigError(Code.DiskNotFound, f"exclude: VM {vm!r} has no disk {name!r}; allowed: {', '.join(known)}")
     if not set(known) - set(names):
         raise RigError(
-            Code.BadRequest, f"exclude: {', '.join(names)} are all disks of VM {vm!r}; at least one must be replicated"
+            Code.BadRequest,
+            f"exclude: VM {vm!r} has no other disk than {', '.join(names)}; at least one must be replicated",
         )
     return sorted(set(names))

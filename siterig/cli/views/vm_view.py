@@ -80,8 +80,11 @@ def _replication(item: ProtectedItem) -> str:
 
 
 def _lag(item: ProtectedItem) -> str:
+    if item.lastRpoInSeconds is None:
+        return "no state of the VM is at the recovery side yet"
     sent, applied = _seconds(item.lastRpoInSeconds), _seconds(item.applied_lag_s)
-    return f"RPO {sent} (age of the newest state in the account); the applied state is {applied} older"
+    text = f"RPO {sent} (age of the newest state in the account)"
+    return text + ("" if item.applied_lag_s is None else f"; the applied state is {applied} older")
 
 
 def _cycles(item: ProtectedItem, progress: VmProgress | None) -> str:

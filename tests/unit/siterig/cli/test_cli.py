@@ -397,6 +397,20 @@ def test_ctrl_c_is_status_130(vault: FakeVault, monkeypatch: pytest.MonkeyPatch)
     assert result.stderr == "siterig: interrupted\n"
 
 
+def test_ctrl_c_names_the_job_that_continues(vault: FakeVault, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupted(self: FakeVault, **_arguments: Any) -> Job:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeVault, "job", interrupted)
+    result = siterig("failover", "test", "web01")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-2:] == [
+        "siterig: note: job j1 (Test failover web01) continues; its state: siterig jobs j1; "
+        "to end it: siterig job cancel j1",
+        "siterig: interrupted",
+    ]
+
+
 def test_a_bug_is_not_hidden(vault: FakeVault, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(self: FakeVault) -> list[Vm]:
         raise ZeroDivisionError

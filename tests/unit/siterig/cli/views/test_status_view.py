@@ -129,6 +129,15 @@ def test_values_that_are_missing_are_no_zeros() -> None:
     assert not [line for line in lines if line.startswith("source: ")]
 
 
+def test_a_vm_without_a_state_at_the_recovery_side_has_no_lag() -> None:
+    item = sample(ProtectedItem).model_copy(update={"lastRpoInSeconds": None, "applied_lag_s": None})
+    lines = [text_of(line) for line in vm_view.lines_of(sample(VmStatus).model_copy(update={"item": item}))]
+    assert "lag: no state of the VM is at the recovery side yet" in lines
+    item = item.model_copy(update={"lastRpoInSeconds": 3.0})
+    lines = [text_of(line) for line in vm_view.lines_of(sample(VmStatus).model_copy(update={"item": item}))]
+    assert "lag: RPO 3 s (age of the newest state in the account)" in lines
+
+
 def test_the_space_of_logs_and_snapshots_is_shown_with_its_limits() -> None:
     one, mib = sample(VmStatus).disks[0], 1 << 20
     copied = {"name": "os", "unsent_log_bytes": mib, "log_bytes_max": 32 * mib}
