@@ -35,6 +35,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.failpoint import Failpoint
 from siterig.blockfs.files import host_calls, safe_files
 from siterig.blockfs.files.durable_io import sync_folder, write_atomically
+from siterig.blockfs.files.small_file import FileTooLongError, read_counted_file
 from siterig.blockfs.layers.base_update import BLOCK_BYTES, commit_checksums, copy_blocks, prepare_checksums
 from siterig.blockfs.layers.extent_map import pack_ranges
 from siterig.blockfs.layers.layer import Layer, merge_ranges
@@ -174,9 +175,11 @@ def read_map(folder: Path) -> bytes:
     """
     path = folder / MAP
     try:
-        raw = host_calls.read_file(path)
+        raw = read_counted_file(path, _HEADER.size, lambda head: _size_by_header(head, _ROW.size))
     except OSError as exc:
         raise cannot_be_read(path, exc) from exc
+    except FileTooLongError as exc:
+        raise store_corrupt(path, str(exc)) from exc
     if len(raw) < _HEADER.size:
         raise store_corrupt(path, f"has {len(raw)} bytes; its header has {_HEADER.size}")
     magic, version, crc, count, *reserved = _HEADER.unpack_from(raw)
@@ -298,7 +301,7 @@ def redo_intent(folder: Path, owner: IntentOwner) -> None:
     An intent of another owner is ignored: that operation has ended.
     """
     try:
-        raw = host_calls.read_file(folder / INTENT)
+        raw = _read_intent(folder / INTENT)
     except FileNotFoundError:
         return
     blocks = _decode_intent(folder / INTENT, raw, owner)
@@ -325,7 +328,7 @@ def check_intent(folder: Path) -> None:
         RigError: ``StoreCorrupt``.
     """
     with suppress(FileNotFoundError):
-        _decode_intent(folder / INTENT, host_calls.read_file(folder / INTENT), IntentOwner())
+        _decode_intent(folder / INTENT, _read_intent(folder / INTENT), IntentOwner())
 
 
 def forget_intent(folder: Path) -> None:
@@ -408,6 +411,17 @@ def _encode_intent(blocks: dict[int, bytes], owner: IntentOwner) -> bytes:
         _INTENT_MAGIC, _VERSION, crc32c(rows, crc32c(name)), len(blocks), owner.frame, owner.generation, owner.part
     )
     return head + rows
+
+
+def _size_by_header(head: bytes, row_bytes: int) -> int:
+    return _HEADER.size + int(_HEADER.unpack(head)[3]) * row_bytes
+
+
+def _read_intent(path: Path) -> bytes:
+    try:
+        return read_counted_file(path, _HEADER.size, lambda head: _size_by_header(head, 8 + BLOCK_BYTES))
+    except FileTooLongError as exc:
+        raise store_corrupt(path, str(exc)) from exc
 
 
 def _decode_intent(path: Path, raw: bytes, owner: IntentOwner) -> dict[int, bytes]:

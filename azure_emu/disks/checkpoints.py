@@ -20,6 +20,7 @@ from siterig.azure_emu.disks.frames import Frame, encode_header
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import host_calls
 from siterig.blockfs.files.durable_io import write_atomically
+from siterig.blockfs.files.small_file import FileTooLongError, read_counted_file
 from siterig.blockfs.layers.extent_map import EXTENT_BYTES, GONE, ExtentMap
 from siterig.cext.checksums import crc32c
 
@@ -97,8 +98,16 @@ def load(folder: Path, disk_id: str, frame: Frame) -> Checkpoint:
         BadCheckpointError: the file is not a checkpoint of this frame.
         FileNotFoundError: there is none.
     """
-    raw = memoryview(host_calls.read_file(checkpoint_path(folder, frame.number)))
     begin = _HEADER.size + _CRC.size
+
+    def size_of(head: bytes) -> int:
+        _, _, file_count, *_, rows_bytes, _ = _HEADER.unpack_from(head)
+        return begin + int(file_count) * 8 + int(rows_bytes)
+
+    try:
+        raw = memoryview(read_counted_file(checkpoint_path(folder, frame.number), begin, size_of))
+    except FileTooLongError as exc:
+        raise BadCheckpointError(str(exc)) from exc
     if len(raw) < begin:
         raise BadCheckpointError(f"has {len(raw)} bytes; its header has {begin}")
     magic, version, file_count, disk, number, frame_crc, reserved, size_bytes, rows_bytes, crc = _HEADER.unpack_from(raw)

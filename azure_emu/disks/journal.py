@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +53,8 @@ from siterig.cext._core import lib
 from siterig.cext.checksums import crc32c
 
 JOURNAL = "journal"
+SCAN_BYTES = 1 << 20
+"""The bytes that are searched at once for the next header after damage."""
 JOURNAL_FILE_BYTES = 32 << 20
 """Size at which a journal file is closed; on a large disk 1/256 of the disk, because a view has every file open."""
 _DISK_SHARE = 256
@@ -225,13 +227,13 @@ class _JournalFileReader:
             frame = self._checked(decode_header(raw, journal_file=self._journal_file, disk=self._disk), number)
         except BadFrameError as exc:
             why = str(exc)
-            data = pread_past_bad_sectors(fd, size - self.at, self.at)
-            if data[:HEADER_BYTES] != raw and self._rereads < REREADS_MAX:  # the applier is just writing it
+            again = pread_past_bad_sectors(fd, HEADER_BYTES, self.at)
+            if again != raw and self._rereads < REREADS_MAX:  # the applier is just writing it
                 self._rereads += 1
                 return True
-            from_copy = self._from_copy(data, number)
+            from_copy = self._from_copy(fd, number, size)
             if from_copy is None:
-                return self._unreadable(number, data, size, why)
+                return self._unreadable(fd, number, again, size, why)
             frame = from_copy
             self.repaired.append((frame, self.at, why if any(raw) else NEVER_WRITTEN))
         end = frame.end
@@ -264,35 +266,40 @@ class _JournalFileReader:
             self.broken = store_corrupt(self.path, f"byte {self.at}: the file ends after {what}")
         return False
 
-    def _from_copy(self, data: bytes, number: int) -> Frame | None:
-        """Return the frame that begins with ``data``, from the copy of its header."""
-        at = 0
-        while (at := data.find(BACK_MAGIC, at + 1)) >= 0:
+    def _find(self, fd: int, magic: bytes, size: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the offset and bytes of each possible header after this place; the memory is limited, the file is not."""
+        for start in range(self.at + 1, size, SCAN_BYTES):
+            data = pread_past_bad_sectors(fd, min(SCAN_BYTES + HEADER_BYTES, size - start), start)
+            at = data.find(magic)
+            while 0 <= at < SCAN_BYTES:
+                yield start + at, data[at : at + HEADER_BYTES]
+                at = data.find(magic, at + 1)
+
+    def _from_copy(self, fd: int, number: int, size: int) -> Frame | None:
+        """Return the frame that begins here, from the copy of its header."""
+        for at, raw in self._find(fd, BACK_MAGIC, size):
             try:
-                raw = data[at : at + HEADER_BYTES]
                 frame = self._checked(
                     decode_header(raw, journal_file=self._journal_file, disk=self._disk, back=True), number
                 )
             except BadFrameError:
                 continue
-            if frame.back_at == self.at + at:
+            if frame.back_at == at:
                 return frame
         return None
 
-    def _unreadable(self, number: int, data: bytes, size: int, why: str) -> bool:
+    def _unreadable(self, fd: int, number: int, raw: bytes, size: int, why: str) -> bool:
         """Handle bytes that are no frame: torn if it may never have counted and no later frame follows; otherwise damage."""
-        if self._may_be_torn(number, power=any(data[:HEADER_BYTES])) and not self._later_frame(data):
+        if self._may_be_torn(number, power=any(raw)) and not self._has_later_frame(fd, size):
             self.torn = TornFrame(self._journal_file, self.at, size - self.at)
         else:
             self.broken = store_corrupt(self.path, f"byte {self.at}: {why}")
         return False
 
-    def _later_frame(self, data: bytes) -> bool:
-        at = 0
-        while (at := data.find(FRONT_MAGIC, at + 1)) >= 0:
+    def _has_later_frame(self, fd: int, size: int) -> bool:
+        for at, raw in self._find(fd, FRONT_MAGIC, size):
             with suppress(BadFrameError):
-                frame = decode_header(data[at : at + HEADER_BYTES], journal_file=self._journal_file, disk=self._disk)
-                if frame.start == self.at + at:
+                if decode_header(raw, journal_file=self._journal_file, disk=self._disk).start == at:
                     return True
         return False
 

@@ -19,7 +19,7 @@ from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.azure_emu.disks.journal import JournalState, journal_file_path, list_journal_files, read_journal
 from siterig.azure_emu.disks.metadata import DISK_META, NOT_OPENED, PROGRESS, DiskMeta, Progress, read_meta, store_corrupt
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.files import host_calls
+from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
 
 TRIES_MAX = 8
 T = TypeVar("T")
@@ -100,8 +100,8 @@ def query_consistently(folder: Path, query: Callable[[StoreState], T]) -> T:
 
 def _raw_progress(folder: Path) -> bytes:
     try:
-        return host_calls.read_file(folder / PROGRESS)
-    except OSError:
+        return read_small_file(folder / PROGRESS)
+    except (OSError, FileTooLongError):
         return b""
 
 

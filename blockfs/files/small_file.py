@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,3 +45,24 @@ def read_small_file(path: Path, bytes_max: int = SMALL_FILE_BYTES_MAX) -> bytes:
     with path.open("rb") as file, naming(path):
         host_calls.opened(path, file.fileno())
         return bounded(file, bytes_max)
+
+
+def read_counted_file(path: Path, head_bytes: int, size_of: Callable[[bytes], int]) -> bytes:
+    """Return all bytes of a file in a folder of the rig; a file that is longer than it says is not read.
+
+    Args:
+        path: the file.
+        head_bytes: the bytes at its beginning that say how long it is.
+        size_of: returns the size of the file from these bytes.
+    Raises:
+        FileTooLongError: it has more bytes than it says.
+        OSError: it cannot be read.
+    """
+    host_calls.opening(path, os.O_RDONLY)
+    with path.open("rb") as file, naming(path):
+        host_calls.opened(path, file.fileno())
+        head = host_calls.read_open(file, head_bytes)
+        if len(head) < head_bytes:
+            return head
+        file.seek(0)
+        return bounded(file, min(size_of(head), os.fstat(file.fileno()).st_size))

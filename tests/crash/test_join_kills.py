@@ -1,4 +1,4 @@
-"""A disk joins the replication of a VM while a role is killed: the job ends, points are right, and no resync is made.
+"""A disk joins the replication of a VM, and keys are rotated, while a role is killed: points are right, without a resync.
 
 ``SITERIG_JOIN_KILLS`` (default: one of each role) is the number of kills; ``SITERIG_SEED`` repeats a run's choices.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +19,7 @@ import trio
 
 from siterig.azure_emu.vault.model.api import Job, ProtectedItem
 from siterig.blockfs.contracts.disk_spec import DiskSpec
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.jobs import ended
 
@@ -50,6 +50,9 @@ class Run:
     expected: dict[str, tuple[tuple[str, ...], Contents]] = field(default_factory=dict)
     """The disks that a point lacks, and the contents of those that it has, by the name of the point."""
     replicated: list[str] = field(default_factory=list)
+    rotations: int = 0
+    mounts: int = 0
+    """The number of points that were mounted and compared while roles were killed."""
 
     async def write(self, disk: str) -> None:
         """Write one block, and repeat that while the disks have no server."""
@@ -74,6 +77,36 @@ class Run:
                 with trio.CancelScope(shield=True):  # so that the content of the block is known
                     await self.write(disk)
             await trio.sleep(WRITE_EVERY_S)
+
+    async def use_keys(self) -> None:
+        """Rotate the key of the vault, and mount points; a call that meets a kill may fail, but no byte may be wrong."""
+        rng = random.Random(self.rng.random())
+        while True:
+            with trio.CancelScope(shield=True):  # a call is not cancelled, so that no answer is left unread
+                with until_recoverable():
+                    await self.rig.vault.rotate_key()
+                    self.rotations += 1
+                with until_recoverable():
+                    await self.compare(rng.choice(sorted(self.expected)))
+                    self.mounts += 1
+            await trio.sleep(rng.random())  # the random moment of the next rotation
+
+    async def compare(self, name: str) -> None:
+        """Compare all bytes of a point; the disks of its mount are gone if the disk host is killed."""
+        lacking, contents = self.expected[name]
+        points = {point.name: point for point in await self.rig.vault.points(vm=VM)}
+        assert points[name].lacking_disks == lacking, name
+        for left in await self.rig.vault.mounted_points(vm=VM):  # of a call that a kill interrupted
+            await self.rig.vault.unmount_point(vm=VM, name=left.name)
+        mounted = await self.rig.vault.mount_point(vm=VM, point=points[name].id)
+        assert {disk.name for disk in mounted.disks} == set(contents), name
+        for disk in mounted.disks:
+            try:
+                found = await trio.Path(disk.path).read_bytes()
+            except OSError as error:
+                raise RigError(Code.HostIoError, str(error), recoverable=True) from error
+            assert found == contents[disk.name], (name, disk.name)
+        await self.rig.vault.unmount_point(vm=VM, name=mounted.name)
 
     async def attach(self, name: str) -> None:
         """Attach a disk, and fill half of it."""
@@ -108,20 +141,27 @@ class Run:
 
     async def check(self) -> None:
         """Compare all points byte by byte, and check that no kill led to a resync."""
-        points = {point.name: point for point in await answered(lambda: self.rig.vault.points(vm=VM))}
-        for name, (lacking, contents) in self.expected.items():
-            assert points[name].lacking_disks == lacking, name
-            mounted = await self.rig.vault.mount_point(vm=VM, point=points[name].id)
-            assert {disk.name for disk in mounted.disks} == set(contents), name
-            for disk in mounted.disks:
-                assert await trio.Path(disk.path).read_bytes() == contents[disk.name], (name, disk.name)
-            await self.rig.vault.unmount_point(vm=VM, name=mounted.name)
+        for role in ("vault", "applier", "azure"):  # all keys are read and decrypted again
+            await self.rig.supervisor.kill_role(name=role)
+        for name in self.expected:
+            await answered(lambda: self.compare(name))  # noqa: B023
+        assert len(await self.rig.vault.vault_keys()) > self.rotations > 0
+        assert await self.rig.vault.unencrypted_disks() == []
         item = await self.item()
         assert (item.protectionState, item.resynchronizationRequired, item.excluded_disks) == ("Protected", None, [])
         assert not {job.scenarioName for job in await self.rig.vault.jobs()} & {"RepairVMReplication", "ReplicateNow"}
         disks = await self.rig.site.list_disks(vm=VM)
         assert sorted((disk.name, disk.needs_resync) for disk in disks) == [(name, None) for name in sorted(self.disks)]
         assert [disk.generation for disk in disks if disk.name == FIRST] == [1]
+
+
+@contextmanager
+def until_recoverable() -> Iterator[None]:
+    """End the block at an error that a kill can cause."""
+    try:
+        yield
+    except RigError as error:
+        assert error.recoverable, f"{error.code}: {error.message}"
 
 
 async def answered(call: Callable[[], Awaitable[T]]) -> T:
@@ -153,6 +193,7 @@ async def join_with_a_kill(run: Run, number: int, role: str, *, writes: bool, he
     await run.write(FIRST)
     await run.point(f"before-{name}")
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(run.use_keys)
         if writes:
             nursery.start_soon(run.write_often)
         job = await answered(lambda: run.rig.vault.add_disks(vm=VM, disks=[name]))
@@ -180,4 +221,5 @@ async def test_a_disk_joins_while_a_role_is_killed(tmp_path: Path) -> None:
                 held, writes = run.rng.random() < 0.5, number % len(roles) == 0
                 print(f"d{number}: {role} is killed{' and held' * held}{', writes run' * writes}")
                 await join_with_a_kill(run, number, role, writes=writes, held=held)
+        print(f"{run.rotations} rotations, {run.mounts} mounts under kills")
         await run.check()
