@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.fuzz import folder_damage, folder_targets
+from tests.fuzz.folders import folder_damage, folder_targets
 from tests.fuzz.run import fuzz
 
 

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.disks.view import open_disk
 from siterig.blockfs.core.errors import RigError
-from tests.fuzz.folder_damage import LARGE_BYTES, Damaged, times
+from tests.fuzz.folders.folder_damage import LARGE_BYTES, Damaged, times
 
 CODES = {"StoreCorrupt", "StoreVersion", "StoreIo", "InvalidPosition", "DiskNotFound", "KeyMissing", "ForeignFile"}
 MEMORY_BYTES_MAX = 64 << 20
