@@ -54,9 +54,10 @@ class FaultInjection:
         async with trio.open_nursery() as nursery:
             for fault in self._plan:
                 await SYSTEM_CLOCK.sleep(fault.after_s)
-                await limiter.acquire_on_behalf_of(fault)
                 self._number += 1
-                nursery.start_soon(self._inject, fault, f"thrash {self._number}", limiter)
+                name = f"thrash {self._number}"
+                await limiter.acquire_on_behalf_of(name)  # not of the fault: an equal one may be armed
+                nursery.start_soon(self._inject, fault, name, limiter)
 
     async def _inject(self, fault: PlannedRule, name: str, limiter: trio.CapacityLimiter) -> None:
         document = read_rule(f"{fault.words} fired=any").document() | {"name": name}
@@ -73,7 +74,7 @@ class FaultInjection:
             self.refused[error.code] += 1
             self._timeline.add("fault_refused", name=name, kind=fault.kind, rule=fault.words, error=str(error))
         finally:
-            limiter.release_on_behalf_of(fault)
+            limiter.release_on_behalf_of(name)
 
     async def heal(self) -> str | None:
         """Remove all faults, and start roles that are down; return a text about faults that last."""
