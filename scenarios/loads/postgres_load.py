@@ -33,7 +33,7 @@ class PostgresLoad(ProcessLoad[WorkloadTable]):
         # The server runs as another user, which must reach the folders.
         for folder in (place.folder, *place.mounts.values()):
             _let_pass(folder)
-        words = ["--cluster", self._cluster(place.mounts), "--sockets", place.folder / f"{self.table.name}-pg"]
+        words = ["--cluster", self._cluster(place.mounts), "--log-folder", place.folder / f"{self.table.name}-pg"]
         wal = self._wal(place.mounts)
         return words if wal is None else [*words, "--wal", wal]
 
@@ -42,9 +42,9 @@ class PostgresLoad(ProcessLoad[WorkloadTable]):
     ) -> tuple[list[CheckFinding], frozenset[int]]:
         for each in (folder, *mounts.values()):
             _let_pass(each)
-        sockets = folder / f"{self.table.name}-pg-check"
+        log_folder = folder / f"{self.table.name}-pg-check"
         try:
-            with PostgresServer(self._cluster(mounts), sockets, self._wal(mounts)) as server:
+            with PostgresServer(self._cluster(mounts), log_folder, self._wal(mounts)) as server:
                 count, newest = map(int, server.sql(_COUNTS).split("|"))
                 wrong = int(server.sql(_WRONG.format(newest=newest)))
                 checked = "every table and index is sound"
@@ -52,7 +52,7 @@ class PostgresLoad(ProcessLoad[WorkloadTable]):
         except PostgresError as error:
             return [CheckFinding("PostgreSQL recovers", False, str(error))], frozenset()
         finally:
-            shutil.rmtree(sockets, ignore_errors=True)
+            shutil.rmtree(log_folder, ignore_errors=True)
         text = f"{count} transactions, the newest is {newest}; {wrong} rows are wrong"
         present = frozenset(range(1, newest + 1)) if count == newest else frozenset[int]()
         return [

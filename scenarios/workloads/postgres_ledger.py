@@ -1,4 +1,4 @@
-"""The ledger on PostgreSQL: ``python -m siterig.scenarios.workloads.postgres_ledger --cluster DIR --sockets DIR ...``.
+"""The ledger on PostgreSQL: ``python -m siterig.scenarios.workloads.postgres_ledger --cluster DIR --log-folder DIR ...``.
 
 It starts a server on the cluster and commits numbered transactions, each acknowledged when its COMMIT has returned.  Each
 inserts one row and changes another, so the rows after any number of transactions are known.
@@ -37,10 +37,10 @@ class PostgresLedger(Steps):
 
     failures = (OSError, PostgresError)
 
-    def __init__(self, cluster: Path, sockets: Path, acks: Path, position: Path, *, wal: Path | None = None) -> None:
+    def __init__(self, cluster: Path, log_folder: Path, acks: Path, position: Path, *, wal: Path | None = None) -> None:
         self.acknowledged = 0
         self._position = position
-        self._server = PostgresServer(cluster, sockets, wal)
+        self._server = PostgresServer(cluster, log_folder, wal)
         self._server.create()
         self._server.start()
         try:
@@ -77,12 +77,12 @@ def main() -> int:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(prog="python -m siterig.scenarios.workloads.postgres_ledger")
     parser.add_argument("--cluster", type=Path, required=True)
-    parser.add_argument("--sockets", type=Path, required=True)
+    parser.add_argument("--log-folder", type=Path, required=True)
     parser.add_argument("--wal", type=Path)
     options = add_common_options(parser).parse_args()
 
     def make() -> PostgresLedger:
-        return PostgresLedger(options.cluster, options.sockets, options.acks, options.position, wal=options.wal)
+        return PostgresLedger(options.cluster, options.log_folder, options.acks, options.position, wal=options.wal)
 
     return work(make, PostgresLedger.failures, options.rate)
 

@@ -1,11 +1,13 @@
-"""A PostgreSQL server of its own: a cluster in a folder, reached by a socket in another one.
+"""A PostgreSQL server of its own: a cluster in a folder, reached by an abstract socket, which has no file.
 
-It changes nothing of the machine's own PostgreSQL.  Root runs it as the user ``postgres``.
+It changes nothing of the machine's own PostgreSQL.  Root runs it as the user ``postgres``, to whom no folder but those on
+the disk belongs: a rig does not start with a folder of another user in its own.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -52,21 +54,20 @@ class PostgresServer:
 
     Args:
         folder: the folder of the cluster, on the disk; created if it is missing.
-        sockets: a folder for its socket and its log, on no virtual disk.
+        log_folder: a folder for its own log, on no virtual disk; created if it is missing.
         wal: the folder of the write-ahead log, which may be on another disk; None for the usual one inside of the cluster.
     """
 
-    def __init__(self, folder: Path, sockets: Path, wal: Path | None = None) -> None:
+    def __init__(self, folder: Path, log_folder: Path, wal: Path | None = None) -> None:
         self._bin = programs()
         if self._bin is None:
             raise PostgresError("the programs initdb and postgres are not installed; on Debian: apt-get install postgresql")
-        self.data, self._sockets, self._wal = folder, sockets, wal
-        self.log = sockets / "postgres.log"
+        self.data, self._wal = folder, wal
+        self.log = log_folder / "postgres.log"
+        self._socket = f"@siterig-{secrets.token_hex(8)}"
         self._server: subprocess.Popen[bytes] | None = None
-        sockets.mkdir(parents=True, exist_ok=True)
+        log_folder.mkdir(parents=True, exist_ok=True)
         self._is_root = os.getuid() == 0
-        if self._is_root:
-            shutil.chown(sockets, _USER, _USER)
 
     def _spawn(
         self, program: str, *words: str, output: int | IO[bytes], stdin: int = subprocess.DEVNULL
@@ -81,7 +82,7 @@ class PostgresServer:
             user=user,
             group=user,
             extra_groups=[] if self._is_root else None,
-            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "PGHOST": str(self._sockets), "PGUSER": _USER},
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "PGHOST": self._socket, "PGUSER": _USER},
             cwd="/",
             preexec_fn=lambda: linux.set_parent_death_signal(signal.SIGQUIT),  # noqa: PLW1509 (this process has one thread that starts programs)
         )
@@ -132,7 +133,7 @@ class PostgresServer:
         """Start the server, and return when it answers; it recovers the cluster first if that is necessary."""
         (self.data / "postmaster.pid").unlink(missing_ok=True)  # of the machine that the disk was copied from
         self._find_wal()
-        settings = _SETTINGS | {"unix_socket_directories": str(self._sockets)}
+        settings = _SETTINGS | {"unix_socket_directories": self._socket}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with self.log.open("ab") as log:
             self._server = self._spawn("postgres", "-D", str(self.data), *options, output=log)

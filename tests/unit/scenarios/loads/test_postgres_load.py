@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from siterig.blockfs.files.ownership import check_own_below
 from siterig.scenarios.contracts.finding import CheckFinding
 from siterig.scenarios.files.workload_tables import WorkloadTable
 from siterig.scenarios.loads.load import LoadPlace
@@ -45,13 +47,15 @@ def test_a_database_on_two_disks_is_recovered_and_half_a_transaction_is_found(re
         mount.mkdir(parents=True)
     position.write_bytes(bytes(8))
     words = load.arguments(LoadPlace(mounts, position, reachable, "site-1"))
-    cluster, sockets, wal = (Path(str(words[at])) for at in (1, 3, 5))
+    cluster, log_folder, wal = (Path(str(words[at])) for at in (1, 3, 5))
     (cluster / "base").mkdir(parents=True)
     (cluster / "PG_VERSION").write_text("a machine died while it created this cluster")
 
-    ledger = PostgresLedger(cluster, sockets, acks, position, wal=wal)
+    ledger = PostgresLedger(cluster, log_folder, acks, position, wal=wal)
     for _ in range(COUNT):
         ledger.step()
+    assert log_folder.stat().st_uid == os.geteuid()
+    check_own_below(log_folder, "a rig's state folder")
     ledger.close()  # as a crash does
 
     assert (wal / "archive_status").is_dir()
@@ -61,7 +65,7 @@ def test_a_database_on_two_disks_is_recovered_and_half_a_transaction_is_found(re
     findings, present = load.findings(mounts, reachable, read_acks(acks), None)
     assert (failed(findings), set(present)) == ([], set(range(1, COUNT + 1)))
 
-    with PostgresServer(moved / "data" / "load", sockets, moved / "log" / "load-wal") as server:
+    with PostgresServer(moved / "data" / "load", log_folder, moved / "log" / "load-wal") as server:
         server.sql("UPDATE ledger SET revised_by = n WHERE n = 3")  # as if transaction 7 had only its first change
     findings, _ = load.findings(mounts, reachable, read_acks(acks), None)
     assert failed(findings) == ["the ledger has no gap, and its rows are as written"]
