@@ -36,8 +36,8 @@ from siterig.thrash.plan import HOST_DISK_FAULTS, WRITERS, DiskKind, WriterKind,
 from siterig.thrash.vms import ThrashVm
 from siterig.thrash.waits import NamedWaits
 
-_WITHIN_S = 180.0
-"""The bound of each wait, far beyond the usual times."""
+_WITHIN_S = 300.0
+"""The bound of each wait, far beyond the usual times: a damaged bundle takes 150 s if the agent was restarted since."""
 _POINT_WITHIN_S = 40.0
 _PROGRESS_S = 10.0
 _PROGRAMS: dict[DiskKind, tuple[str, str]] = {
