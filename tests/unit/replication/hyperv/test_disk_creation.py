@@ -43,13 +43,14 @@ async def attach(agent: HyperVAgent) -> list[DiskInfo]:
 
 async def not_busy(call: Callable[[], Awaitable[list[DiskInfo]]]) -> list[DiskInfo]:
     """Repeat a call as long as the VM is busy with the removal of an unfinished disk."""
-    while True:
-        try:
-            return await call()
-        except RigError as error:
-            if error.code != Code.VmBusy:
-                raise
-        await trio.sleep(1)
+    with trio.fail_after(100):
+        while True:
+            try:
+                return await call()
+            except RigError as error:
+                if error.code != Code.VmBusy:
+                    raise
+            await trio.sleep(1)
 
 
 def kill_at_call(rig: Rig, number: int) -> None:
