@@ -65,6 +65,7 @@ class ProcessLoad(Load, Generic[T]):
             acks=acks_path(place.folder, self.table.name, place.era),
             position=place.position,
             rate_per_s=self.table.rate,
+            mounted=[place.mounts[disk] for disk in dict.fromkeys(self.disks) if place.mounts[disk].is_dir()],
         )
 
     @property

@@ -85,7 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m siterig.scenarios.workloads.file_tree")
     parser.add_argument("--root", type=Path, required=True)
     options = add_common_options(parser).parse_args()
-    return work(lambda: FileTree(options.root, options.acks, options.position), FileTree.failures, options.rate)
+    return work(lambda: FileTree(options.root, options.acks, options.position), FileTree.failures, options)
 
 
 if __name__ == "__main__":

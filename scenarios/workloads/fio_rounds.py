@@ -127,7 +127,7 @@ def main() -> int:
             rounds_kept=options.kept,
         )
 
-    return work(make, FioRounds.failures, options.rate)
+    return work(make, FioRounds.failures, options)
 
 
 if __name__ == "__main__":

@@ -97,9 +97,7 @@ def main() -> int:
     for name in ("--os-db", "--data-db"):
         parser.add_argument(name, type=Path, required=True)
     options = add_common_options(parser).parse_args()
-    return work(
-        lambda: Ledger(options.os_db, options.data_db, options.acks, options.position), Ledger.failures, options.rate
-    )
+    return work(lambda: Ledger(options.os_db, options.data_db, options.acks, options.position), Ledger.failures, options)
 
 
 if __name__ == "__main__":

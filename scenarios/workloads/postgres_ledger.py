@@ -84,7 +84,7 @@ def main() -> int:
     def make() -> PostgresLedger:
         return PostgresLedger(options.cluster, options.log_folder, options.acks, options.position, wal=options.wal)
 
-    return work(make, PostgresLedger.failures, options.rate)
+    return work(make, PostgresLedger.failures, options)
 
 
 if __name__ == "__main__":

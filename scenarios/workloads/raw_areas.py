@@ -108,7 +108,7 @@ def main() -> int:
     def make() -> RawAreas:
         return RawAreas(options.disk, options.start, options.seed, options.acks, options.position)
 
-    return work(make, RawAreas.failures, options.rate)
+    return work(make, RawAreas.failures, options)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -45,6 +46,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     """Add the options that every workload has: ``--acks``, ``--position``, ``--rate``."""
     for name in ("--acks", "--position"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--mounted", type=Path, action="append", default=[], help="a folder that must be a mount point")
     parser.add_argument("--rate", type=float, default=0.0, help="steps per second; 0: as many as possible")
     return parser
 
@@ -57,12 +59,20 @@ def _stop_on_input(stop: threading.Event, done: threading.Event) -> None:
         os._exit(2)
 
 
-def run(steps: Steps, stop: threading.Event, rate_per_s: float) -> str:
-    """Work until ``stop`` is set or a disk fails, and return the last line of output."""
+def _check_mounted(folders: Sequence[Path]) -> None:
+    """Raise ``OSError`` if a disk is not mounted: its folder is one of the host, where nothing may be written."""
+    for folder in folders:
+        if not folder.is_mount():
+            raise OSError(errno.ENODEV, "no disk is mounted", str(folder))
+
+
+def run(steps: Steps, stop: threading.Event, rate_per_s: float, mounted: Sequence[Path] = ()) -> str:
+    """Work until ``stop`` is set or a disk fails or is unmounted, and return the last line of output."""
     clock = SYSTEM_CLOCK
     due_s = clock.monotonic_ns() / 1e9
     try:
         while not stop.is_set():
+            _check_mounted(mounted)
             steps.step()
             if rate_per_s > 0:
                 now_s = clock.monotonic_ns() / 1e9
@@ -73,19 +83,20 @@ def run(steps: Steps, stop: threading.Event, rate_per_s: float) -> str:
     return f"stopped {steps.acknowledged}"
 
 
-def work(make: Callable[[], Steps], failures: Failures, rate_per_s: float) -> int:
+def work(make: Callable[[], Steps], failures: Failures, options: argparse.Namespace) -> int:
     """Make the steps and run them; exit status 0 if stopped, 1 if a disk failed, 2 if a disk hung."""
     # Ctrl-C reaches all processes of the terminal; only the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop, done = threading.Event(), threading.Event()
     threading.Thread(target=_stop_on_input, args=(stop, done), daemon=True).start()
     try:
+        _check_mounted(options.mounted)
         steps = make()
     except failures as error:
         print(f"failed 0 {error}", flush=True)
         return 1
     print(f"ready {steps.newest}", flush=True)
-    last = run(steps, stop, rate_per_s)
+    last = run(steps, stop, options.rate, options.mounted)
     steps.close()
     done.set()
     with contextlib.suppress(OSError):

@@ -48,6 +48,7 @@ class WorkloadProcess:
         acks: Path,
         position: Path,
         rate_per_s: float = 0,
+        mounted: Sequence[Path] = (),
         code: Code = Code.WorkloadFailed,
     ) -> Self:
         """Start a workload, and return when its first step can begin.
@@ -58,11 +59,13 @@ class WorkloadProcess:
             acks: the acknowledgement log.
             position: the position file of the disks' host.
             rate_per_s: steps a second; 0 for as many as possible.
+            mounted: folders that must be mount points; it ends when one is not.
             code: the code of the error if it does not start.
         Raises:
             RigError: ``code`` with the reason.
         """
         more = ["--acks", acks, "--position", position, "--rate", rate_per_s]
+        more += [word for folder in mounted for word in ("--mounted", folder)]
         process = await trio.lowlevel.open_process(
             [sys.executable, "-P", "-m", f"siterig.scenarios.workloads.{module}", *map(str, [*arguments, *more])],
             stdin=subprocess.PIPE,

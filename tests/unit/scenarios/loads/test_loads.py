@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from siterig.blockfs.core.errors import RigError
 from siterig.scenarios.contracts.finding import CheckFinding
 from siterig.scenarios.files.workload_tables import WORKLOAD_KINDS, WorkloadTable
 from siterig.scenarios.loads.command_load import CommandLoad, run_bound
@@ -135,6 +136,15 @@ def test_files_of_older_rounds_of_fio_are_deleted(mount: Path, monkeypatch: pyte
     assert (failed(findings), set(present)) == ([], {1, 2, 3, 4, 5})
     fio_rounds.round_path(mount / "load", 4).unlink()
     assert failed(load.findings({"data": mount}, mount, acks, None)[0]) == ["every round acknowledged"]
+
+
+@pytest.mark.slow
+async def test_a_workload_needs_a_mounted_disk(mount: Path) -> None:
+    (mount.parent / "position").write_bytes(bytes(8))
+    load = FilesLoad(table("files"), ["data"])
+    with pytest.raises(RigError, match="no disk is mounted"):
+        await load.start(LoadPlace({"data": mount}, mount.parent / "position", mount.parent, "site-1"))
+    assert not list(mount.iterdir())
 
 
 @pytest.mark.slow
