@@ -112,7 +112,7 @@ class AppScripts:
                 self._raise_for(content, await lines.next())
                 hold = await lines.next()
             if hold is None:
-                text = f"{_named(content)} --pre: its guard does not answer"
+                text = f"{_named(content)}: --pre: its guard does not answer"
                 raise RigError(Code.AppScriptTimedOut, text, recoverable=True)
             yield int(hold["until_ns"])
         finally:
@@ -185,10 +185,10 @@ class AppScripts:
         _log.warning("app_script_failed", script=record.script.path, timed_out=line["timed_out"], **values)
         quoted = f": {output[:_QUOTED_CHARS]}" if output else ""
         if line["timed_out"]:
-            text = f"{_named(record)} --{step} was ended after {record.script.time_limit_s:g} s{quoted}"
+            text = f"{_named(record)}: --{step} ran longer than {record.script.time_limit_s:g} s and was ended{quoted}"
             raise RigError(Code.AppScriptTimedOut, text, recoverable=True)
         raise RigError(
-            Code.AppScriptFailed, f"{_named(record)} --{step} ended with status {status}{quoted}", recoverable=True
+            Code.AppScriptFailed, f"{_named(record)}: --{step} ended with status {status}{quoted}", recoverable=True
         )
 
 

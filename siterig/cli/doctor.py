@@ -337,7 +337,9 @@ def _free_space(machine: Machine, state_dir: Path, bytes_min: int) -> Prerequisi
         free = machine.free_bytes(there)
     except OSError as e:
         return Prerequisite("free space", False, f"{there}: {reason(e, there)}", remedy)
-    return Prerequisite("free space", free >= bytes_min, f"{free * 10 // (1 << 30) / 10} GiB at {there}", remedy)
+    # Rounded down: the rest of a unit must not look like enough.
+    found = f"{free * 10 // (1 << 30) / 10} GiB" if free >= 1 << 30 else f"{free >> 20} MiB"
+    return Prerequisite("free space", free >= bytes_min, f"{found} at {there}", remedy)
 
 
 def _release(name: str, version: str, least: tuple[int, int], remedy: str) -> Prerequisite:

@@ -80,7 +80,7 @@ class PointOperations(PointApi):
             if row.pinned:
                 raise RigError(
                     Code.InvalidState,
-                    f"{what} is pinned and stays; siterig point unpin {vm} {row.tag_id} allows to delete it",
+                    f"{what} is pinned and stays; to delete it, first run siterig point unpin {vm} {row.tag_id}",
                 )
             use = points.in_use(session, vm).get(row.tag_id)
             if use is not None:

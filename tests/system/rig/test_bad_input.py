@@ -299,7 +299,7 @@ def test_a_file_system_without_room_for_a_rig_is_refused_at_once() -> None:
     result = run_warm("up", "--dir", "/proc/rig")
     assert result.returncode == 4
     assert result.stderr.splitlines() == [
-        "siterig: error: this machine cannot run a rig: free space: 0.0 GiB at /proc (remedy: a rig needs 64 MiB: free "
+        "siterig: error: this machine cannot run a rig: free space: 0 MiB at /proc (remedy: a rig needs 64 MiB: free "
         "some, or name a folder on a larger file system with --dir) (MachineUnfit)"
     ]
 

@@ -85,7 +85,7 @@ async def test_a_hanging_script_is_ended_with_its_children_and_post_follows(tmp_
     hanging = script(
         tmp_path, f'[ "$1" = --post ] || {{ trap "" TERM; sleep 1000 & echo $! > {tmp_path}/child; wait; wait; }}', 1.0
     )
-    with pytest.raises(RigError, match=r"--pre was ended after 1 s") as failed:
+    with pytest.raises(RigError, match=r"--pre ran longer than 1 s and was ended") as failed:
         async with scripts.prepared(VM, "p", hanging):
             pytest.fail("the block must not run")
     assert failed.value.code == "AppScriptTimedOut"

@@ -167,6 +167,8 @@ def test_too_little_space_is_counted_where_the_state_will_be(tmp_path: Path) -> 
     (check,) = failures(machine, tmp_path / "not" / "yet" / "there")
     assert machine.asked == [tmp_path]
     assert check.found == f"5.9 GiB at {tmp_path}"
+    (check,) = failures(Fake(free=(64 << 20) - 1), tmp_path)
+    assert check.found == f"63 MiB at {tmp_path}"
     assert check.remedy == "a drill needs 6 GiB: free some, or name a folder on a larger file system with --dir"
 
 

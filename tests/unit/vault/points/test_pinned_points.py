@@ -68,7 +68,9 @@ async def test_a_point_that_is_needed_is_not_deleted(tmp_path: Path) -> None:
                 await vault.recovery_points.delete_point(vm="web01", point=choice)
             assert caught.value.code == "InvalidState"
         await vault.recovery_points.pin_point(vm="web01", point="a", pinned=True)
-        with pytest.raises(RigError, match=rf"is pinned and stays; siterig point unpin web01 {a.id}"):
+        with pytest.raises(
+            RigError, match=rf"is pinned and stays; to delete it, first run siterig point unpin web01 {a.id}"
+        ):
             await vault.recovery_points.delete_point(vm="web01", point="a")
         await vault.recovery_points.pin_point(vm="web01", point="a", pinned=False)
         await ended(vault, await vault.failovers.test_failover(vm="web01", point="a"))
