@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,7 +75,8 @@ class Simulator:
         if self._runs.exists():
             shutil.rmtree(self._runs)
         self._runs.mkdir()
-        result = _run(plan, self._runs, parts or WorldParts(), start).result
+        with _collected_afterwards():
+            result = _run(plan, self._runs, parts or WorldParts(), start).result
         result.processor_s = time.process_time() - begun_s
         return result
 
@@ -96,6 +100,23 @@ def _run(plan: RunPlan, folder: Path, parts: WorldParts, start: StartState | Non
         return simulation
 
     return runtime.run(main, plan.seed)
+
+
+@contextmanager
+def _collected_afterwards() -> Iterator[None]:
+    """Collect cyclic garbage after the run only: during it, the collector would look at the same live objects many times.
+
+    The world of the run must be garbage by then.  An object that is alive at a collection is taken for a long-lived one, and
+    the next collections of this function do not look at it again.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect(1)  # the objects of this run, and not those of the whole process
+        if was_enabled:
+            gc.enable()
 
 
 class Simulation:

@@ -13,7 +13,6 @@ run, and nothing of siterig is (tests/unit/scenarios/simulation/test_nothing_rep
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import os
@@ -126,7 +125,7 @@ class JumpingClock(trio.abc.Clock):
 
 def run(main: Callable[[], Awaitable[T]], seed: int) -> T:
     """Run a simulation from a seed, in a runtime that is the same each time."""
-    with _repeatable(seed), _collected_afterwards():
+    with _repeatable(seed):
         return trio.run(main, clock=JumpingClock(), strict_exception_groups=True)
 
 
@@ -159,19 +158,6 @@ class _TrioOrder:
         state, is_sorted = self._before
         self._choices.setstate(state)
         setattr(_run, self._SORTED, is_sorted)
-
-
-@contextmanager
-def _collected_afterwards() -> Iterator[None]:
-    """Collect cyclic garbage after the run only: during it, the collector would look at the same live objects many times."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.collect(1)  # the objects of this run, and not those of the whole process
-        if was_enabled:
-            gc.enable()
 
 
 @contextmanager
