@@ -11,13 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.attributes import set_committed_value
 
 from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.contracts.reports import ApplierReports, DamageReports, RoleReports, RoleStatus, SkippedBlob
-from siterig.azure_emu.vault.context import events, rig_clock, role_ends
+from siterig.azure_emu.vault.context import disk_sets, events, rig_clock, role_ends
 from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow
@@ -35,12 +34,11 @@ from siterig.blockfs.transfer.chunk_tags import ChunkTags
 from siterig.blockfs.transfer.part_name import Watermark
 
 _DISK = DiskRow.__table__.c
-_OF_DISK = (
-    select(ItemRow, DiskRow)
-    .join(DiskRow)
-    .where(ItemRow.vm == select(_DISK.vm).where(_DISK.disk_id == bindparam("disk_id")).scalar_subquery())
-    .order_by(DiskRow.name)
+_WITH_DISKS = select(ItemRow, DiskRow, health.HAS_ERROR).join(DiskRow).order_by(DiskRow.name)
+_OF_DISK = _WITH_DISKS.where(
+    ItemRow.vm == select(_DISK.vm).where(_DISK.disk_id == bindparam("disk_id")).scalar_subquery()
 )
+_OF_VM = _WITH_DISKS.where(ItemRow.vm == bindparam("vm"))
 _DISKS = select(DiskRow).where(DiskRow.vm == bindparam("vm"), DiskRow.last_position.is_(None)).order_by(DiskRow.name)
 
 STORE_OLDER = Code.ManagedDiskOlder
@@ -48,16 +46,26 @@ PART_UNUSABLE = "PartUnusable"
 VM_DISK_CHANGED = Code.ImageChanged
 
 
-def _with_item(session: Session, disk_id: str) -> tuple[DiskRow, ItemRow] | None:
-    """Return a disk, and its item with all of its disks, by one statement; None if there is no such disk."""
-    rows = session.execute(_OF_DISK, {"disk_id": disk_id}).all()
-    disks = [disk for _, disk in rows]
-    if not disks:
+@dataclass(frozen=True, slots=True)
+class _Reported:
+    """An item with all of its disks, read by one statement; ``has_error``: it has a reported error."""
+
+    item: ItemRow
+    disks: list[DiskRow]
+    has_error: bool
+
+    def disk(self, disk_id: str) -> DiskRow:
+        return next(disk for disk in self.disks if disk.disk_id == disk_id)
+
+
+def _reported(session: Session, query: Select[ItemRow, DiskRow, bool], **values: str) -> _Reported | None:
+    """Return the item that a query selects; None if there is none, or one without disks."""
+    rows = session.execute(query, values).all()
+    if not rows:
         return None
-    item = rows[0][0]
-    set_committed_value(item, "disks", [disk for disk in disks if disk.last_position is None])
-    set_committed_value(item, "removed_disks", [disk for disk in disks if disk.last_position is not None])
-    return next(disk for disk in disks if disk.disk_id == disk_id), item
+    item, disks = rows[0][0], [disk for _, disk, _ in rows]
+    disk_sets.put_into(item, disks)
+    return _Reported(item, disks, rows[0][2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +94,14 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         self, *, watermark: Watermark, tags: list[TagSeen], waiting_bytes: int | None = None
     ) -> Watermark | None:
         def note(session: Session) -> _Applied | None:
-            found = _with_item(session, watermark.disk_id)
+            found = _reported(session, _OF_DISK, disk_id=watermark.disk_id)
             if found is None:
                 return None
-            disk, item = found
+            disk, item = found.disk(watermark.disk_id), found.item
             moved = points.take_watermark(disk, watermark)
             later = None if moved else points.stored_watermark(disk)
-            if later is None and health.clear_errors(session, item.vm, health.apply_source(disk.disk_id)):
+            source = health.apply_source(disk.disk_id)
+            if later is None and found.has_error and health.clear_errors(session, item.vm, source):
                 text = f"disk {disk.name!r} of VM {item.vm!r} is applied again"
                 self._event(session, item.vm, "ApplyRecovered", "OK", text)
             if tags and item.active_location == PRIMARY:
@@ -280,7 +289,8 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
         tag = TagSeen(tag_id=tag_id, kind=kind, name=name, position=position, time_ns=time_ns)
 
         def note(session: Session) -> tuple[str, list[str], int] | None:
-            item = self._item(session, vm)
+            found = _reported(session, _OF_VM, vm=vm)
+            item = self._item(session, vm) if found is None else found.item
             if item is None or item.active_location != PRIMARY:
                 return None
             elapsed_ns = rig_clock.advance(session, self._context.clock)
@@ -292,7 +302,8 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             if downgraded_because is not None:
                 points.note_downgrade(session, item, tag, downgraded_because, elapsed_ns)
             health.cycle_done(session, item.vm, elapsed_ns)
-            self._note_recovered(session, item.vm)  # a restarted agent does not know earlier errors
+            if found is None or found.has_error:  # a restarted agent does not know earlier errors
+                self._note_recovered(session, item.vm)
             disk_ids, applied = [disk.disk_id for disk in item.disks], health.applied_position(item)
             return item.vm, disk_ids, applied
 

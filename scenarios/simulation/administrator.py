@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from siterig.azure_emu.vault.model.api import Job, ProtectedItem
+from siterig.azure_emu.vault.model.api import Job, ProtectedItem, RecoveryPoint
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
+from siterig.scenarios.simulation.disk_operations import DiskOperations
 from siterig.scenarios.simulation.invariants import Invariants
 from siterig.scenarios.simulation.rig.plan import OperationKind, PlannedOperation
 from siterig.scenarios.simulation.rig.world import VM, World
@@ -42,6 +43,7 @@ class Administrator:
         self._vault = world.vault
         self._clock = world.clocks["recovery"]
         self._invariants = invariants
+        self._disks = DiskOperations(world, invariants)
         self._revoked: set[int] = set()
         self._healed = trio.Event()
 
@@ -81,6 +83,9 @@ class Administrator:
             "revoke-key": self._revoke,
             "change-policy": lambda: self._change_policy(45.0 if operation.amount > 0.5 else 0.0),
             "create-point": lambda: self._create_point(f"by hand {operation.at_s:g}"),
+            "attach-disk": self._disks.attach,
+            "protect-disk": self._disks.protect,
+            "unprotect-disk": self._disks.unprotect,
         }
         await self._try(calls[operation.kind])
         await self.settle()
@@ -144,7 +149,7 @@ class Administrator:
 
     async def _create_point(self, name: str) -> None:
         point = await self._vault.create_point(vm=VM, kind="CrashConsistent", name=name)
-        self._invariants.check_point(point.position)
+        self._invariants.check_point(point)
 
     # --- the results ------------------------------------------------------------------------------------------------
 
@@ -184,7 +189,8 @@ class Administrator:
         self._invariants.coverage.jobs.update(job.scenarioName for job in done)
         for job in done:
             if job.scenarioName == "TestFailover" and item.testFailoverState == "Completed" and job.recovery_point:
-                self._check_recovered(item.test_vm_name, self._at(job.recovery_point.position), "a test failover")
+                self._check_recovered(item.test_vm_name, self._at(job.recovery_point), "a test failover")
+            self._disks.adopt(job)
         failovers = [job for job in done if job.scenarioName in _FAILOVERS]
         state = item.protectionState
         if item.activeLocation == "Primary" and state in _FAILED_OVER and failovers:
@@ -202,14 +208,15 @@ class Administrator:
         self.vm.side = "site"
         self._world.guests.is_off = False
 
-    def _at(self, position: int) -> dict[str, bytes]:
-        return {name: model.at(position) for name, model in self._invariants.memory.models.items()}
+    def _at(self, point: RecoveryPoint) -> dict[str, bytes]:
+        models, disks = self._invariants.memory.models, self._invariants.disks
+        return {name: model.at(point.position) for name, model in models.items() if disks.in_point(name, point)}
 
     def _failed_over(self, item: ProtectedItem, job: Job) -> None:
         if job.recovery_point is None:
             self._invariants.broken("a failover names its point", job.name)
             return
-        expected = self._at(job.recovery_point.position)
+        expected = self._at(job.recovery_point)
         models = self._invariants.memory.models
         if job.scenarioName == "PlannedFailover" and any(expected[name] != model.now() for name, model in models.items()):
             self._invariants.broken("a planned failover loses nothing", f"position {job.recovery_point.position}")

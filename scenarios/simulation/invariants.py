@@ -16,6 +16,7 @@ from typing import Any
 from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.azure_emu.disks.view import cipher_of, decrypted, open_disk, view_in
+from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
@@ -29,6 +30,7 @@ from siterig.blockfs.transfer.envelope import DataKey
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.scenarios.simulation.coverage import Coverage
 from siterig.scenarios.simulation.disk_model import DiskModel
+from siterig.scenarios.simulation.disk_promises import DiskPromises
 from siterig.scenarios.simulation.rig.network import CallObserver, SimulatedLink
 from siterig.scenarios.simulation.trace import RunTrace
 
@@ -92,6 +94,7 @@ class Invariants(CallObserver):
         self.findings: list[Finding] = []
         self.memory = KnownState()
         self.coverage = Coverage()
+        self.disks = DiskPromises()
         self._checked: set[tuple[int, str]] = set()
         self._now_s = now_s
         self._managed = managed
@@ -233,18 +236,29 @@ class Invariants(CallObserver):
 
     # --- recovery points ----------------------------------------------------------------------------------------
 
-    def check_point(self, position: int) -> None:
-        """Compare all disks at a recovery point with the model, once."""
+    def check_new_points(self, points: list[RecoveryPoint]) -> None:
+        """Check all points of the VM, newest first: their disks, and the contents of those that were not compared yet."""
+        for text in self.disks.broken_by(points):
+            self.broken("points have their disks", text)
+        for point in points:
+            self.check_point(point)
+
+    def check_point(self, point: RecoveryPoint) -> None:
+        """Compare all disks of a recovery point with the model, once."""
+        position = point.position
         for disk_id, name in self.memory.names.items():
-            if (position, disk_id) in self._checked:
+            if (position, disk_id) in self._checked or not self.disks.in_point(name, point):
                 continue
             self._checked.add((position, disk_id))
             folder, key = self._managed() / disk_id, self.memory.keys.get(disk_id)
             self._check_view(name, position, partial(open_disk, folder, position, key))
 
-    def check_points(self, positions: list[int]) -> None:
+    def check_points(self, points: list[RecoveryPoint]) -> None:
         """Compare all disks at all recovery points with the model, at the end: no role changes a file any more."""
         for disk_id, name in self.memory.names.items():
+            positions = [point.position for point in points if self.disks.in_point(name, point)]
+            if not positions:
+                continue
             try:
                 state = load_history(self._managed() / disk_id)
                 cipher = cipher_of(state, self.memory.keys.get(disk_id))

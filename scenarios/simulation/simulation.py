@@ -36,6 +36,10 @@ SILENT_JOB_S = 300.0
 """A job that is in progress for this time shows what it waits for."""
 
 
+_LASTING = {"ReplicationCyclesMissed", "DisksAvailableForProtection"}
+"""Reasons that a healed rig may have: missed cycles stay in the figure of the last hour, and a disk may stay unprotected."""
+
+
 @dataclass(slots=True)
 class RunResult:
     """The result of one run.
@@ -194,7 +198,7 @@ class Simulation:
         draws = self.world.draws
         while True:
             await self._clock.sleep(draws.expovariate(self.plan.writes_per_s))
-            name, flushes = draws.choice(list(SIZES)), draws.random() < 0.3
+            name, flushes = draws.choice(list(self.invariants.memory.models)), draws.random() < 0.3
             vm, guests = self.administrator.vm, self.world.guests
             if vm.side == "azure" and self.world.azure_host is not None:
                 self._write_recovered(self.world.azure_host, name)
@@ -209,7 +213,7 @@ class Simulation:
     def _drawn_write(self, name: str) -> tuple[int, bytes]:
         draws = self.world.draws
         length = draws.choice((512, 1024, 4096))
-        offset = draws.randrange(0, SIZES[name] - length + 1, 512)
+        offset = draws.randrange(0, self.invariants.memory.models[name].size_bytes - length + 1, 512)
         data = (MARKER * 2)[: draws.randrange(40, 80)] + draws.randbytes(length)
         return offset, data[:length]
 
@@ -272,9 +276,8 @@ class Simulation:
         except RigError:
             return None
         newest = max(self._points, default=0)
-        for point in points:
-            self._points.add(point.position)
-            self.invariants.check_point(point.position)
+        self._points.update(point.position for point in points)
+        self.invariants.check_new_points(points)
         if max(self._points, default=0) > newest:
             self._progress_s = self._now_s()
         if not items:
@@ -336,8 +339,7 @@ class Simulation:
                 errors = {error.errorCode for error in item.healthErrors}
                 rpo_s, bound_s = item.lastRpoInSeconds, bounds.point_s(item.policy_interval_s)
                 is_current = max(self._points, default=0) > latest and rpo_s is not None and rpo_s < bound_s
-                # Cycles that were missed stay in the figure of the last hour.
-                if is_current and errors <= {"ReplicationCyclesMissed"}:
+                if is_current and errors <= _LASTING:
                     return
             else:
                 await self._repair(item)
@@ -402,4 +404,4 @@ class Simulation:
         except RigError as error:
             self.invariants.broken("the vault answers at the end", str(error))
         else:
-            self.invariants.check_points([point.position for point in points])
+            self.invariants.check_points(points)

@@ -7,6 +7,7 @@ positions have it.
 from __future__ import annotations
 
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow
 
@@ -49,6 +50,14 @@ def lacking(item: ItemRow, position: int | None) -> tuple[str, ...]:
         names |= {disk.name for disk in item.disks}
         names -= {disk.name for disk in of_state(item, position)}
     return tuple(sorted(names))
+
+
+def put_into(item: ItemRow, disks: list[DiskRow]) -> None:
+    """Let an item have these disks, which are all that have a managed disk, by name; none of its lists is read any more."""
+    set_committed_value(item, "known_disks", disks)
+    set_committed_value(item, "removed_disks", [disk for disk in disks if disk.last_position is not None])
+    replicated = [disk for disk in disks if disk.first_position is not None and disk.last_position is None]
+    set_committed_value(item, "disks", replicated)
 
 
 def changed(session: Session, item: ItemRow) -> None:

@@ -45,6 +45,8 @@ WATCH = "watch:"
 
 _CYCLE = cast(Table, CycleRow.__table__)  # without the work of the ORM, because each cycle does this
 _HAS_ERROR = select(HealthErrorRow.__table__.c.id).where(HealthErrorRow.__table__.c.vm == bindparam("vm")).limit(1)
+HAS_ERROR = select(HealthErrorRow.__table__.c.id).where(HealthErrorRow.__table__.c.vm == ItemRow.__table__.c.vm).exists()
+"""A column of a statement about items: True if the item has a reported error."""
 _COUNT_CYCLE = insert(_CYCLE)
 _PRUNE_CYCLES = delete(_CYCLE).where(_CYCLE.c.vm == bindparam("of_vm"), _CYCLE.c.elapsed_ns < bindparam("before_ns"))
 

@@ -54,9 +54,13 @@ OperationKind = Literal[
     "change-policy",
     "pin-point",
     "create-point",
+    "attach-disk",
+    "protect-disk",
+    "unprotect-disk",
 ]
 OPERATIONS: tuple[OperationKind, ...] = OperationKind.__args__  # type: ignore[attr-defined]
 FAILOVERS = ("unplanned-failover", "planned-failover")
+OF_DISKS = ("attach-disk", "protect-disk", "unprotect-disk")
 KINDS: tuple[PlannedKind, ...] = PlannedKind.__args__  # type: ignore[attr-defined]
 
 
@@ -172,6 +176,7 @@ def _operations(draws: random.Random, active_s: float, faults: list[PlannedFault
     if any(fault.kind == "power-loss" for fault in faults):  # the new disks of a failback are not prepared for one
         kinds = [kind for kind in kinds if kind not in FAILOVERS]
     if any(kind in FAILOVERS for kind in kinds):
+        kinds = [kind for kind in kinds if kind not in OF_DISKS]  # the model of a failback has the same disks on both sides
         kinds += ["next-step"] * draws.choice((0, 1, 2, 4))
     times = sorted(round(draws.uniform(0, active_s), 3) for _ in kinds)
     return tuple(PlannedOperation(at_s, kind, round(draws.random(), 3)) for at_s, kind in zip(times, kinds, strict=True))

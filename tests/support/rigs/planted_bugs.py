@@ -299,6 +299,7 @@ _POWER_LOSS = (PlannedFault(20.0, "power-loss"),)
 _TEST = (PlannedOperation(20.0, "test-failover"),)
 _PLANNED = (PlannedOperation(10.0, "planned-failover"),)
 _VERIFY = (PlannedOperation(40.0, "verify"),)
+_PROTECT = (PlannedOperation(1.0, "attach-disk"), PlannedOperation(40.0, "protect-disk"))
 _CONVERGES = "a healed network leads back to Normal"
 
 BUGS = (
@@ -309,6 +310,7 @@ BUGS = (
     PlantedBug(KeyNotKept, "no resync without a cause"),
     PlantedBug(BlindComparison, "every point equals the model", _POWER_LOSS),
     PlantedBug(TornSnapshot, "every point equals the model", begins_protected=False),
+    PlantedBug(TornSnapshot, "every point equals the model", operations=_PROTECT),
     PlantedBug(FlushLies, "a flush is durable", _POWER_LOSS),
     PlantedBug(KillLosesWrites, "a kill loses no write", _KILLED_SITE),
     PlantedBug(FreezeNeverEnds, _CONVERGES),

@@ -19,10 +19,12 @@ SHARES = 4
 ENOUGH_SEEDS = 250
 """So many seeds meet everything that a plan can have."""
 JOBS = {
+    "AddDisks",
     "CommitFailover",
     "ModifyProtectionProfile",
     "PauseReplication",
     "PlannedFailover",
+    "RemoveDisks",
     "RepairVMReplication",
     "ReprotectReplicationGroup",
     "ResumeReplication",

@@ -37,6 +37,8 @@ def plan(kinds: tuple[OperationKind, ...], faults: tuple[PlannedFault, ...] = ()
         (("planned-failover", "next-step"), ("PlannedFailoverCompleted", "vault-agent commit_failback done")),
         (("unplanned-failover", "unplanned-failover"), ("ChangeRecoveryPointCompleted", "vault-agent commit_failback done")),
         (("test-failover", "verify", "pause"), ("cli-vault cleanup_test_failover done", "cli-vault verify done")),
+        (("protect-disk", "unprotect-disk", "protect-disk"), ("cli-vault add_disks done", "cli-vault remove_disks done")),
+        (("attach-disk", "test-failover", "protect-disk"), ("cli-vault attach_disk done", "cli-vault add_disks done")),
         (("revoke-key", "rotate-key"), ("part_key KeyRevoked", "cli-vault rotate_key done")),
         (("change-policy", "pin-point", "create-point", "resync"), ("cli-vault pin_point done", "cli-vault resync done")),
     ],
