@@ -35,9 +35,7 @@ from siterig.blockfs.transfer.part_name import Watermark
 
 _DISK = DiskRow.__table__.c
 _WITH_DISKS = select(ItemRow, DiskRow, health.HAS_ERROR).join(DiskRow).order_by(DiskRow.name)
-_OF_DISK = _WITH_DISKS.where(
-    ItemRow.vm == select(_DISK.vm).where(_DISK.disk_id == bindparam("disk_id")).scalar_subquery()
-)
+_OF_DISK = _WITH_DISKS.where(ItemRow.vm == select(_DISK.vm).where(_DISK.disk_id == bindparam("disk_id")).scalar_subquery())
 _OF_VM = _WITH_DISKS.where(ItemRow.vm == bindparam("vm"))
 _DISKS = select(DiskRow).where(DiskRow.vm == bindparam("vm"), DiskRow.last_position.is_(None)).order_by(DiskRow.name)
 

@@ -165,7 +165,7 @@ def draw(seed: int) -> RunPlan:
         interval_s=30.0,
         app_consistent_every_s=draws.choice((None, 60.0)),
         writes_per_s=draws.choice((0.2, 0.5, 1.0)),
-        begins_protected=draws.random() < 0.85,
+        begins_protected=draws.random() < 0.92,
         operations=_operations(draws, active_s, faults),
     )
 

@@ -14,7 +14,7 @@ from siterig.scenarios.simulation.simulation import Simulator
 from tests.support.memory import folder_in_memory
 
 FIRST = int(os.environ.get("SITERIG_SEED", "1"))
-SEEDS = int(os.environ.get("SITERIG_SIMULATIONS", "200"))
+SEEDS = int(os.environ.get("SITERIG_SIMULATIONS", "1000"))
 SHARES = 4
 ENOUGH_SEEDS = 250
 """So many seeds meet everything that a plan can have."""

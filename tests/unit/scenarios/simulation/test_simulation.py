@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
+from typing import ClassVar
 
 import pytest
 
@@ -14,6 +16,7 @@ from siterig.scenarios.simulation.__main__ import main
 from siterig.scenarios.simulation.many_seeds import SeedResults, collect
 from siterig.scenarios.simulation.rig import plan as plans
 from siterig.scenarios.simulation.rig.plan import OperationKind, PlannedFault, PlannedOperation, RunPlan
+from siterig.scenarios.simulation.rig.world import World, WorldParts
 from siterig.scenarios.simulation.shrink import shrink
 from siterig.scenarios.simulation.simulation import Simulator
 from tests.support.memory import folder_in_memory
@@ -68,6 +71,20 @@ def test_the_kept_answers_of_the_vault_are_those_of_its_rows(simulator: Simulato
     assert simulator.run(plan).findings == []
     assert len(compared) > 20
     assert len({key if isinstance(key, str) else key[0] for key in compared}) >= 5  # type: ignore[index]
+
+
+def test_the_world_of_a_run_does_not_outlive_it(simulator: Simulator) -> None:
+    """Worlds that stayed made a process larger and slower with each seed."""
+
+    class Watched(WorldParts):
+        worlds: ClassVar[list[weakref.ref[World]]] = []
+
+        def killed(self, world: World, role: str) -> None:
+            self.worlds.append(weakref.ref(world))
+
+    simulator.run(RunPlan(7, (PlannedFault(1.0, "kill", target="agent"),), 5.0, 30.0, None, 1.0, True), Watched())
+    assert Watched.worlds
+    assert [each() for each in Watched.worlds if each() is not None] == []
 
 
 def test_lost_news_of_parts_cost_time_only(simulator: Simulator) -> None:
