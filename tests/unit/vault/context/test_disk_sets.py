@@ -7,7 +7,7 @@ from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow
 from siterig.azure_emu.vault.monitoring import health
 
 
-def test_a_disk_that_joins_or_was_removed_does_not_hold_back_the_applied_position() -> None:
+def test_only_replicated_disks_hold_back_the_applied_position() -> None:
     joining = DiskRow(name="joins", first_position=None, last_position=None, complete_position=0)
     replicated = DiskRow(name="os", first_position=0, last_position=None, complete_position=70)
     removed = DiskRow(name="was", first_position=0, last_position=40, complete_position=40)
