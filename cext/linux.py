@@ -45,16 +45,17 @@ def set_parent_death_signal(number: int) -> None:
     _check(lib.sr_set_parent_death_signal(number))
 
 
-def return_freed_memory(*, bytes_min: int, arenas_max: int) -> None:
+def return_freed_memory(*, bytes_min: int, kept_bytes_max: int, arenas_max: int) -> None:
     """Let the allocator of the C library return freed blocks to the kernel, and keep few arenas; see mallopt(3).
 
     Args:
         bytes_min: the size of a block that is returned as soon as it is freed.
+        kept_bytes_max: the most free bytes at the end of an arena that are kept.
         arenas_max: the most arenas that threads use, once there are no more than that.
     Raises:
         OSError: EINVAL: the library does not accept a value.
     """
-    _check(lib.sr_return_freed_memory(bytes_min, arenas_max))
+    _check(lib.sr_return_freed_memory(bytes_min, kept_bytes_max, arenas_max))
 
 
 def forbid_memory_access() -> None:

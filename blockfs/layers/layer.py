@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from typing_extensions import Buffer
+
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
 from siterig.blockfs.files import safe_files
@@ -134,8 +136,13 @@ class _CLayer:
     def pread(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes."""
         data = bytearray(length)
-        _check(lib.sr_layer_read(self.c, ffi.from_buffer(data), length, offset))
+        self.pread_into(offset, data)
         return bytes(data)
+
+    def pread_into(self, offset: int, memory: Buffer) -> None:
+        """Fill all of ``memory``, which is writable, from ``offset`` on."""
+        into = ffi.from_buffer(memory, require_writable=True)
+        _check(lib.sr_layer_read(self.c, into, len(into), offset))
 
     def data_ranges(self) -> list[tuple[int, int]]:
         """Return all ranges that are not holes."""

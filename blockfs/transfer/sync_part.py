@@ -26,6 +26,8 @@ from siterig.blockfs.core import boot
 from siterig.blockfs.transfer.codec import LEVEL
 from siterig.blockfs.transfer.part_name import SYNC_END, PartName
 
+_AT_ONCE_BYTES = 128 << 10
+
 
 @dataclass(frozen=True, slots=True)
 class SyncOrigin:
@@ -55,7 +57,7 @@ class DiskChunk:
 
     offset: int
     length: int
-    data: bytes | None
+    data: bytes | memoryview | None
 
 
 def pack_sync_part(origin: SyncOrigin, number: int, chunks: deque[DiskChunk], *, is_last: bool) -> bytes:
@@ -94,7 +96,7 @@ def pack_sync_part(origin: SyncOrigin, number: int, chunks: deque[DiskChunk], *,
     packed = [stream.compress(header)]
     seed, seq = record_seed(header), 0
 
-    def add(kind: RecordType, offset: int, length: int, payload: bytes) -> None:
+    def add(kind: RecordType, offset: int, length: int, payload: bytes | memoryview) -> None:
         nonlocal seq
         seq += 1
         record = encode_record(
@@ -108,7 +110,9 @@ def pack_sync_part(origin: SyncOrigin, number: int, chunks: deque[DiskChunk], *,
             payload=payload,
         )
         packed.append(stream.compress(record))
-        packed.append(stream.compress(payload))
+        with memoryview(payload) as view:
+            # More at a time would be copied again and again, while the library lets its output grow.
+            packed.extend(stream.compress(view[at : at + _AT_ONCE_BYTES]) for at in range(0, len(view), _AT_ONCE_BYTES))
 
     while chunks:
         chunk = chunks.popleft()

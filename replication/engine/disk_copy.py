@@ -20,6 +20,7 @@ cut before the copy is complete.  If the generation changed, the log is not cont
 
 from __future__ import annotations
 
+import mmap
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -34,7 +35,7 @@ from siterig.blockfs.transfer.sync_part import DiskChunk, SyncOrigin
 from siterig.cext.checksums import is_zero
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.disk_groups import DiskGroup
-from siterig.replication.engine.part_pipeline import CopiedPart
+from siterig.replication.engine.part_pipeline import PART_BYTES_MAX, PART_GROWTH_MAX, CopiedPart
 from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import ResyncNeeded
@@ -43,14 +44,10 @@ from siterig.replication.engine.uploader import Uploader
 from siterig.replication.parts.byte_budget import COPIES, Reservation
 from siterig.replication.parts.spool import remove_unrecorded, spool_folder
 
-PART_BYTES_MAX = 8 << 20
-"""Bytes of the disk in a part, if they cannot be compressed."""
 UNRECORDED_BYTES_MAX = 4 << 30
 """After so many bytes of the disk a part is finished although it is small, to record the progress."""
 RECORDED_BYTES_MIN = 1 << 30
 """Progress without parts is recorded after so many bytes of the disk."""
-PART_GROWTH_MAX = 2
-"""A part of compressible bytes has up to this times as many, because the account is slow with small blobs."""
 
 
 class DiskCopy:
@@ -87,6 +84,8 @@ class DiskCopy:
         self._passed = state.next_offset
         self._chunks: deque[DiskChunk] = deque()
         self._read_bytes = 0
+        self._buffer: mmap.mmap | None = None
+        self._filled_bytes = 0
         self._reservation: Reservation | None = None
         self._packed_share = 1.0
 
@@ -105,8 +104,10 @@ class DiskCopy:
 
         The part takes memory as it grows: the next piece may be far away.  If there is no more, the part ends before.
         """
-        if self._chunks and self._reservation is not None and not self._reservation.extend(COPIES * length):
-            self._finish_part(offset)
+        if self._chunks and self._reservation is not None:
+            has_room = self._filled_bytes + length <= self._uploader.pipeline.buffers.size_bytes
+            if not has_room or not self._reservation.extend(COPIES * length):
+                self._finish_part(offset)
         await self._begin_part(length)
         await trio.to_thread.run_sync(self._read, offset, length, zeros)
         if self._read_bytes >= self._part_bytes:
@@ -158,6 +159,9 @@ class DiskCopy:
         """Close the file, and forget what was read and is in no part yet."""
         self.file.close()
         self._chunks.clear()
+        if self._buffer is not None:
+            self._uploader.pipeline.buffers.give_back(self._buffer)
+            self._buffer = None
         if self._reservation is not None:
             self._reservation.release()
 
@@ -166,6 +170,7 @@ class DiskCopy:
         if self._reservation is None:
             await self._uploader.wait_for_room()
             self._reservation = await self._uploader.pipeline.reserve(length)
+            self._buffer, self._filled_bytes = self._uploader.pipeline.buffers.take(), 0
 
     def _read_part(self, pieces: Iterator[tuple[int, int]]) -> int | None:
         """Read pieces until the part is full, and return the end of the last one; None if they end before."""
@@ -176,10 +181,13 @@ class DiskCopy:
         return None
 
     def _read(self, offset: int, length: int, zeros: bool) -> None:
-        data = self.file.pread(offset, length)
+        assert self._buffer is not None  # noqa: S101 (the part was begun)
+        data = memoryview(self._buffer)[self._filled_bytes : self._filled_bytes + length]
+        self.file.pread_into(offset, data)
         if not is_zero(data):
             self._chunks.append(DiskChunk(offset, length, data))
             self._read_bytes += RECORD_HEADER_BYTES + length
+            self._filled_bytes += length
         elif zeros:
             self._chunks.append(DiskChunk(offset, length, None))
             self._read_bytes += RECORD_HEADER_BYTES
@@ -196,9 +204,10 @@ class DiskCopy:
             next_offset=next_offset,
             is_last=is_last,
             reservation=self._reservation,
+            buffer=self._buffer,
             packed_share=self._note_packed_share,
         )
-        self._chunks, self._read_bytes, self._reservation = deque(), 0, None
+        self._chunks, self._read_bytes, self._reservation, self._buffer = deque(), 0, None, None
         self._uploader.pipeline.add(part)
 
     def _note_packed_share(self, share: float) -> None:

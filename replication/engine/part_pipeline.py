@@ -16,6 +16,7 @@ its put has ended.
 
 from __future__ import annotations
 
+import mmap
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,8 +27,15 @@ from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_part import DiskChunk, SyncOrigin, pack_sync_part
 from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.outbox import Outbox
+from siterig.replication.engine.snapshots import CHUNK_BYTES
 from siterig.replication.parts.byte_budget import COPIES, Reservation
+from siterig.replication.parts.part_buffers import PartBuffers
 from siterig.replication.parts.spool import spool_folder, write_part
+
+PART_BYTES_MAX = 8 << 20
+"""Bytes of the disk in a part, if they cannot be compressed."""
+PART_GROWTH_MAX = 2
+"""A part of compressible bytes has up to this times as many, because the account is slow with small blobs."""
 
 
 @dataclass
@@ -40,6 +48,7 @@ class CopiedPart:
         next_offset: the bytes of the disk below this offset are in this part and those before it.
         is_last: True if the part ends the stream.
         reservation: its memory.
+        buffer: the memory with the bytes of the chunks; None if there are none.
         packed_share: called with the compressed size as a share of the bytes that were read.
     """
 
@@ -50,6 +59,7 @@ class CopiedPart:
     next_offset: int
     is_last: bool
     reservation: Reservation
+    buffer: mmap.mmap | None
     packed_share: Callable[[float], None]
     ready: trio.Event = field(default_factory=trio.Event)
     recorded: trio.Event = field(default_factory=trio.Event)
@@ -61,7 +71,11 @@ class CopiedPart:
 
 
 class PartPipeline:
-    """The pipeline of one VM, for the time of one copy; its tasks run in the nursery of the copy."""
+    """The pipeline of one VM, for the time of one copy; its tasks run in the nursery of the copy.
+
+    Attributes:
+        buffers: memory for parts that are read.
+    """
 
     def __init__(
         self, context: AgentContext, vm: str, outbox: Outbox, nursery: trio.Nursery, put_failed: Callable[[], None]
@@ -72,6 +86,7 @@ class PartPipeline:
         self._outbox = outbox
         self._nursery = nursery
         self._put_failed = put_failed
+        self.buffers = PartBuffers(PART_BYTES_MAX * PART_GROWTH_MAX + CHUNK_BYTES)
         self._queue: deque[CopiedPart] = deque()
         self._queued = trio.Event()
         self._in_work = 0
@@ -129,7 +144,7 @@ class PartPipeline:
     async def _record(self, parts: list[CopiedPart]) -> None:
         newest = {part.origin.disk_id: part for part in parts}
         for disk_id, part in newest.items():
-            self._context.book.update_disk(
+            await self._context.book.record_progress(
                 self._vm, disk_id, parts=part.number, next_offset=part.next_offset, done=part.is_last
             )
         for part in parts:
@@ -140,6 +155,8 @@ class PartPipeline:
     async def _work(self, part: CopiedPart) -> None:
         try:
             packed = await trio.to_thread.run_sync(self._pack, part, limiter=self._context.packing)
+            if part.buffer is not None:
+                self.buffers.give_back(part.buffer)
             part.reservation.reduce(COPIES * len(packed))
             part.ready.set()
             await part.recorded.wait()

@@ -2,15 +2,18 @@
 
 Fault contract: ``relationships.json`` is always one complete version (temporary file, fsync, rename, fsync of the folder).
 A kill may lose the newest change that was not saved yet; every step of the agent can be repeated safely.  The file is
-written in the event loop, not in a thread, so that no other task runs between a decision and its record.
+written in the event loop, not in a thread, so that no other task runs between a decision and its record; only the progress
+of copies is written in a thread.  A change that cannot be written is not made.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
+import trio
 from pydantic import BaseModel, Field, ValidationError
 
 from siterig.blockfs.contracts.app_script import AppScript
@@ -145,7 +148,10 @@ def _from_format_1(data: bytes) -> dict[str, Any]:
 
 
 class RelationshipBook:
-    """All relationships, in memory and in the file; each change is durable when the method returns."""
+    """All relationships, in memory and in the file; each change is durable when the method returns, or is not made.
+
+    All calls are on the trio thread.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read ``folder``/relationships.json; ``AgentStateUnreadable`` if it is of another format or damaged."""
@@ -154,6 +160,10 @@ class RelationshipBook:
         self._received: list[ReceivedDisk] = []
         self._bandwidth: BandwidthLimit | None = None
         self._app_scripts: dict[str, AppScript] = {}
+        self._version = 0
+        """Counts the contents that were to be written; a thread never replaces newer ones."""
+        self._written = 0
+        self._writing = threading.Lock()
         if self._path.exists():
             self._load()
 
@@ -169,20 +179,39 @@ class RelationshipBook:
         except ValidationError as exc:
             why = exc.errors()[0]["msg"]
             raise RigError(Code.AgentStateUnreadable, f"{self._path}: is not an agent's state: {why}") from exc
+        self._take(book)
+
+    def _take(self, book: _Book) -> None:
         self._relationships = {item.vm: item for item in book.relationships}
         self._received = book.received
         self._bandwidth = book.bandwidth
         self._app_scripts = book.app_scripts
 
-    def _write(self) -> None:
-        book = _Book(
+    def _now(self) -> _Book:
+        return _Book(
             format=FORMAT,
             relationships=list(self._relationships.values()),
             received=self._received,
             bandwidth=self._bandwidth,
             app_scripts=self._app_scripts,
         )
-        write_atomically(self._path, book.model_dump_json(indent=1).encode())
+
+    def _change(self, **changes: Any) -> None:
+        """Write the book with other values of these fields, and then take them."""
+        book = self._now().model_copy(update=changes)
+        self._write(*self._encode(book))
+        self._take(book)
+
+    def _encode(self, book: _Book) -> tuple[int, bytes]:
+        self._version += 1
+        return self._version, book.model_dump_json(indent=1).encode()
+
+    def _write(self, version: int, data: bytes) -> None:
+        """Write the file, unless a newer version of it was written meanwhile; in any thread."""
+        with self._writing:
+            if version > self._written:
+                write_atomically(self._path, data)
+                self._written = version
 
     def all(self) -> list[Relationship]:
         """Return every relationship."""
@@ -201,8 +230,7 @@ class RelationshipBook:
 
     def save(self, relationship: Relationship) -> None:
         """Add or replace a relationship."""
-        self._relationships[relationship.vm] = relationship
-        self._write()
+        self._change(relationships=list((self._relationships | {relationship.vm: relationship}).values()))
 
     def update(self, vm: str, **changes: Any) -> Relationship:
         """Change fields of a relationship."""
@@ -211,31 +239,42 @@ class RelationshipBook:
 
     def update_disk(self, vm: str, disk_id: str, **changes: Any) -> None:
         """Change fields of one disk of a relationship, which is replicated or joins."""
+        self.save(_with_disk(self.get(vm), disk_id, changes))
 
-        def changed(disks: list[DiskSync]) -> list[DiskSync]:
-            return [disk.model_copy(update=changes) if disk.disk_id == disk_id else disk for disk in disks]
+    async def record_progress(self, vm: str, disk_id: str, *, parts: int, next_offset: int, done: bool) -> None:
+        """Record the progress of a disk's copy, in a thread: it is frequent, and other tasks do not wait for the disk.
 
-        record = self.get(vm)
-        joining = (
-            None if record.joining is None else record.joining.model_copy(update={"disks": changed(record.joining.disks)})
-        )
-        self.update(vm, disks=changed(record.disks), joining=joining)
+        Other tasks see the progress before it is durable; so the caller keeps the new parts from them until this returns.
+
+        Raises:
+            OSError: it is not durable; then the progress is as before.
+        """
+        former = _find_disk(self.get(vm), disk_id)
+        changes = {"parts": parts, "next_offset": next_offset, "done": done}
+        self._relationships[vm] = _with_disk(self.get(vm), disk_id, changes)
+        try:
+            await trio.to_thread.run_sync(self._write, *self._encode(self._now()))
+        except BaseException:
+            record = self._relationships.get(vm)
+            if former is not None and record is not None:
+                before = {name: getattr(former, name) for name in changes}
+                self._relationships[vm] = _with_disk(record, disk_id, before, generation=former.generation)
+            raise
 
     def remove(self, vm: str) -> None:
         """Remove a relationship; do nothing if there is none."""
-        if self._relationships.pop(vm, None) is not None:
-            self._write()
+        if vm in self._relationships:
+            self._change(relationships=[item for item in self._relationships.values() if item.vm != vm])
 
     def rename(self, vm: str, name: str) -> None:
         """Move a relationship and a script, if there are any, to a VM's new name; received disks must be received again."""
-        record = self._relationships.pop(vm, None)
-        self._received = [item for item in self._received if item.vm != vm]
-        script = self._app_scripts.pop(vm, None)
-        if script is not None:
-            self._app_scripts[name] = script
-        if record is not None:
-            self._relationships[name] = record.model_copy(update={"vm": name})
-        self._write()
+        self._change(
+            relationships=[
+                item.model_copy(update={"vm": name}) if item.vm == vm else item for item in self._relationships.values()
+            ],
+            received=[item for item in self._received if item.vm != vm],
+            app_scripts={name if key == vm else key: script for key, script in self._app_scripts.items()},
+        )
 
     @property
     def bandwidth(self) -> BandwidthLimit | None:
@@ -244,8 +283,7 @@ class RelationshipBook:
 
     def set_bandwidth(self, limit: BandwidthLimit | None) -> None:
         """Change the limit of the uploads of this host."""
-        self._bandwidth = limit
-        self._write()
+        self._change(bandwidth=limit)
 
     def app_script(self, vm: str) -> AppScript | None:
         """Return the script of a VM for application-consistent points; None if it has none."""
@@ -254,10 +292,8 @@ class RelationshipBook:
     def set_app_script(self, vm: str, script: AppScript | None) -> None:
         """Change the script of a VM; None: it has none."""
         if script != self._app_scripts.get(vm):
-            self._app_scripts = {name: known for name, known in self._app_scripts.items() if name != vm}
-            if script is not None:
-                self._app_scripts[vm] = script
-            self._write()
+            others = {name: known for name, known in self._app_scripts.items() if name != vm}
+            self._change(app_scripts=others if script is None else others | {vm: script})
 
     def received(self, vm: str) -> list[ReceivedDisk]:
         """Return the received disks of a VM that wait for the commit."""
@@ -265,12 +301,32 @@ class RelationshipBook:
 
     def add_received(self, item: ReceivedDisk) -> None:
         """Record a received disk; an older record of the same disk is replaced."""
-        self._received = [old for old in self._received if (old.vm, old.disk) != (item.vm, item.disk)] + [item]
-        self._write()
+        self._change(received=[old for old in self._received if (old.vm, old.disk) != (item.vm, item.disk)] + [item])
 
     def clear_received(self, vm: str, disk: str | None = None) -> None:
         """Remove the records of the received disks of a VM, or of one of them."""
         kept = [item for item in self._received if item.vm != vm or (disk is not None and item.disk != disk)]
         if kept != self._received:
-            self._received = kept
-            self._write()
+            self._change(received=kept)
+
+
+def _find_disk(record: Relationship, disk_id: str) -> DiskSync | None:
+    disks = [*record.disks, *(record.joining.disks if record.joining is not None else ())]
+    return next((disk for disk in disks if disk.disk_id == disk_id), None)
+
+
+def _with_disk(
+    record: Relationship, disk_id: str, changes: dict[str, Any], *, generation: int | None = None
+) -> Relationship:
+    """Return the relationship with other fields of a disk that is replicated or joins, if it has the given generation."""
+
+    def changed(disks: list[DiskSync]) -> list[DiskSync]:
+        return [
+            disk.model_copy(update=changes) if disk.disk_id == disk_id and generation in (None, disk.generation) else disk
+            for disk in disks
+        ]
+
+    joining = record.joining
+    if joining is not None:
+        joining = joining.model_copy(update={"disks": changed(joining.disks)})
+    return record.model_copy(update={"disks": changed(record.disks), "joining": joining})

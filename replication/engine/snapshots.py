@@ -17,8 +17,8 @@ CHUNK_BYTES = 1 << 20
 class SnapshotFile(Protocol):
     """A snapshot that is open for reading.  Its calls block: use them in a thread."""
 
-    def pread(self, offset: int, length: int) -> bytes:
-        """Return exactly ``length`` bytes from ``offset``."""
+    def pread_into(self, offset: int, memory: memoryview) -> None:
+        """Fill all of ``memory`` from ``offset`` on."""
         ...
 
     def tags(self, key: bytes, chunk_bytes: int, spans: Sequence[Span], data: DataRanges) -> PackedTags:
@@ -39,8 +39,8 @@ class MountedSnapshot(SnapshotFile):
     def __init__(self, path: Path) -> None:
         self._file = RawLayer(path)
 
-    def pread(self, offset: int, length: int) -> bytes:
-        return self._file.pread(offset, length)
+    def pread_into(self, offset: int, memory: memoryview) -> None:
+        self._file.pread_into(offset, memory)
 
     def close(self) -> None:
         self._file.close()

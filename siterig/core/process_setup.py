@@ -14,8 +14,9 @@ FILES_MIN = 64
 """The least number of open files that a process of a rig needs."""
 FILES_WANTED = 1 << 16
 """A view of a long journal holds many segments open."""
-RETURNED_BYTES_MIN, ARENAS_MAX = 1 << 20, 2
-"""The least size of a block of memory that is returned when it is freed, and the most arenas of the allocator."""
+RETURNED_BYTES_MIN, KEPT_BYTES_MAX, ARENAS_MAX = 1 << 20, 4 << 20, 2
+"""The least size of a block of memory that is returned when it is freed, the most memory that an arena of the allocator
+keeps for smaller blocks, and the most arenas."""
 FILES_MAX = "--files-max"
 """The option of a role with the limit that a fault rule puts on its open files, after ``=``."""
 
@@ -60,7 +61,7 @@ def return_freed_memory() -> None:
     By default it keeps blocks of up to 32 MiB once such a block was freed, in an arena for each thread: then the memory of
     a role grows with the number of parts that it has sent or applied.
     """
-    linux.return_freed_memory(bytes_min=RETURNED_BYTES_MIN, arenas_max=ARENAS_MAX)
+    linux.return_freed_memory(bytes_min=RETURNED_BYTES_MIN, kept_bytes_max=KEPT_BYTES_MAX, arenas_max=ARENAS_MAX)
 
 
 def forbid_core_dumps(*, holds_keys: bool) -> None:

@@ -37,13 +37,15 @@ int sr_forbid_memory_access(void)
 	return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) ? -errno : 0;
 }
 
-int sr_return_freed_memory(size_t bytes_min, int arenas_max)
+int sr_return_freed_memory(size_t bytes_min, size_t kept_bytes_max, int arenas_max)
 {
 #ifdef __GLIBC__
-	if (!mallopt(M_MMAP_THRESHOLD, (int)bytes_min) || !mallopt(M_ARENA_MAX, arenas_max))
+	if (!mallopt(M_MMAP_THRESHOLD, (int)bytes_min) || !mallopt(M_TRIM_THRESHOLD, (int)kept_bytes_max) ||
+	    !mallopt(M_ARENA_MAX, arenas_max))
 		return -EINVAL;
 #else /* other allocators return large blocks anyway */
 	(void)bytes_min;
+	(void)kept_bytes_max;
 	(void)arenas_max;
 #endif
 	return 0;

@@ -33,7 +33,7 @@ int sr_set_parent_death_signal(int number);
 
 /* mallopt(3): blocks of `bytes_min` or more go back to the kernel when they are freed, and threads share `arenas_max`
  * arenas. Returns 0, or -EINVAL; does nothing without glibc. */
-int sr_return_freed_memory(size_t bytes_min, int arenas_max);
+int sr_return_freed_memory(size_t bytes_min, size_t kept_bytes_max, int arenas_max);
 
 /* prctl(PR_SET_DUMPABLE, 0). Returns 0, or -errno. */
 int sr_forbid_memory_access(void);

@@ -32,7 +32,10 @@ class HostSnapshot(SnapshotFile):
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
         self._snapshot = snapshot
 
-    def pread(self, offset: int, length: int) -> bytes:
+    def pread_into(self, offset: int, memory: memoryview) -> None:
+        memory[:] = self._pread(offset, len(memory))
+
+    def _pread(self, offset: int, length: int) -> bytes:
         if length == 0:
             return b""
         if self._present() is not self._host:
@@ -44,7 +47,7 @@ class HostSnapshot(SnapshotFile):
         for first, count in spans:
             for chunk in range(first, first + count):
                 begin = chunk * chunk_bytes
-                piece = self.pread(begin, max(0, min(chunk_bytes, size - begin))).ljust(chunk_bytes, b"\0")
+                piece = self._pread(begin, max(0, min(chunk_bytes, size - begin))).ljust(chunk_bytes, b"\0")
                 tag = chunk_tag(key, chunk, piece)
                 if any(tag):
                     packed += chunk.to_bytes(8, "little") + tag

@@ -210,8 +210,8 @@ class TornSnapshot(WorldParts):
 
     def snapshot(self, file: SnapshotFile) -> SnapshotFile:
         class Torn(SnapshotFile):
-            def pread(self, offset: int, length: int) -> bytes:
-                return bytes(length)
+            def pread_into(self, offset: int, memory: memoryview) -> None:
+                memory[:] = bytes(len(memory))
 
             def tags(self, key: bytes, chunk_bytes: int, spans: Sequence[Span], data: DataRanges) -> PackedTags:
                 return file.tags(key, chunk_bytes, spans, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 from collections.abc import Callable
@@ -15,8 +16,10 @@ import zstandard
 from trio.testing import MockClock
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.engine import disk_copy, snapshots
+from siterig.replication.engine.relationship import RelationshipBook
 from siterig.replication.hyperv import agent
 from siterig.replication.parts.byte_budget import ByteBudget
 from siterig.replication.parts.spool import spooled
@@ -117,6 +120,57 @@ async def test_a_part_is_in_the_spool_and_recorded_before_it_is_put(
     async with rig.agent() as running:
         await rig.protect(running)
     assert len(seen) == len(set(seen)) > 12
+
+
+@pytest.mark.parametrize("failing", [range(6, 10), range(9, 12)])
+async def test_a_part_whose_record_fails_is_not_put(
+    rig: WatchedRig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, failing: range
+) -> None:
+    """The host's disk is full for some time."""
+    rig.recovery.running = False
+    writes = 0
+
+    def write(path: Path, data: bytes) -> None:
+        nonlocal writes
+        writes += 1
+        if writes in failing:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_atomically(path, data)
+
+    def check(part: PartName) -> None:
+        if part.stream == "sync":
+            assert rig.recorded(part) >= part.first, "put before its bounds are durable"
+
+    monkeypatch.setattr("siterig.replication.engine.relationship.write_atomically", write)
+    rig.cache.at_put = check
+    async with rig.agent() as running:
+        await rig.protect(running)
+    assert writes > failing.stop
+    assert rig.vault.resyncs == []
+
+
+async def test_a_record_that_cannot_be_written_is_not_made(rig: WatchedRig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as running:
+        await rig.protect(running)
+    folder = rig.folder / "agent"
+    book = RelationshipBook(folder)
+    (before,) = book.all()
+    disk = before.disks[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("siterig.replication.engine.relationship.write_atomically", no_room)
+        with pytest.raises(OSError, match="No space left"):
+            await book.record_progress(VM, disk.disk_id, parts=disk.parts + 1, next_offset=1, done=False)
+        with pytest.raises(OSError, match="No space left"):
+            book.update_disk(VM, disk.disk_id, opening="another")
+        with pytest.raises(OSError, match="No space left"):
+            book.remove(VM)
+        assert book.all() == [before]
+    await book.record_progress(VM, disk.disk_id, parts=disk.parts + 1, next_offset=1, done=False)
+    assert RelationshipBook(folder).all() == book.all() != [before]
+
+
+def no_room(path: Path, _data: bytes) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
 async def test_a_part_never_gets_another_content_whatever_is_killed_and_lost(

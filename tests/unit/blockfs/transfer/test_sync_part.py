@@ -33,6 +33,7 @@ def test_a_part_in_memory_equals_the_part_of_a_stream(tmp_path: Path) -> None:
         first_part=4,
     )
     for chunk in chunks:
+        assert not isinstance(chunk.data, memoryview)
         assert stream.add(chunk.offset, chunk.data, chunk.length) is None
     name, file = stream.finish()
     left = deque(chunks)
