@@ -1,6 +1,6 @@
 """The initial replication of one VM by a whole rig, beside a bare loop that moves the same bytes through the same account.
 
-``python -m bench.replication [--mib 512] [--rounds 3] [--folder DIR]``; needs FUSE and Azurite.
+``python -m bench.replication [--mib 1024] [--rounds 3] [--folder DIR]``; needs FUSE and Azurite.
 
 In each round new VMs of one disk are replicated, in turn with two loops that do without siterig:
 
@@ -37,7 +37,7 @@ from siterig.testing.testbed import Testbed
 
 BLOB_BYTES = 8 << 20
 PUTS_IN_FLIGHT = 2
-POLL_S = 0.1
+POLL_S = 0.2
 SENDING_STATE = "InitialReplicationInProgress"
 APPLIED_STATES = ("InitialReplicationCompletedOnRecovery", "Protected")
 SENT_STATES = ("InitialReplicationCompletedOnPrimary", *APPLIED_STATES)
@@ -181,7 +181,7 @@ async def measure(folder: Path, size_bytes: int, rounds: int) -> dict[str, list[
 def main() -> None:
     """Measure all rounds, and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mib", type=int, default=512, help="MiB of the disk")
+    parser.add_argument("--mib", type=int, default=1024, help="MiB of the disk")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()

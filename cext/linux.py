@@ -58,6 +58,15 @@ def return_freed_memory(*, bytes_min: int, kept_bytes_max: int, arenas_max: int)
     _check(lib.sr_return_freed_memory(bytes_min, kept_bytes_max, arenas_max))
 
 
+def trim_memory(*, free_bytes_min: int) -> bool:
+    """Return free memory of the C library to the kernel if it has so much; see malloc_trim(3).
+
+    Returns:
+        True if memory was returned.
+    """
+    return bool(lib.sr_trim_memory(free_bytes_min))
+
+
 def forbid_memory_access() -> None:
     """Forbid core dumps of this process, and access to its memory through ``/proc``; see PR_SET_DUMPABLE(2const)."""
     _check(lib.sr_forbid_memory_access())

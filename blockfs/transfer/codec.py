@@ -36,8 +36,8 @@ BLOB_BYTES_MAX = UNPACKED_BYTES_MAX + (UNPACKED_BYTES_MAX >> 8) + (1 << 20)
 """A larger blob is no part: the longest segment compresses to at most this, even if it is incompressible."""
 WINDOW_BYTES_MAX = 8 << 20
 """Largest window, in bytes of memory, that a frame may need; :data:`LEVEL` uses 512 KiB, level 3 of older versions 2 MiB."""
-BLOCKS_AT_ONCE = 8
-"""Number of blocks that are decompressed before their records are checked: at most 1 MiB."""
+BLOCKS_AT_ONCE = 2
+"""Number of blocks that are decompressed before their records are checked: at most 256 KiB."""
 
 _BLOCK_BYTES_MAX = 128 << 10
 _RLE, _RESERVED = 1, 3

@@ -23,7 +23,13 @@ from siterig.blockfs.files.json_text import json_text
 from siterig.core.failures import unwrap_rig_error
 from siterig.core.hosts import join_boot
 from siterig.core.paths import PRIVATE_UMASK, Layout
-from siterig.core.process_setup import allow_many_files, die_with_parent, forbid_core_dumps, return_freed_memory
+from siterig.core.process_setup import (
+    allow_many_files,
+    die_with_parent,
+    forbid_core_dumps,
+    limit_free_memory,
+    trim_memory,
+)
 from siterig.rpc.client import WATCH
 from siterig.supervisor.process import HealthAnswer, Readiness
 from siterig.supervisor.process_log import log_to_stderr
@@ -84,7 +90,10 @@ async def run_until_signal(work: RoleWork, layout: Layout, clock: ControlledCloc
 
 
 async def answer_checks(health: RoleHealth, channel_fd: int) -> None:
-    """Answer the parent's health checks (:mod:`siterig.supervisor.process`) until cancelled, then close the channel."""
+    """Answer the parent's health checks (:mod:`siterig.supervisor.process`) until cancelled, then close the channel.
+
+    They come every few seconds, also while the role does nothing; so this is the place to return memory that is not used.
+    """
     async with trio.lowlevel.FdStream(channel_fd) as channel:
         async for questions in channel:
             for _ in range(questions.count(b"\n")):
@@ -93,6 +102,7 @@ async def answer_checks(health: RoleHealth, channel_fd: int) -> None:
                 except RigError as error:
                     answer = HealthAnswer(problem=error.message)
                 await channel.send_all(json_text(answer).encode() + b"\n")
+            trim_memory()
         await trio.sleep_forever()  # the parent has ended, and this process ends with it
 
 
@@ -112,7 +122,7 @@ def run_role(role: str, work: RoleWork, *, holds_keys: bool = False) -> None:
     folder, channel_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[-2]), int(sys.argv[-1])
     die_with_parent(parent_pid)
     forbid_core_dumps(holds_keys=holds_keys)
-    return_freed_memory()
+    limit_free_memory()
     os.set_inheritable(channel_fd, False)
     os.umask(PRIVATE_UMASK)
     layout = Layout(folder)

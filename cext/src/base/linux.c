@@ -51,6 +51,17 @@ int sr_return_freed_memory(size_t bytes_min, size_t kept_bytes_max, int arenas_m
 	return 0;
 }
 
+int sr_trim_memory(size_t free_bytes_min)
+{
+#ifdef __GLIBC__
+	if (mallinfo2().fordblks >= free_bytes_min)
+		return malloc_trim(0);
+#else
+	(void)free_bytes_min;
+#endif
+	return 0;
+}
+
 int sr_set_command_line(const char *words, size_t bytes)
 {
 	char text[2048];

@@ -33,6 +33,7 @@ int sr_set_parent_death_signal(int number);
 
 /* mallopt(3): blocks of `bytes_min` or more go back to the kernel when they are freed, and threads share `arenas_max`
  * arenas. Returns 0, or -EINVAL; does nothing without glibc. */
+int sr_trim_memory(size_t free_bytes_min);
 int sr_return_freed_memory(size_t bytes_min, size_t kept_bytes_max, int arenas_max);
 
 /* prctl(PR_SET_DUMPABLE, 0). Returns 0, or -errno. */
