@@ -349,7 +349,7 @@ class ManagedDiskStore:
             raise RigError(Code.PartGap, f"part {part.blob()}: {history.expected()} comes next")
         return self.apply_segment(part, decompress(part, data))
 
-    def apply_segment(self, part: PartName, segment: bytes) -> Watermark:
+    def apply_segment(self, part: PartName, segment: bytes | bytearray) -> Watermark:
         """Apply the segment of the part that comes next, as :meth:`apply_part` does with the packed one."""
         history = self._state.history
         if history.classify(part) != "next":
@@ -381,7 +381,7 @@ class ManagedDiskStore:
                 self._apply_initial_sync(part, encrypted, verify() if self._cipher is None else verify_encrypted())
         return self.watermark()
 
-    def _encrypted(self, cipher: DiskCipher, part: PartName, segment: bytes, index: PartIndex) -> bytearray:
+    def _encrypted(self, cipher: DiskCipher, part: PartName, segment: bytes | bytearray, index: PartIndex) -> bytearray:
         """Return the encrypted form of a verified segment."""
         with ExitStack() as stack:
             views: list[ViewLayer] = []

@@ -24,12 +24,12 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes | bytearray) -> None:
     """Write a file and make its bytes durable; its name needs :func:`sync_folder`."""
     _write_synced(safe_files.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), path, data)
 
 
-def _write_synced(fd: int, path: Path, data: bytes) -> None:
+def _write_synced(fd: int, path: Path, data: bytes | bytearray) -> None:
     try:
         with naming(path):
             host_calls.write_all(fd, data)

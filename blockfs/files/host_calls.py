@@ -143,7 +143,7 @@ def pwritev(fd: int, pieces: Sequence[Buffer], offset: int) -> int:
     return os.pwritev(fd, pieces, offset) if calls is None else calls.pwritev(fd, pieces, offset)
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | bytearray) -> None:
     """Write all bytes to a new file."""
     calls, view, at = _Seam.calls, memoryview(data), 0
     while view:

@@ -10,7 +10,6 @@ the part has numbers, and in a part of a sync stream no more bytes than the disk
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +35,8 @@ BLOB_BYTES_MAX = UNPACKED_BYTES_MAX + (UNPACKED_BYTES_MAX >> 8) + (1 << 20)
 """A larger blob is no part: the longest segment compresses to at most this, even if it is incompressible."""
 WINDOW_BYTES_MAX = 8 << 20
 """Largest window, in bytes of memory, that a frame may need; :data:`LEVEL` uses 512 KiB, level 3 of older versions 2 MiB."""
+PREPARED_BYTES_MAX = 32 << 20
+"""So much memory is taken before the first block is decompressed; a longer segment grows block by block."""
 BLOCKS_AT_ONCE = 2
 """Number of blocks that are decompressed before their records are checked: at most 256 KiB."""
 
@@ -53,7 +54,7 @@ def compress(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(data)
 
 
-def decompress(part: PartName, data: bytes) -> bytes:
+def decompress(part: PartName, data: bytes) -> bytearray:
     """Return the segment in ``data``, whose records are not verified yet; ``PartCorrupt`` if it cannot be this part."""
     try:
         frame = zstandard.get_frame_parameters(data)
@@ -66,19 +67,21 @@ def decompress(part: PartName, data: bytes) -> bytes:
         raise _bad(part, f"is not sound zstd data: {exc}") from exc
 
 
-def _stream(part: PartName, pieces: Iterator[bytes], size: int) -> bytes:
-    segment = io.BytesIO()
+def _stream(part: PartName, pieces: Iterator[bytes], size: int) -> bytearray:
+    segment, filled = bytearray(min(size, PREPARED_BYTES_MAX)), 0
     checked = _Checked(part)
     stream = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX).decompressobj()
     for piece in pieces:
-        segment.write(stream.decompress(piece))
-        if segment.tell() > size:
+        found = stream.decompress(piece)
+        if filled + len(found) > size:
             raise _bad(part, f"holds more than the {size} bytes that it declares")
-        with segment.getbuffer() as view:
+        segment[filled : filled + len(found)] = found
+        filled += len(found)
+        with memoryview(segment) as whole, whole[:filled] as view:
             checked.upto(view)
-    if not stream.eof or segment.tell() != size:
-        raise _bad(part, f"ends after {segment.tell()} of {size} bytes")
-    return segment.getvalue()
+    if not stream.eof or filled != size:
+        raise _bad(part, f"ends after {filled} of {size} bytes")
+    return segment
 
 
 def _pieces(part: PartName, data: bytes, *, checksum_bytes: int, size: int) -> Iterator[bytes]:

@@ -24,7 +24,9 @@ ReadDisk = Callable[[int, int], bytes]
 """Returns bytes of the disk before the part: offset and length."""
 
 
-def encrypted_segment(cipher: DiskCipher, part: PartName, segment: bytes, index: PartIndex, read: ReadDisk) -> bytearray:
+def encrypted_segment(
+    cipher: DiskCipher, part: PartName, segment: bytes | bytearray, index: PartIndex, read: ReadDisk
+) -> bytearray:
     """Return the encrypted form of a verified segment.
 
     Args:
@@ -74,16 +76,16 @@ class _Record:
         return _RECORD.pack(*fields, 0, 0, 0) + self.payload  # C sets the checksum
 
 
-def _records(segment: bytes) -> Iterator[_Record]:
+def _records(segment: bytes | bytearray) -> Iterator[_Record]:
     at = HEADER_BYTES
     while at < len(segment):
         *head, offset, length, payload_bytes, _, _, _ = _RECORD.unpack_from(segment, at)
         at += RECORD_HEADER_BYTES
-        yield _Record(tuple(head), head[1], offset, length, segment[at : at + payload_bytes])
+        yield _Record(tuple(head), head[1], offset, length, bytes(segment[at : at + payload_bytes]))
         at += payload_bytes
 
 
-def _widened(part: PartName, segment: bytes, lines: dict[int, bytearray]) -> bytes:
+def _widened(part: PartName, segment: bytes | bytearray, lines: dict[int, bytearray]) -> bytes:
     """Return the segment with widened records.
 
     Args:

@@ -65,7 +65,7 @@ def test_an_index_has_each_change_its_pieces_and_the_parts_totals(tmp_path: Path
     disk.scribble(20)
     position = disk.position
     part, data = disk.close_log()
-    raw = decompress(part, data)
+    raw = bytes(decompress(part, data))
     found = index_segment(raw, part, SIZE_BYTES)
     entries, sums = by_the_reader(raw, tmp_path / "x.hrl")
     assert list(decode_entries(found.entries)) == entries

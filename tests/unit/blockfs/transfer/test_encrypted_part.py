@@ -45,7 +45,7 @@ def check(disk: SiteDisk, before: bytes) -> None:
         return before[offset : offset + length].ljust(length, b"\0")
 
     changed = encrypted_segment(CIPHER, part, segment, index, read)
-    assert states(before, bytes(changed), is_encrypted=True) == states(before, segment, is_encrypted=False)
+    assert states(before, bytes(changed), is_encrypted=True) == states(before, bytes(segment), is_encrypted=False)
     assert index_segment(changed, part, len(before)).position == index.position
 
 
