@@ -14,9 +14,13 @@ FILES_MIN = 64
 """The least number of open files that a process of a rig needs."""
 FILES_WANTED = 1 << 16
 """A view of a long journal holds many segments open."""
-RETURNED_BYTES_MIN, KEPT_BYTES_MAX, ARENAS_MAX = 32 << 20, 32 << 20, 2
-"""The least size of a block of memory that is returned when it is freed, the most memory that an arena of the allocator
-keeps at its end for smaller blocks, and the most arenas."""
+ARENAS_MAX = 2
+"""The most arenas of the allocator; by default each thread has one."""
+RETURNED_BYTES_MIN, KEPT_BYTES_MAX = 1 << 20, 4 << 20
+"""The least size of a block of memory that is returned when it is freed, and the most memory that an arena keeps at its end
+for smaller blocks."""
+REUSED_BYTES_MAX = 32 << 20
+"""Both of them, in a role that uses the memory of large blocks again."""
 TRIMMED_BYTES_MIN = 16 << 20
 """So much free memory in the arenas is returned by :func:`trim_memory`."""
 FILES_MAX = "--files-max"
@@ -57,13 +61,18 @@ def allow_many_files(words: Sequence[str] = ()) -> None:
         )
 
 
-def limit_free_memory() -> None:
-    """Let the C library keep the memory of parts that are done in two arenas, and not in an arena for each thread.
+def limit_free_memory(*, reuse: bool) -> None:
+    """Let the C library return the memory of parts that are done to the kernel.
 
-    With an arena for each thread the memory of a role grows with the number of parts that it has sent or applied.  Without
-    any, each part would be made of fresh pages, which cost more time than the encryption of the part.
+    By default it keeps blocks of up to 32 MiB once such a block was freed, in an arena for each thread: then the memory of
+    a role grows with the number of parts that it has sent or applied.
+
+    Args:
+        reuse: keep large blocks for others, in few arenas, until :func:`trim_memory`.  Fresh pages for each block of a part
+            cost more time than its decryption; a role whose code uses its own buffers again does not need it.
     """
-    linux.return_freed_memory(bytes_min=RETURNED_BYTES_MIN, kept_bytes_max=KEPT_BYTES_MAX, arenas_max=ARENAS_MAX)
+    returned, kept = (REUSED_BYTES_MAX, REUSED_BYTES_MAX) if reuse else (RETURNED_BYTES_MIN, KEPT_BYTES_MAX)
+    linux.return_freed_memory(bytes_min=returned, kept_bytes_max=kept, arenas_max=ARENAS_MAX)
 
 
 def trim_memory() -> None:

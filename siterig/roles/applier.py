@@ -46,7 +46,7 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
 
 def main() -> None:
     """Run the role in this process."""
-    run_role("applier", run, holds_keys=True)
+    run_role("applier", run, holds_keys=True, reuses_memory=True)
 
 
 if __name__ == "__main__":

@@ -111,18 +111,19 @@ def report(fd: int, readiness: Readiness) -> None:
     os.write(fd, json_text(readiness).encode() + b"\n")
 
 
-def run_role(role: str, work: RoleWork, *, holds_keys: bool = False) -> None:
+def run_role(role: str, work: RoleWork, *, holds_keys: bool = False, reuses_memory: bool = False) -> None:
     """Run a role with the arguments ``DIR [OPTION ...] CHANNEL_FD PARENT_PID`` of this process.
 
     Args:
         role: its name.
         work: its work.
         holds_keys: the process has a secret in its memory.
+        reuses_memory: it takes and frees large blocks all the time.
     """
     folder, channel_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[-2]), int(sys.argv[-1])
     die_with_parent(parent_pid)
     forbid_core_dumps(holds_keys=holds_keys)
-    limit_free_memory()
+    limit_free_memory(reuse=reuses_memory)
     os.set_inheritable(channel_fd, False)
     os.umask(PRIVATE_UMASK)
     layout = Layout(folder)

@@ -180,9 +180,10 @@ def test_other_processes_only_get_no_core_file() -> None:
 
 
 @pytest.mark.slow
-def test_memory_of_parts_that_are_done_is_returned() -> None:
+@pytest.mark.parametrize("reuse", [False, True])
+def test_memory_of_parts_that_are_done_is_returned(*, reuse: bool) -> None:
     program = (
-        "process_setup.limit_free_memory()\n"
+        f"process_setup.limit_free_memory(reuse={reuse})\n"
         "kept = []\n"
         "def used(): return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()\n"
         "def work():\n"
@@ -190,7 +191,7 @@ def test_memory_of_parts_that_are_done_is_returned() -> None:
         "    kept.append(b'y' * 100_000)\n"  # a small block that lies behind the large ones
         "before = used()\n"
         "for _ in range(3): work()\n"
-        "process_setup.trim_memory()\n"
+        f"{'process_setup.trim_memory()' if reuse else ''}\n"
         "print((used() - before) >> 20)"
     )
     assert int(setup(program)) < 4
