@@ -428,9 +428,9 @@ class HostSnapshot(SnapshotFile):
         self._snapshot = snapshot
 
     def pread_into(self, offset: int, memory: memoryview) -> None:
-        memory[:] = self._pread(offset, len(memory))
+        memory[:] = self.pread(offset, len(memory))
 
-    def _pread(self, offset: int, length: int) -> bytes:
+    def pread(self, offset: int, length: int) -> bytes:
         if self._find_host() is not self._host:
             raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(self._path))
         return self._snapshot.pread(offset, length)
@@ -439,7 +439,7 @@ class HostSnapshot(SnapshotFile):
         size = self._snapshot.size_bytes
 
         def pread(offset: int, length: int) -> bytes:
-            return self._pread(offset, min(length, size - offset)) if offset < size else b""
+            return self.pread(offset, min(length, size - offset)) if offset < size else b""
 
         ranges = [(int(data.c[at].start), int(data.c[at].end)) for at in range(data.count)]
         with_data = [
