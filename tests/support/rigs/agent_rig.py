@@ -431,6 +431,7 @@ class HostSnapshot(SnapshotFile):
         memory[:] = self.pread(offset, len(memory))
 
     def pread(self, offset: int, length: int) -> bytes:
+        """Read bytes of the snapshot."""
         if self._find_host() is not self._host:
             raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(self._path))
         return self._snapshot.pread(offset, length)
