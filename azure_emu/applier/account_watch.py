@@ -119,9 +119,8 @@ class AccountWatch:
         if not later:
             self.bad.clear_missing()
             return None
-        error = RigError(
-            Code.PartMissing, f"{store.expected()} is not in the cache account, but {len(later)} later parts are"
-        )
+        others = "a later part is" if len(later) == 1 else f"{len(later)} later parts are"
+        error = RigError(Code.PartMissing, f"{store.expected()} is not in the cache account, but {others}")
         if self.bad.note_missing(error, self._clock.trio_time_s()):
             await self._send_again([])
         return error
