@@ -1,6 +1,6 @@
 """The initial replication of one VM by a whole rig, beside a bare loop that moves the same bytes through the same account.
 
-``python -m bench.replication [--mib 1024] [--rounds 3] [--folder DIR]``; needs FUSE and Azurite.
+``python -m bench.replication [--mib 768] [--rounds 3] [--folder DIR]``; needs FUSE and Azurite.
 
 In each round new VMs of one disk are replicated, in turn with two loops that do without siterig:
 
@@ -181,7 +181,7 @@ async def measure(folder: Path, size_bytes: int, rounds: int) -> dict[str, list[
 def main() -> None:
     """Measure all rounds, and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mib", type=int, default=1024, help="MiB of the disk")
+    parser.add_argument("--mib", type=int, default=768, help="MiB of the disk, less than may be unapplied")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
