@@ -183,6 +183,7 @@ class DiskCopy:
     def _read(self, offset: int, length: int, zeros: bool) -> None:
         assert self._buffer is not None  # noqa: S101 (the part was begun)
         data = memoryview(self._buffer)[self._filled_bytes : self._filled_bytes + length]
+        assert len(data) == length  # noqa: S101 (no piece is longer than the room that a full part leaves)
         self.file.pread_into(offset, data)
         if not is_zero(data):
             self._chunks.append(DiskChunk(offset, length, data))

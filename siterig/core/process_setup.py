@@ -22,7 +22,9 @@ for smaller blocks."""
 REUSED_BYTES_MAX = 32 << 20
 """Both of them, in a role that uses the memory of large blocks again."""
 TRIMMED_BYTES_MIN = 16 << 20
-"""So much free memory in the arenas is returned by :func:`trim_memory`."""
+"""So much free memory in the arenas is returned by :class:`MemoryTrimmer`."""
+GROWN_BYTES_MIN = 4 << 20
+"""So much more memory than after the last time makes it look again."""
 FILES_MAX = "--files-max"
 """The option of a role with the limit that a fault rule puts on its open files, after ``=``."""
 
@@ -68,16 +70,41 @@ def limit_free_memory(*, reuse: bool) -> None:
     a role grows with the number of parts that it has sent or applied.
 
     Args:
-        reuse: keep large blocks for others, in few arenas, until :func:`trim_memory`.  Fresh pages for each block of a part
-            cost more time than its decryption; a role whose code uses its own buffers again does not need it.
+        reuse: keep large blocks for others, in few arenas, until :class:`MemoryTrimmer` returns them.  Fresh pages for each
+            block of a part cost more time than its decryption; a role that uses buffers of its own again does not need it.
     """
     returned, kept = (REUSED_BYTES_MAX, REUSED_BYTES_MAX) if reuse else (RETURNED_BYTES_MIN, KEPT_BYTES_MAX)
     linux.return_freed_memory(bytes_min=returned, kept_bytes_max=kept, arenas_max=ARENAS_MAX)
 
 
-def trim_memory() -> None:
-    """Return free memory to the kernel if it is much; call it now and then."""
-    linux.trim_memory(free_bytes_min=TRIMMED_BYTES_MIN)
+class MemoryTrimmer:
+    """Returns free memory of this process to the kernel, now and then.
+
+    Memory that was returned still counts as free in the C library.  So it is asked again only after the process grew.  A
+    context manager: it has a file open, because later there may be no free descriptor.
+    """
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._used_bytes = 0
+        """The memory of the process after the last time."""
+
+    def __enter__(self) -> MemoryTrimmer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def trim(self) -> bool:
+        """Return free memory if it is much; the result is False if the process has not grown since the last time."""
+        if self._resident_bytes() < self._used_bytes + GROWN_BYTES_MIN:
+            return False
+        linux.trim_memory(free_bytes_min=TRIMMED_BYTES_MIN)
+        self._used_bytes = self._resident_bytes()
+        return True
+
+    def _resident_bytes(self) -> int:
+        return int(os.pread(self._fd, 256, 0).split()[1]) * resource.getpagesize()
 
 
 def forbid_core_dumps(*, holds_keys: bool) -> None:

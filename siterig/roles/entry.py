@@ -24,11 +24,11 @@ from siterig.core.failures import unwrap_rig_error
 from siterig.core.hosts import join_boot
 from siterig.core.paths import PRIVATE_UMASK, Layout
 from siterig.core.process_setup import (
+    MemoryTrimmer,
     allow_many_files,
     die_with_parent,
     forbid_core_dumps,
     limit_free_memory,
-    trim_memory,
 )
 from siterig.rpc.client import WATCH
 from siterig.supervisor.process import HealthAnswer, Readiness
@@ -94,16 +94,17 @@ async def answer_checks(health: RoleHealth, channel_fd: int) -> None:
 
     They come every few seconds, also while the role does nothing; so this is the place to return memory that is not used.
     """
-    async with trio.lowlevel.FdStream(channel_fd) as channel:
-        async for questions in channel:
-            for _ in range(questions.count(b"\n")):
-                try:
-                    answer = HealthAnswer(waits=await health.report())
-                except RigError as error:
-                    answer = HealthAnswer(problem=error.message)
-                await channel.send_all(json_text(answer).encode() + b"\n")
-            trim_memory()
-        await trio.sleep_forever()  # the parent has ended, and this process ends with it
+    with MemoryTrimmer() as trimmer:
+        async with trio.lowlevel.FdStream(channel_fd) as channel:
+            async for questions in channel:
+                for _ in range(questions.count(b"\n")):
+                    try:
+                        answer = HealthAnswer(waits=await health.report())
+                    except RigError as error:
+                        answer = HealthAnswer(problem=error.message)
+                    await channel.send_all(json_text(answer).encode() + b"\n")
+                trimmer.trim()
+            await trio.sleep_forever()  # the parent has ended, and this process ends with it
 
 
 def report(fd: int, readiness: Readiness) -> None:

@@ -31,9 +31,13 @@ int sr_set_io_flusher(void);
 /* prctl(PR_SET_PDEATHSIG): signal `number` comes when the thread that started this process ends. Returns 0, or -errno. */
 int sr_set_parent_death_signal(int number);
 
-/* mallopt(3): blocks of `bytes_min` or more go back to the kernel when they are freed, and threads share `arenas_max`
- * arenas. Returns 0, or -EINVAL; does nothing without glibc. */
+/* malloc_trim(3), if the arenas have `free_bytes_min` free bytes or more. Returns 1 if memory was returned, or 0; does
+ * nothing without glibc. */
 int sr_trim_memory(size_t free_bytes_min);
+
+/* mallopt(3): blocks of `bytes_min` or more go back to the kernel when they are freed, an arena keeps at most
+ * `kept_bytes_max` free bytes at its end, and threads share `arenas_max` arenas. Returns 0, or -EINVAL; does nothing
+ * without glibc. */
 int sr_return_freed_memory(size_t bytes_min, size_t kept_bytes_max, int arenas_max);
 
 /* prctl(PR_SET_DUMPABLE, 0). Returns 0, or -errno. */

@@ -169,6 +169,26 @@ async def test_a_record_that_cannot_be_written_is_not_made(rig: WatchedRig, auto
     assert RelationshipBook(folder).all() == book.all() != [before]
 
 
+async def test_a_thread_never_replaces_a_newer_record(
+    rig: WatchedRig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig.agent() as running:
+        await rig.protect(running)
+    folder = rig.folder / "agent"
+    book = RelationshipBook(folder)
+    disk = book.get(VM).disks[0]
+
+    async def late(work: Callable[..., None], *arguments: object) -> None:
+        book.update(VM, phase="suspended")  # another task, before the thread begins
+        work(*arguments)
+
+    monkeypatch.setattr("siterig.replication.engine.relationship.trio.to_thread.run_sync", late)
+    await book.record_progress(VM, disk.disk_id, parts=disk.parts + 1, next_offset=1, done=False)
+    (known,) = RelationshipBook(folder).all()
+    assert known == book.get(VM)
+    assert (known.phase, known.disks[0].parts) == ("suspended", disk.parts + 1)
+
+
 def no_room(path: Path, _data: bytes) -> None:
     raise OSError(errno.ENOSPC, "No space left on device", str(path))
 

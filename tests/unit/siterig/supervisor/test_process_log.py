@@ -191,10 +191,13 @@ def test_memory_of_parts_that_are_done_is_returned(*, reuse: bool) -> None:
         "    kept.append(b'y' * 100_000)\n"  # a small block that lies behind the large ones
         "before = used()\n"
         "for _ in range(3): work()\n"
-        f"{'process_setup.trim_memory()' if reuse else ''}\n"
-        "print((used() - before) >> 20)"
+        "trimmer = process_setup.MemoryTrimmer()\n"
+        f"done = [trimmer.trim(), trimmer.trim()] if {reuse} else [True, False]\n"
+        "print((used() - before) >> 20, *done)"
     )
-    assert int(setup(program)) < 4
+    grown_mib, *done = setup(program).split()
+    assert int(grown_mib) < 4
+    assert done == ["True", "False"], "a process that has not grown is left alone"
 
 
 def test_the_logging_of_the_tests_themselves_is_untouched() -> None:
