@@ -7,6 +7,9 @@ calls any row can change.  Cancelling a task does not abandon a transaction that
 
 A question that is asked again and again is not: :meth:`VaultDatabase.known` returns the former answer, without a thread and
 without a statement, while no transaction has changed its tables (known_answers.py).  All transactions use one connection.
+
+SQLite keeps the index of its write-ahead log in the memory of this process, not in a mapped file: a store to a mapped page
+for which a full disk has no block ends the process by SIGBUS.  So no other process can open the database meanwhile.
 """
 
 from __future__ import annotations
@@ -195,9 +198,7 @@ class VaultDatabase:
 def _is_full(error: BaseException | None) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    code = getattr(error, "sqlite_errorcode", None)
-    # The second code: SQLite has no room to extend the index of its log.
-    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _switch_foreign_keys_off(connection: Connection) -> None:
@@ -222,7 +223,7 @@ def _copy_database(database: Path, version: int) -> None:
     unfinished.unlink(missing_ok=True)
     os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     with (
-        contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as source,
+        contextlib.closing(sqlite3.connect(f"{_uri(database)}&mode=ro", uri=True)) as source,
         contextlib.closing(sqlite3.connect(unfinished)) as target,
     ):
         source.backup(target)
@@ -233,8 +234,18 @@ def _copy_database(database: Path, version: int) -> None:
     sync_folder(copy.parent)
 
 
+def _uri(database: Path) -> str:
+    """Return the URI by which a process has the database for itself, and no mapped file (sqlite.org/vfs.html, unix-excl)."""
+    return f"{database.absolute().as_uri()}?vfs=unix-excl"
+
+
 def _configure_sqlite(engine: Engine) -> None:
     """Make commits durable, check foreign keys, and begin transactions explicitly (DDL included)."""
+
+    @event.listens_for(engine, "do_connect")
+    def _connecting(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+        if engine.url.database:
+            arguments[0], options["uri"] = _uri(Path(engine.url.database)), True
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
@@ -244,7 +255,7 @@ def _configure_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        # IMMEDIATE: a second process on the same file waits at the start instead of failing at its first write.
+        # IMMEDIATE: a second connection on the same file waits at the start instead of failing at its first write.
         connection.connection.dbapi_connection.execute("BEGIN IMMEDIATE").close()
 
 

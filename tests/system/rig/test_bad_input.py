@@ -53,7 +53,7 @@ class Rig:
         """Run a command that must succeed, and return its output; the status of an unhealthy rig counts as success."""
         result = self.run(*arguments)
         healthy = {0, 5, 6} if arguments[0] == "status" else {0}
-        assert result.returncode in healthy, result.stderr
+        assert result.returncode in healthy, f"{result.stderr}{result.stdout}"
         return result.stdout
 
     def refused(self, *arguments: str) -> tuple[int, str]:
