@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PER_HOST, PER_VM = 2, 2
-"""Defaults: more at the same time make Azurite slower."""
+PER_HOST, PER_VM = 4, 4
+"""Defaults: with less, Azurite waits for the next part; more are not faster, and need more memory."""
 UPLOADS_MAX = 64
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +31,13 @@ class CacheAccount(Protocol):
             False if the blob existed already; that is success, too.
         """
         ...
+
+    async def put_in_turn(
+        self, part: PartName, data: bytes, turn: AbstractAsyncContextManager[object], *, replace: bool = False
+    ) -> bool:
+        """Upload a part like :meth:`put`; ``turn`` is held while its bytes travel, not while they are prepared."""
+        async with turn:
+            return await self.put(part, data, replace=replace)
 
     async def put_together(self, parts: Mapping[PartName, bytes]) -> None:
         """Upload several small parts, as one blob if the account can do so; a part that exists may be put again."""

@@ -6,6 +6,7 @@ Every role reaches the account through this object only, so no blob of a part is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import trio
 
@@ -29,9 +30,14 @@ class SealedAccount(CacheAccount):
         self._cipher = cipher
 
     async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
+        return await self.put_in_turn(part, data, nullcontext(), replace=replace)
+
+    async def put_in_turn(
+        self, part: PartName, data: bytes, turn: AbstractAsyncContextManager[object], *, replace: bool = False
+    ) -> bool:
         await self._cipher.load_key(part.disk_id, part.generation)
         blob = await trio.to_thread.run_sync(self._cipher.seal, part, data)
-        return await self._account.put(part, blob, replace=replace)
+        return await self._account.put_in_turn(part, blob, turn, replace=replace)
 
     async def put_together(self, parts: Mapping[PartName, bytes]) -> None:
         for part in parts:

@@ -18,7 +18,8 @@ small parts; a longer backlog needs no more.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -447,12 +448,16 @@ class Outbox:
 
     async def _put_packed(self, part: PartName, packed: bytes, disk: str, *, replace: bool = False) -> None:
         """Put one part, within the limits of the VM and of the host."""
-        async with self._uploads:
-            # Before the place among the uploads of the host, which other VMs need meanwhile.
-            await self._context.bandwidth.take(len(packed), self._vm)
-            async with self._context.uploads:
-                is_new = await self._context.cache.put(part, packed, replace=replace)
-            if is_new:
-                self._tracker.sent(disk, len(packed))
+        if await self._context.cache.put_in_turn(part, packed, self._turn(len(packed)), replace=replace):
+            self._tracker.sent(disk, len(packed))
         self._put[part] = len(packed)
         self._context.put_news.note(part.disk_id)
+
+    @asynccontextmanager
+    async def _turn(self, length: int) -> AsyncIterator[None]:
+        """Wait for a place among the uploads of the VM and of the host, and hold it during the block."""
+        async with self._uploads:
+            # Before the place among the uploads of the host, which other VMs need meanwhile.
+            await self._context.bandwidth.take(length, self._vm)
+            async with self._context.uploads:
+                yield

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import trio
 
 from siterig.azure_emu.storage.azurite import run_azurite
@@ -9,6 +12,9 @@ from siterig.blockfs.core.clock import Clock
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 from siterig.rpc.trust import storage_tls
+
+NICE = -5
+"""The account of the service has machines of its own.  Here it has the cores before the roles that wait for it."""
 
 
 async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio.TaskStatus[None]) -> None:
@@ -29,6 +35,8 @@ async def run(layout: Layout, *, clock: Clock, health: Health, task_status: trio
 
 def main() -> None:
     """Run the role in this process."""
+    with contextlib.suppress(PermissionError):  # only a privileged user may do so
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
     run_role("azurite", run, holds_keys=True)
 
 

@@ -15,7 +15,7 @@ from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.contracts.control import DiskInfo, HydrationInfo
 from siterig.blockfs.contracts.counters import LATENCY_BUCKETS, DiskCounters
-from siterig.blockfs.contracts.upload_limits import UploadLimits
+from siterig.blockfs.contracts.upload_limits import PER_VM, UploadLimits
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext.fuse_server import FuseServerOptions
@@ -326,7 +326,7 @@ def test_limits_reach_both_hosts_and_nobody_else(tmp_path: Path, monkeypatch: py
     for role in ("azurite", "vault", "applier", "agent"):
         assert not [word for word in told[role] if word.partition("=")[0] in (*limits.OPTIONS, *fuse_options.OPTIONS)]
     assert "--quick-retries" in told["agent"]
-    assert upload_limits_of(told["agent"]) == UploadLimits(per_host=6, per_vm=2)
+    assert upload_limits_of(told["agent"]) == UploadLimits(per_host=6, per_vm=PER_VM)
 
 
 def test_without_options_limits_and_front_end_are_the_engines() -> None:
