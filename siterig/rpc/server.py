@@ -27,6 +27,7 @@ from siterig.blockfs.core.printable import valid_unicode
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.json_text import json_text
 from siterig.core.failures import unwrap_rig_error
+from siterig.rpc.connections import contain_errors
 from siterig.rpc.contract import (
     CALL_HEADER,
     CALLS_PATH,
@@ -241,6 +242,7 @@ async def run_application(
 ) -> None:
     """Run an ASGI application until cancelled, or until ``until`` returns; ``task_status`` gets the start."""
     config.loglevel = "WARNING"
+    contain_errors()
 
     class Started:
         """The receiver of the addresses that hypercorn reports; ours are known."""

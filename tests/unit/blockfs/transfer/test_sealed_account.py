@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import uuid
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -91,6 +93,28 @@ async def test_the_account_has_no_plaintext_and_another_role_reads_it(keys: Coun
     with pytest.raises(RigError, match="is encrypted with key") as caught:
         await other.get(newer)
     assert caught.value.code == "PartCorrupt"
+
+
+async def test_the_turn_of_a_part_begins_when_it_is_encrypted(keys: CountedKeys, blobs: Blobs) -> None:
+    steps: list[str] = []
+
+    class NotedCipher(KeyedPartCipher):
+        def seal(self, part: PartName, packed: bytes) -> bytes:
+            steps.append("sealed")
+            return super().seal(part, packed)
+
+    @contextlib.asynccontextmanager
+    async def turn() -> AsyncIterator[None]:
+        steps.append(f"begun with {len(blobs.blobs)} blobs")
+        yield
+        steps.append(f"ended with {len(blobs.blobs)} blobs")
+
+    account = SealedAccount(blobs, NotedCipher(keys))
+    assert await account.put_in_turn(PART, PACKED, turn())
+    assert steps == ["sealed", "begun with 0 blobs", "ended with 1 blobs"]
+    assert not await account.put_in_turn(PART, PACKED, turn())
+    await account.put_in_turn(PART, PACKED[1:], turn(), replace=True)
+    assert await account.get(PART) == PACKED[1:]
 
 
 async def test_a_part_without_encryption_is_not_accepted(keys: CountedKeys, blobs: Blobs) -> None:
