@@ -14,10 +14,11 @@ from hypercorn.trio.tcp_server import TCPServer
 _log = structlog.get_logger(__name__)
 
 
-class Connection(TCPServer):
+class ContainedConnection(TCPServer):
     """One connection.  An error ends this connection only, and is logged with its traceback."""
 
     async def run(self) -> None:
+        """Serve the connection until it ends."""
         try:
             await super().run()
         except* Exception:
@@ -38,5 +39,5 @@ class Connection(TCPServer):
 
 
 def contain_errors() -> None:
-    """Let hypercorn serve each connection as a :class:`Connection`; it has no setting for this."""
-    run.TCPServer = Connection  # type: ignore[misc]
+    """Let hypercorn serve each connection as a :class:`ContainedConnection`; it has no setting for this."""
+    vars(run)["TCPServer"] = ContainedConnection

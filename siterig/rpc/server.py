@@ -47,6 +47,7 @@ KEPT_S = 3600
 """A connection without a call is kept for so long, longer than any client uses it."""
 
 _log = structlog.get_logger(__name__)
+contain_errors()
 
 
 def _explain(where: str, method: Method, error: ValidationError) -> str:
@@ -242,7 +243,6 @@ async def run_application(
 ) -> None:
     """Run an ASGI application until cancelled, or until ``until`` returns; ``task_status`` gets the start."""
     config.loglevel = "WARNING"
-    contain_errors()
 
     class Started:
         """The receiver of the addresses that hypercorn reports; ours are known."""

@@ -12,6 +12,7 @@ import structlog.testing
 import trio
 import trio.testing
 from hypercorn.config import Config
+from hypercorn.events import Event
 from hypercorn.protocol import ProtocolWrapper
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -109,7 +110,7 @@ async def test_a_defect_of_one_connection_is_logged_and_ends_that_one_only(
     path, original = tmp_path / "socket", ProtocolWrapper.handle
     broken = [True]
 
-    async def handle(self: ProtocolWrapper, event: object) -> None:
+    async def handle(self: ProtocolWrapper, event: Event) -> None:
         if broken:
             broken.clear()
             raise KeyError("a defect")
