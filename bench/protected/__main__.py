@@ -29,7 +29,7 @@ import trio
 
 from bench import fio
 from bench.idle.processes import peaks, processes, reset_peaks
-from siterig.azure_emu.vault.model.api import ProtectedItem
+from siterig.azure_emu.vault.model.resources import ProtectedItem
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
 

@@ -26,12 +26,20 @@ class DiskProgress(WireModel):
 
 
 class CopyTotals(WireModel):
-    """The figures of a copy that has ended: bytes of the address space, bytes sent after compression, and its duration."""
+    """The figures of a copy that has ended.
+
+    Attributes:
+        total_bytes: bytes of the address space of its disks.
+        sent_bytes: bytes that were sent, after compression, since the copy was begun or last continued.
+        duration_s: the time since then.
+        before_bytes: bytes of the address space that were done before the copy was last continued.
+    """
 
     phase: Phase
     total_bytes: int
     sent_bytes: int
     duration_s: float
+    before_bytes: int = 0
 
 
 class VmProgress(WireModel):

@@ -23,7 +23,7 @@ class ProgressTracker:
         self._begun_s = 0.0
         self._moved = RateMeter(clock.trio_time_s)
         self._uploads = RateMeter(clock.trio_time_s)
-        self._sent_bytes = 0
+        self._sent_bytes = self._before_bytes = 0
         self._uploaded_bytes = 0
         self._last_copy: CopyTotals | None = None
         self.detail = ""
@@ -35,11 +35,12 @@ class ProgressTracker:
 
     def begin(self, phase: Phase, disks: Iterable[tuple[str, int, int]]) -> None:
         """Begin a phase, or a part of it; ``disks`` has (name, bytes done, bytes in total) for each disk."""
+        known = {name: [done, total, 0] for name, done, total in disks}
         if phase != self._phase:
             self._begun_s = self._clock.trio_time_s()
-            self._sent_bytes = 0
+            self._sent_bytes, self._before_bytes = 0, sum(done for done, _, _ in known.values())
         self._phase = phase
-        self._disks = {name: [done, total, 0] for name, done, total in disks}
+        self._disks = known
         self._moved = RateMeter(self._clock.trio_time_s)
         self.detail = ""
 
@@ -68,6 +69,7 @@ class ProgressTracker:
                 total_bytes=sum(total for _, total, _ in self._disks.values()),
                 sent_bytes=self._sent_bytes,
                 duration_s=self._clock.trio_time_s() - self._begun_s,
+                before_bytes=self._before_bytes,
             )
         self._phase = None
         self._disks = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.blockfs.core.wire_model import WireModel
 
 SCHEMA = 1

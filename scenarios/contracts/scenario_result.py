@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from siterig.azure_emu.vault.model.api import Event, Job
+from siterig.azure_emu.vault.model.resources import Event, Job
 from siterig.blockfs.core.wire_model import WireModel
 from siterig.scenarios.contracts.results import Check, Host, RpoSample
 from siterig.scenarios.faults.records import FaultVerdict, Injection

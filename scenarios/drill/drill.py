@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from siterig.scenarios.contracts.results import DrillResult, RpoSample

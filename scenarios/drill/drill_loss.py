@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.vault.model.api import Job, Vm
+from siterig.azure_emu.vault.model.resources import Job, Vm
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.checks.vm_checks import check_vm, first_difference

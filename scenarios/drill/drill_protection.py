@@ -7,8 +7,8 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.vault.model.api import Job, RecoveryPoint
 from siterig.azure_emu.vault.model.choices import OFFICIAL_INTERVALS_S
+from siterig.azure_emu.vault.model.resources import Job, RecoveryPoint
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason

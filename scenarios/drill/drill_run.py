@@ -9,7 +9,7 @@ from typing import Literal
 
 import trio
 
-from siterig.azure_emu.vault.model.api import Job, ProtectedItem, Vm
+from siterig.azure_emu.vault.model.resources import Job, ProtectedItem, Vm
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.checks.vm_checks import DATA_DB, OS_DB

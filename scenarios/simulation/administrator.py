@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from siterig.azure_emu.vault.model.api import Job, ProtectedItem, RecoveryPoint
+from siterig.azure_emu.vault.model.resources import Job, ProtectedItem, RecoveryPoint
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.scenarios.simulation.disk_operations import DiskOperations

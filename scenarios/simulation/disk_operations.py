@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.simulation.disk_model import DiskModel

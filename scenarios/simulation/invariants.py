@@ -16,7 +16,7 @@ from typing import Any
 from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.azure_emu.disks.view import cipher_of, decrypted, open_disk, view_in
-from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.azure_emu.vault.model.resources import RecoveryPoint
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost

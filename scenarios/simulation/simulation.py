@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from siterig.azure_emu.vault.model import bounds
-from siterig.azure_emu.vault.model.api import Job, ProtectedItem
+from siterig.azure_emu.vault.model.resources import Job, ProtectedItem
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.vault.model.api import Vm
+from siterig.azure_emu.vault.model.resources import Vm
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import loop_devices

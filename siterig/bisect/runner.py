@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import trio
 
 from siterig.azure_emu.contracts.recovery_side import Change
-from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.azure_emu.vault.model.resources import RecoveryPoint
 from siterig.bisect import hexdiff
 from siterig.bisect.check_command import CheckCommand, CheckOutcome
 from siterig.bisect.hexdiff import Difference

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from siterig.azure_emu.contracts.recovery_side import Change, RecoverySide
-from siterig.azure_emu.vault.model.api import RecoveryPoint, VaultApi
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.resources import RecoveryPoint
 from siterig.bisect.search import ChangeGroup
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from siterig.azure_emu.vault.model.api import Job, Task, VaultApi, Vm
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.resources import Job, Task, Vm
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 import trio
 
-from siterig.azure_emu.vault.model.api import ProtectedItem, StatusApi
+from siterig.azure_emu.vault.model.api import StatusApi
+from siterig.azure_emu.vault.model.resources import ProtectedItem
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.core.fault_contract import DiskCopies

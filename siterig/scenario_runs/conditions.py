@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from siterig.azure_emu.vault.model.api import Event, HealthError, Job, ProtectedItem, Task
+from siterig.azure_emu.vault.model.resources import Event, HealthError, Job, ProtectedItem, Task
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.errors import RigError
 from siterig.scenario_runs.machines import Machines, names

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.vault.model.api import Vm
 from siterig.azure_emu.vault.model.choices import Side
+from siterig.azure_emu.vault.model.resources import Vm
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenario_runs.records import RunRecords
 from siterig.scenario_runs.scenario_rig import ScenarioRig

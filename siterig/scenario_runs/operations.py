@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from siterig.azure_emu.vault.model.api import Job, Vm
 from siterig.azure_emu.vault.model.choices import Side
+from siterig.azure_emu.vault.model.resources import Job, Vm
 from siterig.azure_emu.vault.model.seed_source import SeedSource
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.contracts.control import BackingImage

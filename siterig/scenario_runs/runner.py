@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import trio
 
-from siterig.azure_emu.vault.model.api import Event, Job
+from siterig.azure_emu.vault.model.resources import Event, Job
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.documents.quantities import duration_text

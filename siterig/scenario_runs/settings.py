@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Awaitable, Callable
 
 from siterig.azure_emu.user_account.source import ENVIRONMENT, looks_like_secret
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.blockfs.contracts.app_script import AppScript
 from siterig.blockfs.contracts.bandwidth import DAY_S, WEEKDAYS, BandwidthLimit
 from siterig.blockfs.core.errors import Code, RigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from siterig.azure_emu.vault.model.api import Event, HealthError
+from siterig.azure_emu.vault.model.resources import Event, HealthError
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from siterig.scenario_runs.clock_watch import ClockWatch

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from siterig.azure_emu.vault.model.api import Event, Job, ProtectedItem, RecoveryPoint, Vm
+from siterig.azure_emu.vault.model.resources import Event, Job, ProtectedItem, RecoveryPoint, Vm
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.contracts.disk_spec import DiskSpec

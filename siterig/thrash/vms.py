@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.vault.model.api import RecoveryPoint, Vm
+from siterig.azure_emu.vault.model.resources import RecoveryPoint, Vm
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock import SYSTEM_CLOCK

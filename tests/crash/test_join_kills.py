@@ -17,7 +17,7 @@ from typing import TypeVar
 import pytest
 import trio
 
-from siterig.azure_emu.vault.model.api import Job, ProtectedItem
+from siterig.azure_emu.vault.model.resources import Job, ProtectedItem
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.testing.testbed import Testbed

@@ -8,7 +8,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.db.schema import EventRow
-from siterig.azure_emu.vault.model.api import Event
+from siterig.azure_emu.vault.model.resources import Event
 from siterig.blockfs.core.clock import rfc3339
 
 Severity = Literal["OK", "Warning", "Critical"]

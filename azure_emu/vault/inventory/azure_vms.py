@@ -15,7 +15,7 @@ from siterig.azure_emu.vault.context.vm_names import AzureVmKind, test_vm_name
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, KnownDiskRow
 from siterig.azure_emu.vault.inventory.inventory import cache_vm
-from siterig.azure_emu.vault.model.api import RecoveryPoint, Vm, VmDisk
+from siterig.azure_emu.vault.model.resources import RecoveryPoint, Vm, VmDisk
 from siterig.azure_emu.vault.monitoring import health
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.contracts.names import NAME_CHARS_MAX, check_name

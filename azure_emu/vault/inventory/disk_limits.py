@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from siterig.azure_emu.vault.model.api import VmDisk
+from siterig.azure_emu.vault.model.resources import VmDisk
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
 

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, ItemRow, KnownDiskRow
-from siterig.azure_emu.vault.model.api import Vm, VmDisk
 from siterig.azure_emu.vault.model.choices import Side
+from siterig.azure_emu.vault.model.resources import Vm, VmDisk
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import known_size

@@ -27,7 +27,7 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow, JobErrorRow, JobRow, TaskRow
 from siterig.azure_emu.vault.jobs.job_errors import each_of
 from siterig.azure_emu.vault.jobs.job_wire import COPIED, rpo_s
-from siterig.azure_emu.vault.model.api import JobState, RecoveryPoint, Vm
+from siterig.azure_emu.vault.model.resources import JobState, RecoveryPoint, Vm
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 

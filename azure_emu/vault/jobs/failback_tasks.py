@@ -21,7 +21,7 @@ from siterig.azure_emu.vault.inventory import azure_vms, inventory, target_names
 from siterig.azure_emu.vault.jobs import preflight
 from siterig.azure_emu.vault.jobs.engine import JobContext, Scenario, TaskKind, TaskOutcome, with_warning
 from siterig.azure_emu.vault.keys.data_key_store import delete_data_keys
-from siterig.azure_emu.vault.model.api import Vm
+from siterig.azure_emu.vault.model.resources import Vm
 from siterig.azure_emu.vault.monitoring import source_watch
 from siterig.blockfs.contracts.control import DiskInfo, SourceUse
 from siterig.blockfs.core.errors import Code, RigError

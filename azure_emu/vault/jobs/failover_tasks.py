@@ -33,7 +33,7 @@ from siterig.azure_emu.vault.jobs.engine import (
     failed_but_continued,
     with_warning,
 )
-from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.azure_emu.vault.model.resources import RecoveryPoint
 from siterig.azure_emu.vault.monitoring import damage, health
 from siterig.azure_emu.vault.points import points, selectors
 from siterig.blockfs.core.clock import rfc3339

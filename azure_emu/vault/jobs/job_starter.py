@@ -12,7 +12,7 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.jobs import engine, job_wire
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 
 Prepare = Callable[[Session, ItemRow], tuple[engine.Scenario, dict[str, Any]]]
 """A function that changes the item for an operation, and returns the scenario and the variables of its job."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 from siterig.azure_emu.vault.db.schema import JobRow
-from siterig.azure_emu.vault.model.api import Job, JobState, RecoveryPoint, Task, Vm
 from siterig.azure_emu.vault.model.job_parts import JobError, ProviderCall
+from siterig.azure_emu.vault.model.resources import Job, JobState, RecoveryPoint, Task, Vm
 from siterig.blockfs.core.clock import rfc3339, rfc3339_or_none
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from siterig.azure_emu.vault.model.api import Event, Job, ProtectedItem, RecoveryPoint
+from siterig.azure_emu.vault.model.resources import Event, Job, ProtectedItem, RecoveryPoint
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_BOTH_S, REPORT_S, deadline
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.wire_model import Whole, WireModel

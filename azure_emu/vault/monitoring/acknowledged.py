@@ -12,7 +12,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.db.schema import AcknowledgedRow
-from siterig.azure_emu.vault.model.api import HealthError
+from siterig.azure_emu.vault.model.resources import HealthError
 
 SOURCE_USE = "source-use"
 """The id of the reason that the watch of the source's disks observes; it is recorded nowhere."""

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.vault.context.applied_lag import AppliedLag
 from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, HealthErrorRow, ItemRow
-from siterig.azure_emu.vault.model.api import Health, HealthError, ProtectedItem
+from siterig.azure_emu.vault.model.resources import Health, HealthError, ProtectedItem
 from siterig.azure_emu.vault.monitoring import acknowledged, damage
 from siterig.azure_emu.vault.monitoring.hyperv_state import hyperv_state
 from siterig.azure_emu.vault.monitoring.item_facts import ItemFacts

@@ -16,7 +16,7 @@ from siterig.azure_emu.vault.context import disk_sets, events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import ItemRow
-from siterig.azure_emu.vault.model.api import HealthError
+from siterig.azure_emu.vault.model.resources import HealthError
 from siterig.azure_emu.vault.monitoring import acknowledged
 from siterig.blockfs.contracts.control import SourceUse
 from siterig.blockfs.core.errors import RigError

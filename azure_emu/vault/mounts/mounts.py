@@ -21,7 +21,7 @@ from siterig.azure_emu.vault.context.states import RECOVERY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import DiskRow, MountRow, PointRow
-from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, RecoveryPoint
+from siterig.azure_emu.vault.model.resources import MountedDisk, MountedPoint, RecoveryPoint
 from siterig.azure_emu.vault.monitoring import damage
 from siterig.azure_emu.vault.points import points, selectors
 from siterig.blockfs.contracts.control import MountedPointInfo, MountedPointSource

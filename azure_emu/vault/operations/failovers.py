@@ -11,7 +11,8 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.jobs import engine, failback_tasks, failover_tasks
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
-from siterig.azure_emu.vault.model.api import FailoverApi, Job
+from siterig.azure_emu.vault.model.api import FailoverApi
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.azure_emu.vault.mounts import mounts
 from siterig.azure_emu.vault.points.points import FailoverPoint
 

@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
-from siterig.azure_emu.vault.model.api import HealthApi, HealthError
+from siterig.azure_emu.vault.model.api import HealthApi
+from siterig.azure_emu.vault.model.resources import HealthError
 from siterig.azure_emu.vault.monitoring import acknowledged, health, item_facts
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
 from siterig.blockfs.core.errors import Code, RigError

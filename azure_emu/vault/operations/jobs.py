@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import JobRow
 from siterig.azure_emu.vault.jobs import engine, job_wire
-from siterig.azure_emu.vault.model.api import Job, JobApi
+from siterig.azure_emu.vault.model.api import JobApi
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.blockfs.core import short_ids
 from siterig.blockfs.core.errors import Code, RigError
 

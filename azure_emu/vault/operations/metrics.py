@@ -25,7 +25,7 @@ from siterig.azure_emu.vault.context import rig_clock
 from siterig.azure_emu.vault.context.events import POINT_CREATED
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, EventRow, JobRow
-from siterig.azure_emu.vault.model.api import Health, ProtectedItem
+from siterig.azure_emu.vault.model.resources import Health, ProtectedItem
 from siterig.azure_emu.vault.operations.status import VaultStatus
 from siterig.azure_emu.vault.points import points
 from siterig.blockfs.core.clock import Clock

@@ -6,7 +6,8 @@ from contextlib import nullcontext
 
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.inventory import azure_vms
-from siterig.azure_emu.vault.model.api import MountApi, MountedPoint, Vm
+from siterig.azure_emu.vault.model.api import MountApi
+from siterig.azure_emu.vault.model.resources import MountedPoint, Vm
 from siterig.azure_emu.vault.mounts import mounts
 from siterig.azure_emu.vault.mounts.leases import Leases
 from siterig.blockfs.core.host_process import HostProcess

@@ -23,7 +23,7 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow, JobRow
 from siterig.azure_emu.vault.jobs import engine
-from siterig.azure_emu.vault.model.api import Event, Job, ProtectedItem, Vm
+from siterig.azure_emu.vault.model.resources import Event, Job, ProtectedItem, Vm
 from siterig.azure_emu.vault.model.vm_status import (
     ChangeCount,
     DiskReplication,

@@ -13,7 +13,8 @@ from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import PointRow
 from siterig.azure_emu.vault.jobs import engine
-from siterig.azure_emu.vault.model.api import PointApi, RecoveryPoint
+from siterig.azure_emu.vault.model.api import PointApi
+from siterig.azure_emu.vault.model.resources import RecoveryPoint
 from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.points import points, selectors
 from siterig.blockfs.contracts.control import CutInfo, TagKind

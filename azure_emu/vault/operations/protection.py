@@ -24,8 +24,9 @@ from siterig.azure_emu.vault.jobs import (
 )
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
 from siterig.azure_emu.vault.jobs.seeds import SEEDS, named
-from siterig.azure_emu.vault.model.api import Job, ProtectionApi
+from siterig.azure_emu.vault.model.api import ProtectionApi
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.azure_emu.vault.model.seed_source import SeedSource
 from siterig.azure_emu.vault.points.retention import check_hours
 from siterig.blockfs.core.errors import Code, RigError

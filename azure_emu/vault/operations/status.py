@@ -12,7 +12,8 @@ from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import DiskRow, JobRow
 from siterig.azure_emu.vault.jobs import engine, job_wire
-from siterig.azure_emu.vault.model.api import Event, Job, JobState, ManagedDisk, ProtectedItem, StatusApi
+from siterig.azure_emu.vault.model.api import StatusApi
+from siterig.azure_emu.vault.model.resources import Event, Job, JobState, ManagedDisk, ProtectedItem
 from siterig.azure_emu.vault.monitoring import health, item_facts
 from siterig.azure_emu.vault.monitoring.item_facts import ItemFacts
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch

@@ -9,8 +9,9 @@ from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.inventory import attached_disks, azure_vms, inventory
 from siterig.azure_emu.vault.jobs import engine, job_wire, vm_tasks
 from siterig.azure_emu.vault.jobs.job_starter import JobStarter
-from siterig.azure_emu.vault.model.api import Job, Vm, VmApi
+from siterig.azure_emu.vault.model.api import VmApi
 from siterig.azure_emu.vault.model.choices import Side
+from siterig.azure_emu.vault.model.resources import Job, Vm
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 

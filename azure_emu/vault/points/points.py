@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from siterig.azure_emu.vault.context import disk_sets, events, rig_clock
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow, MountRow, PointRow, TagSeenRow
-from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.azure_emu.vault.model.resources import RecoveryPoint
 from siterig.azure_emu.vault.points.retention import PointFacts
 from siterig.azure_emu.vault.points.selectors import LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_PROCESSED, WORDS, parse
 from siterig.blockfs.changelog.tags import TagSeen

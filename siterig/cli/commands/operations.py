@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from siterig.azure_emu.vault.model.api import Job, VaultApi
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import exit_status, output
 from siterig.cli.commands.options import Dir, Json, Point, VmName, example, vault

@@ -11,7 +11,8 @@ from typing import Annotated
 import trio
 import typer
 
-from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, RecoveryPoint, VaultApi
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.resources import MountedDisk, MountedPoint, RecoveryPoint
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sizes import SECTOR_BYTES

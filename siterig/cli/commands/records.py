@@ -15,8 +15,8 @@ from siterig.cli.commands.options import Dir, Json, example, vault
 from siterig.cli.tables import style_of
 
 if TYPE_CHECKING:
-    from siterig.azure_emu.vault.model.api import Job, JobState
     from siterig.azure_emu.vault.model.job_parts import ProviderCall
+    from siterig.azure_emu.vault.model.resources import Job, JobState
 
 OfVm = Annotated[
     str | None, typer.Option("--vm", metavar="VM", help="Only those of this VM.", autocompletion=completion.vms)
@@ -91,7 +91,10 @@ def _row(job: Job) -> tuple[str, ...]:
 def _copied(job: Job) -> str:
     from siterig.core.parsing import format_size
 
-    return "-" if job.copied is None else f"{format_size(job.copied.sent_bytes)} of {format_size(job.copied.total_bytes)}"
+    if job.copied is None:
+        return "-"
+    text = f"{format_size(job.copied.total_bytes)}, {format_size(job.copied.sent_bytes)} sent"
+    return f"{text} after {format_size(job.copied.before_bytes)}" if job.copied.before_bytes else text
 
 
 def _now(job: Job) -> str:
@@ -123,7 +126,7 @@ async def _show_job(folder: Path, name: str, *, as_json: bool) -> None:
         rpo = "" if job.rpo_s is None else f", RPO {output.duration(int(job.rpo_s))}"
         output.print_lines(output.detail("recovery point", f"{point.id} ({point.type}) of {point.time}{rpo}"))
     if job.copied is not None:
-        output.print_lines(output.detail("sent", f"{_copied(job)} in {output.duration(int(job.copied.duration_s))}"))
+        output.print_lines(output.detail("copied", f"{_copied(job)} in {output.duration(int(job.copied.duration_s))}"))
     if now := _now(job):
         output.print_lines(output.detail("now", now))
     tasks = [(t.friendlyName, t.name, task_state(t), t.startTime or "-", t.endTime or "-") for t in job.tasks]
@@ -140,7 +143,7 @@ async def _show_job(folder: Path, name: str, *, as_json: bool) -> None:
 def _job_state(text: str | None) -> JobState | None:
     if text is None:
         return None
-    from siterig.azure_emu.vault.model.api import JobState
+    from siterig.azure_emu.vault.model.resources import JobState
 
     known = typing.get_args(JobState)
     found = next((state for state in known if state.lower() == text.lower()), None)

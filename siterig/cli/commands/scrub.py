@@ -14,7 +14,8 @@ import typer
 from siterig.azure_emu.contracts.recovery_side import Damage, RecoverySide
 from siterig.azure_emu.contracts.reports import DamageReports
 from siterig.azure_emu.scrub.scrubber import scrub as scrub_store
-from siterig.azure_emu.vault.model.api import ManagedDisk, RecoveryPoint, VaultApi
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.resources import ManagedDisk, RecoveryPoint
 from siterig.blockfs.core import short_ids
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES

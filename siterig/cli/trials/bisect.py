@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.azure_emu.vault.model.resources import RecoveryPoint
 from siterig.bisect.runner import Bisection, BisectRequest, ChangeSeen, Report, Trial
 from siterig.bisect.states import BisectState, MountedStates, make_label
 from siterig.blockfs.core.clock import rfc3339, rfc3339_or_none

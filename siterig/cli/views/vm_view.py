@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from siterig.azure_emu.vault.model.api import ProtectedItem, RecoveryPoint
+from siterig.azure_emu.vault.model.resources import ProtectedItem, RecoveryPoint
 from siterig.azure_emu.vault.model.vm_status import DiskReplication, PointSummary, VmStatus
 from siterig.blockfs.core.progress import VmProgress
 from siterig.cli import output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.testing.testbed import Testbed
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.vault.model.api import MountedPoint, RecoveryPoint
+from siterig.azure_emu.vault.model.resources import MountedPoint, RecoveryPoint
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.rpc import directory
 from siterig.testing.testbed import Testbed

@@ -22,7 +22,7 @@ from siterig.azure_emu.contracts.recovery_side import (
 )
 from siterig.azure_emu.contracts.seeds import SeedImage
 from siterig.azure_emu.vault.db.schema import JobRow
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.azure_emu.vault.model.resync_window import ResyncWindow
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.app_script import AppScript

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.blockfs.contracts.counters import DiskCounters
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.images.vhd import FOOTER_BYTES

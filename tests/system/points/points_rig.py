@@ -12,7 +12,7 @@ from typing import TypeVar
 import trio
 
 from siterig.azure_emu.contracts.recovery_side import ManagedDiskState
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.sides.provider import Provider
 from siterig.core.fuse_options import FuseOptions

@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 import trio
 
-from siterig.azure_emu.vault.model.api import Job, MountedPoint
+from siterig.azure_emu.vault.model.resources import Job, MountedPoint
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.errors import RigError
 from tests.system.points.expected_states import Machine, Mounted, Written

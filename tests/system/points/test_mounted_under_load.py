@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.vault.model.api import MountedPoint, RecoveryPoint
+from siterig.azure_emu.vault.model.resources import MountedPoint, RecoveryPoint
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
 from tests.support.disks.holes import punch

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.vault.model.api import MountedPoint
+from siterig.azure_emu.vault.model.resources import MountedPoint
 from siterig.blockfs.core.errors import RigError
 from siterig.cli.reading_again import read_served
 from siterig.images import image_export

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.azure_emu.vault.model.resources import RecoveryPoint
 from siterig.blockfs.clocks.clock_terms import SECOND_NS
 from siterig.blockfs.clocks.rig_clock_control import RigClockControl
 from siterig.blockfs.core.clock import SYSTEM_CLOCK

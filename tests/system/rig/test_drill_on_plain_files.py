@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 
-from siterig.azure_emu.vault.model.api import Job, ProtectedItem, RecoveryPoint, Vm, VmDisk
+from siterig.azure_emu.vault.model.resources import Job, ProtectedItem, RecoveryPoint, Vm, VmDisk
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.guests import loop_devices

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.vault.model.api import ProtectedItem
+from siterig.azure_emu.vault.model.resources import ProtectedItem
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.core.fault_contract import DIRECTOR, FaultControl
 from siterig.rpc import directory

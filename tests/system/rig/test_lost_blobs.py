@@ -16,7 +16,7 @@ import trio
 from azure.storage.blob import BlobServiceClient
 
 from siterig.azure_emu.storage.azurite import CONTAINER, connection_string
-from siterig.azure_emu.vault.model.api import ProtectedItem
+from siterig.azure_emu.vault.model.resources import ProtectedItem
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.jobs import ended

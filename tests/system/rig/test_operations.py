@@ -15,7 +15,7 @@ import trio
 
 from siterig.azure_emu.storage.azurite import connection_string, load_or_create_account
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
-from siterig.azure_emu.vault.model.api import ProtectedItem, RecoveryPoint
+from siterig.azure_emu.vault.model.resources import ProtectedItem, RecoveryPoint
 from siterig.blockfs.clocks.rig_clock_control import RigClockControl
 from siterig.blockfs.contracts.bandwidth import DAY_S, WEEKDAYS, BandwidthLimit
 from siterig.blockfs.contracts.control import DiskInfo

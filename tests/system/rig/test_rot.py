@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-from siterig.azure_emu.vault.model.api import MountedPoint
+from siterig.azure_emu.vault.model.resources import MountedPoint
 from siterig.blockfs.core.errors import ExitStatus
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.protected_vm import SITERIG, Images, protected, same, siterig

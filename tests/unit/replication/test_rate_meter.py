@@ -50,3 +50,18 @@ def test_a_copy_has_a_rate_a_time_left_and_figures_when_it_has_ended() -> None:
     last = tracker.snapshot().last_copy
     assert last is not None
     assert (last.phase, last.total_bytes, last.sent_bytes, last.duration_s) == ("InitialReplication", 1000, 200, 5)
+    assert last.before_bytes == 0
+
+
+def test_a_copy_that_is_continued_by_another_process_names_the_bytes_before() -> None:
+    tracker = ProgressTracker("web01", FakeClock())
+    tracker.begin("InitialReplication", [("os", 600, 1000), ("data", 0, 500)])
+    tracker.done("os", 1000)
+    tracker.sent("os", 300)
+    tracker.begin("InitialReplication", [("os", 1000, 1000), ("data", 0, 500)])
+    tracker.done("data", 500)
+    tracker.sent("data", 100)
+    tracker.end()
+    last = tracker.snapshot().last_copy
+    assert last is not None
+    assert (last.before_bytes, last.total_bytes, last.sent_bytes) == (600, 1500, 400)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.vault.context import states
 from siterig.azure_emu.vault.db.schema import ItemRow
-from siterig.azure_emu.vault.model.api import Job, MountedPoint, ProtectedItem, RecoveryPoint, Vm
+from siterig.azure_emu.vault.model.resources import Job, MountedPoint, ProtectedItem, RecoveryPoint, Vm
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.cli.app import program
 from siterig.manual import roff

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from siterig.azure_emu.storage.azurite_files import find_node
-from siterig.azure_emu.vault.model.api import Job, Task
 from siterig.azure_emu.vault.model.job_parts import JobError
+from siterig.azure_emu.vault.model.resources import Job, Task
 from siterig.blockfs.core.errors import RigError
 from siterig.scenarios.contracts.results import Check, DrillResult, Host, Measures, RpoSample, Setup, TimelineEvent
 from siterig.scenarios.report import charts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.azure_emu.vault.model.resources import RecoveryPoint
 from siterig.scenarios.simulation.disk_promises import DiskPromises
 
 

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 import trio
 
-from siterig.azure_emu.vault.model.api import Job, ProtectedItem
+from siterig.azure_emu.vault.model.resources import Job, ProtectedItem
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.simulation.administrator import Administrator
 from siterig.scenarios.simulation.invariants import Invariants

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from siterig.azure_emu.contracts.recovery_side import Change, ChangeKind
-from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.azure_emu.vault.model.resources import RecoveryPoint
 from siterig.bisect import hexdiff
 from siterig.bisect.check_command import CheckCommand
 from siterig.bisect.runner import Bisection, BisectRequest, Report, Trial

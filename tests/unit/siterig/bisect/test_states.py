@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from siterig.azure_emu.contracts.recovery_side import Change, ChangeStep
-from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, Vm, VmDisk
+from siterig.azure_emu.vault.model.resources import MountedDisk, MountedPoint, Vm, VmDisk
 from siterig.bisect.search import ChangeGroup
 from siterig.bisect.states import MountedStates
 from siterig.blockfs.contracts.control import MountedPointDisk, MountedPointInfo

@@ -19,8 +19,8 @@ import trio
 import typer
 from typer.testing import CliRunner
 
-from siterig.azure_emu.vault.model.api import Job, RecoveryPoint, Task, Vm, VmDisk
 from siterig.azure_emu.vault.model.job_parts import JobError
+from siterig.azure_emu.vault.model.resources import Job, RecoveryPoint, Task, Vm, VmDisk
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.blockfs.core.progress import DiskProgress, VmProgress
 from siterig.cli import follow, output, provenance

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.model.job_parts import JobError
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.blockfs.core.errors import ExitStatus
 from siterig.cli.commands.operations import job_status
 

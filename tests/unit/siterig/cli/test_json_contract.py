@@ -25,7 +25,8 @@ from siterig.azure_emu.user_account.secret import parse_secret
 from siterig.azure_emu.user_account.stored_account import new_place
 from siterig.azure_emu.user_account.stored_account import store as store_account
 from siterig.azure_emu.vault.model.alert_api import AlertApi
-from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.resources import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, Vm
 from siterig.azure_emu.vault.model.vm_status import ObservationApi
 from siterig.bisect.runner import Bisection, ChangeSeen, Report
 from siterig.bisect.states import BisectState

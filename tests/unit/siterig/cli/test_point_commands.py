@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, RecoveryPoint
+from siterig.azure_emu.vault.model.resources import MountedDisk, MountedPoint, RecoveryPoint
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.cli.app import program

@@ -10,7 +10,7 @@ import pytest
 
 from siterig.azure_emu.contracts.recovery_side import Damage
 from siterig.azure_emu.disks.store import ManagedDiskStore
-from siterig.azure_emu.vault.model.api import ManagedDisk, RecoveryPoint
+from siterig.azure_emu.vault.model.resources import ManagedDisk, RecoveryPoint
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli.commands import scrub
 from siterig.core.paths import Layout, create

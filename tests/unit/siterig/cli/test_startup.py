@@ -15,7 +15,8 @@ import trio
 import typer
 from typer.testing import CliRunner
 
-from siterig.azure_emu.vault.model.api import ManagedDisk, ProtectedItem, VaultApi, Vm, VmDisk
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.resources import ManagedDisk, ProtectedItem, Vm, VmDisk
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.blockfs.core.waits import Wait
 from siterig.cli import light_commands

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from siterig.azure_emu.vault.model.api import ManagedDisk
+from siterig.azure_emu.vault.model.resources import ManagedDisk
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.fault_contract import DiskCopies
 from siterig.director.disk_copies import LOOK_EVERY_S, DiskCopiesWatch

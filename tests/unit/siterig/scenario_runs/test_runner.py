@@ -10,7 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from siterig.azure_emu.vault.model.api import Event, HealthError, Job, ProtectedItem, RecoveryPoint, VaultApi, Vm
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.resources import Event, HealthError, Job, ProtectedItem, RecoveryPoint, Vm
 from siterig.blockfs.clocks.clock_terms import MILLION, SECOND_NS
 from siterig.blockfs.clocks.rig_clock_control import RigClockControl
 from siterig.blockfs.contracts.control import DiskHostControl

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.vault.model.api import Event
+from siterig.azure_emu.vault.model.resources import Event
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.control import CutInfo
 from siterig.blockfs.core.clock_reading import SECOND_NS

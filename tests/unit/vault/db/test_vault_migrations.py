@@ -20,7 +20,7 @@ from sqlalchemy import Connection, MetaData, Table, create_engine, select
 from siterig.azure_emu.vault.db import migrations
 from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.schema import FORMAT_VERSION, Base
-from siterig.azure_emu.vault.model.api import RecoveryPoint, Vm
+from siterig.azure_emu.vault.model.resources import RecoveryPoint, Vm
 from siterig.blockfs.core.errors import RigError
 
 REPLACED = {("item", "protected_since_ns")}

@@ -10,7 +10,7 @@ import trio
 
 from siterig.azure_emu.vault.jobs import failback_tasks, failover_tasks, protection_tasks, vm_tasks
 from siterig.azure_emu.vault.jobs.engine import Scenario
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError

@@ -20,7 +20,7 @@ from siterig.azure_emu.vault.context.states import (
 )
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import ItemRow
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.azure_emu.vault.monitoring.health import is_cycling
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.azure_emu.vault.model.seed_source import SeedSource
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.disk_spec import DiskSpec

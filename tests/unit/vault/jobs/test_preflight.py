@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from siterig.azure_emu.vault.db.schema import AzureVmRow
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.fake_world import World

@@ -10,7 +10,8 @@ import trio
 from siterig.azure_emu.contracts.reports import ApplierReports
 from siterig.azure_emu.vault.inventory import inventory
 from siterig.azure_emu.vault.jobs import failback_tasks
-from siterig.azure_emu.vault.model.api import Job, VaultApi
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.sides.vault_link import VaultLink

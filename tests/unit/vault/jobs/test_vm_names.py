@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from siterig.azure_emu.vault.db.schema import AzureVmRow
-from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.model.resources import Job
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.vault.model.api import ProtectedItem
+from siterig.azure_emu.vault.model.resources import ProtectedItem
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import RigError
 from tests.support.rigs.fake_world import World

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from siterig.azure_emu.contracts.recovery_side import Damage
-from siterig.azure_emu.vault.model.api import Health, ProtectedItem
+from siterig.azure_emu.vault.model.resources import Health, ProtectedItem
 from siterig.azure_emu.vault.monitoring.damage import BY_READ_MAX
 from siterig.azure_emu.vault.service import Vault
 from tests.support.rigs.fake_world import World

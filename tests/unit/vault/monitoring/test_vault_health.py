@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.vault.model.api import ProtectedItem
+from siterig.azure_emu.vault.model.resources import ProtectedItem
 from siterig.azure_emu.vault.service import Vault
 from tests.support.rigs.fake_world import World
 from tests.support.rigs.vault_fakes import START_NS, protected, running

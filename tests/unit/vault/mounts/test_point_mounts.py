@@ -11,7 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from siterig.azure_emu.contracts.recovery_side import ChangeStep
-from siterig.azure_emu.vault.model.api import MountedPoint
+from siterig.azure_emu.vault.model.resources import MountedPoint
 from siterig.azure_emu.vault.mounts.mounts import parse_time, time_name
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.disk_spec import DiskSpec

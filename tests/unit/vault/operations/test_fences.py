@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.azure_emu.vault.model.api import ProtectedItem
+from siterig.azure_emu.vault.model.resources import ProtectedItem
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import Code, RigError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.azure_emu.vault.model.resources import RecoveryPoint
 from siterig.cli.commands import vms
 from tests.support.command import siterig
 from tests.support.rigs.fake_world import World

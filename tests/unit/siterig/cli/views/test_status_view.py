@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from siterig.azure_emu.vault.model.api import HealthError, ProtectedItem, VaultApi
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.model.resources import HealthError, ProtectedItem
 from siterig.azure_emu.vault.model.vm_status import ChangeCount, UnansweredRole, VmStatus
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import output
