@@ -350,7 +350,7 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
 
         self._wake(await self._context.database.transact(note))
 
-    async def app_script_failed(self, *, vm: str, code: str, message: str) -> None:
+    async def app_point_failed(self, *, vm: str, code: str, message: str) -> None:
         def note(session: Session) -> None:
             if session.get(ItemRow, vm) is not None:
                 self._event(session, vm, code, "Warning", message)

@@ -101,8 +101,8 @@ class VaultLink(Protocol):
         ...
 
     @deadline(ANSWER_S)
-    async def app_script_failed(self, *, vm: str, code: str, message: str) -> None:
-        """Report that a script failed after an application-consistent cut; it becomes an event."""
+    async def app_point_failed(self, *, vm: str, code: str, message: str) -> None:
+        """Report that a freeze or a script failed, before or after a cut; it becomes an event."""
         ...
 
     @deadline(ANSWER_S)

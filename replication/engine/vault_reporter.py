@@ -60,8 +60,14 @@ class VaultReporter:
     async def script_failed(self, error: RigError) -> None:
         """Report that the script of the VM failed when it was called with ``--post``; the point exists all the same."""
         _log.warning("app_script_post_failed", vm=self._vm, code=error.code, message=error.message)
-        call = partial(self._vault.app_script_failed, vm=self._vm, code=error.code, message=error.message)
+        call = partial(self._vault.app_point_failed, vm=self._vm, code=error.code, message=error.message)
         await self._send("script", call)
+
+    async def app_point_failed(self, error: RigError) -> None:
+        """Report that an application-consistent point that a user ordered was not made: its freeze or script failed."""
+        _log.warning("app_point_failed", vm=self._vm, code=error.code, message=error.message)
+        call = partial(self._vault.app_point_failed, vm=self._vm, code=error.code, message=error.message)
+        await self._send("app point", call)
 
     async def recovered(self) -> None:
         """Report the first success after errors."""

@@ -138,6 +138,15 @@ class DeltaCycle:
         async with self._context.guests.frozen(mountpoints, timeout_s=FREEZE_S_MAX):
             return await self._context.replicated(self._vm).cut(kind=kind, name=name, not_after_ns=thaws_ns)
 
+    async def run_ordered(self, kind: TagKind, name: str, *, request_id: str | None) -> CutInfo:
+        """Run the cycle that a user ordered; if freeze or script fails, there is no point, and the vault gets the reason."""
+        try:
+            return await self.run(kind, name, request_id=request_id)
+        except RigError as exc:
+            if exc.code in _NOT_CONSISTENT:
+                await self._reports.app_point_failed(exc)
+            raise
+
     async def run_scheduled(self, kind: TagKind, *, joins: bool) -> CutInfo:
         """Run a scheduled cycle; if freeze or script fails, make a crash-consistent point, because the RPO counts."""
         try:

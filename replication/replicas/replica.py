@@ -237,7 +237,7 @@ class Replica:
                 self._check_in_delta()
                 self._manual = scope
                 try:
-                    cut = await self._cycle.run(kind, name, request_id=request_id)
+                    cut = await self._cycle.run_ordered(kind, name, request_id=request_id)
                     then(cut)
                 except OSError as exc:
                     raise as_rig_error(exc) from exc

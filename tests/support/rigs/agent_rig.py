@@ -319,7 +319,7 @@ class MemoryVault(VaultLink):
         self._check()
         self.errors.append((trio.current_time(), code, attempt, next_try_s))
 
-    async def app_script_failed(self, *, vm: str, code: str, message: str) -> None:
+    async def app_point_failed(self, *, vm: str, code: str, message: str) -> None:
         self._check()
         self.script_failures.append((code, message))
 

@@ -218,9 +218,11 @@ async def test_points_with_a_script(tmp_path: Path, autojump_clock: MockClock, m
         fake.error = RigError(Code.AppScriptTimedOut, "too long", recoverable=True)
         with pytest.raises(RigError, match="too long"):
             await agent.replicate_now(vm=VM, kind="ApplicationConsistent", name="three")
+        assert rig.vault.script_failures[1:] == [("AppScriptTimedOut", "too long")]
         await agent.change_schedule(vm=VM, interval_s=30, app_consistent_every_s=30)
         await trio.sleep(100)
         assert "too long (AppScriptTimedOut)" in rig.vault.downgraded.values()
+        assert len(rig.vault.script_failures) == 2, "a scheduled point names the reason itself"
         assert not fake.at_rest
 
         await agent.rename_vm(vm=VM, name="web02")
