@@ -59,14 +59,19 @@ class ProcessLoad(Load, Generic[T]):
 
     async def start(self, place: LoadPlace) -> None:
         arguments = await trio.to_thread.run_sync(self.arguments, place)
+        mounted = await trio.to_thread.run_sync(self._mounted, place)
         self._process = await WorkloadProcess.launch(
             self.module,
             arguments,
             acks=acks_path(place.folder, self.table.name, place.era),
             position=place.position,
             rate_per_s=self.table.rate,
-            mounted=[place.mounts[disk] for disk in dict.fromkeys(self.disks) if place.mounts[disk].is_dir()],
+            mounted=mounted,
         )
+
+    def _mounted(self, place: LoadPlace) -> list[Path]:
+        """Return the folders of its disks with a file system; this blocks while the role of a disk is stopped."""
+        return [place.mounts[disk] for disk in dict.fromkeys(self.disks) if place.mounts[disk].is_dir()]
 
     @property
     def is_running(self) -> bool:
