@@ -12,12 +12,10 @@ def sync_file(fd: int, folder: Path) -> None:
     """Return when a file and its name in a folder are durable.
 
     The file comes last: XFS that has shut down reports success for the fsync of a folder whose last changes it has
-    dropped, and an error for that of a file.  Twice, because the fsync of a file during which XFS shuts down also reports
-    success if the disk then still answers: the changes of the inode are dropped, and nothing is left to be written.
+    dropped, and an error for that of a file.
 
     Raises:
         OSError: the disk failed, and file or name may be lost.
     """
     sync_folder(folder)
-    for _ in range(2):
-        os.fsync(fd)
+    os.fsync(fd)
