@@ -106,11 +106,10 @@ class Outbox:
         self._put_since_list.add(part)
         return True
 
-    async def look(self, disks: Sequence[DiskSync], *, patience_s: float) -> bool | None:
+    async def look(self, *, patience_s: float) -> bool | None:
         """Wait until a watermark moves, and delete the sync parts that are applied from the spool.
 
         Args:
-            disks: the disks of the VM.
             patience_s: the limit of the wait.
         Returns:
             True if a watermark has moved; None if the vault does not answer.
@@ -123,19 +122,19 @@ class Outbox:
             if refreshes != self._refreshes:
                 return True  # a pass has newer ones
             self._take(marks)
-            self._clear_spool(disks)
+            self._clear_spool(self._group.states)
         return marks != known
 
-    async def send(self, disks: Sequence[DiskSync], *, when_checked: Callable[[], None] = lambda: None) -> None:
+    async def send(self, *, when_checked: Callable[[], None] = lambda: None) -> None:
         """Make one pass; on return every part that existed at its start is in the cache account, or applied.
 
         Args:
-            disks: the disks of the VM.
             when_checked: called when the disks are known not to be older than the data sent before.
         Raises:
             ResyncNeeded: a part that the recovery side still needs exists nowhere.
         """
         async with self._passing:
+            disks = self._group.states  # only now: the pass before may have recorded an opening, and sent parts of it
             # The order matters: the applier reports a part before it deletes the blob.  As the blobs are listed first, a
             # part that is in neither list is really missing.
             listed: dict[PartName, int] = {}
@@ -209,13 +208,14 @@ class Outbox:
         self._marks = {mark.disk_id: mark for mark in marks}
         self._refreshes += 1
 
-    async def replace(self, disks: Sequence[DiskSync], parts: Sequence[PartName]) -> None:
+    async def replace(self, parts: Sequence[PartName]) -> None:
         """Upload parts again, over blobs that the recovery side cannot use.
 
         If a needed part is not at hand, or is corrupt here as well, it is lost: the next pass raises ``ResyncNeeded``.  A
         part that none of the disks has sent belongs to something else, and is ignored.
         """
         async with self._passing:
+            disks = self._group.states
             if not await self._refresh():
                 return  # the recovery side asks again, and the vault may answer then
             infos = await self._group.sending()

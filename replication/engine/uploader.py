@@ -52,7 +52,7 @@ class Uploader:
         while True:
             self._begun += 1
             self._woken = trio.Event()
-            await self._outbox.send(self.group.states, when_checked=self.pipeline.allow_puts)
+            await self._outbox.send(when_checked=self.pipeline.allow_puts)
             self._finished = self._begun
             self._notify()
             with self._clock.move_on_after(NET_S):
@@ -64,7 +64,7 @@ class Uploader:
     async def _follow(self, passed_s: float, woken: trio.Event) -> None:
         """Follow the watermarks until the next pass; begin it when one has moved and the last pass was long enough ago."""
         while True:
-            moved = await self._outbox.look(self.group.states, patience_s=PATIENCE_S_MAX)
+            moved = await self._outbox.look(patience_s=PATIENCE_S_MAX)
             if moved is None:
                 await self._clock.sleep(ASK_AGAIN_S)
                 continue

@@ -99,7 +99,7 @@ class DeltaCycle:
         return cut
 
     async def _send(self) -> None:
-        await self._outbox.send(self._context.book.get(self._vm).disks)
+        await self._outbox.send()
         while self._unsent:
             cut, cut_at = self._unsent[0]
             await self._reports.point_sent(cut, cut_at, self._outbox.waiting_bytes)

@@ -317,9 +317,9 @@ class Replica:
         A VM that has failed over sends nothing new; parts that it had sent before are replaced all the same.
         """
         try:
-            await self._outbox.replace(self._record.disks, list(parts))
+            await self._outbox.replace(list(parts))
             if self._record.phase in ("initial", "resync", "delta") and not (self._ask_first or self._record.paused):
-                await self._outbox.send(self._record.disks)
+                await self._outbox.send()
         except OSError as exc:
             raise as_rig_error(exc) from exc
         except ResyncNeeded as exc:

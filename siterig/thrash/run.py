@@ -323,12 +323,15 @@ class Thrash:
         await self._judge_resyncs()
 
     async def _judge_resyncs(self) -> None:
-        """Find resyncs whose reason no fault explains: kills, stops and faults of links and of the account never do."""
+        """Find resyncs whose reason no fault explains: kills, stops and faults of links and of the account never do.
+
+        A fault of a host disk explains a resync, but not that a disk is another one or older than the data sent.
+        """
         damaging = sorted(HOST_DISK_FAULTS & set(self._faults.injected))
         for event in await self._rig.vault.events():
             if event.eventCode == Code.ResynchronizationRequired and (found := _REASON.search(event.description)):
                 self.result.resyncs[found[1]] += 1
-                if found[1] not in _LOG_ABANDONED and not damaging:
+                if found[1] not in _LOG_ABANDONED and not (damaging and found[1] != Code.ImageChanged):
                     self._find(f"{event.affectedObject}: a resync without a cause: {event.description}")
 
     # --- comparison -----------------------------------------------------------------------------------------------

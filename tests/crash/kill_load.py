@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.disks.holes import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
+from tests.support.disks.holes import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate, record_edges
 
 AREA_BYTES = 4 << 20
 """The size of each writer's own part of the disk."""
@@ -24,7 +24,7 @@ _GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ECANCELED, errno.E
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A request without an answer: ``data`` at ``offset``; unless ``whole``, only its first pages may be written."""
+    """A request without an answer: ``data`` at ``offset``; only its first pages may be written, or records if ``whole``."""
 
     offset: int
     data: bytes
@@ -45,8 +45,9 @@ class Area:
         if flight is not None and found != self.sure:
             end = flight.offset + len(flight.data)
             before = bytes(self.sure[flight.offset : end])
-            pages = [] if flight.whole else range(-flight.offset % PAGE_BYTES, len(before), PAGE_BYTES)
-            edges = [0, len(before), *pages]
+            pages = range(-flight.offset % PAGE_BYTES, len(before), PAGE_BYTES)
+            inner = record_edges(flight.offset, len(before)) if flight.whole else pages
+            edges = [0, len(before), *inner]
             now = found[flight.offset : end]
             assert now in [flight.data[:edge] + before[edge:] for edge in edges], f"{where}: torn at {flight.offset}"
             self.sure[flight.offset : end] = now

@@ -7,6 +7,9 @@ import errno
 import mmap
 import os
 
+from siterig.blockfs.layers.disk_cipher import LINE_BYTES
+from siterig.cext._core import lib
+
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 0x01, 0x02, 0x08, 0x10, 0x20
 
 
@@ -46,3 +49,14 @@ def punch(fd: int, offset: int, length: int) -> None:
     error = fallocate(fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
     if error:
         raise OSError(error, os.strerror(error))
+
+
+def record_edges(offset: int, length: int) -> list[int]:
+    """Return the places, counted from ``offset``, at which a discard or zeroing is split into records.
+
+    A long one whose ends are not at lines of the cipher has records of its own for its edges
+    (docs/internals/decisions/0047-xts-and-edges.md), and a kill can come between them.
+    """
+    if length <= lib.SR_CHUNK_BYTES or (offset | length) % LINE_BYTES == 0:
+        return []
+    return [edge for edge in (-offset % LINE_BYTES, length - (offset + length) % LINE_BYTES) if 0 < edge < length]

@@ -10,7 +10,8 @@ import trio
 from trio.testing import MockClock
 
 from siterig.blockfs.core.errors import Code, RigError
-from tests.support.rigs.agent_rig import VM, Rig
+from siterig.blockfs.transfer.part_name import PartName
+from tests.support.rigs.agent_rig import VM, MemoryCache, Rig
 from tests.support.threads import without_threads
 
 
@@ -146,4 +147,30 @@ async def test_a_disk_opened_again_sends_nothing_before_the_recovery_side_answer
         assert rig.cache.puts == before
         rig.vault.trouble = None
         await rig.cycle(agent)
+    assert rig.same()
+
+
+class SlowPuts(MemoryCache):
+    """An account that takes 2 s for a put, so that another pass waits meanwhile."""
+
+    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
+        await trio.sleep(2)
+        return await super().put(part, data, replace=replace)
+
+
+async def test_a_pass_that_waited_while_another_sent_a_new_opening_needs_no_resync(
+    rig: Restored, autojump_clock: MockClock
+) -> None:
+    await protect(rig)
+    rig.stop_host()  # as a killed role: the disks are whole
+    rig.start_host()
+    rig.cache.__class__ = SlowPuts
+    async with rig.agent() as agent:
+        rig.write(5)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(lambda: agent.send_again(vm=VM, parts=[]))
+            await rig.cycle(agent)
+        await rig.cycle(agent)
+    assert rig.vault.resyncs == []
     assert rig.same()
