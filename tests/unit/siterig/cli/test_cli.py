@@ -195,7 +195,7 @@ def test_a_copy_that_succeeded_names_all_bytes_of_its_disks(vault: FakeVault, be
     )
     vault.ends_as = job("Succeeded").model_copy(update={"copied": copied})
     assert f"\t{text}\t" in siterig("job", "list").stdout
-    assert f"copied: {text} in 9 s" in siterig("job", "show", "j1").stdout
+    assert f"copied: {text} in 9 s" in siterig("jobs", "j1").stdout
 
 
 def test_a_job_that_failed_gives_its_errors_and_status_1(vault: FakeVault) -> None:
