@@ -98,12 +98,7 @@ async def run(
 def main() -> None:
     """Run the role in this process."""
     delays_s = QUICK_DELAYS_S if QUICK_RETRIES in sys.argv else OFFICIAL_DELAYS_S
-    run_role(
-        "agent",
-        partial(run, retry_delays_s=delays_s, uploads=upload_limits_of(sys.argv)),
-        holds_keys=True,
-        reuses_memory=True,
-    )
+    run_role("agent", partial(run, retry_delays_s=delays_s, uploads=upload_limits_of(sys.argv)), holds_keys=True)
 
 
 if __name__ == "__main__":

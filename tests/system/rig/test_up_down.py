@@ -20,6 +20,7 @@ from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.guests import loop_devices
 from siterig.core.paths import Layout
+from siterig.roles import azurite
 from siterig.rpc import directory
 from siterig.supervisor import cleanup, launch
 from siterig.testing.testbed import Testbed
@@ -131,6 +132,8 @@ def test_after_down_another_up_continues_with_the_same_state(layout: Layout) -> 
     assert {role["name"]: role["state"] for role in status["roles"]} == dict.fromkeys(
         ("azurite", "site", "azure", "vault", "applier", "agent"), "ready"
     )
+    nice = {role["name"]: os.getpriority(os.PRIO_PROCESS, role["pid"]) for role in status["roles"]}
+    assert nice["azurite"] == (nice["agent"] + azurite.NICE if os.geteuid() == 0 else nice["agent"])
 
     down = siterig(layout, "down")
     assert down.returncode == 0, down.stderr

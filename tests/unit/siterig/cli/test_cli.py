@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from siterig.azure_emu.vault.model.job_parts import JobError
 from siterig.azure_emu.vault.model.resources import Job, RecoveryPoint, Task, Vm, VmDisk
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.blockfs.core.progress import DiskProgress, VmProgress
+from siterig.blockfs.core.progress import CopyTotals, DiskProgress, VmProgress
 from siterig.cli import follow, output, provenance
 from siterig.cli.app import SUBJECTS, program
 from siterig.core.paths import Layout, create
@@ -184,6 +184,18 @@ def test_a_failover_waits_and_gives_the_vm_and_the_job(vault: FakeVault) -> None
         {"progress": "Test failover web01: Failing over: Succeeded"},
         {"progress": "Test failover web01: Succeeded"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "text"), [(0, "364 MiB, 242 MiB sent"), (122 << 20, "364 MiB, 242 MiB sent after 122 MiB")]
+)
+def test_a_copy_that_succeeded_names_all_bytes_of_its_disks(vault: FakeVault, before: int, text: str) -> None:
+    copied = CopyTotals(
+        phase="InitialReplication", total_bytes=364 << 20, sent_bytes=242 << 20, duration_s=9, before_bytes=before
+    )
+    vault.ends_as = job("Succeeded").model_copy(update={"copied": copied})
+    assert f"\t{text}\t" in siterig("job", "list").stdout
+    assert f"copied: {text} in 9 s" in siterig("jobs", "j1").stdout
 
 
 def test_a_job_that_failed_gives_its_errors_and_status_1(vault: FakeVault) -> None:
