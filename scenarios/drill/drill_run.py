@@ -168,6 +168,7 @@ class DrillRun:
             acks=self.acks(side),
             position=position,
             rate_per_s=self.settings.rate_per_s,
+            mounted=[disk.where for disk in guest.disks],
         )
         await self.wait_for_load()
         return self.ledger

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,15 +45,35 @@ class Ack:
 
 
 class AckWriter:
-    """Appends to an acknowledgement log; a torn record at its end is removed first."""
+    """Appends to an acknowledgement log; a torn record at its end is removed first.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        check: is called before each record, and raises ``OSError`` if the step may be on no disk.
+    """
+
+    def __init__(self, path: Path, check: Callable[[], None] | None = None) -> None:
+        self._check = check
         self._fd = safe_files.open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.ftruncate(self._fd, len(read_acks(path)) * RECORD_BYTES)
 
     def append(self, ack: Ack) -> None:
-        """Write one record."""
+        """Write one record.
+
+        Raises:
+            OSError: the check before it failed, and nothing was written.
+        """
+        self.check()
         os.write(self._fd, ack.encode())
+
+    def check(self) -> None:
+        """Check, before a record or at any other time, that steps go to their disks.
+
+        Raises:
+            OSError: they do not.
+        """
+        if self._check is not None:
+            self._check()
 
     def close(self) -> None:
         """Close the file."""

@@ -49,14 +49,14 @@ class FileTree(Steps):
 
     failures = (OSError,)
 
-    def __init__(self, root: Path, acks: Path, position: Path) -> None:
+    def __init__(self, root: Path, acks: AckWriter, position: Path) -> None:
         self.acknowledged = 0
         self._root, self._position = root, position
         for number in range(_FOLDERS):
             (root / f"d{number}").mkdir(parents=True, exist_ok=True)
         for folder in (root, root.parent):
             sync_folder(folder)
-        self._acks = AckWriter(acks)
+        self._acks = acks
         self.newest = max(present(root), default=0)
 
     def step(self) -> None:
@@ -85,7 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m siterig.scenarios.workloads.file_tree")
     parser.add_argument("--root", type=Path, required=True)
     options = add_common_options(parser).parse_args()
-    return work(lambda: FileTree(options.root, options.acks, options.position), FileTree.failures, options)
+    return work(lambda acks: FileTree(options.root, acks, options.position), FileTree.failures, options)
 
 
 if __name__ == "__main__":

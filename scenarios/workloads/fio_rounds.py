@@ -57,7 +57,7 @@ class FioRounds(Steps):
     failures = (OSError, FioError)
 
     def __init__(
-        self, root: Path, acks: Path, position: Path, *, size_bytes: int, rounds: int, rounds_kept: int | None = None
+        self, root: Path, acks: AckWriter, position: Path, *, size_bytes: int, rounds: int, rounds_kept: int | None = None
     ) -> None:
         """Open or create the folder.
 
@@ -73,7 +73,7 @@ class FioRounds(Steps):
         self._root, self._position, self._size_bytes, self._rounds = root, position, size_bytes, rounds
         self._kept = rounds if rounds_kept is None else rounds_kept
         root.mkdir(exist_ok=True)
-        self._acks = AckWriter(acks)
+        self._acks = acks
         self.newest = max(present(root), default=0)
 
     def step(self) -> None:
@@ -117,10 +117,10 @@ def main() -> int:
     parser.add_argument("--kept", type=int)
     options = add_common_options(parser).parse_args()
 
-    def make() -> FioRounds:
+    def make(acks: AckWriter) -> FioRounds:
         return FioRounds(
             options.root,
-            options.acks,
+            acks,
             options.position,
             size_bytes=options.size,
             rounds=options.rounds,

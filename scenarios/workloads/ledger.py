@@ -56,12 +56,12 @@ class Ledger(Steps):
 
     failures = (sqlite3.Error, OSError)
 
-    def __init__(self, os_db: Path, data_db: Path, acks: Path, position: Path) -> None:
+    def __init__(self, os_db: Path, data_db: Path, acks: AckWriter, position: Path) -> None:
         self.acknowledged = 0
         self._position = position
         self._os = open_database(os_db, wal=False)
         self._data = open_database(data_db, wal=True)
-        self._acks = AckWriter(acks)
+        self._acks = acks
         self._complete_newest()
 
     def _complete_newest(self) -> None:
@@ -97,7 +97,7 @@ def main() -> int:
     for name in ("--os-db", "--data-db"):
         parser.add_argument(name, type=Path, required=True)
     options = add_common_options(parser).parse_args()
-    return work(lambda: Ledger(options.os_db, options.data_db, options.acks, options.position), Ledger.failures, options)
+    return work(lambda acks: Ledger(options.os_db, options.data_db, acks, options.position), Ledger.failures, options)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from siterig.blockfs.core.errors import Code
@@ -14,8 +15,17 @@ class LedgerProcess(WorkloadProcess):
     title = "ledger"
 
     @classmethod
-    async def start(cls, *, os_db: Path, data_db: Path, acks: Path, position: Path, rate_per_s: float = 0) -> LedgerProcess:
-        """Start a ledger, and return when its first transaction can begin.
+    async def start(
+        cls,
+        *,
+        os_db: Path,
+        data_db: Path,
+        acks: Path,
+        position: Path,
+        rate_per_s: float = 0,
+        mounted: Sequence[Path] = (),
+    ) -> LedgerProcess:
+        """Start a ledger, and return when its first transaction can begin; it ends if a folder of ``mounted`` is no mount point.
 
         Raises:
             RigError: ``LedgerFailed`` if the databases cannot be opened.
@@ -26,5 +36,6 @@ class LedgerProcess(WorkloadProcess):
             acks=acks,
             position=position,
             rate_per_s=rate_per_s,
+            mounted=mounted,
             code=Code.LedgerFailed,
         )

@@ -37,7 +37,7 @@ class PostgresLedger(Steps):
 
     failures = (OSError, PostgresError)
 
-    def __init__(self, cluster: Path, log_folder: Path, acks: Path, position: Path, *, wal: Path | None = None) -> None:
+    def __init__(self, cluster: Path, log_folder: Path, acks: AckWriter, position: Path, *, wal: Path | None = None) -> None:
         self.acknowledged = 0
         self._position = position
         self._server = PostgresServer(cluster, log_folder, wal)
@@ -47,7 +47,7 @@ class PostgresLedger(Steps):
             self._server.sql(TABLE)
             self.newest = int(self._server.sql("SELECT coalesce(max(n), 0) FROM ledger"))
             self._session: subprocess.Popen[bytes] = self._server.session()
-            self._acks = AckWriter(acks)
+            self._acks = acks
         except BaseException:
             self._server.stop(at_once=True)
             raise
@@ -81,8 +81,8 @@ def main() -> int:
     parser.add_argument("--wal", type=Path)
     options = add_common_options(parser).parse_args()
 
-    def make() -> PostgresLedger:
-        return PostgresLedger(options.cluster, options.log_folder, options.acks, options.position, wal=options.wal)
+    def make(acks: AckWriter) -> PostgresLedger:
+        return PostgresLedger(options.cluster, options.log_folder, acks, options.position, wal=options.wal)
 
     return work(make, PostgresLedger.failures, options)
 

@@ -61,7 +61,7 @@ class RawAreas(Steps):
 
     failures = (OSError,)
 
-    def __init__(self, disk: Path, start: int, seed: str, acks: Path, position: Path) -> None:
+    def __init__(self, disk: Path, start: int, seed: str, acks: AckWriter, position: Path) -> None:
         """Open the disk.
 
         Args:
@@ -74,7 +74,7 @@ class RawAreas(Steps):
         self.acknowledged = 0
         self._start, self._seed, self._position = start, seed, position
         self._fd = os.open(disk, os.O_RDWR | os.O_CLOEXEC)
-        self._acks = AckWriter(acks)
+        self._acks = acks
         self.newest = int.from_bytes(os.pread(self._fd, NUMBER_BYTES, start), "little")
 
     def step(self) -> None:
@@ -105,8 +105,8 @@ def main() -> int:
     parser.add_argument("--seed", required=True)
     options = add_common_options(parser).parse_args()
 
-    def make() -> RawAreas:
-        return RawAreas(options.disk, options.start, options.seed, options.acks, options.position)
+    def make(acks: AckWriter) -> RawAreas:
+        return RawAreas(options.disk, options.start, options.seed, acks, options.position)
 
     return work(make, RawAreas.failures, options)
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.scenarios.workloads.ack_log import AckWriter
+from siterig.scenarios.workloads.mounted_folders import MountedFolders
 
 _STOP_TIMEOUT_S = 10.0
 Failures = tuple[type[Exception], ...]
@@ -59,20 +60,14 @@ def _stop_on_input(stop: threading.Event, done: threading.Event) -> None:
         os._exit(2)
 
 
-def _check_mounted(folders: Sequence[Path]) -> None:
-    """Raise ``OSError`` if a disk is not mounted: its folder is one of the host, where nothing may be written."""
-    for folder in folders:
-        if not folder.is_mount():
-            raise OSError(errno.ENODEV, "no disk is mounted", str(folder))
-
-
-def run(steps: Steps, stop: threading.Event, rate_per_s: float, mounted: Sequence[Path] = ()) -> str:
+def run(steps: Steps, stop: threading.Event, rate_per_s: float, mounted: MountedFolders | None = None) -> str:
     """Work until ``stop`` is set or a disk fails or is unmounted, and return the last line of output."""
+    check = MountedFolders().check if mounted is None else mounted.check
     clock = SYSTEM_CLOCK
     due_s = clock.monotonic_ns() / 1e9
     try:
         while not stop.is_set():
-            _check_mounted(mounted)
+            check()
             steps.step()
             if rate_per_s > 0:
                 now_s = clock.monotonic_ns() / 1e9
@@ -83,20 +78,27 @@ def run(steps: Steps, stop: threading.Event, rate_per_s: float, mounted: Sequenc
     return f"stopped {steps.acknowledged}"
 
 
-def work(make: Callable[[], Steps], failures: Failures, options: argparse.Namespace) -> int:
-    """Make the steps and run them; exit status 0 if stopped, 1 if a disk failed, 2 if a disk hung."""
+def work(make: Callable[[AckWriter], Steps], failures: Failures, options: argparse.Namespace) -> int:
+    """Make the steps and run them; exit status 0 if stopped, 1 if a disk failed, 2 if a disk hung.
+
+    Args:
+        make: makes the steps; it gets the acknowledgement log, which checks the mounts before each record.
+        failures: the exceptions of a disk that fails.
+        options: the options of :func:`add_common_options`.
+    """
     # Ctrl-C reaches all processes of the terminal; only the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop, done = threading.Event(), threading.Event()
     threading.Thread(target=_stop_on_input, args=(stop, done), daemon=True).start()
     try:
-        _check_mounted(options.mounted)
-        steps = make()
+        mounted = MountedFolders(options.mounted)
+        steps = make(AckWriter(options.acks, mounted.check))
+        mounted.check()  # it was unmounted meanwhile: the steps found, or made, their files on no disk
     except failures as error:
         print(f"failed 0 {error}", flush=True)
         return 1
     print(f"ready {steps.newest}", flush=True)
-    last = run(steps, stop, options.rate, options.mounted)
+    last = run(steps, stop, options.rate, mounted)
     steps.close()
     done.set()
     with contextlib.suppress(OSError):

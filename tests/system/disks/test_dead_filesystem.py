@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from siterig.scenarios.workloads import durable_file
-from siterig.scenarios.workloads.ack_log import read_acks
+from siterig.scenarios.workloads.ack_log import AckWriter, read_acks
 from siterig.scenarios.workloads.file_tree import FileTree, present
 from tests.support.disks.guest import MKFS, loop_device, mounted, run
 from tests.support.needs import needs_file_system, needs_program
@@ -49,7 +49,7 @@ def test_a_file_whose_name_is_lost_is_not_acknowledged(
         os.close(fd)
 
     with mounted(device, tmp_path / "mount") as mount:
-        tree = FileTree(mount / "tree", acks, position)
+        tree = FileTree(mount / "tree", AckWriter(acks), position)
         tree.step()
         monkeypatch.setattr(durable_file, "sync_folder", die_meanwhile)
         with pytest.raises(OSError, match="Input/output error"):

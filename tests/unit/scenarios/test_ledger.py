@@ -67,7 +67,7 @@ def ledger(folder: Path, acks: str = "acks") -> Ledger:
     position = folder / "position"
     if not position.exists():
         position.write_bytes(struct.pack("<Q", 7))
-    return Ledger(folder / "os.db", folder / "data.db", folder / acks, position)
+    return Ledger(folder / "os.db", folder / "data.db", AckWriter(folder / acks), position)
 
 
 def test_a_ledger_continues_where_the_databases_end(tmp_path: Path) -> None:

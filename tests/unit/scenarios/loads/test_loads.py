@@ -20,7 +20,7 @@ from siterig.scenarios.loads.load import LoadPlace
 from siterig.scenarios.loads.make_load import make_load
 from siterig.scenarios.loads.postgres_load import PostgresLoad
 from siterig.scenarios.workloads import file_tree, fio_rounds
-from siterig.scenarios.workloads.ack_log import Ack, read_acks
+from siterig.scenarios.workloads.ack_log import Ack, AckWriter, read_acks
 from siterig.scenarios.workloads.file_tree import FileTree
 from siterig.scenarios.workloads.fio_rounds import FioRounds
 from siterig.scenarios.workloads.worker import Steps
@@ -62,7 +62,7 @@ def failed(findings: list[CheckFinding]) -> list[str]:
 def files_of(mount: Path, count: int) -> tuple[FilesLoad, list[Ack]]:
     acks, position = mount.parent / "load.acks", mount.parent / "position"
     position.write_bytes(struct.pack("<Q", 1))
-    CountingSteps(FileTree(mount / "load", acks, position), position).run(count)
+    CountingSteps(FileTree(mount / "load", AckWriter(acks), position), position).run(count)
     return FilesLoad(table("files"), ["data"]), read_acks(acks)
 
 
@@ -88,7 +88,7 @@ def test_a_tree_of_files_is_checked_against_acknowledged_files(mount: Path) -> N
 
 def test_a_new_process_continues_the_tree(mount: Path) -> None:
     _, acks = files_of(mount, 3)
-    again = FileTree(mount / "load", mount.parent / "load.acks", mount.parent / "position")
+    again = FileTree(mount / "load", AckWriter(mount.parent / "load.acks"), mount.parent / "position")
     assert again.newest == 3
     (mount / "load" / "d4" / "f4.partial").write_bytes(b"half")
     again.step()
@@ -102,7 +102,7 @@ def test_fio_verifies_every_acknowledged_round(mount: Path) -> None:
     states = set(Path("/").glob("*-verify.state"))
     acks_file, position = mount.parent / "load.acks", mount.parent / "position"
     position.write_bytes(struct.pack("<Q", 1))
-    CountingSteps(FioRounds(mount / "load", acks_file, position, size_bytes=32768, rounds=2), position).run(2)
+    CountingSteps(FioRounds(mount / "load", AckWriter(acks_file), position, size_bytes=32768, rounds=2), position).run(2)
     load, acks = FioLoad(table("fio", size="32KiB"), ["data"]), read_acks(acks_file)
     mounts = {"data": mount}
     assert failed(load.findings(mounts, mount, acks, None)[0]) == []
@@ -129,7 +129,7 @@ def test_files_of_older_rounds_of_fio_are_deleted(mount: Path, monkeypatch: pyte
     monkeypatch.setattr(subprocess, "run", write)
     acks_file, position = mount.parent / "load.acks", mount.parent / "position"
     position.write_bytes(struct.pack("<Q", 1))
-    CountingSteps(FioRounds(mount / "load", acks_file, position, size_bytes=4096, rounds=9, rounds_kept=2), position).run(5)
+    CountingSteps(FioRounds(mount / "load", AckWriter(acks_file), position, size_bytes=4096, rounds=9, rounds_kept=2), position).run(5)
     assert fio_rounds.present(mount / "load") == {4, 5}
     load, acks = FioLoad(table("fio", size="4KiB", kept=2), ["data"]), read_acks(acks_file)
     findings, present = load.findings({"data": mount}, mount, acks, None)

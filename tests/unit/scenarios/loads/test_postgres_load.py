@@ -15,7 +15,7 @@ from siterig.scenarios.contracts.finding import CheckFinding
 from siterig.scenarios.files.workload_tables import WorkloadTable
 from siterig.scenarios.loads.load import LoadPlace
 from siterig.scenarios.loads.postgres_load import PostgresLoad
-from siterig.scenarios.workloads.ack_log import read_acks
+from siterig.scenarios.workloads.ack_log import AckWriter, read_acks
 from siterig.scenarios.workloads.postgres_ledger import PostgresLedger
 from siterig.scenarios.workloads.postgres_server import PostgresServer, programs
 from tests.support.needs import needs_program
@@ -51,7 +51,7 @@ def test_a_database_on_two_disks_is_recovered_and_half_a_transaction_is_found(re
     (cluster / "base").mkdir(parents=True)
     (cluster / "PG_VERSION").write_text("a machine died while it created this cluster")
 
-    ledger = PostgresLedger(cluster, log_folder, acks, position, wal=wal)
+    ledger = PostgresLedger(cluster, log_folder, AckWriter(acks), position, wal=wal)
     for _ in range(COUNT):
         ledger.step()
     assert log_folder.stat().st_uid == os.geteuid()

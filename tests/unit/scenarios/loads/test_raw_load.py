@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from siterig.scenarios.loads.raw_load import RawLoad, RawTable
-from siterig.scenarios.workloads.ack_log import Ack, read_acks
+from siterig.scenarios.workloads.ack_log import Ack, AckWriter, read_acks
 from siterig.scenarios.workloads.raw_areas import AREA_BYTES, NUMBER_BYTES, RawAreas, change
 
 SEED, START, STEPS = "7/area", 1 << 20, 40
@@ -27,7 +27,7 @@ class Written:
 
     def run(self, count: int) -> None:
         self._advance()
-        steps = RawAreas(self.disk, START, SEED, self.disk.with_suffix(".acks"), self.position)
+        steps = RawAreas(self.disk, START, SEED, AckWriter(self.disk.with_suffix(".acks")), self.position)
         for _ in range(count):
             steps.step()
             self._advance()
