@@ -40,9 +40,9 @@ class FioLoad(ProcessLoad[WorkloadTable]):
 
 
 def _verified(root: Path, due: list[int], size_bytes: int) -> CheckFinding:
-    done = subprocess.run(
-        fio_rounds.command(root, due, size_bytes, verifies=True), capture_output=True, text=True, check=False, cwd="/"
-    )
+    files = {n: fio_rounds.round_path(root, n) for n in due}
+    words = fio_rounds.command(files, size_bytes, verifies=True)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/")
     lines = (done.stderr.strip() or done.stdout.strip()).splitlines()  # with results on stdout, the reason is on stderr
     text = f"{len(due)} files of {size_bytes} bytes verified" if done.returncode == 0 else " | ".join(lines[-3:])[-300:]
     return CheckFinding("fio verifies every acknowledged round", done.returncode == 0, text)

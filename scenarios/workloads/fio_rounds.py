@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from siterig.blockfs.changelog.position_counter import read_position
@@ -40,14 +40,20 @@ def present(root: Path) -> frozenset[int]:
     return frozenset(int(path.name.removeprefix("round-")) for path in root.glob("round-*"))
 
 
-def command(root: Path, rounds: Sequence[int], size_bytes: int, *, verifies: bool) -> list[str]:
-    """Return the command line that writes rounds, or verifies them."""
+def command(files: Mapping[int, Path], size_bytes: int, *, verifies: bool) -> list[str]:
+    """Return the command line that writes rounds, or verifies them.
+
+    Args:
+        files: the file of each round, by its number.
+        size_bytes: the size of a file.
+        verifies: the files are read; otherwise they are written.
+    """
     words = ["fio", "--thread", "--ioengine=psync", "--rw=randwrite", "--bs=4k", f"--size={size_bytes}", "--fallocate=none"]
     words += ["--verify=crc32c", "--verify_fatal=1", "--group_reporting", "--output-format=terse", "--minimal"]
     words += ["--verify_state_save=0"]  # a file in the folder in which fio was started
     words += ["--verify_only", "--verify_state_load=0"] if verifies else ["--do_verify=0"]
-    for n in rounds:
-        words += [f"--name=round{n}", f"--filename={round_path(root, n)}", f"--randseed={n}"]
+    for n, path in files.items():
+        words += [f"--name=round{n}", f"--filename={path}", f"--randseed={n}"]
     return words
 
 
@@ -82,19 +88,12 @@ class FioRounds(Steps):
             return
         n = self.newest + 1
         begin = read_position(self._position)
-        done = subprocess.run(
-            command(self._root, [n], self._size_bytes, verifies=False),
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd="/",
-            # A disk that hangs ends this process without waiting for fio, which would keep the file system in use.
-            preexec_fn=lambda: linux.set_parent_death_signal(signal.SIGKILL),
-        )
-        if done.returncode:
-            raise FioError(" ".join((done.stderr + done.stdout).split())[-300:])
-        fd = os.open(round_path(self._root, n), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(round_path(self._root, n), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         try:
+            # fio gets the open file: a path may lead to no disk meanwhile, and fio would fill a file of this machine.
+            self._acks.check()
+            os.ftruncate(fd, self._size_bytes)
+            self._write(n, fd)
             sync_file(fd, self._root)
         finally:
             os.close(fd)
@@ -102,6 +101,21 @@ class FioRounds(Steps):
         self.newest = self.acknowledged = n
         if n > self._kept:
             round_path(self._root, n - self._kept).unlink(missing_ok=True)
+
+    def _write(self, n: int, fd: int) -> None:
+        """Let fio write an open file that has its size."""
+        done = subprocess.run(
+            command({n: Path(f"/proc/self/fd/{fd}")}, self._size_bytes, verifies=False),
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            pass_fds=(fd,),
+            # A disk that hangs ends this process without waiting for fio, which would keep the file system in use.
+            preexec_fn=lambda: linux.set_parent_death_signal(signal.SIGKILL),
+        )
+        if done.returncode:
+            raise FioError(" ".join((done.stderr + done.stdout).split())[-300:])
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -25,7 +25,9 @@ class LedgerProcess(WorkloadProcess):
         rate_per_s: float = 0,
         mounted: Sequence[Path] = (),
     ) -> LedgerProcess:
-        """Start a ledger, and return when its first transaction can begin; it ends if a folder of ``mounted`` is no mount point.
+        """Start a ledger, and return when its first transaction can begin.
+
+        It ends when a folder of ``mounted`` is no mount point.
 
         Raises:
             RigError: ``LedgerFailed`` if the databases cannot be opened.

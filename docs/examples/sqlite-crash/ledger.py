@@ -9,8 +9,12 @@ class Ledger:
     def __init__(self, path, synchronous="EXTRA"):
         """Open the ledger; ``synchronous`` is the setting of SQLite."""
         self._database = sqlite3.connect(path, isolation_level=None)
-        self._database.execute(f"PRAGMA synchronous={synchronous}")
-        self._database.execute("CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, note BLOB)")
+        try:
+            self._database.execute(f"PRAGMA synchronous={synchronous}")
+            self._database.execute("CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, note BLOB)")
+        except sqlite3.Error:  # the file is damaged, for example
+            self._database.close()
+            raise
 
     def __enter__(self):
         return self

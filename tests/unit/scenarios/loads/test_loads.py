@@ -129,7 +129,9 @@ def test_files_of_older_rounds_of_fio_are_deleted(mount: Path, monkeypatch: pyte
     monkeypatch.setattr(subprocess, "run", write)
     acks_file, position = mount.parent / "load.acks", mount.parent / "position"
     position.write_bytes(struct.pack("<Q", 1))
-    CountingSteps(FioRounds(mount / "load", AckWriter(acks_file), position, size_bytes=4096, rounds=9, rounds_kept=2), position).run(5)
+    CountingSteps(
+        FioRounds(mount / "load", AckWriter(acks_file), position, size_bytes=4096, rounds=9, rounds_kept=2), position
+    ).run(5)
     assert fio_rounds.present(mount / "load") == {4, 5}
     load, acks = FioLoad(table("fio", size="4KiB", kept=2), ["data"]), read_acks(acks_file)
     findings, present = load.findings({"data": mount}, mount, acks, None)
