@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.repo.documents import DOCS, pages
 from tests.support.site_hook import MERMAID, ROOT
 
 pytestmark = pytest.mark.system
@@ -31,9 +32,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_page_of_docs_is_on_the_site(site: Path) -> None:
-    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    names = {path.relative_to(DOCS).as_posix() for path in pages()}
     found = {path.relative_to(site).as_posix() for path in site.rglob("*.html")} - {"404.html"}
-    assert found == {page.replace("README.md", "index.md").replace(".md", ".html") for page in pages}
+    assert found == {page.replace("README.md", "index.md").replace(".md", ".html") for page in names}
 
 
 def test_the_site_loads_nothing_from_the_network(site: Path) -> None:

@@ -24,9 +24,16 @@ _PROGRAM = re.compile(r"(?:^|(?<=[\s(;&|\"]))(?:\./rig|siterig) (?=[a-z-])")
 _END = re.compile(r"^(?:[|;&)<>]+|[<>].*|\d>.*)$")
 
 
+def pages() -> list[Path]:
+    """Return all pages below ``docs/``; a hidden folder has none: a user who runs an example gets a cache of pytest."""
+    return sorted(
+        path for path in DOCS.rglob("*.md") if not any(part.startswith(".") for part in path.parts[len(DOCS.parts) :])
+    )
+
+
 def documents() -> list[Path]:
     """Return README, CONTRIBUTING and all pages."""
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *pages()]
 
 
 def named(path: Path) -> str:

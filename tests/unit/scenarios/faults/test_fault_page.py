@@ -15,7 +15,7 @@ from siterig.scenarios.faults.rules import read_rule
 from siterig.scenarios.faults.schedule import FaultSchedule
 from tests.support.clocks import SettableClock
 from tests.support.repo import fault_page
-from tests.support.repo.documents import DOCS
+from tests.support.repo.documents import DOCS, pages
 
 HOW_TO = DOCS / "how-to" / "faults.md"
 
@@ -51,7 +51,7 @@ def test_the_examples_can_be_armed(text: str) -> None:
 
 
 def test_the_rules_of_command_lines_on_all_pages_are_rules() -> None:
-    lines = [line for page in DOCS.rglob("*.md") for line in re.findall(r"^siterig fault add (.*)", page.read_text(), re.M)]
+    lines = [line for page in pages() for line in re.findall(r"^siterig fault add (.*)", page.read_text(), re.M)]
     rules = [re.sub(r"--(mnt|seed|file) \S+|--json", "", line.partition("#")[0]).strip() for line in lines]
     assert len([read_rule(rule) for rule in rules if rule and not rule.startswith("[RULE]")]) > 30
 
