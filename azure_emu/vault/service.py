@@ -175,7 +175,8 @@ class Vault:
         self.watch = StandstillWatch(context, self._repairs)
         starter = JobStarter(context, self._engine)
         self.vms = VmOperations(context, starter)
-        self.resyncs = None if resync_window is None else ResyncWorker(context, starter, resync_window)
+        self.resyncs = ResyncWorker(context, starter, resync_window)
+        database.observers.append(self.resyncs.note)
         self.protection = ProtectionOperations(context, starter)
         self.verifications = VerificationOperations(context)
         self.recovery_points = PointOperations(context)
@@ -245,8 +246,7 @@ class Vault:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sources.run)
             nursery.start_soon(attached_disks.record_at_start, self.context)
-            if self.resyncs is not None:
-                nursery.start_soon(self.resyncs.run)
+            nursery.start_soon(self.resyncs.run)
             await self.retention.run()
 
     def close(self) -> None:

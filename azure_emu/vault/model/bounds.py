@@ -28,6 +28,7 @@ WAIT_S_BY_CODE = {
     "DescriptorsExhausted": 10.0,
     "BandwidthLimited": 3600.0,
     "ScheduledStart": math.inf,
+    "ResyncDue": math.inf,
     Code.MailUnsent: math.inf,
     Code.PartMissing: 30.0,
 }

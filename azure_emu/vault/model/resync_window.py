@@ -47,6 +47,10 @@ class ResyncWindow:
         """The window as :meth:`parse` reads it."""
         return "-".join(f"{each // 60:02}:{each % 60:02}" for each in (self.start_min, self.end_min))
 
+    def minutes_until(self, minute: int) -> int:
+        """Return the number of minutes from a minute of the day to the next start of the window."""
+        return (self.start_min - minute) % _DAY_MIN or _DAY_MIN
+
     def contains(self, minute: int) -> bool:
         """Return whether a minute of the day is in the window."""
         if self.start_min < self.end_min:

@@ -14,6 +14,7 @@ from tests.support.repo import error_page
 STATES = {
     ("azure_emu/vault/jobs/engine.py", "Cancelled"),
     ("azure_emu/vault/model/resources.py", "Cancelled"),
+    ("azure_emu/vault/workers/resync_worker.py", "Cancelled"),
     ("scenarios/faults/moment_names.py", "Cancelled"),
     ("scenarios/faults/values.py", "InternalError"),
     ("siterig/net/blob_faults.py", "InternalError"),

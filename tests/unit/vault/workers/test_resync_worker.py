@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from siterig.azure_emu.vault.model.resync_window import OFFICIAL_WINDOW, ResyncWindow
 from siterig.azure_emu.vault.service import Vault
@@ -19,7 +20,6 @@ WINDOW = ResyncWindow.parse(OFFICIAL_WINDOW)
 
 
 async def round_of(vault: Vault) -> None:
-    assert vault.resyncs is not None
     await vault.resyncs.round()
     await idle(vault)
 
@@ -59,6 +59,54 @@ async def test_a_resync_that_is_due_begins_outside_office_hours(tmp_path: Path) 
         assert await resyncs(vault) == ["Succeeded"]
 
 
+async def test_a_resync_begins_as_soon_as_it_is_due(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path, resync_window=WINDOW) as vault, trio.open_nursery() as nursery:
+        await protected(vault)
+        until_hour(world, 19)
+        nursery.start_soon(vault.resyncs.run)
+        await trio.testing.wait_all_tasks_blocked()
+        await vault.reports.resync_required(vm="web01", reason="LogOverflow")
+        with trio.fail_after(10):  # far below a round, which is real time here
+            while not await resyncs(vault):
+                await trio.testing.wait_all_tasks_blocked()
+        await idle(vault)
+        assert await resyncs(vault) == ["Succeeded"]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("window", "when"),
+    [(WINDOW, "it begins by itself in 18:30-06:00"), (None, "no resync begins by itself")],
+    ids=["hours", "never"],
+)
+async def test_a_resync_that_waits_for_its_hours_is_shown(tmp_path: Path, window: ResyncWindow | None, when: str) -> None:
+    def shown(vault: Vault) -> list[tuple[str, str | None, str]]:
+        return [(wait.code, wait.vm, wait.reason) for wait in vault.context.waits.list()]
+
+    world = World()
+    async with running(world, tmp_path, resync_window=window) as vault:
+        await protected(vault)
+        await vault.reports.resync_required(vm="web01", reason="LogOverflow")
+        until_hour(world, 12)
+        await round_of(vault)
+        text = f"the resync of VM 'web01' is due (LogOverflow): {when}; siterig resync web01 begins it now"
+        assert shown(vault) == [("ResyncDue", "web01", text)]
+        await ended(vault, await vault.protection.resync(vm="web01"))
+        await round_of(vault)
+        assert shown(vault) == []
+
+
+def test_the_minutes_until_the_hours_are_counted_over_midnight() -> None:
+    assert WINDOW is not None
+    assert [WINDOW.minutes_until(minute) for minute in (18 * 60 + 29, 18 * 60 + 30, 18 * 60 + 31, 0)] == [
+        1,
+        24 * 60,
+        24 * 60 - 1,
+        18 * 60 + 30,
+    ]
+
+
 async def test_after_a_failure_the_error_stays_until_one_is_started_by_hand(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path, resync_window=WINDOW) as vault:
@@ -92,7 +140,6 @@ async def test_a_vm_with_an_open_job_is_left_alone(tmp_path: Path) -> None:
         until_hour(world, 1)
         world.held["recovery.process_latest"] = trio.Event()
         job = await vault.failovers.test_failover(vm="web01", point="Latest")
-        assert vault.resyncs is not None
         await vault.resyncs.round()
         assert await resyncs(vault) == []
         world.held.pop("recovery.process_latest").set()
