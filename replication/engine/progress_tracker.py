@@ -13,10 +13,18 @@ _COPIES = ("InitialReplication", "Resynchronization")
 
 
 class ProgressTracker:
-    """The progress of one VM: the code that does the work updates it, and ``progress()`` reads it."""
+    """The progress of one VM: the code that does the work updates it, and ``progress()`` reads it.
 
-    def __init__(self, vm: str, clock: Clock) -> None:
+    Args:
+        vm: the VM.
+        clock: the clock of rates and durations.
+        part_of: the tracker of the other work on the VM: the last copy of one is the last copy of both.
+    """
+
+    def __init__(self, vm: str, clock: Clock, *, part_of: ProgressTracker | None = None) -> None:
         self._vm = vm
+        self._copies: list[CopyTotals] = [] if part_of is None else part_of._copies  # noqa: SLF001 (of the same class)
+        """The last copy, of all trackers of the VM; empty if none has ended."""
         self._clock = clock
         self._phase: Phase | None = None
         self._disks: dict[str, list[int]] = {}
@@ -25,7 +33,6 @@ class ProgressTracker:
         self._uploads = RateMeter(clock.trio_time_s)
         self._sent_bytes = self._before_bytes = 0
         self._uploaded_bytes = 0
-        self._last_copy: CopyTotals | None = None
         self.detail = ""
 
     @property
@@ -64,13 +71,14 @@ class ProgressTracker:
     def end(self) -> None:
         """End the phase: the VM is idle."""
         if self._phase in _COPIES:
-            self._last_copy = CopyTotals(
+            copy = CopyTotals(
                 phase=self._phase,
                 total_bytes=sum(total for _, total, _ in self._disks.values()),
                 sent_bytes=self._sent_bytes,
                 duration_s=self._clock.trio_time_s() - self._begun_s,
                 before_bytes=self._before_bytes,
             )
+            self._copies[:] = [copy]
         self._phase = None
         self._disks = {}
         self.detail = ""
@@ -88,7 +96,7 @@ class ProgressTracker:
             detail=self.detail,
             upload_bytes_s=self._uploads.per_second,
             left_s=self._left_s(),
-            last_copy=self._last_copy,
+            last_copy=self._copies[0] if self._copies else None,
         )
 
     @property

@@ -50,6 +50,7 @@ class DiskJoiner:
         working: trio.Lock,
         may_work: Callable[[], bool],
         drop_keys: Callable[[str], None],
+        tracker: ProgressTracker,
     ) -> None:
         """Make the joiner.
 
@@ -59,8 +60,9 @@ class DiskJoiner:
             working: held while a cycle or a copy of the replicated disks runs.
             may_work: returns False while nothing may be sent.
             drop_keys: drops the data keys of a disk that the cache account uses.
+            tracker: the progress of the replicated disks.
         """
-        self.tracker = ProgressTracker(vm, context.clock)
+        self.tracker = ProgressTracker(vm, context.clock, part_of=tracker)
         self._context = context
         self._vm = vm
         self._working = working

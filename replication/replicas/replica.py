@@ -77,6 +77,7 @@ class Replica:
             working=self._working,
             may_work=lambda: not (self._ask_first or self._record.paused),
             drop_keys=drop_keys,
+            tracker=self._tracker,
         )
         self._activity = trio.CancelScope()
         self._manual = trio.CancelScope()

@@ -139,6 +139,7 @@ EVENT_CODES = (
     "ReplicationPaused",
     "ReplicationRecovered",
     "ReplicationResumed",
+    "ResyncDue",
     "RigOnlyPolicy",
     "RpoAboveThreshold",
     "ScheduledStart",

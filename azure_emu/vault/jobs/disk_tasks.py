@@ -21,7 +21,15 @@ from siterig.azure_emu.vault.context import disk_sets, events
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow, JobRow, MountRow
-from siterig.azure_emu.vault.jobs.engine import INFORMATION, JobContext, Scenario, TaskKind, TaskOutcome, site_progress
+from siterig.azure_emu.vault.jobs.engine import (
+    INFORMATION,
+    JobContext,
+    Scenario,
+    TaskKind,
+    TaskOutcome,
+    note_copied,
+    site_progress,
+)
 from siterig.azure_emu.vault.keys.data_key_store import delete_data_keys
 from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.points import points
@@ -97,6 +105,7 @@ async def add_disks(job: JobContext) -> None:
     """Let the site copy the disks, and replicate them from then on."""
     names: list[str] = job.variables[DISKS]
     position = await job.context.site.add_disks(vm=job.vm, disks=names)
+    await note_copied(job)
 
     def record(session: Session, item: ItemRow) -> None:
         first_position = max(position, points.newest_used_position(session, item.vm)) + 1

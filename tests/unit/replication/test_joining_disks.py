@@ -120,6 +120,9 @@ async def test_a_removed_disk_joins_again_by_comparison_and_keeps_its_points(
         rig.write(9)
         between = await rig.cycle(agent)
         await agent.add_disks(vm=VM, disks=["data"])
+        copied = (await agent.progress(vm=VM)).last_copy
+        assert copied is not None
+        assert (copied.phase, copied.total_bytes) == ("Resynchronization", 64 << 10), "the figures of the join"
         rig.write(5)
         after = await rig.cycle(agent)
         rig.check_point(last)

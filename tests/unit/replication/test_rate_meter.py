@@ -53,6 +53,19 @@ def test_a_copy_has_a_rate_a_time_left_and_figures_when_it_has_ended() -> None:
     assert last.before_bytes == 0
 
 
+def test_the_last_copy_of_a_vm_may_be_that_of_a_disk_that_joined() -> None:
+    tracker = ProgressTracker("web01", FakeClock())
+    joining = ProgressTracker("web01", FakeClock(), part_of=tracker)
+    for each, disk, size in ((tracker, "os", 1000), (joining, "data", 500)):
+        each.begin("InitialReplication", [(disk, 0, size)])
+        each.done(disk, size)
+        each.end()
+        last = tracker.snapshot().last_copy
+        assert last is not None
+        assert last.total_bytes == size
+        assert joining.snapshot().last_copy == last
+
+
 def test_a_copy_that_is_continued_by_another_process_names_the_bytes_before() -> None:
     tracker = ProgressTracker("web01", FakeClock())
     tracker.begin("InitialReplication", [("os", 600, 1000), ("data", 0, 500)])

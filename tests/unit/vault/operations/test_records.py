@@ -10,12 +10,13 @@ import structlog
 from siterig.azure_emu.contracts.reports import RoleState, RoleStatus
 from siterig.azure_emu.vault.context import events
 from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.blockfs.core.clock import rfc3339
 from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import CopyTotals, DiskProgress, VmProgress
 from tests.support.rigs.fake_world import World
-from tests.support.rigs.vault_fakes import START_NS, FakeProvider, ended, protected, running
+from tests.support.rigs.vault_fakes import START_NS, FakeProvider, ended, idle, protected, running
 
 COPIED = CopyTotals(phase="InitialReplication", total_bytes=1 << 30, sent_bytes=4096, duration_s=2.5)
 
@@ -44,6 +45,16 @@ async def test_a_job_has_the_figures_of_its_copy_and_its_duration(tmp_path: Path
         finalize, enable = await vault.status.jobs()
         assert (enable.copied, finalize.copied) == (COPIED, None)
         assert (enable.duration_s, enable.progress) == (0, None)
+
+
+async def test_the_job_of_added_disks_has_the_figures_of_their_copy(tmp_path: Path, copying: None) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await vault.vms.create_vm(vm="web01", disks=[DiskSpec(name=name, size_bytes=1 << 30) for name in ("data", "os")])
+        await vault.protection.enable_protection(vm="web01", interval_s=30, exclude=["data"])
+        await idle(vault)
+        job = await ended(vault, await vault.protection.add_disks(vm="web01", disks=["data"]))
+        assert (job.state, job.copied) == ("Succeeded", COPIED)
 
 
 async def test_jobs_are_selected_by_vm_state_and_time(tmp_path: Path, copying: None) -> None:
