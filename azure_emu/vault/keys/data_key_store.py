@@ -70,7 +70,14 @@ class DataKeyStore(DataKeys):
         return await self._granted("disk", disk_id, 0)
 
     async def _granted(self, use: Use, disk_id: str, generation: int) -> DataKeyGrant:
-        key = await self._database.transact(lambda session: self._get(session, use, disk_id, generation))
+        values = {"use": use, "disk_id": disk_id, "generation": generation}
+        row = await self._database.known(
+            ("data key", use, disk_id, generation), lambda session: session.scalars(_KEY, values).one_or_none()
+        )
+        if row is None:
+            key = await self._database.transact(lambda session: self._get(session, use, disk_id, generation))
+        else:
+            key = self._unwrap(row)  # not a part of the answer: the version may be revoked meanwhile
         return DataKeyGrant(key_id=str(key.key_id), secret_hex=key.secret.hex())
 
     def keys(self) -> KeyFile:
