@@ -10,7 +10,7 @@ import math
 
 import structlog
 
-from siterig.azure_emu.applier.bad_parts import BadParts
+from siterig.azure_emu.applier.bad_parts import TEMPORARY, BadParts
 from siterig.azure_emu.contracts.reports import ApplierReports, SkippedBlob
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.clock import Clock
@@ -91,7 +91,7 @@ class AccountWatch:
         now_s = self._clock.trio_time_s()
         self.bad.note(part, error, now_s)
         requested = self.bad.to_request(part, ordered, now_s)
-        if requested and await self._send_again(requested):
+        if requested and await self._send_again(requested, is_temporary=error.code in TEMPORARY):
             self.bad.note_requested(part, self._clock.trio_time_s())
         if self.is_skipped(store, part):
             self._verify_at_s = self._clock.trio_time_s() + self.bad.retry_s(part, self._clock.trio_time_s())
@@ -169,11 +169,11 @@ class AccountWatch:
         self._seen, self._seen_at_s = seen, self._clock.trio_time_s()
         return True
 
-    async def _send_again(self, parts: list[PartName]) -> bool:
+    async def _send_again(self, parts: list[PartName], *, is_temporary: bool = True) -> bool:
         names = [part.blob() for part in parts]
         log.warning("parts_requested_again", disk=self._disk_id, first=names[:1], count=len(names))
         try:
-            await self._reports.send_again(disk_id=self._disk_id, parts=names)
+            await self._reports.send_again(disk_id=self._disk_id, parts=names, is_temporary=is_temporary)
         except RigError as exc:
             self._not_reported(exc)
             return False

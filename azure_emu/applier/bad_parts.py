@@ -14,8 +14,8 @@ from siterig.blockfs.transfer.part_name import PartName
 
 REPAIRABLE = frozenset({Code.PartUnreadable, Code.PartNotFound, Code.PartCorrupt, Code.PartRefused, Code.PositionRegressed})
 """Failures that another copy of the part may end."""
-_TEMPORARY = frozenset({Code.PartUnreadable, Code.PartNotFound})
-"""Failures that another attempt may end."""
+TEMPORARY = frozenset({Code.PartUnreadable, Code.PartNotFound})
+"""Failures of the account, which another attempt may end."""
 ATTEMPTS = 2
 RETRY_S = 3.0
 QUICK_FOR_S = 90.0
@@ -43,7 +43,7 @@ class _BadPart:
 
     @property
     def is_certain(self) -> bool:
-        return self.error.code not in _TEMPORARY or self.attempts >= ATTEMPTS
+        return self.error.code not in TEMPORARY or self.attempts >= ATTEMPTS
 
 
 class BadParts:

@@ -83,10 +83,11 @@ class ApplierReports(Protocol):
         ...
 
     @deadline(ANSWER_S)
-    async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
-        """Request these parts (names of blobs) from the site again, because they cannot be used; returns at once.
+    async def send_again(self, *, disk_id: str, parts: list[str], is_temporary: bool) -> None:
+        """Request these parts (names of blobs) from the site again, because the first cannot be used; returns at once.
 
-        The list is empty if the next part is not in the account at all.
+        The list is empty if the next part is not in the account at all.  ``is_temporary``: the account did not give the
+        part, which may be good, and readable later; otherwise it was read, and it is bad.
         """
         ...
 

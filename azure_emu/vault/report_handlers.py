@@ -159,9 +159,9 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
     ) -> None:
         self._context.lag.account(disk_id, waiting_bytes, skipped, skipped_count)
 
-    async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
+    async def send_again(self, *, disk_id: str, parts: list[str], is_temporary: bool) -> None:
         """Request parts again from the site; a part that was already resent and is still unusable makes a resync due."""
-        bad = await self._repairs.ask_for(disk_id, parts)
+        bad = await self._repairs.ask_for(disk_id, parts, is_temporary=is_temporary)
         if bad is None:
             return
 

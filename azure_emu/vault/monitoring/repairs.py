@@ -19,6 +19,8 @@ ASK_AGAIN_S = 10.0
 """The delay before a request that failed is repeated."""
 SENT_S = 6.0
 """A part that is requested this long after it was resent has been read since, because the applier polls every 3 s."""
+UNREADABLE_S = 90.0
+"""A part that the account does not give counts as unusable this long after it was resent: the account may fail meanwhile."""
 PARTS_MAX = 1000
 """The largest number of parts of a VM that wait to be requested."""
 
@@ -30,21 +32,26 @@ class Repairs:
 
     def __init__(self, context: VaultContext) -> None:
         self._context = context
-        self._wanted: dict[str, dict[str, None]] = {}
+        self._wanted: dict[str, dict[str, bool]] = {}
+        """The parts of each VM that are to be requested; True for one that was found bad, False for those after it."""
         self._asking: set[str] = set()
         self._refused: set[str] = set()
         """The VMs whose last request failed."""
         self._again: set[str] = set()
         """The VMs whose request will be repeated."""
         self._sent: dict[str, dict[str, float]] = {}
-        """The parts that the site has sent again, with the time (:meth:`Clock.trio_time_s`)."""
+        """The bad parts that the site has sent again, with the time (:meth:`Clock.trio_time_s`)."""
         self._news = trio.Event()
 
-    async def ask_for(self, disk_id: str, parts: list[str]) -> str | None:
+    async def ask_for(self, disk_id: str, parts: list[str], *, is_temporary: bool) -> str | None:
         """Request parts of a managed disk, because the first one is bad; does not wait for the site.
 
         A disk that belongs to no item is ignored.
 
+        Args:
+            disk_id: the managed disk.
+            parts: the bad part, and parts after it that nobody has tried yet.
+            is_temporary: the account did not give the part; otherwise it was read, and it is bad.
         Returns:
             The first part if it was resent before and is still bad; otherwise None.
         """
@@ -52,14 +59,19 @@ class Repairs:
         if row is None:
             return None
         sent_s = self._sent.get(row.vm, {}).get(parts[0]) if parts else None
-        self.ask(row.vm, parts)
-        return parts[0] if sent_s is not None and self._context.clock.real.trio_time_s() - sent_s >= SENT_S else None
+        self._ask(row.vm, {part: index == 0 for index, part in enumerate(parts)})
+        enough_s = UNREADABLE_S if is_temporary else SENT_S
+        return parts[0] if sent_s is not None and self._context.clock.real.trio_time_s() - sent_s >= enough_s else None
 
-    def ask(self, vm: str, parts: list[str]) -> None:
-        """Request parts of a VM; without parts the site looks for parts that the account lacks."""
+    def look_for_missing(self, vm: str) -> None:
+        """Let the site look for parts of a VM that the account lacks."""
+        self._ask(vm, {})
+
+    def _ask(self, vm: str, parts: dict[str, bool]) -> None:
         wanted = self._wanted.setdefault(vm, {})
-        for part in parts[: max(0, PARTS_MAX - len(wanted))]:
-            wanted[part] = None
+        for part, is_bad in parts.items():
+            if part in wanted or len(wanted) < PARTS_MAX:
+                wanted[part] = wanted.get(part, False) or is_bad
         self._news.set()
 
     def keep_only(self, vms: set[str]) -> None:
@@ -77,21 +89,21 @@ class Repairs:
                 self._news = trio.Event()
                 for vm in [vm for vm in self._wanted if vm not in self._asking]:
                     self._asking.add(vm)
-                    nursery.start_soon(self._ask_site, vm, list(self._wanted.pop(vm)), nursery)
+                    nursery.start_soon(self._ask_site, vm, self._wanted.pop(vm), nursery)
                 await self._news.wait()
 
-    async def _ask_again(self, vm: str, parts: list[str]) -> None:
+    async def _ask_again(self, vm: str, parts: dict[str, bool]) -> None:
         self._again.add(vm)
         await self._context.clock.real.sleep(ASK_AGAIN_S)
         self._again.discard(vm)
         if vm in self._refused:
-            self.ask(vm, parts)
+            self._ask(vm, parts)
 
-    async def _ask_site(self, vm: str, parts: list[str], nursery: trio.Nursery) -> None:
+    async def _ask_site(self, vm: str, parts: dict[str, bool], nursery: trio.Nursery) -> None:
         error: RigError | None = None
         try:
             with self._context.clock.real.move_on_after(ANSWER_S) as scope:
-                await self._context.site.send_again(vm=vm, parts=parts)
+                await self._context.site.send_again(vm=vm, parts=list(parts))
             if scope.cancelled_caught:
                 error = RigError(Code.RoleUnavailable, f"the site did not send parts again within {ANSWER_S:g} s")
         except RigError as exc:
@@ -103,7 +115,7 @@ class Repairs:
             self._context.waits.clear("repair", vm=vm)
             self._refused.discard(vm)
             sent = self._sent.setdefault(vm, {})
-            for part in parts:
+            for part in [part for part, is_bad in parts.items() if is_bad]:
                 sent.setdefault(part, self._context.clock.real.trio_time_s())
             for part in list(sent)[: max(0, len(sent) - PARTS_MAX)]:
                 del sent[part]

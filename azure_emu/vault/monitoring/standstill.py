@@ -334,7 +334,7 @@ class StandstillWatch:
         """Make the site check that the account has the sent parts, which can also be missing in its own lists."""
         if self._now_s() >= self._asked_s.get(vm, 0.0) + ASK_EVERY_S:
             self._asked_s[vm] = self._now_s()
-            self._repairs.ask(vm, [])
+            self._repairs.look_for_missing(vm)
 
     def _of_account(self, disk_ids: list[str]) -> Iterator[Standstill]:
         skipped, count = self._context.lag.skipped(disk_ids)

@@ -88,6 +88,7 @@ class FakeVault(ApplierReports):
         self.blobs_at_report: list[int] = []
         self.seen: list[tuple[int, list[str]]] = []
         self.asked: list[tuple[float, list[str]]] = []
+        self.asked_temporary: list[bool] = []
         self.rounds = 0
         self.changed = trio.Event()
 
@@ -122,8 +123,9 @@ class FakeVault(ApplierReports):
         assert skipped_count == len(skipped)
         self.seen.append((waiting_bytes, [blob.name for blob in skipped]))
 
-    async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
+    async def send_again(self, *, disk_id: str, parts: list[str], is_temporary: bool) -> None:
         self.asked.append((trio.current_time(), parts))
+        self.asked_temporary.append(is_temporary)
         self._wake()
 
     async def wait_asked(self, count: int = 1) -> None:

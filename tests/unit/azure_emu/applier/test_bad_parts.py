@@ -93,6 +93,7 @@ async def test_a_part_that_cannot_be_used_is_asked_for_and_its_replacement_is_ap
     await nursery.start(rig.service.run)
     await rig.vault.wait_asked()
     assert rig.vault.asked[0][1][0] == part.blob()
+    assert rig.vault.asked_temporary == [kind == "unreadable"]
     await rig.vault.wait_failed()
     assert rig.waits.list()[0].disk == DISK_ID
     rig.cache.unreadable.clear()

@@ -92,7 +92,7 @@ class Reports:
             disk_id=disk_id, waiting_bytes=waiting_bytes, skipped=skipped, skipped_count=skipped_count
         )
 
-    async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
+    async def send_again(self, *, disk_id: str, parts: list[str], is_temporary: bool) -> None:
         self._world.asked += parts
 
     async def replicating_disks(self) -> list[str]:

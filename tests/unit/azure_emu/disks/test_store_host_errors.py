@@ -137,7 +137,7 @@ class Reports:
     ) -> None:
         assert skipped_count == 0
 
-    async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
+    async def send_again(self, *, disk_id: str, parts: list[str], is_temporary: bool) -> None:
         """Nobody can."""
 
     async def replicating_disks(self) -> list[str]:

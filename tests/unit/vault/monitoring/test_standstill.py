@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from siterig.azure_emu.contracts.reports import RoleState, RoleStatus, SkippedBlob
 from siterig.azure_emu.vault.model import bounds
 from siterig.azure_emu.vault.model.alert_api import AlertSettings
-from siterig.azure_emu.vault.monitoring.repairs import ASK_AGAIN_S, SENT_S
+from siterig.azure_emu.vault.monitoring.repairs import ASK_AGAIN_S, SENT_S, UNREADABLE_S
 from siterig.azure_emu.vault.monitoring.standstill import ASK_AFTER_S
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.changelog.tags import TagSeen
@@ -283,12 +283,12 @@ async def test_unusable_parts_are_requested_and_a_refusal_is_a_wait(tmp_path: Pa
     async with watched(tmp_path) as it:
         disk_id = it.world.site["web01"]["os"].disk_id
         it.world.failing["site.send_again"] = RigError(Code.CacheForbidden, "403")
-        await it.vault.reports.send_again(disk_id=disk_id, parts=["a", "b"])
+        await it.vault.reports.send_again(disk_id=disk_id, parts=["a", "b"], is_temporary=False)
         await trio.testing.wait_all_tasks_blocked()
         (wait,) = it.vault.context.waits.list()
         assert (wait.vm, wait.code) == ("web01", "CacheForbidden")
         it.world.stop_failing()
-        await it.vault.reports.send_again(disk_id=disk_id, parts=["a"])
+        await it.vault.reports.send_again(disk_id=disk_id, parts=["a"], is_temporary=False)
         await trio.testing.wait_all_tasks_blocked()
         assert it.world.asked_again == [("web01", ["a"])]
         assert it.vault.context.waits.list() == []
@@ -301,7 +301,7 @@ async def test_a_part_that_fails_again_makes_a_resync_due_and_is_named(tmp_path:
         disk_id = world.site["web01"]["os"].disk_id
 
         async def asked(part: str) -> str | None:
-            await vault.reports.send_again(disk_id=disk_id, parts=[part])
+            await vault.reports.send_again(disk_id=disk_id, parts=[part], is_temporary=False)
             await trio.testing.wait_all_tasks_blocked()
             return (await vault.status.items())[0].resynchronizationRequired
 
@@ -320,6 +320,29 @@ async def test_a_part_that_fails_again_makes_a_resync_due_and_is_named(tmp_path:
         assert event.description == "VM 'web01' needs a resync: PartUnusable: part a was sent again and is still unusable"
         await ended(vault, await vault.protection.resync(vm="web01"))
         assert (await vault.status.items())[0].resynchronizationRequired is None
+
+
+async def test_a_part_that_the_account_does_not_give_is_unusable_after_a_while(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        disk_id = world.site["web01"]["os"].disk_id
+
+        async def asked(*parts: str, is_temporary: bool) -> str | None:
+            await vault.reports.send_again(disk_id=disk_id, parts=list(parts), is_temporary=is_temporary)
+            await trio.testing.wait_all_tasks_blocked()
+            return (await vault.status.items())[0].resynchronizationRequired
+
+        assert await asked("a", "b", is_temporary=True) is None
+        await trio.sleep(2 * SENT_S)
+        assert await asked("b", is_temporary=False) is None, "it was sent beside another one, and not tried before"
+        for _ in range(int(UNREADABLE_S / (2 * SENT_S)) - 1):
+            assert await asked("a", is_temporary=True) is None
+            await trio.sleep(2 * SENT_S)
+        await trio.sleep(2 * SENT_S)
+        assert await asked("a", is_temporary=True) == "PartUnusable"
 
 
 async def test_the_site_checks_sent_parts_that_are_neither_listed_nor_applied(tmp_path: Path) -> None:
