@@ -18,8 +18,10 @@ from siterig.azure_emu.authority.register import IssuedCertificate
 from siterig.azure_emu.contracts.certificates import CertificateApi, CertificateInfo, CertificateRole, CertificateState
 from siterig.blockfs.core.clock import Clock, rfc3339, rfc3339_or_none
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.printable import printable
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.sides.host_certificates import (
+    WORDS_MAX,
     HostCertificates,
     HostIdentityControl,
     HostRegistration,
@@ -27,7 +29,8 @@ from siterig.blockfs.sides.host_certificates import (
 )
 from siterig.blockfs.trust.credentials_file import credentials_text
 from siterig.blockfs.trust.identity import check_identity
-from siterig.blockfs.trust.peer import PEER, Peer, PeerRole
+from siterig.blockfs.trust.peer import PEER, Peer, PeerRole, refusal_of
+from siterig.blockfs.trust.refusals import Refusal, RepeatedRefusals, is_own_refusal
 from siterig.blockfs.trust.signing_requests import holder_of, requested_key
 
 SERVICES: dict[str, tuple[PeerRole, ...]] = {
@@ -38,8 +41,6 @@ SERVICES: dict[str, tuple[PeerRole, ...]] = {
     "calls": ("host", "credentials"),
 }
 """The services of the vault for the sites, and whose certificates they accept."""
-REPEATED_S = 3600.0
-"""The time after which a refusal with the same reason is an event again."""
 LOOK_EVERY_S = 60.0
 """The time between two looks whether a certificate of this side has to be rotated; the wall clock can be set meanwhile."""
 EventSeverity = Literal["OK", "Warning", "Critical"]
@@ -74,7 +75,7 @@ class CertificateService(CertificateApi, HostRegistration, HostCertificates):
         self.authority, self._own, self._hosts, self._record, self._clock = authority, own, hosts, record, clock
         self._waits = waits
         self._register = authority.register
-        self._reported_s: dict[str, float] = {}
+        self._refusals = RepeatedRefusals(clock)
         self._events, self._to_record = trio.open_memory_channel[tuple[str, EventSeverity, str, str]](1000)
 
     async def run(self) -> None:
@@ -118,12 +119,25 @@ class CertificateService(CertificateApi, HostRegistration, HostCertificates):
         """Record that a handshake with a caller failed; ``reason`` is in words."""
         self._note("an unknown caller", reason)
 
-    def _note(self, affected: str, reason: str) -> None:
-        key, now_s = f"{affected}: {reason.partition(', and it is ')[0]}", self._clock.trio_time_s()
-        _log.warning("caller_refused", caller=affected, reason=reason)
-        if now_s - self._reported_s.get(key, -REPEATED_S) >= REPEATED_S:
-            self._reported_s[key] = now_s
-            self._event(Code.PeerRefused, "Warning", affected, f"the vault refused {affected}: {reason}")
+    def note_called(self, host: str, failure: RigError | None) -> None:
+        """Record that a call of the vault to a host failed because one side refuses the certificate of the other.
+
+        Args:
+            host: the name of the host.
+            failure: the failure, with the error of the connection as its cause; None after a call that was answered.
+        """
+        if failure is None:
+            return
+        reason = refusal_of(failure.__cause__) or failure.message
+        if is_own_refusal(failure.__cause__):
+            self._note(f"the host {host}", reason)
+        else:
+            self._note("the vault", reason, by=f"the host {host}")
+
+    def _note(self, affected: str, reason: str, *, by: str = "the vault") -> None:
+        _log.warning("peer_refused", by=by, peer=affected, reason=reason)
+        if self._refusals.is_news(Refusal(f"{affected}, by {by}", reason)):
+            self._event(Code.PeerRefused, "Warning", affected, f"{by} refused {affected}: {reason}")
 
     def _event(self, code: str, severity: EventSeverity, affected: str, text: str) -> None:
         try:
@@ -147,6 +161,15 @@ class CertificateService(CertificateApi, HostRegistration, HostCertificates):
         issued = self._issue(peer.name, request)
         self._event_ok("CertificateRotated", peer.name, f"{peer.holder} has a new certificate in place of {peer.serial}")
         return issued
+
+    async def report_refusal(self, *, affected: str, reason: str) -> None:
+        for name, text in (("affected", affected), ("reason", reason)):
+            if len(text) > WORDS_MAX:
+                raise RigError(Code.BadRequest, f"{name}: {len(text)} characters; allowed: at most {WORDS_MAX}")
+        peer = PEER.get()
+        if peer is None:
+            raise RigError(Code.PeerRefused, "a refusal is reported by a host only")
+        self._note(printable(affected), printable(reason), by=peer.holder)
 
     def _issue(self, host: str, request: str) -> IssuedHostCertificate:
         certificate = self.authority.issue("host", host, requested_key(request))

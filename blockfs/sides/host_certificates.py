@@ -7,6 +7,9 @@ from typing import Protocol
 from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_S, deadline
 from siterig.blockfs.core.wire_model import WireModel
 
+WORDS_MAX = 1000
+"""The largest number of characters of a text about a refusal."""
+
 
 class IssuedHostCertificate(WireModel):
     """A certificate of a host, and that of the authority that has signed it, both as PEM."""
@@ -46,6 +49,19 @@ class HostCertificates(Protocol):
 
         Raises:
             RigError: ``BadRequest``.
+        """
+        ...
+
+    @deadline(ANSWER_S)
+    async def report_refusal(self, *, affected: str, reason: str) -> None:
+        """Record as an event that the host, whose certificate the connection has, has refused a peer.
+
+        Args:
+            affected: the peer in words, at most ``WORDS_MAX`` characters.
+            reason: the reason in words, at most ``WORDS_MAX`` characters.
+
+        Raises:
+            RigError: ``BadRequest`` for a text that is longer.
         """
         ...
 

@@ -26,6 +26,7 @@ from siterig.roles.entry import Health, run_role
 from siterig.roles.fault_injection import RoleInjector, of_agent
 from siterig.roles.host_identity import HostIdentity
 from siterig.rpc import directory, server, trust
+from siterig.rpc.client import TLS_CALLS
 from siterig.rpc.tls_server import serve_tls
 from siterig.supervisor.launch import QUICK_RETRIES
 
@@ -47,6 +48,7 @@ async def run(
     account = open_account(layout, "agent", clock, in_flight_max=uploads.per_host + 1)
     cipher = KeyedPartCipher(directory.data_keys(layout, "agent", clock), clock)
     identity = HostIdentity(layout, directory.host_certificates(layout, "agent", clock), clock, health.waits)
+    TLS_CALLS.set(identity.note_called)
     injector = RoleInjector(partial(of_agent, layout, clock))
 
     async def follow_secret() -> None:
@@ -57,7 +59,7 @@ async def run(
 
     async def serve_vault(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await identity.is_registered.wait()
-        context = trust.host_tls(layout, clock, is_server=True)
+        context = trust.host_tls(layout, clock, is_server=True, refused=identity.note_failed_handshake)
         faces = {"Provider": (Provider, agent), "HostIdentityControl": (HostIdentityControl, identity)}
         await serve_tls(faces, layout.port("agent"), context, identity.guard, task_status=task_status)
 

@@ -21,6 +21,7 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.files.small_file import FileTooLongError, bounded
 from siterig.blockfs.sides.host_certificates import (
+    WORDS_MAX,
     HostCertificates,
     HostIdentityControl,
     HostRegistration,
@@ -29,7 +30,8 @@ from siterig.blockfs.sides.host_certificates import (
 )
 from siterig.blockfs.trust.credentials_file import CREDENTIALS_BYTES_MAX, read_credentials
 from siterig.blockfs.trust.identity import Identity, TlsContext, identity_text, only, store
-from siterig.blockfs.trust.peer import PEER, Peer
+from siterig.blockfs.trust.peer import PEER, Peer, refusal_of
+from siterig.blockfs.trust.refusals import Refusal, UnreportedRefusals, is_own_refusal
 from siterig.blockfs.trust.signing_requests import belongs_to, holder_of, key_text, new_key, new_request
 from siterig.core.paths import Layout
 from siterig.rpc.client import proxy
@@ -60,6 +62,8 @@ class HostIdentity(HostIdentityControl, HostSetup):
             waits: the waits of the role.
         """
         self._layout, self._vault, self._clock, self._waits = layout, vault, clock, waits
+        self._refusals = UnreportedRefusals(clock)
+        self._accepted = trio.Event()
         self.is_registered = trio.Event()
         """Set as soon as the host has a certificate."""
 
@@ -72,6 +76,7 @@ class HostIdentity(HostIdentityControl, HostSetup):
         tried = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._work, tried)
+            nursery.start_soon(self._report_refusals)
             with self._clock.real.move_on_after(START_S):
                 await tried.wait()
             task_status.started()
@@ -176,6 +181,35 @@ class HostIdentity(HostIdentityControl, HostSetup):
         self._waits.clear(_PLACE)
         return True
 
+    def note_failed_handshake(self, reason: str) -> None:
+        """Note that a handshake with a caller failed; ``reason`` is in words."""
+        self._note_refusal("an unknown caller", reason)
+
+    def note_called(self, failure: RigError | None) -> None:
+        """Note the end of a call to the vault: the failure if one side refuses the other; None if it was answered."""
+        if failure is None:
+            self._accepted.set()
+        elif is_own_refusal(failure.__cause__):  # a refusal by the vault is its own event
+            self._note_refusal("the vault", refusal_of(failure.__cause__) or failure.message)
+
+    def _note_refusal(self, affected: str, reason: str) -> None:
+        _log.warning("peer_refused", peer=affected, reason=reason)
+        self._refusals.note(Refusal(affected[:WORDS_MAX], reason[:WORDS_MAX]))
+
+    async def _report_refusals(self) -> None:
+        """Report each refusal to the vault, as soon as the two accept each other, until cancelled."""
+        while True:
+            refusal = await self._refusals.oldest()
+            self._accepted = trio.Event()
+            try:
+                await self._vault.report_refusal(affected=refusal.affected, reason=refusal.reason)
+            except RigError as error:
+                _log.info("refusal_not_reported", code=error.code, reason=error.message)
+                with self._clock.move_on_after(AGAIN_S):
+                    await self._accepted.wait()
+            else:
+                self._refusals.forget_oldest()
+
     def guard(self, _service: str) -> RigError | None:
         """Return the reason for which the caller of this connection may not call the host."""
         peer = PEER.get()
@@ -187,7 +221,7 @@ class HostIdentity(HostIdentityControl, HostSetup):
             problem = peer.time_problem(self._clock) or ""
         if not problem:
             return None
-        _log.warning("caller_refused", caller="nobody" if peer is None else peer.holder, reason=problem)
+        self._note_refusal("a caller without a holder" if peer is None else peer.holder, problem)
         return RigError(Code.PeerRefused, f"the host {HOST} refuses this caller: {problem}", recoverable=True)
 
 

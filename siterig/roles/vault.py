@@ -29,6 +29,7 @@ from siterig.core import metrics_address
 from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server, trust
+from siterig.rpc.client import TLS_CALLS
 from siterig.rpc.metrics_server import serve_metrics
 from siterig.rpc.tls_server import serve_tls
 
@@ -59,6 +60,7 @@ async def run(
     hosts = {trust.HOST: directory.host_identity(layout, "vault", clock)}
     authority = Authority(layout.authority, clock)
     certificates = CertificateService(authority, own, hosts, vault.record_server_event, waits=health.waits, clock=clock)
+    TLS_CALLS.set(partial(certificates.note_called, trust.HOST))
     site_faces = {
         "DataKeys": (DataKeys, vault.data_keys),
         "VaultLink": (VaultLink, vault.reports),

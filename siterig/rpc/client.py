@@ -54,6 +54,8 @@ class Guide(Protocol):
 
 WATCH: ContextVar[Waits | None] = ContextVar("WATCH", default=None)
 """The waits of this role: a call without a deadline is one while the link does not carry it."""
+TLS_CALLS: ContextVar[Callable[[RigError | None], None] | None] = ContextVar("TLS_CALLS", default=None)
+"""Gets the failure of each call over TLS in which one side refuses the certificate of the other; None for an answer."""
 WATCH_EVERY_S = 10.0
 """The time between two questions about a call without a deadline; an answer must come within half of it."""
 LOST_AFTER = 2
@@ -138,7 +140,12 @@ class _Proxy:
 
     def _note_refusal(self, failure: RigError | None) -> None:
         """Report a link as a wait of this role as long as one of its sides refuses the certificate of the other."""
-        if self._way.tls_link is None or (waits := WATCH.get()) is None:
+        if self._way.tls_link is None:
+            return
+        note = TLS_CALLS.get()
+        if note is not None and (failure is None or failure.code == Code.PeerRefused):
+            note(failure)
+        if (waits := WATCH.get()) is None:
             return
         if failure is not None and failure.code in (Code.PeerRefused, Code.HostNotRegistered):
             waits.set(f"link {self._way.tls_link}", failure.code, failure.message)

@@ -45,8 +45,12 @@ def storage_server_tls(layout: Layout, clock: Clock = SYSTEM_CLOCK) -> TlsContex
     return TlsContext(True, authority=authority, clock=clock, identity=identity, demands_certificate=False)
 
 
-def host_tls(layout: Layout, clock: Clock, *, is_server: bool = False) -> TlsContext:
+def host_tls(
+    layout: Layout, clock: Clock, *, is_server: bool = False, refused: Callable[[str], None] | None = None
+) -> TlsContext:
     """Return the settings of the host for connections with the vault.
+
+    ``refused`` gets the reason of each handshake that fails.
 
     Raises:
         RigError: ``HostNotRegistered`` (recoverable) if the host has no certificate.
@@ -56,7 +60,9 @@ def host_tls(layout: Layout, clock: Clock, *, is_server: bool = False) -> TlsCon
         raise RigError(Code.HostNotRegistered, text, recoverable=True)
     identity = Identity(layout.host_identity)
     check = None if is_server else only("vault")
-    return TlsContext(is_server, authority=identity.authority(), clock=clock, identity=identity, check=check)
+    return TlsContext(
+        is_server, authority=identity.authority(), clock=clock, identity=identity, check=check, refused=refused
+    )
 
 
 def vault_tls(layout: Layout, clock: Clock) -> TlsContext:

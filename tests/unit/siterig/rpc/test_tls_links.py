@@ -26,7 +26,7 @@ from siterig.director.director import FaultDirector
 from siterig.director.links.wiring import link_injectors
 from siterig.roles.host_identity import HostIdentity
 from siterig.rpc import directory, trust
-from siterig.rpc.client import WATCH, proxy
+from siterig.rpc.client import TLS_CALLS, WATCH, proxy
 from siterig.rpc.directory import Service
 from siterig.rpc.tls_server import serve_tls
 from siterig.rpc.ways import TlsWay
@@ -96,7 +96,7 @@ class Rig:
 
     async def serve_host(self, *, task_status: trio.TaskStatus[None]) -> None:
         faces: dict[str, tuple[type, object]] = {"HostIdentityControl": (HostIdentityControl, self.host)}
-        context = trust.host_tls(self.layout, self.clock, is_server=True)
+        context = trust.host_tls(self.layout, self.clock, is_server=True, refused=self.host.note_failed_handshake)
         await serve_tls(faces, self.layout.port("agent"), context, self.host.guard, task_status=task_status)
 
     async def ask(self) -> bool:
@@ -261,6 +261,71 @@ async def test_only_the_vault_can_call_the_host(tmp_path: Path) -> None:
         host = made.call(directory.host_identity, "vault", context)
         message = await refusal(host.rotate_certificate)
         assert "the host site refuses this caller: the certificate of the host site" in message
+
+
+def refusals(made: Rig) -> list[tuple[str, str]]:
+    return [(affected, text) for code, affected, text in made.events if code == Code.PeerRefused]
+
+
+async def test_a_host_that_refuses_a_caller_tells_the_vault(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        stranger = tmp_path / "stranger.pem"
+        foreign = Authority(tmp_path / "foreign", made.clock)
+        for authority, role, words in (
+            (made.authority, "host", "the host site refused the host site: the certificate of the host site"),
+            (foreign, "vault", "the host site refused an unknown caller: the certificate of the other side is not of the"),
+        ):
+            authority.replace_identity(stranger, role, "site")  # type: ignore[arg-type]
+            own, trusted = Identity(stranger), made.authority.certificate
+            context = TlsContext(False, authority=trusted, clock=made.clock, identity=own, check=only("host"))
+            host = made.call(directory.host_identity, "vault", context)
+            before = len(refusals(made))
+            for _ in range(3):
+                await refusal(host.rotate_certificate)
+            await until(lambda before=before: len(refusals(made)) > before)  # type: ignore[misc]
+            assert refusals(made)[-1][1].startswith(words), refusals(made)
+            assert len(refusals(made)) == before + 1, "one event, however often it calls"
+
+
+async def test_a_host_that_refused_the_vault_tells_it_later(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        TLS_CALLS.set(made.host.note_called)
+        Authority(tmp_path / "foreign", made.clock).replace_identity(made.layout.vault_identity, "vault", "vault")
+        await refusal(made.ask)
+        assert refusals(made) == []
+        made.authority.replace_identity(made.layout.vault_identity, "vault", "vault")
+        assert await made.ask()
+        await until(lambda: refusals(made))
+        ((affected, text),) = refusals(made)
+        assert affected == "the vault"
+        assert text.startswith("the host site refused the vault: the certificate of the other side is not of the authority")
+
+
+async def test_the_vault_records_refusals_of_its_own_calls(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        TLS_CALLS.set(partial(made.certificates.note_called, trust.HOST))
+        host = made.call(directory.host_identity, "vault")
+        made.authority.replace_identity(made.layout.host_identity, "host", "other")
+        for _ in range(2):
+            await refusal(host.rotate_certificate)
+        made.authority.replace_identity(made.layout.host_identity, "host", "site")
+        made.authority.replace_identity(made.layout.vault_identity, "credentials", "vault")
+        for _ in range(2):
+            await refusal(host.rotate_certificate)
+        await until(lambda: {affected for affected, _ in refusals(made)} == {"the host site", "the vault"})
+        texts = [text for _, text in refusals(made)]
+        assert any(text.startswith("the vault refused the host site: the other side shows") for text in texts)
+        assert any(text.startswith("the host site refused the vault: ") for text in texts)
+
+
+async def test_a_report_of_a_refusal_is_bounded_and_escaped(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        vault = made.call(directory.host_certificates)
+        message = await refusal(lambda: vault.report_refusal(affected="x", reason="y" * 1001), Code.BadRequest)
+        assert message == "reason: 1001 characters; allowed: at most 1000"
+        await vault.report_refusal(affected="a\nb", reason="c\x1b[2J")
+        await until(lambda: refusals(made))
+        assert refusals(made) == [("a\\nb", "the host site refused a\\nb: c\\x1b[2J")]
 
 
 @pytest.mark.parametrize("problem", ["expired", "revoked", "foreign", "other", "site", "damaged"])
