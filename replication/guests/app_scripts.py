@@ -13,8 +13,8 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from siterig.blockfs.contracts.app_script import AppScript
 from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.core.wire_model import WireModel
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_atomically
@@ -33,6 +34,8 @@ from siterig.blockfs.guests import script_guard
 
 HOLD_S_MAX = 20.0
 """The time after the call with ``--pre`` in which the cut has to be made; then ``--post`` is called in any case."""
+RUNS = "AppScriptRuns"
+"""The code of the wait while a script runs."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _GRACE_S = 10.0
 """The time beyond the limits in which the guard has to answer, on a slow host."""
@@ -74,9 +77,10 @@ def check_script(vm: str, script: AppScript) -> None:
 class AppScripts:
     """The calls of the scripts of one host; one at a time for each VM, which its caller ensures."""
 
-    def __init__(self, folder: Path) -> None:
-        """Use ``folder`` for the records of calls in progress."""
+    def __init__(self, folder: Path, waits: Waits) -> None:
+        """Use ``folder`` for the records of calls in progress; a script that runs is one of ``waits``."""
         self._folder = folder
+        self._waits = waits
         self._after: dict[str, RigError] = {}
 
     async def finish_all(self) -> None:
@@ -108,7 +112,7 @@ class AppScripts:
         limit_s = script.time_limit_s + script_guard.END_S * 3 + _GRACE_S
         hold = None
         try:
-            with trio.move_on_after(limit_s):
+            with trio.move_on_after(limit_s), self._shown(content, "pre"):
                 self._raise_for(content, await lines.next())
                 hold = await lines.next()
             if hold is None:
@@ -118,11 +122,21 @@ class AppScripts:
         finally:
             with trio.CancelScope(shield=True):
                 await guard.stdin.aclose()
-                with trio.move_on_after(limit_s):
+                with trio.move_on_after(limit_s), self._shown(content, "post"):
                     await self._note_post(content, lines)
                     await guard.wait()
                 await lines.close()
                 await self._finish(record)
+
+    @contextmanager
+    def _shown(self, record: _ScriptCall, step: str) -> Iterator[None]:
+        """Show during the block that the script runs."""
+        text = f"{_named(record)}: --{step} has not ended; its time limit is {record.script.time_limit_s:g} s"
+        self._waits.set("app script", RUNS, text, vm=record.vm)
+        try:
+            yield
+        finally:
+            self._waits.clear("app script", vm=record.vm)
 
     def failed_after(self, vm: str) -> RigError | None:
         """Return the error of the last call with ``--post`` for a VM, once; None if it succeeded."""
@@ -153,7 +167,10 @@ class AppScripts:
         assert guard.stdin is not None  # noqa: S101 (for the type checker)
         lines = _Lines(guard)
         with trio.CancelScope(shield=True):
-            with trio.move_on_after(3 * record.script.time_limit_s + HOLD_S_MAX + _GRACE_S):
+            with (
+                trio.move_on_after(3 * record.script.time_limit_s + HOLD_S_MAX + _GRACE_S),
+                self._shown(record, "post"),
+            ):
                 await self._note_post(record, lines)
                 await guard.wait()
             await guard.stdin.aclose()

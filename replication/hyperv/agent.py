@@ -115,7 +115,7 @@ class HyperVAgent(Provider):
             bandwidth=Bandwidth(lambda: book.bandwidth, clock, waits),
             packing=trio.CapacityLimiter(os.cpu_count() or 1),
             memory=ByteBudget(MEMORY_BYTES),
-            scripts=AppScripts(folder / "app-scripts"),
+            scripts=AppScripts(folder / "app-scripts", waits),
             retry=RetryTable(retry_delays_s),
             clock=clock,
             waits=waits,

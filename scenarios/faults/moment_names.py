@@ -105,6 +105,7 @@ STATES = (
 EVENT_CODES = (
     "AppScriptChanged",
     "AppliedStateBehind",
+    "AppScriptRuns",
     "ApplyRecovered",
     "ApplyStalled",
     "AutomaticResyncBegun",

@@ -35,8 +35,11 @@ AGAIN_S = 120.0
 class Guide(Protocol):
     """The behaviour of a process while a role does not answer its calls.  A command has a guide, the roles have none."""
 
-    async def report_wait(self, role: str) -> None:
-        """Report that the role has not answered for ``WAIT_REPORTED_S``."""
+    async def report_wait(self, role: str, vm: str | None) -> None:
+        """Report that the role has not answered for ``WAIT_REPORTED_S``, and the reasons, until it is cancelled.
+
+        ``vm`` is the VM that the call is about, if it is about one.
+        """
         ...
 
     async def wait_until_back(self, role: str, error: RigError, *, again: bool) -> None:
@@ -124,7 +127,7 @@ class _Proxy:
         guide = None if make_guide is None else make_guide(self._way.sockets)
         deadline = self._clock.trio_time_s() + AGAIN_S
         while True:
-            answer = await self._ask(method, body, guide)
+            answer = await self._ask(method, body, guide, arguments.get("vm"))
             if isinstance(answer, httpx.Response) and answer.status_code == 200:
                 self._note_refusal(None)
                 return method.result.validate_json(answer.content)
@@ -152,7 +155,7 @@ class _Proxy:
         elif failure is None or failure.code != Code.RoleUnavailable:  # it has answered
             waits.clear(f"link {self._way.tls_link}")
 
-    async def _ask(self, method: Method, body: bytes, guide: Guide | None) -> httpx.Response | RigError:
+    async def _ask(self, method: Method, body: bytes, guide: Guide | None, vm: str | None) -> httpx.Response | RigError:
         """Call once; return the answer, or the failure if there is none."""
         limit_s = method.deadline_s
         watch = WATCH.get()
@@ -162,7 +165,7 @@ class _Proxy:
         with self._clock.move_on_after(limit_s):
             async with trio.open_nursery() as nursery:
                 if guide is not None:
-                    nursery.start_soon(self._report_wait, guide)
+                    nursery.start_soon(self._report_wait, guide, vm)
                 if call is not None:
                     nursery.start_soon(self._watch, watch or Waits(), method, call, nursery.cancel_scope)
                 try:
@@ -233,9 +236,9 @@ class _Proxy:
         link = self._way.link
         return f" over the link {link.stem}" if link is not None and os.path.lexists(link) else ""
 
-    async def _report_wait(self, guide: Guide) -> None:
+    async def _report_wait(self, guide: Guide, vm: str | None) -> None:
         await self._clock.sleep(WAIT_REPORTED_S)
-        await guide.report_wait(self._role)
+        await guide.report_wait(self._role, vm)
 
 
 def proxy(

@@ -25,8 +25,11 @@ class RoleGuide(Guide):
         self._note = note
         self._clock = clock
 
-    async def report_wait(self, role: str) -> None:
-        """Print that the command waits for an answer of the role, and the error of each role that has one."""
+    async def report_wait(self, role: str, vm: str | None) -> None:
+        """Print that the command waits for an answer of the role, and the error of each role that has one.
+
+        Then print each wait of a role for the VM, once, until this is cancelled.
+        """
         self._note(f"waiting for the {role} ...")
         if role == SUPERVISOR:
             return
@@ -34,6 +37,15 @@ class RoleGuide(Guide):
             error = role_error(status)
             if error is not None and error.code != Code.RoleHeld:
                 self._note(error.message)
+        noted: set[tuple[str, str, str]] = set()
+        while vm is not None:
+            for status in await self._roles():
+                for wait in status.waits:
+                    key = (status.name, wait.code, wait.reason)
+                    if wait.vm == vm and key not in noted:
+                        noted.add(key)
+                        self._note(f"{status.name}: {wait.reason} ({wait.code})")
+            await self._clock.sleep(WAIT_REPORTED_S)
 
     async def wait_until_back(self, role: str, error: RigError, *, again: bool) -> None:
         if role == SUPERVISOR:

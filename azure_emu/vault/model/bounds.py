@@ -29,6 +29,7 @@ WAIT_S_BY_CODE = {
     "BandwidthLimited": 3600.0,
     "ScheduledStart": math.inf,
     "ResyncDue": math.inf,
+    "AppScriptRuns": math.inf,
     Code.MailUnsent: math.inf,
     Code.PartMissing: 30.0,
 }

@@ -17,6 +17,7 @@ from trio.testing import MockClock
 from siterig.blockfs.contracts.app_script import AppScript
 from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.waits import Waits
 from siterig.replication.guests import app_scripts
 from siterig.replication.guests.app_scripts import AppScripts, check_script
 from tests.support.rigs.agent_rig import VM, Rig
@@ -49,7 +50,7 @@ async def until_called(folder: Path, expected: list[str]) -> None:
 @slow
 async def test_the_script_is_called_before_and_after_with_its_own_environment(tmp_path: Path) -> None:
     body = f'env | sort > {tmp_path}/env$1; pwd >> {tmp_path}/env$1; head -c 100000 /dev/zero | tr "\\0" x'
-    scripts = AppScripts(tmp_path / "records")
+    scripts = AppScripts(tmp_path / "records", Waits())
     async with scripts.prepared(VM, "daily", script(tmp_path, body)):
         assert calls(tmp_path) == ["--pre"]
     assert calls(tmp_path) == ["--pre", "--post"]
@@ -61,8 +62,38 @@ async def test_the_script_is_called_before_and_after_with_its_own_environment(tm
 
 
 @slow
+async def test_a_script_that_runs_is_shown_as_a_wait_until_it_ends(tmp_path: Path) -> None:
+    waits, gates = Waits(), {step: tmp_path / step for step in ("pre", "post")}
+    for gate in gates.values():
+        os.mkfifo(gate)
+    waiting = script(tmp_path, f'read word < "{tmp_path}/${{1#--}}"')
+    ready, leave = trio.Event(), trio.Event()
+
+    async def call() -> None:
+        async with AppScripts(tmp_path / "records", waits).prepared(VM, "p", waiting):
+            ready.set()
+            await leave.wait()
+
+    def end(step: str) -> None:
+        gates[step].write_text("go\n")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        for step, before, after in (("pre", trio.Event(), ready), ("post", leave, trio.Event())):
+            before.set()
+            await until_called(tmp_path, ["--pre", "--post"][: 1 if step == "pre" else 2])
+            text = f"script {waiting.path} of VM {VM!r}: --{step} has not ended; its time limit is 30 s"
+            assert [(wait.code, wait.vm, wait.reason) for wait in waits.list()] == [("AppScriptRuns", VM, text)]
+            await trio.to_thread.run_sync(end, step)
+            if step == "pre":
+                await after.wait()
+                assert waits.list() == []
+    assert waits.list() == []
+
+
+@slow
 async def test_a_script_that_fails_is_an_error_and_post_follows(tmp_path: Path) -> None:
-    scripts = AppScripts(tmp_path / "records")
+    scripts = AppScripts(tmp_path / "records", Waits())
     failing = script(tmp_path, 'echo "no database"; exit 3')
     with pytest.raises(RigError, match=r"--pre ended with status 3: no database") as failed:
         async with scripts.prepared(VM, "p", failing):
@@ -81,7 +112,7 @@ async def test_a_script_that_fails_is_an_error_and_post_follows(tmp_path: Path) 
 
 @slow
 async def test_a_hanging_script_is_ended_with_its_children_and_post_follows(tmp_path: Path) -> None:
-    scripts = AppScripts(tmp_path / "records")
+    scripts = AppScripts(tmp_path / "records", Waits())
     hanging = script(
         tmp_path, f'[ "$1" = --post ] || {{ trap "" TERM; sleep 1000 & echo $! > {tmp_path}/child; wait; wait; }}', 1.0
     )
@@ -97,13 +128,13 @@ async def test_a_hanging_script_is_ended_with_its_children_and_post_follows(tmp_
 @slow
 async def test_applications_are_at_rest_for_a_limited_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app_scripts, "HOLD_S_MAX", 0.2)
-    async with AppScripts(tmp_path / "records").prepared(VM, "p", script(tmp_path, "")):
+    async with AppScripts(tmp_path / "records", Waits()).prepared(VM, "p", script(tmp_path, "")):
         await until_called(tmp_path, ["--pre", "--post"])
 
 
 @slow
 async def test_post_follows_a_kill_of_the_guard(tmp_path: Path) -> None:
-    scripts = AppScripts(tmp_path / "records")
+    scripts = AppScripts(tmp_path / "records", Waits())
     async with scripts.prepared(VM, "p", script(tmp_path, f"echo $PPID > {tmp_path}/guard")):
         os.kill(int((tmp_path / "guard").read_text()), signal.SIGKILL)
     assert calls(tmp_path) == ["--pre", "--post"]
@@ -114,10 +145,11 @@ _AGENT = """
 import sys, trio
 from siterig.replication.guests.app_scripts import AppScripts
 from siterig.blockfs.contracts.app_script import AppScript
+from siterig.blockfs.core.waits import Waits
 from pathlib import Path
 
 async def main():
-    async with AppScripts(Path(sys.argv[1])).prepared("web01", "p", AppScript(path=sys.argv[2])):
+    async with AppScripts(Path(sys.argv[1]), Waits()).prepared("web01", "p", AppScript(path=sys.argv[2])):
         print("prepared", file=sys.stderr, flush=True)
         await trio.sleep_forever()
 
@@ -145,14 +177,14 @@ async def test_post_follows_a_kill_of_the_agent(tmp_path: Path, guard_too: bool)
     if guard_too:
         assert calls(tmp_path) == ["--pre"]
         assert [path.name for path in records.iterdir()] == ["web01.json"]
-    await AppScripts(records).finish_all()
+    await AppScripts(records, Waits()).finish_all()
     assert calls(tmp_path) == ["--pre", "--post"]
     assert list(records.iterdir()) == []
 
 
 async def test_a_damaged_record_is_removed(tmp_path: Path) -> None:
     (tmp_path / "web01.json").write_text('{"format": 1, "vm": 7}')
-    await AppScripts(tmp_path).finish_all()
+    await AppScripts(tmp_path, Waits()).finish_all()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,6 +13,7 @@ import trio
 from siterig.azure_emu.contracts.reports import RoleState, RoleStatus
 from siterig.blockfs.core.deadlines import deadline
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.waits import Wait
 from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.rpc import client, role_guide, server
 from siterig.rpc.client import GUIDE, proxy
@@ -23,6 +24,7 @@ class Depot(Protocol):
     @deadline(10)
     async def look(self) -> int: ...
     async def put(self) -> int: ...
+    async def keep(self, *, vm: str) -> int: ...
 
 
 class Keeper:
@@ -40,6 +42,9 @@ class Keeper:
 
     put = look
 
+    async def keep(self, *, vm: str) -> int:
+        return len(vm)
+
 
 class FakeSupervisor:
     """A guide for a rig with one role, ``depot``; ``settles``: the state of the role in the end."""
@@ -48,9 +53,11 @@ class FakeSupervisor:
         self.state, self.settles = state, settles
         self.settled_event = trio.Event()
         self.waiting = trio.Event()
+        self.waits: list[Wait] = []
 
     def role(self, state: RoleState) -> RoleStatus:
-        return RoleStatus(name="depot", state=state, pid=None, restarts=1, detail="no room", since_ns=0, waits=[])
+        waits = list(self.waits)
+        return RoleStatus(name="depot", state=state, pid=None, restarts=1, detail="no room", since_ns=0, waits=waits)
 
     async def status(self) -> RigStatus:
         return RigStatus(folder="/rig", pid=1, roles=[self.role(self.state)])
@@ -98,6 +105,42 @@ def sockets(tmp_path: Path, notes: list[str]) -> Path:
     folder = tmp_path / "run"
     folder.mkdir(mode=0o700)
     return folder
+
+
+class SlowKeeper(Keeper):
+    """Answers when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = trio.Event()
+
+    async def keep(self, *, vm: str) -> int:
+        await self.may_answer.wait()
+        return len(vm)
+
+
+async def test_a_command_that_waits_names_the_waits_of_its_vm(sockets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "WAIT_REPORTED_S", 0.01)
+    monkeypatch.setattr(role_guide, "WAIT_REPORTED_S", 0.01)
+    seen: list[str] = []
+    supervisor, keeper = FakeSupervisor("ready"), SlowKeeper()
+
+    def wait(vm: str, reason: str) -> Wait:
+        return Wait(vm=vm, disk=None, code="AppScriptRuns", reason=reason, since_ns=0)
+
+    def note(text: str) -> None:
+        seen.append(text)
+        if "first" in text:
+            supervisor.waits = [wait("web01", "second")]
+        elif "second" in text:
+            keeper.may_answer.set()
+
+    GUIDE.set(lambda folder: RoleGuide(folder, note))
+    supervisor.waits = [wait("web01", "first"), wait("db", "another VM")]
+    async with supervised(sockets, supervisor) as nursery:
+        await nursery.start(server.serve, {"Depot": (Depot, keeper)}, sockets / "depot.sock")
+        assert await depot(sockets).keep(vm="web01") == 5
+    assert seen == ["waiting for the depot ...", "depot: first (AppScriptRuns)", "depot: second (AppScriptRuns)"]
 
 
 @pytest.mark.parametrize("method", ["look", "put"])
