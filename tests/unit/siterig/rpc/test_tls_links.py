@@ -267,7 +267,7 @@ def refusals(made: Rig) -> list[tuple[str, str]]:
     return [(affected, text) for code, affected, text in made.events if code == Code.PeerRefused]
 
 
-async def test_a_host_that_refuses_a_caller_tells_the_vault(tmp_path: Path) -> None:
+async def test_a_host_reports_refused_callers_to_the_vault(tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         stranger = tmp_path / "stranger.pem"
         foreign = Authority(tmp_path / "foreign", made.clock)
@@ -287,7 +287,7 @@ async def test_a_host_that_refuses_a_caller_tells_the_vault(tmp_path: Path) -> N
             assert len(refusals(made)) == before + 1, "one event, however often it calls"
 
 
-async def test_a_host_that_refused_the_vault_tells_it_later(tmp_path: Path) -> None:
+async def test_a_host_reports_later_that_it_refused_the_vault(tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         TLS_CALLS.set(made.host.note_called)
         Authority(tmp_path / "foreign", made.clock).replace_identity(made.layout.vault_identity, "vault", "vault")
