@@ -80,7 +80,7 @@ class DiskOperations:
         if not added:
             for disk_id, name in self._invariants.memory.names.items():
                 if name in names:
-                    self._invariants.memory.reported.pop(disk_id, None)
+                    self._invariants.memory.ended[disk_id] = name
 
     def _begin(self, scenario: str, names: list[str]) -> None:
         self._asked[scenario] = names

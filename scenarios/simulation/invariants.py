@@ -65,6 +65,8 @@ class KnownState:
         models: the models of the disks by name.
         names: the names of the disks by id.
         reported: the newest watermark of each disk that the vault has taken.
+        ended: the names of the disks whose replication ended after their newest report, by id; blobs of parts that were
+            reported before may still be deleted.
         durable: the newest known state of each managed disk.
         first_seqs: the first record after the first snapshot of each generation, by disk id and generation.
         bundles: the parts that were put in each bundle.
@@ -74,6 +76,7 @@ class KnownState:
     models: dict[str, DiskModel] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     reported: dict[str, Watermark] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
     durable: dict[str, Watermark] = field(default_factory=dict)
     first_seqs: dict[tuple[str, int], int] = field(default_factory=dict)
     bundles: dict[BundleName, list[PartName]] = field(default_factory=dict)
@@ -110,8 +113,9 @@ class Invariants(CallObserver):
             self.findings.append(Finding(invariant, text, self._now_s()))
 
     def applied_position(self) -> int:
-        """Return the position up to which all disks are applied, by the reports that the vault has taken."""
-        return min((mark.complete_position for mark in self.memory.reported.values()), default=0)
+        """Return the position up to which all replicated disks are applied, by the reports that the vault has taken."""
+        marks = [mark for disk_id, mark in self.memory.reported.items() if disk_id not in self.memory.ended]
+        return min((mark.complete_position for mark in marks), default=0)
 
     # --- calls --------------------------------------------------------------------------------------------------
 
@@ -135,6 +139,7 @@ class Invariants(CallObserver):
             return
         if link.protocol is ApplierReports and method == "applied":
             self.memory.reported[arguments["watermark"].disk_id] = arguments["watermark"]
+            self.memory.ended.pop(arguments["watermark"].disk_id, None)
         elif link.protocol is VaultLink and method == "watermarks":
             for mark in result:
                 self._check_durable("told to the agent", mark)
