@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from siterig.blockfs.changelog.segment import Stream
 from siterig.blockfs.changelog.tags import TagSeen
-from siterig.blockfs.core.sizes import NUMBER_MAX
+from siterig.blockfs.core.sizes import NUMBER_MAX, SECTOR_BYTES
 from siterig.blockfs.transfer.part_index import ENTRY_BYTES, PartIndex
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.cext.checksums import crc32c
@@ -208,6 +208,8 @@ def decode_header(raw: bytes, *, journal_file: int, disk: DiskUuid, back: bool =
     if max(numbers) > NUMBER_MAX:
         raise BadFrameError("frame header has a number above 2^63 - 1")
     number, start, generation, first, last, first_position, position, first_time, time_ns, size, sync_end = numbers[:11]
+    if size % SECTOR_BYTES:
+        raise BadFrameError(f"frame header has a disk of {size} bytes; a disk has whole sectors of {SECTOR_BYTES}")
     if sync_end and not has_sync_end:
         raise BadFrameError("frame header has the sequence number of a sync-end tag, but no such tag")
     return Frame(

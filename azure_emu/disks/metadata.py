@@ -95,7 +95,7 @@ class Progress(WireModel):
     frame: Whole = 0
     floor: Whole = 0
     floor_time_ns: Whole = 0
-    size_bytes: Whole = 0
+    size_bytes: Whole = Field(default=0, multiple_of=SECTOR_BYTES)
     fold: CompactionIntent | None = None
     opened: OpenRecord = NOT_OPENED
 

@@ -17,6 +17,7 @@ from typing_extensions import Buffer
 from siterig.blockfs.changelog.segment import HEADER_BYTES, RecordType, SegmentHeader, bad_record, corrupt, decode_header
 from siterig.blockfs.changelog.tags import TagSeen, decode_tag
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.transfer.part_name import SYNC_END, PartName
 from siterig.cext._core import ffi, lib
 
@@ -160,9 +161,13 @@ def _check_fit(index: Any, part: PartName, header: SegmentHeader, disk_size_byte
             part,
             f"is of a disk of {header.disk_size_bytes} bytes; the managed disk has {disk_size_bytes} and cannot shrink",
         )
+    if part.stream == "sync" and header.disk_size_bytes % SECTOR_BYTES:
+        raise _refused(part, f"is of a disk of {header.disk_size_bytes} bytes; a disk has whole sectors of {SECTOR_BYTES}")
     record, size, to = index.refused_seq, index.refused_size, index.refused_to
     if index.refusal == lib.SR_SHRINKS:
         raise _refused(part, f"record {record} shrinks the disk from {size} to {to} bytes")
+    if index.refusal == lib.SR_PART_OF_SECTOR:
+        raise _refused(part, f"record {record} resizes the disk to {to} bytes; a disk has whole sectors of {SECTOR_BYTES}")
     if index.refusal == lib.SR_BEYOND:
         raise _refused(part, f"record {record} ends at byte {to} of a disk of {size}")
     if index.records == 0:

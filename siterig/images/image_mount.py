@@ -278,7 +278,7 @@ async def _serve(mounted: Mounted, request: MountRequest, end: _End, listener: M
                 await serving.start(serve_files)
                 end.mounted, end.device = mounted.disk, mountpoint.device_at(where)
                 serving.start_soon(end.explain)
-                serving.start_soon(faults.answer_calls, end.device, listener.note)
+                await serving.start(faults.answer_calls, end.device, listener.note)
                 listener.ready(mounted)
         with trio.CancelScope(shield=True):
             mounted.verdicts += await faults.verdicts()

@@ -279,19 +279,28 @@ class MountFaults(LocalFaults):
         super().__init__(lambda: disks, places, seed=seed, report=report, clock=clock, remedies=remedies)
         self._power = DiskPower(lambda: disks, remedy=POWER_REMEDY)
 
-    async def answer_calls(self, device: str, note: Callable[[str], None]) -> None:
+    async def answer_calls(
+        self,
+        device: str,
+        note: Callable[[str], None],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Answer calls of other processes, until cancelled.  The server is loaded at the first call.
 
         Args:
             device: the device number of the mount.
             note: receives the reason if no calls can be answered.
+            task_status: gets the start: other processes find the socket from then on, or never.
         """
         with ExitStack() as stack:
             try:
                 listener, path = stack.enter_context(listening(device))
             except RigError as error:
                 note(f"siterig fault --mnt and siterig power-loss cannot reach this mount: {error.message}")
+                task_status.started()
                 return
+            task_status.started()
             await trio.lowlevel.wait_readable(listener)
             await self._serve(listener, path)
 

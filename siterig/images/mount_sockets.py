@@ -11,6 +11,7 @@ The next mount of this user removes the folder.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import socket
@@ -75,29 +76,19 @@ def listening(device: str) -> Iterator[tuple[socket.socket, Path]]:
     Raises:
         RigError: ``FolderUnusable`` if there is no folder for it.
     """
-    folder = _new_folder(device)
-    path = folder / SOCKET
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        path, inode = _listen(listener, device)
         try:
-            new = path.with_name(_NEW)
-            new.unlink(missing_ok=True)
-            listener.bind(str(new))
-            new.chmod(0o600)
-            listener.listen(_BACKLOG)
-            listener.setblocking(False)
-            new.rename(path)  # in place of that of a killed process; a socket with this name always listens
-        except OSError as error:
-            raise RigError(Code.FolderUnusable, f"{path}: no socket can be made: {reason(error, path)}") from error
-        yield listener, path
+            yield listener, path
+        finally:
+            _remove(path, inode)
     finally:
         listener.close()
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-            folder.rmdir()
 
 
-def _new_folder(device: str) -> Path:
+def _listen(listener: socket.socket, device: str) -> tuple[Path, int]:
+    """Let a socket listen in the first folder that can be used; return its path and inode number."""
     uid, problem = os.geteuid(), "none"
     for base in _bases(uid):
         if not base.parent.is_dir():
@@ -107,27 +98,65 @@ def _new_folder(device: str) -> Path:
             if not _is_private(base, uid):
                 problem = f"{base} is not a private folder of this user"
                 continue
-            _remove_dead(base)
-            folder = base / folder_name(device)
-            folder.mkdir(mode=0o700, exist_ok=True)
+            with _locked(base):
+                _remove_dead(base)
+                folder = base / folder_name(device)
+                folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             problem = f"{base}: {reason(error, base)}"
             continue
-        return folder
+        path = folder / SOCKET
+        try:
+            with _locked(base):
+                folder.mkdir(mode=0o700, exist_ok=True)  # the process of a mount that ended may have removed it
+                new = path.with_name(_NEW)
+                new.unlink(missing_ok=True)
+                listener.bind(str(new))
+                new.chmod(0o600)
+                listener.listen(_BACKLOG)
+                listener.setblocking(False)
+                new.rename(path)  # in place of that of a killed process; a socket with this name always listens
+                return path, path.stat().st_ino
+        except OSError as error:
+            raise RigError(Code.FolderUnusable, f"{path}: no socket can be made: {reason(error, path)}") from error
     raise RigError(Code.FolderUnusable, f"there is no folder for the socket of the mount: {problem}; set XDG_RUNTIME_DIR")
+
+
+@contextmanager
+def _locked(base: Path) -> Iterator[None]:
+    """Hold the lock of a folder of sockets during the block.
+
+    A device number is used again as soon as its mount has ended.  So without the lock a socket that is to be removed may be
+    that of a new mount.
+    """
+    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove(path: Path, inode: int) -> None:
+    """Remove the socket of this process, unless a new mount with the same device number has another one there."""
+    with contextlib.suppress(OSError), _locked(path.parent.parent):
+        if path.stat().st_ino == inode:
+            path.unlink()
+            path.parent.rmdir()
 
 
 def _remove_dead(base: Path) -> None:
     """Remove the sockets of killed processes."""
     for path in base.glob(f"{folder_name('*')}/{SOCKET}"):
         if not _listens(path):
-            with contextlib.suppress(OSError):  # another process does the same
+            with contextlib.suppress(OSError):
                 path.unlink()
                 path.parent.rmdir()
 
 
 def _listens(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
+        asking.setblocking(False)  # a process that is stopped does not take the connections that wait
         try:
             asking.connect(str(path))
         except ConnectionRefusedError:
@@ -204,8 +233,11 @@ def socket_of(mount: FoundMount) -> Path:
 
 def _check_answers(mount: FoundMount, path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
+        asking.setblocking(False)
         try:
             asking.connect(str(path))
+        except BlockingIOError:  # the process is stopped, and as many connections wait as may
+            return
         except OSError as error:
             raise lost(mount) from error
 

@@ -323,10 +323,10 @@ def _refused_index(raw: bytes, name: PartName, codes: set[str], says: str | None
 def _size_behind(segment: log.Segment) -> int | None:
     """Return the disk's size after the segment, or None if the segment does not fit a disk of ``DISK_BYTES``."""
     size = segment.header.disk_size_bytes if segment.header.stream else DISK_BYTES
-    if size < DISK_BYTES or not segment.records:
+    if size < DISK_BYTES or size % 512 or not segment.records:
         return None
     for record in segment.records:
-        if record.type == log.RESIZE and record.length < size:
+        if record.type == log.RESIZE and (record.length < size or record.length % 512):
             return None
         if record.type in log.CHANGES and record.offset + record.length > size:
             return None

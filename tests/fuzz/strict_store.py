@@ -22,6 +22,7 @@ from tests.fuzz.strict_log import DISCARD, RESIZE, WRITE, ZERO
 HEADER_BYTES = 176
 ENTRY = struct.Struct("<QQQQQII")
 BLOCK = 4096
+SECTOR = 512
 NUMBER_MAX = (1 << 63) - 1
 crc32c = lru_cache(maxsize=4096)(strict_log.crc32c)
 """The checksum is cached, because most pieces are the same as in the example before."""
@@ -84,11 +85,12 @@ def meta(raw: bytes, kind: str) -> dict[str, object]:
             need(version == 2 or is_uuid(body["key_id"]), "key")
             body.setdefault("key_id", None)
             need(is_uuid(body["disk_id"]) and whole(body["size_bytes"]) and whole(body["created_ns"]), "a value")
-            need(body["size_bytes"] and body["size_bytes"] % 512 == 0, "size")
+            need(body["size_bytes"] and body["size_bytes"] % SECTOR == 0, "size")
         case "progress":
             numbers = {*NUMBERS_BEFORE, *NUMBERS_BEHIND}
             need(body.keys() == {*numbers, "complete", "fold", "opened"}, "keys")
             need(all(whole(body[key]) for key in numbers) and type(body["complete"]) is bool, "a value")
+            need(body["size_bytes"] % SECTOR == 0, "size")
             fold = body["fold"]
             if fold is not None:
                 need(isinstance(fold, dict) and fold.keys() == {"frame", "position"}, "fold")
@@ -214,6 +216,7 @@ def header(raw: bytes, disk: bytes, magic: bytes = FRONT) -> bytes | None:
         and max(struct.unpack_from("<12Q", raw, 32)) <= NUMBER_MAX
         and not any(raw[156:172])
         and (raw[13] or not any(raw[112:120]))
+        and struct.unpack_from("<Q", raw, 104)[0] % SECTOR == 0
     )
     if not good:
         return None
@@ -388,5 +391,6 @@ def odd(row: tuple[int, ...], frame: Frame) -> bool:
         or not frame.positions[0] <= position <= frame.positions[1]
         or not length
         or max(offset + length, position) > NUMBER_MAX
+        or (kind == RESIZE and length % SECTOR != 0)
         or (kind == WRITE and payload_at + length > frame.segment[1] - frame.segment[0])
     )

@@ -301,7 +301,7 @@ int sr_extents_add_base(struct sr_extents *map, const uint64_t *ranges, size_t c
 static int entry_is_valid(const struct sr_entry *entry, uint64_t segment_at, uint64_t piece_at)
 {
 	if (entry->type == SR_RESIZE)
-		return entry->length <= NUMBER_MAX;
+		return entry->length <= NUMBER_MAX && entry->length % SR_DISK_SECTOR_BYTES == 0;
 	if (entry->length == 0 || entry->offset > NUMBER_MAX || entry->length > NUMBER_MAX - entry->offset)
 		return 0;
 	if (entry->type == SR_ZERO || entry->type == SR_DISCARD)

@@ -99,7 +99,9 @@ static void follow_size(struct sr_index *index, const struct record *record)
 {
 	uint64_t end = record->type == SR_RESIZE ? record->length : record->offset + record->length;
 	int refusal = SR_FITS;
-	if (record->type == SR_RESIZE)
+	if (record->type == SR_RESIZE && end % SR_DISK_SECTOR_BYTES)
+		refusal = SR_PART_OF_SECTOR;
+	else if (record->type == SR_RESIZE)
 		refusal = end < index->size_after ? SR_SHRINKS : SR_FITS;
 	else
 		refusal = end > index->size_after ? SR_BEYOND : SR_FITS;

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { SR_PIECE_BYTES = 4096 };
+enum { SR_PIECE_BYTES = 4096, SR_DISK_SECTOR_BYTES = 512 }; /* a disk has whole sectors */
 
 /* A record that changes the disk: SR_WRITE, SR_ZERO, SR_DISCARD (never of 0 bytes) or SR_RESIZE, whose `length` is
  * the new size. The payload of a WRITE is at `payload_at` of the segment. It is split at the multiples of
@@ -21,11 +21,11 @@ struct sr_tag_place {
 	uint32_t payload_bytes;
 };
 
-enum { SR_FITS, SR_SHRINKS, SR_BEYOND };
+enum { SR_FITS, SR_SHRINKS, SR_BEYOND, SR_PART_OF_SECTOR };
 
 /* `first_*` belong to the first record, the other values to the last. `refusal` is about the first record that does
- * not fit the disk, which had `refused_size` bytes before it: SR_SHRINKS (to `refused_to`) or SR_BEYOND (it ends at
- * `refused_to`). `is_bad`: the segment is corrupt; the next fields are the place of the first bad record, and the
+ * not fit the disk, which had `refused_size` bytes before it: SR_SHRINKS or SR_PART_OF_SECTOR (to `refused_to`), or
+ * SR_BEYOND (it ends at `refused_to`). `is_bad`: the segment is corrupt; the next fields are the place of the first bad record, and the
  * number and least position that a good record there would have. */
 struct sr_index {
 	struct sr_entry *entries;

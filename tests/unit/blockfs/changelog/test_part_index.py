@@ -110,6 +110,12 @@ def test_a_part_of_a_smaller_disk_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "offset", "length", "why"),
     [
+        (
+            RecordType.RESIZE,
+            0,
+            SIZE_BYTES + 511,
+            f"record 2 resizes the disk to {SIZE_BYTES + 511} bytes; a disk has whole sectors of 512",
+        ),
         (RecordType.RESIZE, 0, SIZE_BYTES - 512, f"record 2 shrinks the disk from {SIZE_BYTES} to {SIZE_BYTES - 512} bytes"),
         (RecordType.ZERO, SIZE_BYTES - 512, 1024, f"record 2 ends at byte {SIZE_BYTES + 512} of a disk of {SIZE_BYTES}"),
         (RecordType.DISCARD, SIZE_BYTES + 512, 0, f"record 2 ends at byte {SIZE_BYTES + 512} of a disk of {SIZE_BYTES}"),

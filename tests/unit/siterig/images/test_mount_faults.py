@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +19,9 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.power_contract import LossExtent
 from siterig.faults.armed_disk_rule import OpenDisk
 from siterig.faults.disk_power import DiskPower
+from siterig.images import mount_sockets
 from siterig.images.mount_faults import LocalFaults, MountFaults
+from siterig.images.mount_sockets import FoundMount, socket_of
 from siterig.scenarios.faults.records import Injection
 from siterig.scenarios.faults.rule_files import parse_rules
 from tests.support.disks.guest_requests import GuestDisk, pattern
@@ -45,6 +49,23 @@ async def faults_of(guest: GuestDisk, *, seed: int | None = None) -> AsyncIterat
 
 async def write(guest: GuestDisk) -> int:
     return await trio.to_thread.run_sync(guest.write, 0, bytes(512))
+
+
+async def test_a_mount_that_has_started_can_be_called(guest: GuestDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="own-", dir="/tmp") as folder:
+        monkeypatch.setattr(mount_sockets, "_bases", lambda _uid: [Path(folder, "siterig")])
+        async with faults_of(guest) as (faults, _), trio.open_nursery() as nursery:
+            await nursery.start(faults.answer_calls, "0:57", notes.append)
+            assert socket_of(FoundMount(Path("/m"), "0:57", os.geteuid())).exists()
+            nursery.cancel_scope.cancel()
+        Path(folder).chmod(0o700)
+        Path(folder, "siterig").chmod(0o755)
+        async with faults_of(guest) as (faults, _), trio.open_nursery() as nursery:
+            await nursery.start(faults.answer_calls, "0:57", notes.append)
+    assert [note.partition(": ")[0] for note in notes] == [
+        "siterig fault --mnt and siterig power-loss cannot reach this mount"
+    ]
 
 
 async def test_a_rule_that_follows_another_meets_the_very_next_operation(guest: GuestDisk) -> None:

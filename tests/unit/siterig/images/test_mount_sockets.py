@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,6 +57,27 @@ def test_a_socket_that_a_killed_process_left_is_reported_and_replaced(runtime: P
         socket_of(mount())
     with listening("0:57") as (_, again):
         assert socket_of(mount()) == again
+
+
+def test_the_end_of_a_mount_leaves_the_socket_of_a_new_one(runtime: Path) -> None:
+    with ExitStack() as ending:
+        ending.enter_context(listening("0:57"))
+        with listening("0:57") as (_, path):
+            ending.close()
+            assert socket_of(mount()) == path
+    assert not path.parent.exists()
+
+
+def test_a_stopped_process_with_many_waiting_connections_is_not_a_killed_one(runtime: Path) -> None:
+    with listening("0:57") as (_, path), ExitStack() as waiting:
+        while True:
+            asking = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            asking.setblocking(False)
+            if asking.connect_ex(str(path)) == errno.EAGAIN:
+                break
+        assert socket_of(mount()) == path
+        with listening("0:58"):
+            assert socket_of(mount()) == path
 
 
 @pytest.mark.slow
