@@ -104,6 +104,7 @@ class DiskTracking:
         core = self._core
         why = disk_identity.noted_reason(core.paths, core.state)
         if why is not None:
+            _log.warning("log_abandoned", disk=str(core.paths), reason=why, by="a process that was killed")
             core.save(tracked=False, needs_resync=why)
             return True
         try:

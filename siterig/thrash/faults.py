@@ -14,6 +14,7 @@ from siterig.scenarios.faults.rules import read_rule
 from siterig.testing.testbed import Testbed
 from siterig.testing.timeline import Timeline
 from siterig.thrash.plan import PlannedRule
+from siterig.thrash.resync_causes import StruckFault
 
 AT_ONCE_MAX = 3
 """The most faults that are armed at the same time."""
@@ -30,11 +31,13 @@ class FaultInjection:
     Attributes:
         injected: the number of faults that were armed, by kind.
         refused: the number of faults that could not be armed, by the code of the reason, such as a role that is down.
+        struck: the faults that were armed, with their times.
     """
 
     def __init__(self, rig: Testbed, plan: Iterator[PlannedRule], timeline: Timeline) -> None:
         self._rig, self._plan, self._timeline = rig, plan, timeline
         self.injected, self.refused = Counter[str](), Counter[str]()
+        self.struck: list[StruckFault] = []
         self._director: FaultControl | None = None
         self._number = 0
 
@@ -61,12 +64,15 @@ class FaultInjection:
 
     async def _inject(self, fault: PlannedRule, name: str, limiter: trio.CapacityLimiter) -> None:
         document = read_rule(f"{fault.words} fired=any").document() | {"name": name}
+        struck = StruckFault(fault.kind, SYSTEM_CLOCK.wall_ns())  # from the order: its answer may be late
         try:
             await self.director.add_faults(rules=[document])
+            self.struck.append(struck)
             self.injected[fault.kind] += 1
             self._timeline.add("fault_armed", name=name, kind=fault.kind, rule=fault.words, lasts_s=fault.lasts_s)
             await SYSTEM_CLOCK.sleep(fault.lasts_s)
             await self.director.remove_fault(name=name)
+            struck.until_ns = SYSTEM_CLOCK.wall_ns()
             self._timeline.add("fault_removed", name=name)
         except RigError as error:
             if error.code is Code.InvalidFault:  # the rule is wrong, and no state of the rig can change that

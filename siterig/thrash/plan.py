@@ -156,5 +156,3 @@ FAULTS: dict[str, Callable[[random.Random], tuple[str, float]]] = {
     "store-error": lambda rng: _for(rng, f"store * {rng.choice(('checkpoint', 'sync'))} error=EIO times=2"),
 }
 """The kinds of faults, each a function that draws a rule in words and its duration."""
-HOST_DISK_FAULTS = frozenset({"log-no-space", "store-no-space", "store-error"})
-"""The kinds after which a resync may be due, because a file of the host or of the recovery side could not be written."""

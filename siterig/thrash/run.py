@@ -32,7 +32,8 @@ from siterig.supervisor import launch
 from siterig.testing.testbed import Testbed
 from siterig.testing.timeline import Timeline
 from siterig.thrash.faults import FaultInjection
-from siterig.thrash.plan import HOST_DISK_FAULTS, WRITERS, DiskKind, WriterKind, draw_faults, draw_vms
+from siterig.thrash.plan import WRITERS, DiskKind, WriterKind, draw_faults, draw_vms
+from siterig.thrash.resync_causes import MarkedResync, abandoned_logs, missing_cause, time_ns_of
 from siterig.thrash.vms import ThrashVm
 from siterig.thrash.waits import NamedWaits
 
@@ -45,8 +46,6 @@ _PROGRAMS: dict[DiskKind, tuple[str, str]] = {
     "xfs": ("mkfs.xfs", "xfs_repair"),
     "btrfs": ("mkfs.btrfs", "btrfs"),
 }
-_LOG_ABANDONED = (str(Code.LogOverflow), str(Code.LogFull))
-"""The reasons of a resync that a long outage has: the unsent log reached its limit."""
 _MISSED = "ReplicationCyclesMissed"
 _REASON = re.compile(r"needs a resync: (\w+)")
 _UNEXPECTED = ("Traceback", "call_crashed", "job_crashed")
@@ -323,16 +322,16 @@ class Thrash:
         await self._judge_resyncs()
 
     async def _judge_resyncs(self) -> None:
-        """Find resyncs whose reason no fault explains: kills, stops and faults of links and of the account never do.
-
-        A fault of a host disk explains a resync, but not that a disk is another one or older than the data sent.
-        """
-        damaging = sorted(HOST_DISK_FAULTS & set(self._faults.injected))
+        """Find resyncs for whose reason no fault struck before."""
+        abandoned = abandoned_logs(sorted((self._layout.root / "log").glob("site.log*")))
         for event in await self._rig.vault.events():
             if event.eventCode == Code.ResynchronizationRequired and (found := _REASON.search(event.description)):
                 self.result.resyncs[found[1]] += 1
-                if found[1] not in _LOG_ABANDONED and not (damaging and found[1] != Code.ImageChanged):
-                    self._find(f"{event.affectedObject}: a resync without a cause: {event.description}")
+                resync = MarkedResync(event.affectedObject, found[1], time_ns_of(event.timeOfOccurrence))
+                lacking = missing_cause(resync, self._faults.struck, abandoned)
+                if lacking is not None:
+                    text = f"{event.affectedObject}: a resync without a cause at {event.timeOfOccurrence}"
+                    self._find(f"{text}: {event.description}: {lacking}")
 
     # --- comparison -----------------------------------------------------------------------------------------------
 
