@@ -50,6 +50,14 @@ class BandwidthLimit(WireModel):
         if not self.work_days and self.work_bytes_s is not None:
             raise RigError(Code.InvalidLimit, f"work_days is empty; allowed: at least one of {', '.join(WEEKDAYS)}")
 
+    @property
+    def words(self) -> str:
+        """The limits in words."""
+        if self.work_bytes_s == self.other_bytes_s:
+            return f"{_rate(self.other_bytes_s)} at all times"
+        hours = f"{_time(self.work_begin_s)}-{_time(self.work_end_s)} UTC on {', '.join(self.work_days)}"
+        return f"{_rate(self.work_bytes_s)} in work hours ({hours}), {_rate(self.other_bytes_s)} outside"
+
     def is_work(self, wall_ns: int) -> bool:
         """Return True if the wall time is in work hours."""
         days, second = divmod(wall_ns // SECOND_NS, DAY_S)
@@ -64,3 +72,11 @@ class BandwidthLimit(WireModel):
     def bytes_s(self, wall_ns: int) -> int | None:
         """Return the limit at a wall time, in bytes a second; None if there is none."""
         return self.work_bytes_s if self.is_work(wall_ns) else self.other_bytes_s
+
+
+def _rate(bytes_s: int | None) -> str:
+    return "no limit" if bytes_s is None else f"{bytes_s} bytes a second"
+
+
+def _time(second: int) -> str:
+    return f"{second // 3600:02}:{second // 60 % 60:02}"

@@ -25,7 +25,11 @@ class BandwidthOperations(BandwidthApi):
             limit.check()
         await self._context.retry_while_away("set bandwidth", RIG, lambda: self._context.site.set_bandwidth(limit=limit))
         now_ns = self._context.clock.wall_ns()
-        text = "the uploads of the site have no limit" if limit is None else f"the uploads of the site are limited: {limit}"
+        text = (
+            "the uploads of the site have no limit"
+            if limit is None
+            else f"the uploads of the site are limited: {limit.words}"
+        )
 
         def note(session: Session) -> None:
             events.record(

@@ -20,10 +20,20 @@ async def test_a_limit_is_set_shown_and_removed(tmp_path: Path) -> None:
         assert await vault.bandwidth.bandwidth() is None
         await vault.bandwidth.set_bandwidth(limit=LIMIT)
         assert await vault.bandwidth.bandwidth() == LIMIT
+        same = LIMIT.model_copy(update={"other_bytes_s": 1 << 20})
+        await vault.bandwidth.set_bandwidth(limit=same)
         await vault.bandwidth.set_bandwidth(limit=None)
         assert await vault.bandwidth.bandwidth() is None
-        codes = [event.eventCode for event in await vault.status.events()]
-        assert codes == ["BandwidthLimitChanged"] * 2
+        found = [(event.eventCode, event.description) for event in reversed(await vault.status.events())]
+        limited = "the uploads of the site are limited: "
+        assert found == [
+            (
+                "BandwidthLimitChanged",
+                f"{limited}1048576 bytes a second in work hours (00:00-01:00 UTC on mon), no limit outside",
+            ),
+            ("BandwidthLimitChanged", f"{limited}1048576 bytes a second at all times"),
+            ("BandwidthLimitChanged", "the uploads of the site have no limit"),
+        ]
 
 
 async def test_a_bad_limit_and_a_site_that_refuses_change_nothing(tmp_path: Path) -> None:
