@@ -148,7 +148,9 @@ class HostIdentity(HostIdentityControl, HostSetup):
         except RigError as error:
             if error.code != Code.PeerRefused:
                 raise
-            text = f"{what} is refused; it may be of another vault: {error.message}"
+            # Without an answer the two do not trust each other at all; the answer of this vault has the reason.
+            hint = "; it may be of another vault" if error.__cause__ is not None else ""
+            text = f"{what} is refused{hint}: {error.message}; siterig vault credentials writes a new file"
             raise RigError(Code.PeerRefused, text) from error
         finally:
             await way.aclose()

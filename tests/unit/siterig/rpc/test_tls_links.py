@@ -339,7 +339,9 @@ async def test_a_credentials_file_that_is_not_right_is_refused_by_name(tmp_path:
             words += " cannot be used: the certificate of the vault credentials file of the site site"
         elif problem == "revoked":
             await made.certificates.revoke_certificates(role="credentials", name="site", reason="sent to all")
-            words += " is refused"
+            words += (
+                " is refused: the vault refuses this caller: the certificate of the vault credentials file of the site site"
+            )
         elif problem == "foreign":
             text = new_credentials(Authority(tmp_path / "foreign", made.clock), "site").decode()
             words += " is refused; it may be of another vault"
