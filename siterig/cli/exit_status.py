@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -10,6 +9,7 @@ from typing import TypeVar
 from siterig.blockfs.core.errors import ExitStatus
 from siterig.cli import output
 from siterig.core.failures import unwrap_rig_error
+from siterig.core.interruption import interrupted, listen
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def reporting() -> Iterator[None]:
 
     Anything else is a bug and passes through, to show its traceback.
     """
-    _listen()
+    listen()
     try:
         yield
     except BaseException as error:
@@ -55,19 +55,3 @@ def reporting() -> Iterator[None]:
             raise
         output.error(failure)
         raise SystemExit(failure.code.exit_status) from None
-
-
-def _listen() -> None:
-    """Let SIGTERM and a closed terminal (unless under nohup) clean up like Ctrl-C."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started with "&" in a script: SIGTERM is ignored, too
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
-
-
-def interrupted(error: BaseException) -> bool:
-    """Return True if ``error`` is a Ctrl-C, alone or in a group with errors that followed from it."""
-    if isinstance(error, BaseExceptionGroup):
-        return any(interrupted(inner) for inner in error.exceptions)
-    return isinstance(error, KeyboardInterrupt)

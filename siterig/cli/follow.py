@@ -14,8 +14,8 @@ from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import DiskProgress, VmProgress
 from siterig.cli import output
-from siterig.cli.exit_status import interrupted
 from siterig.cli.tables import Line, style_of
+from siterig.core.interruption import interrupted
 from siterig.core.parsing import format_size
 
 POLL_S = 0.25

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 import trio
 
 from siterig.blockfs.core.clock import SYSTEM_CLOCK
+from siterig.core.interruption import interrupted, listen
 from siterig.thrash.run import Thrash, ThrashOptions, ThrashResult
 
 _COMMAND = "python -m siterig.thrash"
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
     repeat = f"{_COMMAND} --vms {options.vms} --disks {options.disks} --minutes {options.minutes:g} --seed {seed}"
     print(f"seed {seed}", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: everything is released
+    listen()
     # The name is short: sockets are below the folder, and the kernel allows 107 bytes for their paths.
     folder = Path(tempfile.mkdtemp(prefix="thrash-"))
     kept = True
@@ -49,9 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
         if result.findings:
             print(f"repeat: {repeat}", flush=True)
     except BaseException as error:
-        kept = options.keep or not isinstance(error, KeyboardInterrupt)
-        print(f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'failed'}; repeat: {repeat}", flush=True)
-        if isinstance(error, KeyboardInterrupt):
+        kept = options.keep or not interrupted(error)
+        print(f"{'interrupted' if interrupted(error) else 'failed'}; repeat: {repeat}", flush=True)
+        if interrupted(error):
             return _INTERRUPTED
         raise
     else:

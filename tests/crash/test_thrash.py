@@ -7,10 +7,16 @@ the number of VMs (default 4).  ``python -m siterig.thrash`` is a command for lo
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
+from siterig.blockfs.core.code_root import child_environment
 from siterig.thrash.run import Thrash, ThrashOptions
 
 pytestmark = pytest.mark.system
@@ -30,3 +36,24 @@ async def test_every_point_of_a_rig_under_faults_equals_the_writes_before_it(
     assert result.points_compared >= VMS
     assert result.acknowledged > 0
     assert sum(result.faults.values()) > 0
+
+
+def test_a_thrash_in_the_background_ends_by_sigterm_and_leaves_nothing() -> None:
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "siterig.thrash", "--vms", "1", "--disks", "1", "--minutes", "5"],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd="/",
+            env=child_environment() | {"TMPDIR": folder},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell starts it with "&"
+        )
+        assert process.stdout is not None
+        assert any("under faults" in line for line in process.stdout)
+        process.terminate()
+        output, _ = process.communicate(timeout=120)
+        assert (process.returncode, "interrupted; repeat: " in output) == (130, True), output
+        assert list(Path(folder).iterdir()) == []
+        assert folder not in Path("/proc/self/mountinfo").read_text()
+        attached = subprocess.run(["losetup", "--list", "--output", "BACK-FILE"], capture_output=True, text=True, check=True)
+        assert folder not in attached.stdout

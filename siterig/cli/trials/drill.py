@@ -18,6 +18,7 @@ from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import doctor, exit_status, output, provenance
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.tables import Part
+from siterig.core.interruption import interrupted
 from siterig.core.parsing import format_size, interval_notice, parse_size
 from siterig.core.paths import Layout
 from siterig.scenarios.contracts.rig import Screen
@@ -68,7 +69,7 @@ def drill(
         try:
             return await _drill(fresh, settings, report, keep=keep, as_json=as_json)
         except BaseException as error:
-            if exit_status.interrupted(error):
+            if interrupted(error):
                 shutil.rmtree(fresh.root, ignore_errors=True)
             raise
 
