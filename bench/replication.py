@@ -36,11 +36,14 @@ from azure.storage.blob import BlobServiceClient, ContainerClient
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.blockfs.contracts.disk_spec import DiskSpec
 from siterig.core.paths import Layout
+from siterig.replication.engine.part_pipeline import PART_BYTES_MAX
+from siterig.replication.engine.uploader import SPOOLED_PARTS_MAX
 from siterig.testing.testbed import Testbed
 
 BLOB_BYTES = 8 << 20
 PUTS_IN_FLIGHT = 2
 POLL_S = 0.1
+MIB_MAX = (SPOOLED_PARTS_MAX - 8) * PART_BYTES_MAX >> 20
 PAGES_OF_A_RUN = 3
 """A measurement writes the bytes of the disk about so many times to new files."""
 SENDING_STATE = "InitialReplicationInProgress"
@@ -195,10 +198,13 @@ async def measure(folder: Path, size_bytes: int, rounds: int) -> dict[str, list[
 def main() -> None:
     """Measure all rounds, and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mib", type=int, default=768, help="MiB of the disk, less than may be unapplied")
+    allowed = f"8 to {MIB_MAX}, because more may not wait for the applier, which is stopped meanwhile"
+    parser.add_argument("--mib", type=int, default=768, help=f"MiB of the disk: {allowed}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
+    if not 8 <= options.mib <= MIB_MAX:
+        parser.error(f"--mib: {options.mib} is not allowed; allowed: {allowed}")
     with tempfile.TemporaryDirectory(prefix="siterig-bench-", dir=options.folder) as folder:
         rates = trio.run(measure, Path(folder), options.mib << 20, options.rounds)
     for name, rate in rates.items():
