@@ -158,6 +158,8 @@ class PartPipeline:
             if part.buffer is not None:
                 self.buffers.give_back(part.buffer)
             part.reservation.reduce(COPIES * len(packed))
+            # Not in the turn of a part that is compressed: a processor would wait for the disk.
+            await trio.to_thread.run_sync(self._spool, part, packed)
             part.ready.set()
             await part.recorded.wait()
             await self._may_put.wait()
@@ -170,10 +172,12 @@ class PartPipeline:
             self._idle.set()
 
     def _pack(self, part: CopiedPart) -> bytes:
-        """Compress the part, write it to the spool, and return it."""
+        """Compress the part, and return it."""
         read_bytes = sum(len(chunk.data or b"") for chunk in part.chunks)
         packed = pack_sync_part(part.origin, part.number, part.chunks, is_last=part.is_last)
-        write_part(spool_folder(self._context.spool, part.origin.disk_id), part.name, packed)
         if read_bytes:
             part.packed_share(len(packed) / read_bytes)
         return packed
+
+    def _spool(self, part: CopiedPart, packed: bytes) -> None:
+        write_part(spool_folder(self._context.spool, part.origin.disk_id), part.name, packed)
