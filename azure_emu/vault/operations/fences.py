@@ -33,7 +33,7 @@ class FenceOperations(FenceApi):
             "fence" if fenced else "unfence", vm, lambda: self._context.site.fence(vm=vm, fenced=fenced)
         )
         await self._context.database.transact(lambda session: self._note(session, vm, fenced=fenced))
-        return Fence(vm=vm, fenced=fenced, disks=[disk.name for disk in disks])
+        return Fence(vm=vm, fenced=fenced, disks=sorted(disk.name for disk in disks))
 
     def _note(self, session: Session, vm: str, *, fenced: bool) -> None:
         now_ns = self._context.clock.wall_ns()
