@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from siterig.blockfs.core.wire_model import Whole, WireModel
 from siterig.scenarios.faults.catalog import IMMEDIATE
+
+LOGGED_MAX = 8
+"""The ranges of an injection in a line of a log; the timeline and ``siterig fault`` have all."""
 
 
 class Injection(WireModel):
@@ -60,3 +64,9 @@ class FaultVerdict(WireModel):
     fired: Whole
     expected: str
     text: str
+
+
+def logged_ranges(ranges: Sequence[tuple[int, int]]) -> dict[str, object]:
+    """Return the ranges of an injection for a line of a log: the first ``LOGGED_MAX``, and the number of the others."""
+    shown: dict[str, object] = {"ranges": [list(each) for each in ranges[:LOGGED_MAX]]}
+    return shown if len(ranges) <= LOGGED_MAX else shown | {"more_ranges": len(ranges) - LOGGED_MAX}

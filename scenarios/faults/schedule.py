@@ -35,7 +35,7 @@ from siterig.blockfs.documents.model_problems import DocumentProblem
 from siterig.blockfs.documents.nearest import hint
 from siterig.scenarios.faults.catalog import IMMEDIATE, LayerName
 from siterig.scenarios.faults.operations import FaultOperation, OperationMatcher, OperationRange
-from siterig.scenarios.faults.records import FaultVerdict, Injection, RuleStatus
+from siterig.scenarios.faults.records import FaultVerdict, Injection, RuleStatus, logged_ranges
 from siterig.scenarios.faults.rules import FaultRule, set_problems
 from siterig.scenarios.faults.triggers import FaultWindow, TriggerBoard
 from siterig.scenarios.faults.values import FaultTrigger
@@ -480,7 +480,8 @@ class FaultSchedule:
                 ranges=tuple(ranges),
             )
             self._injections.append(injection)
-        _log.info("fault_injected", **injection.model_dump(exclude={"time"}))
+        values = injection.model_dump(exclude={"time", "ranges"})
+        _log.info("fault_injected", **values, **logged_ranges(injection.ranges))
         for listener in self._listeners:
             listener.injected(injection)
         return injection

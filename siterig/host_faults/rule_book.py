@@ -24,6 +24,7 @@ from siterig.host_faults.places import FilePlaces, HostFile, HostLayer
 from siterig.host_faults.written_bytes import WrittenBytes
 from siterig.scenarios.faults.catalog import READS
 from siterig.scenarios.faults.operations import FaultOperation, OperationRange
+from siterig.scenarios.faults.records import logged_ranges
 
 KILL_AFTER_S = 2.0
 """A process that a rule kills waits at most so long for its report to arrive."""
@@ -260,7 +261,7 @@ class RuleBook:
             operation=injection.operation,
             n=n,
             done=done,
-            ranges=[list(each) for each in ranges],
+            **logged_ranges(ranges),
         )
         self.has_news()
         return sequence
