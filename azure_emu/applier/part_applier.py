@@ -157,9 +157,11 @@ class PartApplier:
         if listing is None:
             listing = await self._cache.list(disk.disk_id)
         disk.watch.bad.keep_only(listing.sizes)
-        if disk.later is not None and all(part.generation <= disk.later.generation for part in listing.parts):
+        if disk.later is not None:
+            # Also if a resync has begun: it may compare only a part of the disk, and after its first part nobody can tell.
             await self._reports.store_older(watermark=store.watermark())
-            raise _older(disk.disk_id, store.watermark(), disk.later)
+            if all(part.generation <= disk.later.generation for part in listing.parts):
+                raise _older(disk.disk_id, store.watermark(), disk.later)
         parts = await self._delete_applied(disk, store, listing.parts)
         await self._check_next_generation(disk, store, parts, listing)
         current, ended = _in_order(disk.watch.candidates(store, parts))

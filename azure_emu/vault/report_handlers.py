@@ -132,7 +132,8 @@ class ReportHandlers(ApplierReports, DamageReports, RoleReports, VaultLink):
             if health.set_error(session, vm=disk.vm, code=STORE_OLDER, message=text, recoverable=False, source=source):
                 self._event(session, disk.vm, STORE_OLDER, "Critical", text)
             points.hide_after(session, disk.vm, watermark.complete_position)
-            if item.active_location == PRIMARY and item.resync_reason is None:
+            # A resync after an abandoned log compares only what the log had: the lost data would stay lost.
+            if item.active_location == PRIMARY and item.resync_reason in (None, *resync_reasons.LOG_ABANDONED):
                 self._mark_for_resync(session, item, STORE_OLDER)
             return disk.vm
 

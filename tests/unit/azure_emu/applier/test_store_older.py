@@ -62,6 +62,30 @@ async def test_nothing_is_applied_to_an_older_store_before_a_resync(
     assert rig.state(rig.disk.position) == rig.disk.data
 
 
+async def test_an_older_store_is_reported_before_the_parts_of_a_resync_that_has_begun(
+    tmp_path: Path, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(tmp_path)
+    await rig.service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
+    rig.cache.hold([*rig.disk.sync(), rig.log("one")])
+    await applied_upto(rig, rig.disk.position)
+    shutil.copytree(rig.disks, tmp_path / "copy")
+    rig.cache.hold([rig.log("two")])
+    rig.restart()
+    await applied_upto(rig, rig.disk.position)
+    later = rig.vault.marks[-1]
+    shutil.rmtree(rig.disks)
+    (tmp_path / "copy").rename(rig.disks)
+    rig.restart()
+    rig.vault.later = later
+    rig.disk.generation += 1
+    rig.disk.seq = 0
+    rig.cache.hold(rig.disk.sync())
+    await nursery.start(rig.service.run)
+    await rig.vault.wait_position(rig.disk.position)
+    assert rig.vault.older[0].complete_position < later.complete_position
+
+
 async def marked(world: World, disk_id: str, mark: Watermark) -> None:
     assert world.vault is not None
     assert await world.vault.reports.applied(watermark=mark, tags=[]) is not None
@@ -92,6 +116,34 @@ async def test_an_older_store_is_critical_an_event_and_a_resync_that_is_due(tmp_
         await idle(vault)
         (item,) = await vault.status.items()
         assert (item.replicationHealth, item.resynchronizationRequired) == ("Normal", None)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_an_older_store_is_compared_as_a_whole_also_after_an_abandoned_log(tmp_path: Path, begun: bool) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.recovery_points.create_point(vm="web01", kind="CrashConsistent", name="lost")
+        await idle(vault)
+        disk_id = world.site["web01"]["os"].disk_id
+        older = world.mark(disk_id, world.managed[disk_id].generation, 1, 1)
+        await vault.reports.resync_required(vm="web01", reason="LogOverflow")
+        if begun:
+            world.held["site.resync"] = trio.Event()
+            await vault.protection.resync(vm="web01")
+            while "site.resync" not in world.calls:
+                await trio.testing.wait_all_tasks_blocked()
+        await marked(world, disk_id, older)
+        if begun:
+            world.held.pop("site.resync").set()
+            await idle(vault)
+        (item,) = await vault.status.items()
+        assert item.resynchronizationRequired == OLDER
+        await vault.protection.resync(vm="web01")
+        await idle(vault)
+        assert world.limited[-1] is False
+        (item,) = await vault.status.items()
+        assert item.resynchronizationRequired is None
 
 
 @pytest.mark.slow
