@@ -86,6 +86,26 @@ async def test_an_older_store_is_reported_before_the_parts_of_a_resync_that_has_
     assert rig.vault.older[0].complete_position < later.complete_position
 
 
+async def test_a_damaged_store_that_a_resync_replaces_is_reported_as_an_older_one(
+    tmp_path: Path, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(tmp_path)
+    await rig.service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
+    rig.cache.hold([*rig.disk.sync(), rig.log("one")])
+    await applied_upto(rig, rig.disk.position)
+    later = rig.vault.marks[-1]
+    (rig.disks / DISK_ID / "progress").write_bytes(b"damage")
+    rig.restart()
+    rig.vault.later = later
+    rig.disk.generation += 1
+    rig.disk.seq = 0
+    rig.cache.hold(rig.disk.sync())
+    await nursery.start(rig.service.run)
+    await rig.vault.wait_position(rig.disk.position)
+    assert (rig.vault.older[0].generation, rig.vault.older[0].complete_position) == (0, 0)
+    assert rig.state(rig.disk.position) == rig.disk.data
+
+
 async def marked(world: World, disk_id: str, mark: Watermark) -> None:
     assert world.vault is not None
     assert await world.vault.reports.applied(watermark=mark, tags=[]) is not None
