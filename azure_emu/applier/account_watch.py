@@ -10,7 +10,7 @@ import math
 
 import structlog
 
-from siterig.azure_emu.applier.bad_parts import TEMPORARY, BadParts
+from siterig.azure_emu.applier.bad_parts import OF_ACCOUNT, BadParts
 from siterig.azure_emu.contracts.reports import ApplierReports, SkippedBlob
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.clock import Clock
@@ -91,7 +91,7 @@ class AccountWatch:
         now_s = self._clock.trio_time_s()
         self.bad.note(part, error, now_s)
         requested = self.bad.to_request(part, ordered, now_s)
-        if requested and await self._send_again(requested, is_temporary=error.code in TEMPORARY):
+        if requested and await self._send_again(requested, is_temporary=error.code in OF_ACCOUNT):
             self.bad.note_requested(part, self._clock.trio_time_s())
         if self.is_skipped(store, part):
             self._verify_at_s = self._clock.trio_time_s() + self.bad.retry_s(part, self._clock.trio_time_s())

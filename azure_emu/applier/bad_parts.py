@@ -14,8 +14,10 @@ from siterig.blockfs.transfer.part_name import PartName
 
 REPAIRABLE = frozenset({Code.PartUnreadable, Code.PartNotFound, Code.PartCorrupt, Code.PartRefused, Code.PositionRegressed})
 """Failures that another copy of the part may end."""
-TEMPORARY = frozenset({Code.PartUnreadable, Code.PartNotFound})
-"""Failures of the account, which another attempt may end."""
+OF_ACCOUNT = frozenset({Code.PartUnreadable})
+"""Failures of the account, which does not give a part that may be good: status 503, a broken connection, a timeout."""
+_TEMPORARY = OF_ACCOUNT | {Code.PartNotFound}
+"""Failures that another attempt may end."""
 ATTEMPTS = 2
 RETRY_S = 3.0
 QUICK_FOR_S = 90.0
@@ -43,7 +45,7 @@ class _BadPart:
 
     @property
     def is_certain(self) -> bool:
-        return self.error.code not in TEMPORARY or self.attempts >= ATTEMPTS
+        return self.error.code not in _TEMPORARY or self.attempts >= ATTEMPTS
 
 
 class BadParts:

@@ -87,7 +87,7 @@ class ApplierReports(Protocol):
         """Request these parts (names of blobs) from the site again, because the first cannot be used; returns at once.
 
         The list is empty if the next part is not in the account at all.  ``is_temporary``: the account did not give the
-        part, which may be good, and readable later; otherwise it was read, and it is bad.
+        part, which may be good, and readable later; otherwise it was read, and it is bad, or it is gone.
         """
         ...
 

@@ -29,6 +29,7 @@ class FaultDriver:
     Attributes:
         guest_runs: False while the host of the guest is off.
         power_was_lost: True from a loss of power until the site's disk host has started again.
+        blob_losses: how often blobs of the account were lost or damaged.
     """
 
     def __init__(self, world: World, invariants: Invariants) -> None:
@@ -37,6 +38,7 @@ class FaultDriver:
         self._clock = world.clocks["recovery"]
         self.guest_runs = True
         self.power_was_lost = False
+        self.blob_losses = 0
         self._full = FullDisk(world.folders)
         self._healed = False
 
@@ -82,15 +84,19 @@ class FaultDriver:
         """Carry out a fault that is over at once."""
         world = self._world
         if fault.kind == "lost-blobs":
-            self._invariants.note(f"lost {len(world.account.lose(fault.amount))} blobs")
+            self._note_blobs("lost", len(world.account.lose(fault.amount)))
         elif fault.kind == "damaged-blobs":
-            self._invariants.note(f"damaged {len(world.account.damage(fault.amount))} blobs")
+            self._note_blobs("damaged", len(world.account.damage(fault.amount)))
         elif fault.kind == "kill":
             world.roles[fault.target].kill()
         elif fault.kind == "kill-at-point":
             world.roles[fault.target].kill_after(int(fault.amount))
         elif fault.kind == "clock-step":
             world.clocks[fault.target].ahead_ns += int(fault.amount * 1e9)
+
+    def _note_blobs(self, what: str, count: int) -> None:
+        self._invariants.note(f"{what} {count} blobs")
+        self.blob_losses += count > 0
 
     def _begin(self, fault: PlannedFault) -> Callable[[], None]:
         """Begin a fault that lasts, and return the function that ends it."""

@@ -34,6 +34,8 @@ NORMAL_S_MAX = 60.0
 """The time for which health may stay Normal after the bound for a VM without a new point: rounds, reports, clocks."""
 SILENT_JOB_S = 300.0
 """A job that is in progress for this time shows what it waits for."""
+BLOB_LOSSES_MIN = 2
+"""The first loss of blobs makes parts bad; only another one, after they were sent again, makes them unusable."""
 
 
 _LASTING = {"ReplicationCyclesMissed", "DisksAvailableForProtection"}
@@ -307,9 +309,11 @@ class Simulation:
 
     def _check_resync(self, reason: str) -> None:
         kinds = {fault.kind for fault in self.plan.faults}
-        if reason == Code.LogOverflow or "power-loss" in kinds or "disk-full" in kinds:
+        if reason == "PartUnusable" and self.faults.blob_losses >= BLOB_LOSSES_MIN:
             return
-        if reason in ("PartUnusable", "ResynchronizationFailed") and kinds:
+        if reason != "PartUnusable" and (reason == Code.LogOverflow or kinds & {"power-loss", "disk-full"}):
+            return
+        if reason == "ResynchronizationFailed" and kinds:
             return
         self.invariants.broken("no resync without a cause", f"{reason}, after {sorted(kinds)}")
 

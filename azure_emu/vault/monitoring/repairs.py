@@ -51,7 +51,7 @@ class Repairs:
         Args:
             disk_id: the managed disk.
             parts: the bad part, and parts after it that nobody has tried yet.
-            is_temporary: the account did not give the part; otherwise it was read, and it is bad.
+            is_temporary: the account did not give the part; otherwise it was read, and it is bad, or it is gone.
         Returns:
             The first part if it was resent before and is still bad; otherwise None.
         """

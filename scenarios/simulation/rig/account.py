@@ -74,7 +74,12 @@ class SimulatedAccount(BlobAccount):
         return AccountListing(disks, {name: len(data) for name, data in self.blobs.items() if isinstance(name, BundleName)})
 
     async def get(self, part: AccountBlob) -> bytes:
-        self._fails(self.failing)
+        try:
+            self._fails(self.failing)
+        except RigError as error:
+            # As the client of Azurite: it asks something else, to learn whether only this blob cannot be read.
+            self._fails(self.failing)
+            raise RigError(Code.PartUnreadable, f"{part.blob()}: {error.message}", recoverable=True) from None
         if part not in self.blobs:
             raise RigError(Code.PartNotFound, f"{part.blob()} is not there")
         return self.blobs[part]

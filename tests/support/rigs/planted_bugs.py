@@ -112,6 +112,21 @@ class EarlyDelete(TamperedLink):
         return {"get": get}
 
 
+class GoodPartRefused(TamperedLink):
+    """The applier takes a good part, which it has applied, for a damaged one."""
+
+    client, protocol = "applier", ApplierReports
+
+    def methods(self, world: World, link: Any) -> dict[str, Callable[..., Awaitable[Any]]]:
+        async def applied(*, watermark: Watermark, **report: Any) -> Watermark | None:
+            part = PartName(watermark.disk_id, watermark.generation, "log", 1, 1)
+            await link.send_again(disk_id=watermark.disk_id, parts=[part.blob()], is_temporary=False)
+            later: Watermark | None = await link.applied(watermark=watermark, **report)
+            return later
+
+        return {"applied": applied}
+
+
 class PlaintextSent(TamperedLink):
     """The agent puts the bytes of the guest without encryption."""
 
@@ -308,6 +323,7 @@ BUGS = (
     PlantedBug(EarlyDelete, "no blob deleted early"),
     PlantedBug(PlaintextSent, "no plaintext in the account"),
     PlantedBug(KeyNotKept, "no resync without a cause"),
+    PlantedBug(GoodPartRefused, "no resync without a cause", _KILLED_SITE),
     PlantedBug(BlindComparison, "every point equals the model", _POWER_LOSS),
     PlantedBug(TornSnapshot, "every point equals the model", begins_protected=False),
     PlantedBug(TornSnapshot, "every point equals the model", operations=_PROTECT),

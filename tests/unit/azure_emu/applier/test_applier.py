@@ -83,7 +83,7 @@ async def test_a_listed_part_without_data_is_requested_and_then_applied(
     await nursery.start(rig.service.run)
     await rig.vault.wait_asked()
     assert rig.vault.asked[0][1] == [part.blob() for part, _ in parts[1:]]
-    assert rig.vault.asked_temporary == [True]
+    assert rig.vault.asked_temporary == [False]
     await rig.vault.wait_failed()
     rig.cache.forgotten.clear()
     await rig.vault.wait_position(rig.disk.position)
