@@ -10,11 +10,15 @@ import trio
 from siterig.azure_emu.contracts.reports import RoleStatus
 from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, role_error
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.waits import Wait
 from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc.client import WAIT_REPORTED_S, Guide, proxy
 
 SUPERVISOR = "supervisor"
+NAMED_AGAIN_S = 30.0
+"""The time after which a wait that lasts is named again."""
 
 
 class RoleGuide(Guide):
@@ -28,7 +32,8 @@ class RoleGuide(Guide):
     async def report_wait(self, role: str, vm: str | None) -> None:
         """Print that the command waits for an answer of the role, and the error of each role that has one.
 
-        Then print each wait of a role for the VM, once, until this is cancelled.
+        Then print each wait of a role for the VM when it is seen first, and again every ``NAMED_AGAIN_S`` while it lasts,
+        until this is cancelled.
         """
         self._note(f"waiting for the {role} ...")
         if role == SUPERVISOR:
@@ -37,14 +42,16 @@ class RoleGuide(Guide):
             error = role_error(status)
             if error is not None and error.code != Code.RoleHeld:
                 self._note(error.message)
-        noted: set[tuple[str, str, str]] = set()
+        named_ns: dict[tuple[str, str, str], int] = {}
         while vm is not None:
             for status in await self._roles():
+                now_ns = self._clock.monotonic_ns()
                 for wait in status.waits:
                     key = (status.name, wait.code, wait.reason)
-                    if wait.vm == vm and key not in noted:
-                        noted.add(key)
-                        self._note(f"{status.name}: {wait.reason} ({wait.code})")
+                    is_due = key not in named_ns or now_ns - named_ns[key] >= NAMED_AGAIN_S * SECOND_NS
+                    if wait.vm == vm and is_due:
+                        named_ns[key] = now_ns
+                        self._note(f"{status.name}: {wait.reason} ({wait.code}{_lasts(wait, now_ns)})")
             await self._clock.sleep(WAIT_REPORTED_S)
 
     async def wait_until_back(self, role: str, error: RigError, *, again: bool) -> None:
@@ -83,6 +90,12 @@ class RoleGuide(Guide):
             return (await self._supervisor.status()).roles
         except RigError:
             return []
+
+
+def _lasts(wait: Wait, now_ns: int) -> str:
+    """Return for how long a wait has lasted; nothing if its role does not report it."""
+    began_ns = wait.since_monotonic_ns
+    return "" if began_ns is None else f", for {max(0, now_ns - began_ns) // SECOND_NS} s"
 
 
 def _is_coming_back(reason: RigError) -> bool:

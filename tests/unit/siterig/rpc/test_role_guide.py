@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from siterig.azure_emu.contracts.reports import RoleState, RoleStatus
+from siterig.blockfs.core.clock_reading import SECOND_NS
 from siterig.blockfs.core.deadlines import deadline
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
@@ -18,6 +19,7 @@ from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.rpc import client, role_guide, server
 from siterig.rpc.client import GUIDE, proxy
 from siterig.rpc.role_guide import RoleGuide
+from tests.support.clocks import SettableClock
 
 
 class Depot(Protocol):
@@ -54,12 +56,15 @@ class FakeSupervisor:
         self.settled_event = trio.Event()
         self.waiting = trio.Event()
         self.waits: list[Wait] = []
+        self.clock = SettableClock()
+        """Each call of ``status`` takes 10 s by it."""
 
     def role(self, state: RoleState) -> RoleStatus:
         waits = list(self.waits)
         return RoleStatus(name="depot", state=state, pid=None, restarts=1, detail="no room", since_ns=0, waits=waits)
 
     async def status(self) -> RigStatus:
+        self.clock.advance_ns(10 * SECOND_NS)
         return RigStatus(folder="/rig", pid=1, roles=[self.role(self.state)])
 
     async def wait_for_steady_state(self, *, name: str) -> RoleStatus:
@@ -141,6 +146,31 @@ async def test_a_command_that_waits_names_the_waits_of_its_vm(sockets: Path, mon
         await nursery.start(server.serve, {"Depot": (Depot, keeper)}, sockets / "depot.sock")
         assert await depot(sockets).keep(vm="web01") == 5
     assert seen == ["waiting for the depot ...", "depot: first (AppScriptRuns)", "depot: second (AppScriptRuns)"]
+
+
+async def test_a_wait_that_lasts_is_named_again_with_its_duration(sockets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "WAIT_REPORTED_S", 0.01)
+    monkeypatch.setattr(role_guide, "WAIT_REPORTED_S", 0.01)
+    seen: list[str] = []
+    supervisor, keeper = FakeSupervisor("ready"), SlowKeeper()
+    clock, text = supervisor.clock, "script /s of VM 'web01': --pre has not ended"
+    began_ns = clock.monotonic_ns()
+    supervisor.waits = [
+        Wait(vm="web01", disk=None, code="AppScriptRuns", reason=text, since_ns=0, since_monotonic_ns=began_ns)
+    ]
+
+    def note(line: str) -> None:
+        seen.append(line)
+        if len(seen) == 4:
+            keeper.may_answer.set()
+
+    GUIDE.set(lambda folder: RoleGuide(folder, note, clock))
+    async with supervised(sockets, supervisor) as nursery:
+        await nursery.start(server.serve, {"Depot": (Depot, keeper)}, sockets / "depot.sock")
+        with trio.fail_after(30):
+            assert await depot(sockets).keep(vm="web01") == 5
+    named = [f"depot: {text} (AppScriptRuns, for {seconds} s)" for seconds in (20, 50, 80)]
+    assert seen == ["waiting for the depot ...", *named]
 
 
 @pytest.mark.parametrize("method", ["look", "put"])
