@@ -31,6 +31,7 @@ for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(_number, signal.SIG_DFL if _number != signal.SIGINT else signal.default_int_handler)
 
 LONGEST_FIRST = (
+    "crash/test_thrash.py",
     "sanitizers/test_sanitizers.py",
     "unit/scenarios/simulation/test_seeds_1.py",
     "unit/scenarios/simulation/test_seeds_2.py",
