@@ -31,23 +31,29 @@ async def applied_upto(rig: Rig, position: int) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_nothing_is_applied_to_an_older_store_before_a_resync(
-    tmp_path: Path, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
-) -> None:
-    rig = Rig(tmp_path)
+async def restored(rig: Rig, folder: Path) -> Watermark:
+    """Apply two parts of a log, and restore the copy that was made between them; return the watermark that the vault has."""
     await rig.service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
     rig.disk.scribble(20)
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
     await applied_upto(rig, rig.disk.position)
-    shutil.copytree(rig.disks, tmp_path / "copy")
+    shutil.copytree(rig.disks, folder / "copy")
     rig.cache.hold([rig.log("two")])
     rig.restart()
     await applied_upto(rig, rig.disk.position)
     later = rig.vault.marks[-1]
     shutil.rmtree(rig.disks)
-    (tmp_path / "copy").rename(rig.disks)
+    (folder / "copy").rename(rig.disks)
     rig.restart()
     rig.vault.later = later
+    return later
+
+
+async def test_nothing_is_applied_to_an_older_store_before_a_resync(
+    tmp_path: Path, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(tmp_path)
+    later = await restored(rig, tmp_path)
     lost = rig.log("three")
     rig.cache.hold([lost])
     await nursery.start(rig.service.run)
@@ -66,18 +72,7 @@ async def test_an_older_store_is_reported_before_the_parts_of_a_resync_that_has_
     tmp_path: Path, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(tmp_path)
-    await rig.service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
-    rig.cache.hold([*rig.disk.sync(), rig.log("one")])
-    await applied_upto(rig, rig.disk.position)
-    shutil.copytree(rig.disks, tmp_path / "copy")
-    rig.cache.hold([rig.log("two")])
-    rig.restart()
-    await applied_upto(rig, rig.disk.position)
-    later = rig.vault.marks[-1]
-    shutil.rmtree(rig.disks)
-    (tmp_path / "copy").rename(rig.disks)
-    rig.restart()
-    rig.vault.later = later
+    later = await restored(rig, tmp_path)
     rig.disk.generation += 1
     rig.disk.seq = 0
     rig.cache.hold(rig.disk.sync())
