@@ -29,8 +29,8 @@ from siterig.blockfs.sides.host_certificates import (
 )
 from siterig.blockfs.trust.credentials_file import credentials_text
 from siterig.blockfs.trust.identity import check_identity
-from siterig.blockfs.trust.peer import PEER, Peer, PeerRole, refusal_of
-from siterig.blockfs.trust.refusals import Refusal, RepeatedRefusals, is_own_refusal
+from siterig.blockfs.trust.peer import PEER, Peer, PeerRole, is_own_refusal, refusal_of
+from siterig.blockfs.trust.refusals import Refusal, RepeatedRefusals
 from siterig.blockfs.trust.signing_requests import holder_of, requested_key
 
 SERVICES: dict[str, tuple[PeerRole, ...]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -132,16 +132,31 @@ def refusal_of(error: BaseException | None) -> str | None:
     Args:
         error: the error, also of a library; its causes are examined.
     """
+    for each in _causes(error):
+        if isinstance(each, CertificateRefusedError):
+            return each.words
+        if isinstance(each, ssl.SSLCertVerificationError):
+            problem = _UNKNOWN if each.verify_code in _UNKNOWN_CODES else "is not accepted"
+            return f"the certificate of the other side {problem} ({each.verify_message})"
+        if isinstance(each, ssl.SSLError) and each.reason in _ALERTS:
+            return _ALERTS[each.reason]
+    return None
+
+
+def is_own_refusal(error: BaseException | None) -> bool:
+    """Return True if this side has refused the certificate of the other side; False if the other side has refused.
+
+    Args:
+        error: the error, also of a library; its causes are examined.
+    """
+    return any(isinstance(each, CertificateRefusedError | ssl.SSLCertVerificationError) for each in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that have caused it."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
-        if isinstance(error, CertificateRefusedError):
-            return error.words
-        if isinstance(error, ssl.SSLCertVerificationError):
-            problem = _UNKNOWN if error.verify_code in _UNKNOWN_CODES else "is not accepted"
-            return f"the certificate of the other side {problem} ({error.verify_message})"
-        if isinstance(error, ssl.SSLError) and error.reason in _ALERTS:
-            return _ALERTS[error.reason]
+        yield error
         seen.append(error)
         inner = getattr(error, "inner_exception", None) or getattr(error, "reason", None)  # of azure.core, of urllib3
         error = error.__cause__ or (inner if isinstance(inner, BaseException) else None) or error.__context__
-    return None

@@ -6,13 +6,11 @@ vault does not have yet, and the peer that asks again is refused again.
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import dataclass
 
 import trio
 
 from siterig.blockfs.core.clock import Clock
-from siterig.blockfs.trust.peer import CertificateRefusedError
 
 REPEATED_S = 3600.0
 """The time after which a refusal with the same reason is news again: a peer may repeat its call for days."""
@@ -30,8 +28,9 @@ class Refusal:
     reason: str
 
     @property
-    def _key(self) -> str:
-        return f"{self.affected}: {self.reason.partition(', and it is ')[0]}"  # without the time now
+    def key(self) -> str:
+        """Names the peer and the reason, without the time at which it was refused."""
+        return f"{self.affected}: {self.reason.partition(', and it is ')[0]}"
 
 
 class RepeatedRefusals:
@@ -43,7 +42,7 @@ class RepeatedRefusals:
 
     def is_news(self, refusal: Refusal) -> bool:
         """Return True if no refusal with this reason was news lately, and remember it."""
-        key, now_s = refusal._key, self._clock.trio_time_s()  # noqa: SLF001 (of this module)
+        key, now_s = refusal.key, self._clock.trio_time_s()
         if now_s - self._seen_s.get(key, now_s - REPEATED_S) < REPEATED_S:
             return False
         self._seen_s.pop(key, None)
@@ -77,18 +76,3 @@ class UnreportedRefusals:
     def forget_oldest(self) -> None:
         """Forget the oldest refusal: the vault has it."""
         del self._waiting[0]
-
-
-def is_own_refusal(error: BaseException | None) -> bool:
-    """Return True if this side has refused the certificate of the other side; False if the other side has refused.
-
-    Args:
-        error: the error, also of a library; its causes are examined.
-    """
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        if isinstance(error, CertificateRefusedError | ssl.SSLCertVerificationError):
-            return True
-        seen.append(error)
-        error = error.__cause__ or error.__context__
-    return False

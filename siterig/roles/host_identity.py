@@ -30,8 +30,8 @@ from siterig.blockfs.sides.host_certificates import (
 )
 from siterig.blockfs.trust.credentials_file import CREDENTIALS_BYTES_MAX, read_credentials
 from siterig.blockfs.trust.identity import Identity, TlsContext, identity_text, only, store
-from siterig.blockfs.trust.peer import PEER, Peer, refusal_of
-from siterig.blockfs.trust.refusals import Refusal, UnreportedRefusals, is_own_refusal
+from siterig.blockfs.trust.peer import PEER, Peer, is_own_refusal, refusal_of
+from siterig.blockfs.trust.refusals import Refusal, UnreportedRefusals
 from siterig.blockfs.trust.signing_requests import belongs_to, holder_of, key_text, new_key, new_request
 from siterig.core.paths import Layout
 from siterig.rpc.client import proxy
